@@ -1,0 +1,331 @@
+"""The schema of a run's configuration: names, types, ranges, and the rules across fields.
+
+Values live in ``configs/``; this file owns what may be written there. It imports no torch, so a login node can afford it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from runyard.errors import UserError
+
+T = TypeVar("T")
+
+
+def setting(doc: str, *, least: float | None = None, above: float | None = None, most: float | None = None,
+            below: float | None = None) -> Any:
+    """A field with its documentation and its range: ``least <= value <= most``, ``above < value < below``."""
+    return field(metadata={"doc": doc, "least": least, "above": above, "most": most, "below": below})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learned from. Prepared once by ``runyard prepare``."""
+
+    name: str = setting("Name of the data set; its prepared files lie under root in a folder of this name")
+    kind: Literal["cifar10", "cifar100", "imagefolder", "synthetic"] = setting("What the source looks like")
+    root: str = setting("Folder that holds prepared data sets")
+    sources: list[Literal["disk", "torchvision", "npm"]] = setting("Where to look for the source, in order")
+    path: str | None = setting("Archive or folder already on disk, for sources that read one")
+    image_size: int = setting("Side of the square image the network sees, px", least=8, most=1024)
+    max_resolution: int | None = setting("Longer side of a stored image at most, px; null: as it is", least=8)
+    write_mode: Literal["raw", "jpg"] = setting("How a beton stores pixels")
+    jpeg_quality: int | None = setting("JPEG quality, with write_mode=jpg", least=1, most=100)
+    odd_images: Literal["convert", "refuse"] = setting("Grayscale, CMYK, alpha: convert to RGB, or refuse by name")
+    broken_images: Literal["skip", "refuse"] = setting("Truncated files and files that are no image: leave out, or refuse by name")
+    arrays: bool = setting("Also write plain .npy arrays, which loader=torch and loader=resident read")
+    validation_fraction: float = setting("Part of the training images held out, stratified by class", least=0, below=1)
+    split_seed: int = setting("Seed of the held-out split", least=0)
+    samples: list[int] | None = setting("Training and test images to make, for kind=synthetic")
+    num_classes: int | None = setting("Classes to make, for kind=synthetic", least=2)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes to training images, each a pure function of (seed, epoch, sample)."""
+
+    flip: Literal["none", "random", "alternating"] = setting(
+        "Horizontal flip: random p=0.5 each epoch, or random in epoch 1 and alternating after")
+    crop_padding_px: int = setting("Pad by this many px on each side, crop back to size at a random place", least=0)
+    crop_fill: Literal["black", "reflect"] = setting("What the padding holds")
+    rotation_deg: float = setting("Rotate by a uniform angle in [-x, x] degrees", least=0, most=180)
+    rotation_interpolation: Literal["nearest", "bilinear"] = setting("How a rotated pixel is read")
+    brightness: float = setting("Factor uniform in [1-x, 1+x]", least=0, most=1)
+    contrast: float = setting("Factor uniform in [1-x, 1+x]", least=0, most=1)
+    saturation: float = setting("Factor uniform in [1-x, 1+x]", least=0, most=1)
+    hue: float = setting("Shift uniform in [-x, x] turns of the colour circle", least=0, most=0.5)
+    cutout_px: int = setting("Side of a square filled with the mean colour; 0: none", least=0)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network. ``name`` is the file in ``runyard/models``; that file's ``Options`` says what else may stand here."""
+
+    name: str = setting("File under runyard/models")
+    max_parameters: int | None = setting("Refuse a network with more trainable parameters; null: no limit", least=1)
+    options: dict[str, Any] = field(metadata={"doc": "The network's own settings, written beside name", "rest": True})
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Cross entropy and what is mixed into it."""
+
+    label_smoothing: float = setting("Share of the target spread over all classes", least=0, below=1)
+    mixup_alpha: float = setting("Beta parameter of mixup; 0: none", least=0)
+    cutmix_alpha: float = setting("Beta parameter of cutmix; 0: none. With both, each step draws one of the two", least=0)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser."""
+
+    name: Literal["adamw", "sgd"] = setting("AdamW, or SGD with Nesterov momentum")
+    lr: float = setting("Peak learning rate", above=0)
+    weight_decay: float = setting("Decoupled for adamw, added to the gradient for sgd", least=0)
+    decay_norms_and_biases: bool = setting("Whether weight decay also acts on norms and biases")
+    betas: list[float] | None = setting("The two decay rates of adamw; null for sgd")
+    momentum: float | None = setting("Nesterov momentum of sgd; null for adamw", least=0, below=1)
+    grad_clip_norm: float | None = setting("Clip the gradient's norm to this; null: no clipping", above=0)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate as a pure function of the step."""
+
+    name: Literal["cosine_restarts", "cosine", "one_cycle", "constant"] = setting("Shape of the curve")
+    period_epochs: float | None = setting("Length of a cycle, for cosine_restarts", above=0)
+    peak_fraction: float | None = setting("Where in training one_cycle peaks", above=0, below=1)
+    final_lr_fraction: float = setting("Learning rate at the end of a descent, as a part of the peak", least=0, most=1)
+    warmup_epochs: float = setting("Linear rise from 0 at the start, before the curve", least=0)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When state is saved, and how much of it is kept."""
+
+    every_s: float | None = setting("Save when this many seconds have passed; null: not by time", above=0)
+    every_epochs: int | None = setting("Save at the end of every so many epochs; null: only at the last", least=1)
+    keep_last: int = setting("Newest checkpoints kept", least=1)
+    keep_best: bool = setting("Also keep the checkpoint with the best top-1 (on validation if there is one, else test)")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Weights & Biases, from rank 0. The journal metrics.jsonl is always written."""
+
+    mode: Literal["offline", "online", "auto", "none"] = setting("auto: online if a key and the server are there, else offline")
+    project: str = setting("W&B project")
+    entity: str | None = setting("W&B user or team; null: the key's own")
+    group: str | None = setting("W&B group; null: the experiment's name")
+    tags: list[str] = setting("W&B tags")
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where the run's tasks are started."""
+
+    name: Literal["local"] = setting("Profile")
+    nodes: int = setting("Machines", least=1)
+    tasks_per_node: int | None = setting("Processes on a machine; null: one per GPU, or 2 without a GPU", least=1)
+    gpus_per_node: int | None = setting("GPUs on a machine; null: all there are", least=0)
+    timeout_min: int = setting("Time limit", least=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. Frozen into the run's directory at submission; jobs read that file and compose nothing."""
+
+    name: str = setting("Name of the experiment, part of the run's id")
+    seed: int = setting("Seed of everything random", least=0, below=2**63)
+    runs_dir: str = setting("Folder that holds run directories")
+    epochs: int = setting("Passes over the training images", least=1)
+    batch_size: int = setting("Global batch: images per optimiser step over all ranks", least=1)
+    accumulate: int = setting("Micro-batches per optimiser step on each rank", least=1)
+    eval_batch_size: int = setting("Images per rank and evaluation step", least=1)
+    evaluate_every_epochs: int = setting("Evaluate after every so many epochs, and after the last", least=1)
+    loader: Literal["ffcv", "torch", "resident"] = setting("Reader of training images; resident holds the set on the device")
+    workers: int | None = setting("Loader threads or processes per rank; null: CPUs this task may use, less one", least=1)
+    precision: Literal["bf16", "fp16", "fp32"] = setting("Autocast type; fp16 adds a gradient scaler and needs a GPU")
+    channels_last: bool = setting("Memory format of images and weights")
+    compile: bool = setting("torch.compile the network")
+    ema_decay: float | None = setting("Average of the weights, per step; evaluated instead of them. null: none", above=0, below=1)
+    data: DataConfig
+    augment: AugmentConfig
+    model: ModelConfig
+    loss: LossConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    checkpoint: CheckpointConfig
+    tracking: TrackingConfig
+    cluster: ClusterConfig
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain dicts, lists and scalars, in field order: what ``from_dict`` reads."""
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if f.metadata.get("rest"):
+            out.update(value)
+        else:
+            out[f.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
+    return out
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """A checked ``Config``.
+
+    Raises:
+        UserError: an unknown or missing setting, a wrong type, a number out of range, or settings at odds.
+    """
+    config = read(Config, values)
+    check_rules(config)
+    return config
+
+
+def read(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
+    """Build dataclass ``cls`` from plain values, checking names, types and ranges. ``path`` is the prefix in messages."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    rest = next((name for name, f in fields.items() if f.metadata.get("rest")), None)
+    strangers = {str(key): value for key, value in values.items() if key not in fields or key == rest}
+    if strangers and rest is None:
+        raise UserError(unknown(path + next(iter(strangers)), [path + name for name in fields]))
+    given: dict[str, Any] = {}
+    for name, f in fields.items():
+        if name == rest:
+            given[name] = strangers
+        elif name in values:
+            given[name] = _typed(hints[name], values[name], path + name)
+            _in_range(f, given[name], path + name)
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UserError(f"{path}{name} is missing: {f.metadata.get('doc', 'a group of settings')}; add {path}{name}=VALUE")
+    return cls(**given)
+
+
+def unknown(key: str, known: list[str]) -> str:
+    """The message for a name that does not exist, with the nearest that does."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not near and "." not in key:  # a bare leaf name: look for it in every group
+        near = difflib.get_close_matches(key, [k.rpartition(".")[2] for k in known], n=1, cutoff=0.5)
+        near = [k for k in known if near and k.rpartition(".")[2] == near[0]][:1]
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    return f"unknown setting {key}: {hint}"
+
+
+def names(cls: type = Config, path: str = "") -> list[str]:
+    """Every setting's dotted name."""
+    out: list[str] = []
+    for name, hint in typing.get_type_hints(cls).items():
+        out.append(path + name)
+        if dataclasses.is_dataclass(hint):
+            out += names(hint, f"{path}{name}.")  # type: ignore[arg-type]
+    return out
+
+
+def _typed(hint: Any, value: Any, path: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{path}={value!r}: expected a group of settings ({path}.NAME=VALUE)")
+        return read(hint, value, path + ".")  # type: ignore[type-var]
+    if origin is types.UnionType:
+        if value is None and type(None) in args:
+            return None
+        return _typed(next(a for a in args if a is not type(None)), value, path)
+    if origin is Literal:
+        if value not in args:
+            raise UserError(f"{path}={value}: expected one of {', '.join(map(str, args))}")
+        return value
+    if origin is list:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{path}={value!r}: expected a list, as {path}=[a,b]")
+        return [_typed(args[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{path}={value!r}: expected settings by name")
+        return dict(value)
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise UserError(f"{path}={value}: expected a finite number")
+        return float(value)
+    if hint is not Any and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
+        raise UserError(f"{path}={value!r}: expected {_TYPE_WORDS.get(hint, hint.__name__)}")
+    if isinstance(value, str) and any(ord(c) < 32 for c in value):
+        raise UserError(f"{path}={value!r}: expected text without control characters")
+    return value
+
+
+_TYPE_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _in_range(f: dataclasses.Field[Any], value: Any, path: str) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return
+    least, above, most, below = (f.metadata.get(k) for k in ("least", "above", "most", "below"))
+    bounds = ((least, "at least", lambda b: value >= b), (above, "above", lambda b: value > b),
+              (most, "at most", lambda b: value <= b), (below, "below", lambda b: value < b))
+    for bound, word, holds in bounds:
+        if bound is not None and not holds(bound):
+            wanted = " and ".join(f"{w} {b:g}" for b, w, _ in bounds if b is not None)
+            raise UserError(f"{path}={value}: expected a number {wanted}")
+
+
+def check_rules(config: Config) -> None:
+    """The rules that span several settings. A setting that another makes meaningless is refused, not ignored."""
+    c = config
+    for value, wanted, message in (
+        (c.optim.betas, c.optim.name == "adamw", f"optim.betas={c.optim.betas}: belongs to optim=adamw, and optim.name={c.optim.name}"),
+        (c.optim.momentum, c.optim.name == "sgd", f"optim.momentum={c.optim.momentum}: belongs to optim=sgd, and optim.name={c.optim.name}"),
+        (c.schedule.period_epochs, c.schedule.name == "cosine_restarts",
+         f"schedule.period_epochs={c.schedule.period_epochs}: belongs to schedule=cosine_restarts, and schedule.name={c.schedule.name}"),
+        (c.schedule.peak_fraction, c.schedule.name == "one_cycle",
+         f"schedule.peak_fraction={c.schedule.peak_fraction}: belongs to schedule=one_cycle, and schedule.name={c.schedule.name}"),
+        (c.data.jpeg_quality, c.data.write_mode == "jpg",
+         f"data.jpeg_quality={c.data.jpeg_quality}: belongs to data.write_mode=jpg, and data.write_mode={c.data.write_mode}"),
+        (c.data.samples, c.data.kind == "synthetic", f"data.samples={c.data.samples}: belongs to data=synthetic, and data.kind={c.data.kind}"),
+        (c.data.num_classes, c.data.kind == "synthetic",
+         f"data.num_classes={c.data.num_classes}: belongs to data=synthetic, and data.kind={c.data.kind}"),
+    ):
+        if (value is not None) != wanted:
+            raise UserError(message)
+    if c.optim.betas is not None and (len(c.optim.betas) != 2 or not all(0 <= b < 1 for b in c.optim.betas)):
+        raise UserError(f"optim.betas={c.optim.betas}: expected two numbers of at least 0 and below 1, as [0.9,0.999]")
+    if c.data.samples is not None and (len(c.data.samples) != 2 or min(c.data.samples) < 1):
+        raise UserError(f"data.samples={c.data.samples}: expected two whole numbers of at least 1, training and test, as [512,256]")
+    if c.batch_size % c.accumulate:
+        raise UserError(f"batch_size={c.batch_size} does not divide by accumulate={c.accumulate}: change one of them")
+    if c.schedule.warmup_epochs >= c.epochs:
+        raise UserError(f"schedule.warmup_epochs={c.schedule.warmup_epochs:g}: expected below epochs={c.epochs}")
+    if c.loader != "ffcv" and not c.data.arrays:
+        raise UserError(f"loader={c.loader} reads plain arrays, and data.arrays=false: set data.arrays=true or loader=ffcv")
+    if c.augment.crop_padding_px >= c.data.image_size:
+        raise UserError(f"augment.crop_padding_px={c.augment.crop_padding_px}: expected below data.image_size={c.data.image_size}")
+    if c.augment.cutout_px > c.data.image_size:
+        raise UserError(f"augment.cutout_px={c.augment.cutout_px}: expected at most data.image_size={c.data.image_size}")
+    if c.augment.crop_fill == "reflect" and c.augment.crop_padding_px == 0:
+        raise UserError("augment.crop_fill=reflect: fills what augment.crop_padding_px pads, and that is 0; set it, or crop_fill=black")
+    if c.augment.rotation_interpolation == "bilinear" and c.augment.rotation_deg == 0:
+        raise UserError("augment.rotation_interpolation=bilinear: augment.rotation_deg is 0; set it, or rotation_interpolation=nearest")
+    if not c.name or not all(ch.isalnum() or ch in "-_." for ch in c.name) or not c.name[0].isalnum():
+        raise UserError(f"name={c.name!r}: expected letters, digits, '-', '_' and '.', beginning with a letter or digit")
+
+
+def check_world(config: Config, world_size: int) -> None:
+    """Refuse a global batch that does not divide among the ranks and their micro-batches."""
+    pieces = world_size * config.accumulate
+    if config.batch_size % pieces:
+        low = config.batch_size // pieces * pieces
+        near = ", ".join(str(b) for b in (low, low + pieces) if b)
+        raise UserError(f"batch_size={config.batch_size} does not divide among {world_size} ranks x {config.accumulate} "
+                        f"micro-batches: nearest that do are {near}")
+    share = config.batch_size // pieces
+    if (config.loss.mixup_alpha or config.loss.cutmix_alpha) and share % 2:
+        raise UserError(f"batch_size={config.batch_size}: mixup and cutmix pair neighbours, so each micro-batch must be even; it is {share}")
