@@ -1,0 +1,102 @@
+"""The append-only journal of a run, ``metrics.jsonl``: the truth about what happened.
+
+One JSON object a line: ``{"event": ..., "t": unix seconds, ...}``. One process writes (rank 0), anybody reads at any
+time. A crash can cost the line being written and nothing before it; the line after it is whole again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+class Journal:
+    """Appends to ``path``, which need not exist. Each line is on disk when ``write`` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one line. NaN and infinity are stored as null; numpy and tensor scalars and arrays as plain numbers.
+
+        Raises:
+            TypeError: a value that JSON has no word for. Nothing is written then.
+            OSError: the disk is full or unwritable. The next line still starts on a line of its own.
+        """
+        row = {"event": event, "t": round(time.time(), 3), **{key: _plain(value) for key, value in fields.items()}}
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        new = not self.path.exists()
+        with open(self.path, "ab+") as file:  # opened for each line: nothing to close, nothing inherited by children
+            if _ends_mid_line(file):
+                line = b"\n" + line
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            _sync_folder(self.path.parent)
+
+
+def read(path: Path) -> tuple[list[Row], int]:
+    """The journal's rows in order, and how many lines were broken (no JSON object with an event). No file: no rows."""
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    rows: list[Row] = []
+    broken = 0
+    for line in content.split(b"\n"):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, parse_constant=lambda _: None)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("event"), str):
+            rows.append(row)
+        else:
+            broken += 1
+    return rows, broken
+
+
+def epochs(rows: Iterable[Row]) -> list[Row]:
+    """The ``epoch`` rows by rising epoch; of an epoch that a resumed run repeated, the last."""
+    last: dict[int, Row] = {}
+    for row in rows:
+        number = row.get("epoch")
+        if row.get("event") == "epoch" and isinstance(number, int) and not isinstance(number, bool):
+            last[number] = row
+    return [last[number] for number in sorted(last)]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return value
+
+
+def _ends_mid_line(file: Any) -> bool:
+    if file.seek(0, os.SEEK_END) == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return bool(file.read(1) != b"\n")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
