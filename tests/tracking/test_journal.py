@@ -108,6 +108,7 @@ def test_a_run_that_never_started_has_no_rows(tmp_path):
 
 
 def test_the_last_word_on_a_repeated_epoch_counts():
-    rows = [{"event": "epoch", "epoch": 2, "train_loss": 9.0}, {"event": "epoch", "epoch": 1},
-            {"event": "start", "epoch": 3}, {"event": "epoch", "epoch": 2, "train_loss": 1.0}, {"event": "epoch", "epoch": None}]
+    rows = [{"event": "epoch", "epoch": 2, "train_loss": 9.0}, {"event": "epoch", "epoch": 1}, {"event": "epoch"},
+            {"event": "epoch", "epoch": None}, {"event": "epoch", "epoch": True}, {"event": "start", "epoch": 3},
+            {"event": "epoch", "epoch": 2, "train_loss": 1.0}]
     assert [(row["epoch"], row.get("train_loss")) for row in journal.epochs(rows)] == [(1, None), (2, 1.0)]
