@@ -1,0 +1,46 @@
+"""The networks, one per file. The file's name is what ``model.name`` says; to add a network is to add a file.
+
+A file holds ``Options`` (a dataclass: the settings beside ``name``) and ``build(options, num_classes, image_size)``.
+A network takes normalised float images [b, 3, S, S] and returns logits [b, num_classes]. It may have
+``init_from_data(images)``, called once before the first step with some thousand normalised training images.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+
+from torch import nn
+
+from runyard.config import ModelConfig, read
+from runyard.errors import UserError
+
+
+def names() -> list[str]:
+    """Every network's name, found without importing one."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "summary")
+
+
+def build(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
+    """The network that ``config`` names, on the current default device, with fresh weights from torch's generator.
+
+    Raises:
+        UserError: an unknown name or option, an option out of range, or more parameters than ``max_parameters``.
+    """
+    if config.name not in names():
+        near = difflib.get_close_matches(config.name, names(), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names())}"
+        raise UserError(f"model.name={config.name}: no such file under runyard/models; {hint}")
+    module = importlib.import_module(f"runyard.models.{config.name}")
+    network: nn.Module = module.build(read(module.Options, config.options, "model."), num_classes, image_size)
+    count = trainable_parameters(network)
+    if config.max_parameters is not None and count > config.max_parameters:
+        raise UserError(f"model.name={config.name} has {count:,} trainable parameters, and model.max_parameters={config.max_parameters:,}: "
+                        "make the network smaller, or raise model.max_parameters")
+    return network
+
+
+def trainable_parameters(network: nn.Module) -> int:
+    """How many numbers training changes."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)

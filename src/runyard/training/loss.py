@@ -1,0 +1,84 @@
+"""Label-smoothed cross entropy, and the mixing of images (mixup, cutmix) that goes with it.
+
+Partners are neighbours in the batch (2i with 2i+1), and what is drawn depends on (seed, step) alone: the same images
+meet in the same way on any number of ranks. All draws are made on the host, so nothing waits for the device.
+Sources: mixup, arXiv 1710.09412; cutmix, arXiv 1905.04899.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from runyard.config import LossConfig
+
+_STREAM = 0x6D6978  # "mix": keeps these draws apart from others keyed with the same two numbers
+
+
+class Targets(NamedTuple):
+    """What each image shows: ``labels`` with ``weight``, and ``partners`` with the rest. Labels are int64 [b]."""
+
+    labels: Tensor
+    partners: Tensor | None = None  # null when nothing was mixed in
+    weight: float = 1.0
+
+    @property
+    def dominant(self) -> Tensor:
+        """The label that holds the larger part of each image, int64 [b]: what top-1 is counted against."""
+        return self.labels if self.partners is None or self.weight >= 0.5 else self.partners
+
+
+def mix(images: Tensor, labels: Tensor, config: LossConfig, seed: int, step: int) -> tuple[Tensor, Targets]:
+    """Mix each image with its neighbour, as the settings say. With none of them set, the images come back untouched.
+
+    Args:
+        images: normalised float [b, 3, S, S], b even when anything is mixed; its memory format is kept.
+        labels: int64 [b].
+        step: optimiser step, the same on all ranks and micro-batches.
+    """
+    if not config.mixup_alpha and not config.cutmix_alpha:
+        return images, Targets(labels)
+    rng = np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64), counter=[0, 0, 0, _STREAM]))
+    cut = bool(rng.random() < 0.5) if config.mixup_alpha and config.cutmix_alpha else bool(config.cutmix_alpha)
+    alpha = config.cutmix_alpha if cut else config.mixup_alpha
+    weight = float(rng.beta(alpha, alpha))
+    pairs = images.unflatten(0, (-1, 2))
+    partners = labels.view(-1, 2).flip(1).flatten()
+    if not cut:
+        return pairs.lerp(pairs.flip(1), 1 - weight).flatten(0, 1), Targets(labels, partners, weight)
+    top, bottom, left, right = box(rng, weight, images.shape[2], images.shape[3])
+    mixed = images.clone()
+    mixed.unflatten(0, (-1, 2))[..., top:bottom, left:right] = pairs[..., top:bottom, left:right].flip(1)
+    weight = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
+    return mixed, Targets(labels, partners, weight)
+
+
+def box(rng: np.random.Generator, weight: float, height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, bottom, left, right of a box around a uniform centre: ``1 - weight`` of the image, less what lies outside."""
+    side = math.sqrt(1 - weight)
+    y, x = rng.random(2) * (height, width)
+    edges = [round(float(np.clip(centre + sign * side * size / 2, 0, size)))
+             for centre, size in ((y, height), (x, width)) for sign in (-1, 1)]
+    return edges[0], edges[1], edges[2], edges[3]
+
+
+class Loss:
+    """Mean cross entropy in float32. With ``label_smoothing`` s the target is 1 - s, and s spread over all classes."""
+
+    def __init__(self, config: LossConfig) -> None:
+        self.label_smoothing = config.label_smoothing
+
+    def __call__(self, logits: Tensor, targets: Targets | Tensor) -> Tensor:
+        """Scalar loss of logits [b, classes] against ``Targets`` or plain labels int64 [b]."""
+        if isinstance(targets, Tensor):
+            targets = Targets(targets)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, targets.labels, label_smoothing=self.label_smoothing)
+        if targets.partners is None:
+            return loss
+        other = F.cross_entropy(logits, targets.partners, label_smoothing=self.label_smoothing)
+        return loss * targets.weight + other * (1 - targets.weight)
