@@ -1,0 +1,1 @@
+"""Sources, verified files on disk, the sample order, loaders and augmentation."""
