@@ -1,0 +1,37 @@
+# `make train` and `make test` start from a bare Debian or Ubuntu machine; `make help` lists the rest.
+RUNYARD := .venv/bin/runyard
+PYTEST := .venv/bin/python -m pytest -q --durations=10
+
+.PHONY: help setup data train test check lint types lock clean
+.DEFAULT_GOAL := help
+
+help: ## List these targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## OS libraries (asks for root or sudo), the locked environment in .venv, the project itself
+	@slurm/setup.sh
+
+data: ## Set up, then fetch, verify and write CIFAR-10 for FFCV into data/
+	@slurm/setup.sh data
+
+train: data ## Set up, get the data, train on all GPUs or two CPU ranks, write the report; ARGS="epochs=5" sets more
+	@$(RUNYARD) submit experiment=auto $(ARGS)
+
+test: data lint types ## Set up, then lint, types and every test
+	@$(PYTEST) $(ARGS)
+
+check: setup lint types ## Set up, then lint, types and the fast tests that need no data set
+	@$(PYTEST) -m "not slow and not data" $(ARGS)
+
+lint: setup ## Ruff
+	@.venv/bin/ruff check .
+
+types: setup ## Mypy
+	@.venv/bin/mypy
+
+lock: ## Write requirements.lock anew after a change of pyproject.toml; ARGS=--upgrade takes newer versions
+	@slurm/setup.sh lock $(ARGS)
+
+clean: ## Delete caches and tool files; data/, runs/ and .venv stay
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache *.egg-info src/*.egg-info
+	find src cluster tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,30 @@
+#!/bin/sh
+# Runs this project's Python, in a container or in .venv; batch scripts and submitit start their tasks with it. Use:
+#   srun slurm/python.sh -m runyard ...
+#   RUNYARD_CONTAINER=runyard.sif slurm/python.sh ...    in that Apptainer/Singularity image (slurm/runyard.def)
+#   RUNYARD_OVERLAY=env.ext3 besides                     with an overlay, read-only as jobs must open it
+#   RUNYARD_PYTHON=/ext3/env/bin/python                  which Python: inside the container, or on the machine
+# Every step is an exec, so that a signal from SLURM reaches Python and no shell in between.
+set -eu
+root=$(cd -P "$(dirname "$0")/.." && pwd)
+
+fail() { echo "slurm/python.sh: $*" >&2; exit 2; }
+
+if [ -z "${RUNYARD_CONTAINER:-}" ]; then
+    [ -z "${RUNYARD_OVERLAY:-}" ] || fail "RUNYARD_OVERLAY=$RUNYARD_OVERLAY needs RUNYARD_CONTAINER=IMAGE"
+    python=${RUNYARD_PYTHON:-$root/.venv/bin/python}
+    [ -x "$python" ] || fail "no Python at $python: run make setup in $root, or set RUNYARD_PYTHON or RUNYARD_CONTAINER"
+    exec "$python" "$@"
+fi
+
+[ -e "$RUNYARD_CONTAINER" ] || fail "RUNYARD_CONTAINER=$RUNYARD_CONTAINER: no such image"
+runner=$(command -v apptainer || command -v singularity) || fail "neither apptainer nor singularity on PATH (module load?)"
+set -- "$RUNYARD_CONTAINER" "${RUNYARD_PYTHON:-/opt/runyard/.venv/bin/python}" "$@"
+if [ -n "${RUNYARD_OVERLAY:-}" ]; then
+    [ -e "$RUNYARD_OVERLAY" ] || fail "RUNYARD_OVERLAY=$RUNYARD_OVERLAY: no such overlay"
+    set -- --overlay "$RUNYARD_OVERLAY:ro" "$@"
+fi
+[ ! -e /dev/nvidiactl ] || set -- --nv "$@"
+# Behind what is already set: a run's own snapshot of the code comes first, then this checkout, then the image's copy.
+export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$root/src:$root"
+exec "$runner" exec --bind "$root" "$@"
