@@ -1,0 +1,233 @@
+"""Augmentation on the CPU: every image is read once, changed in scratch memory that fits the first-level cache, written once.
+
+Flip, crop and rotation are one gather: each output pixel looks up its one source pixel (nearest) or four (bilinear). Colour
+works on float32 planes and cuts to whole levels after each change, as torchvision does between its transforms on uint8
+tensors. The loops are written so that LLVM turns them into vector code; they hold no interpreter lock.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from runyard.data.augment.draws import BRIGHTNESS, CONTRAST, HUE, ORDERS, SATURATION, Settings, draws
+from runyard.data.compiled import compiled
+
+GRAY_R, GRAY_G, GRAY_B = np.float32(0.2989), np.float32(0.587), np.float32(0.114)  # torchvision's
+ZERO, ONE, TWO, TOP = np.float32(0), np.float32(1), np.float32(2), np.float32(255)
+SIX, SIXTH = np.float32(6), np.float32(1 / 6)
+STRETCH = np.float32(255.999 / 255)  # torchvision's way from float back to uint8
+
+
+@compiled
+def augment(images, rows, samples, seed, epoch, s: Settings, out):  # type: ignore[no-untyped-def]
+    """Augment ``images[rows]`` into ``out``.
+
+    Args:
+        images: uint8 [n, S, S, 3], C-contiguous; rows: int64 [b], where each image stands in it.
+        samples: int64 [b], positions in the split: with seed and epoch they decide every draw.
+        out: uint8 [b, S, S, 3], C-contiguous, written.
+    """
+    size = images.shape[1]
+    pixels = size * size
+    packed = np.zeros(pixels + 1, np.uint32)  # one pixel each; the last stays black
+    where = np.empty(pixels, np.uint32)
+    r, g, b = np.empty(pixels, np.float32), np.empty(pixels, np.float32), np.empty(pixels, np.float32)
+    moves = s.flip != 0 or s.padding > 0 or s.rotation > 0
+    colours = s.brightness > 0 or s.contrast > 0 or s.saturation > 0 or s.hue > 0
+    for i in range(len(rows)):
+        source, target = images[rows[i]].reshape(3 * pixels), out[i].reshape(3 * pixels)
+        if not (moves or colours or s.cutout > 0):
+            target[:] = source
+            continue
+        d = draws(seed, epoch, samples[i], s)
+        pack(source, packed, pixels)
+        if s.rotation > 0 and s.bilinear:
+            rotate_bilinear(packed, d.flip, d.crop_y, d.crop_x, d.angle, s, size, r, g, b)
+        else:
+            if s.rotation > 0:
+                look_up_rotated(where, d.flip, d.crop_y, d.crop_x, d.angle, s, size)
+            else:
+                look_up(where, d.flip, d.crop_y, d.crop_x, s, size)
+            gather(packed, where, r, g, b)
+        if colours:
+            for k in range(4):
+                change = ORDERS[d.order, k]
+                if change == BRIGHTNESS and s.brightness > 0:
+                    brightness(r, g, b, np.float32(d.brightness))
+                elif change == CONTRAST and s.contrast > 0:
+                    contrast(r, g, b, d.contrast)
+                elif change == SATURATION and s.saturation > 0:
+                    saturation(r, g, b, d.saturation)
+                elif change == HUE and s.hue > 0:
+                    hue(r, g, b, d.hue)
+        if s.cutout > 0:
+            cut_out(r, g, b, d.cutout_y, d.cutout_x, s, size)
+        store(r, g, b, target)
+    return out
+
+
+@compiled
+def pack(source, packed, pixels):  # type: ignore[no-untyped-def]
+    for p in range(pixels):
+        packed[p] = np.uint32(source[3 * p]) | np.uint32(source[3 * p + 1]) << 8 | np.uint32(source[3 * p + 2]) << 16
+
+
+@compiled
+def source_pixel(y, x, flip, crop_y, crop_x, padding, reflect, size):  # type: ignore[no-untyped-def]
+    """Index of the source pixel under (y, x) of the flipped and cropped image, or size * size for black; all int32."""
+    last = size - np.int32(1)
+    inside = (y >= 0) & (y <= last) & (x >= 0) & (x <= last)
+    v, u = y + crop_y - padding, x + crop_x - padding
+    if reflect:
+        v, u = last - abs(last - abs(v)), last - abs(last - abs(u))
+    inside &= (v >= 0) & (v <= last) & (u >= 0) & (u <= last)
+    u = last - u if flip else u
+    return np.uint32(v * size + u) if inside else np.uint32(size * size)
+
+
+@compiled
+def look_up(where, flip, crop_y, crop_x, s, size):  # type: ignore[no-untyped-def]
+    n, top, left, padding = np.int32(size), np.int32(crop_y), np.int32(crop_x), np.int32(s.padding)
+    for y in range(size):
+        row = where[y * size:(y + 1) * size]
+        for x in range(size):
+            row[x] = source_pixel(np.int32(y), np.int32(x), flip, top, left, padding, s.reflect, n)
+
+
+@compiled
+def look_up_rotated(where, flip, crop_y, crop_x, angle, s, size):  # type: ignore[no-untyped-def]
+    """As torchvision's rotate: coordinates in [-1, 1] about the centre, in float32, rounded half to even."""
+    n, top, left, padding = np.int32(size), np.int32(crop_y), np.int32(crop_x), np.int32(s.padding)
+    side, half = np.float32(size), np.float32(0.5 * size)
+    cos, sin = np.float32(math.cos(angle)) / half, np.float32(math.sin(angle)) / half
+    middle = np.float32(0.5 * (size - 1))
+    for y in range(size):
+        row = where[y * size:(y + 1) * size]
+        dy = np.float32(y) - middle
+        for x in range(size):
+            dx = np.float32(x) - middle
+            source_x = ((dx * cos - dy * sin + ONE) * side - ONE) / TWO
+            source_y = ((dx * sin + dy * cos + ONE) * side - ONE) / TWO
+            row[x] = source_pixel(np.int32(np.rint(source_y)), np.int32(np.rint(source_x)), flip, top, left, padding,
+                                  s.reflect, n)
+
+
+@compiled
+def gather(packed, where, r, g, b):  # type: ignore[no-untyped-def]
+    for p in range(where.size):
+        pixel = packed[where[p]]
+        r[p] = np.float32(np.int32(pixel & 255))
+        g[p] = np.float32(np.int32((pixel >> 8) & 255))
+        b[p] = np.float32(np.int32((pixel >> 16) & 255))
+
+
+@compiled
+def rotate_bilinear(packed, flip, crop_y, crop_x, angle, s, size, r, g, b):  # type: ignore[no-untyped-def]
+    """As torchvision's functional rotate with fill=None: what lies outside counts as black; rounded to whole levels."""
+    n, top, left, padding = np.int32(size), np.int32(crop_y), np.int32(crop_x), np.int32(s.padding)
+    side, half = np.float32(size), np.float32(0.5 * size)
+    cos, sin = np.float32(math.cos(angle)) / half, np.float32(math.sin(angle)) / half
+    middle = np.float32(0.5 * (size - 1))
+    for y in range(size):
+        dy = np.float32(y) - middle
+        for x in range(size):
+            dx = np.float32(x) - middle
+            source_x = ((dx * cos - dy * sin + ONE) * side - ONE) / TWO
+            source_y = ((dx * sin + dy * cos + ONE) * side - ONE) / TWO
+            x0, y0 = np.int32(math.floor(source_x)), np.int32(math.floor(source_y))
+            fx, fy = source_x - np.float32(x0), source_y - np.float32(y0)
+            red, green, blue = ZERO, ZERO, ZERO
+            for tap in range(4):
+                down, right = np.int32(tap >> 1), np.int32(tap & 1)
+                weight = (fy if down else ONE - fy) * (fx if right else ONE - fx)
+                pixel = packed[source_pixel(y0 + down, x0 + right, flip, top, left, padding, s.reflect, n)]
+                red += weight * np.float32(pixel & 255)
+                green += weight * np.float32((pixel >> 8) & 255)
+                blue += weight * np.float32((pixel >> 16) & 255)
+            r[y * size + x], g[y * size + x], b[y * size + x] = np.rint(red), np.rint(green), np.rint(blue)
+
+
+@compiled
+def level(value):  # type: ignore[no-untyped-def]
+    """Cut to a whole level in 0 .. 255."""
+    return np.floor(min(max(value, ZERO), TOP))
+
+
+@compiled
+def gray(red, green, blue):  # type: ignore[no-untyped-def]
+    return np.floor(red * GRAY_R + green * GRAY_G + blue * GRAY_B)
+
+
+@compiled
+def brightness(r, g, b, factor):  # type: ignore[no-untyped-def]
+    for p in range(r.size):
+        r[p], g[p], b[p] = level(r[p] * factor), level(g[p] * factor), level(b[p] * factor)
+
+
+@compiled(reorder_sums=True)
+def mean_gray(r, g, b):  # type: ignore[no-untyped-def]
+    """Reordering is harmless: the terms are whole, and their sum is exact up to 256 x 256 px."""
+    total = ZERO
+    for p in range(r.size):
+        total += gray(r[p], g[p], b[p])
+    return total / np.float32(r.size)
+
+
+@compiled
+def contrast(r, g, b, factor):  # type: ignore[no-untyped-def]
+    keep, rest = np.float32(factor), np.float32(1 - factor)
+    mean = mean_gray(r, g, b)
+    for p in range(r.size):
+        r[p], g[p], b[p] = level(r[p] * keep + rest * mean), level(g[p] * keep + rest * mean), level(b[p] * keep + rest * mean)
+
+
+@compiled
+def saturation(r, g, b, factor):  # type: ignore[no-untyped-def]
+    keep, rest = np.float32(factor), np.float32(1 - factor)
+    for p in range(r.size):
+        red, green, blue = r[p], g[p], b[p]
+        toward = gray(red, green, blue)
+        r[p], g[p], b[p] = level(red * keep + rest * toward), level(green * keep + rest * toward), level(blue * keep + rest * toward)
+
+
+@compiled
+def hue(r, g, b, turns):  # type: ignore[no-untyped-def]
+    """torchvision's HSV round trip without HSV: the largest and smallest channel stay, and where the others lie between
+    them is a tent function of the shifted hue."""
+    shift = np.float32(6 * turns)
+    for p in range(r.size):
+        red, green, blue = r[p], g[p], b[p]
+        most, least = max(max(red, green), blue), min(min(red, green), blue)
+        chroma = most - least
+        inverse = ONE / (chroma if chroma > ZERO else ONE)
+        angle = np.float32(4) + (red - green) * inverse
+        angle = TWO + (blue - red) * inverse if most == green else angle
+        angle = (green - blue) * inverse if most == red else angle
+        angle += shift
+        angle -= SIX * np.floor(angle * SIXTH)
+        r[p] = level((least + chroma * unit(abs(angle - np.float32(3)) - ONE)) * STRETCH)
+        g[p] = level((least + chroma * unit(TWO - abs(angle - TWO))) * STRETCH)
+        b[p] = level((least + chroma * unit(TWO - abs(angle - np.float32(4)))) * STRETCH)
+
+
+@compiled
+def unit(value):  # type: ignore[no-untyped-def]
+    return min(max(value, ZERO), ONE)
+
+
+@compiled
+def cut_out(r, g, b, top, left, s, size):  # type: ignore[no-untyped-def]
+    for y in range(max(top, 0), min(top + s.cutout, size)):
+        for x in range(max(left, 0), min(left + s.cutout, size)):
+            p = y * size + x
+            r[p], g[p], b[p] = np.float32(s.fill_r), np.float32(s.fill_g), np.float32(s.fill_b)
+
+
+@compiled
+def store(r, g, b, target):  # type: ignore[no-untyped-def]
+    for p in range(r.size):
+        target[3 * p] = np.uint8(np.int32(r[p]))
+        target[3 * p + 1] = np.uint8(np.int32(g[p]))
+        target[3 * p + 2] = np.uint8(np.int32(b[p]))

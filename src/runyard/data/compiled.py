@@ -1,0 +1,83 @@
+"""How this package compiles its kernels: numba, without the interpreter's lock, cached on disk by content.
+
+Numba keys a cache by the path of the one file a function stands in. A run's job works from its own copy of the code, which
+would compile everything anew; and a kernel would outlive a change in a file it inlines from. So the cache of these kernels
+lies under the hash of all their sources. Numba writes it atomically: several ranks may compile at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+from numba.core import caching
+
+HERE = Path(__file__).parent
+SAFE_MATH = {"nnan", "ninf", "nsz", "arcp", "contract"}  # all but reordering sums, which would move pixels by a level
+
+
+def compiled(function: Callable[..., Any] | None = None, *, reorder_sums: bool = False) -> Any:
+    """Decorator: compile ``function`` at its first call, or load it from the cache."""
+    if function is None:
+        return lambda f: compiled(f, reorder_sums=reorder_sums)
+    fastmath = SAFE_MATH | {"reassoc"} if reorder_sums else SAFE_MATH
+    return njit(function, cache=cache_folder() is not None, nogil=True, fastmath=fastmath, error_model="numpy")
+
+
+@cache
+def sources_sha256() -> str:
+    """Hash of every file whose code may be inlined into a kernel."""
+    digest = hashlib.sha256()
+    for path in sorted([*HERE.glob("*.py"), *HERE.glob("augment/*.py")]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def cache_folder() -> Path | None:
+    """The first of NUMBA_CACHE_DIR, the user's cache folder and a private temporary one that can be written; None: no cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    private = Path(tempfile.gettempdir()) / f"runyard-kernels-{os.getuid()}"
+    for base in (os.environ.get("NUMBA_CACHE_DIR"), f"{home}/runyard", private):
+        if not base:
+            continue
+        folder = Path(base) / f"kernels-{sources_sha256()[:16]}"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):  # a cache is code: only our own
+                return folder
+        except OSError:
+            continue
+    return None
+
+
+class _ByContent(caching._CacheLocator):
+    """Numba's question "where does this function's cache lie, and is it stale?" for the functions of this package."""
+
+    def __init__(self, function: Any) -> None:
+        self._line = function.__code__.co_firstlineno
+
+    def get_cache_path(self) -> str:
+        return str(cache_folder())
+
+    def get_source_stamp(self) -> str:
+        return sources_sha256()
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> _ByContent | None:
+        inside = Path(py_file).is_relative_to(HERE)
+        return cls(py_func) if inside and cache_folder() is not None else None
+
+
+# numba's list of places to look; the class lost its underscore in 0.61
+_implementation = getattr(caching, "CacheImpl", None) or caching._CacheImpl
+_implementation._locator_classes.insert(0, _ByContent)
