@@ -1,0 +1,110 @@
+"""The structure of an FFCV file, checked without FFCV: its own reader parses rubbish from files that are not whole.
+
+The layout is that of ffcv 1.0.2, ``ffcv/types.py``: header, field descriptors, one metadata record per sample, data
+pages, and at the end the allocation table, whose place is written into the header last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runyard.errors import UserError
+
+MEND = "delete it and run: runyard prepare"
+_HEADER = np.dtype([("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"),
+                    ("alloc_table_ptr", "<u8")])
+_FIELD = np.dtype([("type_id", "<u1"), ("name", "S16"), ("arguments", "<u1", (1024,))])
+_RECORD = np.dtype({"names": ["mode", "width", "height", "data_ptr", "label"],
+                    "formats": ["<u1", "<u2", "<u2", "<u8", "<i8"], "offsets": [0, 1, 3, 5, 16],
+                    "itemsize": 24})  # RGBImageField, then IntField aligned to 8 bytes
+_ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+_JPG, _RAW = 0, 1
+_VERSION, _FIELDS = 2, [(2, b"image"), (1, b"label")]
+
+
+@dataclass(frozen=True)
+class Beton:
+    """What a sound file says about its samples, in order.
+
+    Attributes:
+        width, height: int64 [N], px.
+        raw: bool [N], pixels as they are; else JPEG.
+        pointers, sizes: int64 [N], where each image's bytes lie in the file.
+        labels: int64 [N].
+    """
+
+    path: Path
+    width: np.ndarray
+    height: np.ndarray
+    raw: np.ndarray
+    pointers: np.ndarray
+    sizes: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def samples(self) -> int:
+        return len(self.labels)
+
+
+def inspect(path: Path) -> Beton:
+    """Read and check the structure of an FFCV file with an ``image`` and a ``label`` field; no pixel is read.
+
+    Raises:
+        UserError: missing, unreadable, empty, truncated, foreign, or left by a writer that was interrupted.
+    """
+    try:
+        with open(path, "rb") as f:
+            end = f.seek(0, 2)
+            f.seek(0)
+            return _parse(path, f.read(_HEADER.itemsize + len(_FIELDS) * _FIELD.itemsize), end)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it ({error.strerror}); expected an FFCV file; {MEND}") from None
+
+
+def _parse(path: Path, head: bytes, end: int) -> Beton:
+    def refuse(what: str) -> UserError:
+        return UserError(f"{path}: {what}; {MEND}")
+
+    if end == 0:
+        raise refuse("the file is empty, expected an FFCV file")
+    if len(head) < _HEADER.itemsize:
+        raise refuse(f"{end} bytes are too few for an FFCV file")
+    header = np.frombuffer(head, _HEADER, 1)[0]
+    samples, table, page = int(header["num_samples"]), int(header["alloc_table_ptr"]), int(header["page_size"])
+    if header["version"] != _VERSION or header["num_fields"] != len(_FIELDS) or page < 1 << 21 or page & (page - 1):
+        raise refuse(f"not an FFCV file of version {_VERSION} with the fields image and label")
+    if len(head) < _HEADER.itemsize + len(_FIELDS) * _FIELD.itemsize:
+        raise refuse(f"truncated: {end} bytes end inside the header")
+    fields = np.frombuffer(head, _FIELD, offset=_HEADER.itemsize)
+    if [(int(f["type_id"]), bytes(f["name"])) for f in fields] != _FIELDS:
+        raise refuse("not an FFCV file with the fields image (RGB) and label (int), in this order")
+    if table == 0:
+        raise refuse("unfinished: its writer was interrupted (the header names no allocation table)")
+    records_end = len(head) + samples * _RECORD.itemsize
+    wanted = table + samples * _ALLOCATION.itemsize
+    if samples == 0 or records_end > table:
+        raise refuse(f"damaged: the header tells of {samples} samples and a table at byte {table}, which cannot be")
+    if wanted != end:
+        raise refuse(f"truncated: {end} bytes, expected {wanted}" if end < wanted
+                     else f"damaged: {end} bytes, expected {wanted} for {samples} samples")
+    records = np.fromfile(path, _RECORD, samples, offset=len(head))
+    allocations = np.fromfile(path, _ALLOCATION, samples, offset=table)
+    allocations = allocations[np.argsort(allocations["sample_id"], kind="stable")]
+    pointers, sizes = allocations["ptr"], allocations["size"]
+    area = records["width"].astype(np.uint64) * records["height"] * np.uint64(3)
+    raw = records["mode"] == _RAW
+    outside = (pointers < records_end) | (pointers > table) | (sizes > table) | (pointers + sizes > table)
+    for broken, what in (
+        (allocations["sample_id"] != np.arange(samples), "is not in the allocation table exactly once"),
+        (pointers != records["data_ptr"], "points at another place than the allocation table"),
+        (outside, "points outside of the data"),
+        ((records["mode"] > _RAW) | (area == 0), "has no known encoding or no size"),
+        (raw & (sizes != area), "holds another number of bytes than its width and height need"),
+    ):
+        if broken.any():
+            raise refuse(f"damaged: sample {int(np.argmax(broken))} {what}")
+    return Beton(path, records["width"].astype(np.int64), records["height"].astype(np.int64), raw,
+                 pointers.astype(np.int64), sizes.astype(np.int64), records["label"].astype(np.int64))

@@ -1,0 +1,184 @@
+"""``manifest.json``: what a prepared data set consists of, and whether its files are still that. No torch, no ffcv."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runyard.config import DataConfig
+from runyard.data import beton
+from runyard.errors import UserError
+from runyard.files import sha256
+
+FILE_NAME = "manifest.json"
+FORMAT = "runyard-data-1"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set. File names are relative to its folder.
+
+    Attributes:
+        samples: Number of images.
+        beton, beton_sha256, beton_bytes: The FFCV file.
+        images: uint8 [samples, image_size, image_size, 3] as .npy; None without arrays.
+        labels: int64 [samples] as .npy; None without arrays.
+        arrays_sha256: sha256 by array file name.
+    """
+
+    samples: int
+    beton: str
+    beton_sha256: str
+    beton_bytes: int
+    images: str | None
+    labels: str | None
+    arrays_sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A prepared data set.
+
+    Attributes:
+        source: Where the images came from, in words.
+        mean, std: Per channel, of the training part (without what is held out) as the network sees it, in [0, 1].
+        splits: "train", "test", and "validation" if a part is held out.
+        writer: How the files were written; for image folders also how many files were converted or left out.
+        fixed_size: Every stored image is exactly image_size square.
+    """
+
+    name: str
+    kind: str
+    source: str
+    classes: tuple[str, ...]
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    splits: dict[str, Split]
+    writer: dict[str, Any]
+    fixed_size: bool
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the content: of every file, the class names and the normalisation."""
+        content = {key: value for key, value in to_dict(self).items() if key not in ("name", "source", "writer")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def folder(data: DataConfig) -> Path:
+    """Where the prepared files lie: root/NAME, and in the name whatever is written otherwise than by default."""
+    parts = [data.name]
+    if data.samples is not None and data.num_classes is not None:
+        parts.append(f"{data.samples[0]}+{data.samples[1]}-{data.num_classes}classes")
+    if not data.kind.startswith("cifar"):
+        parts.append(f"{data.image_size}px")
+    if data.max_resolution is not None:
+        parts.append(f"max{data.max_resolution}")
+    if data.write_mode == "jpg":
+        parts.append(f"jpg{data.jpeg_quality}")
+    parts += ["convert"] * (data.odd_images == "convert") + ["skip"] * (data.broken_images == "skip")
+    if not data.arrays:
+        parts.append("noarrays")
+    if data.validation_fraction:
+        parts.append(f"val{data.validation_fraction!r}-seed{data.split_seed}")
+    return Path(data.root) / "-".join(parts)
+
+
+def to_dict(manifest: Manifest) -> dict[str, Any]:
+    """As JSON holds it."""
+    return {"format": FORMAT, **json.loads(json.dumps(asdict(manifest)))}
+
+
+def from_dict(values: Mapping[str, Any], where: str = FILE_NAME) -> Manifest:
+    """The manifest in these values; ``where`` names them in messages.
+
+    Raises:
+        UserError: made by another program, or damaged.
+    """
+    if not isinstance(values, Mapping) or values.get("format") != FORMAT:
+        raise UserError(f"{where}: not a manifest of this program (expected \"format\": \"{FORMAT}\"); "
+                        "give data.root or data.name another folder, or delete this one and run: runyard prepare")
+    try:
+        given = {key: value for key, value in values.items() if key != "format"}
+        splits = {str(name): Split(**split) for name, split in given["splits"].items()}
+        mean, std = (tuple(float(x) for x in given[key]) for key in ("mean", "std"))
+        classes = tuple(str(c) for c in given["classes"])
+        manifest = Manifest(**{**given, "splits": splits, "mean": mean, "std": std, "classes": classes})
+        names = [n for s in splits.values() for n in (s.beton, s.images, s.labels) if n is not None]
+        if len(mean) != 3 or len(std) != 3 or not classes or not {"train", "test"} <= set(splits):
+            raise ValueError("it lacks classes, channels, or the train and test parts")
+        if any(type(s.samples) is not int or s.samples < 1 for s in splits.values()):
+            raise ValueError("a part without images")
+        if any(Path(n).name != n for n in names):
+            raise ValueError("a file name that leaves the folder")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{where}: damaged ({error}); delete its folder and run: runyard prepare") from None
+    return manifest
+
+
+def load(folder: Path) -> Manifest:
+    """The manifest of a prepared folder.
+
+    Raises:
+        UserError: nothing is prepared there, or the manifest is damaged or another program's.
+    """
+    path = folder / FILE_NAME
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no prepared data there (no {FILE_NAME}); make it with the same settings: "
+                        "runyard prepare data=NAME") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it ({error.strerror}); mend its permissions, or set data.root") from None
+    except ValueError:
+        raise UserError(f"{path}: damaged (no JSON); delete its folder and run: runyard prepare") from None
+    return from_dict(values, str(path))
+
+
+def verify(folder: Path, manifest: Manifest, split_names: Iterable[str], *, hash_files: bool) -> None:
+    """Check that the files of these parts are those of the manifest: structure and size, and sha256 if asked.
+
+    Raises:
+        UserError: a file is missing, truncated, foreign, or changed; it is named.
+    """
+    for name in split_names:
+        if name not in manifest.splits:
+            raise UserError(f"{folder}: has no part {name!r}, only {', '.join(manifest.splits)}; "
+                            "data.validation_fraction above 0 holds one out")
+        split = manifest.splits[name]
+        content = beton.inspect(folder / split.beton)
+        size = (folder / split.beton).stat().st_size
+        if content.samples != split.samples or size != split.beton_bytes:
+            raise UserError(f"{folder / split.beton}: {content.samples} samples in {size} bytes, and the manifest says "
+                            f"{split.samples} in {split.beton_bytes}; delete the folder and run: runyard prepare")
+        if not 0 <= content.labels.min() <= content.labels.max() < len(manifest.classes):
+            raise UserError(f"{folder / split.beton}: a label outside of 0..{len(manifest.classes) - 1}; "
+                            "delete the folder and run: runyard prepare")
+        side = manifest.image_size
+        _check_array(folder, split.images, "uint8", (split.samples, side, side, 3))
+        _check_array(folder, split.labels, "int64", (split.samples,))
+        if hash_files:
+            for file, digest in {split.beton: split.beton_sha256, **split.arrays_sha256}.items():
+                if sha256(folder / file) != digest:
+                    raise UserError(f"{folder / file}: its sha256 is not the manifest's: it was changed; "
+                                    "delete the folder and run: runyard prepare")
+
+
+def _check_array(folder: Path, file: str | None, dtype: str, shape: tuple[int, ...]) -> None:
+    if file is None:
+        return
+    path = folder / file
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or "truncated or no .npy file"
+        raise UserError(f"{path}: {reason}; delete its folder and run: runyard prepare") from None
+    if array.dtype != dtype or array.shape != shape:
+        raise UserError(f"{path}: holds {array.dtype} {list(array.shape)}, and the manifest says {dtype} {list(shape)};"
+                        " delete the folder and run: runyard prepare")
