@@ -304,6 +304,11 @@ def check_rules(config: Config) -> None:
         raise UserError(f"batch_size={c.batch_size} does not divide by accumulate={c.accumulate}: change one of them")
     if c.schedule.warmup_epochs >= c.epochs:
         raise UserError(f"schedule.warmup_epochs={c.schedule.warmup_epochs:g}: expected below epochs={c.epochs}")
+    if c.schedule.name == "one_cycle" and c.schedule.warmup_epochs:
+        raise UserError(f"schedule.warmup_epochs={c.schedule.warmup_epochs:g}: one_cycle rises by itself; "
+                        "set schedule.peak_fraction, and warmup_epochs=0")
+    if c.schedule.name == "constant" and c.schedule.final_lr_fraction != 1:
+        raise UserError(f"schedule.final_lr_fraction={c.schedule.final_lr_fraction:g}: schedule=constant has no descent; set it to 1")
     if c.loader != "ffcv" and not c.data.arrays:
         raise UserError(f"loader={c.loader} reads plain arrays, and data.arrays=false: set data.arrays=true or loader=ffcv")
     if c.augment.crop_padding_px >= c.data.image_size:
