@@ -1,0 +1,58 @@
+"""Tab completion of verbs, groups, settings and their values, answered from the configuration itself."""
+
+from __future__ import annotations
+
+from cluster.compose import groups
+from runyard import config as schema
+
+VERBS = ("prepare", "submit", "resume", "train", "create", "report", "predict", "inspect", "settings", "completion")
+OF_A_RUN = {"resume", "train", "report", "predict"}
+
+BASH = """_runyard() {
+  local IFS=$'\\n' cur line=${COMP_LINE:0:COMP_POINT}
+  cur=${line##* }
+  COMPREPLY=($(runyard completion bash --words $(printf '%s\\n' $(IFS=' '; echo ${line#* }) "$cur")))
+  [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *= ]] && compopt -o nospace
+  [[ $cur == *=* ]] && COMPREPLY=("${COMPREPLY[@]#*=}")
+}
+complete -F _runyard runyard
+"""
+
+
+def script(shell: str) -> str:
+    """What to ``eval`` in the shell's start-up file."""
+    return BASH if shell == "bash" else f"autoload -U +X bashcompinit && bashcompinit\n{BASH}"
+
+
+def answer(words: list[str]) -> list[str]:
+    """The completions of the last of ``words``, which begin with the verb and may end in an empty one."""
+    current = words[-1] if words else ""
+    if len(words) <= 2 and (len(words) < 2 or words[0] == current) and current not in VERBS:
+        return [v for v in VERBS if v.startswith(current)]
+    if words[0] in OF_A_RUN:
+        return [i for i in ["@last", *_run_ids()] if i.startswith(current)]
+    name, given, value = current.partition("=")
+    options = groups()
+    if given:
+        return [f"{name}={o}" for o in options.get(name, _values(name)) if o.startswith(value)]
+    leaves = [n for n in schema.names() if n not in options and n not in ("model.options", "loss", "checkpoint")]
+    return [f"{n}=" for n in [*options, *leaves] if n.startswith(current)]
+
+
+def _values(name: str) -> list[str]:
+    import typing
+
+    cls: type = schema.Config
+    *path, leaf = name.split(".")
+    for part in path:
+        cls = typing.get_type_hints(cls).get(part, object)
+    hint = typing.get_type_hints(cls).get(leaf)
+    if typing.get_origin(hint) is typing.Literal:
+        return [str(v) for v in typing.get_args(hint)]
+    return ["true", "false"] if hint is bool else []
+
+
+def _run_ids() -> list[str]:
+    from pathlib import Path
+
+    return sorted((p.parent.name for p in Path("runs").glob("[!.]*/run.json")), reverse=True)[:50]

@@ -1,0 +1,60 @@
+"""What rank 0 tells the world: the journal, the progress file, Weights & Biases. Other ranks hold a silent one."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from runyard.run import Run
+from runyard.tracking.journal import Journal, Row
+
+PROGRESS_EVERY_S = 0.5
+
+
+class Recorder:
+    """Writes a run's history. With ``active=False`` (ranks other than 0) every call does nothing."""
+
+    def __init__(self, run: Run, *, active: bool) -> None:
+        self._run, self._active = run, active
+        self._journal = Journal(run.journal_path)
+        self._progress_at = 0.0
+        self._wandb: Any = None
+
+    def open_wandb(self, facts: Row) -> None:
+        """Start (or go on with) the run's W&B record. A W&B that fails is written down as a warning, and training goes on."""
+        if self._active and self._run.config.tracking.mode != "none":
+            from runyard.tracking.wandb_run import WandbRun
+
+            self._wandb = WandbRun.begin(self._run, facts, self.warning)
+
+    def event(self, event: str, **fields: Any) -> None:
+        """One line in the journal, and its copy in W&B."""
+        if self._active:
+            self._journal.write(event, **fields)
+            if self._wandb is not None:
+                self._wandb.log(event, fields)
+
+    def warning(self, message: str) -> None:
+        """Something worth a person's eye that does not stop the run."""
+        if self._active:
+            self._journal.write("warning", message=message)
+            print(f"warning: {message}", flush=True)
+
+    def progress(self, **fields: Any) -> None:
+        """Where the run stands, for whoever watches; at most twice a second, replaced rather than appended."""
+        now = time.monotonic()
+        if self._active and now - self._progress_at >= PROGRESS_EVERY_S:
+            self._progress_at = now
+            path = self._run.path / "progress.json"
+            temporary = Path(f"{path}.tmp")
+            temporary.write_text(json.dumps({"t": time.time(), **fields}))
+            os.replace(temporary, path)
+
+    def close(self, failed: bool = False) -> None:
+        """Finish the W&B record, within a time limit."""
+        if self._wandb is not None:
+            self._wandb.finish(failed)
+            self._wandb = None

@@ -1,0 +1,1 @@
+"""The training program: the same under submitit, torchrun, sbatch or alone."""

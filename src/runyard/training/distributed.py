@@ -1,0 +1,173 @@
+"""One shape for every launcher: who am I among which ranks, on what device, and how do we meet."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from runyard.errors import UserError
+from runyard.files import write_atomic
+
+# What each launcher calls (rank, world size, local rank, local world size). The first whose rank is set is believed.
+LAUNCHERS: dict[str, tuple[str, str, str, str]] = {
+    "submitit, local": ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID", "SUBMITIT_LOCAL_NTASKS"),
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+}
+JOIN_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Dist:
+    """A task's place among the tasks of its run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    launcher: str
+    job: str
+
+    @property
+    def device(self) -> torch.device:
+        """This task's GPU (the only one it sees, or the one of its local rank), else the CPU."""
+        count = torch.cuda.device_count()
+        if count == 0:
+            return torch.device("cpu")
+        return torch.device("cuda", self.local_rank % count)
+
+    @property
+    def threads(self) -> int:
+        """CPUs this task may use: its own allocation's, shared with the tasks beside it where they share one mask."""
+        cpus = len(os.sched_getaffinity(0))
+        shared = self.launcher != "SLURM"  # srun binds each task to CPUs of its own
+        return max(1, cpus // self.local_world_size if shared else cpus)
+
+
+def from_environment(env: Mapping[str, str]) -> Dist:
+    """Read the launcher's variables. With none set, this is the only task.
+
+    Raises:
+        UserError: a launcher's variables are set in part, or are no numbers.
+    """
+    for launcher, names in LAUNCHERS.items():
+        rank_name, *others = names
+        if rank_name not in env or (launcher == "SLURM" and "SLURM_STEP_ID" not in env):
+            continue  # SLURM_PROCID is also set in a batch script outside of srun
+        missing = [n for n in others if n not in env and n != "SLURM_NTASKS_PER_NODE"]
+        if missing:
+            raise UserError(f"{rank_name}={env[rank_name]} is set but {', '.join(missing)} is not: "
+                            f"started by {launcher} in part; set all of {', '.join(names)} or none")
+        try:
+            rank, world_size, local_rank = (int(env[n]) for n in names[:3])
+            local_world_size = int(env.get(names[3], world_size))
+        except ValueError as error:
+            raise UserError(f"{', '.join(f'{n}={env.get(n)}' for n in names)}: expected whole numbers from {launcher} ({error})") from None
+        if not 0 <= rank < world_size:
+            raise UserError(f"{rank_name}={rank}: expected below {names[1]}={world_size}")
+        return Dist(rank, world_size, local_rank, local_world_size, launcher, _job(env))
+    return Dist(0, 1, 0, 1, "none", str(os.getpid()))
+
+
+def _job(env: Mapping[str, str]) -> str:
+    """A name that no earlier start of the same job had, so that nobody finds a dead rank 0's address."""
+    if "SUBMITIT_LOCAL_JOB_ID" in env:
+        return env["SUBMITIT_LOCAL_JOB_ID"]
+    slurm = [env.get(n, "0") for n in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")]
+    return "-".join(slurm) if "SLURM_JOB_ID" in env else env.get("TORCHELASTIC_RUN_ID", "alone")
+
+
+def start(place: Dist, meeting_folder: Path) -> None:
+    """Join the process group: NCCL on GPUs, gloo without. A world of one joins nothing.
+
+    Rank 0 opens a store on a free port and writes its address into ``meeting_folder``, which all ranks see (torchrun has its own).
+
+    Raises:
+        UserError: ranks are missing after two minutes; the message names them.
+    """
+    torch.set_num_threads(place.threads)
+    if place.device.type == "cuda":
+        torch.cuda.set_device(place.device)
+    if place.world_size == 1:
+        return
+    if place.local_world_size == place.world_size:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    store = _meet(place, meeting_folder)
+    store.set(f"here/{place.rank}", socket.gethostname())
+    try:
+        store.wait([f"here/{r}" for r in range(place.world_size)], datetime.timedelta(seconds=JOIN_TIMEOUT_S))
+    except dist.DistStoreError:
+        missing = [r for r in range(place.world_size) if not store.check([f"here/{r}"])]
+        raise UserError(f"ranks {missing} of {place.world_size} did not come within {JOIN_TIMEOUT_S:.0f} s: "
+                        "look into their logs for why they did not start") from None
+    dist.init_process_group("nccl" if place.device.type == "cuda" else "gloo", store=store, rank=place.rank,
+                            world_size=place.world_size, timeout=datetime.timedelta(seconds=JOIN_TIMEOUT_S))
+
+
+def stop() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _meet(place: Dist, folder: Path) -> dist.Store:
+    timeout = datetime.timedelta(seconds=JOIN_TIMEOUT_S)
+    if place.launcher == "torchrun":  # its agent has already chosen an address
+        return next(iter(dist.rendezvous("env://", place.rank, place.world_size, timeout=timeout)))[0]
+    address_file = folder / f"meeting-{place.job}.json"
+    if place.rank == 0:
+        host = "127.0.0.1" if place.local_world_size == place.world_size else socket.gethostbyname(socket.gethostname())
+        store = dist.TCPStore(host, 0, None, is_master=True, timeout=timeout, wait_for_workers=False)
+        write_atomic(address_file, json.dumps({"host": host, "port": store.port}))
+        return store
+    deadline = time.monotonic() + JOIN_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if address_file.exists():
+            address = json.loads(address_file.read_text())
+            return dist.TCPStore(address["host"], address["port"], None, is_master=False, timeout=timeout)
+        time.sleep(0.05)
+    raise UserError(f"rank 0 did not open the meeting at {address_file} within {JOIN_TIMEOUT_S:.0f} s: look into its log")
+
+
+class Vote:
+    """What all ranks agree on at each step: the highest flag any of them raised, one step later.
+
+    The exchange runs over gloo beside the training step, so it costs no wait and never touches the device. Every rank reads
+    the same answer at the same step.
+    """
+
+    def __init__(self, place: Dist) -> None:
+        self._group = dist.new_group(backend="gloo") if place.world_size > 1 else None
+        self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
+
+    def exchange(self, flags: list[int]) -> list[int]:
+        """Send this step's flags, return what was agreed on the previous step's (zeros at first)."""
+        agreed = self.settle() or [0] * len(flags)
+        mine = torch.tensor(flags)
+        work = dist.all_reduce(mine, dist.ReduceOp.MAX, group=self._group, async_op=True) if self._group else None
+        self._pending = (work, mine)
+        return agreed
+
+    def now(self, flags: list[int]) -> list[int]:
+        """What all ranks agree on with these flags and those of the exchange under way. Waits for the slowest rank."""
+        earlier = self.exchange(flags)
+        return [max(pair) for pair in zip(earlier, self.settle() or earlier, strict=True)]
+
+    def settle(self) -> list[int] | None:
+        """Wait for the exchange under way and return what it agreed on; None if there is none."""
+        if self._pending is None:
+            return None
+        work, flags = self._pending
+        if work is not None:
+            work.wait()
+        self._pending = None
+        return [int(f) for f in flags.tolist()]

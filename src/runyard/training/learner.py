@@ -1,0 +1,173 @@
+"""What learns: the network, its optimiser, and everything about them that a checkpoint must hold."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from runyard import models
+from runyard.config import Config
+from runyard.data.batch import Batch, Normalise
+from runyard.data.manifest import Manifest
+from runyard.training import optimiser
+from runyard.training.checkpoint import State
+from runyard.training.distributed import Dist
+from runyard.training.ema import Ema
+from runyard.training.loss import Loss, mix
+from runyard.training.metrics import Counters
+from runyard.training.schedule import learning_rate
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+NEVER = 2**62  # a bad step is told to the vote as NEVER - step * world_size - rank: the earliest is the highest
+
+
+class Diverged(Exception):
+    """The loss or the weights stopped being finite numbers. The last checkpoint is from before that."""
+
+
+class Learner:
+    """One rank's copy of the training state. ``step`` counts optimiser steps done, ``epochs_done`` epochs evaluated."""
+
+    def __init__(self, config: Config, manifest: Manifest, place: Dist, steps_per_epoch: int) -> None:
+        self.config, self.place, self.device = config, place, place.device
+        self.steps_per_epoch = steps_per_epoch
+        self.step, self.epochs_done, self.clock_s = 0, 0, 0.0
+        self.best: dict[str, float] = {}
+        torch.manual_seed(config.seed)
+        memory = torch.channels_last if config.channels_last else torch.contiguous_format
+        network = models.build(config.model, len(manifest.classes), manifest.image_size)
+        self.network = network.to(self.device, memory_format=memory)  # type: ignore[call-overload]
+        self.normalise = Normalise(manifest.mean, manifest.std).to(self.device)
+        self.optimizer = optimiser.build(config.optim, self.network)
+        self.ema = Ema(self.network, config.ema_decay) if config.ema_decay else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")  # type: ignore[attr-defined]
+        self.loss = Loss(config.loss)
+        self.counters = Counters(self.device)
+        self._forward: nn.Module = torch.compile(self.network) if config.compile else self.network  # type: ignore[assignment]
+        self._wrapped: DistributedDataParallel | None = None
+        self._bad_step = torch.full((), NEVER, dtype=torch.int64, device=self.device)
+        self._bad_step_host = torch.full((), NEVER, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+
+    def connect(self) -> None:
+        """Let gradients flow between the ranks. After ``init_from_data`` and ``restore``: rank 0's weights go to all."""
+        if self.place.world_size > 1:
+            ids = [self.device] if self.device.type == "cuda" else None
+            self._wrapped = DistributedDataParallel(self._forward, device_ids=ids, gradient_as_bucket_view=True)
+
+    def train_step(self, micro_batches: list[Batch]) -> None:
+        """One optimiser step over this rank's micro-batches. Nothing here waits for the device."""
+        lr = learning_rate(self.config, self.step, self.steps_per_epoch)
+        optimiser.set_lr(self.optimizer, lr)
+        torch.manual_seed(step_seed(self.config.seed, self.step, self.place.rank))  # dropout: a function of step and rank
+        self.network.train()
+        for i, batch in enumerate(micro_batches):
+            last = i == len(micro_batches) - 1
+            with contextlib.nullcontext() if last or self._wrapped is None else self._wrapped.no_sync():
+                self._micro_step(batch, len(micro_batches))
+        if self.config.optim.grad_clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optim.grad_clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.step)
+        self._bad_step_host.copy_(self._bad_step, non_blocking=True)
+        self.step += 1
+
+    def _micro_step(self, batch: Batch, count: int) -> None:
+        images, targets = mix(self.normalise(batch.images), batch.labels, self.config.loss, self.config.seed, self.step)
+        with self._autocast():
+            logits = (self._wrapped or self._forward)(self._laid_out(images))
+        loss = self.loss(logits, targets)
+        self.scaler.scale(loss / count).backward()
+        with torch.no_grad():
+            here = torch.where(loss.isfinite(), NEVER, self.step)
+            torch.minimum(self._bad_step, here, out=self._bad_step)
+            self.counters.add(loss * len(batch.labels), (logits.argmax(1) == targets.dominant).sum(), len(batch.labels))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits [b, classes] of uint8 images [b, S, S, 3], in evaluation mode."""
+        self.network.eval()
+        with self._autocast():
+            return self._forward(self._laid_out(self.normalise(images)))  # type: ignore[no-any-return]
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within the block every rank holds what a checkpoint of rank 0 would give: its buffers, the average if one is kept."""
+        with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
+            if dist.is_initialized():
+                for buffer in self.network.buffers():
+                    dist.broadcast(buffer, 0)
+            yield
+
+    def bad_flag(self, *, exact: bool = False) -> int:
+        """0, or when and where the loss was first not finite, for the vote. Unless ``exact`` a GPU's answer may be late."""
+        bad = int(self._bad_step if exact else self._bad_step_host)
+        return 0 if bad == NEVER else NEVER - bad * self.place.world_size - self.place.rank
+
+    def diverged(self, flag: int) -> Diverged:
+        step, rank = divmod(NEVER - flag, self.place.world_size)
+        return Diverged(f"the loss is not a finite number at step {step + 1} (epoch {step // self.steps_per_epoch + 1}) on rank {rank}: "
+                        "lower optim.lr, or set optim.grad_clip_norm, or schedule.warmup_epochs")
+
+    def state(self) -> State:
+        """All that resuming needs. Everything random is a function of the step, so no generator's state is among it.
+
+        Raises:
+            Diverged: a weight is not a finite number.
+        """
+        if not all(bool(p.isfinite().all()) for p in self.network.parameters()):
+            raise Diverged(f"a weight is not a finite number after step {self.step}: lower optim.lr, or set optim.grad_clip_norm")
+        return {"step": self.step, "epochs_done": self.epochs_done, "clock_s": self.clock_s, "best": self.best,
+                "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "ema": None if self.ema is None else self.ema.state_dict(), "scaler": self.scaler.state_dict(),
+                "counters": self.counters.state(), "world_size": self.place.world_size}
+
+    def restore(self, state: State) -> None:
+        """Go on from ``state``; the counters of the epoch under way return to rank 0 alone, which held them all."""
+        self.step, self.epochs_done = state["step"], state["epochs_done"]
+        self.clock_s, self.best = state["clock_s"], state["best"]
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.place.rank == 0:
+            self.counters.restore(state["counters"])
+
+    @property
+    def parameters(self) -> int:
+        return models.trainable_parameters(self.network)
+
+    def warm_up(self, batch: Batch) -> None:
+        """Compile for both modes before the clock starts, leaving the state as it was."""
+        kept = {k: v.clone() for k, v in self.network.state_dict().items()}
+        self.network.train()
+        with self._autocast():
+            logits = self._forward(self._laid_out(self.normalise(batch.images)))
+        self.loss(logits, batch.labels).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            self.logits(batch.images[:1].expand(self.config.eval_batch_size, -1, -1, -1))
+        self.network.load_state_dict(kept)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = AUTOCAST[self.config.precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return images if self.config.channels_last else images.contiguous()
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed of its own for each step and rank (the finaliser of splitmix64 over a linear mix of the three)."""
+    x = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return (x ^ x >> 31) % 2**63

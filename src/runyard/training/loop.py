@@ -1,0 +1,220 @@
+"""The training loop, to be read from top to bottom: build, go on from where the run stands, learn, evaluate, save."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from runyard.config import check_world
+from runyard.data import loaders, manifest
+from runyard.data.batch import Batch
+from runyard.errors import UserError
+from runyard.files import write_atomic
+from runyard.run import Run
+from runyard.tracking.recorder import Recorder
+from runyard.training import checkpoint, distributed, machine
+from runyard.training.distributed import Dist, Vote
+from runyard.training.learner import Learner
+from runyard.training.metrics import Predictions, evaluate
+from runyard.training.schedule import learning_rate
+
+INIT_IMAGES = 5000  # what a network that initialises itself from data is shown
+
+
+class Outcome(enum.StrEnum):
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"  # saved, and to be resumed
+
+
+def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
+    """Train ``run`` from its newest checkpoint, or from the start, until it is finished or ``should_stop`` says so.
+
+    Every rank calls this. ``should_stop`` is asked after each step; one rank's yes stops all of them at the same step, saved.
+
+    Raises:
+        UserError: data, model or ranks do not fit the configuration, or another process writes this run.
+        Diverged: the loss or a weight is not a finite number. The last checkpoint is from before that.
+    """
+    place = distributed.from_environment(os.environ)
+    lease = run.lease() if place.rank == 0 else None
+    record = Recorder(run, active=place.rank == 0)
+    try:
+        distributed.start(place, run.path / "slurm")
+        with contextlib.ExitStack() as open_parts:
+            outcome = Training(run, place, record, should_stop, open_parts).to_the_end()
+        record.event("stop", reason=str(outcome), message="")
+        record.close()
+        if place.rank == 0 and outcome is Outcome.FINISHED:
+            from runyard.report.page import write_report
+
+            write_report(run)
+        return outcome
+    except BaseException as error:
+        record.event("stop", reason="failed", message=str(error) or type(error).__name__, user_error=isinstance(error, UserError))
+        record.close(failed=True)
+        raise
+    finally:
+        distributed.stop()
+        if lease is not None:
+            lease.release()
+
+
+class Training:
+    """One start of a run on one rank, between a checkpoint (or nothing) and the next end."""
+
+    def __init__(self, run: Run, place: Dist, record: Recorder, should_stop: Callable[[], bool], parts: contextlib.ExitStack) -> None:
+        self.run, self.config, self.place, self.record, self.should_stop = run, run.config, place, record, should_stop
+        check_world(self.config, place.world_size)
+        self.folder = manifest.folder(self.config.data)
+        self.data = manifest.load(self.folder)
+        self._check_same_data()
+        shard = {"rank": place.rank, "world_size": place.world_size, "device": place.device}
+        self._shard: dict[str, Any] = shard
+        self.loader = parts.enter_context(contextlib.closing(loaders.train_loader(self.config, self.data, self.folder, **shard)))
+        self.saver = parts.enter_context(contextlib.closing(
+            checkpoint.Saver(run.checkpoints, self.config.checkpoint.keep_last, self.config.checkpoint.keep_best)))
+        self.learner = Learner(self.config, self.data, place, self.loader.steps)
+        self.total_steps = self.config.epochs * self.loader.steps
+        self.vote, self.saved_at = Vote(place), time.monotonic()
+        self.predictions: Predictions | None = None
+
+    def to_the_end(self) -> Outcome:
+        self._begin()
+        for epoch in range(self.learner.epochs_done, self.config.epochs):
+            if self._learn(epoch) is Outcome.INTERRUPTED:
+                return Outcome.INTERRUPTED
+            self._conclude(epoch)
+        self._finish()
+        return Outcome.FINISHED
+
+    def _begin(self) -> None:
+        """Go on from the newest valid checkpoint, or initialise; then connect the ranks."""
+        found = checkpoint.newest(self.run.checkpoints)
+        if found is not None:
+            self.learner.restore(found.load())
+        elif hasattr(self.learner.network, "init_from_data"):
+            images = loaders.sample_images(self.config, self.data, self.folder, "train",
+                                           np.arange(min(INIT_IMAGES, self.data.splits["train"].samples)))
+            with torch.no_grad():
+                self.learner.network.init_from_data(self.learner.normalise(torch.from_numpy(images).to(self.place.device)))
+        self.learner.connect()
+        if self.config.compile:
+            self._warm_up()
+        facts = machine.facts(self.run, self.learner, found.path.name if found else None)
+        self.record.event("start", **facts)
+        self.record.open_wandb(facts)
+
+    def _learn(self, epoch: int) -> Outcome | None:
+        """The rest of ``epoch``, from the step the learner stands at. Saves and stops where all ranks agree to."""
+        learner, every_s = self.learner, self.config.checkpoint.every_s
+        self.epoch_began, self.wait_began = time.monotonic(), self.loader.wait_s
+        self.first_step = learner.step
+        for micro_batches in self.loader.epoch(epoch, learner.step - epoch * self.loader.steps):
+            learner.train_step(micro_batches)
+            self._show_progress(epoch)
+            due = every_s is not None and self.place.rank == 0 and time.monotonic() - self.saved_at > every_s
+            stop, save, bad = self.vote.exchange([int(self.should_stop()), int(due), learner.bad_flag()])
+            if bad:
+                raise learner.diverged(bad)
+            if stop or save:
+                self._save(score=None, wait=bool(stop))
+            if stop:
+                return Outcome.INTERRUPTED
+        if bad := self.vote.now([0, 0, learner.bad_flag(exact=True)])[2]:
+            raise learner.diverged(bad)
+        return None
+
+    def _conclude(self, epoch: int) -> None:
+        """Measure the epoch over all ranks, write it down, and save where the settings say."""
+        learner, every = self.learner, self.config.evaluate_every_epochs
+        train_s, wait_s = time.monotonic() - self.epoch_began, self.loader.wait_s - self.wait_began
+        train_loss, train_top1 = learner.counters.mean()
+        learner.counters.reset()
+        last = epoch + 1 == self.config.epochs
+        evaluated = self._evaluate() if last or (epoch + 1) % every == 0 else {}
+        score = evaluated.get("val_top1", evaluated.get("test_top1"))
+        learner.clock_s += time.monotonic() - self.epoch_began
+        self.epoch_began = time.monotonic()
+        learner.epochs_done = epoch + 1
+        images = (learner.step - self.first_step) * self.config.batch_size
+        self.record.event(
+            "epoch", epoch=epoch + 1, step=learner.step, train_loss=train_loss, train_top1=train_top1,
+            **{f"{s}_{m}": evaluated.get(f"{s}_{m}") for s in ("test", "val") for m in ("loss", "top1")},
+            lr=learning_rate(self.config, learner.step - 1, self.loader.steps), images_per_s=images / train_s,
+            data_wait_pct=100 * wait_s / train_s, train_s=train_s, eval_s=evaluated.get("seconds", 0.0),
+            peak_memory_mb=machine.peak_memory_mb(self.place.device), clock_s=learner.clock_s)
+        best = score is not None and score > learner.best.get("top1", -1.0)
+        if best:
+            learner.best = {"top1": score, "epoch": epoch + 1}
+        every_epochs = self.config.checkpoint.every_epochs
+        if last or (best and self.config.checkpoint.keep_best) or (every_epochs and (epoch + 1) % every_epochs == 0):
+            self._save(score, wait=last)
+
+    def _finish(self) -> None:
+        """The confusion matrix and every prediction over the test set, from the weights that were saved last."""
+        if self.predictions is None:  # resumed after the last epoch was saved
+            self._evaluate()
+        if self.place.rank == 0 and self.predictions is not None:
+            p, learner = self.predictions, self.learner
+            np.savez(self.run.path / "predictions.npz", index=p.index, label=p.label, predicted=p.predicted, confidence=p.confidence)
+            self.record.event("final", split="test", top1=float((p.predicted == p.label).mean()), loss=p.loss, top1_best=learner.best["top1"],
+                              best_epoch=learner.best["epoch"], confusion=p.confusion(len(self.data.classes)), classes=list(self.data.classes),
+                              clock_s=learner.clock_s, parameters=learner.parameters)
+
+    def _evaluate(self) -> dict[str, float]:
+        """Loss and top-1 on the held-out part, if there is one, and on the test set; keeps the latter's predictions."""
+        began, out = time.monotonic(), {}
+        with self.learner.evaluating():
+            for split, short in (("validation", "val"), ("test", "test")):
+                if split in self.data.splits:
+                    batches = loaders.evaluation_batches(self.config, self.data, self.folder, split, **self._shard)
+                    self.predictions = evaluate(self.learner.logits, batches, self.place.device, self.config.loss.label_smoothing)
+                    out |= {f"{short}_loss": self.predictions.loss, f"{short}_top1": self.predictions.top1}
+        return out | {"seconds": time.monotonic() - began}
+
+    def _save(self, score: float | None, *, wait: bool) -> None:
+        """Save on rank 0. A collective call: the counters of an epoch under way meet there."""
+        learner, began = self.learner, time.monotonic()
+        learner.counters.gather()
+        learner.clock_s += began - self.epoch_began
+        if self.place.rank == 0:
+            self.saver.save(learner.state(), learner.step, score, wait=wait)
+            self.record.event("checkpoint", step=learner.step, name=f"step_{learner.step:08d}", seconds=time.monotonic() - began)
+        learner.clock_s -= began - self.epoch_began
+        self.saved_at = time.monotonic()
+
+    def _show_progress(self, epoch: int) -> None:
+        learner, seconds = self.learner, time.monotonic() - self.epoch_began
+        pace = (learner.step - self.first_step) * self.config.batch_size / max(seconds, 1e-6)
+        eta_s = (self.total_steps - learner.step) * self.config.batch_size / max(pace, 1e-6)
+        self.record.progress(epoch=epoch + 1, epochs=self.config.epochs, step=learner.step, steps=self.total_steps,
+                             images_per_s=pace, eta_s=eta_s, clock_s=learner.clock_s + seconds)
+
+    def _check_same_data(self) -> None:
+        """A run goes on only with the data it began with; rank 0 notes which that is."""
+        noted, now = self.run.path / "data.json", manifest.to_dict(self.data)
+        if noted.exists():
+            then = json.loads(noted.read_text())
+            changed = [s for s, part in then["splits"].items() if now["splits"].get(s, {}).get("beton_sha256") != part["beton_sha256"]]
+            if changed:
+                raise UserError(f"{self.folder}: {', '.join(changed)} changed since run {self.run.id} began (other sha256): "
+                                "restore the data set it began with, or start a new run")
+        elif self.place.rank == 0:
+            write_atomic(noted, json.dumps(now))
+
+    def _warm_up(self) -> None:
+        size, share = self.data.image_size, self.config.batch_size // self.place.world_size // self.config.accumulate
+        dummy = torch.zeros((share, size, size, 3), dtype=torch.uint8, device=self.place.device)
+        labels = torch.zeros(share, dtype=torch.int64, device=self.place.device)
+        self.learner.warm_up(Batch(dummy, labels, labels))
+        if dist.is_initialized():
+            dist.barrier()
