@@ -1,0 +1,85 @@
+"""loader=torch: PyTorch's DataLoader with worker processes over plain arrays, the baseline and the fallback."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from runyard.data.arrays import ArraySource
+from runyard.data.augment import draws, kernels
+from runyard.data.batch import Batch
+from runyard.data.order import Indices
+
+Job = tuple[int, Indices]  # epoch, samples of one micro-batch
+# What SLURM and a terminal send to every process of a step. Only the training process acts on them: it closes its workers.
+JOB_SIGNALS = {signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT}
+
+
+class Processes:
+    """A ``Maker`` whose batches come from ``workers`` processes that live as long as it does."""
+
+    on_device = False
+
+    def __init__(self, images: Path, labels: Path, identity: str, seed: int, settings: draws.Settings, workers: int) -> None:
+        self._jobs = _Jobs()
+        # a server process forks the workers: this process has threads, which do not survive a fork
+        self._loader: DataLoader[Batch] = DataLoader(
+            _MicroBatches(images, labels, seed, settings), sampler=self._jobs, batch_size=None, num_workers=workers,
+            worker_init_fn=_ignore_signals, persistent_workers=True, multiprocessing_context="forkserver")
+
+    def batches(self, epoch: int, shares: Iterable[Indices]) -> Iterator[Batch]:
+        self._jobs.current = [(epoch, share) for share in shares]
+        # blocked signals stay blocked in children from their first instruction on, before they can ignore them
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
+        try:
+            batches = iter(self._loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield from batches
+
+    def close(self) -> None:
+        workers = getattr(self._loader, "_iterator", None)
+        if workers is not None:
+            workers._shutdown_workers()
+            self._loader._iterator = None
+
+
+class _Jobs(Sampler[Job]):
+    """What the DataLoader hands to its workers: set anew for each epoch."""
+
+    def __init__(self) -> None:
+        self.current: list[Job] = []
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self.current)
+
+    def __len__(self) -> int:
+        return len(self.current)
+
+
+class _MicroBatches(Dataset[Batch]):
+    """In a worker: one job to one augmented micro-batch."""
+
+    def __init__(self, images: Path, labels: Path, seed: int, settings: draws.Settings) -> None:
+        self._files, self._seed, self._settings = (images, labels), seed, settings
+        self._source: ArraySource | None = None
+
+    def __getitem__(self, job: Job) -> Batch:
+        if self._source is None:  # mapped once per process, the pages shared by all of them
+            self._source = ArraySource(*self._files, in_memory=False)
+        epoch, samples = job
+        source, size = self._source, self._source.size
+        out = np.empty((len(samples), size, size, 3), np.uint8)
+        kernels.augment(*source.read(samples), samples, self._seed, epoch, self._settings, out)
+        return Batch(torch.from_numpy(out), torch.from_numpy(source.labels[samples]), torch.from_numpy(samples))
+
+
+def _ignore_signals(_: int) -> None:
+    for number in JOB_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, JOB_SIGNALS)
