@@ -36,8 +36,8 @@ def build(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
     network: nn.Module = module.build(read(module.Options, config.options, "model."), num_classes, image_size)
     count = trainable_parameters(network)
     if config.max_parameters is not None and count > config.max_parameters:
-        raise UserError(f"model.name={config.name} has {count:,} trainable parameters, and model.max_parameters={config.max_parameters:,}: "
-                        "make the network smaller, or raise model.max_parameters")
+        raise UserError(f"model.name={config.name} has {count:,} trainable parameters, and model.max_parameters="
+                        f"{config.max_parameters:,}: make the network smaller, or raise model.max_parameters")
     return network
 
 

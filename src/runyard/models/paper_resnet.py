@@ -29,7 +29,7 @@ class Options:
 
 
 class Block(nn.Module):
-    """conv3x3, norm, ReLU, conv3x3, norm; plus the shortcut; ReLU. [b, inputs, H, W] to [b, width, H/stride, W/stride]."""
+    """conv3x3, norm, ReLU, conv3x3, norm; plus the shortcut; ReLU. [b, inputs, H, W] to [b, width, H/s, W/s]."""
 
     def __init__(self, inputs: int, width: int, stride: int, shortcut_kernel: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Conv2d:
 def build(options: Options, num_classes: int, image_size: int) -> nn.Module:
     """The network, for images of any size."""
     if not options.widths or len(options.widths) != len(options.blocks):
-        raise UserError(f"model.widths={options.widths}, model.blocks={options.blocks}: expected one number in each for every stage")
+        raise UserError(f"model.widths={options.widths}, model.blocks={options.blocks}: expected lists of one length")
     for name, values in (("widths", options.widths), ("blocks", options.blocks)):
         if min(values) < 1:
             raise UserError(f"model.{name}={values}: expected whole numbers of at least 1")

@@ -43,7 +43,7 @@ class Ema:
         torch._foreach_copy_(self._average, kept)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages under the network's own names (not copied): ``network.load_state_dict(state, strict=False)`` reads them."""
+        """The averages by the network's names, no copies; ``network.load_state_dict(state, strict=False)`` reads it."""
         return dict(zip(self._names, self._average, strict=True))
 
     @torch.no_grad()
@@ -54,6 +54,7 @@ class Ema:
             ValueError: they belong to another network.
         """
         if set(state) != set(self._names):
-            raise ValueError(f"averages of another network: {sorted(set(state) ^ set(self._names))[:3]} are in one of the two only")
+            strangers = sorted(set(state) ^ set(self._names))
+            raise ValueError(f"averages of another network: only one of the two has {', '.join(strangers[:3])}")
         for name, average in zip(self._names, self._average, strict=True):
             average.copy_(state[name])

@@ -1,0 +1,85 @@
+"""Any classifier of torchvision by name, without pretrained weights: ``model.arch=resnet18``."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from runyard.config import setting
+from runyard.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may stand beside ``model.name``."""
+
+    arch: str = setting("torchvision's name of the network")
+    stem: Literal["imagenet", "small"] = setting("torchvision's own first layers, or a 3x3 of stride 1 and no pooling")
+
+
+def build(options: Options, num_classes: int, image_size: int) -> nn.Module:
+    """The network, tried once on an empty image.
+
+    Raises:
+        UserError: no such network, a stem it has not, or an image size it cannot take.
+    """
+    models = _torchvision_models()
+    known = models.list_models(module=models)
+    if options.arch not in known:
+        near = difflib.get_close_matches(options.arch, known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"as {', '.join(known[:4])}"
+        raise UserError(f"model.arch={options.arch}: torchvision {_version()} has no such classifier; {hint}")
+    network = _made(models, options, num_classes, image_size)
+    if options.stem == "small":
+        if not isinstance(network, models.ResNet):
+            raise UserError(f"model.stem=small: defined for resnet, resnext and wide_resnet, not for "
+                            f"model.arch={options.arch}; use model.stem=imagenet")
+        network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's others
+        network.maxpool = nn.Identity()
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise _unfit(options, image_size, error) from None
+    return network.train()
+
+
+def _made(models: Any, options: Options, num_classes: int, image_size: int) -> nn.Module:
+    extra: dict[str, Any] = {}
+    if options.arch.startswith("vit_"):
+        extra["image_size"] = image_size
+    elif options.arch.startswith("maxvit"):
+        extra["input_size"] = (image_size, image_size)
+    elif options.arch in ("googlenet", "inception_v3"):
+        extra.update(aux_logits=False, init_weights=True)  # one output, as every other network
+    try:
+        network: nn.Module = models.get_model(options.arch, weights=None, num_classes=num_classes, **extra)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise _unfit(options, image_size, error) from None
+    return network
+
+
+def _unfit(options: Options, image_size: int, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:160]
+    return UserError(f"model.arch={options.arch} cannot take data.image_size={image_size} ({reason}): use larger "
+                     "images, or another model.arch")
+
+
+def _torchvision_models() -> Any:
+    try:
+        import torchvision.models
+    except (ImportError, RuntimeError) as error:  # RuntimeError: made for another torch, "nms does not exist"
+        raise UserError(f"model.name=torchvision: torchvision cannot be imported ({error}): "
+                        f"install the one made for torch {torch.__version__}") from None
+    return torchvision.models
+
+
+def _version() -> str:
+    import torchvision
+
+    return str(torchvision.__version__)
