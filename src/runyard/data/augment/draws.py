@@ -1,8 +1,7 @@
 """Which random word decides what: the one place, for the compiled kernels and for the tensor form alike.
 
 Every draw of an image is a pure function of (seed, epoch, sample): a Philox word, counted by (sample, epoch, block) and keyed
-by the seed. The functions here are plain arithmetic: numba compiles them for scalars, and torch and numpy run them on int64
-arrays, so that the forms cannot drift apart.
+by the seed. Numba compiles these functions into the kernels; the tensor form gets its draws from them too.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Settings(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """What happens to an image; scalars in the kernels, arrays [n] in the tensor form."""
+    """What happens to an image; scalars in the kernels, tensors [n] in the tensor form."""
 
     flip: Any  # 0 or 1
     crop_y: Any  # offset of the crop in the padded image, px, 0 .. 2 * padding
@@ -67,8 +66,8 @@ def settings(augment: AugmentConfig, image_size: int, mean: tuple[float, float, 
 
 
 @register_jitable
-def draws(seed, epoch, sample, s):  # type: ignore[no-untyped-def]  # one body for scalars and arrays
-    """``Draws`` for ``sample`` (or samples) in ``epoch``, both from 0, under ``Settings`` s.
+def draws(seed, epoch, sample, s):  # type: ignore[no-untyped-def]
+    """``Draws`` for ``sample`` in ``epoch``, both from 0, under ``Settings`` s.
 
     A flip that alternates is drawn as in epoch 0 and turned over in each odd epoch (K. Jordan, "94% on CIFAR-10 in 3.29
     seconds", 2024). Cutout's centre is uniform over the image, so the square may be clipped (DeVries and Taylor, 2017).

@@ -69,6 +69,18 @@ def augment(images, rows, samples, seed, epoch, s: Settings, out):  # type: igno
 
 
 @compiled
+def draw_all(samples, seed, epoch, s: Settings):  # type: ignore[no-untyped-def]
+    """The ``Draws`` of each of ``samples`` as float64 [fields of Draws, b]."""
+    table = np.empty((11, len(samples)), np.float64)
+    for i in range(len(samples)):
+        d = draws(seed, epoch, samples[i], s)
+        table[0, i], table[1, i], table[2, i], table[3, i] = d.flip, d.crop_y, d.crop_x, d.angle
+        table[4, i], table[5, i], table[6, i], table[7, i] = d.brightness, d.contrast, d.saturation, d.hue
+        table[8, i], table[9, i], table[10, i] = d.order, d.cutout_y, d.cutout_x
+    return table
+
+
+@compiled
 def pack(source, packed, pixels):  # type: ignore[no-untyped-def]
     for p in range(pixels):
         packed[p] = np.uint32(source[3 * p]) | np.uint32(source[3 * p + 1]) << 8 | np.uint32(source[3 * p + 2]) << 16
