@@ -184,7 +184,8 @@ def test_a_network_with_a_second_head_gives_logits_alone() -> None:
 
 def test_the_papers_network_costs_1_17_billion_multiply_adds() -> None:
     found = summary.summarise(make("paper_resnet"), 32)
-    assert (found["parameters"], round(found["multiply_adds"] / 1e9, 2), round(found["train_gflop"], 1)) == (4_693_962, 1.17, 7.0)
+    assert found["parameters"] == 4_693_962
+    assert (round(found["multiply_adds"] / 1e9, 2), round(found["train_gflop"], 1)) == (1.17, 7.0)
 
 
 def test_multiply_adds_are_those_counted_by_hand() -> None:
@@ -195,7 +196,10 @@ def test_multiply_adds_are_those_counted_by_hand() -> None:
     assert found["multiply_adds"] == sum(by_hand.values())
 
 
-@pytest.mark.parametrize(("arch", "parameters", "giga"), [("resnet50", 25_557_032, 4.09), ("vit_b_32", 88_224_232, 4.41)])
+PUBLISHED = [("resnet50", 25_557_032, 4.09), ("vit_b_32", 88_224_232, 4.41)]  # torchvision's own figures
+
+
+@pytest.mark.parametrize(("arch", "parameters", "giga"), PUBLISHED)
 def test_totals_are_torchvisions_own(arch: str, parameters: int, giga: float) -> None:
     torch.manual_seed(0)
     network = models.build(ModelConfig("torchvision", None, {"arch": arch, "stem": "imagenet"}), 1000, 224)
