@@ -1,0 +1,162 @@
+"""Read pickled dicts of numpy arrays without running any code from the file.
+
+Nothing is imported for the file: each of the few names it may use stands for a function here, which builds plain
+arrays of numbers or text. So neither a foreign callable nor a forged array or dtype state reaches numpy.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from runyard.errors import UserError
+
+
+def load(path_or_file: str | Path | BinaryIO, name: str | None = None) -> Any:
+    """The object in a pickle that holds dicts, lists, tuples, sets, numbers, text, bytes and numpy arrays.
+
+    Text that Python 2 wrote comes as bytes, dict keys included (``data[b"labels"]``).
+
+    Args:
+        path_or_file: A path, or a binary file open for reading.
+        name: What to call the file in messages; by default its path.
+
+    Raises:
+        UserError: unreadable, no pickle, damaged, or it asks for anything but the above (which is named).
+    """
+    if name is None:
+        name = str(getattr(path_or_file, "name", "the file") if hasattr(path_or_file, "read") else path_or_file)
+    try:
+        if isinstance(path_or_file, (str, Path)):
+            path_or_file = io.BytesIO(Path(path_or_file).read_bytes())
+        return _settle(_Reader(path_or_file, name).load())
+    except OSError as error:
+        raise UserError(f"{name}: cannot read it ({error.strerror}); expected a pickle of arrays") from None
+    except MemoryError:
+        raise UserError(f"{name}: asks for more memory than there is; expected a pickle of arrays") from None
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
+            OverflowError, RecursionError, ImportError, struct.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{name}: damaged, or no pickle of arrays ({reason}); get the file anew") from None
+
+
+class _Reader(pickle.Unpickler):
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        super().__init__(file, encoding="bytes")
+        self._name = name
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy.core", "numpy._core").replace("__builtin__", "builtins")
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise UserError(f"{self._name}: asks for {module}.{name}, which could run code; expected a pickle of numpy "
+                            "arrays, lists, dicts, numbers and text only; save it as .npz instead") from None
+
+
+class _Dtype:
+    """Stands in for numpy.dtype: numbers, booleans and text only."""
+
+    def __init__(self, code: str | bytes, *_: Any) -> None:
+        code = code.decode("ascii") if isinstance(code, bytes) else code
+        if not re.fullmatch(r"[<>|=]?(b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,6})", code):
+            raise ValueError(f"an array of dtype {code!r}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
+        if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
+            raise ValueError("an array with structured elements")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array:
+    """Stands in for an array between its making and its state."""
+
+    def __init__(self, *_: Any) -> None:
+        self.array: np.ndarray | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _version, shape, dtype, fortran, content = state
+        if isinstance(content, str):
+            content = content.encode("latin-1")
+        self.array = _from_buffer(content, dtype, shape, "F" if fortran else "C")
+
+
+def _from_buffer(content: Any, dtype: Any, shape: tuple[int, ...], order: Any) -> np.ndarray:
+    order = order.decode("ascii") if isinstance(order, bytes) else order
+    if not isinstance(dtype, _Dtype) or not isinstance(content, (bytes, bytearray)):
+        raise ValueError("an array of Python objects")
+    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape) or order not in ("C", "F"):
+        raise ValueError("an array without a proper shape")
+    return np.frombuffer(bytes(content), dtype.dtype).reshape(shape, order=order).copy(order="C")
+
+
+def _scalar(dtype: Any, content: Any) -> Any:
+    if isinstance(content, str):
+        content = content.encode("latin-1")
+    return _from_buffer(content, dtype, (1,), "C")[0]
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1", b"latin1", b"latin-1"):
+        raise ValueError("text in an unknown encoding")
+    return text.encode("latin-1")
+
+
+def _settle(value: Any) -> Any:
+    """The same value with arrays in place of their stand-ins."""
+    if isinstance(value, _Array):
+        if value.array is None:
+            raise ValueError("an array without content")
+        return value.array
+    if isinstance(value, dict):
+        return {key: _settle(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_settle(item) for item in value)
+    if isinstance(value, _Dtype):
+        return value.dtype
+    if isinstance(value, _Maker):
+        raise ValueError("a name without a value")
+    return value
+
+
+def _bytes(*content: Any) -> bytes:
+    if content and not isinstance(content[0], (bytes, bytearray, list)):
+        raise ValueError("bytes that are none")
+    return bytes(*content)
+
+
+def _bytearray(*content: Any) -> bytearray:
+    return bytearray(_encode(*content) if content and isinstance(content[0], str) else _bytes(*content))
+
+
+class _Maker:
+    """A function the file may call; the file can set nothing on it."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("a change to what reads it")
+
+
+_ALLOWED = {key: _Maker(make) for key, make in {
+    ("numpy", "ndarray"): tuple, ("numpy", "dtype"): _Dtype,  # ndarray only marks what _reconstruct is to make
+    ("numpy._core.multiarray", "_reconstruct"): _Array, ("numpy._core.multiarray", "scalar"): _scalar,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer, ("_codecs", "encode"): _encode,
+    ("builtins", "set"): set, ("builtins", "frozenset"): frozenset, ("builtins", "complex"): complex,
+    ("builtins", "bytes"): _bytes, ("builtins", "bytearray"): _bytearray,
+}.items()}
