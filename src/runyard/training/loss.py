@@ -58,7 +58,7 @@ def mix(images: Tensor, labels: Tensor, config: LossConfig, seed: int, step: int
 
 
 def box(rng: np.random.Generator, weight: float, height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, bottom, left, right of a box around a uniform centre: ``1 - weight`` of the image, less what lies outside."""
+    """Top, bottom, left, right of a box with a uniform centre: ``1 - weight`` of the image, less what lies outside."""
     side = math.sqrt(1 - weight)
     y, x = rng.random(2) * (height, width)
     edges = [round(float(np.clip(centre + sign * side * size / 2, 0, size)))
