@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from typing import Any
 
@@ -12,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from runyard.run import Run
 from runyard.tracking import journal
+from runyard.tracking.words import clock, say
 
 POLL_S = 0.5
 DEAD_AFTER_POLLS = 20  # a journal may reach a shared disk some seconds after its writer ended
@@ -56,7 +59,7 @@ class Attached:
         rows, _ = journal.read(self._run.journal_path)
         for row in rows[self._seen:]:
             self.last = row
-            if (line := say(row, self._run)) is not None:
+            if (line := say(row, self._run.config.epochs)) is not None:
                 self._console.print(line, highlight=False)
         self._seen = max(self._seen, len(rows))
         try:
@@ -64,43 +67,14 @@ class Attached:
         except (OSError, ValueError):
             return
         self._bar.update(self._task, total=now["steps"], completed=now["step"], where=f"epoch {now['epoch']}/{now['epochs']}",
-                         pace=f"{now['images_per_s']:,.0f} images/s, {_clock(now['eta_s'])} left")
-
-
-def say(row: dict[str, Any], run: Run) -> str | None:
-    """One plain line for a journal row that a person wants to see; None for the others."""
-    match row["event"]:
-        case "start":
-            begun = f"resuming at step {row['step']}" if row["resumed_from"] else "training"
-            kind = f"{row['world_size']} x {row['device_name']}" if row["device"] == "cuda" else f"{row['world_size']} ranks on {row['device_name']}"
-            return f"{begun}: {row['parameters']:,} parameters, {row['precision']}, {kind}"
-        case "epoch":
-            top1 = {"val": row["val_top1"], "test": row["test_top1"]}
-            shown = "".join(f"  {k} {v:.2%}" for k, v in top1.items() if v is not None)
-            loss = f" / {row['test_loss']:.4f} test" if row["test_loss"] is not None else ""
-            return (f"epoch {row['epoch']:>{len(str(run.config.epochs))}}/{run.config.epochs}{shown}  loss {row['train_loss']:.4f} train{loss}  "
-                    f"lr {row['lr']:.2e}  {row['images_per_s']:,.0f} images/s  waiting for data {row['data_wait_pct']:.0f} %  {_clock(row['clock_s'])}")
-        case "final":
-            return f"final test top-1 {row['top1']:.2%} (best {row['top1_best']:.2%} in epoch {row['best_epoch']}), trained in {_clock(row['clock_s'])}"
-        case "warning":
-            return f"warning: {row['message']}"
-    return None
+                         pace=f"{now['images_per_s']:,.0f} images/s, {clock(now['eta_s'])} left")
 
 
 def stop(job: submitit.Job[str]) -> None:
     """Ask a local job to save and stop."""
-    import os
-    import signal
-
     os.kill(int(job.job_id), signal.SIGTERM)
 
 
 def _died(job: submitit.Job[str]) -> dict[str, Any]:
     errors = (job.stderr() or "").strip().splitlines()
     return {"event": "stop", "reason": "failed", "message": errors[-1] if errors else f"job {job.job_id} ended without a word; see {job.paths.stderr}"}
-
-
-def _clock(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

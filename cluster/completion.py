@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import typing
+from pathlib import Path
+
 from cluster.compose import groups
 from runyard import config as schema
 
@@ -11,7 +14,7 @@ OF_A_RUN = {"resume", "train", "report", "predict"}
 BASH = """_runyard() {
   local IFS=$'\\n' cur line=${COMP_LINE:0:COMP_POINT}
   cur=${line##* }
-  COMPREPLY=($(runyard completion bash --words $(printf '%s\\n' $(IFS=' '; echo ${line#* }) "$cur")))
+  COMPREPLY=($(runyard completion bash --line "$line"))
   [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *= ]] && compopt -o nospace
   [[ $cur == *=* ]] && COMPREPLY=("${COMPREPLY[@]#*=}")
 }
@@ -24,10 +27,11 @@ def script(shell: str) -> str:
     return BASH if shell == "bash" else f"autoload -U +X bashcompinit && bashcompinit\n{BASH}"
 
 
-def answer(words: list[str]) -> list[str]:
-    """The completions of the last of ``words``, which begin with the verb and may end in an empty one."""
+def answer(line: str) -> list[str]:
+    """The completions of the last word of ``line``, a command line that begins with ``runyard`` and may end in a space."""
+    _, *words = line.split(" ")
     current = words[-1] if words else ""
-    if len(words) <= 2 and (len(words) < 2 or words[0] == current) and current not in VERBS:
+    if len(words) < 2:
         return [v for v in VERBS if v.startswith(current)]
     if words[0] in OF_A_RUN:
         return [i for i in ["@last", *_run_ids()] if i.startswith(current)]
@@ -40,8 +44,6 @@ def answer(words: list[str]) -> list[str]:
 
 
 def _values(name: str) -> list[str]:
-    import typing
-
     cls: type = schema.Config
     *path, leaf = name.split(".")
     for part in path:
@@ -53,6 +55,4 @@ def _values(name: str) -> list[str]:
 
 
 def _run_ids() -> list[str]:
-    from pathlib import Path
-
     return sorted((p.parent.name for p in Path("runs").glob("[!.]*/run.json")), reverse=True)[:50]

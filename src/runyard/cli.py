@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
 
     p = verb("completion", completion, "print the shell's completion script", 'eval "$(runyard completion bash)"')
     p.add_argument("shell", choices=["bash", "zsh"])
-    p.add_argument("--words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    p.add_argument("--line", help=argparse.SUPPRESS)
     return top
 
 
@@ -216,7 +216,7 @@ def settings(args: argparse.Namespace) -> None:
 def completion(args: argparse.Namespace) -> None:
     from cluster.completion import answer, script
 
-    print(script(args.shell) if args.words is None else "\n".join(answer(args.words)))
+    print(script(args.shell) if args.line is None else "\n".join(answer(args.line)))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from runyard.files import sync_folder
+
 Row = dict[str, Any]
 
 
@@ -40,7 +42,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         if new:
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
 
 
 def read(path: Path) -> tuple[list[Row], int]:
@@ -92,11 +94,3 @@ def _ends_mid_line(file: Any) -> bool:
         return False
     file.seek(-1, os.SEEK_END)
     return bool(file.read(1) != b"\n")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,6 +10,7 @@ from typing import Any
 
 from runyard.run import Run
 from runyard.tracking.journal import Journal, Row
+from runyard.tracking.words import say
 
 PROGRESS_EVERY_S = 0.5
 
@@ -31,17 +32,17 @@ class Recorder:
             self._wandb = WandbRun.begin(self._run, facts, self.warning)
 
     def event(self, event: str, **fields: Any) -> None:
-        """One line in the journal, and its copy in W&B."""
+        """One line in the journal, in the log, and in W&B."""
         if self._active:
             self._journal.write(event, **fields)
+            if (line := say({"event": event, **fields}, self._run.config.epochs)) is not None:
+                print(line, flush=True)
             if self._wandb is not None:
                 self._wandb.log(event, fields)
 
     def warning(self, message: str) -> None:
         """Something worth a person's eye that does not stop the run."""
-        if self._active:
-            self._journal.write("warning", message=message)
-            print(f"warning: {message}", flush=True)
+        self.event("warning", message=message)
 
     def progress(self, **fields: Any) -> None:
         """Where the run stands, for whoever watches; at most twice a second, replaced rather than appended."""

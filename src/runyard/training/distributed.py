@@ -94,6 +94,7 @@ def start(place: Dist, meeting_folder: Path) -> None:
     Raises:
         UserError: ranks are missing after two minutes; the message names them.
     """
+    os.environ.setdefault("LOCAL_WORLD_SIZE", str(place.local_world_size))  # the loader counts its CPUs by it
     torch.set_num_threads(place.threads)
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
