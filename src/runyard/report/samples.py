@@ -1,0 +1,120 @@
+"""The most confused pairs of classes, with the test images that were mistaken."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runyard.data import manifest
+from runyard.errors import UserError
+from runyard.report.facts import Facts
+
+LARGEST_PX = 96  # an image on the page; larger ones are made smaller
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One mistaken test image: its place in the test set, how sure the network was, and its PNG."""
+
+    index: int
+    confidence: float
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Pair:
+    """``count`` images of class ``true`` that were taken for ``predicted``."""
+
+    true: int
+    predicted: int
+    count: int
+    samples: list[Sample]
+
+
+def confused_pairs(facts: Facts, most: int = 8, samples_each: int = 6) -> tuple[list[Pair], str]:
+    """The pairs with the most mistakes, the surest mistakes first, and why they have no images ("" when they have)."""
+    if facts.confusion is None:
+        return [], ""
+    mistakes = facts.confusion * (1 - np.eye(len(facts.confusion), dtype=np.int64))
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:most]
+    places = [divmod(int(place), len(mistakes)) for place in order]
+    counted = [(true, predicted, int(mistakes[true, predicted])) for true, predicted in places]
+    counted = [pair for pair in counted if pair[2]]
+    try:
+        predictions, images = _predictions(facts), _images(facts)
+        _agree(predictions, images, facts)
+    except UserError as error:
+        return [Pair(*pair, []) for pair in counted], str(error)
+    pairs = []
+    for true, predicted, count in counted:
+        rows = np.flatnonzero((predictions["label"] == true) & (predictions["predicted"] == predicted))
+        rows = rows[np.argsort(-predictions["confidence"][rows], kind="stable")][:samples_each]
+        samples = [Sample(index := int(predictions["index"][row]), float(predictions["confidence"][row]), png(images[index]))
+                   for row in rows]
+        pairs.append(Pair(true, predicted, count, samples))
+    return pairs, ""
+
+
+def png(image: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] as a PNG, not larger than ``LARGEST_PX``."""
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture.thumbnail((LARGEST_PX, LARGEST_PX))
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def _predictions(facts: Facts) -> dict[str, np.ndarray]:
+    """The run's predictions over the test set: index, label, predicted int64 [N], confidence float32 [N]."""
+    path = facts.run.path / "predictions.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {key: file[key] for key in ("index", "label", "predicted", "confidence")}
+    except FileNotFoundError:
+        raise UserError("the run left no predictions.npz") from None
+    except Exception as error:  # zipfile, zlib and numpy each have their own words for a damaged file
+        raise UserError(f"predictions.npz cannot be read ({error})") from None
+    if len({array.shape for array in found.values()}) != 1 or found["index"].ndim != 1:
+        raise UserError("predictions.npz is damaged: its arrays differ in length")
+    return found
+
+
+def _images(facts: Facts) -> np.ndarray:
+    """The prepared test images uint8 [N, S, S, 3], read where they lie, and only if the labels beside them are the run's."""
+    folder = manifest.folder(facts.run.config.data)
+    try:
+        values = json.loads((facts.run.path / "data.json").read_text())
+    except (OSError, ValueError):
+        raise UserError("the run's data.json is missing or damaged") from None
+    split = manifest.from_dict(values, "data.json").splits["test"]
+    if split.images is None:
+        raise UserError("the data set was prepared without plain arrays (data.arrays=false)")
+    images = _array(folder / split.images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise UserError(f"{folder / split.images} holds no images")
+    return images
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        raise UserError(f"the prepared images are no longer at {path}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+
+
+def _agree(predictions: dict[str, np.ndarray], images: np.ndarray, facts: Facts) -> None:
+    """Refuse to show images that are not those the run was tested on."""
+    labels_path = manifest.folder(facts.run.config.data) / "test_labels.npy"
+    index = predictions["index"]
+    labels = _array(labels_path)
+    fits = len(index) and 0 <= index.min() <= index.max() < len(images) == len(labels)
+    if not fits or not np.array_equal(labels[index], predictions["label"]):
+        raise UserError(f"the images in {labels_path.parent} are no longer those the run was tested on")
