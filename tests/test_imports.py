@@ -90,7 +90,8 @@ def test_the_training_program_imports_no_launcher_outside_its_command_line() -> 
 
 
 def test_a_launcher_imported_deep_inside_the_training_program_is_found() -> None:
-    planted = sources() | {"runyard.training.planted": "def late():\n    if True:\n        from cluster import submit\n"}
+    late = "def late():\n    if True:\n        from cluster import submit\n"
+    planted = sources() | {"runyard.training.planted": late}
     assert launchers(planted) == ["runyard.training.planted imports cluster"]
 
 
@@ -100,7 +101,8 @@ def test_the_login_nodes_package_imports_nothing_heavy_with_its_modules() -> Non
 
 @pytest.mark.parametrize("planted", ["import torch", "from runyard.far import x", "class A:\n    import torch"])
 def test_a_heavy_import_is_found_however_far_from_the_login_nodes_package(planted: str) -> None:
-    modules = sources() | {"cluster.planted": planted, "runyard.far": "try:\n    import torch.nn\nexcept ImportError: ..."}
+    far = "try:\n    import torch.nn\nexcept ImportError: ..."
+    modules = sources() | {"cluster.planted": planted, "runyard.far": far}
     assert heavy_ways(modules, "cluster") != []
 
 

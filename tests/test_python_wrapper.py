@@ -1,0 +1,66 @@
+"""slurm/python.sh: the same Python from a virtual environment or a container, with nothing between it and a signal."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WRAPPER = str(ROOT / "slurm" / "python.sh")
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"]} | environment
+    return subprocess.run([WRAPPER, *arguments], env=environment, capture_output=True, text=True)
+
+
+def image_and_runner(folder: Path) -> dict[str, str]:
+    """An image, and an apptainer on PATH that prints what it was asked to do."""
+    image = folder / "an image.sif"
+    image.touch()
+    runner = folder / "apptainer"
+    runner.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\necho "PYTHONPATH=$PYTHONPATH"\n')
+    runner.chmod(0o755)
+    return {"PATH": f"{folder}:/usr/bin:/bin", "RUNYARD_CONTAINER": str(image)}
+
+
+def test_it_becomes_python_itself_so_that_signals_arrive() -> None:
+    with subprocess.Popen([WRAPPER, "-c", "import os; print(os.getpid())"], stdout=subprocess.PIPE, text=True,
+                          env={"PATH": os.environ["PATH"], "RUNYARD_PYTHON": sys.executable}) as process:
+        assert process.communicate()[0] == f"{process.pid}\n"
+
+
+def test_without_an_environment_it_says_how_to_make_one() -> None:
+    done = run("-V", RUNYARD_PYTHON="/nowhere/python")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "make setup" in done.stderr
+
+
+def test_a_container_gets_the_checkout_behind_what_pythonpath_already_holds(tmp_path: Path) -> None:
+    done = run("-m", "runyard", "--help", **image_and_runner(tmp_path), PYTHONPATH="/run/code")
+    *call, path = [line for line in done.stdout.splitlines() if line != "--nv"]
+    assert call == ["exec", "--bind", str(ROOT), str(tmp_path / "an image.sif"), "/opt/runyard/.venv/bin/python",
+                    "-m", "runyard", "--help"]
+    assert path == f"PYTHONPATH=/run/code:{ROOT}/src:{ROOT}"
+
+
+def test_an_overlay_is_opened_read_only(tmp_path: Path) -> None:
+    overlay = tmp_path / "env.ext3"
+    overlay.touch()
+    done = run("-V", **image_and_runner(tmp_path), RUNYARD_OVERLAY=str(overlay), RUNYARD_PYTHON="/ext3/bin/python")
+    assert f"--overlay\n{overlay}:ro\n" in done.stdout
+    assert "\n/ext3/bin/python\n-V\n" in done.stdout
+
+
+def test_an_image_overlay_or_runner_that_is_not_there_is_named(tmp_path: Path) -> None:
+    there = image_and_runner(tmp_path)
+    for changed, words in (({"RUNYARD_CONTAINER": "/no/image.sif"}, "RUNYARD_CONTAINER=/no/image.sif: no such image"),
+                           ({"RUNYARD_OVERLAY": "/no/overlay"}, "RUNYARD_OVERLAY=/no/overlay: no such overlay"),
+                           ({"PATH": "/usr/bin:/bin"}, "neither apptainer nor singularity"),
+                           ({"RUNYARD_CONTAINER": "", "RUNYARD_OVERLAY": "/an/overlay"}, "needs RUNYARD_CONTAINER")):
+        done = run("-V", **there | changed)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert words in done.stderr
