@@ -1,0 +1,180 @@
+"""A folder of image files, ``train/CLASS/*`` and ``test/CLASS/*`` or ``val/CLASS/*``: what is there, and what is odd."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runyard.errors import UserError
+
+_MODES = {"1": "bilevel", "L": "grayscale", "LA": "grayscale with alpha", "La": "grayscale with alpha", "P": "palette",
+          "PA": "palette with alpha", "RGBA": "alpha", "RGBa": "alpha", "CMYK": "CMYK", "YCbCr": "YCbCr", "LAB": "LAB",
+          "HSV": "HSV", "I;16": "16-bit", "I;16L": "16-bit", "I;16B": "16-bit", "I;16N": "16-bit", "I": "16-bit"}
+_LONGEST_SIDE = 65535  # FFCV keeps width and height in 16 bits
+
+
+class BrokenImageError(Exception):
+    """The file is no whole image; the text says why."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files of each part, in order of class and name. ``labels`` is int64 [len(files)]."""
+
+    classes: tuple[str, ...]
+    parts: dict[str, tuple[list[Path], np.ndarray]]
+
+
+def find(root: Path) -> Tree:
+    """The image files under ``root``; classes are the folders of ``root/train``, sorted by name. Hidden files do not count.
+
+    ``test/`` is the test part, or ``val/`` where there is no ``test/``; with both, ``val/`` is the validation part.
+
+    Raises:
+        UserError: a folder is missing, unreadable, or empty, or the parts' classes differ.
+    """
+    try:
+        folders = {"train": root / "train"}
+        if not folders["train"].is_dir():
+            raise UserError(f"data.path={root}: there is no folder train/ in it; expected train/CLASS/*.jpg and test/CLASS/*.jpg")
+        there = [name for name in ("test", "val") if (root / name).is_dir()]
+        if not there:
+            raise UserError(f"data.path={root}: there is neither test/ nor val/ beside train/; expected test/CLASS/*.jpg")
+        folders |= {"test": root / there[0]} | ({"validation": root / "val"} if len(there) == 2 else {})
+        classes = tuple(sorted(p.name for p in folders["train"].iterdir() if p.is_dir() and not p.name.startswith(".")))
+        if len(classes) < 2:
+            raise UserError(f"{folders['train']}: {len(classes)} class folders; expected at least 2, as train/CLASS/*.jpg")
+        parts = {part: _files(folder, classes) for part, folder in folders.items()}
+    except OSError as error:
+        raise UserError(f"{show(error.filename)}: cannot read it ({error.strerror}); mend its permissions") from None
+    counts = np.bincount(parts["train"][1], minlength=len(classes))
+    if not counts.all():
+        raise UserError(f"{folders['train'] / classes[int(np.argmin(counts))]}: a class without files; fill or remove the folder")
+    return Tree(classes, parts)
+
+
+def _files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], np.ndarray]:
+    files: list[Path] = []
+    labels: list[int] = []
+    strangers = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in classes)
+    if strangers:
+        raise UserError(f"{folder / strangers[0]}: train/ has no class of this name; expected the classes of train/ only")
+    for label, name in enumerate(classes):
+        if (folder / name).is_dir():
+            own = sorted(p for p in (folder / name).rglob("*") if not p.name.startswith(".") and not p.is_dir())
+            files += own
+            labels += [label] * len(own)
+    if not files:
+        raise UserError(f"{folder}: no files in its class folders; expected CLASS/*.jpg")
+    return files, np.array(labels, np.int64)
+
+
+def decode(path: Path) -> tuple[np.ndarray, str | None]:
+    """The image as uint8 [H, W, 3], turned as its EXIF says, and what was odd about it: None for plain 8-bit RGB.
+
+    Alpha is dropped, as ``torchvision.datasets.ImageFolder`` does; 16 bits become their upper 8; of an animation the
+    first picture counts.
+
+    Raises:
+        BrokenImageError: not an image, empty, truncated, damaged, or of a kind that has no known range.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            odd = _oddity(image)
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            values = np.asarray(upright).astype(np.int64)
+            if values.min() < 0 or values.max() > 65535:
+                raise BrokenImageError("32-bit pixels have no known range")
+            return np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2), odd
+        if upright.mode == "P":
+            upright = upright.convert("RGBA")  # the palette may hold transparent colours
+        return np.asarray(upright.convert("RGB")), odd
+    except FileNotFoundError:
+        raise BrokenImageError("a link to a file that is not there" if path.is_symlink() else "it is gone") from None
+    except Image.UnidentifiedImageError:
+        empty = path.stat().st_size == 0
+        raise BrokenImageError("an empty file" if empty else "not an image") from None
+    except Image.DecompressionBombError:
+        raise BrokenImageError("so many pixels that it may be an attack on the memory") from None
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, ZeroDivisionError,
+            OverflowError) as error:
+        raise BrokenImageError((str(error).splitlines() or [type(error).__name__])[0][:100]) from None
+
+
+def _oddity(image: object) -> str | None:
+    mode = getattr(image, "mode", "")
+    tiles = getattr(image, "tile", None)
+    raw_mode = str(tiles[0][3]) if tiles else ""
+    if mode == "F":
+        raise BrokenImageError("32-bit floating-point pixels have no known range")
+    if getattr(image, "is_animated", False):
+        return "animation"
+    if "16" in raw_mode:
+        return "16-bit"
+    return None if mode == "RGB" else _MODES.get(mode, mode)
+
+
+def decode_many(paths: Iterable[Path], then: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+    """Decode these files on all CPUs this process may use, and apply ``then`` to each. They were all checked before."""
+    with ThreadPoolExecutor(cpus()) as pool:
+        return list(pool.map(lambda path: then(decode(path)[0]), paths))
+
+
+def cpus() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def square(image: np.ndarray, side: int) -> np.ndarray:
+    """Shorter side resized to ``side``, then the centre: uint8 [side, side, 3]. As torchvision's Resize and CenterCrop."""
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    short, long = min(height, width), max(height, width)
+    if short != side:
+        other = int(side * long / short)
+        size = (side, other) if width <= height else (other, side)
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    height, width = image.shape[:2]
+    top, left = int(round((height - side) / 2.0)), int(round((width - side) / 2.0))
+    return image[top:top + side, left:left + side]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One file after a look at it: the square image (None if broken), stored size, and what was odd or broken."""
+
+    image: np.ndarray | None
+    stored_pixels: int
+    odd: str | None
+    broken: str | None
+
+
+def look(path: Path, side: int, max_resolution: int | None) -> Seen:
+    """Decode one file and see whether FFCV can store it."""
+    try:
+        image, odd = decode(path)
+        height, width = image.shape[:2]
+        ratio = min(1.0, max_resolution / max(height, width)) if max_resolution else 1.0
+        if int(ratio * min(height, width)) < 1:
+            raise BrokenImageError(f"{width}x{height} px leave nothing at data.max_resolution={max_resolution}")
+        if ratio * max(height, width) > _LONGEST_SIDE:
+            raise BrokenImageError(f"{width}x{height} px: longer than {_LONGEST_SIDE}; set data.max_resolution")
+        return Seen(square(image, side), int(ratio * height + 1) * int(ratio * width + 1), odd, None)
+    except BrokenImageError as error:
+        return Seen(None, 0, None, str(error))
+
+
+def show(path: object) -> str:
+    """A path as printable text, in one line."""
+    return repr(str(path).encode("utf-8", "backslashreplace").decode())[1:-1]
