@@ -26,8 +26,15 @@ class Attached:
     def __init__(self, run: Run, console: Console) -> None:
         self._run, self._console = run, console
         self._seen = len(journal.read(run.journal_path)[0])
-        self._bar = Progress(TextColumn("[bold]{task.fields[where]}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"),
-                             TextColumn("{task.fields[pace]}"), TimeElapsedColumn(), console=console, transient=True)
+        self._bar = Progress(
+            TextColumn("[bold]{task.fields[where]}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f}%"),
+            TextColumn("{task.fields[pace]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
         self._task = self._bar.add_task("", total=None, where="starting", pace="")
         self.last: dict[str, Any] = {}
 
@@ -57,7 +64,7 @@ class Attached:
 
     def _show(self) -> None:
         rows, _ = journal.read(self._run.journal_path)
-        for row in rows[self._seen:]:
+        for row in rows[self._seen :]:
             self.last = row
             if (line := say(row, self._run.config.epochs)) is not None:
                 self._console.print(line, highlight=False)
@@ -66,8 +73,13 @@ class Attached:
             now = json.loads((self._run.path / "progress.json").read_text())
         except (OSError, ValueError):
             return
-        self._bar.update(self._task, total=now["steps"], completed=now["step"], where=f"epoch {now['epoch']}/{now['epochs']}",
-                         pace=f"{now['images_per_s']:,.0f} images/s, {clock(now['eta_s'])} left")
+        self._bar.update(
+            self._task,
+            total=now["steps"],
+            completed=now["step"],
+            where=f"epoch {now['epoch']}/{now['epochs']}",
+            pace=f"{now['images_per_s']:,.0f} images/s, {clock(now['eta_s'])} left",
+        )
 
 
 def stop(job: submitit.Job[str]) -> None:
@@ -77,4 +89,8 @@ def stop(job: submitit.Job[str]) -> None:
 
 def _died(job: submitit.Job[str]) -> dict[str, Any]:
     errors = (job.stderr() or "").strip().splitlines()
-    return {"event": "stop", "reason": "failed", "message": errors[-1] if errors else f"job {job.job_id} ended without a word; see {job.paths.stderr}"}
+    return {
+        "event": "stop",
+        "reason": "failed",
+        "message": errors[-1] if errors else f"job {job.job_id} ended without a word; see {job.paths.stderr}",
+    }

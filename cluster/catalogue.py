@@ -45,7 +45,12 @@ def _rows(cls: Any, values: dict[str, Any], path: str) -> typing.Iterator[dict[s
         elif f.metadata.get("rest"):
             own = values.keys() - {g.name for g in dataclasses.fields(cls)}
             for name in sorted(own):
-                yield {"name": path + name, "type": type(values[name]).__name__, "doc": f"A setting of {values['name']} alone", "default": values[name]}
+                yield {
+                    "name": path + name,
+                    "type": type(values[name]).__name__,
+                    "doc": f"A setting of {values['name']} alone",
+                    "default": values[name],
+                }
         else:
             kind = str(f.type).replace("Literal", "one of ").replace(" | None", " or null")
             yield {"name": path + f.name, "type": kind, "doc": f.metadata["doc"], "default": values[f.name]}

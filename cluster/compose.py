@@ -44,7 +44,9 @@ def compose(overrides: list[str]) -> Composed:
         _check_name(override)
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            values = OmegaConf.to_container(hydra_compose("train", overrides=overrides), resolve=True, throw_on_missing=True)
+            values = OmegaConf.to_container(
+                hydra_compose("train", overrides=overrides), resolve=True, throw_on_missing=True
+            )
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(" ".join(str(error).split())) from None
     assert isinstance(values, dict)
@@ -98,4 +100,6 @@ def _check_model_types(values: dict[str, Any], overrides: list[str]) -> None:
         given = values["model"].get(key)
         same = type(given) is type(default) or (isinstance(default, float) and type(given) is int)
         if default is not None and not same:
-            raise UserError(f"model.{key}={given}: expected a value like {default}, its default in configs/model/{name}.yaml")
+            raise UserError(
+                f"model.{key}={given}: expected a value like {default}, its default in configs/model/{name}.yaml"
+            )

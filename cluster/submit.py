@@ -40,8 +40,13 @@ def launch(run: Run) -> submitit.Job[str]:
     cluster = run.config.cluster
     tasks, gpus = layout(cluster)
     executor = submitit.LocalExecutor(folder=run.path / "slurm" / "%j", python=f"{_setsid()}{sys.executable}")
-    executor.update_parameters(tasks_per_node=tasks, gpus_per_node=gpus, timeout_min=cluster.timeout_min,
-                               signal_delay_s=SAVE_BEFORE_LIMIT_S, nodes=1)
+    executor.update_parameters(
+        tasks_per_node=tasks,
+        gpus_per_node=gpus,
+        timeout_min=cluster.timeout_min,
+        signal_delay_s=SAVE_BEFORE_LIMIT_S,
+        nodes=1,
+    )
     with _job_environment(run):
         job: submitit.Job[str] = executor.submit(TrainJob(str(run.path)))
     run.add_job({"id": job.job_id, "cluster": cluster.name, "tasks": tasks, "gpus": gpus, "submitted": time.time()})
@@ -58,7 +63,9 @@ def layout(cluster: ClusterConfig) -> tuple[int, int]:
         raise UserError(f"cluster.nodes={cluster.nodes}: cluster=local is this one machine; set cluster.nodes=1")
     tasks = cluster.tasks_per_node or gpus or 2
     if gpus and tasks % gpus:
-        raise UserError(f"cluster.tasks_per_node={tasks}: does not divide among {gpus} GPUs; leave it unset for one task per GPU")
+        raise UserError(
+            f"cluster.tasks_per_node={tasks}: does not divide among {gpus} GPUs; leave it unset for one task per GPU"
+        )
     return tasks, gpus
 
 
@@ -76,7 +83,9 @@ def preflight(config: Config, tasks: int) -> None:
     os.makedirs(config.runs_dir, exist_ok=True)
     free_mb = shutil.disk_usage(config.runs_dir).free / 1e6
     if free_mb < LEAST_FREE_MB:
-        raise UserError(f"runs_dir={config.runs_dir}: {free_mb:.0f} MB free, expected {LEAST_FREE_MB} MB at least; free some, or set runs_dir elsewhere")
+        raise UserError(
+            f"runs_dir={config.runs_dir}: {free_mb:.0f} MB free, expected {LEAST_FREE_MB} MB at least; free some, or set runs_dir elsewhere"
+        )
 
 
 class _job_environment:  # noqa: N801  a context manager, used as a function

@@ -30,24 +30,43 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="runyard", description="Take an image classifier from the laptop to a preemptible multi-node allocation.",
-                                  epilog="example: runyard submit experiment=starter epochs=5    (every verb has its own --help)")
+    top = argparse.ArgumentParser(
+        prog="runyard",
+        description="Take an image classifier from the laptop to a preemptible multi-node allocation.",
+        epilog="example: runyard submit experiment=starter epochs=5    (every verb has its own --help)",
+    )
     top.add_argument("--version", action="version", version=f"runyard {__version__}")
     verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
 
     def verb(name: str, function: Any, doc: str, example: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=doc, description=doc, epilog=f"example: {example}", formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub = verbs.add_parser(
+            name,
+            help=doc,
+            description=doc,
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         sub.set_defaults(verb=function)
         return sub
 
     def overrides(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("overrides", nargs="*", metavar="SETTING=VALUE", help="as epochs=10, model=starter or optim.lr=1e-3; `runyard settings` lists them")
+        sub.add_argument(
+            "overrides",
+            nargs="*",
+            metavar="SETTING=VALUE",
+            help="as epochs=10, model=starter or optim.lr=1e-3; `runyard settings` lists them",
+        )
 
     p = verb("prepare", prepare, "fetch, verify and write a data set", "runyard prepare data=cifar10")
     overrides(p)
     p.add_argument("--json", action="store_true", help="print the manifest")
 
-    p = verb("submit", submit, "create a run and start it, following it to its end", "runyard submit experiment=auto cluster=local")
+    p = verb(
+        "submit",
+        submit,
+        "create a run and start it, following it to its end",
+        "runyard submit experiment=auto cluster=local",
+    )
     overrides(p)
     p.add_argument("--cfg", choices=["job"], help="print the composed configuration and submit nothing")
     p.add_argument("--detach", action="store_true", help="return once the job has started")
@@ -57,25 +76,52 @@ def parser() -> argparse.ArgumentParser:
     run_argument(p)
     p.add_argument("--detach", action="store_true", help="return once the job has started")
 
-    p = verb("train", train, "train a run here, in this process (what torchrun and srun start)", "torchrun --nproc-per-node 4 -m runyard train runs/ID")
+    p = verb(
+        "train",
+        train,
+        "train a run here, in this process (what torchrun and srun start)",
+        "torchrun --nproc-per-node 4 -m runyard train runs/ID",
+    )
     run_argument(p)
 
-    p = verb("create", create, "create a run and start nothing, to be trained by `runyard train`", "runyard create experiment=paper")
+    p = verb(
+        "create",
+        create,
+        "create a run and start nothing, to be trained by `runyard train`",
+        "runyard create experiment=paper",
+    )
     overrides(p)
 
     p = verb("report", report, "write a run's figures and page", "runyard report @last")
     run_argument(p)
 
-    p = verb("predict", predict, "label images that have no labels", "runyard predict @last --images test.npy --out predictions.csv")
+    p = verb(
+        "predict",
+        predict,
+        "label images that have no labels",
+        "runyard predict @last --images test.npy --out predictions.csv",
+    )
     run_argument(p)
-    p.add_argument("--images", required=True, type=Path, help="a folder of images, a .npy or .npz array, or a pickled dict with a data array")
+    p.add_argument(
+        "--images",
+        required=True,
+        type=Path,
+        help="a folder of images, a .npy or .npz array, or a pickled dict with a data array",
+    )
     p.add_argument("--out", required=True, type=Path, help="the CSV to write")
     p.add_argument("--which", choices=["last", "best"], default="last", help="checkpoint (default: last)")
     p.add_argument("--flip-tta", action="store_true", help="average with the mirrored image")
     p.add_argument("--columns", default="ID,Labels", help="names of the two columns (default: ID,Labels)")
-    p.add_argument("--labels", choices=["index", "name"], default="index", help="write class numbers or names (default: index)")
+    p.add_argument(
+        "--labels", choices=["index", "name"], default="index", help="write class numbers or names (default: index)"
+    )
 
-    p = verb("inspect", inspect, "print a network's layers, shapes, parameters and multiply-adds", "runyard inspect model=paper_resnet")
+    p = verb(
+        "inspect",
+        inspect,
+        "print a network's layers, shapes, parameters and multiply-adds",
+        "runyard inspect model=paper_resnet",
+    )
     overrides(p)
     p.add_argument("--json", action="store_true", help="as JSON")
 
@@ -112,7 +158,11 @@ def submit(args: argparse.Namespace) -> int:
     from cluster import submit as launcher
     from cluster.compose import compose
 
-    wanted = args.overrides if any(o.startswith("experiment=") for o in args.overrides) else ["experiment=auto", *args.overrides]
+    wanted = (
+        args.overrides
+        if any(o.startswith("experiment=") for o in args.overrides)
+        else ["experiment=auto", *args.overrides]
+    )
     if args.cfg:
         import yaml
 
@@ -140,14 +190,28 @@ def follow(run: Any, job: Any, *, detach: bool, as_json: bool) -> int:
     console = Console(quiet=as_json, soft_wrap=True)
     console.print(f"run {run.id}, job {job.job_id}, in {run.path}", highlight=False)
     if detach:
-        console.print(f"follow it:  tail -f {run.path}/metrics.jsonl\nresume it:  runyard resume {run.id}", highlight=False)
+        console.print(
+            f"follow it:  tail -f {run.path}/metrics.jsonl\nresume it:  runyard resume {run.id}", highlight=False
+        )
         if as_json:
             print(json.dumps({"run": run.id, "job": job.job_id, "path": str(run.path)}))
         return 0
     end = Attached(run, console).follow(job)
-    code = {"finished": 0, "interrupted": INTERRUPTED}.get(end["reason"], USER_ERROR if end.get("user_error") else FAILED)
+    code = {"finished": 0, "interrupted": INTERRUPTED}.get(
+        end["reason"], USER_ERROR if end.get("user_error") else FAILED
+    )
     if as_json:
-        print(json.dumps({"run": run.id, "job": job.job_id, "path": str(run.path), "outcome": end["reason"], "message": end["message"]}))
+        print(
+            json.dumps(
+                {
+                    "run": run.id,
+                    "job": job.job_id,
+                    "path": str(run.path),
+                    "outcome": end["reason"],
+                    "message": end["message"],
+                }
+            )
+        )
     elif code == 0:
         print(f"report: {run.path}/report/index.html")
     elif code == INTERRUPTED:
@@ -196,7 +260,15 @@ def predict(args: argparse.Namespace) -> None:
     columns = tuple(args.columns.split(","))
     if len(columns) != 2 or not all(columns):
         raise UserError(f"--columns {args.columns}: expected two names, as ID,Labels")
-    label(Run.find(args.run, args.runs_dir), args.images, args.out, which=args.which, flip_tta=args.flip_tta, columns=columns, labels=args.labels)
+    label(
+        Run.find(args.run, args.runs_dir),
+        args.images,
+        args.out,
+        which=args.which,
+        flip_tta=args.flip_tta,
+        columns=columns,
+        labels=args.labels,
+    )
 
 
 def inspect(args: argparse.Namespace) -> None:

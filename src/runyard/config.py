@@ -19,8 +19,14 @@ from runyard.errors import UserError
 T = TypeVar("T")
 
 
-def setting(doc: str, *, least: float | None = None, above: float | None = None, most: float | None = None,
-            below: float | None = None) -> Any:
+def setting(
+    doc: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Any:
     """A field with its documentation and its range: ``least <= value <= most``, ``above < value < below``."""
     return field(metadata={"doc": doc, "least": least, "above": above, "most": most, "below": below})
 
@@ -39,7 +45,9 @@ class DataConfig:
     write_mode: Literal["raw", "jpg"] = setting("How a beton stores pixels")
     jpeg_quality: int | None = setting("JPEG quality, with write_mode=jpg", least=1, most=100)
     odd_images: Literal["convert", "refuse"] = setting("Grayscale, CMYK, alpha: convert to RGB, or refuse by name")
-    broken_images: Literal["skip", "refuse"] = setting("Truncated files and files that are no image: leave out, or refuse by name")
+    broken_images: Literal["skip", "refuse"] = setting(
+        "Truncated files and files that are no image: leave out, or refuse by name"
+    )
     arrays: bool = setting("Also write plain .npy arrays, which loader=torch and loader=resident read")
     validation_fraction: float = setting("Part of the training images held out, stratified by class", least=0, below=1)
     split_seed: int = setting("Seed of the held-out split", least=0)
@@ -52,7 +60,8 @@ class AugmentConfig:
     """Random changes to training images, each a pure function of (seed, epoch, sample)."""
 
     flip: Literal["none", "random", "alternating"] = setting(
-        "Horizontal flip: random p=0.5 each epoch, or random in epoch 1 and alternating after")
+        "Horizontal flip: random p=0.5 each epoch, or random in epoch 1 and alternating after"
+    )
     crop_padding_px: int = setting("Pad by this many px on each side, crop back to size at a random place", least=0)
     crop_fill: Literal["black", "reflect"] = setting("What the padding holds")
     rotation_deg: float = setting("Rotate by a uniform angle in [-x, x] degrees", least=0, most=180)
@@ -79,7 +88,9 @@ class LossConfig:
 
     label_smoothing: float = setting("Share of the target spread over all classes", least=0, below=1)
     mixup_alpha: float = setting("Beta parameter of mixup; 0: none", least=0)
-    cutmix_alpha: float = setting("Beta parameter of cutmix; 0: none. With both, each step draws one of the two", least=0)
+    cutmix_alpha: float = setting(
+        "Beta parameter of cutmix; 0: none. With both, each step draws one of the two", least=0
+    )
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,9 @@ class CheckpointConfig:
 class TrackingConfig:
     """Weights & Biases, from rank 0. The journal metrics.jsonl is always written."""
 
-    mode: Literal["offline", "online", "auto", "none"] = setting("auto: online if a key and the server are there, else offline")
+    mode: Literal["offline", "online", "auto", "none"] = setting(
+        "auto: online if a key and the server are there, else offline"
+    )
     project: str = setting("W&B project")
     entity: str | None = setting("W&B user or team; null: the key's own")
     group: str | None = setting("W&B group; null: the experiment's name")
@@ -150,12 +163,18 @@ class Config:
     accumulate: int = setting("Micro-batches per optimiser step on each rank", least=1)
     eval_batch_size: int = setting("Images per rank and evaluation step", least=1)
     evaluate_every_epochs: int = setting("Evaluate after every so many epochs, and after the last", least=1)
-    loader: Literal["ffcv", "torch", "resident"] = setting("Reader of training images; resident holds the set on the device")
-    workers: int | None = setting("Loader threads or processes per rank; null: CPUs this task may use, less one", least=1)
+    loader: Literal["ffcv", "torch", "resident"] = setting(
+        "Reader of training images; resident holds the set on the device"
+    )
+    workers: int | None = setting(
+        "Loader threads or processes per rank; null: CPUs this task may use, less one", least=1
+    )
     precision: Literal["bf16", "fp16", "fp32"] = setting("Autocast type; fp16 adds a gradient scaler and needs a GPU")
     channels_last: bool = setting("Memory format of images and weights")
-    compile: bool = setting("torch.compile the network")
-    ema_decay: float | None = setting("Average of the weights, per step; evaluated instead of them. null: none", above=0, below=1)
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = setting("Mode of torch.compile for the network")
+    ema_decay: float | None = setting(
+        "Average of the weights, per step; evaluated instead of them. null: none", above=0, below=1
+    )
     data: DataConfig
     augment: AugmentConfig
     model: ModelConfig
@@ -206,7 +225,9 @@ def read(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
             given[name] = _typed(hints[name], values[name], path + name)
             _in_range(f, given[name], path + name)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise UserError(f"{path}{name} is missing: {f.metadata.get('doc', 'a group of settings')}; add {path}{name}=VALUE")
+            raise UserError(
+                f"{path}{name} is missing: {f.metadata.get('doc', 'a group of settings')}; add {path}{name}=VALUE"
+            )
     return cls(**given)
 
 
@@ -270,8 +291,12 @@ def _in_range(f: dataclasses.Field[Any], value: Any, path: str) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return
     least, above, most, below = (f.metadata.get(k) for k in ("least", "above", "most", "below"))
-    bounds = ((least, "at least", lambda b: value >= b), (above, "above", lambda b: value > b),
-              (most, "at most", lambda b: value <= b), (below, "below", lambda b: value < b))
+    bounds = (
+        (least, "at least", lambda b: value >= b),
+        (above, "above", lambda b: value > b),
+        (most, "at most", lambda b: value <= b),
+        (below, "below", lambda b: value < b),
+    )
     for bound, word, holds in bounds:
         if bound is not None and not holds(bound):
             wanted = " and ".join(f"{w} {b:g}" for b, w, _ in bounds if b is not None)
@@ -282,45 +307,87 @@ def check_rules(config: Config) -> None:
     """The rules that span several settings. A setting that another makes meaningless is refused, not ignored."""
     c = config
     for value, wanted, message in (
-        (c.optim.betas, c.optim.name == "adamw", f"optim.betas={c.optim.betas}: belongs to optim=adamw, and optim.name={c.optim.name}"),
-        (c.optim.momentum, c.optim.name == "sgd", f"optim.momentum={c.optim.momentum}: belongs to optim=sgd, and optim.name={c.optim.name}"),
-        (c.schedule.period_epochs, c.schedule.name == "cosine_restarts",
-         f"schedule.period_epochs={c.schedule.period_epochs}: belongs to schedule=cosine_restarts, and schedule.name={c.schedule.name}"),
-        (c.schedule.peak_fraction, c.schedule.name == "one_cycle",
-         f"schedule.peak_fraction={c.schedule.peak_fraction}: belongs to schedule=one_cycle, and schedule.name={c.schedule.name}"),
-        (c.data.jpeg_quality, c.data.write_mode == "jpg",
-         f"data.jpeg_quality={c.data.jpeg_quality}: belongs to data.write_mode=jpg, and data.write_mode={c.data.write_mode}"),
-        (c.data.samples, c.data.kind == "synthetic", f"data.samples={c.data.samples}: belongs to data=synthetic, and data.kind={c.data.kind}"),
-        (c.data.num_classes, c.data.kind == "synthetic",
-         f"data.num_classes={c.data.num_classes}: belongs to data=synthetic, and data.kind={c.data.kind}"),
+        (
+            c.optim.betas,
+            c.optim.name == "adamw",
+            f"optim.betas={c.optim.betas}: belongs to optim=adamw, and optim.name={c.optim.name}",
+        ),
+        (
+            c.optim.momentum,
+            c.optim.name == "sgd",
+            f"optim.momentum={c.optim.momentum}: belongs to optim=sgd, and optim.name={c.optim.name}",
+        ),
+        (
+            c.schedule.period_epochs,
+            c.schedule.name == "cosine_restarts",
+            f"schedule.period_epochs={c.schedule.period_epochs}: belongs to schedule=cosine_restarts, and schedule.name={c.schedule.name}",
+        ),
+        (
+            c.schedule.peak_fraction,
+            c.schedule.name == "one_cycle",
+            f"schedule.peak_fraction={c.schedule.peak_fraction}: belongs to schedule=one_cycle, and schedule.name={c.schedule.name}",
+        ),
+        (
+            c.data.jpeg_quality,
+            c.data.write_mode == "jpg",
+            f"data.jpeg_quality={c.data.jpeg_quality}: belongs to data.write_mode=jpg, and data.write_mode={c.data.write_mode}",
+        ),
+        (
+            c.data.samples,
+            c.data.kind == "synthetic",
+            f"data.samples={c.data.samples}: belongs to data=synthetic, and data.kind={c.data.kind}",
+        ),
+        (
+            c.data.num_classes,
+            c.data.kind == "synthetic",
+            f"data.num_classes={c.data.num_classes}: belongs to data=synthetic, and data.kind={c.data.kind}",
+        ),
     ):
         if (value is not None) != wanted:
             raise UserError(message)
     if c.optim.betas is not None and (len(c.optim.betas) != 2 or not all(0 <= b < 1 for b in c.optim.betas)):
         raise UserError(f"optim.betas={c.optim.betas}: expected two numbers of at least 0 and below 1, as [0.9,0.999]")
     if c.data.samples is not None and (len(c.data.samples) != 2 or min(c.data.samples) < 1):
-        raise UserError(f"data.samples={c.data.samples}: expected two whole numbers of at least 1, training and test, as [512,256]")
+        raise UserError(
+            f"data.samples={c.data.samples}: expected two whole numbers of at least 1, training and test, as [512,256]"
+        )
     if c.batch_size % c.accumulate:
         raise UserError(f"batch_size={c.batch_size} does not divide by accumulate={c.accumulate}: change one of them")
     if c.schedule.warmup_epochs >= c.epochs:
         raise UserError(f"schedule.warmup_epochs={c.schedule.warmup_epochs:g}: expected below epochs={c.epochs}")
     if c.schedule.name == "one_cycle" and c.schedule.warmup_epochs:
-        raise UserError(f"schedule.warmup_epochs={c.schedule.warmup_epochs:g}: one_cycle rises by itself; "
-                        "set schedule.peak_fraction, and warmup_epochs=0")
+        raise UserError(
+            f"schedule.warmup_epochs={c.schedule.warmup_epochs:g}: one_cycle rises by itself; "
+            "set schedule.peak_fraction, and warmup_epochs=0"
+        )
     if c.schedule.name == "constant" and c.schedule.final_lr_fraction != 1:
-        raise UserError(f"schedule.final_lr_fraction={c.schedule.final_lr_fraction:g}: schedule=constant has no descent; set it to 1")
+        raise UserError(
+            f"schedule.final_lr_fraction={c.schedule.final_lr_fraction:g}: schedule=constant has no descent; set it to 1"
+        )
     if c.loader != "ffcv" and not c.data.arrays:
-        raise UserError(f"loader={c.loader} reads plain arrays, and data.arrays=false: set data.arrays=true or loader=ffcv")
+        raise UserError(
+            f"loader={c.loader} reads plain arrays, and data.arrays=false: set data.arrays=true or loader=ffcv"
+        )
     if c.augment.crop_padding_px >= c.data.image_size:
-        raise UserError(f"augment.crop_padding_px={c.augment.crop_padding_px}: expected below data.image_size={c.data.image_size}")
+        raise UserError(
+            f"augment.crop_padding_px={c.augment.crop_padding_px}: expected below data.image_size={c.data.image_size}"
+        )
     if c.augment.cutout_px > c.data.image_size:
-        raise UserError(f"augment.cutout_px={c.augment.cutout_px}: expected at most data.image_size={c.data.image_size}")
+        raise UserError(
+            f"augment.cutout_px={c.augment.cutout_px}: expected at most data.image_size={c.data.image_size}"
+        )
     if c.augment.crop_fill == "reflect" and c.augment.crop_padding_px == 0:
-        raise UserError("augment.crop_fill=reflect: fills what augment.crop_padding_px pads, and that is 0; set it, or crop_fill=black")
+        raise UserError(
+            "augment.crop_fill=reflect: fills what augment.crop_padding_px pads, and that is 0; set it, or crop_fill=black"
+        )
     if c.augment.rotation_interpolation == "bilinear" and c.augment.rotation_deg == 0:
-        raise UserError("augment.rotation_interpolation=bilinear: augment.rotation_deg is 0; set it, or rotation_interpolation=nearest")
+        raise UserError(
+            "augment.rotation_interpolation=bilinear: augment.rotation_deg is 0; set it, or rotation_interpolation=nearest"
+        )
     if not c.name or not all(ch.isalnum() or ch in "-_." for ch in c.name) or not c.name[0].isalnum():
-        raise UserError(f"name={c.name!r}: expected letters, digits, '-', '_' and '.', beginning with a letter or digit")
+        raise UserError(
+            f"name={c.name!r}: expected letters, digits, '-', '_' and '.', beginning with a letter or digit"
+        )
 
 
 def check_world(config: Config, world_size: int) -> None:
@@ -329,8 +396,12 @@ def check_world(config: Config, world_size: int) -> None:
     if config.batch_size % pieces:
         low = config.batch_size // pieces * pieces
         near = ", ".join(str(b) for b in (low, low + pieces) if b)
-        raise UserError(f"batch_size={config.batch_size} does not divide among {world_size} ranks x {config.accumulate} "
-                        f"micro-batches: nearest that do are {near}")
+        raise UserError(
+            f"batch_size={config.batch_size} does not divide among {world_size} ranks x {config.accumulate} "
+            f"micro-batches: nearest that do are {near}"
+        )
     share = config.batch_size // pieces
     if (config.loss.mixup_alpha or config.loss.cutmix_alpha) and share % 2:
-        raise UserError(f"batch_size={config.batch_size}: mixup and cutmix pair neighbours, so each micro-batch must be even; it is {share}")
+        raise UserError(
+            f"batch_size={config.batch_size}: mixup and cutmix pair neighbours, so each micro-batch must be even; it is {share}"
+        )

@@ -69,8 +69,15 @@ class Run:
             making.mkdir(parents=True)
             try:
                 code_hash = _snapshot_code(runs_dir / ".code")
-                record = {"format": FORMAT, "id": run_id, "name": config.name, "created": time.time(),
-                          "code_sha256": code_hash, "overrides": overrides, "jobs": []}
+                record = {
+                    "format": FORMAT,
+                    "id": run_id,
+                    "name": config.name,
+                    "created": time.time(),
+                    "code_sha256": code_hash,
+                    "overrides": overrides,
+                    "jobs": [],
+                }
                 (making / "checkpoints").mkdir()
                 (making / "slurm").mkdir()
                 (making / "code").symlink_to(Path("..") / ".code" / code_hash[:16])
@@ -81,8 +88,10 @@ class Run:
                 shutil.rmtree(making, ignore_errors=True)
                 raise
         except OSError as error:
-            raise UserError(f"runs_dir={config.runs_dir}: cannot create a run there ({error.strerror}); "
-                            "set runs_dir to a folder you can write") from error
+            raise UserError(
+                f"runs_dir={config.runs_dir}: cannot create a run there ({error.strerror}); "
+                "set runs_dir to a folder you can write"
+            ) from error
         return cls(runs_dir / run_id, config, record)
 
     @classmethod
@@ -96,13 +105,19 @@ class Run:
         try:
             record = json.loads((path / "run.json").read_text())
             if record.get("format") != FORMAT:
-                raise UserError(f"{path}/run.json: format {record.get('format')!r}, expected {FORMAT!r}: made by another program or version")
+                raise UserError(
+                    f"{path}/run.json: format {record.get('format')!r}, expected {FORMAT!r}: made by another program or version"
+                )
             config = schema.from_dict(yaml.safe_load((path / "config.yaml").read_text()))
         except (OSError, NotADirectoryError):
-            raise UserError(f"{path}: no run directory (expected run.json and config.yaml in it); `runyard submit` makes one") from None
+            raise UserError(
+                f"{path}: no run directory (expected run.json and config.yaml in it); `runyard submit` makes one"
+            ) from None
         except (ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
-            raise UserError(f"{path}: run.json or config.yaml is damaged ({str(error).splitlines()[0]}); "
-                            "restore it, or start anew with `runyard submit`") from None
+            raise UserError(
+                f"{path}: run.json or config.yaml is damaged ({str(error).splitlines()[0]}); "
+                "restore it, or start anew with `runyard submit`"
+            ) from None
         return cls(path, config, record)
 
     @classmethod
@@ -116,12 +131,18 @@ class Run:
             return cls.open(reference)
         folder = Path(runs_dir)
         ids = sorted(p.parent.name for p in folder.glob("[!.]*/run.json"))
-        fits = ids[-1:] if reference == "@last" else [i for i in ids if i == reference] or [i for i in ids if i.startswith(reference)]
+        fits = (
+            ids[-1:]
+            if reference == "@last"
+            else [i for i in ids if i == reference] or [i for i in ids if i.startswith(reference)]
+        )
         if not fits:
             newest = f"the newest there is {ids[-1]}" if ids else "there are none there yet"
             raise UserError(f"no run {reference} in {folder}: {newest}; give an id, its beginning, @last, or a path")
         if len(fits) > 1:
-            raise UserError(f"{reference} fits {len(fits)} runs in {folder}, {fits[0]} and {fits[1]} among them: give more of the id")
+            raise UserError(
+                f"{reference} fits {len(fits)} runs in {folder}, {fits[0]} and {fits[1]} among them: give more of the id"
+            )
         return cls.open(folder / fits[0])
 
     def add_job(self, job: dict[str, Any]) -> None:
@@ -168,7 +189,9 @@ def _snapshot_code(store: Path) -> str:
     launcher = root.parents[1] / "cluster"
     if launcher.is_dir():
         packages["cluster"] = launcher
-    files = {f"{name}/{p.relative_to(folder)}": p for name, folder in packages.items() for p in sorted(folder.rglob("*.py"))}
+    files = {
+        f"{name}/{p.relative_to(folder)}": p for name, folder in packages.items() for p in sorted(folder.rglob("*.py"))
+    }
     digest = hashlib.sha256()
     for name, source in files.items():
         digest.update(f"{name}\0".encode() + hashlib.sha256(source.read_bytes()).digest())

@@ -1,6 +1,5 @@
 """Run directories as training leaves them, made in milliseconds."""
 
-import dataclasses
 import json
 import math
 
@@ -17,7 +16,7 @@ CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 SETTINGS = {
     "name": "fake", "seed": 0, "runs_dir": "runs", "epochs": 50, "batch_size": 128, "accumulate": 1,
     "eval_batch_size": 500, "evaluate_every_epochs": 1, "loader": "ffcv", "workers": None, "precision": "bf16",
-    "channels_last": True, "compile": False, "ema_decay": None,
+    "channels_last": True, "compile": "none", "ema_decay": None,
     "loss": {"label_smoothing": 0.05, "mixup_alpha": 0.0, "cutmix_alpha": 0.0},
     "data": {"name": "cifar10", "kind": "cifar10", "root": "data", "sources": ["disk"], "path": None, "image_size": 32,
              "max_resolution": None, "write_mode": "raw", "jpeg_quality": None, "odd_images": "refuse",
@@ -51,7 +50,8 @@ class FakeRun:
         self.path.mkdir(parents=True)
         settings = {**SETTINGS, "epochs": epochs, "evaluate_every_epochs": evaluate_every,
                     "data": {**SETTINGS["data"], "root": str(folder / "data"), **(data or {})}}
-        (self.path / "config.yaml").write_text(yaml.safe_dump(schema.to_dict(schema.from_dict(settings)), sort_keys=False))
+        checked = schema.to_dict(schema.from_dict(settings))
+        (self.path / "config.yaml").write_text(yaml.safe_dump(checked, sort_keys=False))
         record = {"format": "runyard-run-1", "id": self.path.name, "name": "fake", "created": 1763829900.0,
                   "code_sha256": "c0de" * 16, "overrides": ["experiment=paper"], "jobs": []}
         (self.path / "run.json").write_text(json.dumps(record))
@@ -77,10 +77,11 @@ class FakeRun:
             fall = math.exp(-epoch / 9) + 0.12 * (1 - cycle) * math.exp(-epoch / 40)
             evaluated = epoch % self.evaluate_every == 0 or epoch == self.epochs
             top1 = min(0.999, 0.925 - 0.55 * fall + 0.004 * wobble[epoch, 0])
-            row = {"epoch": epoch, "step": epoch * STEPS, "train_loss": 0.52 + 1.45 * fall + 0.004 * wobble[epoch, 1],
-                   "train_top1": 0.97 - 0.6 * fall, "test_loss": 0.50 + 1.4 * fall + 0.02 * abs(wobble[epoch, 2]),
-                   "test_top1": top1, "val_loss": None, "val_top1": None, "lr": rate, "images_per_s": 21034.5 + epoch,
-                   "data_wait_pct": 1.2, "train_s": 2.4, "eval_s": 0.2, "peak_memory_mb": 2345.0, "clock_s": 2.6 * epoch}
+            row = {"epoch": epoch, "step": epoch * STEPS, "lr": rate,
+                   "train_loss": 0.52 + 1.45 * fall + 0.004 * wobble[epoch, 1], "train_top1": 0.97 - 0.6 * fall,
+                   "test_loss": 0.5 + 1.4 * fall + 0.02 * abs(wobble[epoch, 2]), "test_top1": top1,
+                   "val_loss": None, "val_top1": None, "images_per_s": 21034.5 + epoch, "data_wait_pct": 1.2,
+                   "train_s": 2.4, "eval_s": 0.2, "peak_memory_mb": 2345.0, "clock_s": 2.6 * epoch}
             if self.validation:
                 row |= {"val_loss": row["test_loss"] + 0.03, "val_top1": top1 - 0.008}
             if not evaluated:
@@ -113,8 +114,8 @@ class FakeRun:
         size = self.run.config.data.image_size
         split = manifest.Split(self.images, "test.beton", "0" * 64, 1, "test_images.npy", "test_labels.npy", {})
         made = manifest.Manifest(
-            name="cifar10", kind="cifar10", source="fake", classes=tuple(self.classes), image_size=size,
-            mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), splits={"train": split, "test": split}, writer={}, fixed_size=True)
+            name="cifar10", kind="cifar10", source="fake", classes=tuple(self.classes), image_size=size, writer={},
+            mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), splits={"train": split, "test": split}, fixed_size=True)
         (self.path / "data.json").write_text(json.dumps(manifest.to_dict(made)))
         if not arrays:
             return
@@ -130,6 +131,12 @@ class FakeRun:
         np.save(folder / "test_labels.npy", labels)
 
 
+@pytest.fixture(scope="session")
+def make_fake_run():
+    """``FakeRun`` itself, for tests that share one run."""
+    return FakeRun
+
+
 @pytest.fixture
 def fake_run(tmp_path):
     """Makes a ``FakeRun`` in a folder of its own."""
@@ -140,8 +147,3 @@ def fake_run(tmp_path):
         return made[-1]
 
     return make
-
-
-def replaced(run, **data):
-    """The run with other data settings."""
-    return Run(run.path, dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, **data)), run.record)

@@ -20,10 +20,20 @@ INIT_TIMEOUT_S = 60.0
 FINISH_TIMEOUT_S = 60.0
 REACH_TIMEOUT_S = 3.0
 # W&B's own axes are chosen by name; a slash makes a section of the workspace
-NAMES = {"train_loss": "train/loss", "train_top1": "train/top1", "test_loss": "test/loss", "test_top1": "test/top1",
-         "val_loss": "val/loss", "val_top1": "val/top1", "lr": "train/lr", "images_per_s": "speed/images_per_s",
-         "data_wait_pct": "speed/data_wait_pct", "train_s": "speed/train_s", "eval_s": "speed/eval_s",
-         "peak_memory_mb": "speed/peak_memory_mb"}
+NAMES = {
+    "train_loss": "train/loss",
+    "train_top1": "train/top1",
+    "test_loss": "test/loss",
+    "test_top1": "test/top1",
+    "val_loss": "val/loss",
+    "val_top1": "val/top1",
+    "lr": "train/lr",
+    "images_per_s": "speed/images_per_s",
+    "data_wait_pct": "speed/data_wait_pct",
+    "train_s": "speed/train_s",
+    "eval_s": "speed/eval_s",
+    "peak_memory_mb": "speed/peak_memory_mb",
+}
 AXES = ("epoch", "step", "clock_s")
 
 
@@ -42,12 +52,25 @@ class WandbRun:
         online = tracking.mode == "online" or (tracking.mode == "auto" and can_go_online())
         try:
             record = wandb.init(
-                project=tracking.project, entity=tracking.entity, id=run.id, name=run.id, dir=str(run.path),
-                group=tracking.group or run.config.name, job_type="train", tags=tracking.tags, resume="allow" if online else None,
+                project=tracking.project,
+                entity=tracking.entity,
+                id=run.id,
+                name=run.id,
+                dir=str(run.path),
+                group=tracking.group or run.config.name,
+                job_type="train",
+                tags=tracking.tags,
+                resume="allow" if online else None,
                 mode="online" if online else "offline",
                 config={**schema.to_dict(run.config), "machine": facts, "code_sha256": run.record["code_sha256"]},
-                settings=wandb.Settings(init_timeout=INIT_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S, quiet=True, disable_git=True,
-                                        save_code=False))
+                settings=wandb.Settings(
+                    init_timeout=INIT_TIMEOUT_S,
+                    finish_timeout=FINISH_TIMEOUT_S,
+                    quiet=True,
+                    disable_git=True,
+                    save_code=False,
+                ),
+            )
             for axis in AXES:
                 record.define_metric(axis)
             record.define_metric("*", step_metric="epoch")
@@ -62,7 +85,12 @@ class WandbRun:
         """Copy a journal line: an epoch becomes a point of every curve, the end the summary and the confusion matrix."""
         try:
             if event == "epoch":  # never step=: after a resume lower steps would be dropped
-                self._record.log({**{a: fields[a] for a in AXES}, **{n: fields[k] for k, n in NAMES.items() if fields[k] is not None}})
+                self._record.log(
+                    {
+                        **{a: fields[a] for a in AXES},
+                        **{n: fields[k] for k, n in NAMES.items() if fields[k] is not None},
+                    }
+                )
             elif event == "final":
                 self._log_final(fields)
         except (self._wandb.Error, OSError) as error:
@@ -73,8 +101,16 @@ class WandbRun:
         said = [j for row in fields["confusion"] for j, n in enumerate(row) for _ in range(n)]
         plot = self._wandb.plot.confusion_matrix(y_true=truth, preds=said, class_names=fields["classes"])
         self._record.log({"confusion_matrix": plot, "epoch": self._run.config.epochs})
-        self._record.summary.update({"top1": fields["top1"], "top1_best": fields["top1_best"], "best_epoch": fields["best_epoch"],
-                                     "loss": fields["loss"], "parameters": fields["parameters"], "clock_s": fields["clock_s"]})
+        self._record.summary.update(
+            {
+                "top1": fields["top1"],
+                "top1_best": fields["top1_best"],
+                "best_epoch": fields["best_epoch"],
+                "loss": fields["loss"],
+                "parameters": fields["parameters"],
+                "clock_s": fields["clock_s"],
+            }
+        )
 
     def finish(self, failed: bool) -> None:
         """Close the record; gives up after a minute rather than hold the job."""
@@ -91,7 +127,9 @@ def can_go_online() -> bool:
     if "WANDB_API_KEY" not in os.environ and not _in_netrc(host):
         return False
     try:
-        socket.create_connection((host, url.port or (443 if url.scheme == "https" else 80)), timeout=REACH_TIMEOUT_S).close()
+        socket.create_connection(
+            (host, url.port or (443 if url.scheme == "https" else 80)), timeout=REACH_TIMEOUT_S
+        ).close()
     except OSError:
         return False
     return True

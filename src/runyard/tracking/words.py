@@ -13,13 +13,19 @@ def say(row: Row, epochs: int) -> str | None:
             ranks = f"{row['world_size']} rank{'s' * (row['world_size'] > 1)}"
             return f"{begun}: {row['parameters']:,} parameters, {row['precision']}, {ranks} on {row['device_name']}"
         case "epoch":
-            top1 = "".join(f"{name} {value:.2%}  " for name in ("val", "test") if (value := row[f"{name}_top1"]) is not None)
+            top1 = "".join(
+                f"{name} {value:.2%}  " for name in ("val", "test") if (value := row[f"{name}_top1"]) is not None
+            )
             test = f", {row['test_loss']:.4f} test" if row["test_loss"] is not None else ""
-            return (f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  {top1}loss {row['train_loss']:.4f} train{test}  lr {row['lr']:.1e}  "
-                    f"{row['images_per_s']:,.0f} images/s, {row['data_wait_pct']:.0f} % waiting for data  {clock(row['clock_s'])}")
+            return (
+                f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  {top1}loss {row['train_loss']:.4f} train{test}  lr {row['lr']:.1e}  "
+                f"{row['images_per_s']:,.0f} images/s, {row['data_wait_pct']:.0f} % waiting for data  {clock(row['clock_s'])}"
+            )
         case "final":
-            return (f"final test top-1 {row['top1']:.2%} (best {row['top1_best']:.2%} in epoch {row['best_epoch']}), "
-                    f"trained in {clock(row['clock_s'])}")
+            return (
+                f"final test top-1 {row['top1']:.2%} (best {row['top1_best']:.2%} in epoch {row['best_epoch']}), "
+                f"trained in {clock(row['clock_s'])}"
+            )
         case "warning":
             return f"warning: {row['message']}"
     return None

@@ -47,7 +47,9 @@ def write(folder: Path, state: State, step: int, score: float | None) -> Path:
         os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # read back what the disk has, not what memory has
     digest = sha256(making / "state.pt")
     if digest != hashlib.sha256(buffer.getbuffer()).hexdigest():
-        raise OSError(f"{making / 'state.pt'} reads back differently from what was written: the disk is failing or full")
+        raise OSError(
+            f"{making / 'state.pt'} reads back differently from what was written: the disk is failing or full"
+        )
     write_atomic(making / "manifest.json", json.dumps({"step": step, "score": score, "sha256": digest}))
     target = folder / name
     if target.exists():  # the same step again after a resume: move the old one aside until the new one has its name
@@ -116,7 +118,7 @@ class Saver:
     def _write(self, state: State, step: int, score: float | None) -> None:
         write(self._folder, state, step, score)
         paths = sorted(self._folder.glob("step_*"))
-        keep = set(paths[-self._keep_last:])
+        keep = set(paths[-self._keep_last :])
         if self._keep_best:
             scored = [(s, p) for p in paths if (s := _score(p)) is not None]
             keep |= {max(scored)[1]} if scored else set()
@@ -155,8 +157,10 @@ def load_network(run: Run, which: Literal["last", "best"] = "last") -> nn.Module
     if which == "best":
         found = sorted((c for c in found if c.score is not None), key=lambda c: (c.score or 0.0, c.step))
     if not found:
-        raise UserError(f"run {run.id} has no valid {'scored ' if which == 'best' else ''}checkpoint in {run.checkpoints}: "
-                        f"train it first (runyard resume {run.id})")
+        raise UserError(
+            f"run {run.id} has no valid {'scored ' if which == 'best' else ''}checkpoint in {run.checkpoints}: "
+            f"train it first (runyard resume {run.id})"
+        )
     state = found[-1].load()
     data = json.loads((run.path / "data.json").read_text())
     network = models.build(run.config.model, len(data["classes"]), int(data["image_size"]))

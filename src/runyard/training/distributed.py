@@ -19,7 +19,12 @@ from runyard.files import write_atomic
 
 # What each launcher calls (rank, world size, local rank, local world size). The first whose rank is set is believed.
 LAUNCHERS: dict[str, tuple[str, str, str, str]] = {
-    "submitit, local": ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID", "SUBMITIT_LOCAL_NTASKS"),
+    "submitit, local": (
+        "SUBMITIT_LOCAL_GLOBALID",
+        "SUBMITIT_LOCAL_NTASKS",
+        "SUBMITIT_LOCAL_LOCALID",
+        "SUBMITIT_LOCAL_NTASKS",
+    ),
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
 }
@@ -65,13 +70,17 @@ def from_environment(env: Mapping[str, str]) -> Dist:
             continue  # SLURM_PROCID is also set in a batch script outside of srun
         missing = [n for n in others if n not in env and n != "SLURM_NTASKS_PER_NODE"]
         if missing:
-            raise UserError(f"{rank_name}={env[rank_name]} is set but {', '.join(missing)} is not: "
-                            f"started by {launcher} in part; set all of {', '.join(names)} or none")
+            raise UserError(
+                f"{rank_name}={env[rank_name]} is set but {', '.join(missing)} is not: "
+                f"started by {launcher} in part; set all of {', '.join(names)} or none"
+            )
         try:
             rank, world_size, local_rank = (int(env[n]) for n in names[:3])
             local_world_size = int(env.get(names[3], world_size))
         except ValueError as error:
-            raise UserError(f"{', '.join(f'{n}={env.get(n)}' for n in names)}: expected whole numbers from {launcher} ({error})") from None
+            raise UserError(
+                f"{', '.join(f'{n}={env.get(n)}' for n in names)}: expected whole numbers from {launcher} ({error})"
+            ) from None
         if not 0 <= rank < world_size:
             raise UserError(f"{rank_name}={rank}: expected below {names[1]}={world_size}")
         return Dist(rank, world_size, local_rank, local_world_size, launcher, _job(env))
@@ -108,10 +117,17 @@ def start(place: Dist, meeting_folder: Path) -> None:
         store.wait([f"here/{r}" for r in range(place.world_size)], datetime.timedelta(seconds=JOIN_TIMEOUT_S))
     except dist.DistStoreError:
         missing = [r for r in range(place.world_size) if not store.check([f"here/{r}"])]
-        raise UserError(f"ranks {missing} of {place.world_size} did not come within {JOIN_TIMEOUT_S:.0f} s: "
-                        "look into their logs for why they did not start") from None
-    dist.init_process_group("nccl" if place.device.type == "cuda" else "gloo", store=store, rank=place.rank,
-                            world_size=place.world_size, timeout=datetime.timedelta(seconds=JOIN_TIMEOUT_S))
+        raise UserError(
+            f"ranks {missing} of {place.world_size} did not come within {JOIN_TIMEOUT_S:.0f} s: "
+            "look into their logs for why they did not start"
+        ) from None
+    dist.init_process_group(
+        "nccl" if place.device.type == "cuda" else "gloo",
+        store=store,
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=datetime.timedelta(seconds=JOIN_TIMEOUT_S),
+    )
 
 
 def stop() -> None:
@@ -136,7 +152,9 @@ def _meet(place: Dist, folder: Path) -> dist.Store:
             address = json.loads(address_file.read_text())
             return dist.TCPStore(address["host"], address["port"], None, is_master=False, timeout=timeout)
         time.sleep(0.05)
-    raise UserError(f"rank 0 did not open the meeting at {address_file} within {JOIN_TIMEOUT_S:.0f} s: look into its log")
+    raise UserError(
+        f"rank 0 did not open the meeting at {address_file} within {JOIN_TIMEOUT_S:.0f} s: look into its log"
+    )
 
 
 class Vote:

@@ -48,7 +48,8 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")  # type: ignore[attr-defined]
         self.loss = Loss(config.loss)
         self.counters = Counters(self.device)
-        self._forward: nn.Module = torch.compile(self.network) if config.compile else self.network  # type: ignore[assignment]
+        compiled = config.compile != "none"
+        self._forward = torch.compile(self.network, mode=config.compile) if compiled else self.network
         self._wrapped: DistributedDataParallel | None = None
         self._bad_step = torch.full((), NEVER, dtype=torch.int64, device=self.device)
         self._bad_step_host = torch.full((), NEVER, dtype=torch.int64, pin_memory=self.device.type == "cuda")
@@ -63,7 +64,9 @@ class Learner:
         """One optimiser step over this rank's micro-batches. Nothing here waits for the device."""
         lr = learning_rate(self.config, self.step, self.steps_per_epoch)
         optimiser.set_lr(self.optimizer, lr)
-        torch.manual_seed(step_seed(self.config.seed, self.step, self.place.rank))  # dropout: a function of step and rank
+        torch.manual_seed(
+            step_seed(self.config.seed, self.step, self.place.rank)
+        )  # dropout: a function of step and rank
         self.network.train()
         for i, batch in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
@@ -113,8 +116,10 @@ class Learner:
 
     def diverged(self, flag: int) -> Diverged:
         step, rank = divmod(NEVER - flag, self.place.world_size)
-        return Diverged(f"the loss is not a finite number at step {step + 1} (epoch {step // self.steps_per_epoch + 1}) on rank {rank}: "
-                        "lower optim.lr, or set optim.grad_clip_norm, or schedule.warmup_epochs")
+        return Diverged(
+            f"the loss is not a finite number at step {step + 1} (epoch {step // self.steps_per_epoch + 1}) on rank {rank}: "
+            "lower optim.lr, or set optim.grad_clip_norm, or schedule.warmup_epochs"
+        )
 
     def state(self) -> State:
         """All that resuming needs. Everything random is a function of the step, so no generator's state is among it.
@@ -123,11 +128,21 @@ class Learner:
             Diverged: a weight is not a finite number.
         """
         if not all(bool(p.isfinite().all()) for p in self.network.parameters()):
-            raise Diverged(f"a weight is not a finite number after step {self.step}: lower optim.lr, or set optim.grad_clip_norm")
-        return {"step": self.step, "epochs_done": self.epochs_done, "clock_s": self.clock_s, "best": self.best,
-                "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "ema": None if self.ema is None else self.ema.state_dict(), "scaler": self.scaler.state_dict(),
-                "counters": self.counters.state(), "world_size": self.place.world_size}
+            raise Diverged(
+                f"a weight is not a finite number after step {self.step}: lower optim.lr, or set optim.grad_clip_norm"
+            )
+        return {
+            "step": self.step,
+            "epochs_done": self.epochs_done,
+            "clock_s": self.clock_s,
+            "best": self.best,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "counters": self.counters.state(),
+            "world_size": self.place.world_size,
+        }
 
     def restore(self, state: State) -> None:
         """Go on from ``state``; the counters of the epoch under way return to rank 0 alone, which held them all."""

@@ -59,7 +59,9 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
             write_report(run)
         return outcome
     except BaseException as error:
-        record.event("stop", reason="failed", message=str(error) or type(error).__name__, user_error=isinstance(error, UserError))
+        record.event(
+            "stop", reason="failed", message=str(error) or type(error).__name__, user_error=isinstance(error, UserError)
+        )
         record.close(failed=True)
         raise
     finally:
@@ -71,7 +73,9 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
 class Training:
     """One start of a run on one rank, between a checkpoint (or nothing) and the next end."""
 
-    def __init__(self, run: Run, place: Dist, record: Recorder, should_stop: Callable[[], bool], parts: contextlib.ExitStack) -> None:
+    def __init__(
+        self, run: Run, place: Dist, record: Recorder, should_stop: Callable[[], bool], parts: contextlib.ExitStack
+    ) -> None:
         self.run, self.config, self.place, self.record, self.should_stop = run, run.config, place, record, should_stop
         check_world(self.config, place.world_size)
         self.folder = manifest.folder(self.config.data)
@@ -79,9 +83,14 @@ class Training:
         self._check_same_data()
         shard = {"rank": place.rank, "world_size": place.world_size, "device": place.device}
         self._shard: dict[str, Any] = shard
-        self.loader = parts.enter_context(contextlib.closing(loaders.train_loader(self.config, self.data, self.folder, **shard)))
-        self.saver = parts.enter_context(contextlib.closing(
-            checkpoint.Saver(run.checkpoints, self.config.checkpoint.keep_last, self.config.checkpoint.keep_best)))
+        self.loader = parts.enter_context(
+            contextlib.closing(loaders.train_loader(self.config, self.data, self.folder, **shard))
+        )
+        self.saver = parts.enter_context(
+            contextlib.closing(
+                checkpoint.Saver(run.checkpoints, self.config.checkpoint.keep_last, self.config.checkpoint.keep_best)
+            )
+        )
         self.learner = Learner(self.config, self.data, place, self.loader.steps)
         self.total_steps = self.config.epochs * self.loader.steps
         self.vote, self.saved_at = Vote(place), time.monotonic()
@@ -102,12 +111,19 @@ class Training:
         if found is not None:
             self.learner.restore(found.load())
         elif hasattr(self.learner.network, "init_from_data"):
-            images = loaders.sample_images(self.config, self.data, self.folder, "train",
-                                           np.arange(min(INIT_IMAGES, self.data.splits["train"].samples)))
+            images = loaders.sample_images(
+                self.config,
+                self.data,
+                self.folder,
+                "train",
+                np.arange(min(INIT_IMAGES, self.data.splits["train"].samples)),
+            )
             with torch.no_grad():
-                self.learner.network.init_from_data(self.learner.normalise(torch.from_numpy(images).to(self.place.device)))
+                self.learner.network.init_from_data(
+                    self.learner.normalise(torch.from_numpy(images).to(self.place.device))
+                )
         self.learner.connect()
-        if self.config.compile:
+        if self.config.compile != "none":
             self._warm_up()
         facts = machine.facts(self.run, self.learner, found.path.name if found else None)
         self.record.event("start", **facts)
@@ -147,11 +163,20 @@ class Training:
         learner.epochs_done = epoch + 1
         images = (learner.step - self.first_step) * self.config.batch_size
         self.record.event(
-            "epoch", epoch=epoch + 1, step=learner.step, train_loss=train_loss, train_top1=train_top1,
+            "epoch",
+            epoch=epoch + 1,
+            step=learner.step,
+            train_loss=train_loss,
+            train_top1=train_top1,
             **{f"{s}_{m}": evaluated.get(f"{s}_{m}") for s in ("test", "val") for m in ("loss", "top1")},
-            lr=learning_rate(self.config, learner.step - 1, self.loader.steps), images_per_s=images / train_s,
-            data_wait_pct=100 * wait_s / train_s, train_s=train_s, eval_s=evaluated.get("seconds", 0.0),
-            peak_memory_mb=machine.peak_memory_mb(self.place.device), clock_s=learner.clock_s)
+            lr=learning_rate(self.config, learner.step - 1, self.loader.steps),
+            images_per_s=images / train_s,
+            data_wait_pct=100 * wait_s / train_s,
+            train_s=train_s,
+            eval_s=evaluated.get("seconds", 0.0),
+            peak_memory_mb=machine.peak_memory_mb(self.place.device),
+            clock_s=learner.clock_s,
+        )
         best = score is not None and score > learner.best.get("top1", -1.0)
         if best:
             learner.best = {"top1": score, "epoch": epoch + 1}
@@ -165,10 +190,25 @@ class Training:
             self._evaluate()
         if self.place.rank == 0 and self.predictions is not None:
             p, learner = self.predictions, self.learner
-            np.savez(self.run.path / "predictions.npz", index=p.index, label=p.label, predicted=p.predicted, confidence=p.confidence)
-            self.record.event("final", split="test", top1=float((p.predicted == p.label).mean()), loss=p.loss, top1_best=learner.best["top1"],
-                              best_epoch=learner.best["epoch"], confusion=p.confusion(len(self.data.classes)), classes=list(self.data.classes),
-                              clock_s=learner.clock_s, parameters=learner.parameters)
+            np.savez(
+                self.run.path / "predictions.npz",
+                index=p.index,
+                label=p.label,
+                predicted=p.predicted,
+                confidence=p.confidence,
+            )
+            self.record.event(
+                "final",
+                split="test",
+                top1=float((p.predicted == p.label).mean()),
+                loss=p.loss,
+                top1_best=learner.best["top1"],
+                best_epoch=learner.best["epoch"],
+                confusion=p.confusion(len(self.data.classes)),
+                classes=list(self.data.classes),
+                clock_s=learner.clock_s,
+                parameters=learner.parameters,
+            )
 
     def _evaluate(self) -> dict[str, float]:
         """Loss and top-1 on the held-out part, if there is one, and on the test set; keeps the latter's predictions."""
@@ -177,7 +217,9 @@ class Training:
             for split, short in (("validation", "val"), ("test", "test")):
                 if split in self.data.splits:
                     batches = loaders.evaluation_batches(self.config, self.data, self.folder, split, **self._shard)
-                    self.predictions = evaluate(self.learner.logits, batches, self.place.device, self.config.loss.label_smoothing)
+                    self.predictions = evaluate(
+                        self.learner.logits, batches, self.place.device, self.config.loss.label_smoothing
+                    )
                     out |= {f"{short}_loss": self.predictions.loss, f"{short}_top1": self.predictions.top1}
         return out | {"seconds": time.monotonic() - began}
 
@@ -188,7 +230,9 @@ class Training:
         learner.clock_s += began - self.epoch_began
         if self.place.rank == 0:
             self.saver.save(learner.state(), learner.step, score, wait=wait)
-            self.record.event("checkpoint", step=learner.step, name=f"step_{learner.step:08d}", seconds=time.monotonic() - began)
+            self.record.event(
+                "checkpoint", step=learner.step, name=f"step_{learner.step:08d}", seconds=time.monotonic() - began
+            )
         learner.clock_s -= began - self.epoch_began
         self.saved_at = time.monotonic()
 
@@ -196,18 +240,31 @@ class Training:
         learner, seconds = self.learner, time.monotonic() - self.epoch_began
         pace = (learner.step - self.first_step) * self.config.batch_size / max(seconds, 1e-6)
         eta_s = (self.total_steps - learner.step) * self.config.batch_size / max(pace, 1e-6)
-        self.record.progress(epoch=epoch + 1, epochs=self.config.epochs, step=learner.step, steps=self.total_steps,
-                             images_per_s=pace, eta_s=eta_s, clock_s=learner.clock_s + seconds)
+        self.record.progress(
+            epoch=epoch + 1,
+            epochs=self.config.epochs,
+            step=learner.step,
+            steps=self.total_steps,
+            images_per_s=pace,
+            eta_s=eta_s,
+            clock_s=learner.clock_s + seconds,
+        )
 
     def _check_same_data(self) -> None:
         """A run goes on only with the data it began with; rank 0 notes which that is."""
         noted, now = self.run.path / "data.json", manifest.to_dict(self.data)
         if noted.exists():
             then = json.loads(noted.read_text())
-            changed = [s for s, part in then["splits"].items() if now["splits"].get(s, {}).get("beton_sha256") != part["beton_sha256"]]
+            changed = [
+                s
+                for s, part in then["splits"].items()
+                if now["splits"].get(s, {}).get("beton_sha256") != part["beton_sha256"]
+            ]
             if changed:
-                raise UserError(f"{self.folder}: {', '.join(changed)} changed since run {self.run.id} began (other sha256): "
-                                "restore the data set it began with, or start a new run")
+                raise UserError(
+                    f"{self.folder}: {', '.join(changed)} changed since run {self.run.id} began (other sha256): "
+                    "restore the data set it began with, or start a new run"
+                )
         elif self.place.rank == 0:
             write_atomic(noted, json.dumps(now))
 

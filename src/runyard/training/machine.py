@@ -19,19 +19,33 @@ def facts(run: Run, learner: Learner, resumed_from: str | None) -> dict[str, Any
     """The fields of the journal's ``start`` event."""
     place, cuda = learner.place, learner.device.type == "cuda"
     return {
-        "job": place.job, "launcher": place.launcher, "world_size": place.world_size,
-        "nodes": place.world_size // place.local_world_size, "device": learner.device.type,
+        "job": place.job,
+        "launcher": place.launcher,
+        "world_size": place.world_size,
+        "nodes": place.world_size // place.local_world_size,
+        "device": learner.device.type,
         "device_name": torch.cuda.get_device_name(learner.device) if cuda else _cpu_name(),
-        "cpus": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "python": platform.python_version(), "hostname": socket.gethostname(),
-        "step": learner.step, "epoch": learner.epochs_done, "resumed_from": resumed_from,
-        "parameters": learner.parameters, "precision": run.config.precision, "loader": run.config.loader,
+        "cpus": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "hostname": socket.gethostname(),
+        "step": learner.step,
+        "epoch": learner.epochs_done,
+        "resumed_from": resumed_from,
+        "parameters": learner.parameters,
+        "precision": run.config.precision,
+        "loader": run.config.loader,
     }
 
 
 def peak_memory_mb(device: torch.device) -> float:
     """The most memory any rank has used so far, MB: of the GPU where there is one, else resident. A collective call."""
-    used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    used = (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     most = torch.tensor(used / 1e6, dtype=torch.float64, device=device)
     if dist.is_initialized():
         dist.all_reduce(most, dist.ReduceOp.MAX)

@@ -20,7 +20,9 @@ class Counters:
 
     def add(self, loss_sum: Tensor, correct: Tensor, images: int) -> None:
         """Add a micro-batch: ``loss_sum`` float scalar, summed over its images; ``correct`` integer scalar. No host sync."""
-        self._sums += torch.stack([loss_sum.double(), correct.double(), torch.full_like(correct, images, dtype=torch.float64)])
+        self._sums += torch.stack(
+            [loss_sum.double(), correct.double(), torch.full_like(correct, images, dtype=torch.float64)]
+        )
 
     def gather(self) -> None:
         """Bring every rank's sums together on rank 0 and leave zeros elsewhere, so that one rank's state holds them all."""
@@ -53,7 +55,15 @@ class Predictions:
     ``loss`` and ``top1`` are over all ranks; the arrays hold every sample on rank 0, and its own share on another rank.
     """
 
-    def __init__(self, loss: float, top1: float, index: np.ndarray, label: np.ndarray, predicted: np.ndarray, confidence: np.ndarray) -> None:
+    def __init__(
+        self,
+        loss: float,
+        top1: float,
+        index: np.ndarray,
+        label: np.ndarray,
+        predicted: np.ndarray,
+        confidence: np.ndarray,
+    ) -> None:
         self.loss, self.top1 = loss, top1
         order = np.argsort(index, kind="stable")
         self.index, self.label = index[order], label[order]
@@ -66,7 +76,9 @@ class Predictions:
 
 
 @torch.no_grad()
-def evaluate(logits_of: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device, label_smoothing: float) -> Predictions:
+def evaluate(
+    logits_of: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device, label_smoothing: float
+) -> Predictions:
     """Mean cross entropy, top-1 and predictions over every rank's share, each sample counted once. A collective call.
 
     ``logits_of`` maps uint8 images [b, S, S, 3] to logits [b, classes]. The loss is smoothed as in training, so that the two
@@ -80,8 +92,15 @@ def evaluate(logits_of: Callable[[Tensor], Tensor], batches: Iterable[Batch], de
         counters.add(loss, (predicted == batch.labels).sum(), len(batch.labels))
         parts.append((batch.indices, batch.labels, predicted, confidence))
     loss_mean, top1 = counters.mean()
-    empty = (torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0))
-    arrays: list[np.ndarray] = [torch.cat([t.cpu() for t in column]).numpy() for column in zip(*(parts or [empty]), strict=True)]
+    empty = (
+        torch.empty(0, dtype=torch.int64),
+        torch.empty(0, dtype=torch.int64),
+        torch.empty(0, dtype=torch.int64),
+        torch.empty(0),
+    )
+    arrays: list[np.ndarray] = [
+        torch.cat([t.cpu() for t in column]).numpy() for column in zip(*(parts or [empty]), strict=True)
+    ]
     if dist.is_initialized():
         gathered: list[list[np.ndarray]] = [[] for _ in range(dist.get_world_size())]
         dist.gather_object(arrays, gathered if dist.get_rank() == 0 else None)
