@@ -1,8 +1,8 @@
 """How this package compiles its kernels: numba, without the interpreter's lock, cached on disk by content.
 
-Numba keys a cache by the path of the one file a function stands in. A run's job works from its own copy of the code, which
-would compile everything anew; and a kernel would outlive a change in a file it inlines from. So the cache of these kernels
-lies under the hash of all their sources. Numba writes it atomically: several ranks may compile at once.
+Numba keys a cache by the path of the one file a function stands in. A run's job works from its own copy of the code,
+which would compile everything anew; and a kernel would outlive a change in a file it inlines from. So the cache of
+these kernels lies under the hash of all their sources. Numba writes it atomically: several ranks may compile at once.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def compiled(function: Callable[..., Any] | None = None, *, reorder_sums: bool =
 
 @cache
 def sources_sha256() -> str:
-    """Hash of every file whose code may be inlined into a kernel."""
+    """Hash of every file that kernels stand in or inline from."""
     digest = hashlib.sha256()
-    for path in sorted([*HERE.glob("*.py"), *HERE.glob("augment/*.py")]):
+    for path in sorted([HERE / "compiled.py", HERE / "ffcv_reader.py", *HERE.glob("augment/*.py")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
 @cache
 def cache_folder() -> Path | None:
-    """The first of NUMBA_CACHE_DIR, the user's cache folder and a private temporary one that can be written; None: no cache."""
+    """The first writable of NUMBA_CACHE_DIR, the user's cache folder and a private temporary one; None: no cache."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     private = Path(tempfile.gettempdir()) / f"runyard-kernels-{os.getuid()}"
     for base in (os.environ.get("NUMBA_CACHE_DIR"), f"{home}/runyard", private):
@@ -79,5 +79,5 @@ class _ByContent(caching._CacheLocator):
 
 
 # numba's list of places to look; the class lost its underscore in 0.61
-_implementation = getattr(caching, "CacheImpl", None) or caching._CacheImpl
+_implementation = getattr(caching, "CacheImpl", None) or caching._CacheImpl  # type: ignore[attr-defined]
 _implementation._locator_classes.insert(0, _ByContent)

@@ -1,10 +1,10 @@
 """The one place that touches FFCV when reading: its file format and its native decoders, driven by threads of ours.
 
-FFCV's file is mapped (as its ``os_cache=True`` does) and decoded by its own C functions: memcpy for raw pixels, TurboJPEG for
-JPEG, OpenCV's area resize after a centre crop for images of other sizes - what its SimpleRGBImageDecoder and
+FFCV's file is mapped (as its ``os_cache=True`` does) and decoded by its own C functions: memcpy for raw pixels,
+TurboJPEG for JPEG, OpenCV's area resize after a centre crop for images of other sizes - what its SimpleRGBImageDecoder and
 CenterCropRGBImageDecoder(ratio=1) do, byte for byte. Its Python ``Loader`` (1.0.2) is left aside, and with it: a reader
-thread that dies unheard and leaves the consumer waiting for ever, orders that pad evaluation with duplicates, buffers that
-are overwritten while in use, threads leaked by an early break (#345), a call to torch.set_num_threads, 3.7 s of
+thread that dies unheard and leaves the consumer waiting for ever, orders that pad evaluation with duplicates, buffers
+that are overwritten while in use, threads leaked by an early break (#345), a call to torch.set_num_threads, 3.7 s of
 imports in every rank, and 1.1 s of compiling in every loader that no cache keeps. Errors TurboJPEG reports are raised.
 """
 
@@ -14,8 +14,9 @@ import ctypes
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import llvmlite.binding
+import llvmlite.binding  # type: ignore[import-untyped]
 import numpy as np
 from numba import types
 
@@ -26,11 +27,12 @@ from runyard.data.order import Indices
 from runyard.errors import UserError
 
 # as declared in ffcv/libffcv/libffcv.cpp; named apart, since LLVM looks symbols up in the whole process
-_U32, _I64 = types.uint32, types.int64
-_copy = types.ExternalFunction("runyard_ffcv_copy", types.void(types.uintp, types.uintp, types.uint64))
-_decode_jpg = types.ExternalFunction("runyard_ffcv_imdecode", types.int32(
-    types.uintp, types.uint64, _U32, _U32, types.uintp, _U32, _U32, _U32, _U32, _U32, _U32, types.boolean, types.boolean))
-_resize = types.ExternalFunction("runyard_ffcv_resize", types.void(*[_I64] * 11))
+_U32 = types.uint32
+_copy: Any = types.ExternalFunction("runyard_ffcv_copy", types.void(types.uintp, types.uintp, types.uint64))
+_decode_jpg: Any = types.ExternalFunction("runyard_ffcv_imdecode", types.int32(
+    types.uintp, types.uint64, _U32, _U32, types.uintp, _U32, _U32, _U32, _U32, _U32, _U32, types.boolean,
+    types.boolean))
+_resize: Any = types.ExternalFunction("runyard_ffcv_resize", types.void(*[types.int64] * 11))
 
 
 class BetonSource:
@@ -59,7 +61,8 @@ class BetonSource:
         out = np.empty((len(indices), self.size, self.size, 3), np.uint8)
         broken = decode(self._memory, indices, f.pointers, f.sizes, f.height, f.width, f.raw, self._largest, out)
         if broken >= 0:
-            raise UserError(f"{f.path}: the JPEG data of sample {indices[broken]} is damaged; delete it and run: runyard prepare")
+            raise UserError(f"{f.path}: the JPEG data of sample {indices[broken]} is damaged; "
+                            "delete the file and run: runyard prepare")
         return out, np.arange(len(indices))
 
 
@@ -74,12 +77,13 @@ def bind_decoders() -> None:
     folders = list(spec.submodule_search_locations or []) if spec else []
     libraries = [path for folder in folders for path in Path(folder).glob("_libffcv*.so")]
     if not libraries:
-        raise UserError("loader=ffcv: FFCV is not installed here; install it (make setup), or set loader=torch or loader=resident")
+        raise UserError("loader=ffcv: FFCV is not installed here; install it (make setup), "
+                        "or set loader=torch or loader=resident")
     try:
         library = ctypes.CDLL(str(libraries[0]))
     except OSError as error:
-        raise UserError(f"loader=ffcv: {libraries[0].name} cannot be loaded ({error}); install OpenCV and libturbojpeg, "
-                        "or set loader=torch or loader=resident") from None
+        raise UserError(f"loader=ffcv: {libraries[0].name} cannot be loaded ({error}); install OpenCV and "
+                        "libturbojpeg, or set loader=torch or loader=resident") from None
     for ours, theirs in (("copy", "my_memcpy"), ("imdecode", "imdecode"), ("resize", "resize")):
         address = ctypes.cast(getattr(library, theirs), ctypes.c_void_p).value
         llvmlite.binding.add_symbol(f"runyard_ffcv_{ours}", address)

@@ -1,18 +1,18 @@
 """Batches for training and evaluation, from any of three readers, all giving the same images.
 
-loader=ffcv reads an FFCV file with threads, loader=torch plain arrays with DataLoader processes, and loader=resident holds the
-decoded set on the device. Order and augmentation are pure functions of (seed, epoch, sample), so neither the reader, nor the
-number of workers or ranks, nor a restart in mid-epoch changes an image.
+loader=ffcv reads an FFCV file with threads, loader=torch plain arrays with DataLoader processes, and loader=resident
+holds the decoded set on the device. Order and augmentation are pure functions of (seed, epoch, sample), so neither the
+reader, nor the number of workers or ranks, nor a restart in mid-epoch changes an image.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +27,10 @@ from runyard.data.manifest import Manifest
 from runyard.data.order import Indices, epoch_order, evaluation_indices, rank_indices, steps_per_epoch
 from runyard.data.prefetch import Prefetch, Transfer
 from runyard.errors import UserError
+
+# what launchers call the number of tasks on a machine
+TASKS_HERE = ("LOCAL_WORLD_SIZE", "SUBMITIT_LOCAL_NTASKS", "SLURM_NTASKS_PER_NODE")
+PIECE = 32  # images a thread takes at least: less is not worth handing over
 
 
 class TrainLoader(Protocol):
@@ -105,18 +109,19 @@ def open_source(config: Config, manifest: Manifest, folder: Path, split: str) ->
     return _array_source(images, labels, identity, config.loader == "resident")
 
 
-def default_workers() -> int:
+def default_workers(env: Mapping[str, str] = os.environ) -> int:
     """CPUs this task may use, less one for the training thread. Tasks that share one set of CPUs share the count."""
     cpus = len(os.sched_getaffinity(0))
     if cpus == os.cpu_count():  # nobody bound this task to a part of the machine
-        cpus //= int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        cpus //= int(next((env[name] for name in TASKS_HERE if name in env), 1))
     return max(1, cpus - 1)
 
 
 class _Loader:
     """Cuts the order into this rank's shares, has them made ahead, and counts what the consumer waits."""
 
-    def __init__(self, config: Config, samples: int, maker: Maker, rank: int, world_size: int, device: torch.device) -> None:
+    def __init__(self, config: Config, samples: int, maker: Maker, rank: int, world_size: int,
+                 device: torch.device) -> None:
         self.steps = steps_per_epoch(samples, config.batch_size)
         self.wait_s = 0.0
         self._config, self._samples, self._maker = config, samples, maker
@@ -163,26 +168,27 @@ class _Loader:
 
 
 class _Threads:
-    """Reads and augments in this process: pieces of a batch go over ``workers`` threads, which hold no interpreter lock."""
+    """Reads and augments in this process: ``workers`` threads, which hold no interpreter lock, share each batch."""
 
     on_device = False
 
-    def __init__(self, source: Source, seed: int, settings: draws.Settings, workers: int) -> None:
-        self._source, self._seed, self._settings, self._workers = source, seed, settings, workers
+    def __init__(self, source: Source, seed: int, settings: draws.Settings, workers: int, *, pinned: bool) -> None:
+        self._source, self._seed, self._settings, self._workers, self._pinned = source, seed, settings, workers, pinned
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="runyard-augment") if workers > 1 else None
 
     def batches(self, epoch: int, shares: Iterable[Indices]) -> Iterator[Batch]:
         size = self._source.size
         for share in shares:
-            images = torch.empty((len(share), size, size, 3), dtype=torch.uint8)
+            images = torch.empty((len(share), size, size, 3), dtype=torch.uint8, pin_memory=self._pinned)
             out = images.numpy()
-            pieces = np.linspace(0, len(share), self._workers + 1).astype(int)
-            jobs = [(epoch, share[a:b], out[a:b]) for a, b in zip(pieces[:-1], pieces[1:], strict=True) if a < b]
-            if self._pool is None:
-                self._make(*jobs[0])
+            pieces = min(self._workers, -(-len(share) // PIECE))
+            cuts = np.linspace(0, len(share), pieces + 1).astype(int)
+            if self._pool is None or pieces == 1:
+                self._make(epoch, share, out)
             else:
-                for done in [self._pool.submit(self._make, *job) for job in jobs]:
-                    done.result()
+                jobs = [self._pool.submit(self._make, epoch, share[a:b], out[a:b]) for a, b in pairwise(cuts)]
+                for job in jobs:
+                    job.result()
             yield Batch(images, torch.from_numpy(self._source.labels[share]), torch.from_numpy(share))
 
     def close(self) -> None:
@@ -204,8 +210,10 @@ def _maker(config: Config, manifest: Manifest, folder: Path, device: torch.devic
     if config.loader == "torch":
         from runyard.data.processes import Processes
 
-        return Processes(*_array_files(config, manifest, folder, "train"), config.seed, settings, workers)
-    return _Threads(open_source(config, manifest, folder, "train"), config.seed, settings, workers)
+        images, labels, _ = _array_files(config, manifest, folder, "train")
+        return Processes(images, labels, config.seed, settings, workers)
+    return _Threads(open_source(config, manifest, folder, "train"), config.seed, settings, workers,
+                    pinned=device.type == "cuda")
 
 
 def _array_files(config: Config, manifest: Manifest, folder: Path, split: str) -> tuple[Path, Path, str]:

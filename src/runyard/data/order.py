@@ -27,18 +27,19 @@ def epoch_order(seed: int, epoch: int, samples: int) -> Indices:
 def steps_per_epoch(samples: int, batch_size: int) -> int:
     """Optimiser steps in an epoch; the remainder that does not fill a global batch is dropped."""
     if batch_size > samples:
-        raise UserError(f"batch_size={batch_size}: expected at most the {samples} training images; set a smaller batch_size")
+        raise UserError(f"batch_size={batch_size}: expected at most the {samples} training images; set a smaller one")
     return samples // batch_size
 
 
-def rank_indices(order: Indices, step: int, batch_size: int, rank: int, world_size: int, accumulate: int) -> list[Indices]:
+def rank_indices(order: Indices, step: int, batch_size: int, rank: int, world_size: int,
+                 accumulate: int) -> list[Indices]:
     """This rank's samples in ``step``: ``accumulate`` arrays of batch_size / (accumulate x world_size) positions.
 
     The ranks' arrays of one micro-batch, joined in rank order, are that micro-batch; the micro-batches joined are the
     global batch ``order[step * batch_size : (step + 1) * batch_size]``.
     """
     if batch_size % (accumulate * world_size):
-        raise ValueError(f"batch_size {batch_size} does not divide by accumulate {accumulate} x world size {world_size}")
+        raise ValueError(f"batch size {batch_size} does not divide by {accumulate} micro-batches x {world_size} ranks")
     share = batch_size // (accumulate * world_size)
     first = step * batch_size + rank * share
     starts = range(first, first + batch_size, share * world_size)

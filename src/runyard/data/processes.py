@@ -16,7 +16,7 @@ from runyard.data.batch import Batch
 from runyard.data.order import Indices
 
 Job = tuple[int, Indices]  # epoch, samples of one micro-batch
-# What SLURM and a terminal send to every process of a step. Only the training process acts on them: it closes its workers.
+# What SLURM and a terminal send to every process of a step. Only the training process acts on them.
 JOB_SIGNALS = {signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT}
 
 
@@ -25,7 +25,7 @@ class Processes:
 
     on_device = False
 
-    def __init__(self, images: Path, labels: Path, identity: str, seed: int, settings: draws.Settings, workers: int) -> None:
+    def __init__(self, images: Path, labels: Path, seed: int, settings: draws.Settings, workers: int) -> None:
         self._jobs = _Jobs()
         # a server process forks the workers: this process has threads, which do not survive a fork
         self._loader: DataLoader[Batch] = DataLoader(

@@ -1,8 +1,8 @@
 """Augmentation as tensor operations, on any device: what loader=resident runs on a GPU.
 
-The draws are the kernels' own, made on the host (0.1 us per image) and sent along; the pixels are the kernels' too, but for a
-level where float32 sums round differently. It is fast through few, large operations: give it thousands of images at a
-time. Nothing here waits for the device.
+The draws are the kernels' own, made on the host (0.1 us per image) and sent along; the pixels are the kernels' too, but
+for a level where float32 sums round differently. It is fast through few, large operations: give it thousands of images
+at a time. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def augment(images: Tensor, samples: Indices, seed: int, epoch: int, s: Settings
     # images whose hue changes at the same turn lie together: a hue change is dear, and each image gets just one
     by_turn = np.argsort(turn, kind="stable")
     edges = np.searchsorted(turn[by_turn], np.arange(5)).tolist()
-    sent = send(np.concatenate([table[:, by_turn], samples[None, by_turn], by_turn[None]]), device)  # float64 holds 2**53
+    # one transfer; float64 holds positions exactly up to 2**53
+    sent = send(np.concatenate([table[:, by_turn], samples[None, by_turn], by_turn[None]]), device)
     chosen, places = sent[-2].to(torch.int64), sent[-1].to(torch.int64)
     d = Draws(*sent[:-2])
     pixels = look_up(images, chosen, d, s)  # uint8 [b, S * S, 3]
@@ -112,9 +113,9 @@ def take(flat: Tensor, index: Tensor, inside: Tensor) -> Tensor:
 
 
 def change_colours(planes: Tensor, d: Draws, edges: list[int], s: Settings) -> None:
-    """The four changes in each image's own order, in place. ``edges[k]``: where the images begin whose turn k is the hue.
+    """The four changes in each image's own order, in place. ``edges[k]``: where the images begin whose hue has turn k.
 
-    Brightness, contrast and saturation are one formula with different factors: keep * x + toward_gray * gray + toward_mean.
+    Brightness, contrast and saturation are one formula: keep * x + added, with nothing, a mean or a gray to add.
     """
     others = send(OTHER_TURNS, planes.device)[d.order.to(torch.int64)]  # [b, 3]
     factors = torch.stack([d.brightness, d.contrast, d.saturation], 1).to(torch.float32)  # [b, 3]

@@ -1,7 +1,7 @@
 """Which random word decides what: the one place, for the compiled kernels and for the tensor form alike.
 
-Every draw of an image is a pure function of (seed, epoch, sample): a Philox word, counted by (sample, epoch, block) and keyed
-by the seed. Numba compiles these functions into the kernels; the tensor form gets its draws from them too.
+Every draw of an image is a pure function of (seed, epoch, sample): a Philox word, counted by (sample, epoch, block) and
+keyed by the seed. Numba compiles these functions into the kernels; the tensor form gets its draws from them too.
 """
 
 from __future__ import annotations
@@ -60,9 +60,11 @@ def settings(augment: AugmentConfig, image_size: int, mean: tuple[float, float, 
     """``mean`` per channel in [0, 1] is what cutout fills with."""
     red, green, blue = (round(255 * m) for m in mean)
     return Settings(
-        {"none": NO_FLIP, "random": RANDOM_FLIP, "alternating": ALTERNATING_FLIP}[augment.flip], augment.crop_padding_px,
-        augment.crop_fill == "reflect", math.radians(augment.rotation_deg), augment.rotation_interpolation == "bilinear",
-        augment.brightness, augment.contrast, augment.saturation, augment.hue, augment.cutout_px, image_size, red, green, blue)
+        flip={"none": NO_FLIP, "random": RANDOM_FLIP, "alternating": ALTERNATING_FLIP}[augment.flip],
+        padding=augment.crop_padding_px, reflect=augment.crop_fill == "reflect",
+        rotation=math.radians(augment.rotation_deg), bilinear=augment.rotation_interpolation == "bilinear",
+        brightness=augment.brightness, contrast=augment.contrast, saturation=augment.saturation, hue=augment.hue,
+        cutout=augment.cutout_px, size=image_size, fill_r=red, fill_g=green, fill_b=blue)
 
 
 @register_jitable

@@ -1,8 +1,8 @@
-"""Augmentation on the CPU: every image is read once, changed in scratch memory that fits the first-level cache, written once.
+"""Augmentation on the CPU: an image is read once, changed in scratch memory the first-level cache holds, and written once.
 
-Flip, crop and rotation are one gather: each output pixel looks up its one source pixel (nearest) or four (bilinear). Colour
-works on float32 planes and cuts to whole levels after each change, as torchvision does between its transforms on uint8
-tensors. The loops are written so that LLVM turns them into vector code; they hold no interpreter lock.
+Flip, crop and rotation are one gather: each output pixel looks up its one source pixel (nearest) or four (bilinear).
+Colour works on float32 planes and cuts to whole levels after each change, as torchvision does between its transforms on
+uint8 tensors. The loops are written so that LLVM turns them into vector code; they hold no interpreter lock.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def augment(images, rows, samples, seed, epoch, s: Settings, out):  # type: igno
     size = images.shape[1]
     pixels = size * size
     packed = np.zeros(pixels + 1, np.uint32)  # one pixel each; the last stays black
-    where = np.empty(pixels, np.uint32)
+    where, weight = np.empty(pixels, np.uint32), np.empty(pixels, np.float32)
     r, g, b = np.empty(pixels, np.float32), np.empty(pixels, np.float32), np.empty(pixels, np.float32)
     moves = s.flip != 0 or s.padding > 0 or s.rotation > 0
     colours = s.brightness > 0 or s.contrast > 0 or s.saturation > 0 or s.hue > 0
@@ -44,7 +44,7 @@ def augment(images, rows, samples, seed, epoch, s: Settings, out):  # type: igno
         d = draws(seed, epoch, samples[i], s)
         pack(source, packed, pixels)
         if s.rotation > 0 and s.bilinear:
-            rotate_bilinear(packed, d.flip, d.crop_y, d.crop_x, d.angle, s, size, r, g, b)
+            rotate_bilinear(packed, where, weight, d.flip, d.crop_y, d.crop_x, d.angle, s, size, r, g, b)
         else:
             if s.rotation > 0:
                 look_up_rotated(where, d.flip, d.crop_y, d.crop_x, d.angle, s, size)
@@ -112,9 +112,7 @@ def look_up(where, flip, crop_y, crop_x, s, size):  # type: ignore[no-untyped-de
 def look_up_rotated(where, flip, crop_y, crop_x, angle, s, size):  # type: ignore[no-untyped-def]
     """As torchvision's rotate: coordinates in [-1, 1] about the centre, in float32, rounded half to even."""
     n, top, left, padding = np.int32(size), np.int32(crop_y), np.int32(crop_x), np.int32(s.padding)
-    side, half = np.float32(size), np.float32(0.5 * size)
-    cos, sin = np.float32(math.cos(angle)) / half, np.float32(math.sin(angle)) / half
-    middle = np.float32(0.5 * (size - 1))
+    cos, sin, middle, side = rotation(angle, size)
     for y in range(size):
         row = where[y * size:(y + 1) * size]
         dy = np.float32(y) - middle
@@ -136,29 +134,44 @@ def gather(packed, where, r, g, b):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def rotate_bilinear(packed, flip, crop_y, crop_x, angle, s, size, r, g, b):  # type: ignore[no-untyped-def]
+def rotate_bilinear(packed, where, weight, flip, crop_y, crop_x, angle, s, size, r, g, b):  # type: ignore[no-untyped-def]
     """As torchvision's functional rotate with fill=None: what lies outside counts as black; rounded to whole levels."""
+    r[:], g[:], b[:] = ZERO, ZERO, ZERO
+    for tap in range(4):
+        look_up_tap(where, weight, np.int32(tap >> 1), np.int32(tap & 1), flip, crop_y, crop_x, angle, s, size)
+        for p in range(where.size):
+            pixel, share = packed[where[p]], weight[p]
+            r[p] += share * np.float32(np.int32(pixel & 255))
+            g[p] += share * np.float32(np.int32((pixel >> 8) & 255))
+            b[p] += share * np.float32(np.int32((pixel >> 16) & 255))
+    for p in range(where.size):
+        r[p], g[p], b[p] = np.rint(r[p]), np.rint(g[p]), np.rint(b[p])
+
+
+@compiled
+def look_up_tap(where, weight, down, right, flip, crop_y, crop_x, angle, s, size):  # type: ignore[no-untyped-def]
+    """One of the four neighbours of each rotated pixel, and its share in it."""
     n, top, left, padding = np.int32(size), np.int32(crop_y), np.int32(crop_x), np.int32(s.padding)
-    side, half = np.float32(size), np.float32(0.5 * size)
-    cos, sin = np.float32(math.cos(angle)) / half, np.float32(math.sin(angle)) / half
-    middle = np.float32(0.5 * (size - 1))
+    cos, sin, middle, side = rotation(angle, size)
     for y in range(size):
+        row, shares = where[y * size:(y + 1) * size], weight[y * size:(y + 1) * size]
         dy = np.float32(y) - middle
         for x in range(size):
             dx = np.float32(x) - middle
             source_x = ((dx * cos - dy * sin + ONE) * side - ONE) / TWO
             source_y = ((dx * sin + dy * cos + ONE) * side - ONE) / TWO
-            x0, y0 = np.int32(math.floor(source_x)), np.int32(math.floor(source_y))
-            fx, fy = source_x - np.float32(x0), source_y - np.float32(y0)
-            red, green, blue = ZERO, ZERO, ZERO
-            for tap in range(4):
-                down, right = np.int32(tap >> 1), np.int32(tap & 1)
-                weight = (fy if down else ONE - fy) * (fx if right else ONE - fx)
-                pixel = packed[source_pixel(y0 + down, x0 + right, flip, top, left, padding, s.reflect, n)]
-                red += weight * np.float32(pixel & 255)
-                green += weight * np.float32((pixel >> 8) & 255)
-                blue += weight * np.float32((pixel >> 16) & 255)
-            r[y * size + x], g[y * size + x], b[y * size + x] = np.rint(red), np.rint(green), np.rint(blue)
+            x0, y0 = np.floor(source_x), np.floor(source_y)
+            fx, fy = source_x - x0, source_y - y0
+            shares[x] = (fy if down else ONE - fy) * (fx if right else ONE - fx)
+            row[x] = source_pixel(np.int32(y0) + down, np.int32(x0) + right, flip, top, left, padding, s.reflect, n)
+
+
+@compiled
+def rotation(angle, size):  # type: ignore[no-untyped-def]
+    """Cosine and sine per px of coordinates from -1 to 1, the image's middle in px, and its side, all float32."""
+    half = np.float32(0.5 * size)
+    return (np.float32(math.cos(angle)) / half, np.float32(math.sin(angle)) / half, np.float32(0.5 * (size - 1)),
+            np.float32(size))
 
 
 @compiled
@@ -190,9 +203,9 @@ def mean_gray(r, g, b):  # type: ignore[no-untyped-def]
 @compiled
 def contrast(r, g, b, factor):  # type: ignore[no-untyped-def]
     keep, rest = np.float32(factor), np.float32(1 - factor)
-    mean = mean_gray(r, g, b)
+    added = rest * mean_gray(r, g, b)
     for p in range(r.size):
-        r[p], g[p], b[p] = level(r[p] * keep + rest * mean), level(g[p] * keep + rest * mean), level(b[p] * keep + rest * mean)
+        r[p], g[p], b[p] = level(r[p] * keep + added), level(g[p] * keep + added), level(b[p] * keep + added)
 
 
 @compiled
@@ -200,8 +213,8 @@ def saturation(r, g, b, factor):  # type: ignore[no-untyped-def]
     keep, rest = np.float32(factor), np.float32(1 - factor)
     for p in range(r.size):
         red, green, blue = r[p], g[p], b[p]
-        toward = gray(red, green, blue)
-        r[p], g[p], b[p] = level(red * keep + rest * toward), level(green * keep + rest * toward), level(blue * keep + rest * toward)
+        added = rest * gray(red, green, blue)
+        r[p], g[p], b[p] = level(red * keep + added), level(green * keep + added), level(blue * keep + added)
 
 
 @compiled

@@ -1,8 +1,7 @@
 """Philox4x32-10: four random 32-bit words as a pure function of a 128-bit counter and a 64-bit key.
 
-Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Words are held in signed 64-bit
-integers, numba's own for a whole number: a product of two may wrap to a negative one; shifted and masked, its upper word is
-still right.
+Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Words are held in signed 64-bit integers, numba's
+own for a whole number: a product of two may wrap to a negative one; shifted and masked, its upper word is still right.
 """
 
 from __future__ import annotations
