@@ -144,8 +144,8 @@ def test_the_starter_trains_about_three_tenths_of_a_million_parameters_and_not_i
 
 
 @pytest.mark.parametrize(("changed", "message"), [
-    ({"stem_stride": 3}, r"model\.stem_stride=3: expected at most model\.stem_kernel=2"),
-    ({"stem_filters": 13}, r"model\.stem_filters=13: expected at most 12"),
+    ({"stem_stride": 5}, r"model\.stem_stride=5: expected at most model\.stem_kernel=4"),
+    ({"stem_filters": 49}, r"model\.stem_filters=49: expected at most 48"),
     ({"widths": []}, r"model\.widths=\[\]"),
     ({"widths": [8] * 5}, r"data\.image_size=32: .* 5 stages"),
     ({"stem_kernel": 0}, r"model\.stem_kernel=0"),
