@@ -1,4 +1,4 @@
-"""Augmentation on the CPU: an image is read once, changed in scratch memory the first-level cache holds, and written once.
+"""Augmentation on the CPU: an image is read once, changed in scratch memory the nearest cache holds, and written once.
 
 Flip, crop and rotation are one gather: each output pixel looks up its one source pixel (nearest) or four (bilinear).
 Colour works on float32 planes and cuts to whole levels after each change, as torchvision does between its transforms on
