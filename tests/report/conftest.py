@@ -101,8 +101,8 @@ class FakeRun:
         np.savez(self.path / "predictions.npz", index=np.arange(self.images), label=labels, predicted=predicted,
                  confidence=confidence)
         self._data(labels, arrays)
-        rows = [json.loads(line) for line in self.journal.path.read_text().splitlines()]
-        tests = [row for row in rows if row["event"] == "epoch" and row["test_top1"] is not None]
+        rows = [row for row in map(json.loads, self.journal.path.read_text().splitlines()) if row["event"] == "epoch"]
+        tests = [row for row in rows if row["test_top1"] is not None]
         best = max(tests, key=lambda row: row["test_top1"])
         self.journal.write("final", split="test", top1=float((labels == predicted).mean()), loss=tests[-1]["test_loss"],
                            top1_best=best["test_top1"], best_epoch=best["epoch"], confusion=self.confusion,

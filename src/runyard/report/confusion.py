@@ -43,9 +43,9 @@ def draw(confusion: np.ndarray, classes: list[str], theme: Theme) -> Any:
         _name(axis, names, name_pt, slanted)
         if count_pt:
             _write_counts(axis, confusion, colours, theme, count_pt, zeros=slanted)
-        made.text((left + side / 2) / width, 0.70 / height, "Predicted class", ha="center", va="center", color=theme.muted)
-        made.text(0.12 / width, (below + side / 2) / height, "True class", ha="center", va="center", rotation=90,
-                  color=theme.muted)
+        middle = {"ha": "center", "va": "center", "color": theme.muted}
+        made.text((left + side / 2) / width, 0.70 / height, "Predicted class", **middle)
+        made.text(0.12 / width, (below + side / 2) / height, "True class", rotation=90, **middle)
         _keys(made, theme, worst, left, side, width, height)
     return made
 
@@ -59,9 +59,9 @@ def _colours(share: np.ndarray, worst: float, theme: Theme) -> np.ndarray:
 def _name(axis: Any, names: list[str], name_pt: float, slanted: bool) -> None:
     if not name_pt:  # more classes than names find room: label numbers
         step = next(s for s in (50, 100, 200, 500, 1000, 5000) if len(names) / s <= 10)
-        places = range(0, len(names), step)
-        axis.set_xticks([p + 0.5 for p in places], list(map(str, places)))
-        axis.set_yticks([p + 0.5 for p in places], list(map(str, places)))
+        labels = list(range(0, len(names), step))
+        axis.set_xticks([label + 0.5 for label in labels], list(map(str, labels)))
+        axis.set_yticks([label + 0.5 for label in labels], list(map(str, labels)))
         return
     places = np.arange(len(names)) + 0.5
     turn = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if slanted else {"rotation": 90}
@@ -85,7 +85,8 @@ def _keys(made: Any, theme: Theme, worst: float, left: float, side: float, width
     """Two small colour keys along the bottom: what a shade of right and a shade of wrong mean."""
     ramp = np.linspace(0, 1, 64)[None]
     each = min(1.6, side * 0.46)
-    for start, colour, word, most in ((left, theme.train, "correct", 1.0), (left + side - each, theme.test, "mistaken", worst)):
+    keys = ((left, theme.train, "correct", 1.0), (left + side - each, theme.test, "mistaken", worst))
+    for start, colour, word, most in keys:
         axis = made.add_axes((start / width, 0.40 / height, each / width, 0.08 / height))
         axis.imshow(mix(theme.surface, colour, ramp), aspect="auto", extent=(0, 1, 0, 1))
         axis.set_axis_off()

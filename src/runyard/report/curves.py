@@ -9,6 +9,7 @@ from runyard.report.facts import Facts
 from runyard.report.theme import Theme, drawing
 
 FEW, MANY = 30, 200  # up to FEW epochs each has its dot, beyond MANY the line is thin
+LOSSES = ("train_loss", "test_loss", "val_loss")
 
 
 def draw(facts: Facts, theme: Theme, columns: int = 2) -> Any:
@@ -30,19 +31,21 @@ def draw(facts: Facts, theme: Theme, columns: int = 2) -> Any:
                 axis.legend(frameon=False, loc=corner, handlelength=1.4, borderpad=0)
         exponent = _exponent(facts)
         _line(rate, facts, "lr", theme.ink, "", scale=10.0**-exponent)
-        unit = f" (× $10^{{{exponent}}}$)" if exponent else ""
+        unit = rf" ($\times\,10^{{{exponent}}}$)" if exponent else ""
         titles = ("Train loss", "Test loss", "Test accuracy (%)", f"Learning rate{unit}")
         for letter, axis, title in zip("abcd", axes, titles, strict=True):
             _furnish(axis, facts, theme, f"({letter})  {title}")
         for axis in axes[-columns:]:
             axis.set_xlabel("Epoch")
         _best(accuracy, facts, theme)
-        for axis, keys, scale in ((losses[0], ("train_loss", "test_loss", "val_loss"), 1), (rate, ("lr",), 10.0**-exponent)):
-            axis.set_ylim(0, max([scale * value for key in keys for value in facts.series(key)[1]], default=1) * 1.06 or 1)
+        for axis, keys, scale in ((losses[0], LOSSES, 1), (rate, ("lr",), 10.0**-exponent)):
+            highest = max([scale * value for key in keys for value in facts.series(key)[1]], default=1)
+            axis.set_ylim(0, 1.06 * highest or 1)
         if facts.restart_positions():
-            mark = axes[0].axvline(facts.restart_positions()[0], color=theme.muted, linewidth=0.7, linestyle=(0, (1, 2)))
-            made.legend([mark], [f"resumed from a checkpoint ({facts.restarts}×)" if facts.restarts > 1 else
-                                 "resumed from a checkpoint"], loc="outside lower right", frameon=False, labelcolor=theme.muted)
+            often = f" ({facts.restarts} times)" if facts.restarts > 1 else ""
+            made.legend([axes[0].axvline(facts.restart_positions()[0], **_mark(theme))],
+                        [f"resumed from a checkpoint{often}"], loc="outside lower right", frameon=False,
+                        labelcolor=theme.muted)
     return made
 
 
@@ -52,8 +55,9 @@ def _line(axis: Any, facts: Facts, key: str, colour: str, label: str, name: str 
     values = [value * scale for value in values]
     if not epochs:
         return
-    axis.plot(epochs, values, color=colour, linewidth=1.3 if len(epochs) <= MANY else 0.7, label=name, solid_capstyle="round", solid_joinstyle="round",
-              marker="o" if len(epochs) <= FEW else None, markersize=4 if len(epochs) == 1 else 2.2)
+    count = len(epochs)
+    axis.plot(epochs, values, color=colour, linewidth=1.3 if count <= MANY else 0.7, label=name, solid_capstyle="round",
+              solid_joinstyle="round", marker="o" if count <= FEW else None, markersize=4 if count == 1 else 2.2)
     if label:
         axis.annotate(label.format(values[-1]), (epochs[-1], values[-1]), xytext=(4, 0), textcoords="offset points",
                       va="center", color=colour, annotation_clip=False)
@@ -66,7 +70,7 @@ def _best(axis: Any, facts: Facts, theme: Theme) -> None:
     if not values or max(values) == values[-1]:
         return
     at = values.index(max(values))
-    axis.plot(epochs[at], 100 * values[at], marker="o", markersize=5, markerfacecolor="none", color=colour, linestyle="")
+    axis.plot(epochs[at], 100 * values[at], "o", markersize=5, markerfacecolor="none", color=colour)
     side = "right" if epochs[at] > (epochs[0] + epochs[-1]) / 2 else "left"
     axis.annotate(f"best {100 * values[at]:.2f} %", (epochs[at], 100 * values[at]), xytext=(0, 6), ha=side,
                   textcoords="offset points", color=colour,
@@ -82,9 +86,13 @@ def _furnish(axis: Any, facts: Facts, theme: Theme, title: str) -> None:
     axis.set_xticks(_ticks(last))
     axis.set_xlim(1 - 0.02 * last - (0.4 if last == 1 else 0), last + 0.02 * last + (0.4 if last == 1 else 0))
     for position in facts.restart_positions():
-        axis.axvline(position, color=theme.muted, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0.5)
+        axis.axvline(position, **_mark(theme))
     if not axis.lines:
         axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", va="center", color=theme.muted)
+
+
+def _mark(theme: Theme) -> dict[str, Any]:
+    return {"color": theme.muted, "linewidth": 0.7, "linestyle": (0, (1, 2)), "zorder": 0.5}
 
 
 def _ticks(last: int) -> list[int]:

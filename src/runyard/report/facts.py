@@ -62,12 +62,12 @@ class Facts:
         if self.final and reason in ("", "finished"):
             return "finished", ""
         if reason == "failed":
-            return "failed", f"This run failed after {done}" + (f": {message}" if message else ".")
+            return reason, f"This run failed after {done}" + (f": {message}" if message else ".")
         if reason == "interrupted":
-            return "interrupted", f"This run was interrupted after {done}; it goes on from its last checkpoint when started again."
+            return reason, f"This run was interrupted after {done}; started again, it goes on from its last checkpoint."
         if not self.starts:
             return "not started", "This run has not started: its journal holds no start."
-        return "unfinished", f"This run is not finished: {done} so far. It is still running, or it ended without a word."
+        return "unfinished", f"This run is not finished: {done} so far. It still runs, or it ended without a word."
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Epochs and values of one measure, where it was measured."""
@@ -127,8 +127,8 @@ def _matrix(cells: Any) -> np.ndarray | None:
         matrix = np.array(cells)
     except ValueError:
         return None
-    whole = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0 and matrix.dtype.kind in "iu" and matrix.min() >= 0
-    return matrix.astype(np.int64) if whole else None
+    square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
+    return matrix.astype(np.int64) if square and matrix.dtype.kind in "iu" and matrix.min() >= 0 else None
 
 
 def _classes(run: Run, final: Row, confusion: np.ndarray | None) -> list[str]:
@@ -140,5 +140,5 @@ def _classes(run: Run, final: Row, confusion: np.ndarray | None) -> list[str]:
             names = None
     names = [str(name) for name in names] if isinstance(names, list) else []
     if confusion is not None and len(names) != len(confusion):
-        return [f"class {label}" for label in range(len(confusion))]
+        names = [f"class {label}" for label in range(len(confusion))]
     return names

@@ -3,19 +3,58 @@
 from __future__ import annotations
 
 import datetime
+import time
 from html import escape
+from pathlib import Path
 
 import yaml
 
 from runyard import config as schema
-from runyard.report import style, tables
-from runyard.report.facts import Facts, number
+from runyard.errors import UserError
+from runyard.files import write_atomic
+from runyard.report import confusion, curves, style, tables
+from runyard.report.facts import Facts, gather, number
 from runyard.report.tables import data, loss, note, percent, section
+from runyard.report.theme import DARK, LIGHT, save
+from runyard.run import Run
 from runyard.tracking.journal import Row
 
 # Nothing but what is inlined may load, whatever a class name or a message tries to smuggle in.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 WIDE_CLASSES = 58  # beyond, the confusion matrix is wider than the page and is scrolled
+PAPER_DPI, PAGE_DPI = 300, 170
+
+
+def write_report(run: Run) -> Path:
+    """Write ``report/`` into the run: index.html, and figures 1 and 2 as .png (300 dpi) and .pdf. Returns the page.
+
+    Works at any time in a run's life; the page says what is not there yet.
+
+    Raises:
+        UserError: the run's directory cannot be written.
+    """
+    facts = gather(run)
+    folder = run.path / "report"
+    figures = {"curves": lambda theme: curves.draw(facts, theme)}
+    if facts.confusion is not None:
+        matrix = facts.confusion
+        figures["confusion"] = lambda theme: confusion.draw(matrix, facts.classes, theme)
+    pictures: dict[str, bytes] = {}
+    try:
+        folder.mkdir(exist_ok=True)
+        for name, draw in figures.items():
+            figure = draw(LIGHT)
+            pictures[name] = save(figure, "png", PAPER_DPI)
+            write_atomic(folder / f"{name}.png", pictures[name])
+            write_atomic(folder / f"{name}.pdf", save(figure, "pdf", PAPER_DPI))
+            pictures[f"{name}_dark"] = save(draw(DARK), "png", PAGE_DPI)
+        for suffix, theme in (("", LIGHT), ("_dark", DARK)):
+            pictures[f"curves_phone{suffix}"] = save(curves.draw(facts, theme, columns=1), "png", PAGE_DPI)
+        write_atomic(folder / "index.html", render(facts, pictures))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write the report there ({error.strerror}); "
+                        "make it writable, or free some space") from error
+    return folder / "index.html"
 
 
 def render(facts: Facts, pictures: dict[str, bytes]) -> str:
@@ -32,7 +71,7 @@ def render(facts: Facts, pictures: dict[str, bytes]) -> str:
         notices.append(f"{facts.broken} line{'s' * (facts.broken > 1)} of the run's journal could not be read and "
                        f"{'are' if facts.broken > 1 else 'is'} left out here.")
     notices += [f"The run warned: {message}" for message in facts.warnings]
-    head = (f'<header><h1>{escape(run.id)}<span class="pill {escape(word.replace(" ", "-"))}">{escape(word)}</span></h1>'
+    head = (f'<header><h1>{escape(run.id)} <span class="pill {word.replace(" ", "-")}">{word}</span></h1>'
             f'<p class="sub">{escape(run.config.model.name)} on {escape(run.config.data.name)}'
             f" · created {escape(_moment(run.record.get('created')))}</p>"
             + "".join(f'<p class="notice">{escape(text)}</p>' for text in notices) + "</header>\n")
@@ -44,9 +83,9 @@ def render(facts: Facts, pictures: dict[str, bytes]) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
             f'<link rel="icon" href="data:,">\n<title>{escape(run.id)}</title>\n<style>{style.sheet()}</style></head>\n'
-            f"<body>{head}<main>{body}</main>\n<footer>Written by runyard from the run's journal, "
-            f"{_moment(datetime.datetime.now(datetime.UTC).timestamp())}. Code {escape(str(run.record.get('code_sha256'))[:12])}."
-            "</footer></body></html>\n")
+            f"<body>{head}<main>{body}</main>\n"
+            f"<footer>Written by runyard from the run's journal, {_moment(time.time())}. "
+            f"Code {escape(str(run.record.get('code_sha256'))[:12])}.</footer></body></html>\n")
 
 
 def _pair(one: str, other: str, side_by_side: bool) -> str:
@@ -62,7 +101,7 @@ def _headline(facts: Facts) -> str:
     done = facts.epochs[-1]["epoch"] if facts.epochs else 0
     rates = sorted(facts.series("images_per_s")[1])
     clock = number(facts.final, "clock_s") or facts.last("clock_s")
-    parameters = number(facts.final, "parameters") or next(filter(None, (number(s, "parameters") for s in facts.starts)), None)
+    parameters = next(filter(None, (number(row, "parameters") for row in (facts.final, *facts.starts))), None)
     test_loss = number(facts.final, "loss")
     on = "validation" if facts.has_validation else "test"
     tiles = [
@@ -104,17 +143,18 @@ def _confusion(facts: Facts, pictures: dict[str, bytes]) -> str:
         return section("Confusion matrix", note("Known after the final evaluation, which this run has not made."))
     wide = len(facts.classes) > WIDE_CLASSES
     alt = "Confusion matrix over the test set: rows are true classes, columns predicted ones."
-    about = ("Figure 2. Confusion matrix over the test set, counts of images. Blue: correct; orange: mistaken, on a scale of "
-             "its own." + (" Scroll sideways." if wide else ""))
+    about = ("Figure 2. Confusion matrix over the test set, counts of images. Blue: correct; orange: mistaken, on a "
+             "scale of its own." + (" Scroll sideways." if wide else ""))
     width = f"max-width: none; width: {min(18 * len(facts.classes), 2400)}px"
     picture = _picture(pictures, "confusion", alt, **({"style": width} if wide else {}))
-    return section("Confusion matrix", f'<figure><div class="scroll">{picture}</div><figcaption>{about}</figcaption></figure>')
+    figure = f'<figure><div class="scroll">{picture}</div><figcaption>{about}</figcaption></figure>'
+    return section("Confusion matrix", figure)
 
 
 def _machine(facts: Facts) -> str:
     if not facts.starts:
         return section("Machine", note("The journal holds no start."))
-    items = "".join(_start(at, start, stop) for at, (start, stop) in enumerate(zip(facts.starts, facts.stops, strict=True)))
+    items = "".join(map(_start, range(len(facts.starts)), facts.starts, facts.stops))
     return section("Machine and restarts", f'<ol class="starts">{items}</ol>')
 
 
@@ -123,13 +163,16 @@ def _start(at: int, start: Row, stop: Row | None) -> str:
         return escape(str(start.get(key, "?")))
 
     whence = f"resumed from {known('resumed_from')}" if start.get("resumed_from") else "from the beginning"
-    end = "no end recorded" if stop is None else " ".join(
-        filter(None, (str(stop.get("reason")), _moment(stop.get("t")), f"({stop['message']})" if stop.get("message") else "")))
+    end = "no end recorded"
+    if stop is not None:
+        message = f"({stop['message']})" if stop.get("message") else ""
+        end = f"ended: {stop.get('reason')} {_moment(stop.get('t'))} {message}"
     return (f"<li><strong>{'Start' if at == 0 else f'Restart {at}'}</strong> {_moment(start.get('t'))}, {whence}, step "
-            f"{known('step')}<br>{known('device_name')} · {_count(start.get('world_size'), 'rank')} on {_count(start.get('nodes'), 'node')} · "
-            f"{known('hostname')} · {known('cpus')} CPUs · {known('threads')} threads<br>"
-            f'<span class="note">torch {known("torch")} · {known("precision")} · loader {known("loader")} · job {known("job")} · '
-            f"ended: {escape(end)}</span></li>")
+            f"{known('step')}<br>{known('device_name')} · {_count(start.get('world_size'), 'rank')} on "
+            f"{_count(start.get('nodes'), 'node')} · {known('hostname')} · {known('cpus')} CPUs · "
+            f"{known('threads')} threads<br>"
+            f'<span class="note">torch {known("torch")} · {known("precision")} · loader {known("loader")} · '
+            f'job {known("job")} · {escape(end)}</span></li>')
 
 
 def _config(facts: Facts) -> str:

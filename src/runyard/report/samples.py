@@ -53,8 +53,8 @@ def confused_pairs(facts: Facts, most: int = 8, samples_each: int = 6) -> tuple[
     for true, predicted, count in counted:
         rows = np.flatnonzero((predictions["label"] == true) & (predictions["predicted"] == predicted))
         rows = rows[np.argsort(-predictions["confidence"][rows], kind="stable")][:samples_each]
-        samples = [Sample(index := int(predictions["index"][row]), float(predictions["confidence"][row]), png(images[index]))
-                   for row in rows]
+        chosen = zip(predictions["index"][rows], predictions["confidence"][rows], strict=True)
+        samples = [Sample(int(index), float(confidence), png(images[index])) for index, confidence in chosen]
         pairs.append(Pair(true, predicted, count, samples))
     return pairs, ""
 
@@ -74,7 +74,7 @@ def _predictions(facts: Facts) -> dict[str, np.ndarray]:
     """The run's predictions over the test set: index, label, predicted int64 [N], confidence float32 [N]."""
     path = facts.run.path / "predictions.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = {key: file[key] for key in ("index", "label", "predicted", "confidence")}
     except FileNotFoundError:
         raise UserError("the run left no predictions.npz") from None
@@ -86,7 +86,7 @@ def _predictions(facts: Facts) -> dict[str, np.ndarray]:
 
 
 def _images(facts: Facts) -> np.ndarray:
-    """The prepared test images uint8 [N, S, S, 3], read where they lie, and only if the labels beside them are the run's."""
+    """The prepared test images, uint8 [N, S, S, 3], mapped where they lie."""
     folder = manifest.folder(facts.run.config.data)
     try:
         values = json.loads((facts.run.path / "data.json").read_text())

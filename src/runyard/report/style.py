@@ -31,13 +31,14 @@ p { margin: 0 0 12px; }
 .sub, .note, figcaption, footer, dt, th { color: var(--muted); }
 .sub { margin: 4px 0 0; overflow-wrap: anywhere; }
 .note, figcaption, footer { font-size: .87rem; }
-.pill { display: inline-block; margin-left: .5em; padding: .15em .7em; border: 1px solid currentColor; border-radius: 99px;
+.pill { display: inline-block; margin-left: .2em; padding: .15em .7em; border: 1px solid; border-radius: 99px;
   font-size: .8rem; font-weight: 600; letter-spacing: .01em; vertical-align: .3em; color: var(--wrong); }
 .pill.finished { color: var(--good); }
 .notice { margin: 14px 0 0; padding: 10px 14px; border-left: 4px solid var(--wrong); border-radius: 4px;
   background: var(--card); overflow-wrap: anywhere; }
-section, .tiles { margin: 16px 0 0; padding: 20px; border: 1px solid var(--line); border-radius: 10px; background: var(--card); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 18px 20px; }
+section, .tiles { margin: 16px 0 0; padding: 20px; border: 1px solid var(--line); border-radius: 10px;
+  background: var(--card); }
+.tiles { display: grid; gap: 18px 20px; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); }
 .tiles div { min-width: 0; }
 .tiles dt { font-size: .85rem; }
 .tiles dd { margin: 0; font-size: 1.3rem; font-weight: 600; line-height: 1.3; }
@@ -57,9 +58,11 @@ tbody th { color: var(--ink); font-size: inherit; overflow-wrap: break-word; }
 td.n, th.n { padding-right: 0; padding-left: 10px; text-align: right; white-space: nowrap; }
 .long { max-height: 520px; overflow-y: auto; }
 .bar { width: 42%; }
-.bar span { display: block; height: 12px; border-radius: 2px; background: color-mix(in srgb, var(--wrong) 24%, var(--card)); }
+.bar span { display: block; height: 12px; border-radius: 2px;
+  background: color-mix(in srgb, var(--wrong) 24%, var(--card)); }
 .bar i { display: block; height: 100%; border-radius: 2px; background: var(--right); }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 22px 28px; margin-top: 14px; }
+.pairs { display: grid; gap: 22px 28px; margin-top: 14px;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
 .pairs h3 { margin: 0 0 2px; font-size: 1rem; font-weight: 600; overflow-wrap: anywhere; }
 .pairs b { color: var(--wrong); font-weight: 600; }
 .faces { display: grid; grid-template-columns: repeat(6, 1fr); gap: 4px; max-width: 420px; margin-top: 6px; }

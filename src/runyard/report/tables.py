@@ -53,11 +53,12 @@ def per_class(facts: Facts) -> str:
     many = len(counts) > MANY_CLASSES
     order = np.argsort(share, kind="stable") if many else np.arange(len(counts))
     rows = "".join(
-        f'<tr><th scope="row">{escape(facts.classes[label])}</th><td class="bar"><span><i style="width:{100 * share[label]:.2f}%">'
-        f'</i></span></td><td class="n">{percent(float(share[label]), 1)}</td>'
+        f'<tr><th scope="row">{escape(facts.classes[label])}</th>'
+        f'<td class="bar"><span><i style="width:{100 * share[label]:.2f}%"></i></span></td>'
+        f'<td class="n">{percent(float(share[label]), 1)}</td>'
         f'<td class="n">{right[label]} / {counts[label]}</td></tr>' for label in order)
-    table = ('<table><thead><tr><th>Class</th><th class="bar"></th><th class="n">Accuracy</th><th class="n">Right</th></tr>'
-             f"</thead><tbody>{rows}</tbody></table>")
+    table = ('<table><thead><tr><th>Class</th><th class="bar"></th><th class="n">Accuracy</th><th class="n">Right</th>'
+             f"</tr></thead><tbody>{rows}</tbody></table>")
     about = "Of the test images of a class, how many the network gave that class" + ("; worst first." if many else ".")
     return section("Accuracy per class", note(about) + (f'<div class="long">{table}</div>' if many else table))
 
@@ -71,7 +72,7 @@ def pairs(facts: Facts) -> str:
     if not found:
         return section(title, note("The network made no mistake on the test set."))
     about = (f"Test images are not shown: {escape(missing)}." if missing else
-             "True class → what it was taken for. The images are real test images, those the network was surest about first.")
+             "True class → what it was taken for; of the mistaken test images, those the network was surest of.")
     return section(title, note(about) + f'<div class="pairs">{"".join(_pair(pair, facts) for pair in found)}</div>')
 
 
@@ -83,7 +84,7 @@ def _pair(pair: Pair, facts: Facts) -> str:
         image(s.png, alt=f"test image {s.index}: {true} taken for {predicted}",
               title=f"test image {s.index}, confidence {100 * s.confidence:.0f} %") for s in pair.samples)
     return (f"<div><h3>{escape(true)} → <b>{escape(predicted)}</b></h3>"
-            f'<div class="note"><data value="{pair.count}">{pair.count}</data> of {of} ({100 * pair.count / of:.1f} %)</div>'
+            f'<div class="note">{data(pair.count, "{}")} of {of} ({100 * pair.count / of:.1f} %)</div>'
             + (f'<div class="faces">{faces}</div>' if faces else "") + "</div>")
 
 
@@ -107,9 +108,10 @@ def paper(facts: Facts) -> str:
     body = "".join(f'<tr><th scope="row">{name}</th><td class="n">{theirs}</td><td class="n">{ours}</td></tr>'
                    for name, theirs, ours in rows)
     smoothing = facts.run.config.loss.label_smoothing
-    about = f"Theirs after 50 epochs, ours after {last}. Losses compare at equal label smoothing only: theirs 0.05, ours {smoothing:g}."
-    return section("Beside the paper", note(about) + '<table><thead><tr><th></th><th class="n">Paper</th><th class="n">This run'
-                   f"</th></tr></thead><tbody>{body}</tbody></table>")
+    about = (f"Theirs after 50 epochs, ours after {last}. "
+             f"Losses compare at equal label smoothing only: theirs 0.05, ours {smoothing:g}.")
+    head = '<tr><th></th><th class="n">Paper</th><th class="n">This run</th></tr>'
+    return section("Beside the paper", note(about) + f"<table><thead>{head}</thead><tbody>{body}</tbody></table>")
 
 
 def section(title: str, content: str) -> str:

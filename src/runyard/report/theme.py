@@ -31,7 +31,7 @@ DARK = Theme(surface="#171a1f", ink="#e9ebee", muted="#9da7b3", grid="#2d333b",
 
 @contextmanager
 def drawing(theme: Theme, size_pt: float = 8) -> Iterator[Any]:
-    """matplotlib set up for one figure in ``theme``, without touching anybody else's settings. Yields its ``Figure``."""
+    """matplotlib set up for one figure in ``theme``, and for nothing else. Yields what makes the ``Figure``."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -41,7 +41,7 @@ def drawing(theme: Theme, size_pt: float = 8) -> Iterator[Any]:
         FigureCanvasAgg(made)
         return made
 
-    settings: dict[str, Any] = {
+    settings: Any = {
         "font.family": "DejaVu Sans", "font.size": size_pt, "axes.titlesize": size_pt + 1, "axes.labelsize": size_pt,
         "xtick.labelsize": size_pt - 0.5, "ytick.labelsize": size_pt - 0.5, "legend.fontsize": size_pt,
         "text.color": theme.ink, "axes.labelcolor": theme.muted, "axes.facecolor": theme.surface,
@@ -61,7 +61,7 @@ def save(figure: Any, kind: str, dpi: int) -> bytes:
     import matplotlib
 
     out = io.BytesIO()
-    fonts = {"pdf.fonttype": 42}  # text that journals accept and readers can search
+    fonts: Any = {"pdf.fonttype": 42}  # text that journals accept and readers can search
     with matplotlib.rc_context(fonts), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # class names in any script
         figure.savefig(out, format=kind, dpi=dpi)

@@ -1,0 +1,243 @@
+"""Labels for images that have none, as a competition wants them: a CSV with an ID and a label column."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runyard.data import manifest
+from runyard.data.batch import Normalise
+from runyard.data.imagefolder import BrokenImageError, cpus, decode, show, square
+from runyard.errors import UserError
+from runyard.files import write_atomic
+from runyard.run import Run
+from runyard.training.checkpoint import load_network
+
+ARRAY_KEYS = ("data", "images")
+PICKLE_STARTS = (b"\x80", b"(", b"}")  # a dict, pickled by any protocol
+KINDS = "expected a folder of images, a .npy or .npz file, or a pickled dict with a data array"
+ARRAY_HELP = "expected uint8 [N, S, S, 3], [N, 3, S, S], or rows as CIFAR's [N, 3*S*S]"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images in input order. ``read(start, stop)`` gives uint8 [stop - start, S, S, 3]."""
+
+    ids: list[str]
+    read: Callable[[int, int], np.ndarray]
+
+
+def predict(run: Run, images: Path, out: Path, *, which: Literal["last", "best"] = "last", flip_tta: bool = False,
+            columns: tuple[str, ...] = ("ID", "Labels"), labels: Literal["index", "name"] = "index",
+            batch_size: int | None = None) -> int:
+    """Label every image of ``images`` and write ``out``: a header, then one row per image in input order.
+
+    ``images`` is one of
+    - a folder: every file in it that is not hidden, by natural order (2.png before 10.png); the ID is the name without
+      its ending. Another size is resized by the shorter side and cropped to the middle, as evaluation does.
+    - a .npy file, or a .npz with one array or one named data or images; the ID is the position, from 0.
+    - a pickled dict with an array under data, read without running anything from it.
+    An ``ids`` array beside the images (npz, pickle) gives the IDs. Arrays must have the run's image size.
+
+    Args:
+        flip_tta: Average the logits with those of the mirrored image.
+        columns: Names of the ID and the label column.
+        labels: Write class indices, or class names.
+        batch_size: Images at a time; by default the run's eval_batch_size.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        UserError: anything wrong with the run, the images or ``out``. Nothing is written then.
+    """
+    if not out.parent.is_dir() or out.is_dir():
+        raise UserError(f"--out {show(out)}: expected a file name in a folder that exists")
+    data = _data(run)
+    source = open_images(images, data.image_size)
+    repeated = [name for name, count in Counter(source.ids).most_common(1) if count > 1]
+    if repeated:
+        raise UserError(f"--images {show(images)}: two images have the ID {repeated[0]!r}; rename one of them")
+    network = load_network(run, which)
+    batch_size = batch_size or run.config.eval_batch_size
+    predicted = label(run, network, data, source, flip_tta=flip_tta, batch_size=batch_size)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows((name, data.classes[at] if labels == "name" else at)
+                     for name, at in zip(source.ids, predicted, strict=True))
+    try:
+        write_atomic(out, table.getvalue())
+    except OSError as error:
+        raise UserError(f"--out {show(out)}: cannot write it ({error.strerror}); choose another place") from error
+    return len(predicted)
+
+
+@torch.no_grad()
+def label(run: Run, network: torch.nn.Module, data: manifest.Manifest, source: Images, *, flip_tta: bool,
+          batch_size: int) -> list[int]:
+    """The class index of each image, computed as the run's evaluation computes it, on a GPU if there is one."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    normalise = Normalise(data.mean, data.std).to(device)
+    layout = torch.channels_last if run.config.channels_last else torch.contiguous_format
+    network = network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[run.config.precision]
+    mixed = kind == torch.bfloat16 or (kind == torch.float16 and device.type == "cuda")
+
+    def logits(batch: Tensor) -> Tensor:
+        with torch.autocast(device.type, kind if mixed else torch.bfloat16, enabled=mixed):
+            x = normalise(batch)
+            return network(x if run.config.channels_last else x.contiguous()).float()  # type: ignore[no-any-return]
+
+    predicted: list[int] = []
+    bar = Progress(TextColumn("labelling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                   console=Console(stderr=True), transient=True)
+    with bar:
+        task = bar.add_task("labelling", total=len(source.ids))
+        for start in range(0, len(source.ids), batch_size):
+            stop = min(start + batch_size, len(source.ids))
+            batch = torch.from_numpy(np.array(source.read(start, stop), order="C")).to(device)
+            scores = logits(batch)
+            if flip_tta:
+                scores = scores + logits(batch.flip(2))
+            predicted += scores.argmax(1).tolist()
+            bar.update(task, completed=stop)
+    return predicted
+
+
+def open_images(path: Path, image_size: int) -> Images:
+    """The images at ``path``: a folder, an array file, or a pickled dict.
+
+    Raises:
+        UserError: nothing there, nothing in it, or nothing that could be read as images of this size.
+    """
+    try:
+        if path.is_dir():
+            return _folder(path, image_size)
+        with open(path, "rb") as file:
+            head = file.read(6)
+        if head == b"\x93NUMPY":
+            return _from_array(np.load(path, mmap_mode="r", allow_pickle=False), None, path, image_size)
+        if not head.startswith((*PICKLE_STARTS, b"PK")):
+            raise UserError(f"--images {show(path)}: a file of another kind; {KINDS}")
+        arrays = _npz(path) if head.startswith(b"PK") else _pickle(path)
+    except OSError as error:
+        raise UserError(f"--images {show(path)}: cannot read it ({error.strerror or error}); {KINDS}") from None
+    except (ValueError, EOFError) as error:
+        reason = (str(error).splitlines() or ["cut short"])[0]
+        raise UserError(f"--images {show(path)}: damaged, or not plain numbers ({reason}); {KINDS}") from None
+    key = next((key for key in ARRAY_KEYS if key in arrays), None)
+    if key is None and len(arrays) == 1:
+        key = next(iter(arrays))
+    if key is None:
+        names = ", ".join(sorted(arrays)) or "nothing"
+        raise UserError(f"--images {show(path)}: holds {names}; expected an array named data")
+    return _from_array(arrays[key], arrays.get("ids"), path, image_size)
+
+
+def _data(run: Run) -> manifest.Manifest:
+    path = run.path / "data.json"
+    try:
+        return manifest.from_dict(json.loads(path.read_bytes()), str(path))
+    except FileNotFoundError:
+        raise UserError(f"run {run.id} has not been trained (no data.json): runyard resume {run.id}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error}); the run's classes and normalisation stand in it") from None
+
+
+def _folder(folder: Path, image_size: int) -> Images:
+    files = sorted((p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()), key=_natural)
+    if not files:
+        raise UserError(f"--images {show(folder)}: no files in it; expected a folder of images, not of folders")
+    pool = ThreadPoolExecutor(cpus())
+
+    def one(path: Path) -> np.ndarray:
+        try:
+            return square(decode(path)[0], image_size)
+        except BrokenImageError as error:
+            raise UserError(f"{show(path)}: cannot be read as an image ({error}); mend or remove it") from None
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return np.stack(list(pool.map(one, files[start:stop])))
+
+    return Images([path.stem for path in files], read)
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    parts = re.split(r"(\d+)", path.name)
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)], path.name
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    import zipfile
+    import zlib
+
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError) as error:
+        raise ValueError(str(error) or "a damaged archive") from None
+
+
+def _pickle(path: Path) -> dict[str, Any]:
+    from runyard.data import safe_pickle
+
+    content = safe_pickle.load(path)
+    if not isinstance(content, dict):
+        raise UserError(f"--images {show(path)}: a pickled {type(content).__name__}; {KINDS}")
+    return {_text(key): value for key, value in content.items()}
+
+
+def _from_array(array: Any, ids: Any, path: Path, size: int) -> Images:
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
+        given = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise UserError(f"--images {show(path)}: {given}; {ARRAY_HELP}, values 0 to 255")
+    shape = array.shape
+    if array.ndim == 2 and shape[1] and math.isqrt(shape[1] // 3) ** 2 * 3 == shape[1]:
+        side = math.isqrt(shape[1] // 3)
+        shape = (shape[0], 3, side, side)
+    last = len(shape) == 4 and shape[3] == 3
+    if not last and not (len(shape) == 4 and shape[1] == 3):
+        raise UserError(f"--images {show(path)}: shape {list(array.shape)}; {ARRAY_HELP}")
+    if not shape[0]:
+        raise UserError(f"--images {show(path)}: no images in it; {ARRAY_HELP}")
+    height, width = shape[1:3] if last else shape[2:4]
+    if (height, width) != (size, size):
+        raise UserError(f"--images {show(path)}: images of {width}x{height} px, and the run's have {size}x{size}; "
+                        "resize them, or give a folder of image files")
+
+    def read(start: int, stop: int) -> np.ndarray:
+        part = array[start:stop].reshape(-1, *shape[1:])
+        return part if last else part.transpose(0, 2, 3, 1)
+
+    return Images(_ids(ids, shape[0], path), read)
+
+
+def _ids(ids: Any, count: int, path: Path) -> list[str]:
+    if ids is None:
+        return [str(at) for at in range(count)]
+    is_list = isinstance(ids, (list, tuple)) or (isinstance(ids, np.ndarray) and ids.ndim == 1)
+    values = list(ids) if is_list else []
+    if len(values) != count:
+        raise UserError(f"--images {show(path)}: ids are not one for each of the {count} images")
+    return [_text(value) for value in values]
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
