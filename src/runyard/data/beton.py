@@ -48,6 +48,10 @@ class Beton:
     def samples(self) -> int:
         return len(self.labels)
 
+    def square(self, side: int) -> bool:
+        """Whether every image is exactly ``side`` x ``side`` px."""
+        return bool((self.width == side).all() and (self.height == side).all())
+
 
 def inspect(path: Path) -> Beton:
     """Read and check the structure of an FFCV file with an ``image`` and a ``label`` field; no pixel is read.

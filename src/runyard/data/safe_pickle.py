@@ -74,7 +74,7 @@ class _Dtype:
         order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
             raise ValueError("an array with structured elements")
-        self.dtype = self.dtype.newbyteorder(order)
+        self.dtype = self.dtype.newbyteorder(order)  # type: ignore[arg-type]
 
 
 class _Array:
@@ -153,10 +153,11 @@ class _Maker:
         raise ValueError("a change to what reads it")
 
 
-_ALLOWED = {key: _Maker(make) for key, make in {
+_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): tuple, ("numpy", "dtype"): _Dtype,  # ndarray only marks what _reconstruct is to make
     ("numpy._core.multiarray", "_reconstruct"): _Array, ("numpy._core.multiarray", "scalar"): _scalar,
     ("numpy._core.numeric", "_frombuffer"): _from_buffer, ("_codecs", "encode"): _encode,
     ("builtins", "set"): set, ("builtins", "frozenset"): frozenset, ("builtins", "complex"): complex,
     ("builtins", "bytes"): _bytes, ("builtins", "bytearray"): _bytearray,
-}.items()}
+}
+_ALLOWED = {key: _Maker(make) for key, make in _NAMES.items()}
