@@ -194,6 +194,12 @@ def test_a_run_that_was_started_again_is_no_longer_called_interrupted(fake_run):
     assert gather(fake.run).status[0] == "unfinished"
 
 
+def test_a_failure_after_training_finished_does_not_unfinish_it(fake_run):
+    fake = fake_run(epochs=1).train().finish()
+    fake.journal.write("stop", reason="failed", message="the report could not be written")
+    assert gather(fake.run).status[0] == "finished"
+
+
 def test_a_run_that_never_started_has_a_report(fake_run):
     assert "has not started" in Page(write_report(fake_run(done=0).run).read_text()).text
 

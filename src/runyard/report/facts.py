@@ -112,8 +112,8 @@ def gather(run: Run) -> Facts:
         if row["event"] == "start":
             starts.append(row)
             stops.append(None)
-        elif row["event"] == "stop" and stops:
-            stops[-1] = row
+        elif row["event"] == "stop" and stops and (stops[-1] or {}).get("reason") != "finished":
+            stops[-1] = row  # what goes wrong after training has finished does not unfinish it
     final = next((row for row in reversed(rows) if row["event"] == "final"), {})
     confusion = _matrix(final.get("confusion"))
     classes = _classes(run, final, confusion)

@@ -169,8 +169,8 @@ def _start(at: int, start: Row, stop: Row | None) -> str:
         end = f"ended: {stop.get('reason')} {_moment(stop.get('t'))} {message}"
     return (f"<li><strong>{'Start' if at == 0 else f'Restart {at}'}</strong> {_moment(start.get('t'))}, {whence}, step "
             f"{known('step')}<br>{known('device_name')} · {_count(start.get('world_size'), 'rank')} on "
-            f"{_count(start.get('nodes'), 'node')} · {known('hostname')} · {known('cpus')} CPUs · "
-            f"{known('threads')} threads<br>"
+            f"{_count(start.get('nodes'), 'node')} · {known('hostname')} · {_count(start.get('cpus'), 'CPU')} · "
+            f"{_count(start.get('threads'), 'thread')}<br>"
             f'<span class="note">torch {known("torch")} · {known("precision")} · loader {known("loader")} · '
             f'job {known("job")} · {escape(end)}</span></li>')
 

@@ -62,10 +62,10 @@ td.n, th.n { padding-right: 0; padding-left: 10px; text-align: right; white-spac
   background: color-mix(in srgb, var(--wrong) 24%, var(--card)); }
 .bar i { display: block; height: 100%; border-radius: 2px; background: var(--right); }
 .pairs { display: grid; gap: 22px 28px; margin-top: 14px;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); }
 .pairs h3 { margin: 0 0 2px; font-size: 1rem; font-weight: 600; overflow-wrap: anywhere; }
 .pairs b { color: var(--wrong); font-weight: 600; }
-.faces { display: grid; grid-template-columns: repeat(6, 1fr); gap: 4px; max-width: 420px; margin-top: 6px; }
+.faces { display: grid; grid-template-columns: repeat(6, 1fr); gap: 4px; max-width: 560px; margin-top: 6px; }
 .faces img { display: block; width: 100%; aspect-ratio: 1; border-radius: 3px; image-rendering: pixelated; }
 ol.starts { margin: 10px 0 0; padding: 0; list-style: none; }
 ol.starts li { margin-bottom: 10px; overflow-wrap: anywhere; }
