@@ -39,7 +39,7 @@ class Attached:
         self.last: dict[str, Any] = {}
 
     def follow(self, job: submitit.Job[str]) -> dict[str, Any]:
-        """Show progress until the job ends; return the journal's stop row. Ctrl-C asks the job to save and stop, once."""
+        """Show progress until the job ends; return the journal's stop row. Ctrl-C asks the job to save and stop."""
         if not self._console.is_terminal:
             return self._wait(job)
         with self._bar:

@@ -28,7 +28,7 @@ def script(shell: str) -> str:
 
 
 def answer(line: str) -> list[str]:
-    """The completions of the last word of ``line``, a command line that begins with ``runyard`` and may end in a space."""
+    """The completions of the last word of ``line``, a command line from ``runyard`` on that may end in a space."""
     _, *words = line.split(" ")
     current = words[-1] if words else ""
     if len(words) < 2:
@@ -39,7 +39,8 @@ def answer(line: str) -> list[str]:
     options = groups()
     if given:
         return [f"{name}={o}" for o in options.get(name, _values(name)) if o.startswith(value)]
-    leaves = [n for n in schema.names() if n not in options and n not in ("model.options", "loss", "checkpoint")]
+    parents = {*options, "model.options", "loss", "checkpoint"}
+    leaves = [n for n in schema.names(schema.Config) if n not in parents]
     return [f"{n}=" for n in [*options, *leaves] if n.startswith(current)]
 
 

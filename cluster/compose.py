@@ -56,14 +56,14 @@ def compose(overrides: list[str]) -> Composed:
 
 
 def pick_experiment() -> str:
-    """``paper`` where there is an NVIDIA GPU, else ``starter``. Asked of the driver's files: torch is not for login nodes."""
+    """``paper`` where there is an NVIDIA GPU, else ``starter``."""
     return "paper" if gpu_count() else "starter"
 
 
 def gpu_count() -> int:
-    """GPUs that this process may use, told without torch."""
+    """GPUs that this process may use. Asked of the driver's files: torch is not for login nodes."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = len([p for p in Path("/dev").glob("nvidia[0-9]*")]) if shutil.which("nvidia-smi") else 0
+    there = len(list(Path("/dev").glob("nvidia[0-9]*"))) if shutil.which("nvidia-smi") else 0
     return there if visible is None else min(there, len([d for d in visible.split(",") if d.strip()]))
 
 
@@ -83,9 +83,9 @@ def _check_name(override: str) -> None:
             hint = f"did you mean {name}={near[0]}?" if near else f"there are {', '.join(options[name])}"
             raise UserError(f"{name}={value}: no such file under configs/{name}; {hint}")
         return
-    known = schema.names() + list(options)
+    known = schema.names(schema.Config) + list(options)
     if name.startswith("model.") and name not in known:
-        known += [f"model.{key}" for p in (CONFIGS / "model").glob("*.yaml") for key in OmegaConf.load(p)]
+        known += [f"model.{key}" for p in (CONFIGS / "model").glob("*.yaml") for key in _settings_of(p)]
     if name not in known:
         raise UserError(schema.unknown(name, [k for k in known if k != "model.options"]))
 
@@ -96,10 +96,16 @@ def _check_model_types(values: dict[str, Any], overrides: list[str]) -> None:
     path = CONFIGS / "model" / f"{name}.yaml"
     if not path.exists():
         return
-    for key, default in OmegaConf.to_container(OmegaConf.load(path)).items():  # type: ignore[union-attr]
+    for key, default in _settings_of(path).items():
         given = values["model"].get(key)
         same = type(given) is type(default) or (isinstance(default, float) and type(given) is int)
         if default is not None and not same:
             raise UserError(
                 f"model.{key}={given}: expected a value like {default}, its default in configs/model/{name}.yaml"
             )
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    values = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}

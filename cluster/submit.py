@@ -39,7 +39,7 @@ def launch(run: Run) -> submitit.Job[str]:
     """Start a job for ``run``, new or to be resumed. The job runs the code snapshot in the run's directory."""
     cluster = run.config.cluster
     tasks, gpus = layout(cluster)
-    executor = submitit.LocalExecutor(folder=run.path / "slurm" / "%j", python=f"{_setsid()}{sys.executable}")
+    executor = submitit.LocalExecutor(folder=run.path / "slurm", python=f"{_setsid()}{sys.executable}")
     executor.update_parameters(
         tasks_per_node=tasks,
         gpus_per_node=gpus,
@@ -84,7 +84,8 @@ def preflight(config: Config, tasks: int) -> None:
     free_mb = shutil.disk_usage(config.runs_dir).free / 1e6
     if free_mb < LEAST_FREE_MB:
         raise UserError(
-            f"runs_dir={config.runs_dir}: {free_mb:.0f} MB free, expected {LEAST_FREE_MB} MB at least; free some, or set runs_dir elsewhere"
+            f"runs_dir={config.runs_dir}: {free_mb:.0f} MB free, expected {LEAST_FREE_MB} MB at least; "
+            "free some, or set runs_dir elsewhere"
         )
 
 
@@ -112,7 +113,7 @@ class _job_environment:  # noqa: N801  a context manager, used as a function
 
 
 def _setsid() -> str:
-    """Tasks get a session of their own, so that W&B's helper process, their child, does not hear a terminal's Ctrl-C."""
+    """Tasks get a session of their own: W&B's helper process, their child, must not hear a terminal's Ctrl-C."""
     found = shutil.which("setsid")
     return f"{found} " if found else ""
 

@@ -15,7 +15,7 @@ FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Exit codes: 0 done, 1 the training failed, 2 a mistake the message says how to mend, 130 stopped."""
+    """Run one verb. Exit codes: 0 done, 1 the training failed, 2 a mistake that can be mended, 130 stopped."""
     args = parser().parse_args(argv)
     try:
         return int(args.verb(args) or 0)
@@ -273,10 +273,25 @@ def predict(args: argparse.Namespace) -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     from cluster.compose import compose
+    from runyard import models
     from runyard.models import summary
 
     config = compose(args.overrides).config
-    summary.show(config, as_json=args.json)
+    classes = config.data.num_classes or {"cifar10": 10, "cifar100": 100}.get(config.data.kind) or prepared_classes(config)
+    facts = summary.summarise(models.build(config.model, classes, config.data.image_size), config.data.image_size)
+    if args.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        from rich.console import Console
+
+        Console().print(summary.table(facts, f"{config.model.name}, {config.data.image_size} px, {classes} classes"))
+
+
+def prepared_classes(config: Any) -> int:
+    """How many classes an image folder has is known once it is prepared."""
+    from runyard.data import manifest
+
+    return len(manifest.load(manifest.folder(config.data)).classes)
 
 
 def settings(args: argparse.Namespace) -> None:

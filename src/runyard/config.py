@@ -1,37 +1,22 @@
 """The schema of a run's configuration: names, types, ranges, and the rules across fields.
 
-Values live in ``configs/``; this file owns what may be written there. It imports no torch, so a login node can afford it.
+Values live in ``configs/``; this file owns what may be written there. It imports no torch: a login node can afford it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
+from runyard.data.rules import check_data
 from runyard.errors import UserError
+from runyard.fields import names, read, setting, to_dict, unknown
 
-T = TypeVar("T")
-
-
-def setting(
-    doc: str,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A field with its documentation and its range: ``least <= value <= most``, ``above < value < below``."""
-    return field(metadata={"doc": doc, "least": least, "above": above, "most": most, "below": below})
+__all__ = ["Config", "check_rules", "check_world", "from_dict", "names", "read", "setting", "to_dict", "unknown"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is learned from. Prepared once by ``runyard prepare``."""
 
@@ -55,7 +40,7 @@ class DataConfig:
     num_classes: int | None = setting("Classes to make, for kind=synthetic", least=2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Random changes to training images, each a pure function of (seed, epoch, sample)."""
 
@@ -73,16 +58,16 @@ class AugmentConfig:
     cutout_px: int = setting("Side of a square filled with the mean colour; 0: none", least=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which network. ``name`` is the file in ``runyard/models``; that file's ``Options`` says what else may stand here."""
+    """Which network. ``name`` is a file in ``runyard/models``, whose ``Options`` says what else may stand here."""
 
     name: str = setting("File under runyard/models")
     max_parameters: int | None = setting("Refuse a network with more trainable parameters; null: no limit", least=1)
     options: dict[str, Any] = field(metadata={"doc": "The network's own settings, written beside name", "rest": True})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Cross entropy and what is mixed into it."""
 
@@ -93,7 +78,7 @@ class LossConfig:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The optimiser."""
 
@@ -106,7 +91,7 @@ class OptimConfig:
     grad_clip_norm: float | None = setting("Clip the gradient's norm to this; null: no clipping", above=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     """The learning rate as a pure function of the step."""
 
@@ -117,7 +102,7 @@ class ScheduleConfig:
     warmup_epochs: float = setting("Linear rise from 0 at the start, before the curve", least=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """When state is saved, and how much of it is kept."""
 
@@ -127,7 +112,7 @@ class CheckpointConfig:
     keep_best: bool = setting("Also keep the checkpoint with the best top-1 (on validation if there is one, else test)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """Weights & Biases, from rank 0. The journal metrics.jsonl is always written."""
 
@@ -140,7 +125,7 @@ class TrackingConfig:
     tags: list[str] = setting("W&B tags")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
     """Where the run's tasks are started."""
 
@@ -151,7 +136,7 @@ class ClusterConfig:
     timeout_min: int = setting("Time limit", least=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run. Frozen into the run's directory at submission; jobs read that file and compose nothing."""
 
@@ -171,7 +156,9 @@ class Config:
     )
     precision: Literal["bf16", "fp16", "fp32"] = setting("Autocast type; fp16 adds a gradient scaler and needs a GPU")
     channels_last: bool = setting("Memory format of images and weights")
-    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = setting("Mode of torch.compile for the network")
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = setting(
+        "Mode of torch.compile for the network"
+    )
     ema_decay: float | None = setting(
         "Average of the weights, per step; evaluated instead of them. null: none", above=0, below=1
     )
@@ -186,18 +173,6 @@ class Config:
     cluster: ClusterConfig
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as plain dicts, lists and scalars, in field order: what ``from_dict`` reads."""
-    out: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if f.metadata.get("rest"):
-            out.update(value)
-        else:
-            out[f.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
-    return out
-
-
 def from_dict(values: Mapping[str, Any]) -> Config:
     """A checked ``Config``.
 
@@ -209,103 +184,10 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     return config
 
 
-def read(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
-    """Build dataclass ``cls`` from plain values, checking names, types and ranges. ``path`` is the prefix in messages."""
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    rest = next((name for name, f in fields.items() if f.metadata.get("rest")), None)
-    strangers = {str(key): value for key, value in values.items() if key not in fields or key == rest}
-    if strangers and rest is None:
-        raise UserError(unknown(path + next(iter(strangers)), [path + name for name in fields]))
-    given: dict[str, Any] = {}
-    for name, f in fields.items():
-        if name == rest:
-            given[name] = strangers
-        elif name in values:
-            given[name] = _typed(hints[name], values[name], path + name)
-            _in_range(f, given[name], path + name)
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise UserError(
-                f"{path}{name} is missing: {f.metadata.get('doc', 'a group of settings')}; add {path}{name}=VALUE"
-            )
-    return cls(**given)
-
-
-def unknown(key: str, known: list[str]) -> str:
-    """The message for a name that does not exist, with the nearest that does."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not near and "." not in key:  # a bare leaf name: look for it in every group
-        near = difflib.get_close_matches(key, [k.rpartition(".")[2] for k in known], n=1, cutoff=0.5)
-        near = [k for k in known if near and k.rpartition(".")[2] == near[0]][:1]
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-    return f"unknown setting {key}: {hint}"
-
-
-def names(cls: type = Config, path: str = "") -> list[str]:
-    """Every setting's dotted name."""
-    out: list[str] = []
-    for name, hint in typing.get_type_hints(cls).items():
-        out.append(path + name)
-        if dataclasses.is_dataclass(hint):
-            out += names(hint, f"{path}{name}.")  # type: ignore[arg-type]
-    return out
-
-
-def _typed(hint: Any, value: Any, path: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise UserError(f"{path}={value!r}: expected a group of settings ({path}.NAME=VALUE)")
-        return read(hint, value, path + ".")  # type: ignore[type-var]
-    if origin is types.UnionType:
-        if value is None and type(None) in args:
-            return None
-        return _typed(next(a for a in args if a is not type(None)), value, path)
-    if origin is Literal:
-        if value not in args:
-            raise UserError(f"{path}={value}: expected one of {', '.join(map(str, args))}")
-        return value
-    if origin is list:
-        if not isinstance(value, (list, tuple)):
-            raise UserError(f"{path}={value!r}: expected a list, as {path}=[a,b]")
-        return [_typed(args[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise UserError(f"{path}={value!r}: expected settings by name")
-        return dict(value)
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise UserError(f"{path}={value}: expected a finite number")
-        return float(value)
-    if hint is not Any and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
-        raise UserError(f"{path}={value!r}: expected {_TYPE_WORDS.get(hint, hint.__name__)}")
-    if isinstance(value, str) and any(ord(c) < 32 for c in value):
-        raise UserError(f"{path}={value!r}: expected text without control characters")
-    return value
-
-
-_TYPE_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-
-
-def _in_range(f: dataclasses.Field[Any], value: Any, path: str) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return
-    least, above, most, below = (f.metadata.get(k) for k in ("least", "above", "most", "below"))
-    bounds = (
-        (least, "at least", lambda b: value >= b),
-        (above, "above", lambda b: value > b),
-        (most, "at most", lambda b: value <= b),
-        (below, "below", lambda b: value < b),
-    )
-    for bound, word, holds in bounds:
-        if bound is not None and not holds(bound):
-            wanted = " and ".join(f"{w} {b:g}" for b, w, _ in bounds if b is not None)
-            raise UserError(f"{path}={value}: expected a number {wanted}")
-
-
 def check_rules(config: Config) -> None:
     """The rules that span several settings. A setting that another makes meaningless is refused, not ignored."""
     c = config
+    check_data(c.data)
     for value, wanted, message in (
         (
             c.optim.betas,
@@ -320,37 +202,20 @@ def check_rules(config: Config) -> None:
         (
             c.schedule.period_epochs,
             c.schedule.name == "cosine_restarts",
-            f"schedule.period_epochs={c.schedule.period_epochs}: belongs to schedule=cosine_restarts, and schedule.name={c.schedule.name}",
+            f"schedule.period_epochs={c.schedule.period_epochs}: belongs to schedule=cosine_restarts, "
+            f"and schedule.name={c.schedule.name}",
         ),
         (
             c.schedule.peak_fraction,
             c.schedule.name == "one_cycle",
-            f"schedule.peak_fraction={c.schedule.peak_fraction}: belongs to schedule=one_cycle, and schedule.name={c.schedule.name}",
-        ),
-        (
-            c.data.jpeg_quality,
-            c.data.write_mode == "jpg",
-            f"data.jpeg_quality={c.data.jpeg_quality}: belongs to data.write_mode=jpg, and data.write_mode={c.data.write_mode}",
-        ),
-        (
-            c.data.samples,
-            c.data.kind == "synthetic",
-            f"data.samples={c.data.samples}: belongs to data=synthetic, and data.kind={c.data.kind}",
-        ),
-        (
-            c.data.num_classes,
-            c.data.kind == "synthetic",
-            f"data.num_classes={c.data.num_classes}: belongs to data=synthetic, and data.kind={c.data.kind}",
+            f"schedule.peak_fraction={c.schedule.peak_fraction}: belongs to schedule=one_cycle, "
+            f"and schedule.name={c.schedule.name}",
         ),
     ):
         if (value is not None) != wanted:
             raise UserError(message)
     if c.optim.betas is not None and (len(c.optim.betas) != 2 or not all(0 <= b < 1 for b in c.optim.betas)):
         raise UserError(f"optim.betas={c.optim.betas}: expected two numbers of at least 0 and below 1, as [0.9,0.999]")
-    if c.data.samples is not None and (len(c.data.samples) != 2 or min(c.data.samples) < 1):
-        raise UserError(
-            f"data.samples={c.data.samples}: expected two whole numbers of at least 1, training and test, as [512,256]"
-        )
     if c.batch_size % c.accumulate:
         raise UserError(f"batch_size={c.batch_size} does not divide by accumulate={c.accumulate}: change one of them")
     if c.schedule.warmup_epochs >= c.epochs:
@@ -362,7 +227,7 @@ def check_rules(config: Config) -> None:
         )
     if c.schedule.name == "constant" and c.schedule.final_lr_fraction != 1:
         raise UserError(
-            f"schedule.final_lr_fraction={c.schedule.final_lr_fraction:g}: schedule=constant has no descent; set it to 1"
+            f"schedule.final_lr_fraction={c.schedule.final_lr_fraction:g}: schedule=constant has no descent; set 1"
         )
     if c.loader != "ffcv" and not c.data.arrays:
         raise UserError(
@@ -378,11 +243,11 @@ def check_rules(config: Config) -> None:
         )
     if c.augment.crop_fill == "reflect" and c.augment.crop_padding_px == 0:
         raise UserError(
-            "augment.crop_fill=reflect: fills what augment.crop_padding_px pads, and that is 0; set it, or crop_fill=black"
+            "augment.crop_fill=reflect: fills what augment.crop_padding_px pads, and that is 0; set crop_fill=black"
         )
     if c.augment.rotation_interpolation == "bilinear" and c.augment.rotation_deg == 0:
         raise UserError(
-            "augment.rotation_interpolation=bilinear: augment.rotation_deg is 0; set it, or rotation_interpolation=nearest"
+            "augment.rotation_interpolation=bilinear: augment.rotation_deg is 0; set rotation_interpolation=nearest"
         )
     if not c.name or not all(ch.isalnum() or ch in "-_." for ch in c.name) or not c.name[0].isalnum():
         raise UserError(
@@ -403,5 +268,6 @@ def check_world(config: Config, world_size: int) -> None:
     share = config.batch_size // pieces
     if (config.loss.mixup_alpha or config.loss.cutmix_alpha) and share % 2:
         raise UserError(
-            f"batch_size={config.batch_size}: mixup and cutmix pair neighbours, so each micro-batch must be even; it is {share}"
+            f"batch_size={config.batch_size}: mixup and cutmix pair neighbours, so each micro-batch must be even; "
+            f"it is {share}"
         )

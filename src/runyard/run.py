@@ -106,7 +106,7 @@ class Run:
             record = json.loads((path / "run.json").read_text())
             if record.get("format") != FORMAT:
                 raise UserError(
-                    f"{path}/run.json: format {record.get('format')!r}, expected {FORMAT!r}: made by another program or version"
+                    f"{path}/run.json: format {record.get('format')!r}, expected {FORMAT!r}: not of this version"
                 )
             config = schema.from_dict(yaml.safe_load((path / "config.yaml").read_text()))
         except (OSError, NotADirectoryError):
@@ -141,7 +141,7 @@ class Run:
             raise UserError(f"no run {reference} in {folder}: {newest}; give an id, its beginning, @last, or a path")
         if len(fits) > 1:
             raise UserError(
-                f"{reference} fits {len(fits)} runs in {folder}, {fits[0]} and {fits[1]} among them: give more of the id"
+                f"{reference} fits {len(fits)} runs in {folder}, {fits[0]} and {fits[1]} among them: give more of it"
             )
         return cls.open(folder / fits[0])
 

@@ -25,7 +25,7 @@ class Recorder:
         self._wandb: Any = None
 
     def open_wandb(self, facts: Row) -> None:
-        """Start (or go on with) the run's W&B record. A W&B that fails is written down as a warning, and training goes on."""
+        """Start, or go on with, the run's W&B record. If W&B fails that is written down, and training goes on."""
         if self._active and self._run.config.tracking.mode != "none":
             from runyard.tracking.wandb_run import WandbRun
 

@@ -1,6 +1,6 @@
 """The run's Weights & Biases record: a copy of the journal, from rank 0, under the run's own id.
 
-Offline needs no account and no network. Nothing W&B does can stop or hang a training: what fails is written down as a warning.
+Offline needs no account and no network. Nothing W&B does can stop or hang a training: what fails becomes a warning.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class WandbRun:
         return cls(wandb, record, run, warn)
 
     def log(self, event: str, fields: dict[str, Any]) -> None:
-        """Copy a journal line: an epoch becomes a point of every curve, the end the summary and the confusion matrix."""
+        """Copy a journal line: an epoch becomes a point of each curve, the end the summary and confusion matrix."""
         try:
             if event == "epoch":  # never step=: after a resume lower steps would be dropped
                 self._record.log(

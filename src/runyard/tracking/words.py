@@ -18,8 +18,10 @@ def say(row: Row, epochs: int) -> str | None:
             )
             test = f", {row['test_loss']:.4f} test" if row["test_loss"] is not None else ""
             return (
-                f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  {top1}loss {row['train_loss']:.4f} train{test}  lr {row['lr']:.1e}  "
-                f"{row['images_per_s']:,.0f} images/s, {row['data_wait_pct']:.0f} % waiting for data  {clock(row['clock_s'])}"
+                f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  {top1}"
+                f"loss {row['train_loss']:.4f} train{test}  lr {row['lr']:.1e}  "
+                f"{row['images_per_s']:,.0f} images/s, {row['data_wait_pct']:.0f} % waiting for data  "
+                f"{clock(row['clock_s'])}"
             )
         case "final":
             return (

@@ -24,7 +24,7 @@ State = dict[str, Any]  # tensors and primitives only, so that reading one runs 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that verified: its folder and its manifest's step and score (top-1 at that step, if it was measured)."""
+    """A checkpoint that verified: its folder, its step and its score (top-1 at that step, if it was measured)."""
 
     path: Path
     step: int

@@ -98,7 +98,8 @@ def _job(env: Mapping[str, str]) -> str:
 def start(place: Dist, meeting_folder: Path) -> None:
     """Join the process group: NCCL on GPUs, gloo without. A world of one joins nothing.
 
-    Rank 0 opens a store on a free port and writes its address into ``meeting_folder``, which all ranks see (torchrun has its own).
+    Rank 0 opens a store on a free port and writes its address into ``meeting_folder``, which all ranks see. Under
+    torchrun they meet where its agent says.
 
     Raises:
         UserError: ranks are missing after two minutes; the message names them.
@@ -160,8 +161,8 @@ def _meet(place: Dist, folder: Path) -> dist.Store:
 class Vote:
     """What all ranks agree on at each step: the highest flag any of them raised, one step later.
 
-    The exchange runs over gloo beside the training step, so it costs no wait and never touches the device. Every rank reads
-    the same answer at the same step.
+    The exchange runs over gloo beside the training step, so it costs no wait and never touches the device. Every rank
+    reads the same answer at the same step.
     """
 
     def __init__(self, place: Dist) -> None:

@@ -55,7 +55,7 @@ class Learner:
         self._bad_step_host = torch.full((), NEVER, dtype=torch.int64, pin_memory=self.device.type == "cuda")
 
     def connect(self) -> None:
-        """Let gradients flow between the ranks. After ``init_from_data`` and ``restore``: rank 0's weights go to all."""
+        """Let gradients flow between the ranks. After ``init_from_data`` or ``restore``: rank 0's weights go to all."""
         if self.place.world_size > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             self._wrapped = DistributedDataParallel(self._forward, device_ids=ids, gradient_as_bucket_view=True)
@@ -102,7 +102,7 @@ class Learner:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within the block every rank holds what a checkpoint of rank 0 would give: its buffers, the average if one is kept."""
+        """Within the block every rank holds what a checkpoint gives: rank 0's buffers, the average if one is kept."""
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
             if dist.is_initialized():
                 for buffer in self.network.buffers():
@@ -110,14 +110,15 @@ class Learner:
             yield
 
     def bad_flag(self, *, exact: bool = False) -> int:
-        """0, or when and where the loss was first not finite, for the vote. Unless ``exact`` a GPU's answer may be late."""
+        """0, or where the loss was first not finite, for the vote. Unless ``exact`` a GPU's answer may be late."""
         bad = int(self._bad_step if exact else self._bad_step_host)
         return 0 if bad == NEVER else NEVER - bad * self.place.world_size - self.place.rank
 
     def diverged(self, flag: int) -> Diverged:
         step, rank = divmod(NEVER - flag, self.place.world_size)
         return Diverged(
-            f"the loss is not a finite number at step {step + 1} (epoch {step // self.steps_per_epoch + 1}) on rank {rank}: "
+            f"the loss is not a finite number at step {step + 1} "
+            f"(epoch {step // self.steps_per_epoch + 1}) on rank {rank}: "
             "lower optim.lr, or set optim.grad_clip_norm, or schedule.warmup_epochs"
         )
 

@@ -7,8 +7,9 @@ import enum
 import json
 import os
 import time
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class Outcome(enum.StrEnum):
 def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
     """Train ``run`` from its newest checkpoint, or from the start, until it is finished or ``should_stop`` says so.
 
-    Every rank calls this. ``should_stop`` is asked after each step; one rank's yes stops all of them at the same step, saved.
+    Every rank calls this. ``should_stop`` is asked after each step; one rank's yes stops all at the same step, saved.
 
     Raises:
         UserError: data, model or ranks do not fit the configuration, or another process writes this run.
@@ -54,9 +55,7 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
         record.event("stop", reason=str(outcome), message="")
         record.close()
         if place.rank == 0 and outcome is Outcome.FINISHED:
-            from runyard.report.page import write_report
-
-            write_report(run)
+            _write_report(run, record)
         return outcome
     except BaseException as error:
         record.event(
@@ -70,6 +69,16 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
             lease.release()
 
 
+def _write_report(run: Run, record: Recorder) -> None:
+    from runyard.report.page import write_report
+
+    try:
+        write_report(run)
+    except Exception as error:  # a picture that fails does not undo a training that went well
+        traceback.print_exc()
+        record.warning(f"the report was not written ({error!r}); the training is whole. Try: runyard report {run.id}")
+
+
 class Training:
     """One start of a run on one rank, between a checkpoint (or nothing) and the next end."""
 
@@ -81,8 +90,8 @@ class Training:
         self.folder = manifest.folder(self.config.data)
         self.data = manifest.load(self.folder)
         self._check_same_data()
-        shard = {"rank": place.rank, "world_size": place.world_size, "device": place.device}
-        self._shard: dict[str, Any] = shard
+        shard: dict[str, Any] = {"rank": place.rank, "world_size": place.world_size, "device": place.device}
+        self._shard = shard
         self.loader = parts.enter_context(
             contextlib.closing(loaders.train_loader(self.config, self.data, self.folder, **shard))
         )
@@ -179,7 +188,7 @@ class Training:
         )
         best = score is not None and score > learner.best.get("top1", -1.0)
         if best:
-            learner.best = {"top1": score, "epoch": epoch + 1}
+            learner.best = {"top1": cast(float, score), "epoch": epoch + 1}
         every_epochs = self.config.checkpoint.every_epochs
         if last or (best and self.config.checkpoint.keep_best) or (every_epochs and (epoch + 1) % every_epochs == 0):
             self._save(score, wait=last)
@@ -212,7 +221,8 @@ class Training:
 
     def _evaluate(self) -> dict[str, float]:
         """Loss and top-1 on the held-out part, if there is one, and on the test set; keeps the latter's predictions."""
-        began, out = time.monotonic(), {}
+        began = time.monotonic()
+        out: dict[str, float] = {}
         with self.learner.evaluating():
             for split, short in (("validation", "val"), ("test", "test")):
                 if split in self.data.splits:

@@ -19,13 +19,13 @@ class Counters:
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
 
     def add(self, loss_sum: Tensor, correct: Tensor, images: int) -> None:
-        """Add a micro-batch: ``loss_sum`` float scalar, summed over its images; ``correct`` integer scalar. No host sync."""
+        """Add a micro-batch: ``loss_sum`` float scalar over its images, ``correct`` integer scalar. No host sync."""
         self._sums += torch.stack(
             [loss_sum.double(), correct.double(), torch.full_like(correct, images, dtype=torch.float64)]
         )
 
     def gather(self) -> None:
-        """Bring every rank's sums together on rank 0 and leave zeros elsewhere, so that one rank's state holds them all."""
+        """Bring all ranks' sums together on rank 0 and leave zeros elsewhere: one rank's state then holds them all."""
         if dist.is_initialized():
             dist.all_reduce(self._sums)
             if dist.get_rank() != 0:
@@ -50,7 +50,7 @@ class Counters:
 
 
 class Predictions:
-    """What the network said of a whole split: int64 index, label, predicted and float32 confidence, each [N], in data order.
+    """What the network said of a split: int64 index, label, predicted and float32 confidence, each [N], in data order.
 
     ``loss`` and ``top1`` are over all ranks; the arrays hold every sample on rank 0, and its own share on another rank.
     """
@@ -79,10 +79,10 @@ class Predictions:
 def evaluate(
     logits_of: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device, label_smoothing: float
 ) -> Predictions:
-    """Mean cross entropy, top-1 and predictions over every rank's share, each sample counted once. A collective call.
+    """Mean cross entropy, top-1 and predictions over all ranks' shares, each sample counted once. A collective call.
 
-    ``logits_of`` maps uint8 images [b, S, S, 3] to logits [b, classes]. The loss is smoothed as in training, so that the two
-    curves of figure 1 compare (the paper's do: its test loss lies above the smoothed floor).
+    ``logits_of`` maps uint8 images [b, S, S, 3] to logits [b, classes]. The loss is smoothed as in training, so that
+    the two curves of figure 1 compare (the paper's do: its test loss lies above the smoothed floor).
     """
     counters, parts = Counters(device), []
     for batch in batches:

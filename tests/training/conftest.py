@@ -1,0 +1,118 @@
+"""Small real runs: a few synthetic images, a small network, two gloo ranks in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runyard.config import Config
+from runyard.run import Run
+
+SMALL = (
+    "data=synthetic",
+    "data.samples=[256,100]",
+    "data.num_classes=4",
+    "data.image_size=16",
+    "model=starter",
+    "model.widths=[16,32]",
+    "optim=sgd",
+    "optim.lr=0.05",
+    "schedule=one_cycle",
+    "augment.crop_padding_px=2",
+    "loader=resident",
+    "tracking=none",
+    "epochs=3",
+    "batch_size=32",
+    "eval_batch_size=33",
+)
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory, make_config: Callable[..., Config]) -> Path:
+    """Where the small data set is prepared, once."""
+    from runyard.data.prepare import prepare
+
+    root = tmp_path_factory.mktemp("data")
+    prepare(make_config(*SMALL, f"data.root={root}").data, progress=False)
+    return root
+
+
+@pytest.fixture(scope="session")
+def make_run(
+    tmp_path_factory: pytest.TempPathFactory, data_root: Path, make_config: Callable[..., Config]
+) -> Callable[..., Run]:
+    """``make_run("epochs=1")``: a new run of the small kind."""
+    runs_dir = tmp_path_factory.mktemp("runs")
+
+    def make(*overrides: str) -> Run:
+        config = make_config(*SMALL, f"data.root={data_root}", f"runs_dir={runs_dir}", *overrides)
+        return Run.create(config, list(overrides))
+
+    return make
+
+
+class Ranks:
+    """The processes that train one run together."""
+
+    def __init__(self, run: Run, world_size: int, job: str, environment: dict[str, str] | None = None) -> None:
+        self.run = run
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "runyard", "train", str(run.path)],
+                env=os.environ
+                | {
+                    "SUBMITIT_LOCAL_GLOBALID": str(rank),
+                    "SUBMITIT_LOCAL_LOCALID": str(rank),
+                    "SUBMITIT_LOCAL_NTASKS": str(world_size),
+                    "SUBMITIT_LOCAL_JOB_ID": job,
+                    "OMP_NUM_THREADS": "1",
+                }
+                | (environment or {}),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(world_size)
+        ]
+
+    def wait(self, timeout_s: float = 180) -> list[int]:
+        """Exit codes by rank; what they said is in ``errors``."""
+        said = [p.communicate(timeout=timeout_s) for p in self.processes]
+        self.errors = [stderr for _, stderr in said]
+        return [p.returncode for p in self.processes]
+
+
+def train(run: Run, world_size: int = 2, job: str = "first", environment: dict[str, str] | None = None) -> None:
+    """Train to the end, and see that it ended well."""
+    ranks = Ranks(run, world_size, job, environment)
+    assert ranks.wait() == [0] * world_size, ranks.errors
+
+
+def final_state(run: Run) -> dict[str, Any]:
+    """What the last checkpoint holds, less what is no result: times."""
+    from runyard.training import checkpoint
+
+    newest = checkpoint.newest(run.checkpoints)
+    assert newest is not None
+    state = newest.load()
+    del state["clock_s"]
+    return state
+
+
+def same(a: Any, b: Any) -> bool:
+    """Bit equality of nested states."""
+    import torch
+
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
