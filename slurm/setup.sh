@@ -10,7 +10,8 @@ say() { echo "setup: $*" >&2; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
 # What .venv was made from, by content: a fresh clone's file times mean nothing. The path is in the scripts' first lines.
-wanted() { { pwd; cat pyproject.toml requirements.lock; } | sha256sum; }
+# Of pyproject.toml only the part above the linters' settings: .venv may be in use, and those change nothing in it.
+wanted() { { pwd; sed '/^\[tool\.ruff\]/,$d' pyproject.toml; cat requirements.lock; } | sha256sum; }
 
 # FFCV's library must also load: OS libraries change under a venv that lies on a shared disk or in an old home.
 ffcv_loads() {
@@ -51,7 +52,8 @@ look_for_missing() {
     else # without it nothing can be said about the libraries, so all are asked for
         lack "pkg-config, so OpenCV 4 and TurboJPEG cannot be found" "pkg-config libopencv-dev libturbojpeg0-dev"
     fi
-    have "${CXX:-c++}" || lack "a C++ compiler (${CXX:-c++})" build-essential
+    compiler=${CXX:-c++}
+    have "${compiler%% *}" || lack "a C++ compiler ($compiler)" build-essential
     "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
         lack "Python's headers (Python.h of $version)" "python$version-dev"
     find_uv

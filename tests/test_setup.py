@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-REAL_TOOLS = ("cat", "cp", "dirname", "env", "find", "flock", "make", "mkdir", "mv", "rm", "sh", "sha256sum", "tail")
+REAL_TOOLS = [
+    "cat", "cp", "dirname", "env", "find", "flock", "make", "mkdir", "mv", "rm", "sed", "sh", "sha256sum", "tail"]
 
 # Each stand-in notes its arguments in $FAKES/calls; a file $FAKES/lacks/NAME says that the machine has no NAME.
 STAND_INS = {
@@ -154,15 +155,19 @@ def test_the_second_call_installs_nothing(machine: Machine) -> None:
     assert machine.calls("uv") == machine.calls("apt-get") == machine.calls("pkg-config") == []
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "pyproject.toml"])
-def test_a_changed_lock_or_project_is_installed_again(machine: Machine, name: str) -> None:
+@pytest.mark.parametrize(("name", "old", "new", "again"), [
+    ("requirements.lock", "numba==", "numba==9", True),
+    ("pyproject.toml", '"runyard.cli:main"', '"runyard.cli:other"', True),
+    ("pyproject.toml", "line-length = ", "line-length = 9", False),  # .venv may be in use
+])
+def test_a_changed_lock_or_project_is_installed(machine: Machine, name: str, old: str, new: str, again: bool) -> None:
     machine.make()
     path = machine.folder / name
     before = path.stat()
-    path.write_text(path.read_text() + "# changed\n")
+    path.write_text(path.read_text().replace(old, new))
     os.utime(path, (before.st_atime, before.st_mtime))  # told by content, so an old time does not hide it
     machine.make()
-    assert [call.split()[0] for call in machine.calls("uv")] == ["venv", "pip", "pip"]
+    assert [call.split()[0] for call in machine.calls("uv")] == (["venv", "pip", "pip"] if again else [])
 
 
 def test_a_checkout_that_moved_is_installed_again(machine: Machine) -> None:
