@@ -277,7 +277,8 @@ def inspect(args: argparse.Namespace) -> None:
     from runyard.models import summary
 
     config = compose(args.overrides).config
-    classes = config.data.num_classes or {"cifar10": 10, "cifar100": 100}.get(config.data.kind) or prepared_classes(config)
+    known = config.data.num_classes or {"cifar10": 10, "cifar100": 100}.get(config.data.kind)
+    classes = known or prepared_classes(config)
     facts = summary.summarise(models.build(config.model, classes, config.data.image_size), config.data.image_size)
     if args.json:
         print(json.dumps(facts, indent=1))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from runyard.config import setting
+from runyard.fields import setting
 from runyard.errors import UserError
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from runyard.config import setting
+from runyard.fields import setting
 from runyard.errors import UserError
 
 
