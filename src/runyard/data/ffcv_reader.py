@@ -2,10 +2,10 @@
 
 FFCV's file is mapped (as its ``os_cache=True`` does) and decoded by its own C functions: memcpy for raw pixels,
 TurboJPEG for JPEG, OpenCV's area resize after a centre crop for images of other sizes: byte for byte what its
-SimpleRGBImageDecoder and CenterCropRGBImageDecoder(ratio=1) do. Its Python ``Loader`` (1.0.2) is left aside, and with it a
-reader thread that dies unheard and leaves the consumer waiting for ever, orders that pad evaluation with duplicates,
-buffers that are overwritten while in use, threads leaked by an early break (#345), a call to torch.set_num_threads, 3.7 s
-of imports in every rank, and 1.1 s of compiling per loader that no cache keeps. Errors TurboJPEG reports are raised.
+SimpleRGBImageDecoder and CenterCropRGBImageDecoder(ratio=1) do. Its Python ``Loader`` (1.0.2) is left aside, and so is
+a reader thread that dies unheard and leaves the consumer waiting for ever, orders that pad evaluation with duplicates,
+buffers that are overwritten while in use, threads leaked by an early break (#345), a call to torch.set_num_threads,
+3.7 s of imports in every rank, and 1.1 s of compiling per loader that no cache keeps. TurboJPEG's errors are raised.
 """
 
 from __future__ import annotations

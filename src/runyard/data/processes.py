@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,9 +29,11 @@ class Processes:
     def __init__(self, images: Path, labels: Path, seed: int, settings: draws.Settings, workers: int) -> None:
         self._jobs = _Jobs()
         # a server process forks the workers: this process has threads, which do not survive a fork
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
         self._loader: DataLoader[Batch] = DataLoader(
             _MicroBatches(images, labels, seed, settings), sampler=self._jobs, batch_size=None, num_workers=workers,
-            worker_init_fn=_ignore_signals, persistent_workers=True, multiprocessing_context="forkserver")
+            worker_init_fn=_ignore_signals, persistent_workers=True, multiprocessing_context=context)
 
     def batches(self, epoch: int, shares: Iterable[Indices]) -> Iterator[Batch]:
         self._jobs.current = [(epoch, share) for share in shares]

@@ -1,0 +1,383 @@
+"""The loaders' promises: the same images whoever reads them, and no reader that dies unheard."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from runyard.config import Config
+from runyard.data import loaders
+from runyard.data.batch import Batch, Normalise
+from runyard.data.ffcv_reader import BetonSource
+from runyard.data.manifest import Manifest, Split
+from runyard.data.prefetch import Prefetch
+from runyard.errors import UserError
+
+CPU = torch.device("cpu")
+DEVICES = [CPU, *([torch.device("cuda", 0)] if torch.cuda.is_available() else [])]
+SIZE, TRAIN, TEST = 16, 300, 23
+FFCVS_OWN = "ignore::pytest.PytestUnraisableExceptionWarning"  # numba, when FFCV's functions are collected
+MakeConfig = Callable[..., Config]
+
+
+class Images:
+    """What FFCV's writer reads: images and labels by position."""
+
+    def __init__(self, images: list[np.ndarray], labels: np.ndarray) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        return self.images[i], int(self.labels[i])
+
+
+def write_beton(path: Path, images: list[np.ndarray], labels: np.ndarray, **field: Any) -> None:
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    fields = {"image": RGBImageField(**field), "label": IntField()}
+    DatasetWriter(str(path), fields, num_workers=1, page_size=1 << 21).from_indexed_dataset(Images(images, labels))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Path]:
+    folder, rng, splits = tmp_path_factory.mktemp("prepared"), np.random.default_rng(0), {}
+    for name, n in (("train", TRAIN), ("test", TEST)):
+        images, labels = rng.integers(0, 256, (n, SIZE, SIZE, 3), np.uint8), rng.integers(0, 10, n)
+        np.save(folder / f"{name}_images.npy", images)
+        np.save(folder / f"{name}_labels.npy", labels)
+        write_beton(folder / f"{name}.beton", list(images), labels)
+        splits[name] = Split(n, f"{name}.beton", "", 0, f"{name}_images.npy", f"{name}_labels.npy", {})
+    return Manifest("small", "synthetic", "a test", tuple("abcdefghij"), SIZE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), splits,
+                    {}, True), folder
+
+
+@pytest.fixture
+def config(make_config: MakeConfig) -> Config:
+    return make_config("data=synthetic", f"data.image_size={SIZE}", "augment=paper", "augment.cutout_px=4",
+                       "loader=resident", "batch_size=96", "eval_batch_size=5", "seed=11", "workers=1")
+
+
+def steps(config: Config, prepared: tuple[Manifest, Path], epoch: int = 0, start: int = 0, rank: int = 0,
+          world_size: int = 1, device: torch.device = CPU) -> list[list[Batch]]:
+    loader = loaders.train_loader(config, *prepared, rank=rank, world_size=world_size, device=device)
+    try:
+        return [[Batch(*(t.cpu() for t in batch)) for batch in step] for step in loader.epoch(epoch, start)]
+    finally:
+        loader.close()
+
+
+def joined(epoch: list[list[Batch]]) -> Batch:
+    parts = [batch for step in epoch for batch in step]
+    return Batch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("reader", ["ffcv", "resident"])
+def test_images_are_identical_at_1_2_and_8_workers(config: Config, prepared: Any, reader: str,
+                                                   monkeypatch: Any) -> None:
+    monkeypatch.setattr(loaders, "PIECE", 4)
+    epochs = [joined(steps(replace(config, loader=reader, workers=n), prepared)) for n in (1, 2, 8)]
+    assert same(epochs[0], epochs[1])
+    assert same(epochs[0], epochs[2])
+
+
+def test_draws_counted_by_place_in_the_work_instead_of_by_sample_would_be_noticed(
+        config: Config, prepared: Any, monkeypatch: Any) -> None:
+    real = loaders.kernels.augment
+    monkeypatch.setattr(loaders, "PIECE", 4)
+    monkeypatch.setattr(loaders.kernels, "augment", lambda images, rows, samples, *rest: real(
+        images, rows, np.arange(len(samples)), *rest))
+    assert not same(*(joined(steps(replace(config, workers=n), prepared)) for n in (1, 8)))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_ranks_joined_are_the_global_batch_at_world_size_1_2_and_4(config: Config, prepared: Any,
+                                                                   accumulate: int) -> None:
+    config = replace(config, accumulate=accumulate)
+    alone = joined(steps(config, prepared))
+    for world_size in (2, 4):
+        ranks = [steps(config, prepared, rank=rank, world_size=world_size) for rank in range(world_size)]
+        together = [[joined([list(shares)]) for shares in zip(*step, strict=True)] for step in zip(*ranks, strict=True)]
+        assert same(alone, joined(together))
+
+
+@pytest.mark.parametrize("reader", ["ffcv", "resident"])
+def test_a_start_in_mid_epoch_gives_the_rest_of_that_epoch(config: Config, prepared: Any, reader: str) -> None:
+    config = replace(config, loader=reader)
+    whole, rest = steps(config, prepared, epoch=3), steps(config, prepared, epoch=3, start=2)
+    assert (len(whole), len(rest)) == (3, 1)
+    assert same(joined(whole[2:]), joined(rest))
+
+
+def test_the_three_readers_give_the_same_batches(config: Config, prepared: Any) -> None:
+    three = [loaders.train_loader(replace(config, loader=name), *prepared, rank=0, world_size=1, device=CPU)
+             for name in ("ffcv", "torch", "resident")]
+    for epoch, start in ((0, 0), (1, 1)):
+        ffcv, torchs, resident = (joined(list(loader.epoch(epoch, start))) for loader in three)
+        assert same(ffcv, resident)
+        assert same(ffcv, torchs)
+    for loader in three:
+        loader.close()
+
+
+def test_another_seed_or_epoch_gives_other_orders_and_other_images_of_a_sample(config: Config, prepared: Any) -> None:
+    config = replace(config, batch_size=TRAIN)
+    first = joined(steps(config, prepared))
+    for other in (joined(steps(config, prepared, epoch=1)), joined(steps(replace(config, seed=12), prepared))):
+        assert (first.indices != other.indices).float().mean() > 0.9
+        a, b = first.images[first.indices.argsort()], other.images[other.indices.argsort()]
+        assert (a != b).flatten(1).any(1).float().mean() > 0.99
+
+
+def test_indices_and_labels_belong_to_the_images(config: Config, prepared: Any, make_config: MakeConfig) -> None:
+    plain = replace(config, augment=make_config("augment=none").augment)
+    manifest, folder = prepared
+    stored, labels = np.load(folder / "train_images.npy"), np.load(folder / "train_labels.npy")
+    for reader in ("ffcv", "resident"):
+        batch = joined(steps(replace(plain, loader=reader), prepared))
+        np.testing.assert_array_equal(batch.images, stored[batch.indices])
+        np.testing.assert_array_equal(batch.labels, labels[batch.indices])
+        few = loaders.sample_images(replace(plain, loader=reader), manifest, folder, "train", [5, 3])
+        np.testing.assert_array_equal(few, stored[[5, 3]])
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("reader", ["ffcv", "torch", "resident"])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_evaluation_shows_every_sample_once_at_any_world_size(config: Config, prepared: Any, reader: str,
+                                                              world_size: int, device: torch.device) -> None:
+    config, seen = replace(config, loader=reader), []
+    for rank in range(world_size):
+        seen += [Batch(*(t.cpu() for t in b)) for b in loaders.evaluation_batches(
+            config, *prepared, "test", rank=rank, world_size=world_size, device=device)]
+    every = joined([seen])
+    np.testing.assert_array_equal(every.indices, np.arange(TEST))
+    np.testing.assert_array_equal(every.images, np.load(prepared[1] / "test_images.npy"))
+    np.testing.assert_array_equal(every.labels, np.load(prepared[1] / "test_labels.npy"))
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("reader", ["ffcv", "resident"])
+def test_batches_arrive_on_the_device_whole_and_stay_as_they_were(config: Config, prepared: Any, reader: str,
+                                                                  device: torch.device) -> None:
+    config = replace(config, loader=reader, batch_size=20)
+    loader = loaders.train_loader(config, *prepared, rank=0, world_size=1, device=device)
+    kept = [(batch, batch.images.clone()) for step in loader.epoch(0) for batch in step]
+    loader.close()
+    reference = steps(replace(config, loader="ffcv"), prepared)
+    assert len(kept) == loader.steps == 15
+    for (batch, at_once), (wanted,) in zip(kept, reference, strict=True):
+        assert (batch.images.device, batch.images.dtype) == (device, torch.uint8)
+        assert torch.equal(batch.images, at_once)
+        assert torch.equal(batch.indices.cpu(), wanted.indices)
+        assert torch.equal(batch.labels.cpu(), wanted.labels)
+        assert (batch.images.cpu().int() - wanted.images.int()).abs().max() <= 4  # exact but for resident on a GPU
+
+
+def test_a_set_prepared_without_arrays_is_refused_by_the_readers_of_arrays(config: Config, prepared: Any) -> None:
+    manifest, folder = prepared
+    bare = replace(manifest, splits={"train": replace(manifest.splits["train"], images=None, labels=None)})
+    with pytest.raises(UserError, match=r"loader=resident reads plain arrays.*data\.arrays=true"):
+        loaders.train_loader(config, bare, folder, rank=0, world_size=1, device=CPU)
+
+
+def prefetch_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "runyard-prefetch"]
+
+
+def test_an_error_in_the_reader_reaches_the_consumer_with_its_cause(config: Config, prepared: Any,
+                                                                    monkeypatch: Any) -> None:
+    def poisoned(*_: Any) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(loaders.kernels, "augment", poisoned)
+    began = time.monotonic()
+    for workers in (1, 2):
+        with pytest.raises(OSError, match="the disk is gone"):
+            steps(replace(config, loader="ffcv", workers=workers), prepared)
+    assert time.monotonic() - began < 20
+    assert not prefetch_threads()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning", FFCVS_OWN)
+def test_ffcvs_own_iterator_waits_for_ever_on_that_error(prepared: Any, monkeypatch: Any) -> None:
+    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.loader.epoch_iterator import EpochIterator
+
+    def poisoned(*_: Any) -> None:
+        raise OSError("the disk is gone")
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(EpochIterator, "run_pipeline", poisoned)
+    loader = Loader(str(prepared[1] / "test.beton"), 8, num_workers=1, os_cache=True, order=OrderOption.SEQUENTIAL,
+                    pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]})
+    iterator = iter(loader)
+    torch.set_num_threads(threads)  # FFCV's loader changes it for the whole process
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, iterator)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=2)
+        iterator.output_queue.put(None)  # end its wait, which nothing else would
+        with pytest.raises(StopIteration):
+            waiting.result(timeout=20)
+    del loader, iterator
+    gc.collect()
+
+
+def test_a_thread_that_ends_without_a_word_is_noticed(monkeypatch: Any) -> None:
+    monkeypatch.setattr(Prefetch, "_run", lambda self: None)
+    with pytest.raises(RuntimeError, match="ended without a word"):
+        next(Prefetch(iter([1])))
+
+
+def test_leaving_an_epoch_early_ends_its_thread_and_a_new_epoch_begins_clean(config: Config, prepared: Any) -> None:
+    config = replace(config, loader="ffcv", batch_size=20)
+    loader = loaders.train_loader(config, *prepared, rank=0, world_size=1, device=CPU)
+    for _ in loader.epoch(0):
+        break
+    assert not prefetch_threads()
+    abandoned = loader.epoch(0)
+    next(abandoned)
+    assert len(prefetch_threads()) == 1
+    assert same(joined(list(loader.epoch(1))), joined(steps(config, prepared, epoch=1)))
+    assert not prefetch_threads()
+    loader.close()
+
+
+def test_prefetch_runs_ahead_only_as_far_as_told() -> None:
+    made = []
+
+    def items() -> Iterator[int]:
+        for i in range(100):
+            made.append(i)
+            yield i
+
+    with Prefetch(items(), ahead=2) as ahead:
+        assert next(ahead) == 0
+        time.sleep(0.5)
+        assert len(made) <= 5
+    assert not prefetch_threads()
+
+
+def test_the_wait_for_batches_is_counted(config: Config, prepared: Any, monkeypatch: Any) -> None:
+    real = loaders.kernels.augment
+
+    def slow(*args: Any) -> None:
+        time.sleep(0.2)
+        real(*args)
+
+    monkeypatch.setattr(loaders.kernels, "augment", slow)
+    loader = loaders.train_loader(config, *prepared, rank=0, world_size=1, device=CPU)
+    assert loader.wait_s == 0
+    assert len(list(loader.epoch(0))) == 3
+    assert loader.wait_s > 0.5
+    loader.close()
+
+
+def test_worker_processes_ignore_the_jobs_signals_live_through_epochs_and_end_with_the_loader(
+        config: Config, prepared: Any) -> None:
+    config = replace(config, loader="torch", workers=2, batch_size=20)
+    loader: Any = loaders.train_loader(config, *prepared, rank=0, world_size=1, device=CPU)
+    running = loader.epoch(0)
+    next(running)
+    workers = list(loader._maker._loader._iterator._workers)
+    for worker in workers:
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            os.kill(worker.pid, number)
+    running.close()  # and an early end, while batches are still on their way
+    assert same(joined(list(loader.epoch(1))), joined(steps(replace(config, loader="resident"), prepared, epoch=1)))
+    assert [w.pid for w in loader._maker._loader._iterator._workers] == [w.pid for w in workers]
+    loader.close()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def ffcvs_own(path: Path, decoder: Any) -> np.ndarray:
+    from ffcv.fields.decoders import IntDecoder
+    from ffcv.loader import Loader, OrderOption
+
+    threads = torch.get_num_threads()
+    loader = Loader(str(path), 50, num_workers=1, os_cache=True, order=OrderOption.SEQUENTIAL, drop_last=False,
+                    pipelines={"image": [decoder], "label": [IntDecoder()]})
+    images = np.concatenate([np.array(batch[0]) for batch in loader])
+    torch.set_num_threads(threads)
+    del loader
+    gc.collect()
+    return images
+
+
+@pytest.mark.filterwarnings(FFCVS_OWN)
+@pytest.mark.parametrize("mode", ["raw", "jpg"])
+def test_decoded_images_are_those_of_ffcvs_own_loader(tmp_path: Path, mode: str) -> None:
+    from ffcv.fields.decoders import CenterCropRGBImageDecoder, SimpleRGBImageDecoder
+
+    rng = np.random.default_rng(0)
+    square = [rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8) for _ in range(9)]
+    odd = [rng.integers(0, 256, (*rng.integers(12, 60, 2), 3), np.uint8) for _ in range(9)]
+    for name, images, decoder in (("square", square, SimpleRGBImageDecoder()),
+                                  ("odd", odd, CenterCropRGBImageDecoder((SIZE, SIZE), ratio=1))):
+        path = tmp_path / f"{name}.beton"
+        write_beton(path, images, np.arange(9), write_mode=mode)
+        source = BetonSource(path, SIZE)
+        got, rows = source.read(np.array([8, 0, 3]))
+        np.testing.assert_array_equal(got[rows], ffcvs_own(path, decoder)[[8, 0, 3]])
+        np.testing.assert_array_equal(source.labels, np.arange(9))
+
+
+@pytest.mark.parametrize("place", ["header", "pixels"])
+def test_a_damaged_jpeg_is_refused_by_name(tmp_path: Path, place: str) -> None:
+    from runyard.data import beton
+
+    rng = np.random.default_rng(0)
+    path = tmp_path / "train.beton"
+    images = [rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8) for _ in range(9)]
+    write_beton(path, images, np.zeros(9), write_mode="jpg")
+    content = beton.inspect(path)
+    with open(path, "r+b") as f:
+        f.seek(int(content.pointers[7] + (0 if place == "header" else content.sizes[7] - 40)))
+        f.write(bytes(40) if place == "header" else b"\xff\xd9" * 20)
+    BetonSource(path, SIZE).read(np.arange(7))
+    with pytest.raises(UserError, match=r"train\.beton: the JPEG data of sample 7 is damaged"):
+        BetonSource(path, SIZE).read(np.array([3, 7]))
+
+
+def test_default_workers_are_this_tasks_cpus_less_one_shared_among_unbound_tasks(monkeypatch: Any) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    assert loaders.default_workers({"LOCAL_WORLD_SIZE": "4"}) == 3  # bound by SLURM to four
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    assert loaders.default_workers({}) == 15
+    assert loaders.default_workers({"LOCAL_WORLD_SIZE": "4"}) == 3
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    assert loaders.default_workers({"SUBMITIT_LOCAL_NTASKS": "2"}) == 1
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_normalise_gives_channels_last_float_of_the_manifests_mean_and_deviation(device: torch.device) -> None:
+    images = torch.randint(0, 256, (4, SIZE, SIZE, 3), dtype=torch.uint8, device=device)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    got = Normalise(mean, std).to(device)(images)
+    wanted = (images.permute(0, 3, 1, 2) / 255 - torch.tensor(mean, device=device).view(3, 1, 1)) / torch.tensor(
+        std, device=device).view(3, 1, 1)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert not Normalise(mean, std).state_dict()
