@@ -12,8 +12,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from multiprocessing import Value, active_children
+from multiprocessing import Process, Value
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,17 +64,23 @@ class _Images:
 
 
 def _write_one(job: Job, say: Say) -> None:
+    import ffcv.writer
     from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
 
     images, name = _Images(job), Path(job.beton).name
-    over = threading.Event()
-    watch = threading.Thread(target=_watch, args=(images, name, say, over), daemon=True)
+    over, workers = threading.Event(), list[Process]()
+
+    def process(*args: Any, **settings: Any) -> Process:
+        workers.append(Process(*args, **settings))
+        return workers[-1]
+
+    ffcv.writer.Process = process  # the only way to learn of its worker's death, however early
+    watch = threading.Thread(target=_watch, args=(images, name, say, over, workers), daemon=True)
     watch.start()
     quality = {"jpeg_quality": job.jpeg_quality} if job.jpeg_quality else {}
     image = RGBImageField(write_mode=job.write_mode, max_resolution=job.max_resolution, **quality)
     fields = {"image": image, "label": IntField()}
-    writer = DatasetWriter(job.beton, fields, page_size=job.page_size, num_workers=1)
+    writer = ffcv.writer.DatasetWriter(job.beton, fields, page_size=job.page_size, num_workers=1)
     writer.from_indexed_dataset(images)
     over.set()
     watch.join()
@@ -81,11 +88,9 @@ def _write_one(job: Job, say: Say) -> None:
         os.fsync(f.fileno())
 
 
-def _watch(images: _Images, name: str, say: Say, over: threading.Event) -> None:
+def _watch(images: _Images, name: str, say: Say, over: threading.Event, workers: list[Process]) -> None:
     """Tell of the progress, and end this process when FFCV's worker has died: FFCV would wait for it for ever."""
-    workers = set()
     while not over.wait(0.1):
-        workers |= set(active_children())
         if any(worker.exitcode for worker in workers):
             os._exit(1)
         say(f"{name}: write", images.done.value, len(images))

@@ -78,7 +78,10 @@ def from_tree(data: DataConfig, work: Path, sources: Path, tell: Tell) -> Gather
     Raises:
         UserError: the folder is not as it should be, or files are odd or broken where ``data`` says to refuse them.
     """
-    root = Path(data.path or "")
+    if data.path is None:
+        raise UserError("data.path=null: data.kind=imagefolder is made from a folder that holds train/CLASS/*.jpg; "
+                        "set data.path=FOLDER")
+    root = Path(data.path)
     tree = imagefolder.find(root)
     parts = dict(tree.parts)
     if data.validation_fraction:

@@ -64,8 +64,8 @@ def _verified(data: DataConfig, target: Path, tell: Tell) -> Manifest:
         raise UserError(f"{target}: exists, but was not made by runyard prepare (no {manifest.FILE_NAME}); "
                         "move it away, or set data.root or data.name")
     made = manifest.load(target)
-    other = made.kind != data.kind or (data.kind == "imagefolder" and made.source != gather.tree_source(data))
-    if other:
+    tree = data.path if data.kind == "imagefolder" else None
+    if made.kind != data.kind or (tree is not None and made.source != gather.tree_source(data)):
         raise UserError(f"{target}: prepared from {made.kind} ({made.source}), and data.kind={data.kind}, "
                         f"data.path={data.path} is asked for; set data.name to another name")
     for number, split in enumerate(made.splits):

@@ -53,14 +53,13 @@ def _check_source(data: DataConfig, kind: str) -> None:
         raise UserError(f"data.sources=[]: {kind} needs at least one of {', '.join(known)}")
     if data.path is not None and "disk" not in data.sources:
         raise UserError(f"data.path={data.path}: read by the source disk only, and data.sources="
-                        f"{data.sources} lacks it; set data.path=null, or add disk")
-    if data.kind == "imagefolder" and data.path is None:
-        raise UserError("data.path=null: data.kind=imagefolder needs the folder that holds train/CLASS/*.jpg; "
-                        "set data.path=FOLDER")
+                        f"{data.sources} lacks it; set data.path=null")
     synthetic = data.kind == "synthetic"
     for name, value in (("samples", data.samples), ("num_classes", data.num_classes)):
-        if (value is not None) != synthetic:
-            raise UserError(f"data.{name}={value}: belongs to data.kind=synthetic, which needs it, and {kind}")
+        if value is None and synthetic:
+            raise UserError(f"data.{name}=null: data.kind=synthetic makes as many as this says; set a number")
+        if value is not None and not synthetic:
+            raise UserError(f"data.{name}={value}: belongs to data.kind=synthetic, and {kind}; set data.{name}=null")
     if data.samples is not None and data.num_classes is not None:
         if len(data.samples) != 2 or min(data.samples) < 1:
             raise UserError(f"data.samples={data.samples}: expected two whole numbers of at least 1, training and "

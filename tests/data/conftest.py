@@ -1,0 +1,49 @@
+"""One small prepared data set that the tests of this folder share, and copy before they damage it."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runyard.config import DataConfig, read
+from runyard.data import manifest
+from runyard.data.prepare import prepare
+
+SYNTHETIC: dict[str, Any] = {
+    "name": "tiny", "kind": "synthetic", "root": "data", "sources": [], "path": None, "image_size": 16,
+    "max_resolution": None, "write_mode": "raw", "jpeg_quality": None, "odd_images": "refuse",
+    "broken_images": "refuse", "arrays": True, "validation_fraction": 0.0, "split_seed": 0, "samples": [300, 40],
+    "num_classes": 4,
+}
+
+
+def data_config(**changes: Any) -> DataConfig:
+    """The settings of a small synthetic set, with changes."""
+    return read(DataConfig, {**SYNTHETIC, **changes}, "data.")
+
+
+@pytest.fixture(scope="session")
+def settings() -> Callable[..., DataConfig]:
+    return data_config
+
+
+@pytest.fixture(scope="session")
+def prepared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root in which the small synthetic set is prepared. Not to be changed: take ``root``."""
+    root = tmp_path_factory.mktemp("prepared")
+    prepare(data_config(root=str(root)), progress=False)
+    return root
+
+
+@pytest.fixture
+def root(prepared_root: Path, tmp_path: Path) -> Path:
+    """A copy of ``prepared_root`` to do harm to."""
+    return Path(shutil.copytree(prepared_root, tmp_path / "data"))
+
+
+@pytest.fixture
+def folder(root: Path) -> Path:
+    """The prepared folder in ``root``."""
+    return manifest.folder(data_config(root=str(root)))

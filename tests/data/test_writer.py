@@ -1,0 +1,43 @@
+"""FFCV's writer never makes anybody wait for ever, and its failures say what to do."""
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runyard.data import synthetic, writer
+from runyard.errors import UserError
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> writer.Job:
+    images, labels = synthetic.make("train", 8, 2, 16)
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "labels.npy", labels)
+    return writer.Job(str(tmp_path / "a.beton"), str(tmp_path / "images.npy"), str(tmp_path / "labels.npy"), 16, "raw",
+                      None, None, 2 << 20)
+
+
+def test_a_writer_that_stands_still_is_stopped(job: writer.Job) -> None:
+    with pytest.raises(UserError, match=r"stood still for 0\.2 s"):
+        writer.write([job], lambda what, done, total: None, stall_s=0.2)
+
+
+@pytest.mark.slow
+def test_a_dead_worker_of_ffcv_ends_the_write_with_its_reason(job: writer.Job, tmp_path: Path) -> None:
+    (tmp_path / "files.json").write_text('["/nowhere/a.jpg"]')
+    np.save(tmp_path / "labels.npy", np.zeros(1, np.int64))
+    broken = writer.Job(job.beton, str(tmp_path / "files.json"), *list(vars(job).values())[2:])
+    with pytest.raises(UserError, match=r"the FFCV writer failed with code 1 \(.*it is gone"):
+        writer.write([broken], lambda what, done, total: None)
+
+
+@pytest.mark.parametrize(("code", "words", "wanted"), [
+    (1, "OSError: [Errno 28] No space left on device", "the disk is full"), (-signal.SIGBUS, "", "/dev/shm"),
+    (-signal.SIGKILL, "", "memory"), (3, "ValueError: odd", r"code 3 \(ValueError: odd\)"),
+])
+def test_a_failed_writer_says_what_to_do(tmp_path: Path, code: int, words: str, wanted: str) -> None:
+    (tmp_path / "log").write_text(f"Traceback\n{words}\n")
+    with pytest.raises(UserError, match=wanted):
+        raise writer._failure(code, tmp_path / "log", "data/.x.making/train.beton")
