@@ -35,7 +35,7 @@ def test_a_dead_worker_of_ffcv_ends_the_write_with_its_reason(job: writer.Job, t
 
 @pytest.mark.parametrize(("code", "words", "wanted"), [
     (1, "OSError: [Errno 28] No space left on device", "the disk is full"), (-signal.SIGBUS, "", "/dev/shm"),
-    (-signal.SIGKILL, "", "memory"), (3, "ValueError: odd", r"code 3 \(ValueError: odd\)"),
+    (-signal.SIGKILL, "", "memory"), (3, "ValueError: odd\nwarnings.warn('a leak')", r"code 3 \(ValueError: odd\)"),
 ])
 def test_a_failed_writer_says_what_to_do(tmp_path: Path, code: int, words: str, wanted: str) -> None:
     (tmp_path / "log").write_text(f"Traceback\n{words}\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -95,7 +96,8 @@ def _messages(process: subprocess.Popen[bytes], stall_s: float) -> Iterator[dict
 
 def _failure(code: int, log: Path, file: str) -> UserError:
     words = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    last = words[-1][:200] if words else "no reason given"
+    raised = [line for line in words if re.match(r"[\w.]+(Error|Exception)\b", line)]  # not what exiting made others say
+    last = (raised or words or ["no reason given"])[-1][:200]
     if any("No space left" in line or "Disk quota" in line for line in words):
         return UserError(f"{Path(file).parent.parent}: the disk is full; make room, or set data.root to another disk")
     if code == -signal.SIGBUS:
