@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -308,6 +311,24 @@ def test_worker_processes_ignore_the_jobs_signals_live_through_epochs_and_end_wi
     assert [w.pid for w in loader._maker._loader._iterator._workers] == [w.pid for w in workers]
     loader.close()
     assert not any(worker.is_alive() for worker in workers)
+
+
+UNCLOSED = """
+import pickle, sys
+import torch
+from runyard.data import loaders
+config, prepared = pickle.load(open(sys.argv[1], "rb"))
+running = loaders.train_loader(config, *prepared, rank=0, world_size=1, device=torch.device("cpu")).epoch(0)
+print(len(next(running)))
+"""
+
+
+def test_a_program_that_ends_without_closing_its_worker_processes_does_end(config: Config, prepared: Any,
+                                                                           tmp_path: Path) -> None:
+    (tmp_path / "given").write_bytes(pickle.dumps((replace(config, loader="torch", batch_size=20), prepared)))
+    done = subprocess.run([sys.executable, "-c", UNCLOSED, str(tmp_path / "given")], capture_output=True, text=True,
+                          timeout=60)  # it would wait for ever
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
 def ffcvs_own(path: Path, decoder: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
@@ -43,9 +44,13 @@ class Processes:
             batches = iter(self._loader)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # at exit, before torch and multiprocessing end the workers by a SIGTERM, which these ignore, and wait for ever
+        atexit.unregister(self.close)
+        atexit.register(self.close)
         yield from batches
 
     def close(self) -> None:
+        atexit.unregister(self.close)
         workers = getattr(self._loader, "_iterator", None)
         if workers is not None:
             workers._shutdown_workers()
