@@ -13,7 +13,7 @@ import numpy as np
 
 from runyard.errors import UserError
 
-MEND = "delete it and run: runyard prepare"
+MEND = "delete its folder and run: runyard prepare"
 _HEADER = np.dtype([("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"),
                     ("alloc_table_ptr", "<u8")])
 _FIELD = np.dtype([("type_id", "<u1"), ("name", "S16"), ("arguments", "<u1", (1024,))])

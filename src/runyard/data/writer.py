@@ -63,7 +63,7 @@ def write(jobs: list[Job], tell: Callable[[str, int, int], None], *, stall_s: fl
         pass  # it died at once; its exit code below tells
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGTERM)  # Python's resource tracker ignores it, and then frees shared memory
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
@@ -96,7 +96,7 @@ def _messages(process: subprocess.Popen[bytes], stall_s: float) -> Iterator[dict
 
 def _failure(code: int, log: Path, file: str) -> UserError:
     words = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    raised = [line for line in words if re.match(r"[\w.]+(Error|Exception)\b", line)]  # not what exiting made others say
+    raised = [line for line in words if re.match(r"[\w.]+(Error|Exception)\b", line)]  # its end makes others talk too
     last = (raised or words or ["no reason given"])[-1][:200]
     if any("No space left" in line or "Disk quota" in line for line in words):
         return UserError(f"{Path(file).parent.parent}: the disk is full; make room, or set data.root to another disk")
