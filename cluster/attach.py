@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from runyard.tracking import journal
 from runyard.tracking.words import clock, say
 
 POLL_S = 0.5
-DEAD_AFTER_POLLS = 20  # a journal may reach a shared disk some seconds after its writer ended
+DEAD_AFTER_POLLS = 10  # a journal may reach a shared disk some seconds after its writer ended
 
 
 class Attached:
@@ -36,24 +37,34 @@ class Attached:
             transient=True,
         )
         self._task = self._bar.add_task("", total=None, where="starting", pace="")
-        self.last: dict[str, Any] = {}
+        self._began = False
+        self._end: dict[str, Any] | None = None
 
     def follow(self, job: submitit.Job[str]) -> dict[str, Any]:
-        """Show progress until the job ends; return the journal's stop row. Ctrl-C asks the job to save and stop."""
-        if not self._console.is_terminal:
-            return self._wait(job)
-        with self._bar:
-            return self._wait(job)
+        """Show progress until the job ends; return the journal's stop row, or one in its place.
+
+        Ctrl-C or SIGTERM asks the job to save and stop; a second leaves it to do so alone.
+        """
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            with self._bar if self._console.is_terminal else contextlib.nullcontext():
+                return self._wait(job)
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def _wait(self, job: submitit.Job[str]) -> dict[str, Any]:
         asked, polls_after_end = False, 0
         while True:
             try:
+                over = job.done()
                 self._show()
-                if job.done():
-                    polls_after_end += 1
-                    if self.last.get("event") == "stop" or polls_after_end >= DEAD_AFTER_POLLS:
-                        return self.last if self.last.get("event") == "stop" else _died(job)
+                if over and self._end is not None:
+                    return self._end
+                if over and asked and not self._began:
+                    return {"event": "stop", "reason": "interrupted", "message": "before the first step"}
+                if over and polls_after_end == DEAD_AFTER_POLLS:
+                    return _died(job)
+                polls_after_end += over
                 time.sleep(POLL_S)
             except KeyboardInterrupt:
                 if asked:
@@ -65,7 +76,8 @@ class Attached:
     def _show(self) -> None:
         rows, _ = journal.read(self._run.journal_path)
         for row in rows[self._seen :]:
-            self.last = row
+            self._began |= row["event"] == "start"
+            self._end = row if row["event"] == "stop" else self._end
             if (line := say(row, self._run.config.epochs)) is not None:
                 self._console.print(line, highlight=False)
         self._seen = max(self._seen, len(rows))
@@ -84,13 +96,17 @@ class Attached:
 
 def stop(job: submitit.Job[str]) -> None:
     """Ask a local job to save and stop."""
-    os.kill(int(job.job_id), signal.SIGTERM)
+    if not job.done():
+        os.kill(int(job.job_id), signal.SIGTERM)
 
 
 def _died(job: submitit.Job[str]) -> dict[str, Any]:
-    errors = (job.stderr() or "").strip().splitlines()
+    """What the tasks' logs say of an end that rank 0 could not write down."""
+    logs = sorted(job.paths.folder.glob(f"{job.job_id}_*_log.err"))
+    said = [line for log in logs for line in log.read_text(errors="replace").splitlines()[-1:]]
+    ours = [line.removeprefix("runyard: ") for line in said if line.startswith("runyard: ")]
     return {
         "event": "stop",
         "reason": "failed",
-        "message": errors[-1] if errors else f"job {job.job_id} ended without a word; see {job.paths.stderr}",
+        "message": (ours or said or ["the job ended without a word: killed, perhaps for want of memory"])[0],
     }

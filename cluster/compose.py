@@ -38,6 +38,7 @@ def compose(overrides: list[str]) -> Composed:
         UserError: an unknown setting or group option, a wrong type or value, or settings at odds.
     """
     overrides = [f"experiment={pick_experiment()}" if o == "experiment=auto" else o for o in overrides]
+    overrides = [o for o in overrides if o != "experiment=null"]  # none, as by default; Hydra cannot be told so
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
             raise UserError(f"{override}: expected SETTING=VALUE, as epochs=10 or model=starter")
@@ -78,7 +79,7 @@ def _check_name(override: str) -> None:
     options = groups()
     if name in options:
         value = override.partition("=")[2]
-        if value and value not in options[name] and not value.startswith(("[", "{")) and value != "null":
+        if value and value not in options[name] and not value.startswith(("[", "{")):
             near = difflib.get_close_matches(value, options[name], n=1, cutoff=0.5)
             hint = f"did you mean {name}={near[0]}?" if near else f"there are {', '.join(options[name])}"
             raise UserError(f"{name}={value}: no such file under configs/{name}; {hint}")

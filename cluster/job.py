@@ -23,12 +23,13 @@ class TrainJob:
         stop = StopFlag()
         from runyard.errors import UserError
         from runyard.run import Run
+        from runyard.training.distributed import RankLost
         from runyard.training.learner import Diverged
         from runyard.training.loop import train
 
         try:
             return str(train(Run.open(Path(self.run_dir)), stop))
-        except (UserError, Diverged) as error:
+        except (UserError, Diverged, RankLost) as error:
             print(f"runyard: {error}", file=sys.stderr, flush=True)
             sys.exit(2 if isinstance(error, UserError) else 1)
 
@@ -36,6 +37,7 @@ class TrainJob:
 class StopFlag:
     """True once a signal asked this task to stop. The handler does nothing else: the loop asks at step boundaries.
 
+    A signal that came while the task was starting was held (cluster/task.py) and is heard here.
     Handlers are reset in children, which inherit them over a fork and would otherwise answer signals meant for us.
     """
 
@@ -44,6 +46,7 @@ class StopFlag:
         for number in STOP_SIGNALS:
             signal.signal(number, self._note)
         os.register_at_fork(after_in_child=_forget_handlers)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def __call__(self) -> bool:
         return self._asked

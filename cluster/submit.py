@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import shutil
 import signal
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator
 
 import submitit
 
@@ -39,7 +41,8 @@ def launch(run: Run) -> submitit.Job[str]:
     """Start a job for ``run``, new or to be resumed. The job runs the code snapshot in the run's directory."""
     cluster = run.config.cluster
     tasks, gpus = layout(cluster)
-    executor = submitit.LocalExecutor(folder=run.path / "slurm", python=f"{_setsid()}{sys.executable}")
+    python = f"{shlex.quote(sys.executable)} -m cluster.task"
+    executor = submitit.LocalExecutor(folder=run.path / "slurm", python=python)
     executor.update_parameters(
         tasks_per_node=tasks,
         gpus_per_node=gpus,
@@ -89,33 +92,33 @@ def preflight(config: Config, tasks: int) -> None:
         )
 
 
-class _job_environment:  # noqa: N801  a context manager, used as a function
-    """What a job inherits: the code snapshot first on the path, and no terminal's Ctrl-C or hang-up.
+@contextlib.contextmanager
+def _job_environment(run: Run) -> Iterator[None]:
+    """What a job inherits: the code snapshot alone, a log for submitit's own words, no Ctrl-C and no hang-up.
 
     Ctrl-C reaches a terminal's whole process group; only the attached command may act on it, by asking the job to save.
+    A job that held the command's output would keep ``$(runyard submit --detach --json)`` waiting for its end.
     """
-
-    def __init__(self, run: Run) -> None:
-        self._path = os.pathsep.join(filter(None, [str(run.code), os.environ.get("PYTHONPATH")]))
-
-    def __enter__(self) -> None:
-        self._before: dict[str, Any] = {"PYTHONPATH": os.environ.get("PYTHONPATH")}
-        os.environ["PYTHONPATH"] = self._path
-        self._handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)}
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._handlers.items():
+    before = dict(os.environ)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(run.code), before.get("PYTHONPATH")]))
+    os.environ["PYTHONSAFEPATH"] = "1"  # else `python -m` would find the checkout in the working directory first
+    handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)}
+    outputs = {number: os.dup(number) for number in (0, 1, 2)}
+    with open(os.devnull) as nothing, open(run.path / "slurm" / "controller.log", "a") as log:
+        sys.stdout.flush()
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        for number, kept in outputs.items():
+            os.dup2(kept, number)
+            os.close(kept)
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-        if self._before["PYTHONPATH"] is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = self._before["PYTHONPATH"]
-
-
-def _setsid() -> str:
-    """Tasks get a session of their own: W&B's helper process, their child, must not hear a terminal's Ctrl-C."""
-    found = shutil.which("setsid")
-    return f"{found} " if found else ""
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _kept(composed: Composed) -> list[str]:

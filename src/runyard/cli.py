@@ -217,7 +217,7 @@ def follow(run: Any, job: Any, *, detach: bool, as_json: bool) -> int:
     elif code == INTERRUPTED:
         print(f"stopped, saved. Go on with: runyard resume {run.id}")
     else:
-        print(f"runyard: run {run.id} failed: {end['message']} (log: {job.paths.stderr})", file=sys.stderr)
+        print(f"runyard: run {run.id} failed: {end['message']} (logs: {run.path}/slurm)", file=sys.stderr)
     return code
 
 
@@ -226,13 +226,14 @@ def train(args: argparse.Namespace) -> int:
 
     stop = StopFlag()
     from runyard.run import Run
+    from runyard.training.distributed import RankLost
     from runyard.training.learner import Diverged
     from runyard.training.loop import Outcome
     from runyard.training.loop import train as train_run
 
     try:
         outcome = train_run(Run.find(args.run, args.runs_dir), stop)
-    except Diverged as error:
+    except (Diverged, RankLost) as error:
         print(f"runyard: {error}", file=sys.stderr)
         return FAILED
     return 0 if outcome is Outcome.FINISHED else INTERRUPTED

@@ -133,7 +133,7 @@ class ClusterConfig:
     nodes: int = setting("Machines", least=1)
     tasks_per_node: int | None = setting("Processes on a machine; null: one per GPU, or 2 without a GPU", least=1)
     gpus_per_node: int | None = setting("GPUs on a machine; null: all there are", least=0)
-    timeout_min: int = setting("Time limit", least=1)
+    timeout_min: int = setting("Time limit; a minute before it the job saves and stops", least=2)
 
 
 @dataclass(frozen=True, kw_only=True)

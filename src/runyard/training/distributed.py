@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,11 @@ LAUNCHERS: dict[str, tuple[str, str, str, str]] = {
     "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
 }
 JOIN_TIMEOUT_S = 120.0
+LAST_WORD_S = 2.0  # how long a rank that lost a connection looks for who is gone
+
+
+class RankLost(Exception):
+    """Another rank ended, and this one cannot go on. Says which, and of what as far as it can be known."""
 
 
 @dataclass(frozen=True)
@@ -95,53 +101,110 @@ def _job(env: Mapping[str, str]) -> str:
     return "-".join(slurm) if "SLURM_JOB_ID" in env else env.get("TORCHELASTIC_RUN_ID", "alone")
 
 
-def start(place: Dist, meeting_folder: Path) -> None:
-    """Join the process group: NCCL on GPUs, gloo without. A world of one joins nothing.
+@contextlib.contextmanager
+def joined(place: Dist, meeting_folder: Path) -> Iterator[None]:
+    """Within the block this task belongs to the process group: NCCL on GPUs, gloo without. A world of one joins none.
 
     Rank 0 opens a store on a free port and writes its address into ``meeting_folder``, which all ranks see. Under
-    torchrun they meet where its agent says.
+    torchrun they meet where its agent says. What a rank fails of it tells the others, which otherwise would learn only
+    that a connection was lost.
 
     Raises:
-        UserError: ranks are missing after two minutes; the message names them.
+        UserError: ranks are missing after two minutes (the message names them), or another rank met one.
+        RankLost: another rank failed, or was killed.
     """
     os.environ.setdefault("LOCAL_WORLD_SIZE", str(place.local_world_size))  # the loader counts its CPUs by it
     torch.set_num_threads(place.threads)
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
     if place.world_size == 1:
+        yield
         return
     if place.local_world_size == place.world_size:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    store = _meet(place, meeting_folder)
-    store.set(f"here/{place.rank}", socket.gethostname())
+    store, places = _meet(place, meeting_folder), []
+    try:
+        try:
+            places = _wait_for_all(store, place)
+        finally:
+            if place.rank == 0:  # a later job of the same number must not find it
+                _address_file(place, meeting_folder).unlink(missing_ok=True)
+        dist.init_process_group(
+            "nccl" if place.device.type == "cuda" else "gloo",
+            store=store,
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=datetime.timedelta(seconds=JOIN_TIMEOUT_S),
+        )
+        yield
+    except BaseException as error:
+        if not _is_lost_connection(error):
+            _tell(store, place.rank, error)
+            raise
+        raise _first_cause(store, places) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _wait_for_all(store: dist.Store, place: Dist) -> list[tuple[str, int]]:
+    """Host and process id of each rank."""
+    store.set(f"here/{place.rank}", json.dumps([socket.gethostname(), os.getpid()]))
     try:
         store.wait([f"here/{r}" for r in range(place.world_size)], datetime.timedelta(seconds=JOIN_TIMEOUT_S))
     except dist.DistStoreError:
         missing = [r for r in range(place.world_size) if not store.check([f"here/{r}"])]
         raise UserError(
-            f"ranks {missing} of {place.world_size} did not come within {JOIN_TIMEOUT_S:.0f} s: "
+            f"ranks {missing} of {place.world_size} did not come within {JOIN_TIMEOUT_S:g} s: "
             "look into their logs for why they did not start"
         ) from None
-    dist.init_process_group(
-        "nccl" if place.device.type == "cuda" else "gloo",
-        store=store,
-        rank=place.rank,
-        world_size=place.world_size,
-        timeout=datetime.timedelta(seconds=JOIN_TIMEOUT_S),
-    )
+    return [tuple(json.loads(store.get(f"here/{r}"))) for r in range(place.world_size)]
 
 
-def stop() -> None:
-    """Leave the process group, if one was joined."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def _is_lost_connection(error: BaseException) -> bool:
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error))
+
+
+def _tell(store: dist.Store, rank: int, error: BaseException) -> None:
+    """The first rank to fail says of what; only the first is heard."""
+    word = {"rank": rank, "message": str(error) or type(error).__name__, "user_error": isinstance(error, UserError)}
+    with contextlib.suppress(RuntimeError):  # rank 0 kept the store, and is gone
+        store.compare_set("failed", "", json.dumps(word))
+
+
+def _first_cause(store: dist.Store, places: list[tuple[str, int]]) -> UserError | RankLost:
+    """What the others say they failed of, or who of them on this machine is gone without a word."""
+    deadline = time.monotonic() + LAST_WORD_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(RuntimeError):
+            if store.check(["failed"]):
+                word = json.loads(store.get("failed"))
+                return (UserError if word["user_error"] else RankLost)(f"rank {word['rank']}: {word['message']}")
+        if gone := [r for r, (host, pid) in enumerate(places) if host == socket.gethostname() and not _alive(pid)]:
+            return RankLost(
+                f"rank{'s' * (len(gone) > 1)} {', '.join(map(str, gone))} of {len(places)} ended without a word: "
+                "killed, perhaps for want of memory"
+            )
+        time.sleep(0.05)
+    return RankLost("the connection to another rank was lost: look into the ranks' logs")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def _address_file(place: Dist, folder: Path) -> Path:
+    return folder / f"meeting-{place.job}.json"
 
 
 def _meet(place: Dist, folder: Path) -> dist.Store:
     timeout = datetime.timedelta(seconds=JOIN_TIMEOUT_S)
     if place.launcher == "torchrun":  # its agent has already chosen an address
         return next(iter(dist.rendezvous("env://", place.rank, place.world_size, timeout=timeout)))[0]
-    address_file = folder / f"meeting-{place.job}.json"
+    address_file = _address_file(place, folder)
     if place.rank == 0:
         host = "127.0.0.1" if place.local_world_size == place.world_size else socket.gethostbyname(socket.gethostname())
         store = dist.TCPStore(host, 0, None, is_master=True, timeout=timeout, wait_for_workers=False)

@@ -44,13 +44,13 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
     Raises:
         UserError: data, model or ranks do not fit the configuration, or another process writes this run.
         Diverged: the loss or a weight is not a finite number. The last checkpoint is from before that.
+        RankLost: another rank failed, or was killed.
     """
     place = distributed.from_environment(os.environ)
     lease = run.lease() if place.rank == 0 else None
     record = Recorder(run, active=place.rank == 0)
     try:
-        distributed.start(place, run.path / "slurm")
-        with contextlib.ExitStack() as open_parts:
+        with distributed.joined(place, run.path / "slurm"), contextlib.ExitStack() as open_parts:
             outcome = Training(run, place, record, should_stop, open_parts).to_the_end()
         record.event("stop", reason=str(outcome), message="")
         record.close()
@@ -64,7 +64,6 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
         record.close(failed=True)
         raise
     finally:
-        distributed.stop()
         if lease is not None:
             lease.release()
 
