@@ -71,7 +71,7 @@ def test_a_papers_network_that_cannot_be_is_refused(changed: dict[str, Any], mes
 
 def test_an_unknown_network_is_answered_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"model\.name=paper_restnet: .*did you mean paper_resnet\?"):
-        models.build(ModelConfig("paper_restnet", None, {}), 10, 32)
+        models.build(ModelConfig(name="paper_restnet", max_parameters=None, options={}), 10, 32)
 
 
 def test_a_network_over_the_limit_is_refused_and_one_at_the_limit_is_not() -> None:
@@ -202,7 +202,8 @@ PUBLISHED = [("resnet50", 25_557_032, 4.09), ("vit_b_32", 88_224_232, 4.41)]  # 
 @pytest.mark.parametrize(("arch", "parameters", "giga"), PUBLISHED)
 def test_totals_are_torchvisions_own(arch: str, parameters: int, giga: float) -> None:
     torch.manual_seed(0)
-    network = models.build(ModelConfig("torchvision", None, {"arch": arch, "stem": "imagenet"}), 1000, 224)
+    options = {"arch": arch, "stem": "imagenet"}
+    network = models.build(ModelConfig(name="torchvision", max_parameters=None, options=options), 1000, 224)
     found = summary.summarise(network, 224)
     assert found["parameters"] == parameters
     assert found["multiply_adds"] / 1e9 == pytest.approx(giga, abs=0.01 if arch == "resnet50" else 0.05)

@@ -13,7 +13,9 @@ from torch.nn import functional as F  # noqa: N812
 from runyard.config import LossConfig
 from runyard.training.loss import Loss, Targets, box, mix
 
-MIXUP, CUTMIX, BOTH = LossConfig(0.0, 0.8, 0.0), LossConfig(0.0, 0.0, 1.0), LossConfig(0.0, 0.8, 1.0)
+MIXUP = LossConfig(label_smoothing=0.0, mixup_alpha=0.8, cutmix_alpha=0.0)
+CUTMIX = LossConfig(label_smoothing=0.0, mixup_alpha=0.0, cutmix_alpha=1.0)
+BOTH = LossConfig(label_smoothing=0.0, mixup_alpha=0.8, cutmix_alpha=1.0)
 
 Mixer = Callable[[Tensor, Tensor, LossConfig, int, int], tuple[Tensor, Targets]]
 
@@ -33,7 +35,7 @@ def soft(targets: Targets, classes: int = 10) -> Tensor:
 @pytest.mark.parametrize("smoothing", [0.0, 0.05, 0.2])
 def test_the_loss_is_torchs_label_smoothed_cross_entropy(smoothing: float) -> None:
     logits, labels = torch.randn(16, 10), batch()[1]
-    ours = Loss(LossConfig(smoothing, 0.0, 0.0))
+    ours = Loss(LossConfig(label_smoothing=smoothing, mixup_alpha=0.0, cutmix_alpha=0.0))
     assert torch.equal(ours(logits, labels), F.cross_entropy(logits, labels, label_smoothing=smoothing))
     assert torch.equal(ours(logits, Targets(labels)), ours(logits, labels))
 
@@ -44,7 +46,8 @@ def test_the_loss_of_mixed_targets_is_torchs_with_soft_targets(smoothing: float)
     logits, targets = torch.randn(16, 10), mix(images, labels, MIXUP, 0, 3)[1]
     assert 0.02 < targets.weight < 0.98
     wanted = F.cross_entropy(logits, soft(targets), label_smoothing=smoothing)
-    torch.testing.assert_close(Loss(LossConfig(smoothing, 0.0, 0.0))(logits, targets), wanted)
+    ours = Loss(LossConfig(label_smoothing=smoothing, mixup_alpha=0.0, cutmix_alpha=0.0))
+    torch.testing.assert_close(ours(logits, targets), wanted)
 
 
 def test_the_loss_is_computed_in_float32() -> None:
@@ -54,7 +57,7 @@ def test_the_loss_is_computed_in_float32() -> None:
 
 def test_with_nothing_to_mix_the_images_come_back_untouched() -> None:
     images, labels = batch()
-    mixed, targets = mix(images, labels, LossConfig(0.2, 0.0, 0.0), 0, 3)
+    mixed, targets = mix(images, labels, LossConfig(label_smoothing=0.2, mixup_alpha=0.0, cutmix_alpha=0.0), 0, 3)
     assert mixed is images
     assert targets == Targets(labels)
 

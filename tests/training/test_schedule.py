@@ -19,7 +19,7 @@ PEAK, STEPS = 0.3, 20
 def config(name: str, epochs: int = 9, **changed: Any) -> Config:
     values: dict[str, Any] = {"period_epochs": 3.0 if name == "cosine_restarts" else None, "final_lr_fraction": 0.0,
                               "peak_fraction": 0.25 if name == "one_cycle" else None, "warmup_epochs": 0.0} | changed
-    schedule = ScheduleConfig(name, **values)  # type: ignore[arg-type]
+    schedule = ScheduleConfig(name=name, **values)  # type: ignore[arg-type]
     return cast(Config, SimpleNamespace(epochs=epochs, optim=SimpleNamespace(lr=PEAK), schedule=schedule))
 
 
