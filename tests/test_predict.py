@@ -33,7 +33,8 @@ class Brightest(nn.Module):
 @pytest.fixture
 def run(tmp_path, make_config, monkeypatch):
     """A run whose network is ``Brightest``."""
-    config = make_config("precision=fp32", "data=synthetic", f"data.image_size={SIZE}", "eval_batch_size=3", "augment=none")
+    small = ("data=synthetic", f"data.image_size={SIZE}", "eval_batch_size=3", "augment=none")
+    config = make_config("precision=fp32", *small)
     path = tmp_path / "run"
     path.mkdir()
     (path / "config.yaml").write_text(yaml.safe_dump(schema.to_dict(config)))
