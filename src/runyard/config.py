@@ -1,4 +1,4 @@
-"""The schema of a run's configuration: names, types, ranges, and the rules across fields.
+"""The schema of a run's configuration: names, types, ranges. Rules across settings stand in ``rules.py``.
 
 Values live in ``configs/``; this file owns what may be written there. It imports no torch: a login node can afford it.
 """
@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from runyard.data.rules import check_data
-from runyard.errors import UserError
 from runyard.fields import names, read, setting, to_dict, unknown
+from runyard.rules import check_rules, check_world
 
 __all__ = ["Config", "check_rules", "check_world", "from_dict", "names", "read", "setting", "to_dict", "unknown"]
 
@@ -182,92 +181,3 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     config = read(Config, values)
     check_rules(config)
     return config
-
-
-def check_rules(config: Config) -> None:
-    """The rules that span several settings. A setting that another makes meaningless is refused, not ignored."""
-    c = config
-    check_data(c.data)
-    for value, wanted, message in (
-        (
-            c.optim.betas,
-            c.optim.name == "adamw",
-            f"optim.betas={c.optim.betas}: belongs to optim=adamw, and optim.name={c.optim.name}",
-        ),
-        (
-            c.optim.momentum,
-            c.optim.name == "sgd",
-            f"optim.momentum={c.optim.momentum}: belongs to optim=sgd, and optim.name={c.optim.name}",
-        ),
-        (
-            c.schedule.period_epochs,
-            c.schedule.name == "cosine_restarts",
-            f"schedule.period_epochs={c.schedule.period_epochs}: belongs to schedule=cosine_restarts, "
-            f"and schedule.name={c.schedule.name}",
-        ),
-        (
-            c.schedule.peak_fraction,
-            c.schedule.name == "one_cycle",
-            f"schedule.peak_fraction={c.schedule.peak_fraction}: belongs to schedule=one_cycle, "
-            f"and schedule.name={c.schedule.name}",
-        ),
-    ):
-        if (value is not None) != wanted:
-            raise UserError(message)
-    if c.optim.betas is not None and (len(c.optim.betas) != 2 or not all(0 <= b < 1 for b in c.optim.betas)):
-        raise UserError(f"optim.betas={c.optim.betas}: expected two numbers of at least 0 and below 1, as [0.9,0.999]")
-    if c.batch_size % c.accumulate:
-        raise UserError(f"batch_size={c.batch_size} does not divide by accumulate={c.accumulate}: change one of them")
-    if c.schedule.warmup_epochs >= c.epochs:
-        raise UserError(f"schedule.warmup_epochs={c.schedule.warmup_epochs:g}: expected below epochs={c.epochs}")
-    if c.schedule.name == "one_cycle" and c.schedule.warmup_epochs:
-        raise UserError(
-            f"schedule.warmup_epochs={c.schedule.warmup_epochs:g}: one_cycle rises by itself; "
-            "set schedule.peak_fraction, and warmup_epochs=0"
-        )
-    if c.schedule.name == "constant" and c.schedule.final_lr_fraction != 1:
-        raise UserError(
-            f"schedule.final_lr_fraction={c.schedule.final_lr_fraction:g}: schedule=constant has no descent; set 1"
-        )
-    if c.loader != "ffcv" and not c.data.arrays:
-        raise UserError(
-            f"loader={c.loader} reads plain arrays, and data.arrays=false: set data.arrays=true or loader=ffcv"
-        )
-    if c.augment.crop_padding_px >= c.data.image_size:
-        raise UserError(
-            f"augment.crop_padding_px={c.augment.crop_padding_px}: expected below data.image_size={c.data.image_size}"
-        )
-    if c.augment.cutout_px > c.data.image_size:
-        raise UserError(
-            f"augment.cutout_px={c.augment.cutout_px}: expected at most data.image_size={c.data.image_size}"
-        )
-    if c.augment.crop_fill == "reflect" and c.augment.crop_padding_px == 0:
-        raise UserError(
-            "augment.crop_fill=reflect: fills what augment.crop_padding_px pads, and that is 0; set crop_fill=black"
-        )
-    if c.augment.rotation_interpolation == "bilinear" and c.augment.rotation_deg == 0:
-        raise UserError(
-            "augment.rotation_interpolation=bilinear: augment.rotation_deg is 0; set rotation_interpolation=nearest"
-        )
-    if not c.name or not all(ch.isalnum() or ch in "-_." for ch in c.name) or not c.name[0].isalnum():
-        raise UserError(
-            f"name={c.name!r}: expected letters, digits, '-', '_' and '.', beginning with a letter or digit"
-        )
-
-
-def check_world(config: Config, world_size: int) -> None:
-    """Refuse a global batch that does not divide among the ranks and their micro-batches."""
-    pieces = world_size * config.accumulate
-    if config.batch_size % pieces:
-        low = config.batch_size // pieces * pieces
-        near = ", ".join(str(b) for b in (low, low + pieces) if b)
-        raise UserError(
-            f"batch_size={config.batch_size} does not divide among {world_size} ranks x {config.accumulate} "
-            f"micro-batches: nearest that do are {near}"
-        )
-    share = config.batch_size // pieces
-    if (config.loss.mixup_alpha or config.loss.cutmix_alpha) and share % 2:
-        raise UserError(
-            f"batch_size={config.batch_size}: mixup and cutmix pair neighbours, so each micro-batch must be even; "
-            f"it is {share}"
-        )

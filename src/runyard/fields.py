@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import types
 import typing
@@ -14,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from runyard.errors import UserError
 
 T = TypeVar("T")
+FEW = 12  # names that a message may list in full
 
 
 def setting(
@@ -68,8 +70,8 @@ def unknown(key: str, known: list[str]) -> str:
     if not near and "." not in key:  # a bare leaf name: look for it in every group
         near = difflib.get_close_matches(key, [k.rpartition(".")[2] for k in known], n=1, cutoff=0.5)
         near = [k for k in known if near and k.rpartition(".")[2] == near[0]][:1]
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-    return f"unknown setting {key}: {hint}"
+    few = f"known: {', '.join(known)}" if len(known) <= FEW else "`runyard settings` lists what there is"
+    return f"unknown setting {key}: {f'did you mean {near[0]}?' if near else few}"
 
 
 def names(cls: type, path: str = "") -> list[str]:
@@ -86,7 +88,7 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise UserError(f"{path}={value!r}: expected a group of settings ({path}.NAME=VALUE)")
+            raise UserError(f"{path}={written(value)}: expected a group of settings ({path}.NAME=VALUE)")
         return read(typing.cast(type, hint), value, path + ".")
     if origin is types.UnionType:
         if value is None and type(None) in args:
@@ -94,25 +96,36 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
         return _typed(next(a for a in args if a is not type(None)), value, path)
     if origin is Literal:
         if value not in args:
-            raise UserError(f"{path}={value}: expected one of {', '.join(map(str, args))}")
+            raise UserError(f"{path}={written(value)}: expected one of {', '.join(map(str, args))}")
         return value
     if origin is list:
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{path}={value!r}: expected a list, as {path}=[a,b]")
+            raise UserError(f"{path}={written(value)}: expected a list, as {path}=[a,b]")
         return [_typed(args[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise UserError(f"{path}={value!r}: expected settings by name")
+            raise UserError(f"{path}={written(value)}: expected settings by name")
         return dict(value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise UserError(f"{path}={value}: expected a finite number")
         return float(value)
     if hint is not Any and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
-        raise UserError(f"{path}={value!r}: expected {_TYPE_WORDS.get(hint, hint.__name__)}")
-    if isinstance(value, str) and any(ord(c) < 32 for c in value):
-        raise UserError(f"{path}={value!r}: expected text without control characters")
+        raise UserError(f"{path}={written(value)}: expected {_TYPE_WORDS.get(hint, hint.__name__)}")
+    if isinstance(value, str) and (not value or any(ord(c) < 32 for c in value)):
+        raise UserError(f"{path}={value!r}: expected text that is not empty and has no control characters")
     return value
+
+
+def written(value: Any) -> str:
+    """A value for a message as the command line has it: null, true, [1, 2]; a word bare, other text quoted."""
+    if isinstance(value, str):
+        return value if value.isidentifier() and value not in ("null", "true", "false") else repr(value)
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(written, value))}]"
+    return str(value)
 
 
 _TYPE_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -130,5 +143,6 @@ def _in_range(f: dataclasses.Field[Any], value: Any, path: str) -> None:
     )
     for bound, _, holds in bounds:
         if bound is not None and not holds(bound):
-            wanted = " and ".join(f"{w} {b:g}" for b, w, _ in bounds if b is not None)
-            raise UserError(f"{path}={value}: expected a number {wanted}")
+            wanted = " and ".join(f"{w} {b:g}" if abs(b) < 1e6 else f"{w} {b}" for b, w, _ in bounds if b is not None)
+            kind = "a whole number" if isinstance(value, int) else "a number"
+            raise UserError(f"{path}={value}: expected {kind} {wanted}")
