@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import math
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runyard import config as schema
 from runyard.config import Config
 from runyard.errors import UserError
+from runyard.fields import written
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -37,23 +42,21 @@ def compose(overrides: list[str]) -> Composed:
     Raises:
         UserError: an unknown setting or group option, a wrong type or value, or settings at odds.
     """
-    overrides = [f"experiment={pick_experiment()}" if o == "experiment=auto" else o for o in overrides]
-    overrides = [o for o in overrides if o != "experiment=null"]  # none, as by default; Hydra cannot be told so
-    for override in overrides:
-        if "=" not in override and not override.startswith("~"):
-            raise UserError(f"{override}: expected SETTING=VALUE, as epochs=10 or model=starter")
-        _check_name(override)
+    overrides = [o for o in map(_readable, overrides) if o != "experiment=null"]  # none is what there is by default
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             values = OmegaConf.to_container(
                 hydra_compose("train", overrides=overrides), resolve=True, throw_on_missing=True
             )
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(" ".join(str(error).split())) from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    except HydraException as error:
+        raise UserError(_of_hydra(str(error))) from None
     assert isinstance(values, dict)
     known = {str(k): v for k, v in values.items()}
-    _check_model_types(known, overrides)
-    return Composed(schema.from_dict(known), known, overrides)
+    config = schema.from_dict(known)
+    _check_model(config.model)
+    return Composed(config, known, overrides)
 
 
 def pick_experiment() -> str:
@@ -73,37 +76,92 @@ def groups() -> dict[str, list[str]]:
     return {g.name: sorted(p.stem for p in g.glob("*.yaml")) for g in sorted(CONFIGS.iterdir()) if g.is_dir()}
 
 
-def _check_name(override: str) -> None:
-    """Refuse a name that nothing reads, with the nearest that exists; better told here than by Hydra."""
-    name = override.partition("=")[0].lstrip("+~").partition("@")[0]
-    options = groups()
-    if name in options:
-        value = override.partition("=")[2]
-        if value and value not in options[name] and not value.startswith(("[", "{")):
-            near = difflib.get_close_matches(value, options[name], n=1, cutoff=0.5)
-            hint = f"did you mean {name}={near[0]}?" if near else f"there are {', '.join(options[name])}"
-            raise UserError(f"{name}={value}: no such file under configs/{name}; {hint}")
-        return
-    known = schema.names(schema.Config) + list(options)
-    if name.startswith("model.") and name not in known:
+def _readable(override: str) -> str:
+    """The override as Hydra shall read it, refused by name where nothing reads it; better told here than by Hydra.
+
+    Every setting exists, so a ``+`` or ``++`` before one, as Hydra would have it for new ones, says nothing more.
+    """
+    name, equals, _ = override.lstrip("+").partition("=")
+    if name.startswith("~"):
+        raise UserError(f"{override}: no setting can be removed; give it a value, as {name[1:] or 'epochs'}=VALUE")
+    if not name or not equals:
+        raise UserError(f"{override or repr(override)}: expected SETTING=VALUE, as epochs=10 or model=starter")
+    _check_name(name.partition("@")[0])
+    try:
+        read = OverridesParser.create().parse_override(override.lstrip("+"))
+    except HydraException:
+        raise UserError(
+            f"{override}: cannot be read; put a value with special characters into two kinds of quotes, "
+            f"as '{name}=\"/a (1)/b\"'"
+        ) from None
+    if read.is_sweep_override():
+        raise UserError(f"{override}: expected one value; a list is written [a,b], and text with a comma in quotes")
+    if name.partition("@")[0] in groups():
+        return _check_options(name, read.value(), override.lstrip("+"))
+    return override.lstrip("+")
+
+
+def _check_name(name: str) -> None:
+    known = [*schema.names(schema.Config), *groups()]
+    if name.startswith("model."):
         known += [f"model.{key}" for p in (CONFIGS / "model").glob("*.yaml") for key in _settings_of(p)]
+    known.remove("model.options")  # how the schema calls what a network's file may add
     if name not in known:
-        raise UserError(schema.unknown(name, [k for k in known if k != "model.options"]))
+        raise UserError(schema.unknown(name, known))
 
 
-def _check_model_types(values: dict[str, Any], overrides: list[str]) -> None:
-    """A network's own settings keep the type that its file in configs/model gives them."""
-    name = values["model"]["name"]
-    path = CONFIGS / "model" / f"{name}.yaml"
-    if not path.exists():
-        return
-    for key, default in _settings_of(path).items():
-        given = values["model"].get(key)
-        same = type(given) is type(default) or (isinstance(default, float) and type(given) is int)
-        if default is not None and not same:
+def _check_options(group: str, value: Any, override: str) -> str:
+    """A group's override, ``experiment=auto`` replaced by what it picks."""
+    options = groups().get(group, [])
+    if group == "experiment":
+        options = ["auto", *options]
+        if value in (None, "auto"):
+            return f"experiment={pick_experiment() if value else 'null'}"
+    for option in value if isinstance(value, list) else [value]:
+        if not isinstance(option, dict) and option not in options:
+            near = difflib.get_close_matches(str(option), options, n=1, cutoff=0.5)
+            hint = f"did you mean {group}={near[0]}?" if near else f"expected one of {', '.join(options)}"
+            raise UserError(f"{override}: no such file under configs/{group}; {hint}")
+    return override
+
+
+def _of_hydra(message: str) -> str:
+    """What Hydra says, in one line; of a setting that the chosen network lacks, which network has it."""
+    lacking = re.match(r"Could not override 'model\.(\w+)'", message)
+    if lacking is None:
+        return " ".join(message.split())
+    owners = [p.stem for p in sorted((CONFIGS / "model").glob("*.yaml")) if lacking[1] in _settings_of(p)]
+    return f"model.{lacking[1]}: the network chosen has no such setting; it belongs to model={' and '.join(owners)}"
+
+
+def _check_model(model: schema.ModelConfig) -> None:
+    """A network's own settings are those of its file in configs/model, and of the types they have there.
+
+    Their ranges are the network's own business, and it needs torch.
+    """
+    options = groups()["model"]
+    if model.name not in options:
+        near = difflib.get_close_matches(model.name, options, n=1, cutoff=0.5)
+        hint = f"did you mean model={near[0]}?" if near else f"expected one of {', '.join(options)}"
+        raise UserError(f"model.name={model.name}: no such file under configs/model; {hint}")
+    shared = {f.name for f in dataclasses.fields(model)}
+    defaults = {k: v for k, v in _settings_of(CONFIGS / "model" / f"{model.name}.yaml").items() if k not in shared}
+    if model.options.keys() != defaults.keys():
+        raise UserError(f"model.name={model.name}: the other model settings are not its own; set model={model.name}")
+    for key, default in defaults.items():
+        if not _like(default, given := model.options[key]):
             raise UserError(
-                f"model.{key}={given}: expected a value like {default}, its default in configs/model/{name}.yaml"
+                f"model.{key}={written(given)}: expected a value like {written(default)}, "
+                f"its default in configs/model/{model.name}.yaml"
             )
+
+
+def _like(default: Any, given: Any) -> bool:
+    if isinstance(default, list) and default and isinstance(given, list):
+        return all(_like(default[0], item) for item in given)
+    if isinstance(default, float) and type(given) in (int, float):
+        return math.isfinite(given)
+    return default is None or type(given) is type(default)
 
 
 def _settings_of(path: Path) -> dict[str, Any]:

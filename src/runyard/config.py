@@ -132,7 +132,7 @@ class ClusterConfig:
     nodes: int = setting("Machines", least=1)
     tasks_per_node: int | None = setting("Processes on a machine; null: one per GPU, or 2 without a GPU", least=1)
     gpus_per_node: int | None = setting("GPUs on a machine; null: all there are", least=0)
-    timeout_min: int = setting("Time limit; a minute before it the job saves and stops", least=2)
+    timeout_min: int = setting("Time limit; a minute before it the job saves and stops, min", least=2, most=525_600)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +145,13 @@ class Config:
     epochs: int = setting("Passes over the training images", least=1)
     batch_size: int = setting("Global batch: images per optimiser step over all ranks", least=1)
     accumulate: int = setting("Micro-batches per optimiser step on each rank", least=1)
-    eval_batch_size: int = setting("Images per rank and evaluation step", least=1)
+    eval_batch_size: int = setting("Images per rank and evaluation step", least=1, most=1_000_000)
     evaluate_every_epochs: int = setting("Evaluate after every so many epochs, and after the last", least=1)
     loader: Literal["ffcv", "torch", "resident"] = setting(
         "Reader of training images; resident holds the set on the device"
     )
     workers: int | None = setting(
-        "Loader threads or processes per rank; null: CPUs this task may use, less one", least=1
+        "Loader threads or processes per rank; null: CPUs this task may use, less one", least=1, most=1024
     )
     precision: Literal["bf16", "fp16", "fp32"] = setting("Autocast type; fp16 adds a gradient scaler and needs a GPU")
     channels_last: bool = setting("Memory format of images and weights")
