@@ -1,0 +1,252 @@
+"""A throwaway SLURM on this machine: a controller and several nodes, to try submissions and failures in seconds.
+
+Each node is a pid, mount and host-name namespace of its own, whose first process is its slurmd: it has the name and the
+address that other nodes know it by, and killing it is a power cut that nothing on it survives. All of it listens on
+loopback addresses only, on free ports, so that any number of clusters run side by side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import random
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from runyard.errors import UserError
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare", "setpriv")
+CONTROLLER = "controller"
+START_TIMEOUT_S, END_TIMEOUT_S = 30.0, 3.0
+SOCKET_PATH_BYTES = 100  # Linux takes 107, and a name follows
+
+# cred_expire, KillWait: a job is requeued cred_expire + 1 s after its end, and the old srun must be gone by then.
+CONFIGURATION = """\
+ClusterName=rehearsal
+SlurmctldHost=controller({address}.1)
+SlurmctldPort={ports[0]}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge.sock,cred_expire=8
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SlurmdParameters=config_overrides
+GresTypes=gpu
+ReturnToService=2
+JobRequeue=1
+KillWait=2
+SlurmdTimeout=10
+SlurmctldTimeout=30
+MessageTimeout=10
+BatchStartTimeout=10
+MinJobAge=3600
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf_interval=2
+JobAcctGatherType=jobacct_gather/none
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+NODE = "NodeName={name} NodeHostname={name} NodeAddr={address} Port={port} CPUs=64 RealMemory=256000\n"
+
+
+class Rehearsal:
+    """``with Rehearsal(folder, nodes=3) as lab: lab.run("sbatch", ...)``: up on entry, gone without a trace on exit.
+
+    Args:
+        folder: Made for the cluster and deleted with it: configuration, key, state and logs.
+        nodes: How many nodes, named node1, node2, ...; each claims 64 CPUs and 256 GB that need not be there.
+
+    Attributes:
+        environment: What a command needs in its environment to speak to this cluster and to no other.
+
+    Raises:
+        UserError: SLURM's programs are missing, the folder exists, or a part of the cluster did not start.
+    """
+
+    def __init__(self, folder: Path, nodes: int = 2) -> None:
+        self.folder = folder.absolute()
+        self.nodes = [f"node{k}" for k in range(1, nodes + 1)]
+        ours = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+        self.environment = ours | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        self._parts: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Rehearsal:
+        if reason := missing():
+            raise UserError(reason)
+        if self.folder.exists() or len(str(self.folder)) > SOCKET_PATH_BYTES:
+            raise UserError(
+                f"{self.folder}: expected a folder that does not exist yet, of a path of at most "
+                f"{SOCKET_PATH_BYTES} characters; name another"
+            )
+        self._terminate = _raise_on_terminate()
+        try:
+            self._write_files()
+            self._start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            for name in reversed(list(self._parts)):
+                self._end(name)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if self._terminate is not None:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+    def run(self, *command: str, check: bool = True, timeout_s: float = 30) -> str:
+        """What ``command``, one of SLURM's, printed.
+
+        Raises:
+            subprocess.CalledProcessError: it failed, and ``check``.
+        """
+        errors = None if check else subprocess.STDOUT
+        return subprocess.run(
+            command, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
+            timeout=timeout_s, check=check,
+        ).stdout  # fmt: skip
+
+    def power_off(self, node: str) -> None:
+        """Cut a node's power: all its processes are gone at once, and nobody is told."""
+        self._end(node)
+
+    def _write_files(self) -> None:
+        self.folder.mkdir(parents=True)
+        for name in ("state", "log", "spool"):
+            (self.folder / name).mkdir()
+        network = f"127.{random.randint(1, 254)}.{random.randint(1, 254)}"
+        addresses = {node: f"{network}.{10 + k}" for k, node in enumerate(self.nodes, 1)}
+        ports = [_free_port(f"{network}.1"), *(_free_port(a) for a in addresses.values())]
+        text = CONFIGURATION.format(
+            address=network,
+            ports=ports,
+            folder=self.folder,
+            user=pwd.getpwuid(os.getuid()).pw_name,
+        )
+        for (node, address), port in zip(addresses.items(), ports[1:], strict=True):
+            text += NODE.format(name=node, address=address, port=port)
+        (self.folder / "slurm.conf").write_text(text)
+        names = "".join(f"{address} {name}\n" for name, address in ({CONTROLLER: f"{network}.1"} | addresses).items())
+        (self.folder / "hosts").write_text("127.0.0.1 localhost\n" + names)
+        key = os.open(self.folder / "munge.key", os.O_WRONLY | os.O_CREAT, 0o600)
+        os.write(key, secrets.token_bytes(128))
+        os.close(key)
+
+    def _start(self) -> None:
+        f = self.folder
+        own = {"key-file": "munge.key", "socket": "munge.sock", "seed-file": "munge.seed", "log-file": "log/munged.log"}
+        files = [f"--{option}={f}/{name}" for option, name in ({"pid-file": "munged.pid"} | own).items()]
+        self._begin("munged", ["munged", "--foreground", "--force", *files])
+        self._wait_until("munged", (f / "munge.sock").exists)
+        self._begin_alone(CONTROLLER, f"slurmctld -D -f {shlex.quote(f'{f}/slurm.conf')}")
+        for node in self.nodes:
+            self._begin_alone(node, f"slurmd -D -N {node} -f {shlex.quote(f'{f}/slurm.conf')}")
+        self._wait_until(CONTROLLER, self._all_idle)
+
+    def _all_idle(self) -> bool:
+        states = self.run("sinfo", "--noheader", "--Node", "--format=%t", check=False).split()
+        return states == ["idle"] * len(self.nodes)
+
+    def _begin_alone(self, name: str, command: str) -> None:
+        """Start a part in namespaces of its own, where names resolve as the cluster's administrator would have it."""
+        setup = f"hostname {name} && mount --bind {shlex.quote(f'{self.folder}/hosts')} /etc/hosts && exec "
+        namespaces = ["unshare", "--pid", "--mount", "--uts", "--mount-proc", "--fork", "--kill-child"]
+        if os.getuid() != 0:  # root inside to set the node up, then oneself again
+            namespaces.append("--map-root-user")
+            setup += f"unshare --user --map-user={os.getuid()} --map-group={os.getgid()} "
+        self._begin(name, [*namespaces, "sh", "-c", setup + command])
+
+    def _begin(self, name: str, command: list[str]) -> None:
+        """Start a part that the kernel ends should this process die without a chance to."""
+        with open(self.folder / "log" / f"{name}.out", "wb") as log:
+            self._parts[name] = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *command],
+                env=self.environment | {"PATH": _path()},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # the terminal's Ctrl-C is for this process alone
+            )
+
+    def _end(self, name: str) -> None:
+        part = self._parts.pop(name)
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            if name != "munged":  # the first process of its namespace: all others go with it
+                for child in Path(f"/proc/{part.pid}/task/{part.pid}/children").read_text().split():
+                    os.kill(int(child), signal.SIGKILL)
+            else:
+                part.terminate()
+            part.wait(END_TIMEOUT_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(part.pid, signal.SIGKILL)
+        part.wait()
+
+    def _wait_until(self, name: str, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            dead = [n for n, part in self._parts.items() if part.poll() is not None]
+            if dead or ready():
+                break
+            time.sleep(0.05)
+        else:
+            dead = [name]
+        if dead:
+            said = (self.folder / "log" / f"{dead[0]}.out").read_text(errors="replace").strip().splitlines()
+            raise UserError(f"{dead[0]} did not start: {said[-1] if said else 'it said nothing'}")
+
+
+def missing() -> str | None:
+    """What this machine lacks for a rehearsal, in one line with its mend; None where nothing is."""
+    if lacking := [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]:
+        return f"no {', '.join(lacking)} on this machine: `make rehearsal-tools` installs slurm-wlm and munge"
+    return None
+
+
+def _path() -> str:
+    """Where daemons lie is on few ordinary users' PATH."""
+    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+def _free_port(address: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+def _raise_on_terminate() -> object:
+    """Make SIGTERM unwind the stack, unless the program has its own plans for it. None where nothing was changed."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        return None
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    return signal.signal(signal.SIGTERM, unwind)
