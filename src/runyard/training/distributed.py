@@ -6,17 +6,19 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
 
 from runyard.errors import UserError
-from runyard.files import write_atomic
+from runyard.training import meeting
 
 # What each launcher calls (rank, world size, local rank, local world size). The first whose rank is set is believed.
 LAUNCHERS: dict[str, tuple[str, str, str, str]] = {
@@ -27,7 +29,7 @@ LAUNCHERS: dict[str, tuple[str, str, str, str]] = {
         "SUBMITIT_LOCAL_NTASKS",
     ),
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+    "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }
 JOIN_TIMEOUT_S = 120.0
 LAST_WORD_S = 2.0  # how long a rank that lost a connection looks for who is gone
@@ -60,7 +62,7 @@ class Dist:
     def threads(self) -> int:
         """CPUs this task may use: its own allocation's, shared with the tasks beside it where they share one mask."""
         cpus = len(os.sched_getaffinity(0))
-        shared = self.launcher != "SLURM"  # srun binds each task to CPUs of its own
+        shared = self.launcher != "SLURM" or cpus == os.cpu_count()  # where srun binds, each task has CPUs of its own
         return max(1, cpus // self.local_world_size if shared else cpus)
 
 
@@ -74,15 +76,16 @@ def from_environment(env: Mapping[str, str]) -> Dist:
         rank_name, *others = names
         if rank_name not in env or (launcher == "SLURM" and "SLURM_STEP_ID" not in env):
             continue  # SLURM_PROCID is also set in a batch script outside of srun
-        missing = [n for n in others if n not in env and n != "SLURM_NTASKS_PER_NODE"]
+        if launcher == "SLURM":
+            env = {**env, names[3]: _slurm_tasks_here(env)}
+        missing = [n for n in others if not env.get(n)]
         if missing:
             raise UserError(
                 f"{rank_name}={env[rank_name]} is set but {', '.join(missing)} is not: "
                 f"started by {launcher} in part; set all of {', '.join(names)} or none"
             )
         try:
-            rank, world_size, local_rank = (int(env[n]) for n in names[:3])
-            local_world_size = int(env.get(names[3], world_size))
+            rank, world_size, local_rank, local_world_size = (int(env[n]) for n in names)
         except ValueError as error:
             raise UserError(
                 f"{', '.join(f'{n}={env.get(n)}' for n in names)}: expected whole numbers from {launcher} ({error})"
@@ -91,6 +94,15 @@ def from_environment(env: Mapping[str, str]) -> Dist:
             raise UserError(f"{rank_name}={rank}: expected below {names[1]}={world_size}")
         return Dist(rank, world_size, local_rank, local_world_size, launcher, _job(env))
     return Dist(0, 1, 0, 1, "none", str(os.getpid()))
+
+
+def _slurm_tasks_here(env: Mapping[str, str]) -> str:
+    """How many tasks of this step run on this node; SLURM lists them by node as in ``4(x2),3``. Empty if unknown."""
+    if "SLURM_STEP_TASKS_PER_NODE" not in env:
+        return env.get("SLURM_NTASKS_PER_NODE", "")
+    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"])
+    by_node = [tasks for tasks, times in parts for _ in range(int(times or 1))]
+    return dict(enumerate(by_node)).get(int(env.get("SLURM_NODEID", "-1")), "")
 
 
 def _job(env: Mapping[str, str]) -> str:
@@ -120,8 +132,6 @@ def joined(place: Dist, meeting_folder: Path) -> Iterator[None]:
     if place.world_size == 1:
         yield
         return
-    if place.local_world_size == place.world_size:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store, places = _meet(place, meeting_folder), []
     try:
         try:
@@ -129,6 +139,7 @@ def joined(place: Dist, meeting_folder: Path) -> Iterator[None]:
         finally:
             if place.rank == 0:  # a later job of the same number must not find it
                 _address_file(place, meeting_folder).unlink(missing_ok=True)
+        meeting.choose_network(store, [host for host, _ in places], *_where(place, store))
         dist.init_process_group(
             "nccl" if place.device.type == "cuda" else "gloo",
             store=store,
@@ -205,20 +216,17 @@ def _meet(place: Dist, folder: Path) -> dist.Store:
     if place.launcher == "torchrun":  # its agent has already chosen an address
         return next(iter(dist.rendezvous("env://", place.rank, place.world_size, timeout=timeout)))[0]
     address_file = _address_file(place, folder)
-    if place.rank == 0:
-        host = "127.0.0.1" if place.local_world_size == place.world_size else socket.gethostbyname(socket.gethostname())
-        store = dist.TCPStore(host, 0, None, is_master=True, timeout=timeout, wait_for_workers=False)
-        write_atomic(address_file, json.dumps({"host": host, "port": store.port}))
-        return store
-    deadline = time.monotonic() + JOIN_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if address_file.exists():
-            address = json.loads(address_file.read_text())
-            return dist.TCPStore(address["host"], address["port"], None, is_master=False, timeout=timeout)
-        time.sleep(0.05)
-    raise UserError(
-        f"rank 0 did not open the meeting at {address_file} within {JOIN_TIMEOUT_S:.0f} s: look into its log"
-    )
+    if place.rank > 0:
+        return meeting.find_store(address_file, timeout_s=JOIN_TIMEOUT_S)
+    one_node = place.local_world_size == place.world_size
+    return meeting.open_store(address_file, one_node=one_node, timeout_s=JOIN_TIMEOUT_S)
+
+
+def _where(place: Dist, store: dist.Store) -> tuple[str, int]:
+    """Host and port at which this rank reaches the store."""
+    if place.launcher == "torchrun":
+        return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return cast(dist.TCPStore, store).host, cast(dist.TCPStore, store).port
 
 
 class Vote:

@@ -11,8 +11,27 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from runyard.config import Config
+from runyard.errors import UserError
 from runyard.run import Run
 from runyard.training.learner import Learner
+
+
+def check(config: Config, device: torch.device) -> None:
+    """Refuse settings that this device cannot follow.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if config.precision == "fp16" and device.type == "cpu":
+        raise UserError("precision=fp16 needs a GPU, and this task has none: set precision=bf16 or fp32")
+
+
+def ignored(config: Config, device: torch.device) -> list[str]:
+    """What to warn of: settings that mean nothing on this device."""
+    if config.workers is not None and config.loader == "resident" and device.type == "cuda":
+        return [f"workers={config.workers} is ignored: loader=resident on a GPU has no workers"]
+    return []
 
 
 def facts(run: Run, learner: Learner, resumed_from: str | None) -> dict[str, Any]:
@@ -22,7 +41,7 @@ def facts(run: Run, learner: Learner, resumed_from: str | None) -> dict[str, Any
         "job": place.job,
         "launcher": place.launcher,
         "world_size": place.world_size,
-        "nodes": place.world_size // place.local_world_size,
+        "nodes": -(-place.world_size // place.local_world_size),
         "device": learner.device.type,
         "device_name": torch.cuda.get_device_name(learner.device) if cuda else _cpu_name(),
         "cpus": len(os.sched_getaffinity(0)),
