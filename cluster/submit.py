@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import submitit
 
@@ -32,7 +33,7 @@ def submit(overrides: list[str]) -> tuple[Run, submitit.Job[str]]:
     """
     composed = compose(overrides)
     tasks, _ = layout(composed.config.cluster)
-    preflight(composed.config, tasks)
+    preflight(composed.config, tasks, manifest.prepare_command(composed.overrides))
     run = Run.create(composed.config, _kept(composed))
     return run, launch(run)
 
@@ -72,19 +73,20 @@ def layout(cluster: ClusterConfig) -> tuple[int, int]:
     return tasks, gpus
 
 
-def preflight(config: Config, tasks: int) -> None:
-    """The cheap checks that save a queue slot: data prepared, batch divides, disk not full."""
+def preflight(config: Config, tasks: int, prepare: str = "runyard prepare data=NAME") -> None:
+    """The cheap checks that save a queue slot: batch divides, disk not full, data there (by ``prepare``)."""
     check_world(config, tasks)
     folder = manifest.folder(config.data)
-    data = manifest.load(folder)
+    data = manifest.load(folder, prepare)
     manifest.verify(folder, data, list(data.splits), hash_files=False)
     samples = data.splits["train"].samples
     if config.batch_size > samples:
         raise UserError(f"batch_size={config.batch_size}: {folder} holds {samples} training images; set at most that")
     if config.precision == "fp16" and not gpu_count():
         raise UserError("precision=fp16 needs a GPU, and this machine shows none: set precision=bf16 or fp32")
-    os.makedirs(config.runs_dir, exist_ok=True)
-    free_mb = shutil.disk_usage(config.runs_dir).free / 1e6
+    runs_dir = Path(config.runs_dir).absolute()
+    there = next(folder for folder in (runs_dir, *runs_dir.parents) if folder.exists())
+    free_mb = shutil.disk_usage(there).free / 1e6
     if free_mb < LEAST_FREE_MB:
         raise UserError(
             f"runs_dir={config.runs_dir}: {free_mb:.0f} MB free, expected {LEAST_FREE_MB} MB at least; "

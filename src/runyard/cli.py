@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
-from runyard import __version__
+from runyard.arguments import parse
 from runyard.errors import UserError
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
@@ -16,128 +15,20 @@ FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Exit codes: 0 done, 1 the training failed, 2 a mistake that can be mended, 130 stopped."""
-    args = parser().parse_args(argv)
     try:
-        return int(args.verb(args) or 0)
+        args = parse(argv)
+        return int(VERBS[args.verb](args) or 0)
     except UserError as error:
         print(f"runyard: {error}", file=sys.stderr)
+        return USER_ERROR
+    except MemoryError as error:
+        print(f"runyard: not enough memory ({error}): ask for less, or free some", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe went away
         sys.stderr.close()
         return FAILED
-
-
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="runyard",
-        description="Take an image classifier from the laptop to a preemptible multi-node allocation.",
-        epilog="example: runyard submit experiment=starter epochs=5    (every verb has its own --help)",
-    )
-    top.add_argument("--version", action="version", version=f"runyard {__version__}")
-    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
-
-    def verb(name: str, function: Any, doc: str, example: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(
-            name,
-            help=doc,
-            description=doc,
-            epilog=f"example: {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(verb=function)
-        return sub
-
-    def overrides(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "overrides",
-            nargs="*",
-            metavar="SETTING=VALUE",
-            help="as epochs=10, model=starter or optim.lr=1e-3; `runyard settings` lists them",
-        )
-
-    p = verb("prepare", prepare, "fetch, verify and write a data set", "runyard prepare data=cifar10")
-    overrides(p)
-    p.add_argument("--json", action="store_true", help="print the manifest")
-
-    p = verb(
-        "submit",
-        submit,
-        "create a run and start it, following it to its end",
-        "runyard submit experiment=auto cluster=local",
-    )
-    overrides(p)
-    p.add_argument("--cfg", choices=["job"], help="print the composed configuration and submit nothing")
-    p.add_argument("--detach", action="store_true", help="return once the job has started")
-    p.add_argument("--json", action="store_true", help="print run, job and outcome as JSON, and nothing else")
-
-    p = verb("resume", resume, "go on with a run from its newest checkpoint", "runyard resume @last")
-    run_argument(p)
-    p.add_argument("--detach", action="store_true", help="return once the job has started")
-
-    p = verb(
-        "train",
-        train,
-        "train a run here, in this process (what torchrun and srun start)",
-        "torchrun --nproc-per-node 4 -m runyard train runs/ID",
-    )
-    run_argument(p)
-
-    p = verb(
-        "create",
-        create,
-        "create a run and start nothing, to be trained by `runyard train`",
-        "runyard create experiment=paper",
-    )
-    overrides(p)
-
-    p = verb("report", report, "write a run's figures and page", "runyard report @last")
-    run_argument(p)
-
-    p = verb(
-        "predict",
-        predict,
-        "label images that have no labels",
-        "runyard predict @last --images test.npy --out predictions.csv",
-    )
-    run_argument(p)
-    p.add_argument(
-        "--images",
-        required=True,
-        type=Path,
-        help="a folder of images, a .npy or .npz array, or a pickled dict with a data array",
-    )
-    p.add_argument("--out", required=True, type=Path, help="the CSV to write")
-    p.add_argument("--which", choices=["last", "best"], default="last", help="checkpoint (default: last)")
-    p.add_argument("--flip-tta", action="store_true", help="average with the mirrored image")
-    p.add_argument("--columns", default="ID,Labels", help="names of the two columns (default: ID,Labels)")
-    p.add_argument(
-        "--labels", choices=["index", "name"], default="index", help="write class numbers or names (default: index)"
-    )
-
-    p = verb(
-        "inspect",
-        inspect,
-        "print a network's layers, shapes, parameters and multiply-adds",
-        "runyard inspect model=paper_resnet",
-    )
-    overrides(p)
-    p.add_argument("--json", action="store_true", help="as JSON")
-
-    p = verb("settings", settings, "list every setting, its default and what it means", "runyard settings optim")
-    p.add_argument("prefix", nargs="?", default="", help="only those that begin so")
-    p.add_argument("--json", action="store_true", help="as JSON")
-
-    p = verb("completion", completion, "print the shell's completion script", 'eval "$(runyard completion bash)"')
-    p.add_argument("shell", choices=["bash", "zsh"])
-    p.add_argument("--line", help=argparse.SUPPRESS)
-    return top
-
-
-def run_argument(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("run", metavar="RUN", help="a path, an id or its beginning, or @last")
-    sub.add_argument("--runs-dir", default="runs", help="folder that holds the runs (default: runs)")
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -151,7 +42,17 @@ def prepare(args: argparse.Namespace) -> None:
         print(json.dumps(manifest.to_dict(made), indent=1))
     else:
         parts = ", ".join(f"{split.samples:,} {name}" for name, split in made.splits.items())
-        print(f"{manifest.folder(data)}: {parts} images in {len(made.classes)} classes, verified")
+        print(f"{manifest.folder(data)}: {parts} images in {len(made.classes)} classes, verified{odd_files(made)}")
+
+
+def odd_files(made: Any) -> str:
+    """How many image files were converted or left out, and of what kinds; empty where none was."""
+    said = ""
+    for word in ("converted", "skipped"):
+        if files := made.writer.get(word, {}).get("files", 0):
+            kinds = ", ".join(f"{count} {kind}" for kind, count in made.writer[word]["kinds"].items())
+            said += f"; {files:,} {word} ({kinds})"
+    return said
 
 
 def submit(args: argparse.Namespace) -> int:
@@ -160,7 +61,7 @@ def submit(args: argparse.Namespace) -> int:
 
     wanted = (
         args.overrides
-        if any(o.startswith("experiment=") for o in args.overrides)
+        if any(o.lstrip("+").startswith("experiment=") for o in args.overrides)
         else ["experiment=auto", *args.overrides]
     )
     if args.cfg:
@@ -177,6 +78,11 @@ def resume(args: argparse.Namespace) -> int:
     from runyard.run import Run
 
     run = Run.find(args.run, args.runs_dir)
+    if run.finished:
+        raise UserError(
+            f"run {run.id} is finished: there is nothing to go on with; start another with `runyard submit`, "
+            f"or write its report again: runyard report {run.reference}"
+        )
     run.lease().release()  # refuse at once what another process is writing
     return follow(run, launcher.launch(run), detach=args.detach, as_json=False)
 
@@ -191,7 +97,7 @@ def follow(run: Any, job: Any, *, detach: bool, as_json: bool) -> int:
     console.print(f"run {run.id}, job {job.job_id}, in {run.path}", highlight=False)
     if detach:
         console.print(
-            f"follow it:  tail -f {run.path}/metrics.jsonl\nresume it:  runyard resume {run.id}", highlight=False
+            f"follow it:  tail -f {run.path}/metrics.jsonl\nresume it:  runyard resume {run.reference}", highlight=False
         )
         if as_json:
             print(json.dumps({"run": run.id, "job": job.job_id, "path": str(run.path)}))
@@ -215,7 +121,7 @@ def follow(run: Any, job: Any, *, detach: bool, as_json: bool) -> int:
     elif code == 0:
         print(f"report: {run.path}/report/index.html")
     elif code == INTERRUPTED:
-        print(f"stopped, saved. Go on with: runyard resume {run.id}")
+        print(f"stopped, saved. Go on with: runyard resume {run.reference}")
     else:
         print(f"runyard: run {run.id} failed: {end['message']} (logs: {run.path}/slurm)", file=sys.stderr)
     return code
@@ -259,8 +165,8 @@ def predict(args: argparse.Namespace) -> None:
     from runyard.run import Run
 
     columns = tuple(args.columns.split(","))
-    if len(columns) != 2 or not all(columns):
-        raise UserError(f"--columns {args.columns}: expected two names, as ID,Labels")
+    if len(columns) != 2 or not all(columns) or columns[0] == columns[1]:
+        raise UserError(f"--columns {args.columns}: expected two different names, as ID,Labels")
     label(
         Run.find(args.run, args.runs_dir),
         args.images,
@@ -306,6 +212,10 @@ def completion(args: argparse.Namespace) -> None:
     from cluster.completion import answer, script
 
     print(script(args.shell) if args.line is None else "\n".join(answer(args.line)))
+
+
+_FUNCTIONS = prepare, submit, resume, train, create, report, predict, inspect, settings, completion
+VERBS = {function.__name__: function for function in _FUNCTIONS}
 
 
 if __name__ == "__main__":

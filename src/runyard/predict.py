@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
 from collections import Counter
@@ -23,7 +22,7 @@ from runyard.data.batch import Normalise
 from runyard.data.imagefolder import BrokenImageError, cpus, decode, show, square
 from runyard.errors import UserError
 from runyard.files import write_atomic
-from runyard.run import Run
+from runyard.run import MEND, Run
 from runyard.training.checkpoint import load_network
 
 ARRAY_KEYS = ("data", "images")
@@ -64,7 +63,7 @@ def predict(run: Run, images: Path, out: Path, *, which: Literal["last", "best"]
     Raises:
         UserError: anything wrong with the run, the images or ``out``. Nothing is written then.
     """
-    if not out.parent.is_dir() or out.is_dir():
+    if not out.parent.is_dir() or (out.exists() and not out.is_file()):  # a device must not be replaced by a file
         raise UserError(f"--out {show(out)}: expected a file name in a folder that exists")
     data = _data(run)
     source = open_images(images, data.image_size)
@@ -154,11 +153,9 @@ def open_images(path: Path, image_size: int) -> Images:
 def _data(run: Run) -> manifest.Manifest:
     path = run.path / "data.json"
     try:
-        return manifest.from_dict(json.loads(path.read_bytes()), str(path))
+        return manifest.read(path, MEND)
     except FileNotFoundError:
-        raise UserError(f"run {run.id} has not been trained (no data.json): runyard resume {run.id}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); the run's classes and normalisation stand in it") from None
+        raise UserError(f"run {run.id} has not been trained (no data.json): runyard resume {run.reference}") from None
 
 
 def _folder(folder: Path, image_size: int) -> Images:

@@ -5,13 +5,15 @@ The login node creates it; a job is given nothing but its path. It imports no to
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
-import hashlib
 import json
 import os
 import secrets
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,13 @@ import yaml
 from runyard import config as schema
 from runyard.config import Config
 from runyard.errors import UserError
-from runyard.files import write_atomic
+from runyard.files import sha256, write_atomic
+from runyard.snapshot import snapshot
+from runyard.tracking import journal
 
 FORMAT = "runyard-run-1"
+MEND = "restore it, or start another run with `runyard submit`"
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class Run:
@@ -31,7 +37,8 @@ class Run:
     Attributes:
         path: The directory, absolute.
         config: The frozen configuration.
-        record: ``run.json``: id, name, creation time, code hash, the overrides it was made with, and its jobs.
+        record: ``run.json``: id, name, creation time, hashes of code and configuration, the overrides it was made
+            with, and its jobs.
     """
 
     def __init__(self, path: Path, config: Config, record: dict[str, Any]) -> None:
@@ -55,6 +62,24 @@ class Run:
         """The snapshot of the sources this run was created from; put first on a job's PYTHONPATH."""
         return (self.path / "code").resolve()
 
+    @property
+    def reference(self) -> str:
+        """What names this run on a command line typed here: its id where it lies in ./runs, else its path."""
+        return self.id if self.path == Path("runs", self.id).absolute() else str(self.path)
+
+    @property
+    def finished(self) -> bool:
+        """Its journal says so, for as many epochs as the configuration asks."""
+        rows, _ = journal.read(self.journal_path)
+        ended = any(row["event"] == "stop" and row.get("reason") == "finished" for row in rows)
+        return ended and [row["epoch"] for row in journal.epochs(rows)][-1:] == [self.config.epochs]
+
+    @property
+    def edited(self) -> bool:
+        """Somebody changed config.yaml after the run was created."""
+        noted = self.record.get("config_sha256")
+        return noted is not None and noted != sha256(self.path / "config.yaml")
+
     @classmethod
     def create(cls, config: Config, overrides: list[str]) -> Run:
         """A new directory under ``config.runs_dir``, complete before it gets its name.
@@ -68,20 +93,21 @@ class Run:
         try:
             making.mkdir(parents=True)
             try:
-                code_hash = _snapshot_code(runs_dir / ".code")
+                code_hash = snapshot(runs_dir / ".code")
+                write_atomic(making / "config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False))
                 record = {
                     "format": FORMAT,
                     "id": run_id,
                     "name": config.name,
                     "created": time.time(),
                     "code_sha256": code_hash,
+                    "config_sha256": sha256(making / "config.yaml"),
                     "overrides": overrides,
                     "jobs": [],
                 }
                 (making / "checkpoints").mkdir()
                 (making / "slurm").mkdir()
                 (making / "code").symlink_to(Path("..") / ".code" / code_hash[:16])
-                write_atomic(making / "config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False))
                 write_atomic(making / "run.json", json.dumps(record, indent=1))
                 making.rename(runs_dir / run_id)
             except BaseException:
@@ -102,22 +128,18 @@ class Run:
             UserError: it is no run directory, or its files are damaged.
         """
         path = Path(path).absolute()
+        record = _mapping(path / "run.json", json.loads)
+        if record.get("format") != FORMAT:
+            raise UserError(
+                f"{path}/run.json: format {record.get('format')!r}, expected {FORMAT!r}: not of this version"
+            )
+        if not isinstance(record.get("id"), str) or not isinstance(record.setdefault("jobs", []), list):
+            raise UserError(f"{path}/run.json: damaged (id or jobs); {MEND}")
         try:
-            record = json.loads((path / "run.json").read_text())
-            if record.get("format") != FORMAT:
-                raise UserError(
-                    f"{path}/run.json: format {record.get('format')!r}, expected {FORMAT!r}: not of this version"
-                )
-            config = schema.from_dict(yaml.safe_load((path / "config.yaml").read_text()))
-        except (OSError, NotADirectoryError):
-            raise UserError(
-                f"{path}: no run directory (expected run.json and config.yaml in it); `runyard submit` makes one"
-            ) from None
-        except (ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
-            raise UserError(
-                f"{path}: run.json or config.yaml is damaged ({str(error).splitlines()[0]}); "
-                "restore it, or start anew with `runyard submit`"
-            ) from None
+            config = schema.from_dict(_mapping(path / "config.yaml", yaml.safe_load))
+        except UserError as error:
+            said = str(error) if str(path) in str(error) else f"{path}/config.yaml: {error}; {MEND}"
+            raise UserError(said) from None
         return cls(path, config, record)
 
     @classmethod
@@ -127,7 +149,7 @@ class Run:
         Raises:
             UserError: none or several fit.
         """
-        if (Path(reference) / "run.json").exists() or "/" in reference:
+        if os.path.exists(os.path.join(reference, "run.json")) or "/" in reference:
             return cls.open(reference)
         folder = Path(runs_dir)
         ids = sorted(p.parent.name for p in folder.glob("[!.]*/run.json"))
@@ -148,15 +170,47 @@ class Run:
     def add_job(self, job: dict[str, Any]) -> None:
         """Note a submission in ``run.json``. Only the submitting side writes that file; jobs write the journal."""
         self.record["jobs"].append(job)
-        write_atomic(self.path / "run.json", json.dumps(self.record, indent=1))
+        with self.writing():
+            write_atomic(self.path / "run.json", json.dumps(self.record, indent=1))
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within the block a disk that is full or cannot be written is the user's to mend: UserError, not OSError."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            raise UserError(
+                f"{error.filename or self.path}: {error.strerror}; mend that, "
+                f"then go on with: runyard resume {self.reference}"
+            ) from error
 
     def lease(self) -> Lease:
         """The right to write this run, held until released or until this process ends.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process holds it, or the directory cannot be written.
         """
-        return Lease(self)
+        with self.writing():
+            return Lease(self)
+
+
+def _mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    try:
+        values = parse(file.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{file.parent}: no run directory (it lacks {file.name}); give an id, @last or a path; "
+            "`runyard submit` makes one"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot read it ({error.strerror}); mend its permissions") from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: damaged ({(str(error).splitlines() or ['?'])[0]}); {MEND}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: damaged (no mapping of names to values); {MEND}")
+    return values
 
 
 class Lease:
@@ -177,34 +231,3 @@ class Lease:
 
     def release(self) -> None:
         self._file.close()
-
-
-def _snapshot_code(store: Path) -> str:
-    """Copy the packages into ``store``/HASH, once per content, and return the hash.
-
-    The store is shared by all runs: equal code keeps one path, so its compiled kernels are cached across runs.
-    """
-    root = Path(__file__).parent
-    packages = {"runyard": root}
-    launcher = root.parents[1] / "cluster"
-    if launcher.is_dir():
-        packages["cluster"] = launcher
-    files = {
-        f"{name}/{p.relative_to(folder)}": p for name, folder in packages.items() for p in sorted(folder.rglob("*.py"))
-    }
-    digest = hashlib.sha256()
-    for name, source in files.items():
-        digest.update(f"{name}\0".encode() + hashlib.sha256(source.read_bytes()).digest())
-    target = store / digest.hexdigest()[:16]
-    if not target.exists():
-        making = store / f".making-{secrets.token_hex(4)}"
-        for name, source in files.items():
-            (making / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, making / name)
-        try:
-            making.rename(target)
-        except OSError:
-            shutil.rmtree(making)
-            if not target.exists():  # not merely a second submission that was quicker
-                raise
-    return digest.hexdigest()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from runyard.files import sha256
 
 FILE_NAME = "manifest.json"
 FORMAT = "runyard-data-1"
+MEND = "delete its folder and run: runyard prepare; or set data.root or data.name to another"
 
 
 @dataclass(frozen=True)
@@ -95,15 +98,14 @@ def to_dict(manifest: Manifest) -> dict[str, Any]:
     return {"format": FORMAT, **json.loads(json.dumps(asdict(manifest)))}
 
 
-def from_dict(values: Mapping[str, Any], where: str = FILE_NAME) -> Manifest:
-    """The manifest in these values; ``where`` names them in messages.
+def from_dict(values: Mapping[str, Any], where: str = FILE_NAME, mend: str = MEND) -> Manifest:
+    """The manifest in these values; ``where`` names them in messages, and ``mend`` says what mends them.
 
     Raises:
         UserError: made by another program, or damaged.
     """
     if not isinstance(values, Mapping) or values.get("format") != FORMAT:
-        raise UserError(f"{where}: not a manifest of this program (expected \"format\": \"{FORMAT}\"); "
-                        "give data.root or data.name another folder, or delete this one and run: runyard prepare")
+        raise UserError(f"{where}: not a manifest of this program (expected \"format\": \"{FORMAT}\"); {mend}")
     try:
         given = {key: value for key, value in values.items() if key != "format"}
         splits = {str(name): Split(**split) for name, split in given["splits"].items()}
@@ -113,32 +115,55 @@ def from_dict(values: Mapping[str, Any], where: str = FILE_NAME) -> Manifest:
         names = [n for s in splits.values() for n in (s.beton, s.images, s.labels) if n is not None]
         if len(mean) != 3 or len(std) != 3 or not classes or not {"train", "test"} <= set(splits):
             raise ValueError("it lacks classes, channels, or the train and test parts")
+        if not all(map(math.isfinite, mean)) or not all(0 < x < math.inf for x in std):
+            raise ValueError("a mean or std that is no finite number, or a std of 0")
+        if type(given["image_size"]) is not int or not isinstance(given["classes"], (list, tuple)):
+            raise ValueError("image_size or classes of a wrong type")
+        if not isinstance(given["writer"], Mapping):
+            raise ValueError("writer of a wrong type")
         if any(type(s.samples) is not int or s.samples < 1 for s in splits.values()):
             raise ValueError("a part without images")
         if any(Path(n).name != n for n in names):
             raise ValueError("a file name that leaves the folder")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{where}: damaged ({error}); delete its folder and run: runyard prepare") from None
+        raise UserError(f"{where}: damaged ({error}); {mend}") from None
     return manifest
 
 
-def load(folder: Path) -> Manifest:
-    """The manifest of a prepared folder.
+def prepare_command(overrides: Iterable[str]) -> str:
+    """The command that prepares what a run with these overrides reads."""
+    own = [o for o in overrides if o.partition("=")[0] in ("data", "experiment") or o.startswith("data.")]
+    return shlex.join(["runyard", "prepare", *own])
+
+
+def load(folder: Path, command: str = "runyard prepare data=NAME") -> Manifest:
+    """The manifest of a prepared folder. ``command`` is what would prepare it.
 
     Raises:
         UserError: nothing is prepared there, or the manifest is damaged or another program's.
     """
-    path = folder / FILE_NAME
+    try:
+        return read(folder / FILE_NAME)
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no prepared data there (no {FILE_NAME}); make it: {command}") from None
+
+
+def read(path: Path, mend: str = MEND) -> Manifest:
+    """The manifest in a file. ``mend`` says what mends it.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        UserError: it is damaged or another program's.
+    """
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{folder}: no prepared data there (no {FILE_NAME}); make it with the same settings: "
-                        "runyard prepare data=NAME") from None
+        raise
     except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror}); mend its permissions, or set data.root") from None
-    except ValueError:
-        raise UserError(f"{path}: damaged (no JSON); delete its folder and run: runyard prepare") from None
-    return from_dict(values, str(path))
+        raise UserError(f"{path}: cannot read it ({error.strerror}); mend its permissions, or {mend}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: damaged (no JSON); {mend}") from None
+    return from_dict(values, str(path), mend)
 
 
 def verify(folder: Path, manifest: Manifest, split_names: Iterable[str], *, hash_files: bool) -> None:

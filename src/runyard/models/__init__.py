@@ -33,7 +33,14 @@ def build(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names())}"
         raise UserError(f"model.name={config.name}: no such file under runyard/models; {hint}")
     module = importlib.import_module(f"runyard.models.{config.name}")
-    network: nn.Module = module.build(read(module.Options, config.options, "model."), num_classes, image_size)
+    options = read(module.Options, config.options, "model.")
+    try:
+        network: nn.Module = module.build(options, num_classes, image_size)
+    except (RuntimeError, MemoryError) as error:  # torch says the latter by the former
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        raise UserError(f"model.name={config.name}: these settings make a network that does not fit into memory: "
+                        f"make it smaller ({', '.join(f'model.{name}' for name in config.options)})") from None
     count = trainable_parameters(network)
     if config.max_parameters is not None and count > config.max_parameters:
         raise UserError(f"model.name={config.name} has {count:,} trainable parameters, and model.max_parameters="

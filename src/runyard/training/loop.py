@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import io
 import json
 import os
 import time
@@ -20,7 +21,7 @@ from runyard.data import loaders, manifest
 from runyard.data.batch import Batch
 from runyard.errors import UserError
 from runyard.files import write_atomic
-from runyard.run import Run
+from runyard.run import MEND, Run
 from runyard.tracking.recorder import Recorder
 from runyard.training import checkpoint, distributed, machine
 from runyard.training.distributed import Dist, Vote
@@ -50,17 +51,18 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
     lease = run.lease() if place.rank == 0 else None
     record = Recorder(run, active=place.rank == 0)
     try:
-        with distributed.joined(place, run.path / "slurm"), contextlib.ExitStack() as open_parts:
+        with distributed.joined(place, run.path / "slurm"), run.writing(), contextlib.ExitStack() as open_parts:
             outcome = Training(run, place, record, should_stop, open_parts).to_the_end()
-        record.event("stop", reason=str(outcome), message="")
+        with run.writing():
+            record.event("stop", reason=str(outcome), message="")
         record.close()
         if place.rank == 0 and outcome is Outcome.FINISHED:
             _write_report(run, record)
         return outcome
     except BaseException as error:
-        record.event(
-            "stop", reason="failed", message=str(error) or type(error).__name__, user_error=isinstance(error, UserError)
-        )
+        message = str(error) or type(error).__name__
+        with contextlib.suppress(OSError):  # a full disk has no room for these words either
+            record.event("stop", reason="failed", message=message, user_error=isinstance(error, UserError))
         record.close(failed=True)
         raise
     finally:
@@ -74,8 +76,13 @@ def _write_report(run: Run, record: Recorder) -> None:
     try:
         write_report(run)
     except Exception as error:  # a picture that fails does not undo a training that went well
-        traceback.print_exc()
-        record.warning(f"the report was not written ({error!r}); the training is whole. Try: runyard report {run.id}")
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        with contextlib.suppress(OSError):
+            record.warning(
+                f"the report was not written ({str(error) or type(error).__name__}); the training is whole. "
+                f"Try: runyard report {run.reference}"
+            )
 
 
 class Training:
@@ -87,8 +94,13 @@ class Training:
         self.run, self.config, self.place, self.record, self.should_stop = run, run.config, place, record, should_stop
         check_world(self.config, place.world_size)
         self.folder = manifest.folder(self.config.data)
-        self.data = manifest.load(self.folder)
+        self.data = manifest.load(self.folder, manifest.prepare_command(run.record.get("overrides", [])))
+        machine.check(self.config, place.device)
         self._check_same_data()
+        for warning in machine.ignored(self.config, place.device):
+            record.warning(warning)
+        if run.edited:
+            record.warning("config.yaml was edited after this run was created; what follows is by the edited one")
         shard: dict[str, Any] = {"rank": place.rank, "world_size": place.world_size, "device": place.device}
         self._shard = shard
         self.loader = parts.enter_context(
@@ -116,6 +128,10 @@ class Training:
     def _begin(self) -> None:
         """Go on from the newest valid checkpoint, or initialise; then connect the ranks."""
         found = checkpoint.newest(self.run.checkpoints)
+        names = sorted(path.name for path in self.run.checkpoints.glob("step_*"))
+        if damaged := [name for name in names if found is None or name > found.path.name]:
+            begin = found.path.name if found else "the beginning"
+            self.record.warning(f"damaged, and passed over: checkpoints {', '.join(damaged)}; going on from {begin}")
         if found is not None:
             self.learner.restore(found.load())
         elif hasattr(self.learner.network, "init_from_data"):
@@ -198,13 +214,9 @@ class Training:
             self._evaluate()
         if self.place.rank == 0 and self.predictions is not None:
             p, learner = self.predictions, self.learner
-            np.savez(
-                self.run.path / "predictions.npz",
-                index=p.index,
-                label=p.label,
-                predicted=p.predicted,
-                confidence=p.confidence,
-            )
+            content = io.BytesIO()
+            np.savez(content, index=p.index, label=p.label, predicted=p.predicted, confidence=p.confidence)
+            write_atomic(self.run.path / "predictions.npz", content.getvalue())
             self.record.event(
                 "final",
                 split="test",
@@ -263,11 +275,11 @@ class Training:
         """A run goes on only with the data it began with; rank 0 notes which that is."""
         noted, now = self.run.path / "data.json", manifest.to_dict(self.data)
         if noted.exists():
-            then = json.loads(noted.read_text())
+            then = manifest.read(noted, MEND)
             changed = [
                 s
-                for s, part in then["splits"].items()
-                if now["splits"].get(s, {}).get("beton_sha256") != part["beton_sha256"]
+                for s, part in then.splits.items()
+                if now["splits"].get(s, {}).get("beton_sha256") != part.beton_sha256
             ]
             if changed:
                 raise UserError(
