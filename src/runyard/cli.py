@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import Any
 
@@ -132,7 +133,7 @@ def train(args: argparse.Namespace) -> int:
 
     stop = StopFlag()
     from runyard.run import Run
-    from runyard.training.distributed import RankLost
+    from runyard.training.distributed import RankLost, from_environment
     from runyard.training.learner import Diverged
     from runyard.training.loop import Outcome
     from runyard.training.loop import train as train_run
@@ -142,7 +143,8 @@ def train(args: argparse.Namespace) -> int:
     except (Diverged, RankLost) as error:
         print(f"runyard: {error}", file=sys.stderr)
         return FAILED
-    return 0 if outcome is Outcome.FINISHED else INTERRUPTED
+    # Rank 0 speaks for all, and last: srun --kill-on-bad-exit=1 would end it, saving, at another rank's 130.
+    return INTERRUPTED if outcome is Outcome.INTERRUPTED and from_environment(os.environ).rank == 0 else 0
 
 
 def create(args: argparse.Namespace) -> None:
