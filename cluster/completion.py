@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from pathlib import Path
 
-from cluster.compose import groups
+from cluster.compose import groups, network_settings
 from runyard import config as schema
 
 VERBS = ("prepare", "submit", "resume", "train", "create", "report", "predict", "inspect", "settings", "completion")
@@ -18,7 +18,7 @@ BASH = """_runyard() {
   [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *= ]] && compopt -o nospace
   [[ $cur == *=* ]] && COMPREPLY=("${COMPREPLY[@]#*=}")
 }
-complete -F _runyard runyard
+complete -o default -F _runyard runyard
 """
 
 
@@ -33,15 +33,20 @@ def answer(line: str) -> list[str]:
     current = words[-1] if words else ""
     if len(words) < 2:
         return [v for v in VERBS if v.startswith(current)]
+    if words[0] == "completion":
+        return [shell for shell in ("bash", "zsh") if shell.startswith(current)]
     if words[0] in OF_A_RUN:
-        return [i for i in ["@last", *_run_ids()] if i.startswith(current)]
+        references = ["@last", *_run_ids()] if len(words) == 2 else []  # after it, the shell's own: file names
+        return [i for i in references if i.startswith(current)]
     name, given, value = current.partition("=")
-    options = groups()
+    options = groups() | {"experiment": ["auto", *groups()["experiment"]]}
     if given:
         return [f"{name}={o}" for o in options.get(name, _values(name)) if o.startswith(value)]
     parents = {*options, "model.options", "loss", "checkpoint"}
-    leaves = [n for n in schema.names(schema.Config) if n not in parents]
-    return [f"{n}=" for n in [*options, *leaves] if n.startswith(current)]
+    leaves = [n for n in (*schema.names(schema.Config), *network_settings()) if n not in parents]
+    if words[0] == "settings":
+        return [n for n in leaves if n.startswith(current)]
+    return [f"{n}=" for n in dict.fromkeys([*options, *leaves]) if n.startswith(current)]
 
 
 def _values(name: str) -> list[str]:

@@ -76,6 +76,12 @@ def groups() -> dict[str, list[str]]:
     return {g.name: sorted(p.stem for p in g.glob("*.yaml")) for g in sorted(CONFIGS.iterdir()) if g.is_dir()}
 
 
+def network_settings() -> list[str]:
+    """The settings of every network's file, as model.widths; each file says which are its own."""
+    files = sorted((CONFIGS / "model").glob("*.yaml"))
+    return list(dict.fromkeys(f"model.{key}" for file in files for key in _settings_of(file)))
+
+
 def _readable(override: str) -> str:
     """The override as Hydra shall read it, refused by name where nothing reads it; better told here than by Hydra.
 
@@ -104,7 +110,7 @@ def _readable(override: str) -> str:
 def _check_name(name: str) -> None:
     known = [*schema.names(schema.Config), *groups()]
     if name.startswith("model."):
-        known += [f"model.{key}" for p in (CONFIGS / "model").glob("*.yaml") for key in _settings_of(p)]
+        known += network_settings()
     known.remove("model.options")  # how the schema calls what a network's file may add
     if name not in known:
         raise UserError(schema.unknown(name, known))

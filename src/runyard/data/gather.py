@@ -50,6 +50,7 @@ def from_arrays(data: DataConfig, work: Path, sources: Path, tell: Tell) -> Gath
         UserError: no source has it, it is not what it should be, or the disk is too small.
     """
     if data.samples is not None and data.num_classes is not None:
+        _need(data, work, sum(data.samples) * 3 * data.image_size**2)  # before they fill the memory
         made = {part: synthetic.make(part, samples, data.num_classes, data.image_size)
                 for part, samples in zip(("train", "test"), data.samples, strict=True)}
         found = Arrays("synthetic", synthetic.classes(data.num_classes), made)
@@ -60,16 +61,21 @@ def from_arrays(data: DataConfig, work: Path, sources: Path, tell: Tell) -> Gath
         images, labels = parts["train"]
         kept, held = hold_out(labels, data.validation_fraction, data.split_seed)
         parts |= {"train": (images[kept], labels[kept]), "validation": (images[held], labels[held])}
-    need = 2 * sum(images.nbytes for images, _ in parts.values()) + 3 * _PAGE_BYTES
-    if (free := shutil.disk_usage(work).free) < need:
-        raise UserError(f"data.root={data.root}: {need >> 20} MB are needed and {free >> 20} MB are free; make room, "
-                        "or set data.root to another disk")
+    _need(data, work, sum(images.nbytes for images, _ in parts.values()))
     jobs = {}
     for part, (images, labels) in parts.items():
         np.save(work / f"{part}_images.npy", images)
         np.save(work / f"{part}_labels.npy", labels)
         jobs[part] = _job(data, work, part, work / f"{part}_images.npy", images[0].nbytes, images.nbytes)
     return Gathered(found.source, found.classes, jobs, histogram(parts["train"][0]), {})
+
+
+def _need(data: DataConfig, work: Path, pixel_bytes: int) -> None:
+    """Room for the beton and the arrays."""
+    need, free = 2 * pixel_bytes + 3 * _PAGE_BYTES, shutil.disk_usage(work).free
+    if free < need:
+        raise UserError(f"data.root={data.root}: {need >> 20} MB are needed and {free >> 20} MB are free; make room, "
+                        "or set data.root to another disk")
 
 
 def from_tree(data: DataConfig, work: Path, sources: Path, tell: Tell) -> Gathered:
