@@ -5,9 +5,11 @@ Offline needs no account and no network. Nothing W&B does can stop or hang a tra
 
 from __future__ import annotations
 
+import contextlib
 import netrc
 import os
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,19 +40,20 @@ AXES = ("epoch", "step", "clock_s")
 
 
 class WandbRun:
-    """An open record. Made by ``begin``; after the first failure it stays silent."""
+    """An open record. Made by ``begin``; after the first failure it is only closed."""
 
     def __init__(self, wandb: Any, record: Any, run: Run, warn: Callable[[str], None]) -> None:
         self._wandb, self._record, self._run, self._warn = wandb, record, run, warn
+        self._broken = False
 
     @classmethod
     def begin(cls, run: Run, facts: dict[str, Any], warn: Callable[[str], None]) -> WandbRun | None:
         """Start the record, or go on with it after a restart. None, with a warning, if W&B cannot."""
-        import wandb
-
         tracking = run.config.tracking
         online = tracking.mode == "online" or (tracking.mode == "auto" and can_go_online())
         try:
+            import wandb
+
             record = wandb.init(
                 project=tracking.project,
                 entity=tracking.entity,
@@ -76,25 +79,35 @@ class WandbRun:
             record.define_metric("*", step_metric="epoch")
             for name, best in (("test/top1", "max"), ("val/top1", "max"), ("test/loss", "min"), ("train/loss", "min")):
                 record.define_metric(name, step_metric="epoch", summary=f"{best},last")
-        except (wandb.Error, OSError) as error:
+        except Exception as error:  # its own, the network's, its mailbox's: none is worth a training
             warn(f"W&B did not start ({_line(error)}): the run goes on without it; metrics.jsonl holds everything")
             return None
         return cls(wandb, record, run, warn)
 
     def log(self, event: str, fields: dict[str, Any]) -> None:
         """Copy a journal line: an epoch becomes a point of each curve, the end the summary and confusion matrix."""
+        if self._broken:
+            return
+        if event == "epoch":
+            self._attempt("lost a point", lambda: self._log_epoch(fields))
+        elif event == "final":
+            self._attempt("lost the summary", lambda: self._log_final(fields))
+
+    def finish(self, failed: bool) -> None:
+        """Close the record; gives up after a minute rather than hold the job."""
+        self._attempt("did not finish", lambda: self._record.finish(exit_code=1 if failed else 0))
+
+    def _attempt(self, what: str, call: Callable[[], None]) -> None:
         try:
-            if event == "epoch":  # never step=: after a resume lower steps would be dropped
-                self._record.log(
-                    {
-                        **{a: fields[a] for a in AXES},
-                        **{n: fields[k] for k, n in NAMES.items() if fields[k] is not None},
-                    }
-                )
-            elif event == "final":
-                self._log_final(fields)
-        except (self._wandb.Error, OSError) as error:
-            self._warn(f"W&B lost a point ({_line(error)}); metrics.jsonl holds it")
+            call()
+        except Exception as error:
+            self._broken = True
+            self._warn(f"W&B {what} ({_line(error)}) and gets nothing more; metrics.jsonl holds everything")
+
+    def _log_epoch(self, fields: dict[str, Any]) -> None:
+        """One point. Never with step=: after a resume lower steps would be dropped."""
+        points = {name: fields[key] for key, name in NAMES.items() if fields[key] is not None}
+        self._record.log({axis: fields[axis] for axis in AXES} | points)
 
     def _log_final(self, fields: dict[str, Any]) -> None:
         truth = [i for i, row in enumerate(fields["confusion"]) for n in row for _ in range(n)]
@@ -112,13 +125,6 @@ class WandbRun:
             }
         )
 
-    def finish(self, failed: bool) -> None:
-        """Close the record; gives up after a minute rather than hold the job."""
-        try:
-            self._record.finish(exit_code=1 if failed else 0)
-        except (self._wandb.Error, OSError) as error:
-            self._warn(f"W&B did not finish ({_line(error)}); metrics.jsonl holds everything")
-
 
 def can_go_online() -> bool:
     """Whether there is a key (environment or netrc) and the server answers within three seconds."""
@@ -126,13 +132,22 @@ def can_go_online() -> bool:
     host = url.hostname or ""
     if "WANDB_API_KEY" not in os.environ and not _in_netrc(host):
         return False
-    try:
-        socket.create_connection(
-            (host, url.port or (443 if url.scheme == "https" else 80)), timeout=REACH_TIMEOUT_S
-        ).close()
-    except OSError:
-        return False
-    return True
+    return _answers(host, url.port or (443 if url.scheme == "https" else 80))
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether something listens there. In a thread that may be left behind: no time limit holds for finding a name."""
+    answered = threading.Event()
+
+    def knock() -> None:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, port), timeout=REACH_TIMEOUT_S).close()
+            answered.set()
+
+    knocking = threading.Thread(target=knock, daemon=True)
+    knocking.start()
+    knocking.join(REACH_TIMEOUT_S)
+    return answered.is_set()
 
 
 def _in_netrc(host: str) -> bool:

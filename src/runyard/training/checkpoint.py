@@ -19,6 +19,7 @@ from runyard.errors import UserError
 from runyard.files import sha256, sync_folder, write_atomic
 from runyard.run import Run
 
+ASIDE = ".old-"
 State = dict[str, Any]  # tensors and primitives only, so that reading one runs no code
 
 
@@ -52,28 +53,35 @@ def write(folder: Path, state: State, step: int, score: float | None) -> Path:
         )
     write_atomic(making / "manifest.json", json.dumps({"step": step, "score": score, "sha256": digest}))
     target = folder / name
-    if target.exists():  # the same step again after a resume: move the old one aside until the new one has its name
-        aside = folder / f".old-{name}"
+    if target.exists():  # the same step again: the old one stands aside, still found, until the new one has its name
+        aside = folder / f"{ASIDE}{name}"
         shutil.rmtree(aside, ignore_errors=True)
         target.rename(aside)
     making.rename(target)
     sync_folder(folder)
-    shutil.rmtree(folder / f".old-{name}", ignore_errors=True)
+    shutil.rmtree(folder / f"{ASIDE}{name}", ignore_errors=True)
     return target
 
 
 def valid(folder: Path) -> list[Checkpoint]:
     """Every checkpoint in ``folder`` whose content matches its manifest, oldest first. Others are passed over."""
-    found = [_read(path) for path in sorted(folder.glob("step_*"))]
+    found = [_read(path) for path in _candidates(folder)]
     return [c for c in found if c is not None]
 
 
 def newest(folder: Path) -> Checkpoint | None:
     """The newest valid checkpoint, looked for from the end so that only one is hashed as a rule."""
-    for path in sorted(folder.glob("step_*"), reverse=True):
+    for path in reversed(_candidates(folder)):
         if (checkpoint := _read(path)) is not None:
             return checkpoint
     return None
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """By rising step. One that stands aside counts where its successor did not come to be."""
+    aside = {p.name.removeprefix(ASIDE): p for p in folder.glob(f"{ASIDE}step_*")}
+    there = {p.name: p for p in folder.glob("step_*")}
+    return [path for _, path in sorted((aside | there).items())]
 
 
 def _read(path: Path) -> Checkpoint | None:
@@ -116,8 +124,10 @@ class Saver:
             self._worker.shutdown()
 
     def _write(self, state: State, step: int, score: float | None) -> None:
-        write(self._folder, state, step, score)
-        paths = sorted(self._folder.glob("step_*"))
+        written = write(self._folder, state, step, score)
+        for leftover in (*self._folder.glob(".making-*"), *self._folder.glob(f"{ASIDE}*")):
+            shutil.rmtree(leftover)
+        paths = sorted(p for p in self._folder.glob("step_*") if p <= written)  # what is later was passed over: damaged
         keep = set(paths[-self._keep_last :])
         if self._keep_best:
             scored = [(s, p) for p in paths if (s := _score(p)) is not None]

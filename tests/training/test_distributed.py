@@ -1,0 +1,232 @@
+"""Ranks find their place and each other, agree on what to do, count together exactly, and learn of each other's end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from runyard.data.batch import Batch
+from runyard.data.order import evaluation_indices
+from runyard.errors import UserError
+from runyard.run import Run
+from runyard.tracking import journal
+from runyard.training import distributed
+from runyard.training.distributed import Dist, Vote, from_environment, joined
+from runyard.training.metrics import Counters, evaluate
+
+SUBMITIT = {"SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_LOCALID": "1",
+            "SUBMITIT_LOCAL_JOB_ID": "4711"}
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "abc"}
+SLURM = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "2",
+         "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "99", "SLURM_RESTART_COUNT": "2"}
+RANKS, IMAGES, CLASSES = 3, 100, 4
+PATIENCE_S = 60  # well below JOIN_TIMEOUT_S: nobody may wait for that when a rank is lost
+
+
+@pytest.mark.parametrize(
+    ("env", "place"),
+    [
+        (SUBMITIT, Dist(1, 2, 1, 2, "submitit, local", "4711")),
+        (TORCHRUN, Dist(5, 8, 1, 4, "torchrun", "abc")),
+        (SLURM, Dist(3, 4, 1, 2, "SLURM", "99-2-0")),
+        (SLURM | SUBMITIT, Dist(1, 2, 1, 2, "submitit, local", "4711")),
+        ({n: v for n, v in SLURM.items() if n != "SLURM_STEP_ID"}, Dist(0, 1, 0, 1, "none", str(os.getpid()))),
+        ({}, Dist(0, 1, 0, 1, "none", str(os.getpid()))),
+    ],
+    ids=["submitit", "torchrun", "srun", "submitit within SLURM", "a batch script without srun", "nothing"],
+)
+def test_each_launcher_says_who_i_am(env: dict[str, str], place: Dist) -> None:
+    assert from_environment(env) == place
+
+
+@pytest.mark.parametrize(
+    ("env", "missing"),
+    [(SUBMITIT, "SUBMITIT_LOCAL_NTASKS"), (TORCHRUN, "LOCAL_RANK"), (TORCHRUN, "LOCAL_WORLD_SIZE"),
+     (SLURM, "SLURM_LOCALID")],
+)
+def test_an_environment_set_in_part_is_refused_by_the_name_of_what_is_missing(
+    env: dict[str, str], missing: str
+) -> None:
+    with pytest.raises(UserError, match=f"{missing}.* is not"):
+        from_environment({n: v for n, v in env.items() if n != missing})
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "eight"), ("RANK", "8"), ("RANK", "-1"), ("WORLD_SIZE", "")])
+def test_a_rank_that_is_none_is_refused_by_name(name: str, value: str) -> None:
+    with pytest.raises(UserError, match=name):
+        from_environment(TORCHRUN | {name: value})
+
+
+def place(rank: int, world_size: int, job: str = "test") -> Dist:
+    return Dist(rank, world_size, rank, world_size, "submitit, local", job)
+
+
+def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "JOIN_TIMEOUT_S", 0.3)
+    with pytest.raises(UserError, match=r"ranks \[1, 2\] of 3 did not come"), joined(place(0, 3), tmp_path):
+        pytest.fail("it went on alone")
+    assert not list(tmp_path.iterdir()), "a later job could find this address"
+    with pytest.raises(UserError, match="rank 0 did not open"), joined(place(1, 3), tmp_path):
+        pytest.fail("it went on alone")
+
+
+def test_a_world_of_one_joins_nothing_and_agrees_with_itself_a_step_later(tmp_path: Path) -> None:
+    with joined(place(0, 1), tmp_path):
+        assert not torch.distributed.is_initialized()
+        vote = Vote(place(0, 1))
+        assert [vote.exchange([n, 0]) for n in (0, 3, 1)] == [[0, 0], [0, 0], [3, 0]]
+        assert vote.now([0, 2]) == [1, 2]
+        assert vote.settle() is None
+
+
+def voting(place: Dist) -> list[Any]:
+    """Rank r raises flag 1 at step r, and flag 2 as high as its rank at step 0."""
+    vote = Vote(place)
+    answers = [vote.exchange([int(step == place.rank), place.rank * (step == 0)]) for step in range(5)]
+    return [*answers, vote.now([0, place.rank])]
+
+
+def logits_of(images: torch.Tensor) -> torch.Tensor:
+    weights = torch.from_numpy(np.random.default_rng(1).normal(size=(12, CLASSES))).float()
+    return images.reshape(len(images), 12).float() / 50 @ weights
+
+
+def measuring(place: Dist) -> Any:
+    """Loss, top-1 and predictions over 100 images of which each rank sees its share, in small batches."""
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, size=(IMAGES, 2, 2, 3), dtype=np.uint8))
+    labels = torch.from_numpy(rng.integers(0, CLASSES, size=IMAGES))
+    mine = torch.from_numpy(np.asarray(evaluation_indices(IMAGES, place.rank, place.world_size)))
+    batches = [Batch(images[part], labels[part], part) for part in mine.split(7)]
+    p = evaluate(logits_of, batches, torch.device("cpu"), 0.1)
+    return p.loss, p.top1, p.confusion(CLASSES), p.index.tolist(), p.predicted.tolist(), p.confidence.tolist()
+
+
+def counting(place: Dist) -> list[float]:
+    """A count that is saved on its way by rank 0 and goes on there from what was saved."""
+    counters = Counters(torch.device("cpu"))
+    counters.add(torch.tensor(float(place.rank + 1)), torch.tensor(place.rank), 10)
+    counters.gather()
+    saved = counters.state().clone()
+    counters.reset()
+    if place.rank == 0:
+        counters.restore(saved)
+    counters.add(torch.tensor(4.0), torch.tensor(2), 10)
+    return list(counters.mean())
+
+
+def failing(place: Dist) -> None:
+    """The last rank alone finds a mistake; the others wait for it at the next exchange."""
+    if place.rank == RANKS - 1:
+        raise UserError("data/test.beton: truncated")
+    torch.distributed.all_reduce(torch.zeros(1))
+
+
+def breaking(place: Dist) -> None:
+    if place.rank == RANKS - 1:
+        raise ArithmeticError("no number")
+    torch.distributed.all_reduce(torch.zeros(1))
+
+
+def dying(place: Dist) -> None:
+    if place.rank == RANKS - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    torch.distributed.all_reduce(torch.zeros(1))
+
+
+def as_rank(rank: int, folder: Path, work: Callable[[Dist], Any], said: Any) -> None:
+    me = place(rank, RANKS)
+    try:
+        with joined(me, folder):
+            said.put((rank, work(me)))
+    except Exception as error:
+        said.put((rank, (type(error).__name__, str(error))))
+
+
+Together = Callable[[Callable[[Dist], Any], int], list[Any]]
+
+
+@pytest.fixture
+def together(tmp_path: Path) -> Together:
+    """``together(work, 3)``: what ``work`` gives, or raises, on each of three ranks, of which so many have a say."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", __name__])
+
+    def run(work: Callable[[Dist], Any], speakers: int) -> list[Any]:
+        said = context.Queue()
+        ranks = [context.Process(target=as_rank, args=(r, tmp_path, work, said)) for r in range(RANKS)]
+        for process in ranks:
+            process.start()
+        if speakers < RANKS:
+            ranks[-1].join(PATIENCE_S)  # reaped at once, as a launcher does
+        answers = sorted(said.get(timeout=PATIENCE_S) for _ in range(speakers))
+        for process in ranks:
+            process.join(PATIENCE_S)
+        return [answer for _, answer in answers]
+
+    return run
+
+
+@pytest.mark.slow
+def test_every_rank_reads_the_highest_flag_of_any_one_step_later(together: Together) -> None:
+    wanted = [[0, 0], [1, RANKS - 1], [1, 0], [1, 0], [0, 0], [0, RANKS - 1]]
+    assert together(voting, RANKS) == [wanted] * RANKS
+
+
+@pytest.mark.slow
+def test_three_ranks_measure_what_one_does_with_each_image_once(together: Together) -> None:
+    loss, top1, confusion, index, predicted, confidence = measuring(place(0, 1))
+    ranks = together(measuring, RANKS)
+    assert [r[0] for r in ranks] == pytest.approx([loss] * RANKS, rel=1e-6)  # a batch is summed in float32
+    assert [r[1] for r in ranks] == [top1] * RANKS
+    assert ranks[0][2:5] == (confusion, index, predicted)
+    assert ranks[0][5] == pytest.approx(confidence, rel=1e-6)
+    assert index == list(range(IMAGES))
+    assert np.sum(confusion) == IMAGES
+    assert 0 < np.trace(confusion) < IMAGES
+
+
+@pytest.mark.slow
+def test_counters_saved_by_rank_0_count_each_image_once(together: Together) -> None:
+    loss, top1 = (1 + 2 + 3 + 3 * 4) / 60, (0 + 1 + 2 + 3 * 2) / 60
+    assert together(counting, RANKS) == [pytest.approx([loss, top1])] * RANKS
+
+
+@pytest.mark.slow
+def test_what_one_rank_fails_of_is_what_every_rank_says(together: Together) -> None:
+    for work, kind, own, message in (
+        (failing, "UserError", "UserError", "data/test.beton: truncated"),
+        (breaking, "RankLost", "ArithmeticError", "no number"),
+    ):
+        *others, last = together(work, RANKS)
+        assert last == (own, message)
+        assert others == [(kind, f"rank {RANKS - 1}: {message}")] * (RANKS - 1)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_named_and_nobody_waits_for_it(together: Together) -> None:
+    said = together(dying, RANKS - 1)
+    assert {kind for kind, _ in said} == {"RankLost"}
+    assert any(message.startswith(f"rank {RANKS - 1} of {RANKS} ended without a word") for _, message in said)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_a_run(make_run: Callable[..., Run]) -> None:
+    run = make_run("epochs=1")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+               "-m", "runyard", "train", str(run.path)]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows, _ = journal.read(run.journal_path)
+    assert (rows[0]["launcher"], rows[0]["world_size"]) == ("torchrun", 2)
+    assert (rows[-1]["event"], rows[-1]["reason"]) == ("stop", "finished")
