@@ -151,6 +151,8 @@ class Run:
         """
         if os.path.exists(os.path.join(reference, "run.json")) or "/" in reference:
             return cls.open(reference)
+        if not reference:
+            raise UserError("RUN is empty: give an id, its beginning, @last, or a path")
         folder = Path(runs_dir)
         ids = sorted(p.parent.name for p in folder.glob("[!.]*/run.json"))
         fits = (

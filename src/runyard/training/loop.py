@@ -128,10 +128,9 @@ class Training:
     def _begin(self) -> None:
         """Go on from the newest valid checkpoint, or initialise; then connect the ranks."""
         found = checkpoint.newest(self.run.checkpoints)
-        names = sorted(path.name for path in self.run.checkpoints.glob("step_*"))
-        if damaged := [name for name in names if found is None or name > found.path.name]:
-            begin = found.path.name if found else "the beginning"
-            self.record.warning(f"damaged, and passed over: checkpoints {', '.join(damaged)}; going on from {begin}")
+        begin = f"step_{found.step:08d}" if found else ""
+        if damaged := sorted(path.name for path in self.run.checkpoints.glob("step_*") if path.name > begin):
+            self.record.warning(f"{', '.join(damaged)}: damaged, passed over; going on from {begin or 'the beginning'}")
         if found is not None:
             self.learner.restore(found.load())
         elif hasattr(self.learner.network, "init_from_data"):
