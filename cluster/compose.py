@@ -92,7 +92,7 @@ def _readable(override: str) -> str:
         raise UserError(f"{override}: no setting can be removed; give it a value, as {name[1:] or 'epochs'}=VALUE")
     if not name or not equals:
         raise UserError(f"{override or repr(override)}: expected SETTING=VALUE, as epochs=10 or model=starter")
-    _check_name(name.partition("@")[0])
+    _check_name(name)
     try:
         read = OverridesParser.create().parse_override(override.lstrip("+"))
     except HydraException:
@@ -102,15 +102,13 @@ def _readable(override: str) -> str:
         ) from None
     if read.is_sweep_override():
         raise UserError(f"{override}: expected one value; a list is written [a,b], and text with a comma in quotes")
-    if name.partition("@")[0] in groups():
+    if name in groups():
         return _check_options(name, read.value(), override.lstrip("+"))
     return override.lstrip("+")
 
 
 def _check_name(name: str) -> None:
-    known = [*schema.names(schema.Config), *groups()]
-    if name.startswith("model."):
-        known += network_settings()
+    known = [*schema.names(schema.Config), *groups(), *network_settings()]
     known.remove("model.options")  # how the schema calls what a network's file may add
     if name not in known:
         raise UserError(schema.unknown(name, known))

@@ -130,14 +130,15 @@ def _lock(target: Path, tell: Tell) -> Iterator[None]:
 
 @contextmanager
 def _bar(progress: bool) -> Iterator[Tell]:
-    if not progress:
-        yield lambda what, done, total: None
-        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
+    if not progress or not console.is_terminal:
+        yield lambda what, done, total: None
+        return
     columns = TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
         def tell(what: str, done: int, total: int) -> None:
