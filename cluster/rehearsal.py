@@ -1,8 +1,8 @@
 """A throwaway SLURM on this machine: a controller and several nodes, to try submissions and failures in seconds.
 
-Each node is a pid, mount and host-name namespace of its own, whose first process is its slurmd: it has the name and the
-address that other nodes know it by, and killing it is a power cut that nothing on it survives. All of it listens on
-loopback addresses only, on free ports, so that any number of clusters run side by side.
+Each node is a pid, mount and host-name namespace of its own, whose first process is its slurmd: it has a name that
+the other nodes resolve, and killing it is a power cut that nothing on it survives. All listen on 127.0.0.1 only, on
+free ports, so that any number of clusters run side by side.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import random
 import secrets
 import shlex
 import shutil
@@ -33,8 +32,8 @@ SOCKET_PATH_BYTES = 100  # Linux takes 107, and a name follows
 # cred_expire, KillWait: a job is requeued cred_expire + 1 s after its end, and the old srun must be gone by then.
 CONFIGURATION = """\
 ClusterName=rehearsal
-SlurmctldHost=controller({address}.1)
-SlurmctldPort={ports[0]}
+SlurmctldHost={controller}(127.0.0.1)
+SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
@@ -68,7 +67,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf
 JobAcctGatherType=jobacct_gather/none
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-NODE = "NodeName={name} NodeHostname={name} NodeAddr={address} Port={port} CPUs=64 RealMemory=256000\n"
+NODE = "NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs=64 RealMemory=256000\n"
 
 
 class Rehearsal:
@@ -142,20 +141,13 @@ class Rehearsal:
         self.folder.mkdir(parents=True)
         for name in ("state", "log", "spool"):
             (self.folder / name).mkdir()
-        network = f"127.{random.randint(1, 254)}.{random.randint(1, 254)}"
-        addresses = {node: f"{network}.{10 + k}" for k, node in enumerate(self.nodes, 1)}
-        ports = [_free_port(f"{network}.1"), *(_free_port(a) for a in addresses.values())]
-        text = CONFIGURATION.format(
-            address=network,
-            ports=ports,
-            folder=self.folder,
-            user=pwd.getpwuid(os.getuid()).pw_name,
-        )
-        for (node, address), port in zip(addresses.items(), ports[1:], strict=True):
-            text += NODE.format(name=node, address=address, port=port)
+        ports = _free_ports(1 + len(self.nodes))
+        user = pwd.getpwuid(os.getuid()).pw_name
+        text = CONFIGURATION.format(controller=CONTROLLER, port=ports[0], folder=self.folder, user=user)
+        for node, port in zip(self.nodes, ports[1:], strict=True):
+            text += NODE.format(name=node, port=port)
         (self.folder / "slurm.conf").write_text(text)
-        names = "".join(f"{address} {name}\n" for name, address in ({CONTROLLER: f"{network}.1"} | addresses).items())
-        (self.folder / "hosts").write_text("127.0.0.1 localhost\n" + names)
+        (self.folder / "hosts").write_text(f"127.0.0.1 localhost {CONTROLLER} {' '.join(self.nodes)}\n")
         key = os.open(self.folder / "munge.key", os.O_WRONLY | os.O_CREAT, 0o600)
         os.write(key, secrets.token_bytes(128))
         os.close(key)
@@ -235,10 +227,12 @@ def _path() -> str:
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
-def _free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _raise_on_terminate() -> object:
