@@ -130,16 +130,18 @@ def follow(run: Any, job: Any, *, detach: bool, as_json: bool) -> int:
 
 def train(args: argparse.Namespace) -> int:
     from cluster.job import StopFlag
-
-    stop = StopFlag()
     from runyard.run import Run
-    from runyard.training.distributed import RankLost, from_environment
+
+    run = Run.find(args.run, args.runs_dir)
+    stop = StopFlag()  # before torch, whose import takes seconds
+    from runyard.training.distributed import from_environment
+    from runyard.training.last_word import RankLost
     from runyard.training.learner import Diverged
     from runyard.training.loop import Outcome
     from runyard.training.loop import train as train_run
 
     try:
-        outcome = train_run(Run.find(args.run, args.runs_dir), stop)
+        outcome = train_run(run, stop)
     except (Diverged, RankLost) as error:
         print(f"runyard: {error}", file=sys.stderr)
         return FAILED

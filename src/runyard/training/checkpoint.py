@@ -41,6 +41,24 @@ def write(folder: Path, state: State, step: int, score: float | None) -> Path:
     making = folder / f".making-{name}"
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir()
+    try:
+        _fill(making, state, step, score)
+    except BaseException:  # on a full disk what is half-made would keep the next from fitting
+        shutil.rmtree(making, ignore_errors=True)
+        raise
+    target = folder / name
+    if target.exists():  # the same step again: the old one stands aside, still found, until the new one has its name
+        aside = folder / f"{ASIDE}{name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        target.rename(aside)
+    making.rename(target)
+    sync_folder(folder)
+    shutil.rmtree(folder / f"{ASIDE}{name}", ignore_errors=True)
+    return target
+
+
+def _fill(making: Path, state: State, step: int, score: float | None) -> None:
+    """Write the state and its manifest, and read back what the disk has."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomic(making / "state.pt", buffer.getvalue())
@@ -52,15 +70,6 @@ def write(folder: Path, state: State, step: int, score: float | None) -> Path:
             f"{making / 'state.pt'} reads back differently from what was written: the disk is failing or full"
         )
     write_atomic(making / "manifest.json", json.dumps({"step": step, "score": score, "sha256": digest}))
-    target = folder / name
-    if target.exists():  # the same step again: the old one stands aside, still found, until the new one has its name
-        aside = folder / f"{ASIDE}{name}"
-        shutil.rmtree(aside, ignore_errors=True)
-        target.rename(aside)
-    making.rename(target)
-    sync_folder(folder)
-    shutil.rmtree(folder / f"{ASIDE}{name}", ignore_errors=True)
-    return target
 
 
 def valid(folder: Path) -> list[Checkpoint]:
@@ -169,7 +178,7 @@ def load_network(run: Run, which: Literal["last", "best"] = "last") -> nn.Module
     if not found:
         raise UserError(
             f"run {run.id} has no valid {'scored ' if which == 'best' else ''}checkpoint in {run.checkpoints}: "
-            f"train it first (runyard resume {run.id})"
+            f"train it first (runyard resume {run.reference})"
         )
     state = found[-1].load()
     data = json.loads((run.path / "data.json").read_text())
