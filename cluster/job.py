@@ -23,7 +23,7 @@ class TrainJob:
         stop = StopFlag()
         from runyard.errors import UserError
         from runyard.run import Run
-        from runyard.training.distributed import RankLost
+        from runyard.training.last_word import RankLost
         from runyard.training.learner import Diverged
         from runyard.training.loop import train
 

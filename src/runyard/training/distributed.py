@@ -8,7 +8,6 @@ import json
 import os
 import re
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from runyard.errors import UserError
-from runyard.training import meeting
+from runyard.training import last_word, meeting
 
 # What each launcher calls (rank, world size, local rank, local world size). The first whose rank is set is believed.
 LAUNCHERS: dict[str, tuple[str, str, str, str]] = {
@@ -32,11 +31,6 @@ LAUNCHERS: dict[str, tuple[str, str, str, str]] = {
     "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }
 JOIN_TIMEOUT_S = 120.0
-LAST_WORD_S = 2.0  # how long a rank that lost a connection looks for who is gone
-
-
-class RankLost(Exception):
-    """Another rank ended, and this one cannot go on. Says which, and of what as far as it can be known."""
 
 
 @dataclass(frozen=True)
@@ -149,10 +143,10 @@ def joined(place: Dist, meeting_folder: Path) -> Iterator[None]:
         )
         yield
     except BaseException as error:
-        if not _is_lost_connection(error):
-            _tell(store, place.rank, error)
+        if not last_word.is_lost_connection(error):
+            last_word.tell(store, place.rank, error)
             raise
-        raise _first_cause(store, places) from error
+        raise last_word.first_cause(store, places) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -170,41 +164,6 @@ def _wait_for_all(store: dist.Store, place: Dist) -> list[tuple[str, int]]:
             "look into their logs for why they did not start"
         ) from None
     return [tuple(json.loads(store.get(f"here/{r}"))) for r in range(place.world_size)]
-
-
-def _is_lost_connection(error: BaseException) -> bool:
-    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error))
-
-
-def _tell(store: dist.Store, rank: int, error: BaseException) -> None:
-    """The first rank to fail says of what; only the first is heard."""
-    word = {"rank": rank, "message": str(error) or type(error).__name__, "user_error": isinstance(error, UserError)}
-    with contextlib.suppress(RuntimeError):  # rank 0 kept the store, and is gone
-        store.compare_set("failed", "", json.dumps(word))
-
-
-def _first_cause(store: dist.Store, places: list[tuple[str, int]]) -> UserError | RankLost:
-    """What the others say they failed of, or who of them on this machine is gone without a word."""
-    deadline = time.monotonic() + LAST_WORD_S
-    while time.monotonic() < deadline:
-        with contextlib.suppress(RuntimeError):
-            if store.check(["failed"]):
-                word = json.loads(store.get("failed"))
-                return (UserError if word["user_error"] else RankLost)(f"rank {word['rank']}: {word['message']}")
-        if gone := [r for r, (host, pid) in enumerate(places) if host == socket.gethostname() and not _alive(pid)]:
-            return RankLost(
-                f"rank{'s' * (len(gone) > 1)} {', '.join(map(str, gone))} of {len(places)} ended without a word: "
-                "killed, perhaps for want of memory"
-            )
-        time.sleep(0.05)
-    return RankLost("the connection to another rank was lost: look into the ranks' logs")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
 
 
 def _address_file(place: Dist, folder: Path) -> Path:
