@@ -51,6 +51,10 @@ class StopFlag:
     def __call__(self) -> bool:
         return self._asked
 
+    def ignore(self) -> None:
+        """Hear no request any more, also while Python ends, when handlers of its own are gone already."""
+        _forget_handlers()
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
 

@@ -145,6 +145,8 @@ def train(args: argparse.Namespace) -> int:
     except (Diverged, RankLost) as error:
         print(f"runyard: {error}", file=sys.stderr)
         return FAILED
+    if outcome is Outcome.INTERRUPTED:
+        stop.ignore()  # all is saved, and srun ends ranks that are still leaving when rank 0 has left
     # Rank 0 speaks for all, and last: srun --kill-on-bad-exit=1 would end it, saving, at another rank's 130.
     return INTERRUPTED if outcome is Outcome.INTERRUPTED and from_environment(os.environ).rank == 0 else 0
 

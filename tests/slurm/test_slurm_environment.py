@@ -1,0 +1,70 @@
+"""What SLURM says to a task, and how tasks on several nodes find rank 0 where no name can be trusted.."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from runyard.errors import UserError
+from runyard.training import meeting
+from runyard.training.distributed import from_environment
+
+TASK = {"SLURM_PROCID": "4", "SLURM_NTASKS": "7", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "3", "SLURM_JOB_ID": "99"}
+
+
+@pytest.mark.parametrize(
+    ("listed", "node", "here"), [("4(x2)", 1, 4), ("2(x3),1", 2, 2), ("2(x3),1", 3, 1), ("3,4", 1, 4), ("7", 0, 7)]
+)
+def test_the_tasks_of_this_node_are_read_from_slurms_list(listed: str, node: int, here: int) -> None:
+    place = from_environment(TASK | {"SLURM_STEP_TASKS_PER_NODE": listed, "SLURM_NODEID": str(node)})
+    assert (place.rank, place.world_size, place.local_world_size) == (4, 7, here)
+
+
+@pytest.mark.parametrize("lacking", [{}, {"SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, {"SLURM_STEP_TASKS_PER_NODE": "?"}])
+def test_one_node_is_never_assumed(lacking: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="SLURM_STEP_TASKS_PER_NODE"):
+        from_environment(TASK | lacking)
+
+
+def test_a_requeued_job_and_another_step_of_it_meet_elsewhere() -> None:
+    task = TASK | {"SLURM_STEP_TASKS_PER_NODE": "7", "SLURM_NODEID": "0"}
+    starts = [{}, {"SLURM_RESTART_COUNT": "1"}, {"SLURM_STEP_ID": "4"}]
+    assert len({from_environment(task | start).job for start in starts}) == 3
+
+
+def test_rank_0_is_found_though_its_name_resolves_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "no-such-node.invalid")
+    monkeypatch.setattr(socket, "gethostname", lambda: "no-such-host.invalid")
+    opened = meeting.open_store(tmp_path / "meeting.json", one_node=False, timeout_s=10)
+    opened.set("said", "hello")
+    assert meeting.find_store(tmp_path / "meeting.json", timeout_s=10).get("said") == b"hello"
+
+
+def test_another_runs_store_at_the_same_address_is_passed_over(tmp_path: Path) -> None:
+    other = meeting.open_store(tmp_path / "other.json", one_node=True, timeout_s=10)
+    mine = json.loads((tmp_path / "other.json").read_text()) | {"secret": "mine"}
+    (tmp_path / "mine.json").write_text(json.dumps(mine))
+    with pytest.raises(UserError, match=f"rank 0 is reached at none of 127.0.0.1, port {other.port}"):
+        meeting.find_store(tmp_path / "mine.json", timeout_s=0.5)
+
+
+def test_gloo_takes_the_network_that_another_node_reached_rank_0_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes in one process: each has its host name and its environment in turn."""
+    store = meeting.open_store(tmp_path / "meeting.json", one_node=False, timeout_s=10)
+    interface, address = list(meeting._interfaces())[-1]
+    hosts, taken = ["first", "first", "second"], {}
+    here = threading.local()
+    monkeypatch.setattr(socket, "gethostname", lambda: here.name)
+
+    for name in ("second", "first"):
+        here.name = name
+        monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+        meeting.choose_network(store, hosts, address if name == "second" else "127.0.0.1", store.port)
+        taken[name] = meeting.os.environ.pop("GLOO_SOCKET_IFNAME")
+    assert taken == {"first": interface, "second": interface}
