@@ -1,7 +1,8 @@
 #!/bin/sh
 # Sets up all that runyard needs on a Debian or Ubuntu machine: OS libraries, uv, the locked environment in .venv, the project.
-# Use: `make setup` (also the first step of `make train`, `make test`, ...), or slurm/setup.sh [environment|data|lock]
-# data: also prepare CIFAR-10. lock: write requirements.lock anew, and nothing else.
+# Use: `make setup` (also the first step of `make train`, `make test`, ...), or slurm/setup.sh [environment|data|rehearsal|lock]
+# data: also prepare CIFAR-10. rehearsal: nothing but SLURM's packages, for a throwaway cluster on this machine.
+# lock: write requirements.lock anew, and nothing else.
 # What is already done is not done again; an install that was killed is begun anew.
 set -eu
 cd -P "$(dirname "$0")/.."
@@ -108,7 +109,8 @@ get_uv() {
 
 sync() {
     # shellcheck disable=SC2086 # quiet may be nothing
-    "$uv" pip sync $quiet --python .venv/bin/python --require-hashes --build-constraints requirements.lock "$@" requirements.lock
+    "$uv" pip sync $quiet --compile-bytecode --python .venv/bin/python --require-hashes \
+        --build-constraints requirements.lock "$@" requirements.lock
 }
 
 make_environment() {
@@ -146,6 +148,20 @@ prepare_data() {
     return "$status"
 }
 
+# SLURM's own programs; tests that need them are skipped where they cannot be had, so that is no error. The packages would
+# start services: a policy that says no is put in their way, where the machine has none of its own.
+get_rehearsal_tools() {
+    PATH=$PATH:/usr/sbin:/sbin
+    have slurmctld && have slurmd && have munged && have sbatch && return
+    policy=${POLICY_RC_D:-/usr/sbin/policy-rc.d}
+    if [ ! -e "$policy" ] && as_root sh -c 'printf "#!/bin/sh\nexit 101\n" >"$1" && chmod 755 "$1"' sh "$policy" 2>/dev/null; then
+        trap 'as_root rm -f "$policy"' EXIT
+        trap 'exit 130' INT TERM
+    fi
+    apt_install slurm-wlm munge ||
+        say "no SLURM here, so tests that rehearse on it are skipped; as root: apt-get install slurm-wlm munge"
+}
+
 mkdir -p build
 if have flock; then
     exec 9>build/setup.lock
@@ -160,6 +176,10 @@ if [ "$verb" = lock ]; then
     lock "$@"
     exit
 fi
+if [ "$verb" = rehearsal ]; then
+    get_rehearsal_tools
+    exit
+fi
 if ! ready; then
     find_python
     get_libraries
@@ -169,5 +189,5 @@ fi
 case $verb in
     environment) ;;
     data) prepare_data ;;
-    *) say "$verb: expected environment, data or lock"; exit 2 ;;
+    *) say "$verb: expected environment, data, rehearsal or lock"; exit 2 ;;
 esac
