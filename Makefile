@@ -2,11 +2,11 @@
 RUNYARD := .venv/bin/runyard
 PYTEST := .venv/bin/python -m pytest -q --durations=10
 
-.PHONY: help setup data train test check lint types lock clean
+.PHONY: help setup data train test check rehearsal-tools lint types lock clean
 .DEFAULT_GOAL := help
 
 help: ## List these targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
 
 setup: ## OS libraries (asks for root or sudo), the locked environment in .venv, the project itself
 	@slurm/setup.sh
@@ -17,11 +17,14 @@ data: ## Set up, then fetch, verify and write CIFAR-10 for FFCV into data/
 train: data ## Set up, get the data, train on all GPUs or two CPU ranks, write the report; ARGS="epochs=5" sets more
 	@$(RUNYARD) submit experiment=auto $(ARGS)
 
-test: data lint types ## Set up, then lint, types and every test
+test: data rehearsal-tools lint types ## Set up, SLURM's packages where it may, then lint, types and every test
 	@$(PYTEST) $(ARGS)
 
 check: setup lint types ## Set up, then lint, types and the fast tests that need no data set
 	@$(PYTEST) -m "not slow and not data" $(ARGS)
+
+rehearsal-tools: ## SLURM's packages (root or sudo), for a throwaway cluster on this machine
+	@slurm/setup.sh rehearsal
 
 lint: setup ## Ruff
 	@.venv/bin/ruff check .

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_TOOLS = [
-    "cat", "cp", "dirname", "env", "find", "flock", "make", "mkdir", "mv", "rm", "sed", "sh", "sha256sum", "tail"]
+    "cat", "chmod", "cp", "dirname", "env", "find", "flock", "make", "mkdir", "mv", "rm", "sed", "sh", "sha256sum",
+    "tail"]
 
 # Each stand-in notes its arguments in $FAKES/calls; a file $FAKES/lacks/NAME says that the machine has no NAME.
 STAND_INS = {
@@ -30,6 +31,7 @@ STAND_INS = {
     esac""",
     "apt-get": """echo "apt-get $*" >>"$FAKES/calls"
         if [ -e "$FAKES/lacks/network" ]; then for i in 1 2 3 4; do echo "E: wall of text"; done; exit 100; fi
+        case "$*" in *slurm-wlm*) cat "$POLICY_RC_D" >"$FAKES/policy" 2>/dev/null ;; esac
         [ "$1" != install ] || for got in opencv4 libturbojpeg headers venv; do rm -f "$FAKES/lacks/$got"; done""",
     "uv": """case "$1" in --version) exit 0 ;; esac
         echo "uv $*" >>"$FAKES/calls"
@@ -73,7 +75,8 @@ class Machine:
 
     def make(self, target: str = "setup") -> subprocess.CompletedProcess[str]:
         (self.fakes / "calls").write_text("")
-        environment = {"PATH": str(self.bin), "HOME": str(self.folder), "FAKES": str(self.fakes)}
+        environment = {"PATH": str(self.bin), "HOME": str(self.folder), "FAKES": str(self.fakes),
+                       "POLICY_RC_D": str(self.fakes / "policy-rc.d")}
         return subprocess.run([self.bin / "make", target], cwd=self.folder, env=environment, stdin=subprocess.DEVNULL,
                               capture_output=True, text=True)
 
@@ -215,6 +218,22 @@ def test_uv_comes_by_pip_or_in_a_venv_where_it_is_missing(machine: Machine, lack
     assert done.returncode == 0, done.stderr
     assert machine.calls("python3")[0] == way
     assert len(machine.calls("uv")) == 3
+
+
+def test_slurms_packages_come_alone_and_start_no_service(machine: Machine) -> None:
+    done = machine.make("rehearsal-tools")
+    assert done.returncode == 0, done.stderr
+    assert machine.calls("apt-get") == ["update", "install -y --no-install-recommends slurm-wlm munge"]
+    assert machine.calls("uv") == []
+    assert "exit 101" in (machine.fakes / "policy").read_text()  # as the packages found it
+    assert not (machine.fakes / "policy-rc.d").exists()
+
+
+def test_where_slurm_cannot_be_had_it_is_said_and_no_error(machine: Machine) -> None:
+    done = machine.lacks("root", "sudo").make("rehearsal-tools")
+    assert done.returncode == 0, done.stderr
+    assert "tests that rehearse on it are skipped" in done.stderr
+    assert machine.calls("apt-get") == []
 
 
 def test_npm_is_installed_only_where_the_other_sources_failed(machine: Machine) -> None:
