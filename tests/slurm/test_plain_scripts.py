@@ -39,9 +39,9 @@ def whole(slurm: Cluster, make_run: Callable[..., Run]) -> Run:
     return run
 
 
-def interrupted(slurm: Cluster, run: Run, how: Callable[[str], object]) -> str:
+def interrupted(slurm: Cluster, run: Run, how: Callable[[str], object], script: str = "train.sbatch") -> str:
     """Start ``run``, do ``how`` to its job once some epochs are learned; the job, which ended within 15 seconds."""
-    job = slurm.submit("train.sbatch", run.path)
+    job = slurm.submit(script, run.path)
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and len(rows(run, "epoch")) < 3:
         time.sleep(0.05)
@@ -50,11 +50,11 @@ def interrupted(slurm: Cluster, run: Run, how: Callable[[str], object]) -> str:
     return job
 
 
-def goes_on_to_the_bits_of(whole: Run, slurm: Cluster, run: Run) -> None:
+def goes_on_to_the_bits_of(whole: Run, slurm: Cluster, run: Run, script: str = "train.sbatch") -> None:
     found = checkpoint.newest(run.checkpoints)
     assert found is not None
     assert 0 < found.step < EPOCHS * STEPS_PER_EPOCH, "it was to be interrupted on its way"
-    job = slurm.submit("train.sbatch", run.path)
+    job = slurm.submit(script, run.path)
     assert slurm.end(job) == ("COMPLETED", "0:0"), slurm.said(job)
     start = rows(run, "start")[-1]
     assert (start["step"], start["world_size"]) == (found.step, 4)
@@ -67,15 +67,15 @@ def test_srun_trains_over_two_nodes_to_the_end(whole: Run) -> None:
     assert rows(whole, "stop")[-1]["reason"] == "finished"
 
 
-def test_torchrun_over_two_nodes_learns_the_same_bits(
+def test_torchrun_over_two_nodes_saves_when_asked_and_learns_the_same_bits(
     whole: Run, slurm: Cluster, make_run: Callable[..., Run]
 ) -> None:
-    run = make_run(*SETTINGS)
-    job = slurm.submit("train_torchrun.sbatch", run.path)
-    assert slurm.end(job) == ("COMPLETED", "0:0"), slurm.said(job)
-    (start,) = rows(run, "start")
+    run, script = make_run(*SETTINGS), "train_torchrun.sbatch"
+    interrupted(slurm, run, lambda job: slurm.lab.run("scancel", "--signal=USR2", job), script)
+    assert rows(run, "stop")[-1]["reason"] == "interrupted"
+    goes_on_to_the_bits_of(whole, slurm, run, script)
+    start = rows(run, "start")[-1]
     assert (start["launcher"], start["world_size"], start["nodes"]) == ("torchrun", 4, 2)
-    assert same(final_state(whole), final_state(run))
 
 
 def test_the_time_limits_signal_saves_and_the_same_line_goes_on_to_the_same_bits(
