@@ -100,6 +100,7 @@ def test_offline_needs_no_account_no_network_and_writes_one_record(
     recorder.event("epoch", **EPOCH)
     recorder.event("final", **FINAL)
     recorder.close()
+    wandb.teardown()  # as at the end of a process: waits until all of it is on disk
     (record,) = (run.path / "wandb").glob("offline-run-*/*.wandb")
     assert record.name == f"run-{run.id}.wandb"
     for word in (b"train/loss", b"abacus", b"tagged", b"confusion_matrix", b"top1_best"):
