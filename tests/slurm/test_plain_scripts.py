@@ -97,7 +97,7 @@ def test_a_killed_rank_ends_the_job_soon_and_the_same_line_goes_on_to_the_same_b
 ) -> None:
     run = make_run(*SETTINGS)
     interrupted(slurm, run, lambda job: os.kill(ranks_of(run)[-1], signal.SIGKILL))
-    # who was killed is seen on its own node; from another only that somebody is gone. Rank 0 may have been it: no word then
+    # Who was killed is seen on its own node, from another only that somebody is gone; if it was rank 0, nobody writes
     for stop in rows(run, "stop"):
         assert "killed" in stop["message"] or "another rank was lost" in stop["message"]
     goes_on_to_the_bits_of(whole, slurm, run)
