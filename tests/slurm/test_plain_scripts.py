@@ -96,24 +96,23 @@ def test_a_killed_rank_ends_the_job_soon_and_the_same_line_goes_on_to_the_same_b
     whole: Run, slurm: Cluster, make_run: Callable[..., Run]
 ) -> None:
     run = make_run(*SETTINGS)
-    interrupted(slurm, run, lambda job: os.kill(ranks_of(run)[-1], signal.SIGKILL))
-    # Who was killed is seen on its own node, from another only that somebody is gone; if it was rank 0, nobody writes
-    for stop in rows(run, "stop"):
-        assert "killed" in stop["message"] or "another rank was lost" in stop["message"]
+    interrupted(slurm, run, lambda job: os.kill(ranks_of(run)[1], signal.SIGKILL))
+    assert "rank 1 of 4 ended without a word: killed" in rows(run, "stop")[-1]["message"], "rank 0 shares its node"
     goes_on_to_the_bits_of(whole, slurm, run)
 
 
-def ranks_of(run: Run) -> list[int]:
-    """Process ids, as this machine sees them, of the tasks that train ``run``."""
-    found = []
+def ranks_of(run: Run) -> dict[int, int]:
+    """Process ids, as this machine sees them, of the tasks that train ``run``, by rank."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = (process / "cmdline").read_bytes().split(b"\0")
+            environment = dict(v.partition("=")[::2] for v in (process / "environ").read_text().split("\0"))
         except OSError:
             continue
         if words[1:5] == [b"-m", b"runyard", b"train", os.fsencode(run.path)]:
-            found.append(int(process.name))
-    return sorted(found)
+            found[int(environment["SLURM_PROCID"])] = int(process.name)
+    return found
 
 
 def test_scancel_saves(slurm: Cluster, make_run: Callable[..., Run]) -> None:
