@@ -7,9 +7,8 @@ from pathlib import Path
 
 from cluster.compose import groups, network_settings
 from runyard import config as schema
-
-VERBS = ("prepare", "submit", "resume", "train", "create", "report", "predict", "inspect", "settings", "completion")
-OF_A_RUN = {"resume", "train", "report", "predict"}
+from runyard.arguments import positionals
+from runyard.verbs import NAMES
 
 BASH = """_runyard() {
   local IFS=$'\\n' cur line=${COMP_LINE:0:COMP_POINT}
@@ -32,11 +31,15 @@ def answer(line: str) -> list[str]:
     _, *words = line.split(" ")
     current = words[-1] if words else ""
     if len(words) < 2:
-        return [v for v in VERBS if v.startswith(current)]
+        return [v for v in NAMES if v.startswith(current)]
     if words[0] == "completion":
         return [shell for shell in ("bash", "zsh") if shell.startswith(current)]
-    if words[0] in OF_A_RUN:
-        references = ["@last", *_run_ids()] if len(words) == 2 else []  # after it, the shell's own: file names
+    if words[0] not in NAMES:
+        return []
+    takes = positionals(words[0])
+    if takes & {"run", "runs"}:
+        several = "runs" in takes  # after the one run, the shell completes its own: file names
+        references = ["@last", *_run_ids()] if len(words) == 2 or several else []
         return [i for i in references if i.startswith(current)]
     name, given, value = current.partition("=")
     options = groups() | {"experiment": ["auto", *groups()["experiment"]]}

@@ -82,7 +82,7 @@ def heavy_ways(modules: Sources, package: str) -> list[str]:
 
 def launchers(modules: Sources) -> list[str]:
     ours = {name: text for name, text in modules.items() if name.startswith("runyard")}
-    return outsiders(ours, {"cluster", "submitit", "hydra", "omegaconf"}, ("runyard.cli",))
+    return outsiders(ours, {"cluster", "submitit", "hydra", "omegaconf"}, ("runyard.verbs",))
 
 
 def test_the_training_program_imports_no_launcher_outside_its_command_line() -> None:

@@ -128,11 +128,34 @@ class TrackingConfig:
 class ClusterConfig:
     """Where the run's tasks are started."""
 
-    name: Literal["local"] = setting("Profile")
+    name: str = setting("Profile")
+    launcher: Literal["local", "slurm"] = setting("submitit's executor: processes on this machine, or SLURM jobs")
     nodes: int = setting("Machines", least=1)
-    tasks_per_node: int | None = setting("Processes on a machine; null: one per GPU, or 2 without a GPU", least=1)
-    gpus_per_node: int | None = setting("GPUs on a machine; null: all there are", least=0)
-    timeout_min: int = setting("Time limit; a minute before it the job saves and stops, min", least=2, most=525_600)
+    tasks_per_node: int | None = setting(
+        "Processes on a machine; null: one per GPU, or without a GPU 2 here and 1 on SLURM", least=1
+    )
+    gpus_per_node: int | None = setting("GPUs on a machine; null: all there are here, none on SLURM", least=0)
+    cpus_per_task: int | None = setting("CPUs of each process; null: the cluster's default", least=1)
+    mem_gb: int | None = setting("Memory on each machine, GB; null: the cluster's default", least=1)
+    timeout_min: int = setting("Time limit, min", least=2, most=525_600)
+    signal_delay_s: int = setting("Save and stop this long before the time limit, s", least=10)
+    account: str | None = setting("Who is charged")
+    partition: str | None = setting("Partition; null: the cluster's own choice")
+    qos: str | None = setting("Quality of service")
+    constraint: str | None = setting("Features that nodes must have, as h200|l40s")
+    gres: str | None = setting("GPUs of a kind, as gpu:rtx8000:2, where the cluster wants them so; else gpus_per_node")
+    comment: str | None = setting("Comment; some clusters read wishes from it")
+    exclude: str | None = setting("Nodes not to be used, as node[1-3,7]")
+    nodelist: str | None = setting("Nodes to be used, as node[1-3,7]")
+    mail_user: str | None = setting("Address for SLURM's mails")
+    mail_type: str | None = setting("When SLURM sends mail, as END,FAIL")
+    requeue: bool = setting("Go on by itself after a time limit, a preemption, a crash or a dead node")
+    array_parallelism: int = setting("Points of a sweep that run at the same time", least=1)
+    python: str | None = setting("Program that starts Python in a job; null: slurm/python.sh of this checkout")
+    env_setup: list[str] = setting("Shell commands run in the job before Python, as [module load cuda]")
+    stage_data: str | None = setting(
+        "Folder on each node's own disk that the data is copied to first, as $SLURM_TMPDIR; null: read where it is"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,19 @@
+"""One file per verb of the command line: HELP, EXAMPLE, ``arguments(parser)`` and ``run(args) -> exit code``.
+
+A verb imports what it needs inside ``run``: `runyard --help` reads all these files.
+"""
+
+from __future__ import annotations
+
+NAMES = (  # in the order of `runyard --help`
+    "prepare",
+    "submit",
+    "resume",
+    "train",
+    "create",
+    "report",
+    "predict",
+    "inspect",
+    "settings",
+    "completion",
+)

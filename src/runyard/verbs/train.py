@@ -1,0 +1,40 @@
+"""``runyard train``: train a run here, in this process (what torchrun and srun start)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from runyard.arguments import of_a_run
+from runyard.errors import FAILED, INTERRUPTED
+
+HELP = "train a run here, in this process (what torchrun and srun start)"
+EXAMPLE = "torchrun --nproc-per-node 4 -m runyard train runs/ID"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    of_a_run(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from cluster.job import StopFlag
+    from runyard.run import Run
+
+    run = Run.find(args.run, args.runs_dir)
+    stop = StopFlag()  # before torch, whose import takes seconds
+    from runyard.training.distributed import from_environment
+    from runyard.training.last_word import RankLost
+    from runyard.training.learner import Diverged
+    from runyard.training.loop import Outcome
+    from runyard.training.loop import train as train_run
+
+    try:
+        outcome = train_run(run, stop)
+    except (Diverged, RankLost) as error:
+        print(f"runyard: {error}", file=sys.stderr)
+        return FAILED
+    if outcome is Outcome.INTERRUPTED:
+        stop.ignore()  # all is saved, and srun ends ranks that are still leaving when rank 0 has left
+    # Rank 0 speaks for all, and last: srun --kill-on-bad-exit=1 would end it, saving, at another rank's 130.
+    return INTERRUPTED if outcome is Outcome.INTERRUPTED and from_environment(os.environ).rank == 0 else 0
