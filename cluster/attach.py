@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import submitit
 from rich.console import Console
@@ -18,7 +20,57 @@ from runyard.tracking import journal
 from runyard.tracking.words import clock, say
 
 POLL_S = 0.5
+QUEUE_POLL_S = 5.0  # a controller answers many
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
 DEAD_AFTER_POLLS = 10  # a journal may reach a shared disk some seconds after its writer ended
+
+
+class Job(Protocol):
+    """A job that was started, wherever."""
+
+    id: str
+    logs: Path
+
+    def over(self) -> bool:
+        """Whether it has ended, and nothing will start it again by itself."""
+
+    def interrupt(self) -> str:
+        """What Ctrl-C does to it, and the words that say so."""
+
+
+class LocalJob:
+    """Processes on this machine. Ctrl-C asks them to save and stop; a second leaves them to do so alone."""
+
+    def __init__(self, job: submitit.Job[str]) -> None:
+        self.id, self.logs, self._job = str(job.job_id), Path(job.paths.folder), job
+
+    def over(self) -> bool:
+        return bool(self._job.done())
+
+    def interrupt(self) -> str:
+        if not self.over():
+            os.kill(int(self.id), signal.SIGTERM)
+        return "stopping: saving a checkpoint first (Ctrl-C again to leave it to finish alone)"
+
+
+class SlurmJob:
+    """A job on SLURM's queue. Ctrl-C leaves it alone: it was put there to go on without this terminal."""
+
+    def __init__(self, job_id: str, logs: Path) -> None:
+        self.id, self.logs = job_id, logs
+        self._asked_at, self._over = -QUEUE_POLL_S, False
+
+    def over(self) -> bool:
+        if not self._over and time.monotonic() - self._asked_at >= QUEUE_POLL_S:
+            self._asked_at = time.monotonic()
+            asked = ["squeue", "--noheader", f"--jobs={self.id}", "--states=all", "--format=%T"]
+            said = subprocess.run(asked, capture_output=True, text=True)
+            gone = said.returncode != 0 and "Invalid job id" in said.stderr
+            self._over = gone or (said.returncode == 0 and set(said.stdout.split()) <= OVER)
+        return self._over
+
+    def interrupt(self) -> str:
+        raise KeyboardInterrupt
 
 
 class Attached:
@@ -40,10 +92,10 @@ class Attached:
         self._began = False
         self._end: dict[str, Any] | None = None
 
-    def follow(self, job: submitit.Job[str]) -> dict[str, Any]:
+    def follow(self, job: Job) -> dict[str, Any]:
         """Show progress until the job ends; return the journal's stop row, or one in its place.
 
-        Ctrl-C or SIGTERM asks the job to save and stop; a second leaves it to do so alone.
+        Ctrl-C or SIGTERM does what the job's kind says, and a second always leaves it alone: KeyboardInterrupt.
         """
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
@@ -52,11 +104,11 @@ class Attached:
         finally:
             signal.signal(signal.SIGTERM, before)
 
-    def _wait(self, job: submitit.Job[str]) -> dict[str, Any]:
+    def _wait(self, job: Job) -> dict[str, Any]:
         asked, polls_after_end = False, 0
         while True:
             try:
-                over = job.done()
+                over = job.over()
                 self._show()
                 if over and self._end is not None:
                     return self._end
@@ -70,14 +122,13 @@ class Attached:
                 if asked:
                     raise
                 asked = True
-                self._console.print("stopping: saving a checkpoint first (Ctrl-C again to leave it to finish alone)")
-                stop(job)
+                self._console.print(job.interrupt())
 
     def _show(self) -> None:
         rows, _ = journal.read(self._run.journal_path)
         for row in rows[self._seen :]:
             self._began |= row["event"] == "start"
-            self._end = row if row["event"] == "stop" else self._end
+            self._end = {"stop": row, "start": None, "requeue": None}.get(row["event"], self._end)
             if (line := say(row, self._run.config.epochs)) is not None:
                 self._console.print(line, highlight=False)
         self._seen = max(self._seen, len(rows))
@@ -94,15 +145,9 @@ class Attached:
         )
 
 
-def stop(job: submitit.Job[str]) -> None:
-    """Ask a local job to save and stop."""
-    if not job.done():
-        os.kill(int(job.job_id), signal.SIGTERM)
-
-
-def _died(job: submitit.Job[str]) -> dict[str, Any]:
+def _died(job: Job) -> dict[str, Any]:
     """What the tasks' logs say of an end that rank 0 could not write down."""
-    logs = sorted(job.paths.folder.glob(f"{job.job_id}_*_log.err"))
+    logs = sorted(job.logs.glob(f"{job.id}_*_log.err"))
     said = [line for log in logs for line in log.read_text(errors="replace").splitlines()[-1:]]
     ours = [line.removeprefix("runyard: ") for line in said if line.startswith("runyard: ")]
     return {

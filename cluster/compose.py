@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,10 @@ def compose(overrides: list[str]) -> Composed:
         UserError: an unknown setting or group option, a wrong type or value, or settings at odds.
     """
     overrides = [o for o in map(_readable, overrides) if o != "experiment=null"]  # none is what there is by default
+    if "experiment=auto" in overrides:
+        others = [o for o in overrides if not o.startswith("experiment=")]
+        picked = f"experiment={pick_experiment(compose(others).config.cluster)}"
+        overrides = [picked if o == "experiment=auto" else o for o in overrides]
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             values = OmegaConf.to_container(
@@ -59,9 +65,31 @@ def compose(overrides: list[str]) -> Composed:
     return Composed(config, known, overrides)
 
 
-def pick_experiment() -> str:
-    """``paper`` where there is an NVIDIA GPU, else ``starter``."""
-    return "paper" if gpu_count() else "starter"
+def expand(overrides: list[str]) -> list[list[str]]:
+    """Every point of the grid that comma-separated values span, in the order of writing, the last setting fastest.
+
+    Raises:
+        UserError: an override that cannot be read.
+    """
+    return [list(point) for point in itertools.product(*map(_choices, overrides))]
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted names of the settings that differ, with both values; None where one side lacks it."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in dict.fromkeys([*one, *other]):
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found |= differences(a, b, f"{path}{name}.")
+        elif a != b:
+            found[path + name] = (a, b)
+    return found
+
+
+def pick_experiment(cluster: schema.ClusterConfig) -> str:
+    """``paper`` where there will be an NVIDIA GPU, else ``starter``."""
+    gpus = cluster.gpus_per_node if cluster.launcher == "slurm" else gpu_count()
+    return "paper" if gpus else "starter"
 
 
 def gpu_count() -> int:
@@ -101,10 +129,22 @@ def _readable(override: str) -> str:
             f"as '{name}=\"/a (1)/b\"'"
         ) from None
     if read.is_sweep_override():
-        raise UserError(f"{override}: expected one value; a list is written [a,b], and text with a comma in quotes")
+        raise UserError(
+            f"{override}: expected one value; a list is written [a,b], text with a comma in quotes, "
+            "and a sweep over values begins with -m"
+        )
     if name in groups():
         return _check_options(name, read.value(), override.lstrip("+"))
     return override.lstrip("+")
+
+
+def _choices(override: str) -> list[str]:
+    name = override.lstrip("+").partition("=")[0]
+    try:
+        read = OverridesParser.create().parse_override(override.lstrip("+"))
+    except HydraException:
+        return [_readable(override)]  # says what is wrong
+    return [f"{name}={value}" for value in read.sweep_string_iterator()] if read.is_sweep_override() else [override]
 
 
 def _check_name(name: str) -> None:
@@ -115,12 +155,12 @@ def _check_name(name: str) -> None:
 
 
 def _check_options(group: str, value: Any, override: str) -> str:
-    """A group's override, ``experiment=auto`` replaced by what it picks."""
+    """A group's override, refused if there is no such option."""
     options = groups().get(group, [])
     if group == "experiment":
         options = ["auto", *options]
-        if value in (None, "auto"):
-            return f"experiment={pick_experiment() if value else 'null'}"
+        if value is None:
+            return "experiment=null"
     for option in value if isinstance(value, list) else [value]:
         if not isinstance(option, dict) and option not in options:
             near = difflib.get_close_matches(str(option), options, n=1, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""From overrides to a running job: compose, validate, check what is cheap to check, create the run, submit."""
+"""From overrides to jobs: compose, validate, check what is cheap to check, create the runs, submit."""
 
 from __future__ import annotations
 
@@ -10,55 +10,139 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import submitit
 
-from cluster.compose import Composed, compose, gpu_count
+from cluster.attach import Job, LocalJob, SlurmJob
+from cluster.compose import Composed, compose, differences, expand, gpu_count
+from cluster.executor import Batch, require_sbatch, tasks_per_node
 from cluster.job import TrainJob
+from runyard import config as schema
 from runyard.config import ClusterConfig, Config, check_world
 from runyard.data import manifest
 from runyard.errors import UserError
-from runyard.run import Run
+from runyard.fields import written
+from runyard.run import Run, new_id
 
-SAVE_BEFORE_LIMIT_S = 60  # how long before the time limit a job is asked to save and stop
 LEAST_FREE_MB = 500
+# What a run may go on with: nothing that changes what it learns.
+FREE = ("cluster.", "checkpoint.", "tracking.", "data.root", "workers", "loader", "eval_batch_size")
 
 
-def submit(overrides: list[str]) -> tuple[Run, submitit.Job[str]]:
-    """Create a run from ``overrides`` and start it.
+@dataclass(frozen=True)
+class Plan:
+    """A checked submission that has not been made: one point, or several of a sweep."""
+
+    points: list[Composed]
+    after: str | None
+
+    @property
+    def config(self) -> Config:
+        return self.points[0].config
+
+
+def plan(overrides: list[str], *, sweep: bool = False, after: str | None = None, dry_run: bool = False) -> Plan:
+    """Compose every point and check it against the data and this machine; data may come to be while it waits ``after``.
 
     Raises:
-        UserError: the configuration, the data or this machine cannot carry it. Nothing was created then.
+        UserError: the configuration, the data or this machine cannot carry it. Nothing was created.
     """
-    composed = compose(overrides)
-    tasks, _ = layout(composed.config.cluster)
-    preflight(composed.config, tasks, manifest.prepare_command(composed.overrides))
-    run = Run.create(composed.config, _kept(composed))
+    points = [compose(point) for point in (expand(overrides) if sweep else [overrides])]
+    made = Plan(points, after)
+    if len({repr(point.config.cluster) for point in points}) > 1:
+        raise UserError("a sweep is one array of equal jobs: leave the cluster's settings out of what it varies")
+    if after is not None and made.config.cluster.launcher == "local":
+        raise UserError(f"--after {after}: cluster=local has no queue to wait in; submit when that has ended")
+    needs_data = after is None and not dry_run
+    for point in points:
+        tasks, _ = layout(point.config.cluster)
+        preflight(point.config, tasks, manifest.prepare_command(point.overrides), needs_data=needs_data)
+    return made
+
+
+def submit(made: Plan) -> list[tuple[Run, Job]]:
+    """Create the runs and put them on SLURM's queue, several as one array; or start the first on this machine.
+
+    Raises:
+        UserError: sbatch is missing or refused. The runs it was for are gone again.
+    """
+    if made.config.cluster.launcher == "local":
+        return [start_here(point) for point in made.points[:1]]
+    require_sbatch()
+    sweep = new_id(made.config.name) if len(made.points) > 1 else None
+    runs = [Run.create(point.config, _kept(point), sweep) for point in made.points]
+    try:
+        return list(zip(runs, _queue(runs, sweep, made.after), strict=True))
+    except BaseException:
+        for run in runs:
+            shutil.rmtree(run.path)
+        raise
+
+
+def start_here(point: Composed) -> tuple[Run, Job]:
+    """Create one run and start it on this machine."""
+    run = Run.create(point.config, _kept(point))
     return run, launch(run)
 
 
-def launch(run: Run) -> submitit.Job[str]:
+def launch(run: Run, after: str | None = None) -> Job:
     """Start a job for ``run``, new or to be resumed. The job runs the code snapshot in the run's directory."""
-    cluster = run.config.cluster
-    tasks, gpus = layout(cluster)
+    if run.config.cluster.launcher == "slurm":
+        require_sbatch()
+        return _queue([run], None, after)[0]
+    tasks, gpus = layout(run.config.cluster)
     python = f"{shlex.quote(sys.executable)} -m cluster.task"
-    executor = submitit.LocalExecutor(folder=run.path / "slurm", python=python)
+    executor = submitit.AutoExecutor(run.path / "slurm", cluster="local", local_python=python)
     executor.update_parameters(
         tasks_per_node=tasks,
         gpus_per_node=gpus,
-        timeout_min=cluster.timeout_min,
-        signal_delay_s=SAVE_BEFORE_LIMIT_S,
+        timeout_min=run.config.cluster.timeout_min,
+        local_signal_delay_s=run.config.cluster.signal_delay_s,
         nodes=1,
     )
     with _job_environment(run):
-        job: submitit.Job[str] = executor.submit(TrainJob(str(run.path)))
-    run.add_job({"id": job.job_id, "cluster": cluster.name, "tasks": tasks, "gpus": gpus, "submitted": time.time()})
-    return job
+        job = executor.submit(TrainJob(str(run.path)))
+    _note(run, str(job.job_id), run.path / "slurm", tasks, gpus)
+    return LocalJob(job)
+
+
+def resume(run: Run, overrides: list[str]) -> Job:
+    """Start a job that goes on with ``run``, with other settings of the kind that does not change what the run learns.
+
+    Raises:
+        UserError: one that does, named with its old and its new value.
+    """
+    given = run.record.get("overrides", [])
+    changed = differences(compose(given).values, compose([*given, *overrides]).values)
+    for name, (old, new) in changed.items():
+        if not name.startswith(FREE):
+            raise UserError(
+                f"{name}={written(new)}: run {run.id} was begun with {written(old)}, and would learn "
+                f"something else; resume takes {', '.join(n.rstrip('.') for n in FREE)}; start a new run for the rest"
+            )
+    run.lease().release()  # refuse at once what another process is writing
+    values = schema.to_dict(run.config)
+    for name, (_, new) in changed.items():
+        *groups, leaf = name.split(".")
+        inner = values
+        for group in groups:
+            inner = inner[group]
+        inner[leaf] = new
+    config = schema.from_dict(values)
+    tasks, _ = layout(config.cluster)
+    preflight(config, tasks, manifest.prepare_command(run.record.get("overrides", [])))
+    if changed:
+        run.amend(config, overrides)
+    return launch(run)
 
 
 def layout(cluster: ClusterConfig) -> tuple[int, int]:
-    """Tasks and GPUs on this machine: one task per GPU, or two without any."""
+    """Tasks and GPUs of each machine: one task per GPU, or two on this machine without any."""
+    if cluster.launcher == "slurm":
+        return tasks_per_node(cluster), cluster.gpus_per_node or 0
     there = gpu_count()
     gpus = there if cluster.gpus_per_node is None else cluster.gpus_per_node
     if gpus > there:
@@ -73,16 +157,22 @@ def layout(cluster: ClusterConfig) -> tuple[int, int]:
     return tasks, gpus
 
 
-def preflight(config: Config, tasks: int, prepare: str = "runyard prepare data=NAME") -> None:
+def preflight(
+    config: Config, tasks: int, prepare: str = "runyard prepare data=NAME", *, needs_data: bool = True
+) -> None:
     """The cheap checks that save a queue slot: batch divides, disk not full, data there (by ``prepare``)."""
-    check_world(config, tasks)
-    folder = manifest.folder(config.data)
-    data = manifest.load(folder, prepare)
-    manifest.verify(folder, data, list(data.splits), hash_files=False)
-    samples = data.splits["train"].samples
-    if config.batch_size > samples:
-        raise UserError(f"batch_size={config.batch_size}: {folder} holds {samples} training images; set at most that")
-    if config.precision == "fp16" and not gpu_count():
+    check_world(config, tasks * config.cluster.nodes)
+    if needs_data:
+        folder = manifest.folder(config.data)
+        data = manifest.load(folder, prepare)
+        manifest.verify(folder, data, list(data.splits), hash_files=False)
+        samples = data.splits["train"].samples
+        if config.batch_size > samples:
+            raise UserError(
+                f"batch_size={config.batch_size}: {folder} holds {samples} training images; set at most that"
+            )
+    gpus = config.cluster.gpus_per_node if config.cluster.launcher == "slurm" else gpu_count()
+    if config.precision == "fp16" and not gpus:
         raise UserError("precision=fp16 needs a GPU, and this machine shows none: set precision=bf16 or fp32")
     runs_dir = Path(config.runs_dir).absolute()
     there = next(folder for folder in (runs_dir, *runs_dir.parents) if folder.exists())
@@ -92,6 +182,24 @@ def preflight(config: Config, tasks: int, prepare: str = "runyard prepare data=N
             f"runs_dir={config.runs_dir}: {free_mb:.0f} MB free, expected {LEAST_FREE_MB} MB at least; "
             "free some, or set runs_dir elsewhere"
         )
+
+
+def _queue(runs: list[Run], sweep: str | None, after: str | None) -> list[Job]:
+    folder = runs[0].path / "slurm" if sweep is None else runs[0].path.parent / ".sweeps" / sweep
+    folder.mkdir(parents=True, exist_ok=True)
+    batch = Batch(sweep or runs[0].id, folder, runs, after)
+    jobs: list[Job] = []
+    for run, job_id in zip(runs, batch.submit(), strict=True):
+        _note(run, job_id, folder, *layout(run.config.cluster))
+        jobs.append(SlurmJob(job_id, folder))
+    return jobs
+
+
+def _note(run: Run, job_id: str, logs: Path, tasks: int, gpus: int) -> None:
+    cluster = run.config.cluster
+    size = {"nodes": cluster.nodes, "tasks_per_node": tasks, "gpus_per_node": gpus}
+    where: dict[str, Any] = {"id": job_id, "launcher": cluster.launcher, "cluster": cluster.name}
+    run.add_job(where | size | {"submitted": time.time(), "logs": os.path.relpath(logs, run.path)})
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from cluster.job import STOP_SIGNALS
+from runyard.stopping import STOP_SIGNALS
 
 if __name__ == "__main__":
     os.setsid()

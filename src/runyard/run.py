@@ -81,14 +81,14 @@ class Run:
         return noted is not None and noted != sha256(self.path / "config.yaml")
 
     @classmethod
-    def create(cls, config: Config, overrides: list[str]) -> Run:
-        """A new directory under ``config.runs_dir``, complete before it gets its name.
+    def create(cls, config: Config, overrides: list[str], sweep: str | None = None) -> Run:
+        """A new directory under ``config.runs_dir``, complete before it gets its name, in a ``sweep`` or alone.
 
         Raises:
             UserError: the folder cannot be written.
         """
         runs_dir = Path(config.runs_dir).absolute()
-        run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}-{secrets.token_hex(2)}"
+        run_id = new_id(config.name)
         making = runs_dir / f".making-{run_id}"
         try:
             making.mkdir(parents=True)
@@ -103,6 +103,7 @@ class Run:
                     "code_sha256": code_hash,
                     "config_sha256": sha256(making / "config.yaml"),
                     "overrides": overrides,
+                    "sweep": sweep,
                     "jobs": [],
                 }
                 (making / "checkpoints").mkdir()
@@ -175,6 +176,16 @@ class Run:
         with self.writing():
             write_atomic(self.path / "run.json", json.dumps(self.record, indent=1))
 
+    def amend(self, config: Config, overrides: list[str]) -> None:
+        """Go on with other settings. Which may change is the caller's business; ``run.json`` keeps what was said."""
+        with self.writing():
+            write_atomic(self.path / "config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False))
+            self.record.setdefault("amended", []).append({"t": time.time(), "overrides": overrides})
+            self.record["overrides"] = [*self.record.get("overrides", []), *overrides]
+            self.record["config_sha256"] = sha256(self.path / "config.yaml")
+            write_atomic(self.path / "run.json", json.dumps(self.record, indent=1))
+        self.config = config
+
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Within the block a disk that is full or cannot be written is the user's to mend: UserError, not OSError."""
@@ -196,6 +207,11 @@ class Run:
         """
         with self.writing():
             return Lease(self)
+
+
+def new_id(name: str) -> str:
+    """Of a run or a sweep: sorts by time, and is no other's."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{secrets.token_hex(2)}"
 
 
 def _mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:

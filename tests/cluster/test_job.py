@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 EARLY = """
 import os, signal, sys
 os.kill(os.getpid(), signal.{name})  # while Python still imports
-from cluster.job import StopFlag
-print("alive", os.getsid(0) == os.getpid(), StopFlag()())
+from runyard.stopping import StopFlag
+print("alive", os.getsid(0) == os.getpid(), bool(StopFlag()()))
 """
 CHILDREN = """
 import os, signal, subprocess, sys
-from cluster.job import StopFlag
+from runyard.stopping import StopFlag
 stop = StopFlag()
 child = os.fork()
 if child == 0:
@@ -30,9 +30,9 @@ if child == 0:
         os.kill(os.getpid(), number)
     os._exit(42 if not stop() else 1)
 _, status = os.waitpid(child, 0)
-print("child", os.waitstatus_to_exitcode(status), "parent", stop())
+print("child", os.waitstatus_to_exitcode(status), "parent", bool(stop()))
 os.kill(os.getpid(), signal.SIGUSR2)
-print("parent", stop())
+print("parent", bool(stop()))
 """
 
 

@@ -28,6 +28,8 @@ def say(row: Row, epochs: int) -> str | None:
                 f"final test top-1 {row['top1']:.2%} (best {row['top1_best']:.2%} in epoch {row['best_epoch']}), "
                 f"trained in {clock(row['clock_s'])}"
             )
+        case "requeue":
+            return f"{row['cause']}: back into the queue, to go on at step {row['step']}"
         case "warning":
             return f"warning: {row['message']}"
     return None

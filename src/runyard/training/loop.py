@@ -22,10 +22,11 @@ from runyard.data.batch import Batch
 from runyard.errors import UserError
 from runyard.files import write_atomic
 from runyard.run import MEND, Run
+from runyard.stopping import Stop
 from runyard.tracking.recorder import Recorder
 from runyard.training import checkpoint, distributed, machine
 from runyard.training.distributed import Dist, Vote
-from runyard.training.learner import Learner
+from runyard.training.learner import Diverged, Learner
 from runyard.training.metrics import Predictions, evaluate
 from runyard.training.schedule import learning_rate
 
@@ -37,10 +38,10 @@ class Outcome(enum.StrEnum):
     INTERRUPTED = "interrupted"  # saved, and to be resumed
 
 
-def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
+def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcome:
     """Train ``run`` from its newest checkpoint, or from the start, until it is finished or ``should_stop`` says so.
 
-    Every rank calls this. ``should_stop`` is asked after each step; one rank's yes stops all at the same step, saved.
+    Every rank calls this. ``should_stop`` is asked after each step; one rank's wish stops all at the same step, saved.
 
     Raises:
         UserError: data, model or ranks do not fit the configuration, or another process writes this run.
@@ -52,9 +53,10 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
     record = Recorder(run, active=place.rank == 0)
     try:
         with distributed.joined(place, run.path / "slurm"), run.writing(), contextlib.ExitStack() as open_parts:
-            outcome = Training(run, place, record, should_stop, open_parts).to_the_end()
+            training = Training(run, place, record, should_stop, open_parts)
+            outcome = training.to_the_end()
         with run.writing():
-            record.event("stop", reason=str(outcome), message="")
+            record.event("stop", reason=str(outcome), message="", cause=training.stopped_by.words)
         record.close()
         if place.rank == 0 and outcome is Outcome.FINISHED:
             _write_report(run, record)
@@ -62,7 +64,10 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
     except BaseException as error:
         message = str(error) or type(error).__name__
         with contextlib.suppress(OSError):  # a full disk has no room for these words either
-            record.event("stop", reason="failed", message=message, user_error=isinstance(error, UserError))
+            to_blame = isinstance(error, (UserError, Diverged))  # and would do so again
+            record.event(
+                "stop", reason="failed", message=message, user_error=isinstance(error, UserError), retry=not to_blame
+            )
         record.close(failed=True)
         raise
     finally:
@@ -89,9 +94,10 @@ class Training:
     """One start of a run on one rank, between a checkpoint (or nothing) and the next end."""
 
     def __init__(
-        self, run: Run, place: Dist, record: Recorder, should_stop: Callable[[], bool], parts: contextlib.ExitStack
+        self, run: Run, place: Dist, record: Recorder, should_stop: Callable[[], Stop], parts: contextlib.ExitStack
     ) -> None:
         self.run, self.config, self.place, self.record, self.should_stop = run, run.config, place, record, should_stop
+        self.stopped_by = Stop.NO
         check_world(self.config, place.world_size)
         self.folder = manifest.folder(self.config.data)
         self.data = manifest.load(self.folder, manifest.prepare_command(run.record.get("overrides", [])))
@@ -167,6 +173,7 @@ class Training:
             if stop or save:
                 self._save(score=None, wait=bool(stop))
             if stop:
+                self.stopped_by = Stop(stop)
                 return Outcome.INTERRUPTED
         if bad := self.vote.now([0, 0, learner.bad_flag(exact=True)])[2]:
             raise learner.diverged(bad)

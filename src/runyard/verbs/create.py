@@ -12,11 +12,14 @@ EXAMPLE = "runyard create experiment=paper"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     overrides(parser)
+    parser.add_argument("-m", "--multirun", action="store_true", help="each comma in a value spans a grid: seed=0,1,2")
 
 
 def run(args: argparse.Namespace) -> None:
-    from cluster.compose import compose
-    from runyard.run import Run
+    from cluster.compose import compose, expand
+    from runyard.run import Run, new_id
 
-    composed = compose(args.overrides)
-    print(Run.create(composed.config, composed.overrides).path)
+    points = [compose(point) for point in (expand(args.overrides) if args.multirun else [args.overrides])]
+    sweep = new_id(points[0].config.name) if len(points) > 1 else None
+    for point in points:
+        print(Run.create(point.config, point.overrides, sweep).path)

@@ -1,4 +1,4 @@
-"""What ``submit`` and ``resume`` have in common: show a started job to its end."""
+"""What ``submit`` and ``resume`` have in common: show a started job to its end, or say how to look after it."""
 
 from __future__ import annotations
 
@@ -9,41 +9,43 @@ from typing import Any
 from runyard.errors import FAILED, INTERRUPTED, USER_ERROR
 
 
-def follow(run: Any, job: Any, *, detach: bool, as_json: bool) -> int:
+def announce(started: list[tuple[Any, Any]], *, as_json: bool) -> None:
+    """Say what was started, as ``[(Run, Job), ...]``, and the commands that come next."""
+    rows = [{"run": run.id, "job": job.id, "path": str(run.path)} for run, job in started]
+    if as_json:
+        print(json.dumps(rows[0] if len(rows) == 1 else rows))
+        return
+    for run, job in started:
+        print(f"run {run.id}, job {job.id}, in {run.path}")
+    first = started[0][0]
+    if len(rows) > 1:
+        sweep = first.record["sweep"]
+        print(f"sweep {sweep}: {len(rows)} points\nsee how they do:  runyard status\n"
+              f"compare them:     runyard compare --sweep {sweep}\nstop one:         runyard cancel RUN")
+        return
+    print(f"see how it does:  runyard status {first.reference}\nread its log:     runyard logs -f {first.reference}\n"
+          f"save and stop it: runyard cancel {first.reference}")
+
+
+def follow(run: Any, job: Any, *, as_json: bool) -> int:
     """Show a started job to its end and say what comes next."""
     from rich.console import Console
 
     from cluster.attach import Attached
 
     console = Console(quiet=as_json, soft_wrap=True)
-    console.print(f"run {run.id}, job {job.job_id}, in {run.path}", highlight=False)
-    if detach:
-        console.print(
-            f"follow it:  tail -f {run.path}/metrics.jsonl\nresume it:  runyard resume {run.reference}", highlight=False
-        )
-        if as_json:
-            print(json.dumps({"run": run.id, "job": job.job_id, "path": str(run.path)}))
-        return 0
+    console.print(f"run {run.id}, job {job.id}, in {run.path}", highlight=False)
     end = Attached(run, console).follow(job)
     code = {"finished": 0, "interrupted": INTERRUPTED}.get(
         end["reason"], USER_ERROR if end.get("user_error") else FAILED
     )
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "run": run.id,
-                    "job": job.job_id,
-                    "path": str(run.path),
-                    "outcome": end["reason"],
-                    "message": end["message"],
-                }
-            )
-        )
+        said = {"outcome": end["reason"], "message": end["message"]}
+        print(json.dumps({"run": run.id, "job": job.id, "path": str(run.path)} | said))
     elif code == 0:
         print(f"report: {run.path}/report/index.html")
     elif code == INTERRUPTED:
         print(f"stopped, saved. Go on with: runyard resume {run.reference}")
     else:
-        print(f"runyard: run {run.id} failed: {end['message']} (logs: {run.path}/slurm)", file=sys.stderr)
+        print(f"runyard: run {run.id} failed: {end['message']} (logs: {job.logs})", file=sys.stderr)
     return code

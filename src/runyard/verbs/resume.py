@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 
-from runyard.arguments import of_a_run
+from runyard.arguments import of_a_run, overrides
 from runyard.errors import UserError
-from runyard.verbs.following import follow
+from runyard.verbs.following import announce, follow
 
-HELP = "go on with a run from its newest checkpoint"
-EXAMPLE = "runyard resume @last"
+HELP = "go on with a run from its newest checkpoint, also elsewhere or on other nodes"
+EXAMPLE = "runyard resume @last cluster=slurm cluster.nodes=2"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     of_a_run(parser)
-    parser.add_argument("--detach", action="store_true", help="return once the job has started")
+    overrides(parser)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--attach", action="store_true", help="follow to the end (what cluster=local does by itself)")
+    how.add_argument("--detach", action="store_true", help="return once the job has started (what SLURM's do)")
+    parser.add_argument("--json", action="store_true", help="print run, job and outcome as JSON, and nothing else")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,5 +31,8 @@ def run(args: argparse.Namespace) -> int:
             f"run {run.id} is finished: there is nothing to go on with; start another with `runyard submit`, "
             f"or write its report again: runyard report {run.reference}"
         )
-    run.lease().release()  # refuse at once what another process is writing
-    return follow(run, launcher.launch(run), detach=args.detach, as_json=False)
+    started = run, launcher.resume(run, args.overrides)
+    if args.detach or (run.config.cluster.launcher == "slurm" and not args.attach):
+        announce([started], as_json=args.json)
+        return 0
+    return follow(*started, as_json=args.json)

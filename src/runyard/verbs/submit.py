@@ -1,36 +1,74 @@
-"""``runyard submit``: overrides become a run, and the run a job."""
+"""``runyard submit``: overrides become a run, and the run a job; with -m a grid of runs and one array of jobs."""
 
 from __future__ import annotations
 
 import argparse
 
 from runyard.arguments import overrides
-from runyard.verbs.following import follow
+from runyard.errors import UserError
+from runyard.verbs.following import announce, follow
 
-HELP = "create a run and start it, following it to its end"
-EXAMPLE = "runyard submit experiment=auto cluster=local"
+HELP = "create a run and start it: here, followed to its end, or on SLURM's queue"
+EXAMPLE = "runyard submit experiment=paper cluster=slurm cluster.nodes=2 cluster.gpus_per_node=4"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     overrides(parser)
+    parser.add_argument("-m", "--multirun", action="store_true", help="each comma in a value spans a grid: seed=0,1,2")
+    parser.add_argument("--dry-run", action="store_true", help="print the batch script and the cost; submit nothing")
+    parser.add_argument("--after", metavar="RUN|JOB", help="start once that run or job number has ended well")
     parser.add_argument("--cfg", choices=["job"], help="print the composed configuration and submit nothing")
-    parser.add_argument("--detach", action="store_true", help="return once the job has started")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--attach", action="store_true", help="follow to the end (what cluster=local does by itself)")
+    how.add_argument("--detach", action="store_true", help="return once the job has started (what SLURM's do)")
     parser.add_argument("--json", action="store_true", help="print run, job and outcome as JSON, and nothing else")
 
 
 def run(args: argparse.Namespace) -> int:
     from cluster import submit as launcher
     from cluster.compose import compose
+    from cluster.dry_run import show
 
-    wanted = (
-        args.overrides
-        if any(o.lstrip("+").startswith("experiment=") for o in args.overrides)
-        else ["experiment=auto", *args.overrides]
-    )
+    named = any(o.lstrip("+").startswith("experiment=") for o in args.overrides)
+    wanted = args.overrides if named else ["experiment=auto", *args.overrides]
     if args.cfg:
         import yaml
 
         print(yaml.safe_dump(compose(wanted).values, sort_keys=False), end="")
         return 0
-    run, job = launcher.submit(wanted)
-    return follow(run, job, detach=args.detach, as_json=args.json)
+    after = None if args.after is None else job_number(args.after)
+    plan = launcher.plan(wanted, sweep=args.multirun, after=after, dry_run=args.dry_run)
+    if args.dry_run:
+        show(plan, as_json=args.json)
+        return 0
+    local = plan.config.cluster.launcher == "local"
+    if local and len(plan.points) > 1:
+        return one_after_the_other(plan, args)
+    started = launcher.submit(plan)
+    if args.detach or (not local and not args.attach):
+        announce(started, as_json=args.json)
+        return 0
+    if len(started) > 1:
+        raise UserError(f"--attach follows one run, and {len(started)} were submitted; see: runyard status")
+    return follow(*started[0], as_json=args.json)
+
+
+def one_after_the_other(plan: launcher.Plan, args: argparse.Namespace) -> int:  # type: ignore[name-defined]  # noqa: F821
+    """A sweep on this machine, each point followed to its end; a point that fails does not stop the rest."""
+    from cluster import submit as launcher
+
+    if args.detach:
+        raise UserError("--detach: the points of a sweep on this machine run one after the other; leave it out")
+    return max(follow(*launcher.start_here(point), as_json=args.json) for point in plan.points)
+
+
+def job_number(reference: str) -> str:
+    """What --after waits for: a job's number as it is, of a run its newest job."""
+    from runyard.run import Run
+
+    if reference.replace("_", "").isdigit() and len(reference) < 12:
+        return reference
+    jobs = Run.find(reference).record["jobs"]
+    if not jobs or jobs[-1].get("launcher") != "slurm":
+        raise UserError(f"--after {reference}: that run has no job on SLURM; give a job number or another run")
+    return str(jobs[-1]["id"])

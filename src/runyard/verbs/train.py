@@ -18,11 +18,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from cluster.job import StopFlag
     from runyard.run import Run
+    from runyard.stopping import StopFlag
 
     run = Run.find(args.run, args.runs_dir)
     stop = StopFlag()  # before torch, whose import takes seconds
+    stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
     from runyard.training.distributed import from_environment
     from runyard.training.last_word import RankLost
     from runyard.training.learner import Diverged

@@ -1,0 +1,120 @@
+"""The last command of a batch script: ``python -m cluster.requeue RUN CODE``, CODE being what srun ended with.
+
+Puts the job back into the queue where the run can go on by itself: after a time limit or a preemption always, after a
+crash as long as the run gets further. All tasks have ended by then, so nothing that they write is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from runyard.errors import FAILED, INTERRUPTED, USER_ERROR
+from runyard.run import Run
+from runyard.stopping import Stop
+from runyard.tracking import journal
+from runyard.tracking.journal import Journal, Row
+
+MOST_WITHOUT_PROGRESS = 3  # crashes in a row that a run is started again after, if it gets no further
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a job whose tasks have ended."""
+
+    exit_code: int
+    requeue: str | None = None  # why it goes on, or None
+    given_up: str | None = None  # why it does not, though it crashed
+    without_progress: int = 0
+
+
+def judge(rows: list[Row], ended: int, step: int, *, preempted: bool) -> Verdict:
+    """From the run's journal, srun's exit code and the newest checkpoint's step.
+
+    Args:
+        rows: The whole journal, oldest first.
+        ended: What srun ended with.
+        step: Step of the newest checkpoint, 0 if there is none.
+        preempted: SLURM is about to take the nodes from this job for another.
+    """
+    last = next((row for row in reversed(rows) if row["event"] in ("start", "stop", "requeue")), {"event": "none"})
+    stop = last if last["event"] == "stop" else {}
+    if stop.get("reason") == "finished":
+        return Verdict(0)
+    if stop.get("reason") == "interrupted":
+        if stop.get("cause") == Stop.TERM.words and not preempted:
+            return Verdict(INTERRUPTED)  # somebody wanted it to end
+        return Verdict(INTERRUPTED, requeue="preemption" if preempted else "time limit")
+    if stop.get("reason") == "failed" and not stop.get("retry", True):
+        return Verdict(USER_ERROR if stop.get("user_error") else FAILED)
+    if ended == USER_ERROR:  # a mistake found before the journal was open
+        return Verdict(USER_ERROR)
+    crashes = _crashes_without_progress(rows, step)
+    if crashes >= MOST_WITHOUT_PROGRESS:
+        said = stop.get("message") or f"srun ended with {ended} and the tasks said nothing"
+        return Verdict(
+            FAILED,
+            given_up=f"given up: {crashes} restarts without progress at step {step}; the last ended with: {said}",
+            without_progress=crashes,
+        )
+    return Verdict(FAILED, requeue="crash", without_progress=crashes + 1)
+
+
+def _crashes_without_progress(rows: list[Row], step: int) -> int:
+    """How often the run was restarted after a crash and is still where it was. A person's resume counts anew."""
+    count = 0
+    for row in reversed(rows):
+        if row["event"] == "stop" and str(row.get("message", "")).startswith("given up"):
+            break
+        if row["event"] == "requeue":
+            if row.get("step") != step:
+                break
+            count += row.get("cause") == "crash"
+    return count
+
+
+def main(run_dir: str, ended: int) -> int:
+    """Judge, write down what was decided, and requeue this job. Returns the batch script's exit code."""
+    run = Run.open(run_dir)
+    rows, _ = journal.read(run.journal_path)
+    step = newest_step(run)
+    verdict = judge(rows, ended, step, preempted=_preempted())
+    book = Journal(run.journal_path)
+    if verdict.given_up:
+        book.write("stop", reason="failed", message=verdict.given_up, user_error=False, retry=False)
+        print(f"runyard: {verdict.given_up}", file=sys.stderr, flush=True)
+    if verdict.requeue is None or not run.config.cluster.requeue:
+        return verdict.exit_code
+    book.write("requeue", cause=verdict.requeue, step=step, without_progress=verdict.without_progress)
+    print(f"runyard: {verdict.requeue}: back into the queue, to go on at step {step}", flush=True)
+    done = subprocess.run(["scontrol", "requeue", _job_id()], capture_output=True, text=True)
+    if done.returncode:
+        mend = f"this job could not be requeued ({done.stderr.strip()}); go on with: runyard resume {run.reference}"
+        book.write("warning", message=mend)
+        print(f"runyard: {mend}", file=sys.stderr, flush=True)
+    return verdict.exit_code
+
+
+def newest_step(run: Run) -> int:
+    """Step of the newest checkpoint that has a manifest, 0 if there is none. What it holds is verified on reading."""
+    found = [p.parent.name.removeprefix("step_") for p in run.checkpoints.glob("step_*/manifest.json")]
+    return max((int(step) for step in found if step.isdigit()), default=0)
+
+
+def _job_id() -> str:
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
+
+
+def _preempted() -> bool:
+    """Whether SLURM has begun to preempt this job: then it shows since when."""
+    shown = subprocess.run(["scontrol", "show", "job", _job_id()], capture_output=True, text=True).stdout
+    said = [word.partition("=")[2] for word in shown.split() if word.startswith("PreemptTime=")]
+    return bool(said) and said[0] not in ("None", "N/A", "")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))
