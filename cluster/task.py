@@ -13,6 +13,7 @@ import sys
 from runyard.stopping import STOP_SIGNALS
 
 if __name__ == "__main__":
-    os.setsid()
+    if os.getpgrp() != os.getpid():  # SLURM's tasks lead groups of their own already
+        os.setsid()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
