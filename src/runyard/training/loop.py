@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import io
-import json
 import os
 import time
 import traceback
@@ -21,10 +20,10 @@ from runyard.data import loaders, manifest
 from runyard.data.batch import Batch
 from runyard.errors import UserError
 from runyard.files import write_atomic
-from runyard.run import MEND, Run
+from runyard.run import Run
 from runyard.stopping import Stop
 from runyard.tracking.recorder import Recorder
-from runyard.training import checkpoint, distributed, machine
+from runyard.training import checkpoint, continuity, distributed, machine
 from runyard.training.distributed import Dist, Vote
 from runyard.training.learner import Diverged, Learner
 from runyard.training.metrics import Predictions, evaluate
@@ -102,9 +101,10 @@ class Training:
         self.folder = manifest.folder(self.config.data)
         self.data = manifest.load(self.folder, manifest.prepare_command(run.record.get("overrides", [])))
         machine.check(self.config, place.device)
-        self._check_same_data()
-        for warning in machine.ignored(self.config, place.device):
-            record.warning(warning)
+        continuity.check_same_data(run, self.folder, self.data, place)
+        for warning in (*machine.ignored(self.config, place.device), continuity.another_world(run, place)):
+            if warning is not None:
+                record.warning(warning)
         if run.edited:
             record.warning("config.yaml was edited after this run was created; what follows is by the edited one")
         shard: dict[str, Any] = {"rank": place.rank, "world_size": place.world_size, "device": place.device}
@@ -276,24 +276,6 @@ class Training:
             eta_s=eta_s,
             clock_s=learner.clock_s + seconds,
         )
-
-    def _check_same_data(self) -> None:
-        """A run goes on only with the data it began with; rank 0 notes which that is."""
-        noted, now = self.run.path / "data.json", manifest.to_dict(self.data)
-        if noted.exists():
-            then = manifest.read(noted, MEND)
-            changed = [
-                s
-                for s, part in then.splits.items()
-                if now["splits"].get(s, {}).get("beton_sha256") != part.beton_sha256
-            ]
-            if changed:
-                raise UserError(
-                    f"{self.folder}: {', '.join(changed)} changed since run {self.run.id} began (other sha256): "
-                    "restore the data set it began with, or start a new run"
-                )
-        elif self.place.rank == 0:
-            write_atomic(noted, json.dumps(now))
 
     def _warm_up(self) -> None:
         size, share = self.data.image_size, self.config.batch_size // self.place.world_size // self.config.accumulate

@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,6 +40,9 @@ def facts(run: Run, learner: Learner, resumed_from: str | None) -> dict[str, Any
     place, cuda = learner.place, learner.device.type == "cuda"
     return {
         "job": place.job,
+        "job_id": slurm_job(os.environ),
+        "restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
+        "nodelist": os.environ.get("SLURM_JOB_NODELIST", socket.gethostname()),
         "launcher": place.launcher,
         "world_size": place.world_size,
         "nodes": -(-place.world_size // place.local_world_size),
@@ -56,6 +60,13 @@ def facts(run: Run, learner: Learner, resumed_from: str | None) -> dict[str, Any
         "precision": run.config.precision,
         "loader": run.config.loader,
     }
+
+
+def slurm_job(env: Mapping[str, str]) -> str | None:
+    """This job's number as squeue and scancel take it, 12 or 12_3 in an array; None outside SLURM."""
+    if array := env.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env.get("SLURM_JOB_ID")
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -1,0 +1,47 @@
+"""What must be as it was when a run goes on, and what may differ if it is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from runyard.data import manifest
+from runyard.data.manifest import Manifest
+from runyard.errors import UserError
+from runyard.files import write_atomic
+from runyard.run import MEND, Run
+from runyard.tracking import journal
+from runyard.training.distributed import Dist
+
+
+def check_same_data(run: Run, folder: Path, data: Manifest, place: Dist) -> None:
+    """A run goes on only with the data it began with; rank 0 notes which that is.
+
+    Raises:
+        UserError: a split has another sha256 than when the run began.
+    """
+    noted, now = run.path / "data.json", manifest.to_dict(data)
+    if noted.exists():
+        then = manifest.read(noted, MEND)
+        changed = [
+            s for s, part in then.splits.items() if now["splits"].get(s, {}).get("beton_sha256") != part.beton_sha256
+        ]
+        if changed:
+            raise UserError(
+                f"{folder}: {', '.join(changed)} changed since run {run.id} began (other sha256): "
+                "restore the data set it began with, or start a new run"
+            )
+    elif place.rank == 0:
+        write_atomic(noted, json.dumps(now))
+
+
+def another_world(run: Run, place: Dist) -> str | None:
+    """In words, that the run goes on with another number of ranks than it last had."""
+    rows, _ = journal.read(run.journal_path)
+    before = next((row["world_size"] for row in reversed(rows) if row["event"] == "start"), place.world_size)
+    if before == place.world_size:
+        return None
+    return (
+        f"going on with {place.world_size} ranks, before with {before}: the same images in the same steps, augmented "
+        "alike; sums are taken in another order, so the last bits may differ"
+    )
