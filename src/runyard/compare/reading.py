@@ -201,7 +201,7 @@ def _state(chapter: list[Row], starts: tuple[Start, ...]) -> tuple[str, str]:
 
 def _series(epochs: list[Row], starts: tuple[Start, ...]) -> dict[str, np.ndarray]:
     names = {"epoch": 0, "t": 0} | dict.fromkeys(key for row in epochs for key in row if key != "event")
-    table = {name: np.array([number(row.get(name)) for row in epochs], np.float64) for name in names}
+    table = {name: _column([row.get(name) for row in epochs]) for name in names}
     kept = {name: values for name, values in table.items() if name in ("epoch", "t") or np.isfinite(values).any()}
     for name, width in (("gpu_hours", "gpus"), ("core_hours", "cores")):
         spent = np.zeros(len(epochs))
@@ -209,6 +209,13 @@ def _series(epochs: list[Row], starts: tuple[Start, ...]) -> dict[str, np.ndarra
             spent += getattr(start, width) * np.clip(table["t"] - start.t, 0, start.ended - start.t) / 3600
         kept[name] = spent
     return kept
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    if not set(map(type, values)) <= {int, float, type(None)}:
+        values = [number(value) for value in values]
+    column = np.array(values, np.float64)  # None becomes NaN
+    return np.where(np.isfinite(column), column, np.nan)
 
 
 def _data(path: Path) -> tuple[dict[str, Any], str | None, str | None]:
