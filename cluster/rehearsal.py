@@ -22,12 +22,15 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 
+from cluster import accounting
 from runyard.errors import UserError
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare", "setpriv")
 CONTROLLER = "controller"
 START_TIMEOUT_S, END_TIMEOUT_S = 30.0, 3.0
 SOCKET_PATH_BYTES = 100  # Linux takes 107, and a name follows
+
+PREEMPT_SIGNAL = "SlurmctldParameters=preempt_send_user_signal\n"
 
 # cred_expire, KillWait: a job is requeued cred_expire + 1 s after its end, and the old srun must be gone by then.
 CONFIGURATION = """\
@@ -65,9 +68,15 @@ MinJobAge=3600
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf_interval=2
 JobAcctGatherType=jobacct_gather/none
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=OFF
+PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
-NODE = "NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs=64 RealMemory=256000\n"
+NODE = "NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs=64 RealMemory=256000 Gres=gpu:2\n"
+# Two "GPUs" a node: SLURM wants device files, counts them, and never opens them.
+GRES = "Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n"
 
 
 class Rehearsal:
@@ -75,7 +84,9 @@ class Rehearsal:
 
     Args:
         folder: Made for the cluster and deleted with it: configuration, key, state and logs.
-        nodes: How many nodes, named node1, node2, ...; each claims 64 CPUs and 256 GB that need not be there.
+        nodes: How many nodes, named node1, node2, ...; each claims 64 CPUs, 256 GB and two GPUs that need not be there.
+        accounting: With slurmdbd and its database: sacct and sacctmgr answer, and accounts and QOS are checked.
+        preempt_signal: Whether a preempted job gets the signal that it asked for with --signal before its end.
 
     Attributes:
         environment: What a command needs in its environment to speak to this cluster and to no other.
@@ -84,15 +95,20 @@ class Rehearsal:
         UserError: SLURM's programs are missing, the folder exists, or a part of the cluster did not start.
     """
 
-    def __init__(self, folder: Path, nodes: int = 2) -> None:
+    def __init__(
+        self, folder: Path, nodes: int = 2, accounting: bool = False, preempt_signal: bool = False
+    ) -> None:
         self.folder = folder.absolute()
         self.nodes = [f"node{k}" for k in range(1, nodes + 1)]
         ours = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
         self.environment = ours | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        self._accounting, self._preempt_signal = accounting, preempt_signal
+        self._user = pwd.getpwuid(os.getuid()).pw_name
+        self._frozen: set[str] = set()
         self._parts: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Rehearsal:
-        if reason := missing():
+        if reason := missing(self._accounting):
             raise UserError(reason)
         if self.folder.exists() or len(str(self.folder)) > SOCKET_PATH_BYTES:
             raise UserError(
@@ -135,36 +151,114 @@ class Rehearsal:
 
     def power_off(self, node: str) -> None:
         """Cut a node's power: all its processes are gone at once, and nobody is told."""
+        self._frozen.discard(node)
         self._end(node)
+
+    def power_on(self, node: str) -> None:
+        """Start a node again; back when SLURM has heard from it."""
+        before = self._node(node)
+        self._begin_node(node)
+        self._wait_until(node, lambda: self._node(node)["SlurmdStartTime"] != before["SlurmdStartTime"])
+
+    def freeze(self, node: str) -> None:
+        """Stop all of a node's processes where they are: for all others its link is cut, and its tasks still exist."""
+        self._frozen.add(node)
+        while running := [pid for pid in self._processes(node) if _state(pid) not in "TZ"]:
+            for pid in running:  # parents first, and again for children made meanwhile
+                _signal(pid, signal.SIGSTOP)
+
+    def thaw(self, node: str) -> None:
+        """Let a frozen node's processes go on, as if the time between had not been."""
+        self._frozen.discard(node)
+        for pid in self._processes(node):
+            _signal(pid, signal.SIGCONT)
+
+    def restart_controller(self) -> None:
+        """Kill slurmctld as a crash would, and start it on the state that it left."""
+        self._end(CONTROLLER)
+        self._begin_controller()
+        self._wait_until(CONTROLLER, lambda: "UP" in self.run("scontrol", "ping", check=False))
+
+    def signal_preempted(self, wanted: bool) -> None:
+        """Whether jobs that are preempted from now on get the signal that they asked for."""
+        self._preempt_signal = wanted
+        self._write_configuration()
+        self.run("scontrol", "reconfigure")
+
+    def mend(self) -> None:
+        """Undo all faults: every node is in service, for what is still there of jobs on it or for new ones."""
+        for node in list(self._frozen):
+            self.thaw(node)
+        for node in self.nodes:
+            if node not in self._parts:
+                self.power_on(node)
 
     def _write_files(self) -> None:
         self.folder.mkdir(parents=True)
         for name in ("state", "log", "spool"):
             (self.folder / name).mkdir()
-        ports = _free_ports(1 + len(self.nodes))
-        user = pwd.getpwuid(os.getuid()).pw_name
-        text = CONFIGURATION.format(controller=CONTROLLER, port=ports[0], folder=self.folder, user=user)
-        for node, port in zip(self.nodes, ports[1:], strict=True):
-            text += NODE.format(name=node, port=port)
-        (self.folder / "slurm.conf").write_text(text)
-        (self.folder / "hosts").write_text(f"127.0.0.1 localhost {CONTROLLER} {' '.join(self.nodes)}\n")
+        self._ports = _free_ports(2 + len(self.nodes))
+        self._write_configuration()
+        if self._accounting:
+            accounting.write_files(self.folder, self._ports[1], self._user)
+        (self.folder / "gres.conf").write_text(GRES)
+        names = f"{CONTROLLER} {accounting.ACCOUNTING} {' '.join(self.nodes)}"
+        (self.folder / "hosts").write_text(f"127.0.0.1 localhost {names}\n")
         key = os.open(self.folder / "munge.key", os.O_WRONLY | os.O_CREAT, 0o600)
         os.write(key, secrets.token_bytes(128))
         os.close(key)
+
+    def _write_configuration(self) -> None:
+        text = CONFIGURATION.format(controller=CONTROLLER, port=self._ports[0], folder=self.folder, user=self._user)
+        for node, port in zip(self.nodes, self._ports[2:], strict=True):
+            text += NODE.format(name=node, port=port)
+        if self._accounting:
+            text += accounting.SETTINGS.format(folder=self.folder, port=self._ports[1])
+        if self._preempt_signal:
+            text += PREEMPT_SIGNAL
+        (self.folder / "slurm.conf").write_text(text)
 
     def _start(self) -> None:
         f = self.folder
         own = {"key-file": "munge.key", "socket": "munge.sock", "seed-file": "munge.seed", "log-file": "log/munged.log"}
         files = [f"--{option}={f}/{name}" for option, name in ({"pid-file": "munged.pid"} | own).items()]
         self._begin("munged", ["munged", "--foreground", "--force", *files])
+        if self._accounting:
+            self._start_accounting()
         self._wait_until("munged", (f / "munge.sock").exists)
-        self._begin_alone(CONTROLLER, f"slurmctld -D -f {shlex.quote(f'{f}/slurm.conf')}")
+        self._begin_controller()
         for node in self.nodes:
-            self._begin_alone(node, f"slurmd -D -N {node} -f {shlex.quote(f'{f}/slurm.conf')}")
+            self._begin_node(node)
         self._wait_until(CONTROLLER, self._all_idle)
 
+    def _start_accounting(self) -> None:
+        self._begin_alone(accounting.DATABASE, accounting.database_command(self.folder))
+        self._wait_until(accounting.DATABASE, accounting.database_socket(self.folder).exists)
+        self.environment["MYSQL_UNIX_PORT"] = str(accounting.database_socket(self.folder))
+        self._begin_alone(accounting.ACCOUNTING, "slurmdbd -D")
+        self._wait_until(accounting.ACCOUNTING, lambda: _listens(self._ports[1]))
+        for arguments in accounting.accounts(self._user):
+            self.run("sacctmgr", "--immediate", *arguments)
+
+    def _begin_controller(self) -> None:
+        self._begin_alone(CONTROLLER, f"slurmctld -D -f {shlex.quote(f'{self.folder}/slurm.conf')}")
+
+    def _begin_node(self, node: str) -> None:
+        self._begin_alone(node, f"slurmd -D -N {node} -f {shlex.quote(f'{self.folder}/slurm.conf')}")
+
+    def _node(self, name: str) -> dict[str, str]:
+        shown = self.run("scontrol", "--oneliner", "show", "node", name)
+        return dict(word.partition("=")[::2] for word in shown.split())
+
+    def _processes(self, name: str) -> list[int]:
+        """A part's processes but for unshare, parents before children."""
+        found = [self._parts[name].pid]
+        for pid in found:
+            found += _children(pid)
+        return found[1:]
+
     def _all_idle(self) -> bool:
-        states = self.run("sinfo", "--noheader", "--Node", "--format=%t", check=False).split()
+        states = self.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%t", check=False).split()
         return states == ["idle"] * len(self.nodes)
 
     def _begin_alone(self, name: str, command: str) -> None:
@@ -192,8 +286,8 @@ class Rehearsal:
         part = self._parts.pop(name)
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             if name != "munged":  # the first process of its namespace: all others go with it
-                for child in Path(f"/proc/{part.pid}/task/{part.pid}/children").read_text().split():
-                    os.kill(int(child), signal.SIGKILL)
+                for child in _children(part.pid):
+                    os.kill(child, signal.SIGKILL)
             else:
                 part.terminate()
             part.wait(END_TIMEOUT_S)
@@ -215,11 +309,38 @@ class Rehearsal:
             raise UserError(f"{dead[0]} did not start: {said[-1] if said else 'it said nothing'}")
 
 
-def missing() -> str | None:
+def missing(with_accounting: bool = True) -> str | None:
     """What this machine lacks for a rehearsal, in one line with its mend; None where nothing is."""
-    if lacking := [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]:
-        return f"no {', '.join(lacking)} on this machine: `make rehearsal-tools` installs slurm-wlm and munge"
+    programs = PROGRAMS + (accounting.PROGRAMS if with_accounting else ())
+    if lacking := [name for name in programs if shutil.which(name, path=_path()) is None]:
+        return f"no {', '.join(lacking)} on this machine: `make rehearsal-tools` installs SLURM and its accounting"
     return None
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):  # every thread may have made some
+        with contextlib.suppress(OSError):
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _state(pid: int) -> str:
+    """A process's state as /proc has it, in one letter; Z, as of a dead one, where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except OSError:
+        return "Z"
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _path() -> str:

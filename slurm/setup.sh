@@ -148,18 +148,21 @@ prepare_data() {
     return "$status"
 }
 
-# SLURM's own programs; tests that need them are skipped where they cannot be had, so that is no error. The packages would
-# start services: a policy that says no is put in their way, where the machine has none of its own.
+# SLURM's own programs and its accounting's database; tests that need them are skipped where they cannot be had, so that is
+# no error. The packages would start services: a policy that says no is put in their way, where the machine has none of its
+# own. MariaDB's core alone is the program without a service. Another database that is in use here is not removed for it.
 get_rehearsal_tools() {
     PATH=$PATH:/usr/sbin:/sbin
-    have slurmctld && have slurmd && have munged && have sbatch && return
+    have slurmctld && have slurmd && have munged && have sbatch && have slurmdbd && have mariadbd && return
     policy=${POLICY_RC_D:-/usr/sbin/policy-rc.d}
     if [ ! -e "$policy" ] && as_root sh -c 'printf "#!/bin/sh\nexit 101\n" >"$1" && chmod 755 "$1"' sh "$policy" 2>/dev/null; then
         trap 'as_root rm -f "$policy"' EXIT
         trap 'exit 130' INT TERM
     fi
-    apt_install slurm-wlm munge ||
-        say "no SLURM here, so tests that rehearse on it are skipped; as root: apt-get install slurm-wlm munge"
+    tools='slurm-wlm munge slurmdbd mariadb-server-core'
+    # shellcheck disable=SC2086 # several packages
+    apt_install --no-remove $tools ||
+        say "no SLURM with accounting here, so tests that rehearse on it are skipped; as root: apt-get install $tools"
 }
 
 mkdir -p build

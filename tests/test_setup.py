@@ -223,7 +223,8 @@ def test_uv_comes_by_pip_or_in_a_venv_where_it_is_missing(machine: Machine, lack
 def test_slurms_packages_come_alone_and_start_no_service(machine: Machine) -> None:
     done = machine.make("rehearsal-tools")
     assert done.returncode == 0, done.stderr
-    assert machine.calls("apt-get") == ["update", "install -y --no-install-recommends slurm-wlm munge"]
+    assert machine.calls("apt-get") == [
+        "update", "install -y --no-install-recommends --no-remove slurm-wlm munge slurmdbd mariadb-server-core"]
     assert machine.calls("uv") == []
     assert "exit 101" in (machine.fakes / "policy").read_text()  # as the packages found it
     assert not (machine.fakes / "policy-rc.d").exists()

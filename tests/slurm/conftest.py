@@ -1,4 +1,4 @@
-"""One real SLURM for the session: a controller and two nodes here. Skipped, saying why, where none can be."""
+"""One real SLURM for the session: three nodes of two fake GPUs, accounting. Skipped, saying why, where none can be."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Cluster:
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("slurm")
-    lab = Rehearsal(folder / "lab", nodes=2)
+    lab = Rehearsal(folder / "lab", nodes=3, accounting=True)
     try:
         lab.__enter__()
     except UserError as error:
@@ -63,3 +63,11 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield Cluster(lab, folder)
     finally:
         lab.__exit__(None, None, None)
+
+
+@pytest.fixture(autouse=True)
+def mended(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Nodes that a test powered off or froze are back for the next."""
+    yield
+    if "slurm" in request.fixturenames:
+        request.getfixturevalue("slurm").lab.mend()

@@ -57,8 +57,8 @@ def test_whatever_ends_it_leaves_no_process_and_no_file(slurm: Cluster, tmp_path
 
 def test_a_body_that_raises_leaves_nothing_and_clusters_stand_side_by_side(slurm: Cluster, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), Rehearsal(tmp_path / "lab", nodes=3) as lab:  # noqa: PT012
-        assert lab.run("sinfo", "--noheader", "--format=%D %t").split() == ["3", "idle"]
-        assert slurm.lab.run("sinfo", "--noheader", "--format=%D").split() == ["2"]
+        assert lab.run("sinfo", "--noheader", "--partition=main", "--format=%D %t").split() == ["3", "idle"]
+        assert slurm.lab.run("sinfo", "--noheader", "--partition=main", "--format=%D").split() == ["3"]
         raise ZeroDivisionError
     assert processes_of(tmp_path / "lab") == []
     assert not (tmp_path / "lab").exists()

@@ -1,0 +1,90 @@
+"""The accounting of a throwaway SLURM: MariaDB behind a unix socket, slurmdbd on loopback, an account and two QOS.
+
+slurmdbd listens on every interface whatever its DbdAddr says. With NoInAddrAny in its own file (in slurm.conf it has no
+effect on it) it listens on what its host's name means instead, and its namespace's /etc/hosts says 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from runyard.errors import UserError
+
+PROGRAMS = ("mariadbd", "slurmdbd", "sacct", "sacctmgr")
+DATABASE, ACCOUNTING = "database", "accounting"
+ACCOUNT = "lab"
+
+SETTINGS = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={port}
+AccountingStoragePass={folder}/munge.sock
+AccountingStorageEnforce=associations,limits,qos
+"""
+SLURMDBD = """\
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.sock
+DbdHost={host}
+DbdAddr=127.0.0.1
+DbdPort={port}
+CommunicationParameters=NoInAddrAny
+SlurmUser={user}
+PidFile={folder}/slurmdbd.pid
+LogFile={folder}/log/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm
+CommitDelay=0
+"""
+# What is lost with the machine's power may be: the folder is deleted at the end.
+MARIADB = (
+    "--no-defaults --skip-grant-tables --innodb-buffer-pool-size=64M --innodb-log-file-size=8M "
+    "--innodb-flush-log-at-trx-commit=0 --innodb-doublewrite=0 --innodb-lock-wait-timeout=900"
+)
+
+
+def database_socket(folder: Path) -> Path:
+    return folder / "database" / "socket"
+
+
+def write_files(folder: Path, port: int, user: str) -> None:
+    """Write what slurmdbd and MariaDB need into ``folder``."""
+    (folder / "database").mkdir(mode=0o700)  # to whom can reach its socket the database gives all
+    with open(os.open(folder / "slurmdbd.conf", os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        file.write(SLURMDBD.format(folder=folder, port=port, user=user, host=ACCOUNTING))
+    tables = "\n".join(["create database mysql;", "use mysql;", _system_tables().read_text()])
+    (folder / "database" / "tables.sql").write_text(tables)
+
+
+def database_command(folder: Path) -> str:
+    """Make the database, then be it."""
+    own = shlex.quote(str(folder / "database"))
+    options = f"{MARIADB} --datadir={own}/data --tmpdir={own}" + (" --user=root" if os.getuid() == 0 else "")
+    script = (
+        f"mkdir {own}/data && mariadbd {options} --bootstrap <{own}/tables.sql && "
+        f"exec mariadbd {options} --skip-networking --socket={own}/socket"
+    )
+    return f"sh -c {shlex.quote(script)}"
+
+
+def accounts(user: str) -> list[list[str]]:
+    """sacctmgr's arguments, one list a call: ``user`` belongs to one account, which may not use the QOS ``reserved``."""
+    return [
+        ["add", "cluster", "rehearsal"],
+        ["add", "qos", "short", "reserved"],
+        ["modify", "qos", "short", "set", "MaxWall=10", "Flags=DenyOnLimit"],
+        ["add", "account", ACCOUNT, "QOS=normal,short", "DefaultQOS=normal"],
+        ["add", "user", user, f"Account={ACCOUNT}", f"DefaultAccount={ACCOUNT}"],
+    ]
+
+
+def _system_tables() -> Path:
+    folders = [Path(f"/usr/share/{name}") for name in ("mariadb", "mysql")]  # since Debian 13, and before
+    for folder in folders:
+        for name in ("mariadb_system_tables.sql", "mysql_system_tables.sql"):
+            if (folder / name).exists():
+                return folder / name
+    raise UserError(f"no system tables of MariaDB in {' or '.join(map(str, folders))}: `make rehearsal-tools`")
