@@ -148,10 +148,19 @@ class Run:
         """The run that ``reference`` names: a path, an id, the beginning of one, or ``@last``.
 
         Raises:
+            UserError: none or several fit, or it is damaged.
+        """
+        return cls.open(cls.locate(reference, runs_dir))
+
+    @staticmethod
+    def locate(reference: str, runs_dir: Path | str = "runs") -> Path:
+        """The directory of the run that ``reference`` names, unopened.
+
+        Raises:
             UserError: none or several fit.
         """
         if os.path.exists(os.path.join(reference, "run.json")) or "/" in reference:
-            return cls.open(reference)
+            return Path(reference)
         if not reference:
             raise UserError("RUN is empty: give an id, its beginning, @last, or a path")
         folder = Path(runs_dir)
@@ -168,7 +177,7 @@ class Run:
             raise UserError(
                 f"{reference} fits {len(fits)} runs in {folder}, {fits[0]} and {fits[1]} among them: give more of it"
             )
-        return cls.open(folder / fits[0])
+        return folder / fits[0]
 
     def add_job(self, job: dict[str, Any]) -> None:
         """Note a submission in ``run.json``. Only the submitting side writes that file; jobs write the journal."""
