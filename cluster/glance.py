@@ -1,0 +1,188 @@
+"""What a run's directory says of it, read quickly enough for a table of a thousand runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runyard.errors import UserError
+from runyard.run import FORMAT, MEND
+from runyard.tracking import journal
+from runyard.tracking.journal import Row
+
+# How the journal begins the lines that there are many of: they are parsed only where somebody asks.
+MANY = {b'{"event": "epoch"': "epoch", b'{"event": "checkpoint"': "checkpoint"}
+LAST_WORDS_BYTES = 4096
+
+
+@dataclass
+class Glance:
+    """A run's record, journal and progress.
+
+    Attributes:
+        path: The run's directory.
+        record: ``run.json``.
+        rows: The journal's rows but for epochs and checkpoints.
+        progress: ``progress.json``, or an empty one.
+    """
+
+    path: Path
+    record: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    progress: dict[str, Any] = field(default_factory=dict)
+    _lines: dict[str, list[bytes]] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return str(self.record["id"])
+
+    @property
+    def reference(self) -> str:
+        """What names this run on a command line typed here."""
+        return self.id if self.path == Path("runs", self.id).absolute() else str(self.path)
+
+    @property
+    def starts(self) -> list[Row]:
+        return [row for row in self.rows if row["event"] == "start"]
+
+    @property
+    def last(self) -> Row:
+        """The newest of the rows that say where the run stands: ``start``, ``stop`` or ``requeue``; or an empty one."""
+        return next((row for row in reversed(self.rows) if row["event"] in ("start", "stop", "requeue")), {"event": ""})
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """The newest job: of the record, or what the journal knows of one that another command put on SLURM."""
+        noted: dict[str, Any] = self.record["jobs"][-1] if self.record["jobs"] else {}
+        began = next(iter(reversed(self.starts)), {})
+        if began.get("job_id") and began["t"] > noted.get("submitted", 0) and began["job_id"] != noted.get("id"):
+            where = {"launcher": "slurm", "submitted": began["t"], "nodes": began.get("nodes")}
+            return {"id": str(began["job_id"])} | where
+        return noted
+
+    @property
+    def slurm_jobs(self) -> list[str]:
+        """Ids of its jobs on SLURM, oldest first, with the one that another command put there."""
+        noted = [job for job in self.record["jobs"] if job.get("launcher") == "slurm"]
+        ids = [str(job["id"]) for job in noted]
+        return ids if not self.on_slurm or self.job["id"] in ids else [*ids, str(self.job["id"])]
+
+    @property
+    def on_slurm(self) -> bool:
+        return self.job.get("launcher") == "slurm"
+
+    @property
+    def concluded(self) -> bool:
+        """The journal's last word is how the run ended, and it was said after the newest job was submitted."""
+        return self.last["event"] == "stop" and self.last["t"] >= self.job.get("submitted", 0)
+
+    @property
+    def settled(self) -> bool:
+        """Finished, and nothing was submitted since: nobody need be asked."""
+        return self.concluded and self.last.get("reason") == "finished"
+
+    @property
+    def epochs(self) -> list[Row]:
+        """Its epochs' rows; of a run that has said its final word only the newest."""
+        return journal.epochs(_parsed(self._lines.get("epoch", [])))
+
+    @property
+    def saved_step(self) -> int | None:
+        """Step of the newest checkpoint that was saved, by the journal."""
+        saved = _parsed(self._lines.get("checkpoint", []))
+        return int(saved[-1]["step"]) if saved else None
+
+    def last_words(self) -> str | None:
+        """The last line of an error log of the newest job: of our own words if there are any."""
+        folder = self.path / self.job.get("logs", "slurm")
+        logs = sorted(folder.glob(f"{self.job.get('id')}_*_log.err"))
+        said = [line for log in logs for line in _tail(log).splitlines()[-1:] if line.strip()]
+        ours = [line.removeprefix("runyard: ") for line in said if line.startswith("runyard: ")]
+        return next(iter([*ours, *said]), None)
+
+    def local_process(self) -> int | None:
+        """The process of this machine that leads the run, if it is alive and really this run's."""
+        if self.job.get("launcher") == "local" and _is_controller(self.job["id"], self.path):
+            return int(self.job["id"])
+        holder = re.match(r"process (\d+) on (\S+)", _text(self.path / "lease"))
+        if holder and holder[2] == os.uname().nodename and _holds(holder[1], self.path / "lease"):
+            return int(holder[1])
+        return None
+
+
+def glance(path: Path) -> Glance:
+    """Read the run in ``path``.
+
+    Raises:
+        UserError: it holds none, or ``run.json`` is damaged.
+    """
+    try:
+        record = json.loads((path / "run.json").read_bytes())
+        if record["format"] != FORMAT or not isinstance(record["jobs"], list) or not isinstance(record["id"], str):
+            raise ValueError("not of this version")
+    except OSError as error:
+        raise UserError(f"{path}/run.json: cannot read it ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}/run.json: damaged ({error}); {MEND}") from None
+    found = Glance(path.absolute(), record)
+    try:
+        content = (path / "metrics.jsonl").read_bytes()
+    except OSError:  # it has not begun
+        content = b""
+    few = []
+    lines: dict[str, list[bytes]] = {"epoch": [], "checkpoint": []}
+    for line in content.split(b"\n"):
+        kind = next((kind for begin, kind in MANY.items() if line.startswith(begin)), None)
+        (few if kind is None else lines[kind]).append(line)
+    found.rows = _parsed(few)
+    final = any(row["event"] == "final" for row in found.rows)
+    found._lines = {"epoch": lines["epoch"][-1:] if final else lines["epoch"], "checkpoint": lines["checkpoint"][-1:]}
+    try:
+        progress = json.loads((path / "progress.json").read_bytes())
+        found.progress = progress if isinstance(progress, dict) else {}
+    except (OSError, ValueError):
+        found.progress = {}
+    return found
+
+
+def _parsed(lines: list[bytes]) -> list[Row]:
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line, parse_constant=lambda _: None)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("event"), str) and isinstance(row.get("t"), (int, float)):
+            rows.append(row)
+    return rows
+
+
+def _is_controller(pid: str, run: Path) -> bool:
+    """Whether a process is submitit's, for a folder of this run: numbers of processes come round again."""
+    words = _text(Path("/proc", pid, "cmdline")).split("\0")
+    return any("submitit" in word for word in words) and any(word.startswith(f"{run}/") for word in words)
+
+
+def _holds(pid: str, lease: Path) -> bool:
+    """Whether a process of ours has this lease open."""
+    try:
+        return any(os.path.samefile(link, lease) for link in Path("/proc", pid, "fd").iterdir() if link.exists())
+    except OSError:
+        return False
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _tail(path: Path) -> str:
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
+        return file.read().decode(errors="replace")

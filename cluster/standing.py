@@ -1,0 +1,209 @@
+"""How runs stand: SLURM's word for what waits and runs, the journal's for how it ended, in words for a person."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster import queue, reasons
+from cluster.glance import Glance
+from cluster.queue import Answer, Job
+
+FRESH_S = 60  # progress is written twice a second while a run trains, and not while it evaluates
+SKEW_S = 5  # by which the clocks of a cluster's nodes may differ
+GOING = ("waiting", "starting", "running", "ending")
+REQUEUED = {"preemption": "preempted", "crash": "crashed", "time limit": "time limit reached"}
+CAUSES = {"TERM": "cancelled", "USR2": "by SLURM's signal", "time limit": "time limit"}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where one run stands.
+
+    Attributes:
+        state: new, waiting, starting, running, ending, finished, stopped, failed, died, cancelled or unknown.
+        words: The state and its reason, in words, with what to do about it.
+        reason: SLURM's code for why it waits, or the cause of its end; None where there is none.
+        job: The job that the words are about, as SLURM knows it; None where it knows none.
+        nodes: Names of the nodes it runs on, or ran on last.
+        problem: Why SLURM could not be asked, where that leaves the state unknown.
+    """
+
+    run: Glance
+    state: str
+    words: str
+    reason: str | None = None
+    job: Job | None = None
+    nodes: tuple[str, ...] = ()
+    problem: str | None = None
+
+    @property
+    def going(self) -> bool:
+        """It may still come further by itself."""
+        return self.state in GOING
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Step, accuracy and speed: raw values, None where unknown."""
+        run, now = self.run, self.run.progress
+        epochs, final = run.epochs, next((r for r in reversed(run.rows) if r["event"] == "final"), {})
+        measure = "val_top1" if any(row.get("val_top1") is not None for row in epochs) else "test_top1"
+        top1 = [row[measure] for row in epochs if row.get(measure) is not None]
+        newest = epochs[-1] if epochs else {}
+        live = now if self.state == "running" else {}
+        best = final.get("top1_best")
+        return {
+            "step": max((s for s in (now.get("step"), newest.get("step")) if s is not None), default=None),
+            "steps": now.get("steps"),
+            "epoch": newest.get("epoch", 0),
+            "epochs": now.get("epochs"),
+            "top1_last": top1[-1] if top1 else None,
+            "top1_best": best if best is not None else max(top1, default=None),
+            "images_per_s": live.get("images_per_s", newest.get("images_per_s")),
+            "data_wait_pct": live.get("data_wait_pct", newest.get("data_wait_pct")),
+            "restarts": max(0, len(run.starts) - 1),
+            "nodes": len(self.nodes) or run.job.get("nodes"),
+            "eta_s": live.get("eta_s"),
+        }
+
+
+def ask(runs: Iterable[Glance]) -> tuple[Answer, Answer]:
+    """One call of squeue and one of sacct about all of ``runs``, and none where none is needed."""
+    asked = [run for run in runs if run.on_slurm and not run.settled]
+    waiting = queue.squeue(number for run in asked for number in run.slurm_jobs)
+    unsaid = [run for run in asked if _needs_accounting(run, waiting)]
+    return waiting, queue.sacct(run.slurm_jobs[-1] for run in unsaid)
+
+
+def standing(run: Glance) -> Standing:
+    """How one run stands now."""
+    return stand(run, *ask([run]), time.time())
+
+
+def _needs_accounting(run: Glance, waiting: Answer) -> bool:
+    """The journal does not say how its last attempt ended: it vanished, or SLURM itself put it back into the queue."""
+    job = own(run, waiting)
+    if job is None or not job.active:
+        return waiting.problem is None and not run.concluded
+    return job.waits and bool(run.starts) and run.last["event"] != "requeue"
+
+
+def stand(run: Glance, waiting: Answer, ended: Answer, now: float) -> Standing:
+    """How ``run`` stands, by what squeue and sacct said at unix seconds ``now``."""
+    job, last = own(run, waiting), run.last
+    here = tuple(next(iter(reversed(run.starts)), {}).get("nodelist") or ())
+    if run.settled:
+        return Standing(run, "finished", "finished", nodes=here)
+    if job is not None and job.waits:
+        return _waiting(run, job, own(run, ended), now)
+    if job is not None and job.runs:
+        return _running(run, job, now)
+    if not run.on_slurm and (pid := run.local_process()) is not None:
+        began = bool(run.starts) and (last["event"] == "start" or last["t"] < run.job.get("submitted", 0))
+        return Standing(run, "running" if began else "starting", f"{'runs' if began else 'starts'} here, process {pid}")
+    if run.concluded:
+        return _concluded(run, here)
+    if waiting.problem and run.on_slurm:
+        return Standing(run, "unknown", f"SLURM was not asked: {waiting.problem}", nodes=here, problem=waiting.problem)
+    if _fresh(run, now) and not run.on_slurm:
+        where = next(iter(reversed(run.starts)), {}).get("hostname", "another machine")
+        return Standing(run, "running", f"runs on {where}", nodes=here)
+    if not run.job and not run.starts:
+        return Standing(run, "new", f"not submitted: runyard resume {run.reference}")
+    return _vanished(run, own(run, ended) or job, here)
+
+
+def _waiting(run: Glance, job: Job, accounted: Job | None, now: float) -> Standing:
+    code, meaning = reasons.why_it_waits(job)
+    again = ""
+    if run.starts:
+        cause = reasons.why_it_goes_on(accounted) if accounted else None
+        if run.last["event"] == "requeue":
+            cause = REQUEUED.get(run.last["cause"], run.last["cause"])
+        step = run.last.get("step") if run.last["event"] == "requeue" else run.saved_step
+        where = f" at step {step}" if step else " from the beginning" if step == 0 else ""
+        again = f"{cause + ', ' if cause else ''}waiting to go on{where} "
+    words = f"{again or 'waiting '}({code}): {meaning}"
+    if job.start is not None and job.start > now:
+        words += f"; expected to start {reasons.clock_time(job.start, now)}"
+    return Standing(run, "waiting", words, code, job)
+
+
+def _running(run: Glance, job: Job, now: float) -> Standing:
+    since = job.start if job.start is not None else now - (job.elapsed_s or 0)
+    on, last = f"on {reasons.places(job.nodes)}", run.last
+    heard = last["event"] != "" and last["t"] >= since - SKEW_S
+    state, words = "running" if heard else "starting", ""
+    if heard and last["event"] == "requeue":
+        state, words = "ending", f"{REQUEUED.get(last['cause'], last['cause'])}: about to wait again"
+    elif heard and last["event"] == "stop":
+        state, words = "ending", f"ending {on}: {last.get('message') or last.get('reason')}"
+    elif job.state == "SUSPENDED":
+        words = f"suspended {on} by SLURM: it goes on by itself"
+    left = f", {reasons.span(since + job.left_s + (job.elapsed_s or 0) - now)} left" if job.left_s is not None else ""
+    return Standing(run, state, words or f"{state} {on} for {reasons.span(now - since)}{left}", None, job, job.nodes)
+
+
+def _concluded(run: Glance, here: tuple[str, ...]) -> Standing:
+    last, on = run.last, f"go on with: runyard resume {run.reference}"
+    message = str(last.get("message") or "")
+    if last.get("reason") == "interrupted":
+        cause = CAUSES.get(str(last.get("cause")), "")
+        step = run.saved_step
+        at = f"stopped at step {step}, saved" if step is not None else "stopped before the first step"
+        words = f"{at}{f' ({message or cause})' if message or cause else ''}; {on}"
+        return Standing(run, "stopped", words, last.get("cause"), nodes=here)
+    if last.get("reason") == "finished":
+        return Standing(run, "finished", "finished", nodes=here)
+    return Standing(run, "failed", f"failed: {message or 'without a message'}", None, nodes=here)
+
+
+def _vanished(run: Glance, job: Job | None, here: tuple[str, ...]) -> Standing:
+    """Its job is gone and the journal has no end of it: what SLURM says instead, or nobody does."""
+    on = f"go on with: runyard resume {run.reference}"
+    step = f", saved at step {run.saved_step}" if run.saved_step is not None else ""
+    why = reasons.how_it_ended(job) if job else ""
+    if job is not None and job.state == "CANCELLED":
+        waited = run.last["event"] != "start"
+        reason = job.reason if job.reason == "DependencyNeverSatisfied" else None
+        why = "cancelled: the job it was to follow failed" if reason else why
+        return Standing(run, "cancelled", f"{why}{' while it waited' if waited else ''}{step}; {on}", reason, job, here)
+    said = run.last_words()
+    why = why or (f"died without a word: {said}" if said else "died without a word: killed, perhaps for want of memory")
+    return Standing(run, "died", f"{why}{step}; {on}", job.state if job else None, job, here)
+
+
+def own(run: Glance, answer: Answer) -> Job | None:
+    """The job of this run that says most: one that has nodes, else one that waits, else the newest.
+
+    A job of another name is not this run's: numbers are used again, by other clusters too.
+    """
+    noted = [str(job["id"]) for job in run.record["jobs"]]
+    names = (run.id, run.record.get("sweep"))
+    known = [answer.jobs[number] for number in run.slurm_jobs if number in answer.jobs]
+    ours = [job for job in reversed(known) if job.name in names or job.id not in noted]
+    first = next((job for job in ours if job.runs), None) or next((job for job in ours if job.waits), None)
+    return first or (ours[0] if ours and ours[0].id == run.slurm_jobs[-1] else None)
+
+
+def _fresh(run: Glance, now: float) -> bool:
+    return now - float(run.progress.get("t", 0)) < FRESH_S
+
+
+def shortest(ids: Iterable[str], among: Sequence[str], least: int = 15) -> dict[str, str]:
+    """The beginnings of ``ids`` that name no other of ``among``."""
+    ordered = sorted(set(among))
+    place = {name: k for k, name in enumerate(ordered)}
+    short = {}
+    for name in ids:
+        k = place[name]
+        beside = [ordered[j] for j in (k - 1, k + 1) if 0 <= j < len(ordered)]
+        length = max([least, *(_common(name, other) + 1 for other in beside)])
+        short[name] = name[:length]
+    return short
+
+
+def _common(a: str, b: str) -> int:
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
