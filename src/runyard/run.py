@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import secrets
@@ -23,6 +22,7 @@ from runyard import config as schema
 from runyard.config import Config
 from runyard.errors import UserError
 from runyard.files import sha256, write_atomic
+from runyard.lease import Lease, holder, successor
 from runyard.snapshot import snapshot
 from runyard.tracking import journal
 
@@ -215,7 +215,28 @@ class Run:
             UserError: another process holds it, or the directory cannot be written.
         """
         with self.writing():
-            return Lease(self)
+            lease = Lease(self.path, self.id)
+            if lease.fencing:
+                self._put_aside()
+            return lease
+
+    def _put_aside(self) -> None:
+        """What the holder before may have open or prepared gets out of the way: a last write of its reaches nothing."""
+        if self.journal_path.exists():
+            write_atomic(self.journal_path, self.journal_path.read_bytes())
+        for making in self.checkpoints.glob(".making-*"):
+            lost = making.with_name(f".making-lost-{secrets.token_hex(4)}")
+            with contextlib.suppress(FileNotFoundError):  # complete meanwhile: a checkpoint like any other
+                making.rename(lost)
+            shutil.rmtree(lost, ignore_errors=True)  # it may be writing there now; the next save clears the rest
+
+    def holder(self) -> str | None:
+        """Who writes this run now, in words; None if nobody is known to. Asking leaves the lease as it is."""
+        return holder(self.path)
+
+    def successor(self) -> str | None:
+        """Who writes this run in the place of the SLURM job that asks: a later start of it, or another process."""
+        return successor(self.path)
 
 
 def new_id(name: str) -> str:
@@ -238,23 +259,3 @@ def _mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{file}: damaged (no mapping of names to values); {MEND}")
     return values
-
-
-class Lease:
-    """An exclusive lock on the run's ``lease`` file: the kernel gives it back when its holder dies."""
-
-    def __init__(self, run: Run) -> None:
-        self._file = open(run.path / "lease", "a+")  # noqa: SIM115  held open for the lease's life
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
-            raise UserError(f"run {run.id} is being written by {holder}: wait for it, or stop it first") from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        self._file.flush()
-
-    def release(self) -> None:
-        self._file.close()

@@ -1,7 +1,8 @@
 """The append-only journal of a run, ``metrics.jsonl``: the truth about what happened.
 
 One JSON object a line: ``{"event": ..., "t": unix seconds, ...}``. One process writes (rank 0), anybody reads at any
-time. A crash can cost the line being written and nothing before it; the line after it is whole again.
+time. A crash can cost the line being written and nothing before it; the line after it is whole again. Who takes a run
+over from a writer that may still live gives the journal a new file: follow it by name (``tail -F``).
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,14 @@ Row = dict[str, Any]
 
 
 class Journal:
-    """Appends to ``path``, which need not exist. Each line is on disk when ``write`` returns."""
+    """Appends to ``path``, which need not exist. Each line is on disk when ``write`` returns. Any thread may write.
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    ``check`` is asked before each line, once the file is open, and raises if this process may not write any more.
+    """
+
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
+        self.path, self._check = Path(path), check
+        self._one_at_a_time = threading.Lock()
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one line. NaN and infinity are stored as null; numpy and tensor scalars and arrays as plain numbers.
@@ -34,15 +40,17 @@ class Journal:
         """
         row = {"event": event, "t": round(time.time(), 3), **{key: _plain(value) for key, value in fields.items()}}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        new = not self.path.exists()
-        with open(self.path, "ab+") as file:  # opened for each line: nothing to close, nothing inherited by children
-            if _ends_mid_line(file):
-                line = b"\n" + line
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        if new:
-            sync_folder(self.path.parent)
+        with self._one_at_a_time:
+            new = not self.path.exists()
+            with open(self.path, "ab+") as file:  # opened for each line: nothing to close or for children to inherit
+                if _ends_mid_line(file):
+                    line = b"\n" + line
+                self._check()
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            if new:
+                sync_folder(self.path.parent)
 
 
 def read(path: Path) -> tuple[list[Row], int]:

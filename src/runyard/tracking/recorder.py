@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from pathlib import Path
 from typing import Any
 
+from runyard.lease import Lease, LeaseLost
 from runyard.run import Run
 from runyard.tracking.journal import Journal, Row
 from runyard.tracking.words import say
@@ -16,13 +16,21 @@ PROGRESS_EVERY_S = 0.5
 
 
 class Recorder:
-    """Writes a run's history. With ``active=False`` (ranks other than 0) every call does nothing."""
+    """Writes a run's history. With ``active=False`` (ranks other than 0) every call does nothing.
 
-    def __init__(self, run: Run, *, active: bool) -> None:
-        self._run, self._active = run, active
-        self._journal = Journal(run.journal_path)
+    Once the ``lease`` is another's, each call raises LeaseLost and writes nothing.
+    """
+
+    def __init__(self, run: Run, *, active: bool, lease: Lease | None = None) -> None:
+        self._run, self._active, self._lease = run, active, lease
+        self._journal = Journal(run.journal_path, self.check)
         self._progress_at = 0.0
         self._wandb: Any = None
+
+    def check(self) -> None:
+        """Before any other write to the run, once it is prepared: raise LeaseLost if another process writes it now."""
+        if self._lease is not None:
+            self._lease.check()
 
     def open_wandb(self, facts: Row) -> None:
         """Start, or go on with, the run's W&B record. If W&B fails that is written down, and training goes on."""
@@ -50,8 +58,13 @@ class Recorder:
         if self._active and now - self._progress_at >= PROGRESS_EVERY_S:
             self._progress_at = now
             path = self._run.path / "progress.json"
-            temporary = Path(f"{path}.tmp")
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             temporary.write_text(json.dumps({"t": time.time(), **fields}))
+            try:
+                self.check()
+            except LeaseLost:
+                temporary.unlink()
+                raise
             os.replace(temporary, path)
 
     def close(self, failed: bool = False) -> None:

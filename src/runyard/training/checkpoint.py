@@ -6,7 +6,10 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
+import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +38,22 @@ class Checkpoint:
         return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
 
 
-def write(folder: Path, state: State, step: int, score: float | None) -> Path:
-    """Save ``state`` as ``folder/step_00000000``. Nothing is left under that name unless it reads back whole."""
+def write(
+    folder: Path, state: State, step: int, score: float | None, check: Callable[[], None] = lambda: None
+) -> Path:
+    """Save ``state`` as ``folder/step_00000000``. Nothing is left under that name unless it reads back whole.
+
+    ``check`` is asked before anything is deleted or gets its name, and raises if this process may not write any more.
+    """
+    check()
+    for leftover in folder.glob(".making-*"):  # of a kill
+        shutil.rmtree(leftover, ignore_errors=True)
     name = f"step_{step:08d}"
-    making = folder / f".making-{name}"
-    shutil.rmtree(making, ignore_errors=True)
+    making = folder / f".making-{name}-{secrets.token_hex(4)}"  # no other writer's, were there one
     making.mkdir()
     try:
         _fill(making, state, step, score)
+        check()
     except BaseException:  # on a full disk what is half-made would keep the next from fitting
         shutil.rmtree(making, ignore_errors=True)
         raise
@@ -107,16 +118,29 @@ class Saver:
     """Writes checkpoints beside the training, one at a time, and thins them out.
 
     ``save`` returns once the state is copied to host memory; an error of the writing is raised by the next call.
+    ``check`` is asked before anything gets its name or is deleted, and raises if this process may not write any more.
+    ``saved`` is told each step that is on disk and verified, with the seconds from the call of ``save`` to that; both
+    are called in the thread that writes.
     """
 
-    def __init__(self, folder: Path, keep_last: int, keep_best: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep_last: int,
+        keep_best: bool,
+        *,
+        check: Callable[[], None] = lambda: None,
+        saved: Callable[[int, float], None] = lambda step, seconds: None,
+    ) -> None:
         self._folder, self._keep_last, self._keep_best = folder, keep_last, keep_best
+        self._check, self._saved = check, saved
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
     def save(self, state: State, step: int, score: float | None, *, wait: bool) -> None:
+        began = time.monotonic()
         self.settle()
-        self._pending = self._worker.submit(self._write, _to_host(state), step, score)
+        self._pending = self._worker.submit(self._write, _to_host(state), step, score, began)
         if wait:
             self.settle()
 
@@ -132,9 +156,11 @@ class Saver:
         finally:
             self._worker.shutdown()
 
-    def _write(self, state: State, step: int, score: float | None) -> None:
-        written = write(self._folder, state, step, score)
-        for leftover in (*self._folder.glob(".making-*"), *self._folder.glob(f"{ASIDE}*")):
+    def _write(self, state: State, step: int, score: float | None, began: float) -> None:
+        written = write(self._folder, state, step, score, self._check)
+        self._saved(step, time.monotonic() - began)
+        self._check()
+        for leftover in self._folder.glob(f"{ASIDE}*"):
             shutil.rmtree(leftover)
         paths = sorted(p for p in self._folder.glob("step_*") if p <= written)  # what is later was passed over: damaged
         keep = set(paths[-self._keep_last :])
@@ -142,6 +168,7 @@ class Saver:
             scored = [(s, p) for p in paths if (s := _score(p)) is not None]
             keep |= {max(scored)[1]} if scored else set()
         for path in set(paths) - keep:
+            self._check()
             shutil.rmtree(path)
 
 
