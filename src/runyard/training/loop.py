@@ -18,6 +18,7 @@ import torch.distributed as dist
 from runyard.config import check_world
 from runyard.data import loaders, manifest
 from runyard.data.batch import Batch
+from runyard.data.stage import stage
 from runyard.errors import UserError
 from runyard.files import write_atomic
 from runyard.run import Run
@@ -102,7 +103,8 @@ class Training:
         self.data = manifest.load(self.folder, manifest.prepare_command(run.record.get("overrides", [])))
         machine.check(self.config, place.device)
         continuity.check_same_data(run, self.folder, self.data, place)
-        for warning in (*machine.ignored(self.config, place.device), continuity.another_world(run, place)):
+        self.folder, not_staged = stage(self.config, self.data, self.folder)
+        for warning in (*machine.ignored(self.config, place.device), continuity.another_world(run, place), not_staged):
             if warning is not None:
                 record.warning(warning)
         if run.edited:

@@ -1,0 +1,62 @@
+"""A copy of the data on each node's own disk, made once per node, verified, and used by every task there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+from runyard.config import Config
+from runyard.data.manifest import Manifest
+from runyard.files import sha256
+
+SPARE = 1.05  # of what is copied must be free
+
+
+def stage(config: Config, manifest: Manifest, folder: Path) -> tuple[Path, str | None]:
+    """The folder to read the data from: a verified copy on this node's disk, or ``folder`` and why it is that.
+
+    Every task of a node may call this at the same time: the first copies, the others wait for it. A copy that is there
+    from an earlier start is verified and used again.
+    """
+    wanted = config.cluster.stage_data
+    if wanted is None:
+        return folder, None
+    disk = Path(os.path.expandvars(wanted)).expanduser()
+    if "$" in str(disk):
+        return folder, f"cluster.stage_data={wanted}: not set on this node; reading {folder}"
+    files = _files(config, manifest)
+    copy = disk / f"runyard-{manifest.sha256[:16]}"
+    try:
+        copy.mkdir(parents=True, exist_ok=True)
+        with open(copy / "lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for name, digest in files.items():
+                _fetch(folder / name, copy / name, digest)
+    except OSError as error:
+        return folder, f"cluster.stage_data={wanted}: {error.strerror or error}; reading {folder}"
+    return copy, None
+
+
+def _files(config: Config, manifest: Manifest) -> dict[str, str]:
+    """What this configuration's loader reads, by name, and each file's sha256."""
+    if config.loader == "ffcv":
+        return {part.beton: part.beton_sha256 for part in manifest.splits.values()}
+    return {name: digest for part in manifest.splits.values() for name, digest in part.arrays_sha256.items()}
+
+
+def _fetch(source: Path, target: Path, digest: str) -> None:
+    if target.exists() and sha256(target) == digest:
+        return
+    size, free = source.stat().st_size, shutil.disk_usage(target.parent).free
+    if free < SPARE * size:
+        raise OSError(f"{free / 1e9:.1f} GB free in {target.parent}, and {source.name} takes {size / 1e9:.1f} GB")
+    making = target.with_suffix(".making")
+    try:
+        shutil.copyfile(source, making)
+        if sha256(making) != digest:
+            raise OSError(f"{source} was copied to {making}, and reads back differently")
+        making.rename(target)
+    finally:
+        making.unlink(missing_ok=True)
