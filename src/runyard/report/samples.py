@@ -45,8 +45,8 @@ def confused_pairs(facts: Facts, most: int = 8, samples_each: int = 6) -> tuple[
     counted = [(true, predicted, int(mistakes[true, predicted])) for true, predicted in places]
     counted = [pair for pair in counted if pair[2]]
     try:
-        predictions, images = _predictions(facts), _images(facts)
-        _agree(predictions, images, facts)
+        predictions, images = _predictions(facts), test_images(facts)
+        agree(predictions, images, facts)
     except UserError as error:
         return [Pair(*pair, []) for pair in counted], str(error)
     pairs = []
@@ -85,7 +85,7 @@ def _predictions(facts: Facts) -> dict[str, np.ndarray]:
     return found
 
 
-def _images(facts: Facts) -> np.ndarray:
+def test_images(facts: Facts) -> np.ndarray:
     """The prepared test images, uint8 [N, S, S, 3], mapped where they lie."""
     folder = manifest.folder(facts.run.config.data)
     try:
@@ -110,7 +110,7 @@ def _array(path: Path) -> np.ndarray:
         raise UserError(f"{path} cannot be read ({error})") from None
 
 
-def _agree(predictions: dict[str, np.ndarray], images: np.ndarray, facts: Facts) -> None:
+def agree(predictions: dict[str, np.ndarray], images: np.ndarray, facts: Facts) -> None:
     """Refuse to show images that are not those the run was tested on."""
     labels_path = manifest.folder(facts.run.config.data) / "test_labels.npy"
     index = predictions["index"]
