@@ -7,11 +7,11 @@ from runyard.report.theme import DARK, LIGHT, Theme
 
 def sheet() -> str:
     """The page's CSS."""
-    return (f":root {{ color-scheme: light dark; {_colours(LIGHT, '#f4f5f7')} }}\n"
-            f"@media (prefers-color-scheme: dark) {{ :root {{ {_colours(DARK, '#0e1013')} }} }}\n" + RULES)
+    return (f":root {{ color-scheme: light dark; {variables(LIGHT, '#f4f5f7')} }}\n"
+            f"@media (prefers-color-scheme: dark) {{ :root {{ {variables(DARK, '#0e1013')} }} }}\n" + RULES)
 
 
-def _colours(theme: Theme, page: str) -> str:
+def variables(theme: Theme, page: str) -> str:
     colours = {"page": page, "card": theme.surface, "ink": theme.ink, "muted": theme.muted, "line": theme.grid,
                "right": theme.train, "wrong": theme.test, "good": theme.validation}
     return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
