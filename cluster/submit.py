@@ -95,12 +95,12 @@ def launch(run: Run, after: str | None = None) -> Job:
         return _queue([run], None, after)[0]
     tasks, gpus = layout(run.config.cluster)
     python = f"{shlex.quote(sys.executable)} -m cluster.task"
-    executor = submitit.AutoExecutor(run.path / "slurm", cluster="local", local_python=python)
+    executor = submitit.LocalExecutor(run.path / "slurm", python=python)  # AutoExecutor takes no signal_delay_s here
     executor.update_parameters(
         tasks_per_node=tasks,
         gpus_per_node=gpus,
         timeout_min=run.config.cluster.timeout_min,
-        local_signal_delay_s=run.config.cluster.signal_delay_s,
+        signal_delay_s=run.config.cluster.signal_delay_s,
         nodes=1,
     )
     with _job_environment(run):

@@ -16,7 +16,7 @@ from cluster import submit
 from cluster.completion import answer
 from cluster.compose import compose
 from runyard.cli import main
-from runyard.config import ClusterConfig, Config
+from runyard.config import Config
 from runyard.errors import UserError
 from tests.training.conftest import SMALL
 
@@ -104,7 +104,7 @@ def test_tab_completes_runs_newest_first(tmp_path: Path, monkeypatch: pytest.Mon
     assert answer("runyard resume 20260101") == ["20260101-a"]
 
 
-LOCAL = ClusterConfig(name="local", nodes=1, tasks_per_node=None, gpus_per_node=None, timeout_min=10)
+LOCAL = compose(["cluster=local"]).config.cluster
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_what_cannot_train_is_refused_before_anything_is_made(
 ) -> None:
     gpus(0)
     with pytest.raises(UserError, match=named):
-        submit.submit([*SMALL, f"data.root={prepared}", f"runs_dir={tmp_path / 'runs'}", *changed])
+        submit.plan([*SMALL, f"data.root={prepared}", f"runs_dir={tmp_path / 'runs'}", *changed])
     assert not list(tmp_path.glob("runs/*"))
 
 

@@ -158,11 +158,8 @@ def test_a_stop_that_comes_while_the_job_starts_is_kept_until_it_can_save(endles
 
 
 def test_the_time_limit_saves_and_says_how_to_go_on(endless: Run, runs: Runs) -> None:
-    early = "import sys, cluster.submit as s; s.SAVE_BEFORE_LIMIT_S = 119; from runyard.cli import main; "
     before = checkpoint.newest(endless.checkpoints)
-    command = runs.start(
-        "resume", "--runs-dir", str(runs.folder), endless.id, program=("-c", early + "sys.exit(main())")
-    )
+    command = runs.start("resume", "--runs-dir", str(runs.folder), endless.id, "cluster.signal_delay_s=119")
     assert command.wait() == 130, command.stdout + command.stderr
     assert rows(endless, "stop")[-1]["reason"] == "interrupted"
     assert re.search(f"saved.*runyard resume .*{endless.id}$", command.stdout)
