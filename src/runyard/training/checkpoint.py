@@ -56,6 +56,7 @@ def write(
         check()
     except BaseException:  # on a full disk what is half-made would keep the next from fitting
         shutil.rmtree(making, ignore_errors=True)
+        check()  # who took the run over put it out of the way: then that is what went wrong
         raise
     target = folder / name
     if target.exists():  # the same step again: the old one stands aside, still found, until the new one has its name
