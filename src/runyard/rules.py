@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from runyard.cluster_rules import check_cluster
 from runyard.data.rules import check_data
 from runyard.errors import UserError
 from runyard.fields import written
@@ -24,6 +25,7 @@ def check_rules(config: Config) -> None:
             f"name={c.name!r}: expected letters, digits, '-', '_' and '.', beginning with a letter or digit"
         )
     check_data(c.data)
+    check_cluster(c.cluster)
     _check_optim(c.optim)
     _check_schedule(c.schedule, c.epochs)
     _check_augment(c.augment, c.data.image_size)
