@@ -42,7 +42,7 @@ CommitDelay=0
 # What is lost with the machine's power may be: the folder is deleted at the end.
 MARIADB = (
     "--no-defaults --skip-grant-tables --innodb-buffer-pool-size=64M --innodb-log-file-size=8M "
-    "--innodb-flush-log-at-trx-commit=0 --innodb-doublewrite=0 --innodb-lock-wait-timeout=900"
+    "--innodb-flush-method=nosync --skip-sync-frm --innodb-doublewrite=0 --innodb-lock-wait-timeout=900"
 )
 
 
@@ -53,6 +53,7 @@ def database_socket(folder: Path) -> Path:
 def write_files(folder: Path, port: int, user: str) -> None:
     """Write what slurmdbd and MariaDB need into ``folder``."""
     (folder / "database").mkdir(mode=0o700)  # to whom can reach its socket the database gives all
+    (folder / "database" / "data").mkdir()
     with open(os.open(folder / "slurmdbd.conf", os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
         file.write(SLURMDBD.format(folder=folder, port=port, user=user, host=ACCOUNTING))
     tables = "\n".join(["create database mysql;", "use mysql;", _system_tables().read_text()])
@@ -60,22 +61,15 @@ def write_files(folder: Path, port: int, user: str) -> None:
 
 
 def database_command(folder: Path) -> str:
-    """Make the database, then be it."""
     own = shlex.quote(str(folder / "database"))
     options = f"{MARIADB} --datadir={own}/data --tmpdir={own}" + (" --user=root" if os.getuid() == 0 else "")
-    script = (
-        f"mkdir {own}/data && mariadbd {options} --bootstrap <{own}/tables.sql && "
-        f"exec mariadbd {options} --skip-networking --socket={own}/socket"
-    )
-    return f"sh -c {shlex.quote(script)}"
+    return f"mariadbd {options} --skip-networking --socket={own}/socket --init-file={own}/tables.sql"
 
 
 def accounts(user: str) -> list[list[str]]:
-    """sacctmgr's arguments, one list a call: ``user`` belongs to one account, which may not use the QOS ``reserved``."""
+    """sacctmgr's arguments, a list a call: ``user`` belongs to one account with two QOS, one limited to ten minutes."""
     return [
-        ["add", "cluster", "rehearsal"],
-        ["add", "qos", "short", "reserved"],
-        ["modify", "qos", "short", "set", "MaxWall=10", "Flags=DenyOnLimit"],
+        ["add", "qos", "short", "MaxWall=10", "Flags=DenyOnLimit"],
         ["add", "account", ACCOUNT, "QOS=normal,short", "DefaultQOS=normal"],
         ["add", "user", user, f"Account={ACCOUNT}", f"DefaultAccount={ACCOUNT}"],
     ]

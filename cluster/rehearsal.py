@@ -177,7 +177,7 @@ class Rehearsal:
         """Kill slurmctld as a crash would, and start it on the state that it left."""
         self._end(CONTROLLER)
         self._begin_controller()
-        self._wait_until(CONTROLLER, lambda: "UP" in self.run("scontrol", "ping", check=False))
+        self._wait_until(CONTROLLER, self._answers)
 
     def signal_preempted(self, wanted: bool) -> None:
         """Whether jobs that are preempted from now on get the signal that they asked for."""
@@ -229,6 +229,10 @@ class Rehearsal:
         self._begin_controller()
         for node in self.nodes:
             self._begin_node(node)
+        self._wait_until(CONTROLLER, self._answers)
+        if self._accounting:  # only now: slurmctld made the cluster's entry, and hears of what is added to it
+            for arguments in accounting.accounts(self._user):
+                self.run("sacctmgr", "--immediate", *arguments)
         self._wait_until(CONTROLLER, self._all_idle)
 
     def _start_accounting(self) -> None:
@@ -237,8 +241,6 @@ class Rehearsal:
         self.environment["MYSQL_UNIX_PORT"] = str(accounting.database_socket(self.folder))
         self._begin_alone(accounting.ACCOUNTING, "slurmdbd -D")
         self._wait_until(accounting.ACCOUNTING, lambda: _listens(self._ports[1]))
-        for arguments in accounting.accounts(self._user):
-            self.run("sacctmgr", "--immediate", *arguments)
 
     def _begin_controller(self) -> None:
         self._begin_alone(CONTROLLER, f"slurmctld -D -f {shlex.quote(f'{self.folder}/slurm.conf')}")
@@ -256,6 +258,9 @@ class Rehearsal:
         for pid in found:
             found += _children(pid)
         return found[1:]
+
+    def _answers(self) -> bool:
+        return "UP" in self.run("scontrol", "ping", check=False)
 
     def _all_idle(self) -> bool:
         states = self.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%t", check=False).split()
