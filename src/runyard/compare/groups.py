@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from runyard.compare.measures import MEASURES
 from runyard.compare.reading import matters
-from runyard.compare.runs import History
+from runyard.compare.runs import History, Settings
+
+STATES = ("finished", "running", "waiting", "interrupted", "failed", "silent", "not started")
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,18 +24,47 @@ class Group:
     Attributes:
         label: Its name in tables, legends and messages: the experiment's name, with a letter where several groups share
             one ("starter-a"), or the run's id with ``by_run``. Unique among the groups made together.
-        runs: At least one.
+        runs: At least one, whatever their states.
     """
 
     label: str
     runs: tuple[History, ...]
 
     @property
-    def n(self) -> int:
-        return len(self.runs)
+    def counted(self) -> tuple[History, ...]:
+        """The runs that figures are made of: those that finished, or all where none did; of each seed one, the newest.
+
+        A run repeated with its seed is no independent repetition, and a run under way would drag a mean down.
+        """
+        finished = [run for run in self.runs if run.state == "finished"]
+        of_seed: dict[int | None, History] = {}
+        for run in sorted(finished or self.runs, key=lambda run: (len(run.series["epoch"]) > 0, run.created)):
+            of_seed[run.seed] = run
+        return tuple(run for run in self.runs if run is of_seed.get(run.seed))
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def n(self) -> int:
+        """How many seeds figures are made of."""
+        return len(self.counted)
+
+    @property
+    def finished(self) -> bool:
+        """At least one of its runs is, and figures are of those."""
+        return any(run.state == "finished" for run in self.runs)
+
+    @property
+    def state(self) -> str:
+        """"" where all have finished; else as "failed 12/50" of one run, or "2 finished, 1 failed"."""
+        if all(run.state == "finished" for run in self.runs):
+            return ""
+        if len(self.runs) == 1:
+            run = self.runs[0]
+            return run.state if run.state == "not started" else f"{run.state} {run.epochs_done}/{run.epochs}"
+        counts = Counter(run.state for run in self.runs)
+        return ", ".join(f"{counts[state]} {state}" for state in sorted(counts, key=STATES.index))
+
+    @property
+    def settings(self) -> Settings:
         """Of its first run; they are all alike, but for the seed and for where things lie."""
         return self.runs[0].settings
 
@@ -40,22 +73,31 @@ class Group:
         return self.runs[0].name
 
     def values(self, measure: str) -> np.ndarray:
-        """float64 [n]: an attribute of each run (last, best, gpu_hours, ...), NaN where there is none."""
-        return np.array([getattr(run, measure) for run in self.runs], np.float64)
+        """float64 [n]: one of ``MEASURES`` (last, gpu_hours, ...) of each run that counts, NaN where it has none."""
+        return np.array([MEASURES[measure].of(run) for run in self.counted], np.float64)
+
+    def mean(self, measure: str) -> float:
+        """Of the runs that have it; NaN where none has."""
+        values = self.values(measure)
+        return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def group(runs: Iterable[History], *, by_run: bool = False) -> list[Group]:
     """The groups in order of their first runs. With ``by_run`` each run is its own.
 
-    Runs of one configuration on other test images are not repetitions: they are told apart by the data's identity.
+    Runs of one configuration on other test images are no repetitions: they are told apart by the data's identity. One
+    that has not met its data yet goes with those that have, where all of these met the same.
     """
+    runs = list(runs)
+    met: dict[str, set[str]] = {}
+    for run in runs:
+        met.setdefault(run.settings_sha256, set()).update([run.test_sha256] if run.test_sha256 else [])
     found: dict[tuple[str, ...], list[History]] = {}
     for run in runs:
-        key = (str(run.directory),) if by_run else (run.settings_sha256, run.test_sha256 or "")
-        found.setdefault(key, []).append(run)
+        there = met[run.settings_sha256]
+        data = run.test_sha256 or (min(there) if len(there) == 1 else "")
+        found.setdefault((str(run.directory),) if by_run else (run.settings_sha256, data), []).append(run)
     made = list(found.values())
-    if not by_run and len({run.settings_sha256 for run in (m[0] for m in made)}) < len(made):
-        made = _with_unstarted(made)
     labels = [m[0].id for m in made] if by_run else _letters([m[0].name for m in made])
     return [
         Group(label, tuple(sorted(m, key=lambda run: (run.seed is None, run.seed or 0, run.created))))
@@ -65,12 +107,9 @@ def group(runs: Iterable[History], *, by_run: bool = False) -> list[Group]:
 
 def differing(groups: Iterable[Group]) -> list[str]:
     """Dotted names of the settings in which the groups differ, in the configuration's order; seed and name not."""
-    seen: dict[str, set[str]] = {}
     groups = list(groups)
-    names = dict.fromkeys(name for g in groups for name in g.settings if matters(name))
-    for name in names:
-        seen[name] = {written(g.settings.get(name)) for g in groups}
-    return [name for name, values in seen.items() if len(values) > 1 and name not in ("seed", "name")]
+    names = dict.fromkeys(name for g in groups for name in g.settings if matters(name) and name not in ("seed", "name"))
+    return [name for name in names if len({written(g.settings.get(name)) for g in groups}) > 1]
 
 
 def written(value: Any) -> str:
@@ -82,19 +121,6 @@ def written(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(written, value))}]"
     return json.dumps(value, default=str)
-
-
-def _with_unstarted(made: list[list[History]]) -> list[list[History]]:
-    """Runs that have not met their data yet go with those of the same settings that have, where that is one group."""
-    started = [m for m in made if m[0].test_sha256]
-    out = list(started)
-    for waiting in (m for m in made if not m[0].test_sha256):
-        fits = [m for m in started if m[0].settings_sha256 == waiting[0].settings_sha256]
-        if len(fits) == 1:
-            fits[0].extend(waiting)
-        else:
-            out.append(waiting)
-    return out
 
 
 def _letters(names: list[str]) -> list[str]:

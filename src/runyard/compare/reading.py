@@ -36,7 +36,8 @@ def load(directory: Path) -> History:
     """
     directory = directory.absolute()
     record = read_record(directory)
-    settings = flat(_config(directory / "config.yaml"))
+    config, config_sha256 = _config(directory / "config.yaml")
+    settings = flat(config)
     rows, broken = journal.read(directory / "metrics.jsonl")
     broken_lines, half_written = _broken(directory / "metrics.jsonl") if broken else ((), False)
     chapters = _chapters(rows)
@@ -55,6 +56,7 @@ def load(directory: Path) -> History:
         directory=directory,
         settings=settings,
         settings_sha256=_sha256({k: v for k, v in settings.items() if k != "seed" and v is not None and matters(k)}),
+        edited=record.get("config_sha256") not in (None, config_sha256),
         code_sha256=str(record.get("code_sha256", "")),
         tags=tuple(map(str, tags)) if isinstance(tags, list) else (),
         sweep=record["sweep"] if isinstance(record.get("sweep"), str) else None,
@@ -110,16 +112,18 @@ def read_record(directory: Path) -> dict[str, Any]:
     return record
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _config(path: Path) -> tuple[dict[str, Any], str]:
+    """The configuration, and the file's sha256."""
     try:
-        values = yaml.load(path.read_bytes(), LOADER)  # a safe loader
+        content = path.read_bytes()
+        values = yaml.load(content, LOADER)  # a safe loader
     except OSError as error:
         raise UserError(f"{path}: cannot read it ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({(str(error).splitlines() or ['?'])[0]})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: damaged (no mapping of names to values)")
-    return values
+    return values, hashlib.sha256(content).hexdigest()
 
 
 def _broken(path: Path) -> tuple[tuple[int, ...], bool]:

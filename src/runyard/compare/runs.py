@@ -75,6 +75,7 @@ class History:
         settings_sha256: Of all settings that say what is learned, but for the seed: equal in runs that differ only in
             seed. Settings that only say where (folders, tracking, checkpoints, the cluster's but for how many nodes,
             tasks and GPUs) do not count, and one that is missing counts as null.
+        edited: config.yaml is no longer what the run was created with.
         code_sha256: Of the sources it was submitted with.
         tags: W&B's tags of the run.
         sweep: Id of the sweep it is a point of, or None.
@@ -105,6 +106,7 @@ class History:
     directory: Path
     settings: Settings
     settings_sha256: str
+    edited: bool
     code_sha256: str
     tags: tuple[str, ...]
     sweep: str | None

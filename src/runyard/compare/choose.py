@@ -1,0 +1,131 @@
+"""Which runs are compared, and what there is to say about those that are not whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runyard.compare import where
+from runyard.compare.reading import load, read_record
+from runyard.compare.runs import History
+from runyard.errors import UserError
+from runyard.run import Run
+
+FEW = 3  # runs or lines named in a note before it only counts them
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The runs, by time of creation; what was skipped or is damaged, a line each; and the sweep, if one was asked."""
+
+    runs: list[History]
+    notes: list[str]
+    sweep: str | None = None
+
+
+def choose(
+    references: Sequence[str],
+    *,
+    everything: bool = False,
+    tag: str | None = None,
+    sweep: str | None = None,
+    conditions: Sequence[str] = (),
+    runs_dir: Path | str = "runs",
+) -> Choice:
+    """The runs that are named, or all of ``runs_dir``; of these the ones of the tag and sweep that meet the conditions.
+
+    Raises:
+        UserError: a reference fits no run, or nothing is left.
+    """
+    if not references and not everything and tag is None and sweep is None:
+        raise UserError("which runs? Give RUN..., --tag T, --sweep S or --all")
+    if references and everything:
+        raise UserError(f"--all and {references[0]}: give runs, or --all, not both")
+    notes: list[str] = []
+    directories = (
+        [Run.locate(reference, runs_dir) for reference in references]
+        if references
+        else sorted(path.parent for path in Path(runs_dir).glob("[!.]*/run.json"))
+    )
+    if not directories:
+        raise UserError(f"no runs in {runs_dir}: `runyard submit` makes one; --runs-dir looks elsewhere")
+    if sweep is not None:
+        sweep, directories = _of_sweep(sweep, directories, runs_dir, notes)
+    runs = _loaded(directories, notes)
+    if not runs:
+        raise UserError(notes[0] if len(notes) == 1 else f"none of {len(directories)} runs can be read: {notes[0]}")
+    if tag is not None:
+        runs = _of_tag(tag, runs, runs_dir)
+    met = where.read(conditions, runs)
+    fitting = [run for run in runs if all(condition.holds(run) for condition in met)]
+    if not fitting:
+        raise UserError(f"--where {' and '.join(conditions)}: none of {len(runs)} runs fits")
+    if all(run.state == "not started" for run in fitting):
+        raise UserError(f"{_named(fitting)}: without metrics, {'it has' if len(fitting) == 1 else 'they have'} not "
+                        "started: nothing to compare yet")
+    return Choice(sorted(fitting, key=lambda run: (run.created, run.id)), notes + _notes(fitting), sweep)
+
+
+def _loaded(directories: Iterable[Path], notes: list[str]) -> list[History]:
+    runs: dict[Path, History] = {}
+    for directory in directories:
+        if (place := directory.resolve()) not in runs:
+            try:
+                runs[place] = load(directory)
+            except UserError as error:
+                notes.append(f"skipped {error}")
+    return list(runs.values())
+
+
+def _of_sweep(wanted: str, directories: list[Path], runs_dir: Path | str, notes: list[str]) -> tuple[str, list[Path]]:
+    members: dict[str, list[Path]] = {}
+    for directory in directories:
+        try:
+            name = read_record(directory).get("sweep")
+        except UserError as error:
+            notes.append(f"skipped {error}")
+            continue
+        if isinstance(name, str):
+            members.setdefault(name, []).append(directory)
+    known = sorted(members)
+    fits = known[-1:] if wanted == "@last" else [s for s in known if s == wanted] or [
+        s for s in known if wanted and s.startswith(wanted)]
+    if len(fits) == 1:
+        return fits[0], members[fits[0]]
+    if fits:
+        raise UserError(f"--sweep {wanted}: fits {len(fits)} sweeps, as {fits[0]} and {fits[1]}: give more of it")
+    there = f"the newest there is {known[-1]}" if known else "no run there belongs to one"
+    raise UserError(f"--sweep {wanted}: no such sweep in {runs_dir}: {there}")
+
+
+def _of_tag(tag: str, runs: list[History], runs_dir: Path | str) -> list[History]:
+    tagged = [run for run in runs if tag in run.tags]
+    if not tagged:
+        tags = sorted({t for run in runs for t in run.tags})
+        there = f"tags there: {', '.join(tags[:9])}" if tags else "no run there has a tag; set tracking.tags=[...]"
+        raise UserError(f"--tag {tag}: no run in {runs_dir} has it; {there}")
+    return tagged
+
+
+def _notes(runs: list[History]) -> list[str]:
+    """What a person should know before trusting the figures, a line each."""
+    notes = []
+    for run in runs:
+        if broken := run.broken_lines[: -1 if run.half_written else None]:
+            lines = ", ".join(map(str, broken[:FEW])) + (", ..." if len(broken) > FEW else "")
+            many = len(broken) > 1
+            notes.append(f"run {run.id}: {len(broken)} broken line{'s' * many} in metrics.jsonl ({lines}), skipped")
+        if run.half_written:
+            notes.append(f"run {run.id}: the last line of metrics.jsonl is half-written, skipped")
+    if empty := [run for run in runs if not len(run.series["epoch"])]:
+        notes.append(f"without metrics so far: {_named(empty)}")
+    if edited := [run for run in runs if run.edited]:
+        notes.append(f"config.yaml was edited after the run was created: {_named(edited)}")
+    return notes
+
+
+def _named(runs: Sequence[History]) -> str:
+    ids = [f"{run.id} ({run.state})" for run in runs[:FEW]]
+    more = f" and {len(runs) - FEW} more" if len(runs) > FEW else ""
+    return f"run{'s' * (len(runs) > 1)} {', '.join(ids)}{more}"

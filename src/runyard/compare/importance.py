@@ -1,0 +1,119 @@
+"""A sweep in a few lines: which settings mattered, which point was best, what failed, and what it cost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from runyard.compare.groups import Group, differing, written
+from runyard.compare.runs import History
+
+BINS = 4  # of a number that was drawn, not chosen from a few values
+METHOD = "ε²: share of the variance between runs that a setting's main effect explains, corrected for chance"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How much one setting mattered. ``share`` is None where there are too few runs to tell."""
+
+    setting: str
+    levels: int
+    binned: bool
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found and cost.
+
+    Attributes:
+        effects: Of each setting that was varied, the largest first.
+        between_seeds: Part of the variance that is between seeds of the same settings; None without repeated seeds.
+        evaluated: Runs that the shares are computed from: finished ones.
+        best: The group with the highest mean of the last test top-1, or None when nothing finished.
+        failures: Reason -> ids of the runs that failed so; numbers in reasons are blanked, so that equal ones meet.
+        gpu_hours, core_hours: Of all runs; ``..._lost`` of those that did not finish.
+        wall_s: From the first start to the last sign of life, s.
+    """
+
+    runs: int
+    states: dict[str, int]
+    effects: list[Effect]
+    between_seeds: float | None
+    evaluated: int
+    best: Group | None
+    failures: dict[str, list[str]]
+    gpu_hours: float
+    core_hours: float
+    gpu_hours_lost: float
+    core_hours_lost: float
+    wall_s: float
+
+
+def sweep(groups: Sequence[Group]) -> Sweep:
+    """Summed up over all runs of the groups."""
+    runs = [run for group in groups for run in group.runs]
+    able = [(run, group) for group in groups if group.finished for run in group.counted if run.last == run.last]
+    scores = np.array([run.last for run, _ in able])
+    effects = [_effect(name, [run for run, _ in able], scores) for name in differing(groups)]
+    effects.sort(key=lambda effect: -1.0 if effect.share is None else -effect.share)
+    share_of_groups = explained([group.label for _, group in able], scores) if len(able) > len(groups) else None
+    finished = [group for group in groups if group.finished and group.mean("last") == group.mean("last")]
+    lost = [run for run in runs if run.state != "finished"]
+    begun = [start for run in runs for start in run.starts]
+    states: dict[str, int] = {}
+    failures: dict[str, list[str]] = {}
+    for run in runs:
+        states[run.state] = states.get(run.state, 0) + 1
+        if run.state == "failed":
+            failures.setdefault(reason(run), []).append(run.id)
+    return Sweep(
+        runs=len(runs),
+        states=states,
+        effects=effects,
+        between_seeds=None if share_of_groups is None else 1 - share_of_groups,
+        evaluated=len(able),
+        best=max(finished, key=lambda group: group.mean("last"), default=None),
+        failures=dict(sorted(failures.items(), key=lambda item: -len(item[1]))),
+        gpu_hours=sum(run.gpu_hours for run in runs),
+        core_hours=sum(run.core_hours for run in runs),
+        gpu_hours_lost=sum(run.gpu_hours for run in lost),
+        core_hours_lost=sum(run.core_hours for run in lost),
+        wall_s=max(s.ended for s in begun) - min(s.t for s in begun) if begun else 0.0,
+    )
+
+
+def explained(levels: Sequence[Any], scores: np.ndarray) -> float | None:
+    """ε² (Kelley 1935): the between-levels share of the scores' variance, less what chance alone would give; 0 to 1.
+
+    None where it cannot be told: one level, as many levels as scores, or scores that are all alike.
+    """
+    names = sorted(set(levels), key=str)
+    total = float(((scores - scores.mean()) ** 2).sum()) if len(scores) else 0.0
+    if not 1 < len(names) < len(scores) or total == 0:
+        return None
+    parts = [scores[[level == name for level in levels]] for name in names]
+    within = sum(float(((part - part.mean()) ** 2).sum()) for part in parts)
+    chance = within / (len(scores) - len(names))  # the variance within levels, by its degrees of freedom
+    return min(1.0, max(0.0, (total - within - (len(names) - 1) * chance) / total))
+
+
+def reason(run: History) -> str:
+    """Why it failed, without the numbers that differ from run to run."""
+    return re.sub(r"\d[\d.,e+-]*\d|\d", "…", run.message.partition("\n")[0]) or "no reason given"
+
+
+def _effect(setting: str, runs: list[History], scores: np.ndarray) -> Effect:
+    values = [run.settings.get(setting) for run in runs]
+    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    levels = [written(v) for v in values]
+    binned = numeric and len(set(levels)) > max(BINS, len(values) // 2)
+    if binned:
+        drawn = np.array(values, np.float64)
+        edges = np.quantile(drawn, np.linspace(0, 1, BINS + 1)[1:-1])
+        levels = [str(at) for at in np.searchsorted(edges, drawn)]
+    return Effect(setting, len(set(levels)), binned, explained(levels, scores))

@@ -1,0 +1,58 @@
+"""Tests that say whether a difference is more than chance. The distributions are SciPy's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import bdtr, stdtr, stdtrit
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Welch:
+    """Difference of two means, first minus second, with its confidence interval, and the two-sided p of none."""
+
+    difference: float
+    low: float
+    high: float
+    df: float
+    p: float
+
+
+def welch(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> Welch | None:
+    """Welch's t for means of independent values with unequal variances (Welch 1947; df after Satterthwaite).
+
+    None where it cannot be told: fewer than two values on a side, or no spread at all.
+    """
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if len(a) < 2 or len(b) < 2:
+        return None
+    va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    if va + vb == 0:
+        return None
+    difference, error = float(a.mean() - b.mean()), math.sqrt(va + vb)
+    df = float((va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1)))
+    half = float(stdtrit(df, (1 + CONFIDENCE) / 2)) * error
+    p = 2 * float(stdtr(df, -abs(difference) / error))
+    return Welch(difference, difference - half, difference + half, df, p)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p of McNemar's test: of the images that one of two networks alone got right, half each by chance.
+
+    The binomial is summed exactly at any count (McNemar 1947; no continuity correction is involved).
+    """
+    return min(1.0, 2 * float(bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """The p values of several tests, adjusted so that any false alarm among them keeps its probability (Holm 1979)."""
+    adjusted, largest = [0.0] * len(ps), 0.0
+    for place, at in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, ps[at] * (len(ps) - place)))
+        adjusted[at] = largest
+    return adjusted

@@ -1,0 +1,191 @@
+"""What follows the table: is it real, and what a sweep found, as sentences and small tables."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from runyard.compare.groups import Group, written
+from runyard.compare.importance import METHOD, Sweep
+from runyard.compare.pairs import Pair, Pairs
+from runyard.compare.statistics import CONFIDENCE
+from runyard.compare.text import Column, chance, numbers
+from runyard.tracking.words import clock
+
+Layout = Callable[[Sequence[Column]], str]
+
+
+def of_table(groups: Sequence[Group]) -> list[str]:
+    """A paragraph on how the table's figures came about, and what makes its rows less than equal."""
+    out = []
+    if any(group.n > 1 for group in groups):
+        out.append("Mean ± standard deviation over n seeds.")
+    if any(group.finished and len(group.counted) < len(group.runs) for group in groups):
+        out.append("Of each seed the newest finished run counts.")
+    if any(run.chosen_by == "test_top1" for group in groups for run in group.counted):
+        out.append("best is chosen by the test set itself and flatters, where no images are held out for it.")
+    if len({group.runs[0].test_sha256 for group in groups if group.runs[0].test_sha256}) > 1:
+        out.append("Rows are of different test images: see data.")
+    if mixed := [group.label for group in groups if len({run.code_sha256 for run in group.runs}) > 1]:
+        out.append(f"Submitted with more than one version of the code: {_few(mixed)}.")
+    if mixed := [g.label for g in groups if len({run.device for run in g.counted if run.device}) > 1]:
+        out.append(f"Run on more than one kind or number of devices: {_few(mixed)}.")
+    return [" ".join(out)] if out else []
+
+
+def wrapped(paragraph: str, width: int) -> str:
+    """A sentence broken at ``width``; tables are left as they are."""
+    return paragraph if "\n" in paragraph else textwrap.fill(paragraph, width, break_on_hyphens=False)
+
+
+def of_pairs(pairs: Pairs, lay_out: Layout) -> list[str]:
+    """Paragraphs: what was tested and how, the table of pairs, and what is missing to say more. [] for one group."""
+    if not pairs.pairs:
+        return []
+    title = "Is it real? Differences of the last test top-1 in percentage points, first less second"
+    if pairs.against is not None:
+        title += f", against {pairs.against.label}" + (
+            ", the best of these same figures, which favours it" if pairs.chosen else "")
+    columns = [Column("pair", [f"{p.first.label} vs {p.second.label}" for p in pairs.pairs], right=False)]
+    columns.append(Column("difference", [_points(p.difference) for p in pairs.pairs]))
+    paragraphs, notes = [title + "."], []
+    if any(p.means for p in pairs.pairs):
+        columns.append(Column(f"{CONFIDENCE:.0%} interval", [_interval(p) for p in pairs.pairs]))
+        columns.append(Column("p Welch", [chance(p.means_p_holm) if p.means else "" for p in pairs.pairs]))
+        notes.append(f"Welch's t over seeds; {_family(sum(1 for p in pairs.pairs if p.means))} "
+                     "The interval is for one pair by itself.")
+    if any(p.paired for p in pairs.pairs):
+        columns.append(Column("right alone", [_alone(p) for p in pairs.pairs]))
+        columns.append(Column("p McNemar", [chance(p.paired.p_holm) if p.paired else p.no_paired for p in pairs.pairs]))
+        images = sorted({p.paired.images for p in pairs.pairs if p.paired})
+        of = " or ".join(f"{n:,}" for n in images)
+        notes.append(f"McNemar's exact test of two networks on the same {of} test images, {_seeds(pairs)}; "
+                     f"{_family(sum(1 for p in pairs.pairs if p.paired))} It says whether these two networks differ, "
+                     "not whether their settings do.")
+    paragraphs.append(lay_out(columns))
+    paragraphs += notes + _missing(pairs)
+    if pairs.left_out:
+        few = _few([g.label for g in pairs.left_out])
+        paragraphs.append(f"Not tested ({len(pairs.left_out)} of {len(pairs.left_out) + len(_labels(pairs))}: "
+                          f"unfinished, or far behind the best): {few}.")
+    return paragraphs
+
+
+def of_sweep(found: Sweep, name: str, lay_out: Layout) -> list[str]:
+    """Paragraphs: the best point, what mattered, what failed, what it cost."""
+    states = ", ".join(f"{count} {state}" for state, count in found.states.items())
+    paragraphs = [f"Sweep {name}: {found.runs} runs, {states}."]
+    if found.best is not None:
+        settings = [effect.setting for effect in found.effects]
+        point = "  ".join(f"{s}={written(found.best.settings.get(s))}" for s in sorted(settings)) or found.best.label
+        paragraphs.append(f"Best point: {point}  ({found.best.label}, {100 * found.best.mean('last'):.2f} % over "
+                          f"{found.best.n} seed{'s' * (found.best.n != 1)})")
+    if found.effects and found.evaluated > 1:
+        labels = [f"{e.setting} ({f'{e.levels} bins' if e.binned else f'{e.levels} values'})" for e in found.effects]
+        shares = ["cannot be told" if e.share is None else f"{100 * e.share:.0f} %" for e in found.effects]
+        if found.between_seeds is not None:
+            labels.append("(between seeds)")
+            shares.append(f"{100 * found.between_seeds:.0f} %")
+        paragraphs.append(f"What mattered, over {found.evaluated} finished runs, for the last test top-1:")
+        paragraphs.append(lay_out([Column("setting", labels, right=False), Column("share", shares)]))
+        paragraphs.append(f"({METHOD}; what is missing from 100 % is what settings do only together.)")
+    paragraphs += [f"Failed, {len(ids)}: {why} ({', '.join(ids[:3])}{', ...' * (len(ids) > 3)})"
+                   for why, ids in found.failures.items()]
+    paragraphs.append(f"Cost: {_cost(found)} in {clock(found.wall_s)} from the first start to the last end.")
+    return paragraphs
+
+
+def pair_as_dict(pair: Pair) -> dict[str, Any]:
+    """For JSON. Shares of 1; p values as adjusted and as they were."""
+    welch, paired = pair.means, pair.paired
+    return {
+        "first": pair.first.label,
+        "second": pair.second.label,
+        "difference": pair.difference,
+        "welch": {"difference": welch.difference, "low": welch.low, "high": welch.high, "confidence": CONFIDENCE,
+                  "df": welch.df, "p": welch.p, "p_holm": pair.means_p_holm} if welch else None,
+        "no_welch": pair.no_means or None,
+        "mcnemar": {"first_run": paired.first.id, "second_run": paired.second.id, "images": paired.images,
+                    "only_first_right": paired.only_first, "only_second_right": paired.only_second, "p": paired.p,
+                    "p_holm": paired.p_holm} if paired else None,
+        "no_mcnemar": pair.no_paired or None,
+    }
+
+
+def sweep_as_dict(found: Sweep, name: str) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        "id": name,
+        "runs": found.runs,
+        "states": found.states,
+        "best": found.best.label if found.best else None,
+        "importance": {"method": METHOD, "runs": found.evaluated, "between_seeds": found.between_seeds,
+                       "settings": {e.setting: {"share": e.share, "levels": e.levels, "binned": e.binned}
+                                    for e in found.effects}},
+        "failures": found.failures,
+        "gpu_hours": found.gpu_hours,
+        "gpu_hours_lost": found.gpu_hours_lost,
+        "core_hours": found.core_hours,
+        "core_hours_lost": found.core_hours_lost,
+        "wall_s": found.wall_s,
+    }
+
+
+def _few(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.2f}"
+
+
+def _interval(pair: Pair) -> str:
+    if pair.means is None:
+        return "other data set" if pair.no_means == "other data set" else pair.no_means.partition(" (")[0]
+    return f"{_points(pair.means.low)} to {_points(pair.means.high)}"
+
+
+def _alone(pair: Pair) -> str:
+    return f"{pair.paired.only_first:,} : {pair.paired.only_second:,}" if pair.paired else ""
+
+
+def _family(count: int) -> str:
+    return "1 pair." if count == 1 else f"p is adjusted by Holm for {count} pairs."
+
+
+def _labels(pairs: Pairs) -> set[str]:
+    return {group.label for pair in pairs.pairs for group in (pair.first, pair.second)}
+
+
+def _seeds(pairs: Pairs) -> str:
+    same = all(p.paired.first.seed == p.paired.second.seed for p in pairs.pairs if p.paired)
+    return "of the lowest seed that both have" if same else "of each row's lowest seed"
+
+
+def _missing(pairs: Pairs) -> list[str]:
+    """Why some pairs have no test."""
+    groups = {g.label: g for p in pairs.pairs for g in (p.first, p.second)}
+    single = [g for g in groups.values() if g.n < 2]
+    out = []
+    if single:
+        seed = single[0].runs[0].seed
+        named = _few([g.label for g in single])
+        more = f"seed={(seed or 0) + 1},{(seed or 0) + 2}"
+        out.append(f"Not enough seeds (n=1): {named}. How much seeds alone differ is unknown there: "
+                   f"train the same with {more}.")
+    if any(p.no_means == "other data set" for p in pairs.pairs):
+        out.append("Runs of different data sets are not compared.")
+    elif any(p.no_paired == "other test images" for p in pairs.pairs):
+        out.append("Runs on different test images are not compared by a paired test.")
+    return out
+
+
+def _cost(found: Sweep) -> str:
+    parts = []
+    for total, lost, unit in ((found.gpu_hours, found.gpu_hours_lost, "GPU-hours"),
+                              (found.core_hours, found.core_hours_lost, "core-hours without a GPU")):
+        if total:
+            parts.append(f"{numbers([total])[0]} {unit}" + (
+                f" ({numbers([lost])[0]} in runs that did not finish)" if lost else ""))
+    return " and ".join(parts) or "nothing"

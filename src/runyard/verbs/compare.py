@@ -1,0 +1,98 @@
+"""``runyard compare``: many runs side by side, whether a difference is real, and what it cost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from runyard.arguments import runs_dir
+
+HELP = "compare runs: what differs, whether it is real, what it cost"
+EXAMPLE = "runyard compare --sweep @last --target 0.92"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="paths, ids or their beginnings, or @last")
+    runs_dir(parser)
+    parser.add_argument("--all", action="store_true", help="every run of the folder")
+    parser.add_argument("--tag", help="runs that have this tag (tracking.tags)")
+    parser.add_argument("--sweep", metavar="ID", help="the runs of a sweep, by its id or its beginning, or @last")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="keep runs that fit, as 'optim.lr<1e-3' or 'last>=90%% and state=finished'; may be repeated",
+    )
+    parser.add_argument("--by-run", action="store_true", help="a row for each run, not one for all seeds of the same")
+    parser.add_argument("--target", metavar="TOP1", help="also how long each took to this test top-1: 0.92 or 92%%")
+    parser.add_argument("--baseline", metavar="ROW", help="hold each row against this one: its name, or a run's id")
+    parser.add_argument("--sort", default="last", metavar="COLUMN", help="best first (default: last); -COLUMN turns it")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write one page that needs no network")
+    parser.add_argument("--png", type=Path, metavar="DIR", help="also write figures for a paper: .png, .pdf and .svg")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print everything as JSON")
+    form.add_argument("--csv", action="store_true", help="print the table as CSV, in full precision")
+    form.add_argument("--md", action="store_true", help="print as Markdown")
+
+
+def run(args: argparse.Namespace) -> None:
+    from runyard.compare import importance, table, words
+    from runyard.compare.choose import choose
+    from runyard.compare.groups import group
+    from runyard.compare.measures import share
+    from runyard.compare.pairs import compare
+    from runyard.compare.text import grid, markdown
+
+    target = share(args.target, "--target") if args.target is not None else None
+    chosen = choose(
+        args.runs,
+        everything=args.all,
+        tag=args.tag,
+        sweep=args.sweep,
+        conditions=args.where,
+        runs_dir=args.runs_dir,
+    )
+    groups = group(chosen.runs, by_run=args.by_run)
+    rows = table.ordered(table.rows(groups, target), args.sort)
+    pairs = compare([row.group for row in rows], args.baseline)
+    found = importance.sweep(groups) if chosen.sweep else None
+    for note in chosen.notes:
+        print(f"runyard: {note}", file=sys.stderr)
+    if args.html is not None:
+        from runyard.compare.page.build import write_page
+
+        sweep = (found, chosen.sweep) if found and chosen.sweep else None
+        page = write_page(args.html, rows, pairs, notes=chosen.notes, target=target, sweep=sweep)
+        print(f"runyard: wrote {page}", file=sys.stderr)
+    if args.png is not None:
+        from runyard.compare.figures import write_figures
+
+        written = write_figures(args.png, [row.group for row in rows])
+        print(f"runyard: wrote {len(written)} figures into {args.png}, each as .png, .pdf and .svg", file=sys.stderr)
+    if args.json:
+        print(json.dumps(_document(rows, pairs, found, chosen), indent=1, default=str))
+    elif args.csv:
+        print(table.as_csv(rows), end="")
+    else:
+        width = shutil.get_terminal_size((120, 40)).columns
+        lay_out = markdown if args.md else lambda columns: grid(columns, width)
+        paragraphs = [lay_out(table.columns(rows, target)), *words.of_table([row.group for row in rows])]
+        paragraphs += words.of_pairs(pairs, lay_out)
+        paragraphs += words.of_sweep(found, chosen.sweep, lay_out) if found and chosen.sweep else []
+        print("\n\n".join(words.wrapped(p, width) for p in paragraphs))
+
+
+def _document(rows: Any, pairs: Any, found: Any, chosen: Any) -> dict[str, Any]:
+    from runyard.compare import table, words
+
+    return {
+        "rows": [table.as_dict(row) for row in rows],
+        "pairs": [words.pair_as_dict(pair) for pair in pairs.pairs],
+        "sweep": words.sweep_as_dict(found, chosen.sweep) if found else None,
+        "notes": chosen.notes,
+    }
