@@ -84,7 +84,7 @@ class Browser:
         self._shown = Path(page).absolute().as_uri()
         begun = time.monotonic()
         self._ask("Page.navigate", url=self._shown)
-        self.wait(f"location.href !== 'about:blank' && ({ready})")
+        self.wait(f"location.href !== 'about:blank' && document.documentElement && ({ready})")
         return time.monotonic() - begun
 
     def wait(self, condition: str) -> None:

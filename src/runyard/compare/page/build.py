@@ -148,7 +148,7 @@ def _curves(measures: int) -> str:
     about = ("A line is the mean of a group's runs that count, a band what is chosen above; thin lines are runs by "
              "themselves. Over time, a group's point stands at the mean time of its runs at that epoch. △ on the time "
              "axis: a run went on after an interruption. Smoothing is an exponential moving average, of the band too.")
-    return _section("curves", "Curves", f'<div class="controls">{over}{band}{smooth}<span>{logs}</span></div>'
+    return _section("curves", "Curves", f'<div class="controls">{over}{band}{smooth}<span class="pair">{logs}</span></div>'
                     f'<div class="panels">{panels}</div><p class="note">{about}</p>')
 
 
@@ -185,7 +185,7 @@ def _results(table: Sequence[Row], target: float | None) -> str:
 
 
 def _pairs(pairs: Pairs) -> str:
-    said = words.of_pairs(pairs, _table)
+    said = [text if isinstance(text, Markup) else text.removeprefix("Is it real? ") for text in words.of_pairs(pairs, _table)]
     return _section("real", "Is it real?", _paragraphs(said)) if said else ""
 
 

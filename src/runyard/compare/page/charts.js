@@ -20,7 +20,8 @@ function drawCost(kinds) {
   const front = [...means].sort((a, b) => a.x - b.x || b.y - a.y).filter(point => point.y > best && (best = point.y, true));
   const single = means.filter(point => point.runs.length > 1).flatMap(point => point.runs.map(run => ({ ...point, run })));
   const ink = inks(), xTitle = kinds.find(([name]) => name === view.cost)[1], few = front.length <= 6 && innerWidth > 700;
-  const least = Math.min(...means.map(p => p.x)), most = Math.max(...means.map(p => p.x));
+  const all = means.flatMap(p => p.runs.map(price)), [least, most] = [Math.min(...all), Math.max(...all)], log = most > 8 * least;
+  const by = log ? Math.log10 : x => x, span = by(most) - by(least) || Math.abs(by(most)) / 10 || 1; // room at the left for names
   tabled("cost-chart", () => [["Group", xTitle, "Test accuracy, %", "Runs", "On the front"],
     means.map(p => [p.group.label, p.x.toPrecision(4), p.y.toFixed(2), p.runs.length, front.includes(p) ? "yes" : ""])]);
   return draw("cost-chart", [
@@ -35,7 +36,8 @@ function drawCost(kinds) {
       hovertemplate: "<b>%{customdata[0]}</b><br>%{xaxis.title.text} %{x:.4~g}<br>%{y:.2f} %%{customdata[1]}<extra></extra>",
       marker: { symbol: means.map(p => p.group.marker), color: means.map(p => colour(p.group)), size: 12,
         line: { width: means.map(p => front.includes(p) ? 2 : 0), color: ink.ink } } },
-  ], { xaxis: axis({ title: { text: xTitle }, type: most > 8 * least ? "log" : "linear", nticks: 8 }),
+  ], { xaxis: axis({ title: { text: xTitle }, type: log ? "log" : "linear", nticks: 8,
+      range: means.length ? [by(least) - (few ? .14 : .05) * span, by(most) + .05 * span] : [0, 1] }),
     yaxis: axis({ title: { text: view.score === "best" ? "Test accuracy, best epoch, %" : "Test accuracy, last, %" } }) });
 }
 
@@ -78,13 +80,14 @@ function drawSweep(axes, measured) {
       line: { color: colour(group), dash: group.line, width: comparison.byScore ? 1 : 1.8, shape: "linear" }, opacity: comparison.byScore ? .8 : 1 };
   });
   const labels = axes.flatMap((a, i) => a.ticks.map(tick => ({ x: i, y: a.place(tick), text: plain(said(tick), 16), showarrow: false,
-    xanchor: i === axes.length - 1 ? "left" : "right", xshift: i === axes.length - 1 ? 9 : -9, bgcolor: faint(dark() ? "#171a1f" : "#ffffff", .75), borderpad: 1 })));
-  const names = axes.map((a, i) => ({ x: i, y: 1.08, text: `<b>${plain(a.name.split(".").at(-1), 18)}</b>`, showarrow: false, font: { color: ink.ink } }));
+    xanchor: i === axes.length - 1 ? "left" : "right", xshift: i === axes.length - 1 ? 9 : -9, bgcolor: ink.card, borderpad: 1 })));
+  const names = axes.map((a, i) => ({ x: i, y: 1.03, showarrow: false, yanchor: "bottom", font: { color: ink.ink },
+    text: plain(a.name.replace(/[^.]*$/, ""), 16) + `<br><b>${plain(a.name.split(".").at(-1), 18)}</b>` }));
   tabled("sweep-chart", () => [["Group", ...axes.map(a => a.name)], [...order].reverse().map(group =>
     [group.label, ...axes.map(a => { const v = a.values[index(group)]; return v === null ? "—" : said(v); })])]);
-  return draw("sweep-chart", traces, { annotations: [...labels, ...names], margin: { l: 14, r: 14, t: 10, b: 10 },
+  return draw("sweep-chart", traces, { annotations: [...labels, ...names], margin: { l: 92, r: 84, t: 42, b: 8 },
     shapes: axes.map((_, i) => ({ type: "line", x0: i, x1: i, y0: 0, y1: 1, line: { color: ink.muted, width: 1 }, layer: "below" })),
-    xaxis: { visible: false, range: [-.75, axes.length - .3], fixedrange: true }, yaxis: { visible: false, range: [-.06, 1.14], fixedrange: true } });
+    xaxis: { visible: false, range: [-.01, axes.length - .99], fixedrange: true }, yaxis: { visible: false, range: [-.04, 1.05], fixedrange: true } });
 }
 
 function classes() {

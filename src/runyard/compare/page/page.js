@@ -3,9 +3,10 @@
 
 const view = { x: "epoch", band: "sd", smooth: 0, logX: false, logY: false, hidden: new Set(), panels: [], cost: "",
   score: "last", first: null, second: null };
-const CONFIG = { displaylogo: false, responsive: true, showTips: false,
-  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toggleSpikelines"] };
 const COARSE = matchMedia("(pointer: coarse)").matches; // a finger scrolls the page, it does not zoom the chart
+// By name, those that are wanted: plotly's own set has one that sends the chart to a server.
+const CONFIG = { displaylogo: false, displayModeBar: COARSE ? false : "hover", responsive: true, showTips: false,
+  doubleClick: "reset", plotlyServerURL: "", modeBarButtons: [["toImage", "resetScale2d"]] };
 const redraws = []; // one function for each chart, in the order they are drawn
 let comparison = null;
 
@@ -156,6 +157,7 @@ async function begin() {
   at("all").onclick = () => showOnly(comparison.groups);
   at("none").onclick = () => showOnly([]);
   at("best").onclick = () => showOnly(best.slice(0, 5));
+  for (const input of document.getElementsByName("x")) input.closest("label").hidden = !comparison.axes.some(([name]) => name === input.value);
   at("theme").onclick = () => { document.documentElement.dataset.theme = dark() ? "light" : "dark"; changed(); };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
   const parts = [curves, cost, sweep, classes, pairOfRuns];

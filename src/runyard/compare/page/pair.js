@@ -67,10 +67,10 @@ function drawDifference(a, b) {
 const signed = n => n > 0 ? `+${n}` : n < 0 ? `−${-n}` : "";
 
 function heat(matrix, z, colours, low, high, said, written) {
-  const few = matrix.length <= 12;
+  const few = matrix.length <= 12, roomy = at("matrix-first").clientWidth / (matrix.length + 4) > 22; // px of a cell
   const each = make => matrix.map((row, t) => row.map((_, p) => make(t, p)));
   return { type: "heatmap", z, colorscale: colours, zmin: low, zmax: high, showscale: false, xgap: few ? 1 : 0, ygap: few ? 1 : 0, hoverongaps: false,
-    text: each(written), texttemplate: few && innerWidth > 480 ? "%{text}" : "", customdata: each(said), hovertemplate: "%{customdata}<extra></extra>" };
+    text: each(written), texttemplate: roomy ? "%{text}" : "", customdata: each(said), hovertemplate: "%{customdata}<extra></extra>" };
 }
 
 function square() {
