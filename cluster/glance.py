@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runyard import lease
 from runyard.errors import UserError
+from runyard.holder import Holder
 from runyard.run import FORMAT, MEND
 from runyard.tracking import journal
 from runyard.tracking.journal import Row
@@ -39,6 +40,10 @@ class Glance:
     @property
     def id(self) -> str:
         return str(self.record["id"])
+
+    @property
+    def journal_path(self) -> Path:
+        return self.path / "metrics.jsonl"
 
     @property
     def reference(self) -> str:
@@ -108,10 +113,16 @@ class Glance:
         """The process of this machine that leads the run, if it is alive and really this run's."""
         if self.job.get("launcher") == "local" and _is_controller(self.job["id"], self.path):
             return int(self.job["id"])
-        holder = re.match(r"process (\d+) on (\S+)", _text(self.path / "lease"))
-        if holder and holder[2] == os.uname().nodename and _holds(holder[1], self.path / "lease"):
-            return int(holder[1])
-        return None
+        try:
+            them, me = Holder.read((self.path / lease.FILE).read_bytes()), Holder.this_process({})
+        except OSError:  # nobody writes the run
+            return None
+        here = (them.host, them.boot) == (me.host, me.boot) and _holds(them.pid, self.path / lease.FILE)
+        return them.pid if here else None
+
+    def writer(self) -> str | None:
+        """Who writes the run, in words, as far as its lease tells."""
+        return lease.holder(self.path) if (self.path / lease.FILE).exists() else None
 
 
 def glance(path: Path) -> Glance:
@@ -130,10 +141,10 @@ def glance(path: Path) -> Glance:
         raise UserError(f"{path}/run.json: damaged ({error}); {MEND}") from None
     found = Glance(path.absolute(), record)
     try:
-        content = (path / "metrics.jsonl").read_bytes()
+        content = found.journal_path.read_bytes()
     except OSError:  # it has not begun
         content = b""
-    few = []
+    few: list[bytes] = []
     lines: dict[str, list[bytes]] = {"epoch": [], "checkpoint": []}
     for line in content.split(b"\n"):
         kind = next((kind for begin, kind in MANY.items() if line.startswith(begin)), None)
@@ -167,10 +178,10 @@ def _is_controller(pid: str, run: Path) -> bool:
     return any("submitit" in word for word in words) and any(word.startswith(f"{run}/") for word in words)
 
 
-def _holds(pid: str, lease: Path) -> bool:
-    """Whether a process of ours has this lease open."""
+def _holds(pid: int, file: Path) -> bool:
+    """Whether a process of ours has this file open."""
     try:
-        return any(os.path.samefile(link, lease) for link in Path("/proc", pid, "fd").iterdir() if link.exists())
+        return any(os.path.samefile(link, file) for link in Path(f"/proc/{pid}/fd").iterdir() if link.exists())
     except OSError:
         return False
 

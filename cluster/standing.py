@@ -11,7 +11,6 @@ from cluster import queue, reasons
 from cluster.glance import Glance
 from cluster.queue import Answer, Job
 
-FRESH_S = 60  # progress is written twice a second while a run trains, and not while it evaluates
 SKEW_S = 5  # by which the clocks of a cluster's nodes may differ
 GOING = ("waiting", "starting", "running", "ending")
 REQUEUED = {"preemption": "preempted", "crash": "crashed", "time limit": "time limit reached"}
@@ -107,9 +106,8 @@ def stand(run: Glance, waiting: Answer, ended: Answer, now: float) -> Standing:
         return _concluded(run, here)
     if waiting.problem and run.on_slurm:
         return Standing(run, "unknown", f"SLURM was not asked: {waiting.problem}", nodes=here, problem=waiting.problem)
-    if _fresh(run, now) and not run.on_slurm:
-        where = next(iter(reversed(run.starts)), {}).get("hostname", "another machine")
-        return Standing(run, "running", f"runs on {where}", nodes=here)
+    if job is None and (writer := run.writer()) is not None:  # of another machine, or a job that SLURM hides from us
+        return Standing(run, "running", f"running: {writer}", nodes=here)
     if not run.job and not run.starts:
         return Standing(run, "new", f"not submitted: runyard resume {run.reference}")
     return _vanished(run, own(run, ended) or job, here)
@@ -175,21 +173,19 @@ def _vanished(run: Glance, job: Job | None, here: tuple[str, ...]) -> Standing:
     return Standing(run, "died", f"{why}{step}; {on}", job.state if job else None, job, here)
 
 
-def own(run: Glance, answer: Answer) -> Job | None:
-    """The job of this run that says most: one that has nodes, else one that waits, else the newest.
-
-    A job of another name is not this run's: numbers are used again, by other clusters too.
-    """
+def ours(run: Glance, answer: Answer) -> list[Job]:
+    """The jobs of this run, newest first. One of another name is not: numbers are used again, by other clusters too."""
     noted = [str(job["id"]) for job in run.record["jobs"]]
     names = (run.id, run.record.get("sweep"))
-    known = [answer.jobs[number] for number in run.slurm_jobs if number in answer.jobs]
-    ours = [job for job in reversed(known) if job.name in names or job.id not in noted]
-    first = next((job for job in ours if job.runs), None) or next((job for job in ours if job.waits), None)
-    return first or (ours[0] if ours and ours[0].id == run.slurm_jobs[-1] else None)
+    known = [answer.jobs[number] for number in reversed(run.slurm_jobs) if number in answer.jobs]
+    return [job for job in known if job.name in names or job.id not in noted]
 
 
-def _fresh(run: Glance, now: float) -> bool:
-    return now - float(run.progress.get("t", 0)) < FRESH_S
+def own(run: Glance, answer: Answer) -> Job | None:
+    """The job of this run that says most: one that has nodes, else one that waits, else the newest."""
+    jobs = ours(run, answer)
+    first = next((job for job in jobs if job.runs), None) or next((job for job in jobs if job.waits), None)
+    return first or next((job for job in jobs if job.id == run.slurm_jobs[-1]), None)
 
 
 def shortest(ids: Iterable[str], among: Sequence[str], least: int = 15) -> dict[str, str]:

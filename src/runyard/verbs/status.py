@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("-w and --json: take one of them; call `runyard status --json` again for new values")
     if args.runs and (args.sweep or args.all):
         raise UserError("RUN, and --all or --sweep: take one of them")
-    named = [Run.find(reference, args.runs_dir).path for reference in args.runs]
+    named = [Run.locate(reference, args.runs_dir) for reference in args.runs]
     view = status.View(Path(args.runs_dir), named, args.sweep)
     console = Console(highlight=False)
     lines = None if args.all else console.height if console.is_terminal else LINES

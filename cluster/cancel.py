@@ -1,0 +1,211 @@
+"""End a run's jobs so that what it learned is kept, and that nothing puts them back into the queue."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+
+from cluster import queue
+from cluster.glance import Glance, glance
+from cluster.queue import Job
+from cluster.standing import ours, standing
+from runyard.errors import UserError
+from runyard.tracking.journal import Journal
+
+POLL_S = 1.0
+ASK_AGAIN_S = 5.0  # while a job starts: before its tasks are there, nobody hears a signal
+DIE_WITHIN_S = 90.0  # of scancel: KillWait is 30 s as a rule
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run stands after it was cancelled.
+
+    Attributes:
+        state: As in ``Standing``, or "going" for what did not end.
+        forced: It did not end in time when it was asked to.
+        step: What it is saved at; None: nothing was.
+    """
+
+    state: str
+    words: str
+    step: int | None
+    forced: bool
+
+    @property
+    def well(self) -> bool:
+        return not self.forced and self.state in ("stopped", "cancelled", "finished")
+
+
+def cancel(run: Glance, wait_s: float, console: Console) -> Ended:
+    """Ask ``run`` to save and stop, wait ``wait_s`` for that, and then end it by force.
+
+    Raises:
+        UserError: nothing of it waits or runs, or not where it can be reached from here.
+    """
+    now = standing(run)
+    if now.problem:
+        raise UserError(f"run {run.id}: {now.problem}")
+    if not now.going:
+        raise UserError(f"run {run.id} neither waits nor runs, there is nothing to cancel: {now.words}")
+    if now.job is not None:
+        job: _Target = _SlurmJobs(run)
+    elif (pid := run.local_process()) is not None:
+        job = _LocalProcess(pid, run)
+    else:
+        raise UserError(f"run {run.id} cannot be reached from here, cancel it where it runs: {now.words}")
+    began = time.monotonic()
+    with _progress(console, run.id) as say:
+        while not (over := job.ask()) and time.monotonic() - began < wait_s:
+            say(run.path, time.monotonic() - began)
+            time.sleep(POLL_S)
+        forced = not over
+        if forced:
+            console.print(f"not ended within {wait_s:g} s: ending it by force")
+            job.force()
+            began = time.monotonic()
+            while not (over := job.over()) and time.monotonic() - began < DIE_WITHIN_S:
+                time.sleep(POLL_S)
+    return _ended(glance(run.path), over, forced)
+
+
+class _Target(Protocol):
+    """What is to end."""
+
+    def ask(self) -> bool:
+        """Ask again whatever may not have heard it; whether all has ended."""
+
+    def force(self) -> None:
+        """End it now."""
+
+    def over(self) -> bool:
+        """Whether all has ended."""
+
+
+class _SlurmJobs:
+    """All jobs of a run on SLURM: what waits is taken off the queue, the tasks of what runs are asked to stop."""
+
+    def __init__(self, run: Glance) -> None:
+        self._run = run
+        self._asked: dict[str, tuple[float, bool]] = {}  # when, and whether it trained already
+
+    def ask(self) -> bool:
+        active = self._active()
+        for job in active:
+            if job.waits:
+                _scancel(job.id)
+            elif job.state != "COMPLETING":
+                self._ask_tasks(job)
+        return not active
+
+    def force(self) -> None:
+        for job in self._active():
+            _scancel(job.id)
+
+    def over(self) -> bool:
+        return not self._active()
+
+    def _ask_tasks(self, job: Job) -> None:
+        """SIGTERM to the tasks and not to the batch script, which sees how they end and does not requeue."""
+        trains = _trains(self._run, job.start or 0)
+        at, trained = self._asked.get(job.id, (0.0, False))
+        if not at or (trains and not trained) or (not trains and time.monotonic() - at >= ASK_AGAIN_S):
+            _scancel("--signal=TERM", job.id)
+            self._asked[job.id] = (time.monotonic(), trains)
+
+    def _active(self) -> list[Job]:
+        """Looked at twice before it is empty: a job that is put back into the queue is out of it for a moment."""
+        for _ in range(2):
+            answer = queue.squeue(self._run.slurm_jobs)
+            if answer.problem:
+                raise UserError(f"run {self._run.id}: {answer.problem}")
+            if active := [job for job in ours(self._run, answer) if job.active]:
+                return active
+            time.sleep(POLL_S)
+        return []
+
+
+class _LocalProcess:
+    """The process of this machine that leads the run. Its tasks end with it, or it with them."""
+
+    def __init__(self, pid: int, run: Glance) -> None:
+        self._pid, self._run = pid, run
+        self._asked_at = 0.0
+
+    def ask(self) -> bool:
+        starts = not _trains(self._run, self._run.job.get("submitted", 0))
+        if not self._asked_at or (starts and time.monotonic() - self._asked_at >= ASK_AGAIN_S):
+            _kill(self._pid, signal.SIGTERM)
+            self._asked_at = time.monotonic()
+        return self.over()
+
+    def force(self) -> None:
+        with contextlib.suppress(OSError):
+            for child in Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text().split():
+                _kill(int(child), signal.SIGKILL)
+        time.sleep(POLL_S)  # the leader sees that, and closes its books
+        if not self.over():
+            _kill(self._pid, signal.SIGKILL)
+
+    def over(self) -> bool:
+        return self._run.local_process() != self._pid
+
+
+def _trains(run: Glance, since: float) -> bool:
+    """Whether its tasks have begun to train since then: from there on they hear a signal for certain."""
+    last = glance(run.path).last
+    return bool(last["event"] == "start" and last["t"] >= since)
+
+
+def _ended(run: Glance, over: bool, forced: bool) -> Ended:
+    """How the run stands, with a last word in its journal where no process of its own was left to write one."""
+    step = run.saved_step
+    if not over:
+        return Ended("going", f"has not ended {DIE_WITHIN_S:g} s after scancel: see `squeue`", step, forced)
+    if not run.concluded:
+        message = "ended by force" if forced else "cancelled before its tasks had begun"
+        Journal(run.journal_path).write("stop", reason="interrupted", message=message, cause="TERM")
+        run = glance(run.path)
+    now = standing(run)
+    return Ended(now.state, now.words, step, forced)
+
+
+def _scancel(*arguments: str) -> None:
+    done = subprocess.run(["scancel", *arguments], capture_output=True, text=True)
+    if done.returncode and "Invalid job id" not in done.stderr and "already completing" not in done.stderr:
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise UserError(f"scancel {' '.join(arguments)}: {lines[-1].removeprefix('scancel: error: ')}")
+
+
+def _kill(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:  # it has ended
+        pass
+    except PermissionError:
+        raise UserError(f"process {pid} is another user's: only they can cancel this run") from None
+
+
+@contextlib.contextmanager
+def _progress(console: Console, run_id: str) -> Iterator[Callable[[Path, float], None]]:
+    """A line that says what is waited for: in place where there is a terminal, once where there is none."""
+    line = f"run {run_id}: asked to save and stop"
+    if not console.is_terminal:
+        console.print(line)
+        yield lambda path, seconds: None
+        return
+    with console.status(line) as status:
+        yield lambda path, seconds: status.update(f"{line}, {seconds:.0f} s ago; step {_step(path)}")
+
+
+def _step(path: Path) -> str:
+    return str(glance(path).progress.get("step", "–"))
