@@ -17,6 +17,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -144,7 +145,11 @@ def _choices(override: str) -> list[str]:
         read = OverridesParser.create().parse_override(override.lstrip("+"))
     except HydraException:
         return [_readable(override)]  # says what is wrong
-    return [f"{name}={value}" for value in read.sweep_string_iterator()] if read.is_sweep_override() else [override]
+    if not read.is_sweep_override():
+        return [override]
+    if isinstance(read.value(), Glob):
+        raise UserError(f"{override}: expected the values, as {name}=A,B; glob() reads no folder here")
+    return [f"{name}={value}" for value in read.sweep_string_iterator()]
 
 
 def _check_name(name: str) -> None:

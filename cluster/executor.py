@@ -23,8 +23,13 @@ from runyard.run import Run
 
 PYTHON = Path(__file__).resolve().parents[1] / "slurm" / "python.sh"
 ANSWER_TIMEOUT_S = 60  # of sbatch on a busy controller
-# Until SLURM 23.02 a job is not told when its time limit ends it.
-END_TIME = 'export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e)" +%s)}'
+# By it cluster.requeue tells what this start wrote from what earlier ones did.
+BEGAN = "export RUNYARD_BEGAN=$(date +%s)"
+# Until SLURM 23.02 a job is not told when its time limit ends it. squeue may not answer: to date nothing is midnight.
+END_TIME = (
+    "export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-"
+    '$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e || echo unknown)" +%s)}'
+)
 
 
 class Batch:
@@ -65,6 +70,18 @@ class Batch:
             UserError: sbatch refused it. Nothing is on the queue then.
         """
         wanted = self.script()
+        try:
+            return self._to_sbatch(wanted)
+        except BaseException:  # it may be on the queue all the same: sbatch can lose the answer, or a person patience
+            self.take_back()
+            raise
+
+    def take_back(self) -> None:
+        """Cancel what may be on the queue of this, after an error; that error is the one to be told."""
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(["scancel", f"--name={self.name}"], capture_output=True, timeout=ANSWER_TIMEOUT_S)
+
+    def _to_sbatch(self, wanted: str) -> list[str]:
         self._list_runs()
         executor = submitit.AutoExecutor(self.folder, cluster="slurm", slurm_python=self._start)
         executor.update_parameters(**{f"slurm_{name}": value for name, value in self.parameters.items()})
@@ -72,12 +89,14 @@ class Batch:
             with _outside_any_job(), contextlib.redirect_stderr(io.StringIO()), executor.batch():
                 jobs = [executor.submit(TrainJob(str(run.path))) for run in self.runs]
         except submitit.core.utils.FailedJobError as error:
-            raise UserError(f"sbatch refused the job: {_last_line(str(error))}") from None
+            raise UserError(f"sbatch refused the job: {_in_one_line(str(error))}") from None
+        except submitit.core.utils.FailedSubmissionError as error:
+            raise UserError(f"sbatch named no job, so it was cancelled: {_in_one_line(str(error))}") from None
         ids = [str(job.job_id) for job in jobs]
         number = ids[0].partition("_")[0]
         submitted = (self.folder / f"{number}_submission.sh").read_text()
-        if submitted != wanted or self.name not in _ask("squeue", "--noheader", f"--jobs={number}", "--format=%j"):
-            _ask("scancel", f"--name={self.name}")
+        named = _ask("squeue", "--noheader", "--states=all", f"--name={self.name}", "--format=%F").split()
+        if submitted != wanted or number not in named:
             raise UserError(
                 f"sbatch answered with job {number}, which is not what was submitted ({self.name}): it was cancelled; "
                 "look at what sbatch prints besides, and try again"
@@ -92,7 +111,8 @@ class Batch:
         code = shlex.quote(str(self.runs[0].code))
         # The snapshot of the code that was taken when the run was created, and not what lies in the checkout by now.
         snapshot = f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1'
-        return [*self.cluster.env_setup, snapshot, END_TIME]
+        # set +e: where a line of env_setup set it, the script would end with srun and requeue nothing.
+        return [*self.cluster.env_setup, "set +e", snapshot, BEGAN, END_TIME]
 
     def _teardown(self) -> list[str]:
         """After srun, whatever ended it: put the job back into the queue where the run can go on; say how it ended."""
@@ -189,10 +209,11 @@ def _ask(*command: str) -> str:
     except subprocess.TimeoutExpired:
         raise UserError(f"{command[0]} does not answer within {ANSWER_TIMEOUT_S} s: is the controller down?") from None
     if done.returncode:
-        raise UserError(f"{command[0]}: {_last_line(done.stderr)}")
+        raise UserError(f"{command[0]}: {_in_one_line(done.stderr)}")
     return done.stdout
 
 
-def _last_line(said: str) -> str:
-    lines = [re.sub(r"^\w+: (error: )?", "", line) for line in said.strip().splitlines()]
-    return lines[-1] if lines else "it said nothing"
+def _in_one_line(said: str) -> str:
+    """A plugin's reasons stand before sbatch's last line, which may say no more than that it failed."""
+    lines = [re.sub(r"^\w+: (error: )?", "", line) for line in said.strip().splitlines() if line.strip()]
+    return "; ".join(lines) or "it said nothing"

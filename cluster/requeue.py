@@ -30,7 +30,7 @@ class Verdict:
     without_progress: int = 0
 
 
-def judge(rows: list[Row], ended: int, step: int, *, preempted: bool) -> Verdict:
+def judge(rows: list[Row], ended: int, step: int, *, preempted: bool, began: float = 0) -> Verdict:
     """From the run's journal, srun's exit code and the newest checkpoint's step.
 
     Args:
@@ -38,9 +38,10 @@ def judge(rows: list[Row], ended: int, step: int, *, preempted: bool) -> Verdict
         ended: What srun ended with.
         step: Step of the newest checkpoint, 0 if there is none.
         preempted: SLURM is about to take the nodes from this job for another.
+        began: When this start of the job began, unix seconds: how earlier ones ended says nothing of it.
     """
-    last = next((row for row in reversed(rows) if row["event"] in ("start", "stop", "requeue")), {"event": "none"})
-    stop = last if last["event"] == "stop" else {}
+    last: Row = next((row for row in reversed(rows) if row["event"] in ("start", "stop", "requeue")), {"event": "none"})
+    stop = last if last["event"] == "stop" and last["t"] >= began else {}
     if stop.get("reason") == "finished":
         return Verdict(0)
     if stop.get("reason") == "interrupted":
@@ -51,6 +52,8 @@ def judge(rows: list[Row], ended: int, step: int, *, preempted: bool) -> Verdict
         return Verdict(USER_ERROR if stop.get("user_error") else FAILED)
     if ended == USER_ERROR:  # a mistake found before the journal was open
         return Verdict(USER_ERROR)
+    if preempted:  # without a grace time its tasks do not end, but are ended
+        return Verdict(FAILED, requeue="preemption")
     crashes = _crashes_without_progress(rows, step)
     if crashes >= MOST_WITHOUT_PROGRESS:
         said = stop.get("message") or f"srun ended with {ended} and the tasks said nothing"
@@ -78,9 +81,12 @@ def _crashes_without_progress(rows: list[Row], step: int) -> int:
 def main(run_dir: str, ended: int) -> int:
     """Judge, write down what was decided, and requeue this job. Returns the batch script's exit code."""
     run = Run.open(run_dir)
+    if (other := run.successor()) is not None:
+        print(f"runyard: run {run.id} is written by {other}: this job leaves it to that", file=sys.stderr, flush=True)
+        return ended or FAILED
     rows, _ = journal.read(run.journal_path)
     step = newest_step(run)
-    verdict = judge(rows, ended, step, preempted=_preempted())
+    verdict = judge(rows, ended, step, preempted=_preempted(), began=float(os.environ.get("RUNYARD_BEGAN", 0)))
     book = Journal(run.journal_path)
     if verdict.given_up:
         book.write("stop", reason="failed", message=verdict.given_up, user_error=False, retry=False)
@@ -89,9 +95,10 @@ def main(run_dir: str, ended: int) -> int:
         return verdict.exit_code
     book.write("requeue", cause=verdict.requeue, step=step, without_progress=verdict.without_progress)
     print(f"runyard: {verdict.requeue}: back into the queue, to go on at step {step}", flush=True)
-    done = subprocess.run(["scontrol", "requeue", _job_id()], capture_output=True, text=True)
+    done = _scontrol("requeue", _job_id())
     if done.returncode:
-        mend = f"this job could not be requeued ({done.stderr.strip()}); go on with: runyard resume {run.reference}"
+        said = " ".join(done.stderr.split()) or f"scontrol ended with {done.returncode}"
+        mend = f"this job could not be requeued ({said}); go on with: runyard resume {run.reference}"
         book.write("warning", message=mend)
         print(f"runyard: {mend}", file=sys.stderr, flush=True)
     return verdict.exit_code
@@ -111,9 +118,16 @@ def _job_id() -> str:
 
 def _preempted() -> bool:
     """Whether SLURM has begun to preempt this job: then it shows since when."""
-    shown = subprocess.run(["scontrol", "show", "job", _job_id()], capture_output=True, text=True).stdout
+    shown = _scontrol("show", "job", _job_id()).stdout
     said = [word.partition("=")[2] for word in shown.split() if word.startswith("PreemptTime=")]
     return bool(said) and said[0] not in ("None", "N/A", "")
+
+
+def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(["scontrol", *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(arguments, 127, "", "no scontrol here")
 
 
 if __name__ == "__main__":

@@ -73,12 +73,14 @@ def submit(made: Plan) -> list[tuple[Run, Job]]:
         return [start_here(point) for point in made.points[:1]]
     require_sbatch()
     sweep = new_id(made.config.name) if len(made.points) > 1 else None
-    runs = [Run.create(point.config, _kept(point), sweep) for point in made.points]
+    runs: list[Run] = []
     try:
+        for point in made.points:
+            runs.append(Run.create(point.config, _kept(point), sweep))
         return list(zip(runs, _queue(runs, sweep, made.after), strict=True))
     except BaseException:
-        for run in runs:
-            shutil.rmtree(run.path)
+        for path in [run.path for run in runs] + [_of_sweep(run, sweep) for run in runs[:1] if sweep]:
+            shutil.rmtree(path, ignore_errors=True)
         raise
 
 
@@ -116,14 +118,18 @@ def resume(run: Run, overrides: list[str]) -> Job:
         UserError: one that does, named with its old and its new value.
     """
     given = run.record.get("overrides", [])
-    changed = differences(compose(given).values, compose([*given, *overrides]).values)
+    before = compose(given).values
+    if any(o.startswith("cluster=") for o in overrides):  # another place: what was said of the one before goes with it
+        given = [o for o in given if not o.startswith(("cluster=", "cluster."))]
+    changed = differences(before, compose([*given, *overrides]).values)
     for name, (old, new) in changed.items():
         if not name.startswith(FREE):
             raise UserError(
                 f"{name}={written(new)}: run {run.id} was begun with {written(old)}, and would learn "
                 f"something else; resume takes {', '.join(n.rstrip('.') for n in FREE)}; start a new run for the rest"
             )
-    run.lease().release()  # refuse at once what another process is writing
+    if (writer := run.holder()) is not None:
+        raise UserError(f"run {run.id} is being written by {writer}: wait for it, or stop it first")
     values = schema.to_dict(run.config)
     for name, (_, new) in changed.items():
         *groups, leaf = name.split(".")
@@ -133,9 +139,11 @@ def resume(run: Run, overrides: list[str]) -> Job:
         inner[leaf] = new
     config = schema.from_dict(values)
     tasks, _ = layout(config.cluster)
-    preflight(config, tasks, manifest.prepare_command(run.record.get("overrides", [])))
+    preflight(config, tasks, manifest.prepare_command([*given, *overrides]))
+    if config.cluster.launcher == "slurm":
+        require_sbatch()
     if changed:
-        run.amend(config, overrides)
+        run.amend(config, [*given, *overrides], said=overrides)
     return launch(run)
 
 
@@ -185,14 +193,21 @@ def preflight(
 
 
 def _queue(runs: list[Run], sweep: str | None, after: str | None) -> list[Job]:
-    folder = runs[0].path / "slurm" if sweep is None else runs[0].path.parent / ".sweeps" / sweep
+    folder = runs[0].path / "slurm" if sweep is None else _of_sweep(runs[0], sweep)
     folder.mkdir(parents=True, exist_ok=True)
     batch = Batch(sweep or runs[0].id, folder, runs, after)
-    jobs: list[Job] = []
-    for run, job_id in zip(runs, batch.submit(), strict=True):
-        _note(run, job_id, folder, *layout(run.config.cluster))
-        jobs.append(SlurmJob(job_id, folder))
-    return jobs
+    ids = batch.submit()
+    try:
+        for run, job_id in zip(runs, ids, strict=True):
+            _note(run, job_id, folder, *layout(run.config.cluster))
+    except BaseException:
+        batch.take_back()
+        raise
+    return [SlurmJob(job_id, folder) for job_id in ids]
+
+
+def _of_sweep(run: Run, sweep: str) -> Path:
+    return run.path.parent / ".sweeps" / sweep
 
 
 def _note(run: Run, job_id: str, logs: Path, tasks: int, gpus: int) -> None:

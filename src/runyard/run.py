@@ -185,12 +185,15 @@ class Run:
         with self.writing():
             write_atomic(self.path / "run.json", json.dumps(self.record, indent=1))
 
-    def amend(self, config: Config, overrides: list[str]) -> None:
-        """Go on with other settings. Which may change is the caller's business; ``run.json`` keeps what was said."""
+    def amend(self, config: Config, overrides: list[str], said: list[str]) -> None:
+        """Go on with other settings, which ``overrides`` make; ``run.json`` keeps what was ``said`` to change them.
+
+        Which may change is the caller's business.
+        """
         with self.writing():
             write_atomic(self.path / "config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False))
-            self.record.setdefault("amended", []).append({"t": time.time(), "overrides": overrides})
-            self.record["overrides"] = [*self.record.get("overrides", []), *overrides]
+            self.record.setdefault("amended", []).append({"t": time.time(), "overrides": said})
+            self.record["overrides"] = overrides
             self.record["config_sha256"] = sha256(self.path / "config.yaml")
             write_atomic(self.path / "run.json", json.dumps(self.record, indent=1))
         self.config = config

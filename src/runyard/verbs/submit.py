@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from runyard.arguments import overrides
-from runyard.errors import UserError
+from runyard.errors import INTERRUPTED, UserError
 from runyard.verbs.following import announce, follow
 
 HELP = "create a run and start it: here, followed to its end, or on SLURM's queue"
@@ -59,7 +59,13 @@ def one_after_the_other(plan: launcher.Plan, args: argparse.Namespace) -> int:  
 
     if args.detach:
         raise UserError("--detach: the points of a sweep on this machine run one after the other; leave it out")
-    return max(follow(*launcher.start_here(point), as_json=args.json) for point in plan.points)
+    worst = 0
+    for point in plan.points:
+        code = follow(*launcher.start_here(point), as_json=args.json)
+        if code == INTERRUPTED:  # who stops a sweep means all of it
+            return code
+        worst = max(worst, code)
+    return worst
 
 
 def job_number(reference: str) -> str:
