@@ -15,8 +15,7 @@ from runyard.lease import LeaseLost
 from runyard.run import Run
 from runyard.tracking import journal
 from runyard.tracking.recorder import Recorder
-
-from .conftest import PATIENCE_S, until
+from tests.lease.conftest import PATIENCE_S, until
 
 
 def content(run: Run) -> dict[str, str]:

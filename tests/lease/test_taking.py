@@ -19,8 +19,7 @@ from runyard.errors import UserError
 from runyard.holder import Holder
 from runyard.lease import LeaseLost
 from runyard.run import Run
-
-from .conftest import PATIENCE_S, until
+from tests.lease.conftest import PATIENCE_S, until
 
 
 @pytest.fixture
@@ -109,10 +108,9 @@ TAMPER
 from runyard.run import Run
 lease = Run.open(sys.argv[1]).lease()
 if os.fork() == 0:
-    sys.stdin.read()
-    os._exit(0)
-print("held", flush=True)
+    print("held", flush=True)
 sys.stdin.read()
+os._exit(0)
 """
 
 

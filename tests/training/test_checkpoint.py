@@ -153,6 +153,24 @@ def test_what_is_saved_is_the_state_at_the_call(tmp_path: Path) -> None:
     assert found(tmp_path) == (8, 8.0)
 
 
+def test_a_checkpoint_is_told_of_when_it_is_whole_on_disk_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, list[int]]] = []
+    saver = Saver(tmp_path, 1, False, saved=lambda step, seconds: told.append((step, steps(tmp_path))))
+    saver.save(state(8), 8, None, wait=True)
+    assert told == [(8, [8])]
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_fill", full)
+    with pytest.raises(OSError, match="No space left"):
+        saver.save(state(16), 16, None, wait=True)
+    assert told == [(8, [8])]
+    saver.close()
+
+
 def test_an_error_of_the_writing_is_raised_by_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
