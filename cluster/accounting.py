@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 from pathlib import Path
 
+from cluster import parts
 from runyard.errors import UserError
 
 PROGRAMS = ("mariadbd", "slurmdbd", "sacct", "sacctmgr")
@@ -41,13 +43,10 @@ CommitDelay=0
 """
 # What is lost with the machine's power may be: the folder is deleted at the end.
 MARIADB = (
-    "--no-defaults --skip-grant-tables --innodb-buffer-pool-size=64M --innodb-log-file-size=8M "
-    "--innodb-flush-method=nosync --skip-sync-frm --innodb-doublewrite=0 --innodb-lock-wait-timeout=900"
-)
-
-
-def database_socket(folder: Path) -> Path:
-    return folder / "database" / "socket"
+    "--no-defaults", "--skip-networking", "--skip-grant-tables", "--innodb-buffer-pool-size=64M",
+    "--innodb-log-file-size=8M", "--innodb-flush-method=nosync", "--skip-sync-frm", "--innodb-doublewrite=0",
+    "--innodb-lock-wait-timeout=900",
+)  # fmt: skip
 
 
 def write_files(folder: Path, port: int, user: str) -> None:
@@ -60,10 +59,15 @@ def write_files(folder: Path, port: int, user: str) -> None:
     (folder / "database" / "tables.sql").write_text(tables)
 
 
-def database_command(folder: Path) -> str:
-    own = shlex.quote(str(folder / "database"))
-    options = f"{MARIADB} --datadir={own}/data --tmpdir={own}" + (" --user=root" if os.getuid() == 0 else "")
-    return f"mariadbd {options} --skip-networking --socket={own}/socket --init-file={own}/tables.sql"
+def begin(running: parts.Parts, folder: Path, port: int) -> None:
+    """Start the database, then slurmdbd, which makes its tables before it listens."""
+    own = folder / "database"
+    files = [f"--datadir={own}/data", f"--tmpdir={own}", f"--socket={own}/socket", f"--init-file={own}/tables.sql"]
+    user = ["--user=root"] if os.getuid() == 0 else []
+    running.begin(DATABASE, ["mariadbd", *MARIADB, *files, *user])
+    running.wait_until(DATABASE, (own / "socket").exists)
+    running.begin_alone(ACCOUNTING, f"env {shlex.quote(f'MYSQL_UNIX_PORT={own}/socket')} slurmdbd -D")
+    running.wait_until(ACCOUNTING, lambda: _listens(port))
 
 
 def accounts(user: str) -> list[list[str]]:
@@ -82,3 +86,8 @@ def _system_tables() -> Path:
             if (folder / name).exists():
                 return folder / name
     raise UserError(f"no system tables of MariaDB in {' or '.join(map(str, folders))}: `make rehearsal-tools`")
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
