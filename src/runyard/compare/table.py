@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -139,23 +137,16 @@ def as_dict(row: Row) -> dict[str, Any]:
     }
 
 
-def as_csv(table: Sequence[Row]) -> str:
-    """One line a row, full precision; settings by their dotted names, seeds and ids joined by spaces."""
-    lines = []
-    for row in table:
-        flat = as_dict(row)
-        ids, seeds, settings = flat.pop("runs"), flat.pop("seeds"), flat.pop("settings")
-        lines.append({
-            **flat,
-            **{name: None if value is None else written(value) for name, value in settings.items()},
-            "seeds": " ".join(map(str, seeds)),
-            "ids": " ".join(run["id"] for run in ids),
-        })
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
+def as_line(row: Row) -> dict[str, Any]:
+    """A row for CSV: settings by their dotted names, seeds and ids joined by spaces."""
+    line = as_dict(row)
+    runs, seeds, settings = line.pop("runs"), line.pop("seeds"), line.pop("settings")
+    return {
+        **line,
+        **{name: None if value is None else written(value) for name, value in settings.items()},
+        "seeds": " ".join(map(str, seeds)),
+        "ids": " ".join(run["id"] for run in runs),
+    }
 
 
 def _values(g: Group, target: float | None) -> dict[str, float]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from runyard.tracking.words import clock
 
 NONE = "–"
 GAP = "  "
+NAME = 30  # characters of a cell that are never cut: a run's id can be copied
 TIGHT = 9  # characters that a heading may take before it is broken over lines
 
 
@@ -23,14 +28,18 @@ class Column:
     right: bool = True
 
 
-def grid(columns: Sequence[Column], width: int) -> str:
-    """The table, at most ``width`` wide: what does not fit beside goes below, with the first column repeated."""
-    first = _shortened(columns[0], max(16, width // 3))
-    shown = [_shortened(column, max(12, width // 4)) for column in columns[1:]]
-    blocks: list[list[Column]] = [[first]]
-    for column in shown:
-        if len(blocks[-1]) > 1 and _wide([*blocks[-1], column]) > width:
-            blocks.append([first])
+def terminal_width() -> int:
+    """Of this terminal, or what COLUMNS says; 120 where there is none."""
+    return shutil.get_terminal_size((120, 40)).columns
+
+
+def grid(columns: Sequence[Column], width: int, heads: int = 1) -> str:
+    """The table, at most ``width`` wide: what does not fit goes below, with the first ``heads`` columns again."""
+    first = [_shortened(column, max(NAME, width // 3)) for column in columns[:heads]]
+    blocks: list[list[Column]] = [[*first]]
+    for column in (_shortened(column, max(NAME, width // 4)) for column in columns[heads:]):
+        if len(blocks[-1]) > heads and _wide([*blocks[-1], column]) > width:
+            blocks.append([*first])
         blocks[-1].append(column)
     return "\n\n".join(_block(block) for block in blocks)
 
@@ -40,6 +49,15 @@ def markdown(columns: Sequence[Column]) -> str:
     rows = [[column.heading for column in columns], ["--:" if column.right else ":--" for column in columns]]
     rows += [[column.cells[at].strip() for column in columns] for at in range(len(columns[0].cells))]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+
+
+def as_csv(lines: Sequence[dict[str, Any]]) -> str:
+    """Mappings with the same keys as CSV with a header; None is empty."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
 
 
 def shortened(texts: Sequence[str], most: int) -> list[str]:

@@ -6,10 +6,12 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from runyard.compare.choose import Choice
 from runyard.compare.groups import Group, written
 from runyard.compare.importance import METHOD, Sweep
 from runyard.compare.pairs import Pair, Pairs
 from runyard.compare.statistics import CONFIDENCE
+from runyard.compare.table import Row, as_dict
 from runyard.compare.text import Column, chance, numbers
 from runyard.tracking.words import clock
 
@@ -94,6 +96,16 @@ def of_sweep(found: Sweep, name: str, lay_out: Layout) -> list[str]:
                    for why, ids in found.failures.items()]
     paragraphs.append(f"Cost: {_cost(found)} in {clock(found.wall_s)} from the first start to the last end.")
     return paragraphs
+
+
+def document(rows: Sequence[Row], pairs: Pairs, found: Sweep | None, chosen: Choice) -> dict[str, Any]:
+    """All of it, for JSON."""
+    return {
+        "rows": [as_dict(row) for row in rows],
+        "pairs": [pair_as_dict(pair) for pair in pairs.pairs],
+        "sweep": sweep_as_dict(found, chosen.sweep) if found and chosen.sweep else None,
+        "notes": chosen.notes,
+    }
 
 
 def pair_as_dict(pair: Pair) -> dict[str, Any]:

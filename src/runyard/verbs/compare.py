@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from runyard.arguments import runs_dir
 
@@ -46,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from runyard.compare.groups import group
     from runyard.compare.measures import share
     from runyard.compare.pairs import compare
-    from runyard.compare.text import grid, markdown
+    from runyard.compare.text import as_csv, grid, markdown, terminal_width
 
     target = share(args.target, "--target") if args.target is not None else None
     chosen = choose(
@@ -75,24 +73,13 @@ def run(args: argparse.Namespace) -> None:
         written = write_figures(args.png, [row.group for row in rows])
         print(f"runyard: wrote {len(written)} figures into {args.png}, each as .png, .pdf and .svg", file=sys.stderr)
     if args.json:
-        print(json.dumps(_document(rows, pairs, found, chosen), indent=1, default=str))
+        print(json.dumps(words.document(rows, pairs, found, chosen), indent=1, default=str))
     elif args.csv:
-        print(table.as_csv(rows), end="")
+        print(as_csv([table.as_line(row) for row in rows]), end="")
     else:
-        width = shutil.get_terminal_size((120, 40)).columns
+        width = terminal_width()
         lay_out = markdown if args.md else lambda columns: grid(columns, width)
         paragraphs = [lay_out(table.columns(rows, target)), *words.of_table([row.group for row in rows])]
         paragraphs += words.of_pairs(pairs, lay_out)
         paragraphs += words.of_sweep(found, chosen.sweep, lay_out) if found and chosen.sweep else []
         print("\n\n".join(words.wrapped(p, width) for p in paragraphs))
-
-
-def _document(rows: Any, pairs: Any, found: Any, chosen: Any) -> dict[str, Any]:
-    from runyard.compare import table, words
-
-    return {
-        "rows": [table.as_dict(row) for row in rows],
-        "pairs": [words.pair_as_dict(pair) for pair in pairs.pairs],
-        "sweep": words.sweep_as_dict(found, chosen.sweep) if found else None,
-        "notes": chosen.notes,
-    }
