@@ -6,6 +6,7 @@ import base64
 import gzip
 import importlib.util
 import json
+import re
 import time
 from collections.abc import Sequence
 from html import escape
@@ -31,6 +32,7 @@ from runyard.report.theme import DARK, LIGHT
 POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 SCRIPTS = ("page.js", "curves.js", "charts.js", "pair.js")
 PANELS = 4
+LONG_NUMBER = re.compile(r"-?\d+\.\d{6,}(e-?\d+)?")  # a sweep drew it; the whole of it is shown on pointing at it
 LIBRARY = "package_data/plotly.min.js"
 
 
@@ -72,7 +74,7 @@ def _library() -> bytes:
 
 
 def _packed(content: bytes) -> str:
-    return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
 
 
 def _own(name: str) -> str:
@@ -156,8 +158,17 @@ def _cell(tag: str, column: Column, text: str, look: Look | None = None) -> str:
     kind = "n" if column.right else "s"
     swatch = "" if look is None else (f'<span class="swatch dot" style="--light:{look.light};--dark:{look.dark}" '
                                       'aria-hidden="true">●</span> ')
-    scope = {"th": ' scope="row"'}.get(tag, "")
-    return f'<{tag} class="{kind}"{scope}>{swatch}{escape(text.strip())}</{tag}>'
+    text = text.strip()
+    if tag == "th":
+        return f'<th class="{kind}" scope="row">{swatch}{_breakable(text)}</th>'
+    if LONG_NUMBER.fullmatch(text):
+        return f'<td class="{kind}" title="{text}">{float(text):.4g}</td>'
+    return f'<td class="{kind}">{escape(text)}</td>'
+
+
+def _breakable(name: str) -> str:
+    """Long names break behind their underscores and hyphens first."""
+    return "<wbr>".join(map(escape, re.split(r"(?<=[_\-./])", name)))
 
 
 def _table(shown: Sequence[Column], every: Sequence[Look] = ()) -> Markup:

@@ -19,9 +19,12 @@ function drawCost(kinds) {
   let best = -Infinity;
   const front = [...means].sort((a, b) => a.x - b.x || b.y - a.y).filter(point => point.y > best && (best = point.y, true));
   const single = means.filter(point => point.runs.length > 1).flatMap(point => point.runs.map(run => ({ ...point, run })));
-  const ink = inks(), xTitle = kinds.find(([name]) => name === view.cost)[1], few = front.length <= 6 && innerWidth > 700;
+  const ink = inks(), xTitle = kinds.find(([name]) => name === view.cost)[1], few = innerWidth > 700;
   const all = means.flatMap(p => p.runs.map(price)), [least, most] = [Math.min(...all), Math.max(...all)], log = most > 8 * least;
   const by = log ? Math.log10 : x => x, span = by(most) - by(least) || Math.abs(by(most)) / 10 || 1; // room at the left for names
+  const heights = means.map(p => p.y), high = Math.max(...heights) - Math.min(...heights) || 1, named = [];
+  const near = (p, q) => Math.abs(by(p.x) - by(q.x)) < .2 * span && Math.abs(p.y - q.y) < .07 * high;
+  for (const p of [...front].reverse()) if (few && named.length < 6 && !named.some(q => near(p, q))) named.push(p); // the best first
   tabled("cost-chart", () => [["Group", xTitle, "Test accuracy, %", "Runs", "On the front"],
     means.map(p => [p.group.label, p.x.toPrecision(4), p.y.toFixed(2), p.runs.length, front.includes(p) ? "yes" : ""])]);
   return draw("cost-chart", [
@@ -31,7 +34,7 @@ function drawCost(kinds) {
       name: "runs", hovertemplate: "%{text}<br>%{x:.4~g}<br>%{y:.2f} %<extra></extra>",
       marker: { symbol: single.map(p => p.group.marker), color: single.map(p => colour(p.group)), size: 6, opacity: .45 } },
     { x: means.map(p => p.x), y: means.map(p => p.y), type: "scatter", mode: few ? "markers+text" : "markers", name: "groups",
-      text: means.map(p => few && front.includes(p) ? plain(p.group.label, 22) : ""), textposition: "top left", cliponaxis: false,
+      text: means.map(p => named.includes(p) ? plain(p.group.label, 22) : ""), textposition: "top left", cliponaxis: false,
       textfont: { color: ink.ink }, customdata: means.map(p => [plain(p.group.label), front.includes(p) ? "<br>nothing cheaper is as good" : ""]),
       hovertemplate: "<b>%{customdata[0]}</b><br>%{xaxis.title.text} %{x:.4~g}<br>%{y:.2f} %%{customdata[1]}<extra></extra>",
       marker: { symbol: means.map(p => p.group.marker), color: means.map(p => colour(p.group)), size: 12,
@@ -47,11 +50,10 @@ function sweep() {
   const axes = comparison.settings.slice(0, MOST_AXES);
   if (!axes.length || comparison.groups.length < 2) { at("sweep").hidden = true; return null; }
   if (comparison.settings.length > MOST_AXES) at("sweep-note").textContent += ` The first ${MOST_AXES} of ${comparison.settings.length} settings that differ.`;
-  at("sweep-chart").style.minWidth = `${96 * (axes.length + 1) + 60}px`;
+  at("sweep-chart").style.minWidth = `${130 * axes.length + 176}px`;
   const scores = comparison.groups.map(group => score(group.runs.filter(run => comparison.runs[run].counted)));
-  const known = scores.filter(seen);
   const all = [...axes, { name: "Test accuracy, %", values: scores.map(s => seen(s) ? 100 * s : null), score: true }].map(scaled);
-  return () => drawSweep(all, known.length);
+  return () => drawSweep(all);
 }
 
 // Each axis from 0 to 1: place(value) and the ticks on it.
@@ -68,9 +70,15 @@ function scaled(axis) {
   return { ...axis, place, ticks };
 }
 
-function drawSweep(axes, measured) {
+// A number as short as its ticks can be: 0.001, 128, 5.6e-4.
+function said(value) {
+  if (typeof value !== "number") return value;
+  const short = String(Number(value.toPrecision(4)));
+  return short.length <= 6 ? short : Math.abs(value) < .01 || Math.abs(value) >= 1e6 ? value.toExponential(1) : short;
+}
+
+function drawSweep(axes) {
   const ink = inks(), groups = shownGroups(), index = group => comparison.groups.indexOf(group);
-  const said = value => typeof value === "number" ? Number(value.toPrecision(axes.length > 7 ? 3 : 4)).toString() : value;
   const order = [...groups].sort((a, b) => (axes.at(-1).values[index(a)] ?? -1) - (axes.at(-1).values[index(b)] ?? -1));
   const traces = order.map(group => {
     const values = axes.map(a => a.values[index(group)]);

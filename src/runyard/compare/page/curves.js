@@ -14,7 +14,12 @@ function curves() {
   control("smooth", input => { view.smooth = Number(input.value); at("smooth-value").textContent = input.value; });
   control("log-x", input => { view.logX = input.checked; });
   control("log-y", input => { view.logY = input.checked; });
-  return () => Promise.all(panels.map((_, place) => drawPanel(place)));
+  return async () => {
+    for (const place of panels.keys()) {
+      await drawPanel(place);
+      await firstDrawn();
+    }
+  };
 }
 
 // Points of one run: [epoch, x, y], where both are known.

@@ -5,7 +5,7 @@ const view = { x: "epoch", band: "sd", smooth: 0, logX: false, logY: false, hidd
   score: "last", first: null, second: null };
 const COARSE = matchMedia("(pointer: coarse)").matches; // a finger scrolls the page, it does not zoom the chart
 // By name, those that are wanted: plotly's own set has one that sends the chart to a server.
-const CONFIG = { displaylogo: false, displayModeBar: COARSE ? false : "hover", responsive: true, showTips: false,
+const CONFIG = { displaylogo: false, displayModeBar: !COARSE, responsive: true, showTips: false,
   doubleClick: "reset", plotlyServerURL: "", modeBarButtons: [["toImage", "resetScale2d"]] };
 const redraws = []; // one function for each chart, in the order they are drawn
 let comparison = null;
@@ -31,6 +31,9 @@ const sd = values => values.length < 2 ? 0
   : Math.sqrt(values.reduce((sum, v) => sum + (v - mean(values)) ** 2, 0) / (values.length - 1));
 const seen = value => value !== null && value !== undefined && Number.isFinite(value);
 const percent = share => seen(share) ? (100 * share).toFixed(2) + " %" : "—";
+
+// Long names break behind their underscores and hyphens first.
+const breakable = text => text.split(/(?<=[_\-./])/).flatMap(part => [part, el("wbr")]);
 
 async function unpack(id) {
   const bytes = Uint8Array.from(atob(at(id).textContent.trim()), letter => letter.charCodeAt(0));
@@ -108,7 +111,7 @@ function swatch(group) {
 function listRuns() {
   const box = (label, runs, ...rest) => el("label", {}, el("input", { type: "checkbox", "data-runs": runs.join(" "),
     onchange: event => { runs.forEach(r => event.target.checked ? view.hidden.delete(r) : view.hidden.add(r)); changed(); } }),
-    ...rest, el("span", { class: "name", title: label }, label));
+    ...rest, el("span", { class: "name", title: label }, ...breakable(label)));
   at("runs").replaceChildren(...comparison.groups.map(group => {
     const state = group.state ? [el("span", { class: "note" }, group.state)] : [];
     const row = el("div", { class: "row" }, box(group.label, group.runs, swatch(group)),
@@ -137,6 +140,14 @@ function showOnly(groups) {
   changed();
 }
 
+// Once the first chart is on the screen, note how long that took; the others follow.
+async function firstDrawn() {
+  const said = document.documentElement.dataset;
+  if (said.drawn) return;
+  await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
+  said.drawn = performance.now().toFixed(0);
+}
+
 let waiting = 0;
 function changed() {
   check();
@@ -160,14 +171,9 @@ async function begin() {
   for (const input of document.getElementsByName("x")) input.closest("label").hidden = !comparison.axes.some(([name]) => name === input.value);
   at("theme").onclick = () => { document.documentElement.dataset.theme = dark() ? "light" : "dark"; changed(); };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
-  const parts = [curves, cost, sweep, classes, pairOfRuns];
-  for (const [place, part] of parts.entries()) {
+  for (const part of [curves, cost, sweep, classes, pairOfRuns]) {
     const redraw = part(best);
     if (redraw) { redraws.push(redraw); await redraw(); }
-    if (place === 0) {
-      await new Promise(done => requestAnimationFrame(() => setTimeout(done))); // it is on the screen now
-      document.documentElement.dataset.drawn = performance.now().toFixed(0);
-    }
   }
   document.documentElement.dataset.ready = "1";
 }
