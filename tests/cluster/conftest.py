@@ -15,6 +15,7 @@ import pytest
 from runyard.config import Config
 from runyard.run import Run
 from runyard.tracking import journal
+from tests.cluster.fake_slurm import FakeSlurm
 from tests.training.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +31,20 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, make_config: Callable[...
     root = tmp_path_factory.mktemp("data")
     prepare(make_config(*SMALL, f"data.root={root}").data, progress=False)
     return root
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """A login node: SLURM's commands are on PATH, and they are ours."""
+    fake = FakeSlurm(tmp_path / "fake slurm")
+    monkeypatch.setenv("PATH", fake.path)
+    return fake
+
+
+@pytest.fixture
+def small(prepared: Path, tmp_path: Path) -> list[str]:
+    """Overrides that make a small run which would work."""
+    return [*SMALL, f"data.root={prepared}", f"runs_dir={tmp_path / 'runs'}"]
 
 
 @dataclass(frozen=True)

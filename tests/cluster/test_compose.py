@@ -147,15 +147,6 @@ def test_a_time_limit_leaves_time_to_save() -> None:
         compose(["cluster.timeout_min=1"])
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, make_config: Callable[..., Config]) -> Path:
-    from runyard.data.prepare import prepare
-
-    root = tmp_path_factory.mktemp("data")
-    prepare(make_config(*SMALL, f"data.root={root}").data, progress=False)
-    return root
-
-
 @pytest.mark.parametrize(
     ("changed", "named"),
     [

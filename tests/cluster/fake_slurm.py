@@ -1,0 +1,95 @@
+"""SLURM's commands as far as a submission and a batch script call them: scripts on PATH that write down what they do."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+NUMBER = "4711"  # of every job that this sbatch takes
+BEGIN = """#!/bin/bash
+here={folder}
+printf '%s\\n' "${{0##*/}} $*" >> "$here/calls"
+"""
+SBATCH = """
+cp "$1" "$here/script"; env > "$here/sbatch.env"
+[ ! -e "$here/refusal" ] || { cat "$here/refusal" >&2; [ -e "$here/queues anyway" ] || exit 1; }
+sed -n 's/^#SBATCH --job-name=//p' "$1" >> "$here/queue"
+[ ! -e "$here/refusal" ] || exit 1
+[ ! -e "$here/banner" ] || cat "$here/banner"
+[ -e "$here/silent" ] || echo "Submitted batch job 4711"
+"""
+SQUEUE = """
+[ ! -e "$here/down" ] || { echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1; }
+for word in "$@"; do
+    case $word in
+    --name=*) ! grep -qsx "${word#--name=}" "$here/queue" || echo 4711 ;;
+    %e) echo 2030-01-01T00:00:00 ;;
+    esac
+done
+"""
+SCANCEL = """
+for word in "$@"; do
+    case $word in --name=*) [ ! -e "$here/queue" ] || sed -i "/^${word#--name=}\\$/d" "$here/queue" ;; esac
+done
+"""
+SCONTROL = """
+if [ "$1" = show ]; then cat "$here/shown" 2>/dev/null; exit 0; fi
+[ ! -e "$here/broken" ] || { cat "$here/broken" >&2; exit 1; }
+"""
+SRUN = """
+env > "$here/srun.env"
+exit "$(cat "$here/srun ends with" 2>/dev/null || echo 0)"
+"""
+PROGRAMS = {"sbatch": SBATCH, "squeue": SQUEUE, "scancel": SCANCEL, "scontrol": SCONTROL, "srun": SRUN}
+
+
+class FakeSlurm:
+    """Commands in ``folder``. What a file there says is what they do: ``slurm.says("refusal", "no such partition")``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.bin = folder, folder / "bin"
+        self.bin.mkdir(parents=True)
+        for name, body in PROGRAMS.items():
+            self.program(name, body)
+
+    def program(self, name: str, body: str) -> Path:
+        """A command of this name that begins by writing down how it was called."""
+        path = self.bin / name
+        path.write_text(BEGIN.format(folder=shlex.quote(str(self.folder))) + body)
+        path.chmod(0o755)
+        return path
+
+    def says(self, file: str, content: str = "") -> None:
+        (self.folder / file).write_text(content)
+
+    @property
+    def path(self) -> str:
+        """For PATH: these before those of the machine."""
+        return f"{self.bin}:/usr/bin:/bin"
+
+    @property
+    def queue(self) -> list[str]:
+        """Names of the jobs on it."""
+        return self._lines("queue")
+
+    def calls(self, *programs: str) -> list[str]:
+        """How these were called, in order; without a name, all."""
+        return [line for line in self._lines("calls") if not programs or line.split()[0] in programs]
+
+    def env(self, file: str) -> dict[str, str]:
+        """The environment that ``sbatch.env`` or ``srun.env`` recorded."""
+        return dict(line.split("=", 1) for line in self._lines(file) if "=" in line)
+
+    def run_script(self, *, srun_ends_with: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run what was submitted as slurmd would, on a node that has nothing of the checkout's environment."""
+        self.says("srun ends with", str(srun_ends_with))
+        return subprocess.run(
+            ["bash", self.folder / "script"],
+            env={"PATH": self.path, "HOME": str(self.folder), "SLURM_JOB_ID": NUMBER, **environment},
+            cwd=self.folder, capture_output=True, text=True,
+        )  # fmt: skip
+
+    def _lines(self, file: str) -> list[str]:
+        path = self.folder / file
+        return path.read_text().splitlines() if path.exists() else []

@@ -1,0 +1,31 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --cpus-per-task=8
+#SBATCH --error=/RUNS/RUN/slurm/%j_0_log.err
+#SBATCH --gres=gpu:rtx8000:1
+#SBATCH --job-name=RUN
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=64GB
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/RUNS/RUN/slurm/%j_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=60
+#SBATCH --wckey=''
+
+# setup
+set +e
+export PYTHONPATH=/RUNS/RUN/code"${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
+export RUNYARD_BEGAN=$(date +%s)
+export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e || echo unknown)" +%s)}
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /RUNS/RUN/slurm/%j_%t_log.out --error /RUNS/RUN/slurm/%j_%t_log.err --kill-on-bad-exit=1 --open-mode=append --cpus-per-task=8 /CHECKOUT/slurm/python.sh -m cluster.task -u -m submitit.core._submit /RUNS/RUN/slurm
+
+
+# teardown
+ended=$?; exec /CHECKOUT/slurm/python.sh -m cluster.requeue /RUNS/RUN $ended

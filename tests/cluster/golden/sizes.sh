@@ -1,0 +1,33 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --cpus-per-task=6
+#SBATCH --error=/RUNS/RUN/slurm/%j_0_log.err
+#SBATCH --gpus-per-node=2
+#SBATCH --job-name=RUN
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=32GB
+#SBATCH --no-requeue
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=4
+#SBATCH --open-mode=append
+#SBATCH --output=/RUNS/RUN/slurm/%j_0_log.out
+#SBATCH --signal=USR2@180
+#SBATCH --time=600
+#SBATCH --wckey=''
+
+# setup
+module purge
+module load cuda/12.4
+set +e
+export PYTHONPATH=/RUNS/RUN/code"${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
+export RUNYARD_BEGAN=$(date +%s)
+export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e || echo unknown)" +%s)}
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /RUNS/RUN/slurm/%j_%t_log.out --error /RUNS/RUN/slurm/%j_%t_log.err --kill-on-bad-exit=1 --open-mode=append --cpus-per-task=6 /CHECKOUT/slurm/python.sh -m cluster.task -u -m submitit.core._submit /RUNS/RUN/slurm
+
+
+# teardown
+ended=$?; exec /CHECKOUT/slurm/python.sh -m cluster.requeue /RUNS/RUN $ended

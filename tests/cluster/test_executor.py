@@ -1,0 +1,238 @@
+"""The batch script: exactly what sbatch is given, what running it does, and what becomes of a job sbatch got wrong.
+
+The scripts in golden/ are what was read and found right. After a change that is meant: WRITE_GOLDEN=1 pytest this file.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cluster import dry_run, executor
+from cluster import submit as launcher
+from cluster.executor import Batch
+from runyard.errors import UserError
+from runyard.run import Run
+from tests.cluster.conftest import API_KEY, ROOT
+from tests.cluster.fake_slurm import NUMBER, FakeSlurm
+
+GOLDEN = Path(__file__).with_name("golden")
+SCRIPTS = {
+    "nyu_torch": ["cluster=nyu_torch", "cluster.account=torch_pr_1", "cluster.nodes=2", "cluster.gpus_per_node=4"],
+    "nyu_greene": ["cluster=nyu_greene"],
+    "slurm": ["cluster=slurm"],
+    "sweep": ["cluster=slurm", "optim.lr=5e-4,1e-3", "seed=0,1,2", "cluster.array_parallelism=4"],
+    "after": ["cluster=slurm"],
+    "sizes": ["cluster=slurm", "cluster.cpus_per_task=6", "cluster.mem_gb=32", "cluster.gpus_per_node=2",
+              "cluster.tasks_per_node=4", "cluster.timeout_min=600", "cluster.signal_delay_s=180",
+              "cluster.requeue=false", "cluster.env_setup=[module purge,module load cuda/12.4]"],
+    "names": ["cluster=slurm", "cluster.account=physics", "cluster.partition='gpu,long'", "cluster.qos=high",
+              "cluster.constraint=a100|h100", "cluster.comment='a b; c=d'", "cluster.exclude='node[1-3,7]'",
+              "cluster.nodelist=node9", "cluster.mail_user=me@example.org", "cluster.mail_type='END,FAIL'",
+              "cluster.python=/opt/env/bin/python"],
+    "spaces": ["cluster=slurm", "runs_dir='/tmp/my runs'"],
+}  # fmt: skip
+
+
+def script(name: str, *more: str) -> str:
+    plan = launcher.plan(
+        ["experiment=starter", "runs_dir=/RUNS", *SCRIPTS[name], *more],
+        sweep=name == "sweep", after="99" if name == "after" else None, dry_run=True,
+    )  # fmt: skip
+    return dry_run._batch(plan).script()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_batch_script_is_the_golden_one(name: str) -> None:
+    made = script(name).replace(str(ROOT), "/CHECKOUT") + "\n"
+    golden = GOLDEN / f"{name}.sh"
+    if os.environ.get("WRITE_GOLDEN"):
+        golden.write_text(made)
+    assert made == golden.read_text()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_golden_script_is_one_that_bash_can_read(name: str) -> None:
+    read = subprocess.run(["bash", "-n", GOLDEN / f"{name}.sh"], capture_output=True, text=True)
+    assert (read.returncode, read.stderr) == (0, "")
+
+
+def test_no_golden_script_is_left_over() -> None:
+    assert {path.stem for path in GOLDEN.iterdir()} == set(SCRIPTS)
+
+
+def test_a_dry_run_prints_the_golden_script_and_leaves_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runyard.cli import main
+
+    monkeypatch.setenv("PATH", str(tmp_path))  # no SLURM here
+    monkeypatch.chdir(tmp_path)
+    assert main(["submit", "--dry-run", "experiment=starter", "runs_dir=/RUNS", *SCRIPTS["nyu_torch"]]) == 0
+    said = capsys.readouterr().out
+    assert said.replace(str(ROOT), "/CHECKOUT").startswith((GOLDEN / "nyu_torch.sh").read_text())
+    assert "2 nodes, 4 tasks and 4 GPUs on each" in said
+    assert "8 GPU-hours until the first time limit" in said
+    assert "cluster.nodes: 1 -> 2" in said
+    assert said.endswith("nothing was submitted (--dry-run)\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def batch(tmp_path: Path) -> Batch:
+    plan = launcher.plan(["experiment=starter", f"runs_dir={tmp_path}", "cluster=nyu_greene"], dry_run=True)
+    return dry_run._batch(plan)
+
+
+BREAKS = {
+    "a newline in a value": {"comment": "x\nscancel --all"},
+    "a newline in a name": {"additional_parameters": {"requeue": True, "x\ntrue": True, "zzz": "1"}},
+    "a parameter lost": {"additional_parameters": {"no-kill\ntrue": True, "requeue": True, "kill-on-invalid-dep": "y"}},
+}
+
+
+@pytest.mark.parametrize("broken", BREAKS.values(), ids=BREAKS)
+def test_a_script_that_a_parameter_broke_is_refused_before_sbatch_sees_it(
+    tmp_path: Path, slurm: FakeSlurm, broken: dict[str, object]
+) -> None:
+    made = batch(tmp_path)
+    made.parameters |= broken
+    with pytest.raises(UserError, match=r"the batch script lacks '#SBATCH --.*' before its first command"):
+        made.submit()
+    assert slurm.calls() == []
+
+
+def test_a_command_before_the_last_parameter_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = executor._make_sbatch_string
+    monkeypatch.setattr(
+        executor, "_make_sbatch_string",
+        lambda *given, **more: make(*given, **more).replace("#SBATCH --gres", "module purge\n#SBATCH --gres"),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="the batch script lacks '#SBATCH --gres' before its first command"):
+        batch(tmp_path).script()
+
+
+def submitted(small: list[str], *overrides: str) -> list[Run]:
+    plan = launcher.plan(["experiment=null", *small, "cluster=slurm", *overrides], sweep=True)
+    return [run for run, _ in launcher.submit(plan)]
+
+
+@pytest.mark.parametrize("element", [None, 0, 1])
+def test_srun_runs_the_snapshot_and_its_exit_code_reaches_the_judge(
+    small: list[str], slurm: FakeSlurm, element: int | None
+) -> None:
+    python = slurm.program("python", 'env > "$here/python.env"; exit 42\n')
+    runs = submitted(small, f"cluster.python={link(python, small)}", *(["seed=0,1"] * (element is not None)))
+    run = runs[element or 0]
+    array = {} if element is None else {"SLURM_ARRAY_JOB_ID": NUMBER, "SLURM_ARRAY_TASK_ID": str(element)}
+    done = slurm.run_script(srun_ends_with=7, PYTHONPATH="/before", **array)
+    assert (done.returncode, done.stderr) == (42, ""), "the judge's own exit code is the job's"
+    assert slurm.calls("python") == [f"python -m cluster.requeue {run.path} 7"]
+    for program in ("srun", "python"):
+        path = slurm.env(f"{program}.env")["PYTHONPATH"].split(":")
+        assert path == [str(run.code), "/before"]
+        assert slurm.env(f"{program}.env")["PYTHONSAFEPATH"] == "1"
+    assert slurm.env("srun.env")["SLURM_JOB_END_TIME"].isdigit()
+    (srun,) = slurm.calls("srun")
+    assert "--kill-on-bad-exit=1 --open-mode=append" in srun
+    assert " -m cluster.task -u -m submitit.core._submit " in srun
+
+
+def link(python: Path, small: list[str]) -> Path:
+    """The same program at a path without a space, as cluster.python must be."""
+    beside = Path(small[-1].partition("=")[2]).parent / "python"
+    beside.symlink_to(python)
+    return beside
+
+
+def test_the_judge_that_a_script_calls_is_the_snapshots_own(small: list[str], slurm: FakeSlurm) -> None:
+    (run,) = submitted(small)
+    done = slurm.run_script(srun_ends_with=1)
+    assert done.stdout == "runyard: crash: back into the queue, to go on at step 0\n", done.stderr
+    assert done.returncode == 1
+    assert slurm.calls("scontrol")[-1] == f"scontrol requeue {NUMBER}"
+    assert (run.code / "cluster" / "__pycache__").exists(), "what was imported from there left its bytecode there"
+
+
+def test_a_set_e_of_the_users_does_not_keep_a_job_from_being_judged(small: list[str], slurm: FakeSlurm) -> None:
+    submitted(small, "cluster.env_setup=['set -eu','export FROM_SETUP=1']")
+    done = slurm.run_script(srun_ends_with=1)
+    assert "back into the queue" in done.stdout, done.stderr
+    assert slurm.env("srun.env")["FROM_SETUP"] == "1"
+
+
+def test_a_controller_that_does_not_answer_gives_the_job_no_end_at_midnight(small: list[str], slurm: FakeSlurm) -> None:
+    submitted(small)
+    slurm.says("down")
+    slurm.run_script()
+    assert slurm.env("srun.env")["SLURM_JOB_END_TIME"] == ""
+    slurm.run_script(SLURM_JOB_END_TIME="1900000000")
+    assert slurm.env("srun.env")["SLURM_JOB_END_TIME"] == "1900000000", "since 23.02 SLURM says it itself"
+
+
+ANSWERS = {
+    "a banner that names a job": ("banner", "Downtime: job 42 and later will be held\n", "sbatch answered with job 42"),
+    "no word at all": ("silent", "", "sbatch named no job"),
+    "a controller that is gone after it": ("down", "", "squeue: slurm_load_jobs error: Unable to contact slurm controller"),
+    "an error after the job was queued": ("queues anyway", "", "sbatch refused the job: Socket timed out"),
+}
+
+
+@pytest.mark.parametrize(("file", "content", "told"), ANSWERS.values(), ids=ANSWERS)
+def test_a_job_that_sbatch_did_not_name_rightly_is_taken_off_the_queue_again(
+    small: list[str], slurm: FakeSlurm, tmp_path: Path, file: str, content: str, told: str
+) -> None:
+    slurm.says(file, content)
+    if file == "queues anyway":
+        slurm.says("refusal", "sbatch: error: Socket timed out on send/recv operation\n")
+    with pytest.raises(UserError, match=told) as refused:
+        submitted(small)
+    assert "\n" not in str(refused.value)
+    assert slurm.calls("sbatch"), "the control: it was submitted"
+    assert slurm.calls()[-1].startswith("scancel --name=")
+    assert slurm.queue == []
+    assert not list((tmp_path / "runs").glob("2*"))
+
+
+def test_a_job_that_cannot_be_noted_is_taken_off_the_queue_again(
+    small: list[str], slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise UserError("No space left on device")
+
+    monkeypatch.setattr(Run, "add_job", full)
+    with pytest.raises(UserError, match="No space left"):
+        submitted(small)
+    assert slurm.queue == []
+    assert not list((tmp_path / "runs").glob("2*"))
+
+
+def test_a_job_that_was_named_rightly_stays(small: list[str], slurm: FakeSlurm) -> None:
+    (run,) = submitted(small)
+    assert slurm.queue == [run.id]
+    assert slurm.calls("scancel") == []
+
+
+def test_a_submission_from_within_a_job_does_not_pass_that_jobs_sizes_on(
+    small: list[str], slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "64", "SLURM_CONF": "/etc/slurm.conf"}.items():
+        monkeypatch.setenv(name, value)
+    submitted(small)
+    seen = {name: value for name, value in slurm.env("sbatch.env").items() if name.startswith("SLURM_")}
+    assert seen == {"SLURM_CONF": "/etc/slurm.conf"}
+    assert os.environ["SLURM_NTASKS"] == "64"
+
+
+def test_no_secret_of_the_environment_reaches_a_file(
+    small: list[str], slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", API_KEY)
+    submitted(small, "tracking=online", "seed=0,1")
+    assert slurm.env("sbatch.env")["WANDB_API_KEY"] == API_KEY, "the control: the job itself has it"
+    files = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    files[slurm.folder / "script"] = (slurm.folder / "script").read_bytes()
+    assert len(files) > 50
+    assert [path for path, content in files.items() if API_KEY.encode() in content] == []
