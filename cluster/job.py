@@ -20,6 +20,7 @@ class TrainJob:
         """Train, and return how it ended: ``finished`` or ``interrupted``."""
         stop = StopFlag()  # before torch, whose import takes seconds
         from runyard.errors import UserError
+        from runyard.lease import LeaseLost
         from runyard.run import Run
         from runyard.training.last_word import RankLost
         from runyard.training.learner import Diverged
@@ -29,6 +30,6 @@ class TrainJob:
             run = Run.open(Path(self.run_dir))
             stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
             return str(train(run, stop))
-        except (UserError, Diverged, RankLost) as error:
+        except (UserError, Diverged, RankLost, LeaseLost) as error:
             print(f"runyard: {error}", file=sys.stderr, flush=True)
             sys.exit(2 if isinstance(error, UserError) else 1)

@@ -21,6 +21,7 @@ from runyard.data.batch import Batch
 from runyard.data.stage import stage
 from runyard.errors import UserError
 from runyard.files import write_atomic
+from runyard.lease import LeaseLost
 from runyard.run import Run
 from runyard.stopping import Stop
 from runyard.tracking.recorder import Recorder
@@ -47,10 +48,11 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
         UserError: data, model or ranks do not fit the configuration, or another process writes this run.
         Diverged: the loss or a weight is not a finite number. The last checkpoint is from before that.
         RankLost: another rank failed, or was killed.
+        LeaseLost: another process took the run over. Nothing more was written.
     """
     place = distributed.from_environment(os.environ)
     lease = run.lease() if place.rank == 0 else None
-    record = Recorder(run, active=place.rank == 0)
+    record = Recorder(run, active=place.rank == 0, lease=lease)
     try:
         with distributed.joined(place, run.path / "slurm"), run.writing(), contextlib.ExitStack() as open_parts:
             training = Training(run, place, record, should_stop, open_parts)
@@ -61,6 +63,8 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
         if place.rank == 0 and outcome is Outcome.FINISHED:
             _write_report(run, record)
         return outcome
+    except LeaseLost:  # the journal is another's now, and so is the W&B record
+        raise
     except BaseException as error:
         message = str(error) or type(error).__name__
         with contextlib.suppress(OSError):  # a full disk has no room for these words either
@@ -78,6 +82,7 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
 def _write_report(run: Run, record: Recorder) -> None:
     from runyard.report.page import write_report
 
+    record.check()
     try:
         write_report(run)
     except Exception as error:  # a picture that fails does not undo a training that went well
@@ -116,7 +121,13 @@ class Training:
         )
         self.saver = parts.enter_context(
             contextlib.closing(
-                checkpoint.Saver(run.checkpoints, self.config.checkpoint.keep_last, self.config.checkpoint.keep_best)
+                checkpoint.Saver(
+                    run.checkpoints,
+                    self.config.checkpoint.keep_last,
+                    self.config.checkpoint.keep_best,
+                    check=record.check,
+                    saved=self._saved,
+                )
             )
         )
         self.learner = Learner(self.config, self.data, place, self.loader.steps)
@@ -224,6 +235,7 @@ class Training:
             p, learner = self.predictions, self.learner
             content = io.BytesIO()
             np.savez(content, index=p.index, label=p.label, predicted=p.predicted, confidence=p.confidence)
+            self.record.check()
             write_atomic(self.run.path / "predictions.npz", content.getvalue())
             self.record.event(
                 "final",
@@ -259,11 +271,11 @@ class Training:
         learner.clock_s += began - self.epoch_began
         if self.place.rank == 0:
             self.saver.save(learner.state(), learner.step, score, wait=wait)
-            self.record.event(
-                "checkpoint", step=learner.step, name=f"step_{learner.step:08d}", seconds=time.monotonic() - began
-            )
         learner.clock_s -= began - self.epoch_began
         self.saved_at = time.monotonic()
+
+    def _saved(self, step: int, seconds: float) -> None:
+        self.record.event("checkpoint", step=step, name=f"step_{step:08d}", seconds=seconds)
 
     def _show_progress(self, epoch: int) -> None:
         learner, seconds = self.learner, time.monotonic() - self.epoch_began

@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     stop = StopFlag()  # before torch, whose import takes seconds
     stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
     from runyard.training.distributed import from_environment
+    from runyard.lease import LeaseLost
     from runyard.training.last_word import RankLost
     from runyard.training.learner import Diverged
     from runyard.training.loop import Outcome
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         outcome = train_run(run, stop)
-    except (Diverged, RankLost) as error:
+    except (Diverged, RankLost, LeaseLost) as error:
         print(f"runyard: {error}", file=sys.stderr)
         return FAILED
     if outcome is Outcome.INTERRUPTED:
