@@ -54,7 +54,8 @@ def choose(
         sweep, directories = _of_sweep(sweep, directories, runs_dir, notes)
     runs = _loaded(directories, notes)
     if not runs:
-        raise UserError(notes[0] if len(notes) == 1 else f"none of {len(directories)} runs can be read: {notes[0]}")
+        first = notes[0].removeprefix("skipped ")
+        raise UserError(first if len(notes) == 1 else f"none of {len(directories)} runs can be read: {first}")
     if tag is not None:
         runs = _of_tag(tag, runs, runs_dir)
     met = where.read(conditions, runs)

@@ -14,6 +14,7 @@ from runyard.compare.statistics import Welch, holm, mcnemar, welch
 from runyard.errors import UserError
 
 PAIRWISE = 4  # groups up to which each is held against each
+OTHER = "other test images"
 AGAINST_ONE = 12  # beyond, only the foremost of them are held against the best
 
 
@@ -60,12 +61,14 @@ class Pairs:
 
     Attributes:
         chosen: ``against`` was chosen for its figures, not by the user.
-        left_out: Groups that were not compared: unfinished, or too many.
+        data_name: Of the data set whose groups were compared: the baseline's, else the one with the most of them.
+        left_out: Groups that were not compared: unfinished, of another data set, or behind the foremost of many.
     """
 
     pairs: list[Pair]
     against: Group | None
     chosen: bool
+    data_name: str
     left_out: list[Group]
 
 
@@ -78,6 +81,9 @@ def compare(groups: Sequence[Group], baseline: str | None = None) -> Pairs:
     able = [group for group in groups if group.finished and np.isfinite(group.mean("last"))]
     able.sort(key=lambda group: -group.mean("last"))
     against = _named(baseline, groups, able) if baseline is not None else None
+    names = [group.runs[0].data_name for group in ([against] if against else able)]
+    data_name = max(names, key=names.count, default="")
+    able = [group for group in able if group.runs[0].data_name == data_name]
     chosen = against is None and len(able) > PAIRWISE
     if chosen:
         against = able[0]
@@ -88,7 +94,7 @@ def compare(groups: Sequence[Group], baseline: str | None = None) -> Pairs:
     kept: dict[History, Predictions | None] = {}
     pairs = _adjusted([_pair(first, second, kept) for first, second in couples])
     met = {id(group) for couple in couples for group in couple}
-    return Pairs(pairs, against, chosen, [group for group in groups if id(group) not in met])
+    return Pairs(pairs, against, chosen, data_name, [group for group in groups if id(group) not in met])
 
 
 def _named(name: str, groups: Sequence[Group], able: Sequence[Group]) -> Group:
@@ -105,11 +111,8 @@ def _named(name: str, groups: Sequence[Group], able: Sequence[Group]) -> Group:
 
 def _pair(first: Group, second: Group, kept: dict[History, Predictions | None]) -> Pair:
     a, b = (g.values("last")[np.isfinite(g.values("last"))] for g in (first, second))
-    run_a, run_b = first.counted[0], second.counted[0]
     means, no_means = None, ""
-    if run_a.data_name != run_b.data_name:
-        no_means = "other data set"
-    elif few := [g.label for g, values in ((first, a), (second, b)) if len(values) < 2]:
+    if few := [g.label for g, values in ((first, a), (second, b)) if len(values) < 2]:
         no_means = f"not enough seeds (n=1): {' and '.join(few)}"
     else:
         means = welch(a, b)
@@ -121,7 +124,7 @@ def _pair(first: Group, second: Group, kept: dict[History, Predictions | None]) 
 def _paired(first: Group, second: Group, kept: dict[History, Predictions | None]) -> tuple[Paired | None, str]:
     """Of the lowest seed that both have, or each group's lowest: fixed before anything is seen: no choice of ours."""
     if first.counted[0].test_sha256 is None or first.counted[0].test_sha256 != second.counted[0].test_sha256:
-        return None, "other test images"
+        return None, OTHER
     for run in (*first.counted, *second.counted):
         if run not in kept:
             kept[run] = run.predictions()
@@ -134,7 +137,7 @@ def _paired(first: Group, second: Group, kept: dict[History, Predictions | None]
     if ours is None or theirs is None:
         return None, "no predictions kept"
     if not (np.array_equal(ours.index, theirs.index) and np.array_equal(ours.label, theirs.label)):
-        return None, "other test images"
+        return None, OTHER
     right_a, right_b = ours.predicted == ours.label, theirs.predicted == theirs.label
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     return Paired(a, b, len(ours.index), only_a, only_b, mcnemar(only_a, only_b), 1.0), ""

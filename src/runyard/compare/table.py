@@ -12,7 +12,6 @@ from runyard.compare.groups import Group, differing, written
 from runyard.compare.measures import MEASURES, reached
 from runyard.compare.text import NONE, Column, clocks, numbers, percent
 from runyard.errors import UserError
-from runyard.fields import unknown
 
 NAN = float("nan")
 SPREAD = ("last", "best")  # shown with their standard deviation over seeds
@@ -66,7 +65,7 @@ def ordered(table: list[Row], column: str) -> list[Row]:
     keys = list(dict.fromkeys([*MEASURES, *(k for row in table for k in (*row.values, *row.settings)), "run", "n"]))
     every = list(dict.fromkeys([*keys, *(k for row in table for k in row.group.settings)]))
     if name not in every:
-        raise UserError(f"--sort {column}: {unknown(name, keys)}; the columns are {', '.join(keys)}")
+        raise UserError(f"--sort {column}: no such column; there are {', '.join(keys)}, and every setting")
     good_high = name in MEASURES and MEASURES[name].high_is_good
 
     def value(row: Row) -> Any:
@@ -89,7 +88,8 @@ def columns(table: Sequence[Row], target: float | None = None) -> list[Column]:
     out = [Column("run", [g.label for g in groups], right=False)]
     if any(len(g.runs) > 1 for g in groups):
         out.append(Column("n", [str(g.n) for g in groups]))
-    if len({row.data for row in table}) > 1:
+    several = len({row.data for row in table}) > 1
+    if several:
         out.append(Column("data", [row.data for row in table], right=False))
     if any(g.state for g in groups):
         out.append(Column("state", [g.state or "finished" for g in groups], right=False))
@@ -106,6 +106,8 @@ def columns(table: Sequence[Row], target: float | None = None) -> list[Column]:
         out += [Column(f"{short} {goal}", numbers(of(f"{name}_to_target"))) for name, short in HOURS if _any(of(name))]
         out.append(Column("reached by", [f"{row.values['reached']:.0f}/{row.group.n}" for row in table]))
     for name in table[0].settings:
+        if several and name == "data.name":
+            continue  # in the column data
         values = [row.settings[name] for row in table]
         are_numbers = all(isinstance(v, (int, float)) or v is None for v in values)
         out.append(Column(name, [written(v) for v in values], right=are_numbers))

@@ -15,7 +15,7 @@ from runyard.tracking.words import clock
 
 NONE = "–"
 GAP = "  "
-NAME = 30  # characters of a cell that are never cut: a run's id can be copied
+NAME, LABEL = 30, 40  # characters of a cell that are never cut (a run's id can be copied), and at most of the first
 TIGHT = 9  # characters that a heading may take before it is broken over lines
 
 
@@ -35,7 +35,7 @@ def terminal_width() -> int:
 
 def grid(columns: Sequence[Column], width: int, heads: int = 1) -> str:
     """The table, at most ``width`` wide: what does not fit goes below, with the first ``heads`` columns again."""
-    first = [_shortened(column, max(NAME, width // 3)) for column in columns[:heads]]
+    first = [_shortened(column, min(LABEL, max(NAME, width // 3))) for column in columns[:heads]]
     blocks: list[list[Column]] = [[*first]]
     for column in (_shortened(column, max(NAME, width // 4)) for column in columns[heads:]):
         if len(blocks[-1]) > heads and _wide([*blocks[-1], column]) > width:
@@ -77,7 +77,7 @@ def percent(values: Sequence[float], spreads: Sequence[float] | None = None) -> 
         return [mean or NONE for mean in means]
     ends = ["" if math.isnan(s) else f" ± {100 * s:.2f}" for s in spreads]
     longest = max(map(len, ends), default=0)
-    return [mean + end.ljust(longest) if mean else NONE for mean, end in zip(means, ends, strict=True)]
+    return [(mean or NONE) + end.ljust(longest) for mean, end in zip(means, ends, strict=True)]
 
 
 def numbers(values: Sequence[float]) -> list[str]:

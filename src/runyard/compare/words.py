@@ -9,11 +9,10 @@ from typing import Any
 from runyard.compare.choose import Choice
 from runyard.compare.groups import Group, written
 from runyard.compare.importance import METHOD, Sweep
-from runyard.compare.pairs import Pair, Pairs
+from runyard.compare.pairs import OTHER, Pair, Pairs
 from runyard.compare.statistics import CONFIDENCE
 from runyard.compare.table import Row, as_dict
 from runyard.compare.text import Column, chance, numbers
-from runyard.tracking.words import clock
 
 Layout = Callable[[Sequence[Column]], str]
 
@@ -49,7 +48,10 @@ def of_pairs(pairs: Pairs, lay_out: Layout) -> list[str]:
     if pairs.against is not None:
         title += f", against {pairs.against.label}" + (
             ", the best of these same figures, which favours it" if pairs.chosen else "")
-    columns = [Column("pair", [f"{p.first.label} vs {p.second.label}" for p in pairs.pairs], right=False)]
+    columns = [Column("pair", [_couple(p, pairs) for p in pairs.pairs], right=False)]
+    if any(p.no_paired == OTHER for p in pairs.pairs):
+        images = ["other" if p.no_paired == OTHER else "same" for p in pairs.pairs]
+        columns.append(Column("test images", images, right=False))
     columns.append(Column("difference", [_points(p.difference) for p in pairs.pairs]))
     paragraphs, notes = [title + "."], []
     if any(p.means for p in pairs.pairs):
@@ -59,18 +61,13 @@ def of_pairs(pairs: Pairs, lay_out: Layout) -> list[str]:
                      "The interval is for one pair by itself.")
     if any(p.paired for p in pairs.pairs):
         columns.append(Column("right alone", [_alone(p) for p in pairs.pairs]))
-        columns.append(Column("p McNemar", [chance(p.paired.p_holm) if p.paired else p.no_paired for p in pairs.pairs]))
-        images = sorted({p.paired.images for p in pairs.pairs if p.paired})
-        of = " or ".join(f"{n:,}" for n in images)
+        columns.append(Column("p McNemar", [chance(p.paired.p_holm) if p.paired else _no(p) for p in pairs.pairs]))
+        of = " or ".join(f"{n:,}" for n in sorted({p.paired.images for p in pairs.pairs if p.paired}))
         notes.append(f"McNemar's exact test of two networks on the same {of} test images, {_seeds(pairs)}; "
                      f"{_family(sum(1 for p in pairs.pairs if p.paired))} It says whether these two networks differ, "
                      "not whether their settings do.")
     paragraphs.append(lay_out(columns))
     paragraphs += notes + _missing(pairs)
-    if pairs.left_out:
-        few = _few([g.label for g in pairs.left_out])
-        paragraphs.append(f"Not tested ({len(pairs.left_out)} of {len(pairs.left_out) + len(_labels(pairs))}: "
-                          f"unfinished, or far behind the best): {few}.")
     return paragraphs
 
 
@@ -94,7 +91,7 @@ def of_sweep(found: Sweep, name: str, lay_out: Layout) -> list[str]:
         paragraphs.append(f"({METHOD}; what is missing from 100 % is what settings do only together.)")
     paragraphs += [f"Failed, {len(ids)}: {why} ({', '.join(ids[:3])}{', ...' * (len(ids) > 3)})"
                    for why, ids in found.failures.items()]
-    paragraphs.append(f"Cost: {_cost(found)} in {clock(found.wall_s)} from the first start to the last end.")
+    paragraphs.append(f"Cost: {_cost(found)}, {_span(found.wall_s)} from the first start to the last end.")
     return paragraphs
 
 
@@ -148,14 +145,23 @@ def _few(labels: Sequence[str]) -> str:
     return ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
 
 
+def _couple(pair: Pair, pairs: Pairs) -> str:
+    """Both names, or the first alone where the title says what all are held against."""
+    return pair.first.label if pairs.against is not None else f"{pair.first.label} vs {pair.second.label}"
+
+
 def _points(share: float) -> str:
     return f"{100 * share:+.2f}"
 
 
 def _interval(pair: Pair) -> str:
     if pair.means is None:
-        return "other data set" if pair.no_means == "other data set" else pair.no_means.partition(" (")[0]
+        return pair.no_means.partition(" (")[0]
     return f"{_points(pair.means.low)} to {_points(pair.means.high)}"
+
+
+def _no(pair: Pair) -> str:
+    return "" if pair.no_paired == OTHER else pair.no_paired
 
 
 def _alone(pair: Pair) -> str:
@@ -166,30 +172,28 @@ def _family(count: int) -> str:
     return "1 pair." if count == 1 else f"p is adjusted by Holm for {count} pairs."
 
 
-def _labels(pairs: Pairs) -> set[str]:
-    return {group.label for pair in pairs.pairs for group in (pair.first, pair.second)}
-
-
 def _seeds(pairs: Pairs) -> str:
     same = all(p.paired.first.seed == p.paired.second.seed for p in pairs.pairs if p.paired)
     return "of the lowest seed that both have" if same else "of each row's lowest seed"
 
 
 def _missing(pairs: Pairs) -> list[str]:
-    """Why some pairs have no test."""
+    """Why some pairs have no test, and some groups are in no pair."""
     groups = {g.label: g for p in pairs.pairs for g in (p.first, p.second)}
-    single = [g for g in groups.values() if g.n < 2]
     out = []
-    if single:
-        seed = single[0].runs[0].seed
-        named = _few([g.label for g in single])
-        more = f"seed={(seed or 0) + 1},{(seed or 0) + 2}"
-        out.append(f"Not enough seeds (n=1): {named}. How much seeds alone differ is unknown there: "
-                   f"train the same with {more}.")
-    if any(p.no_means == "other data set" for p in pairs.pairs):
-        out.append("Runs of different data sets are not compared.")
-    elif any(p.no_paired == "other test images" for p in pairs.pairs):
-        out.append("Runs on different test images are not compared by a paired test.")
+    if single := [g for g in groups.values() if g.n < 2]:
+        free = max((run.seed or 0 for g in single for run in g.runs), default=0) + 1
+        out.append(f"Not enough seeds (n=1): {_few([g.label for g in single])}. How much seeds alone differ is unknown "
+                   f"there: train the same with seed={free},{free + 1}.")
+    if any(p.no_paired == OTHER for p in pairs.pairs):
+        out.append("Networks that saw different test images are not held against each other by a paired test.")
+    reasons: dict[str, list[str]] = {}
+    for g in pairs.left_out:
+        why = ("of another data set" if g.runs[0].data_name != pairs.data_name
+               else "not among the foremost" if g.finished else "unfinished")
+        reasons.setdefault(why, []).append(g.label)
+    if reasons:
+        out.append(f"Not tested: {'; '.join(f'{_few(labels)} ({why})' for why, labels in reasons.items())}.")
     return out
 
 
@@ -201,3 +205,7 @@ def _cost(found: Sweep) -> str:
             parts.append(f"{numbers([total])[0]} {unit}" + (
                 f" ({numbers([lost])[0]} in runs that did not finish)" if lost else ""))
     return " and ".join(parts) or "nothing"
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.0f} min"
