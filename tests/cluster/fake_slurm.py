@@ -1,4 +1,4 @@
-"""SLURM's commands as far as a submission and a batch script call them: scripts on PATH that write down what they do."""
+"""SLURM's commands as far as submissions and batch scripts call them: scripts on PATH that write down what they do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PROGRAMS = {"sbatch": SBATCH, "squeue": SQUEUE, "scancel": SCANCEL, "scontrol": 
 
 
 class FakeSlurm:
-    """Commands in ``folder``. What a file there says is what they do: ``slurm.says("refusal", "no such partition")``."""
+    """Commands in ``folder``. Files there say what they do: ``slurm.says("refusal", "no such partition")``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.bin = folder, folder / "bin"

@@ -1,0 +1,229 @@
+"""What becomes of a job whose tasks have ended: judged by the run's journal, written down, then done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster import requeue
+from cluster.requeue import Verdict, judge
+from runyard.config import Config
+from runyard.run import Run
+from runyard.tracking import journal
+from runyard.tracking.journal import Journal, Row
+from tests.cluster.fake_slurm import FakeSlurm
+
+BEGAN = 1000.0  # when the start that is judged began
+START: Row = {"event": "start", "t": BEGAN + 1}
+FINISHED: Row = {"event": "stop", "t": BEGAN + 2, "reason": "finished"}
+GIVEN_UP: Row = {"event": "stop", "t": BEGAN - 1, "reason": "failed", "message": "given up: it", "retry": False}
+CRASH = Verdict(1, requeue="crash", without_progress=1)
+
+
+def interrupted(cause: str | None, t: float = BEGAN + 2) -> Row:
+    return {"event": "stop", "t": t, "reason": "interrupted", "message": "", "cause": cause}
+
+
+def failed(*, retry: bool, user_error: bool = False, message: str = "rank 1 of 4 ended without a word") -> Row:
+    return {"event": "stop", "t": BEGAN + 2, "reason": "failed", "message": message, "retry": retry,
+            "user_error": user_error}  # fmt: skip
+
+
+def requeued(cause: str, step: int) -> Row:
+    return {"event": "requeue", "t": BEGAN - 1, "cause": cause, "step": step}
+
+
+def crashes(times: int, step: int = 40) -> list[Row]:
+    return [START, requeued("crash", step)] * times
+
+
+def given_up(said: str) -> Verdict:
+    message = f"given up: 3 restarts without progress at step 40; the last ended with: {said}"
+    return Verdict(1, given_up=message, without_progress=3)
+
+
+# The journal, srun's exit code, whether SLURM preempts, and what follows. The newest checkpoint is of step 40.
+CASES: dict[str, tuple[list[Row], int, bool, Verdict]] = {
+    "finished": ([START, FINISHED], 0, False, Verdict(0)),
+    "finished, and then W&B failed": ([START, FINISHED], 1, False, Verdict(0)),
+    "finished while being preempted": ([START, FINISHED], 0, True, Verdict(0)),
+    "stopped before the time limit by its clock": (
+        [START, interrupted("time limit")], 0, False, Verdict(130, requeue="time limit")),
+    "stopped by SLURM's USR2": ([START, interrupted("USR2")], 0, False, Verdict(130, requeue="time limit")),
+    "stopped by USR2 and preempted": ([START, interrupted("USR2")], 0, True, Verdict(130, requeue="preemption")),
+    "stopped by TERM: somebody's wish": ([START, interrupted("TERM")], 0, False, Verdict(130)),
+    "stopped by TERM and preempted": ([START, interrupted("TERM")], 0, True, Verdict(130, requeue="preemption")),
+    "a time limit after crashes": (
+        [*crashes(3), START, interrupted("time limit")], 0, False, Verdict(130, requeue="time limit")),
+    "a rank died": ([START, failed(retry=True)], 1, False, CRASH),
+    "rank 0 died without a word": ([START], 137, False, CRASH),
+    "no start at all": ([], 1, False, CRASH),
+    "no start after a requeue": ([START, requeued("time limit", 40)], 1, False, CRASH),
+    "srun itself says all is well, the journal does not": ([START], 0, False, CRASH),
+    "a second crash at the same step": ([*crashes(1), START], 1, False, Verdict(1, "crash", None, 2)),
+    "a third crash at the same step": ([*crashes(2), START], 1, False, Verdict(1, "crash", None, 3)),
+    "three restarts got no further": (
+        [*crashes(3), START, failed(retry=True)], 1, False, given_up("rank 1 of 4 ended without a word")),
+    "three restarts never got to a start": (
+        [requeued("crash", 40)] * 3, 127, False, given_up("srun ended with 127 and the tasks said nothing")),
+    "many crashes, each after progress": (
+        [row for step in (10, 20, 30) for row in crashes(2, step)] + [START], 1, False, CRASH),
+    "progress between crashes at one step": (
+        [*crashes(3, 30), *crashes(1), START], 1, False, Verdict(1, "crash", None, 2)),
+    "preemptions between crashes count for nothing": (
+        [*crashes(1), requeued("preemption", 40), *crashes(1), requeued("preemption", 40), START], 1, False,
+        Verdict(1, "crash", None, 3)),
+    "preemptions between crashes do not hide them": (
+        [*crashes(2), requeued("preemption", 40), *crashes(1), requeued("time limit", 40), START], 1, False,
+        given_up("srun ended with 1 and the tasks said nothing")),
+    "preemptions without end": ([requeued("preemption", 40)] * 50 + [START, interrupted("TERM")], 0, True,
+                                Verdict(130, requeue="preemption")),
+    "a rank was ended by the preemption": (
+        [*crashes(3), START, failed(retry=True)], 1, True, Verdict(1, requeue="preemption")),
+    "resumed after it was given up: counted anew": ([*crashes(3), GIVEN_UP, START], 1, False, CRASH),
+    "resumed after it was given up, and no start": ([*crashes(3), GIVEN_UP], 1, False, CRASH),
+    "resumed after a cancel, and no start": ([START, interrupted("TERM", BEGAN - 1)], 1, False, CRASH),
+    "a user's mistake": ([START, failed(retry=False, user_error=True)], 2, False, Verdict(2)),
+    "a user's mistake, other ranks killed": ([START, failed(retry=False, user_error=True)], 137, False, Verdict(2)),
+    "a user's mistake before the journal was open": ([], 2, False, Verdict(2)),
+    "a user's mistake while being preempted": ([START, failed(retry=False, user_error=True)], 2, True, Verdict(2)),
+    "diverged: it would again": ([START, failed(retry=False)], 1, False, Verdict(1)),
+    "an older journal without retry": ([START, {"event": "stop", "t": BEGAN + 2, "reason": "failed"}], 1, False, CRASH),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "ended", "preempted", "verdict"), CASES.values(), ids=CASES)
+def test_a_job_goes_on_where_that_can_help(rows: list[Row], ended: int, preempted: bool, verdict: Verdict) -> None:
+    others: list[Row] = [{"event": "epoch", "t": BEGAN + 3}, {"event": "warning", "t": BEGAN + 3, "message": "w"}]
+    for journal_rows in (rows, [*rows, *others]):  # what stands behind does not count
+        assert judge(journal_rows, ended, 40, preempted=preempted, began=BEGAN) == verdict
+
+
+def test_a_run_that_always_crashes_is_started_four_times(run: Run) -> None:
+    ends = 0
+    while (verdict := judge(journal.read(run.journal_path)[0], 1, 0, preempted=False)).requeue:
+        Journal(run.journal_path).write("requeue", cause=verdict.requeue, step=0)
+        ends += 1
+        assert ends < 10
+    assert (ends, verdict.without_progress) == (3, 3)
+
+
+@pytest.fixture
+def run(tmp_path: Path, make_config: Callable[..., Config]) -> Run:
+    return Run.create(make_config("experiment=starter", "cluster=slurm", f"runs_dir={tmp_path / 'runs'}"), [])
+
+
+@pytest.fixture
+def job(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """We are in job 12's batch script, after srun."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("RUNYARD_BEGAN", "0")
+    slurm.says("shown", "JobId=12 JobName=x\n   PreemptEligibleTime=2030-01-01T00:00:00 PreemptTime=None\n")
+    return slurm
+
+
+def told(run: Run) -> list[Row]:
+    return [{k: v for k, v in row.items() if k != "t"} for row in journal.read(run.journal_path)[0]]
+
+
+def checkpoint(run: Run, step: int) -> None:
+    (run.checkpoints / f"step_{step:08d}").mkdir()
+    (run.checkpoints / f"step_{step:08d}" / "manifest.json").touch()
+
+
+def test_it_is_written_down_before_the_job_goes_back_into_the_queue(
+    run: Run, job: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(run, 8)
+    checkpoint(run, 24)
+    (run.checkpoints / ".making-step_00000099").mkdir()
+    (run.checkpoints / "step_00000099").mkdir()  # no manifest: not one
+    job.program("scontrol", f'[ "$1" = show ] || cp {run.journal_path} "$here/journal then"\n')
+    assert requeue.main(str(run.path), 1) == 1
+    row = {"event": "requeue", "cause": "crash", "step": 24, "without_progress": 1}
+    assert told(run) == [row]
+    assert '"requeue"' in (job.folder / "journal then").read_text()
+    assert job.calls("scontrol")[-1] == "scontrol requeue 12"
+    assert capsys.readouterr().out == "runyard: crash: back into the queue, to go on at step 24\n"
+
+
+def test_of_an_array_only_the_element_is_requeued(
+    run: Run, job: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "11")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    requeue.main(str(run.path), 1)
+    assert job.calls("scontrol") == ["scontrol show job 11_3", "scontrol requeue 11_3"]
+
+
+def test_a_preemption_is_told_by_slurm(run: Run, job: FakeSlurm) -> None:
+    book = Journal(run.journal_path)
+    book.write("start")
+    book.write("stop", reason="interrupted", message="", cause="TERM")
+    assert requeue.main(str(run.path), 0) == 130
+    assert [row["event"] for row in told(run)] == ["start", "stop"], "the control: without one, TERM is a wish to end"
+    job.says("shown", "JobId=12 PreemptTime=2030-01-01T00:00:00 LastSchedEval=x\n")
+    assert requeue.main(str(run.path), 0) == 130
+    assert told(run)[-1]["cause"] == "preemption"
+    assert job.calls("scontrol")[-1] == "scontrol requeue 12"
+
+
+def test_a_run_that_is_not_to_be_requeued_is_only_judged(
+    tmp_path: Path, job: FakeSlurm, make_config: Callable[..., Config]
+) -> None:
+    config = make_config("cluster=slurm", "cluster.requeue=false", f"runs_dir={tmp_path / 'runs'}")
+    run = Run.create(config, [])
+    assert requeue.main(str(run.path), 1) == 1
+    assert told(run) == []
+    assert job.calls("scontrol") == ["scontrol show job 12"]
+
+
+def test_a_run_that_gets_no_further_is_given_up_in_words(
+    run: Run, job: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = [requeue.main(str(run.path), 9) for _ in range(4)]
+    assert codes == [1, 1, 1, 1]
+    *rows, last = told(run)
+    assert [row["without_progress"] for row in rows] == [1, 2, 3]
+    assert last == {
+        "event": "stop", "reason": "failed", "user_error": False, "retry": False,
+        "message": "given up: 3 restarts without progress at step 0; the last ended with: "
+                   "srun ended with 9 and the tasks said nothing",
+    }  # fmt: skip
+    assert capsys.readouterr().err == f"runyard: {last['message']}\n"
+    assert len([call for call in job.calls() if "requeue" in call]) == 3
+
+
+@pytest.mark.parametrize("why", ["slurm_requeue error: Access/permission denied\n", None], ids=["refused", "missing"])
+def test_a_requeue_that_fails_is_told_with_what_mends_it(
+    run: Run, job: FakeSlurm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, why: str | None
+) -> None:
+    if why is None:  # as in a container without SLURM's commands
+        monkeypatch.setenv("PATH", str(job.folder))
+    else:
+        job.says("broken", why)
+    assert requeue.main(str(run.path), 1) == 1
+    said = "no scontrol here" if why is None else why.strip()
+    mend = f"this job could not be requeued ({said}); go on with: runyard resume {run.path}"
+    assert told(run)[-1] == {"event": "warning", "message": mend}
+    assert capsys.readouterr().err == f"runyard: {mend}\n"
+
+
+def test_a_job_whose_run_another_writes_leaves_the_journal_alone(
+    run: Run, job: FakeSlurm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID")
+    lease = run.lease()
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert requeue.main(str(run.path), 137) == 137
+    assert told(run) == []
+    assert job.calls("scontrol") == []
+    assert f"process {os.getpid()}" in capsys.readouterr().err
+    lease.release()
+    assert requeue.main(str(run.path), 137) == 1, "the control"
+    assert told(run)[0]["event"] == "requeue"
