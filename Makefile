@@ -2,7 +2,7 @@
 RUNYARD := .venv/bin/runyard
 PYTEST := .venv/bin/python -m pytest -q --durations=10
 
-.PHONY: help setup data train test check rehearsal-tools lint types lock clean
+.PHONY: help setup data train test check rehearsal-tools browser lint types lock clean
 .DEFAULT_GOAL := help
 
 help: ## List these targets
@@ -17,7 +17,7 @@ data: ## Set up, then fetch, verify and write CIFAR-10 for FFCV into data/
 train: data ## Set up, get the data, train on all GPUs or two CPU ranks, write the report; ARGS="epochs=5" sets more
 	@$(RUNYARD) submit experiment=auto $(ARGS)
 
-test: data rehearsal-tools lint types ## Set up, SLURM's packages where it may, then lint, types and every test
+test: data rehearsal-tools browser lint types ## Set up, SLURM and a browser where it may, then lint, types and every test
 	@$(PYTEST) $(ARGS)
 
 check: setup lint types ## Set up, then lint, types and the fast tests that need no data set
@@ -25,6 +25,9 @@ check: setup lint types ## Set up, then lint, types and the fast tests that need
 
 rehearsal-tools: ## SLURM's packages (root or sudo), for a throwaway cluster on this machine
 	@slurm/setup.sh rehearsal
+
+browser: ## Chromium (root or sudo), for the tests of pages
+	@slurm/setup.sh browser
 
 lint: setup ## Ruff
 	@.venv/bin/ruff check .

@@ -165,6 +165,12 @@ get_rehearsal_tools() {
         say "no SLURM with accounting here, so tests that rehearse on it are skipped; as root: apt-get install $tools"
 }
 
+# A browser for the tests of pages, without which they are skipped.
+get_browser() {
+    have chromium || have chromium-browser || have google-chrome || have google-chrome-stable ||
+        apt_install chromium fonts-dejavu || say "no browser here, so tests of pages are skipped; as root: apt-get install chromium"
+}
+
 mkdir -p build
 if have flock; then
     exec 9>build/setup.lock
@@ -183,6 +189,10 @@ if [ "$verb" = rehearsal ]; then
     get_rehearsal_tools
     exit
 fi
+if [ "$verb" = browser ]; then
+    get_browser
+    exit
+fi
 if ! ready; then
     find_python
     get_libraries
@@ -192,5 +202,5 @@ fi
 case $verb in
     environment) ;;
     data) prepare_data ;;
-    *) say "$verb: expected environment, data, rehearsal or lock"; exit 2 ;;
+    *) say "$verb: expected environment, data, rehearsal, browser or lock"; exit 2 ;;
 esac
