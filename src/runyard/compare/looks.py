@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ DARK = ("#56b4e9", "#f08a4b", "#2fc79a", "#e08fd0", "#e9ebee", "#e6c229", "#9fb8
 RAMP_LIGHT = ("#d9b400", "#c98a2b", "#ad6a52", "#854f73", "#4e3a86", "#0b2a6b")
 RAMP_DARK = ("#3d5fc4", "#6f74c9", "#a385b8", "#d0979b", "#efb36b", "#fbe35c")
 LINES = ("solid", "dash", "dot")  # plotly's words; matplotlib's stand in MATPLOTLIB_LINES
-MATPLOTLIB_LINES = {"solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.4))}
+MATPLOTLIB_LINES: dict[str, Any] = {"solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.4))}
 MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
 MATPLOTLIB_MARKERS = dict(zip(MARKERS, ("o", "s", "D", "^", "v", "P", "X", "*"), strict=True))
 
@@ -40,8 +41,10 @@ def looks(groups: Sequence[Group]) -> list[Look]:
     """One for each group, in order."""
     if len(groups) <= MOST:
         count = len(LIGHT)
-        return [Look(LIGHT[at % count], DARK[at % count], LINES[at // count], MARKERS[(at + at // count) % len(MARKERS)])
-                for at in range(len(groups))]
+        return [
+            Look(LIGHT[at % count], DARK[at % count], LINES[at // count], MARKERS[(at + at // count) % len(MARKERS)])
+            for at in range(len(groups))
+        ]
     share = _standing([score(group) for group in groups])
     return [Look(_between(RAMP_LIGHT, s), _between(RAMP_DARK, s), "solid", "circle") for s in share]
 

@@ -3,7 +3,7 @@
 function cost() {
   const kinds = [["gpu", "GPU-hours"], ["core", "Core-hours (no GPU)"], ["training", "Training time, h"], ["parameters", "Parameters"]]
     .filter(([name]) => comparison.runs.some(run => run.cost[name] > 0 && seen(run.last)));
-  if (!kinds.length) { at("cost").hidden = true; return null; }
+  if (!kinds.length || comparison.runs.length < 2) { at("cost").hidden = true; return null; }
   view.cost = kinds[0][0];
   at("cost-by").replaceChildren(...kinds.map(([name, title]) => el("option", { value: name }, title)));
   at("cost-by").onchange = event => { view.cost = event.target.value; changed(); };

@@ -16,11 +16,27 @@ from runyard.compare.runs import History
 Values = list[float | None]
 
 # What may be drawn over time: the journal's name, the page's, and the factor to the unit shown.
-MEASURES = (("test_top1", "Test accuracy, %", 100), ("test_loss", "Test loss", 1), ("train_loss", "Train loss", 1),
-            ("val_top1", "Validation accuracy, %", 100), ("val_loss", "Validation loss", 1),
-            ("train_top1", "Train accuracy, %", 100), ("lr", "Learning rate", 1),
-            ("images_per_s", "Training images/s", 1), ("data_wait_pct", "Waiting for data, %", 1),
-            ("peak_memory_mb", "Peak memory, MB", 1))
+MEASURES = (
+    ("test_top1", "Test accuracy, %", 100),
+    ("test_loss", "Test loss", 1),
+    ("train_loss", "Train loss", 1),
+    ("val_top1", "Validation accuracy, %", 100),
+    ("val_loss", "Validation loss", 1),
+    ("train_top1", "Train accuracy, %", 100),
+    ("lr", "Learning rate", 1),
+    ("images_per_s", "Training images/s", 1),
+    ("data_wait_pct", "Waiting for data, %", 1),
+    ("peak_memory_mb", "Peak memory, MB", 1),
+)
+# What they may be drawn over: our name, the button's word, the axis's title.
+AXES = (
+    ("epoch", "epoch", "Epoch"),
+    ("step", "step", "Step"),
+    ("wall", "wall time", "Wall time since the start, h"),
+    ("training", "training time", "Training time, h"),
+    ("gpu", "GPU-hours", "GPU-hours"),
+    ("core", "core-hours", "Core-hours"),
+)
 NOT_MEASURES = {"epoch", "step", "t", "clock_s", "gpu_hours", "core_hours", "train_s", "eval_s"}
 DIGITS = 7  # of a number that is only drawn; tables hold the journal's own
 MOST_MISTAKES = 400_000  # pairs of classes kept for the confusion matrices of all runs together: about 1 MB
@@ -34,16 +50,13 @@ def content(groups: Sequence[Group]) -> dict[str, Any]:
     known = {m[0] for m in MEASURES} | NOT_MEASURES
     others = dict.fromkeys(name for run in runs for name in run.series if name not in known)
     measures += [[name, name, 1] for name in others]
-    cores = any(run.cpu_only for run in runs)
     classes = _classes(runs)
     return {
-        "groups": [_group(group, look, first) for group, look, first in zip(groups, looks(groups), _firsts(groups),
-                                                                           strict=True)],
+        "groups": list(map(_group, groups, looks(groups), _firsts(groups))),
         "byScore": by_score(groups),
-        "runs": [_run(run, at, run in group.counted, measures) for at, group in enumerate(groups) for run in group.runs],
+        "runs": [_run(run, at, run in g.counted, measures) for at, g in enumerate(groups) for run in g.runs],
         "measures": measures,
-        "axes": _axes(runs, cores),
-        "cores": cores and all(run.cpu_only for run in runs if run.starts),
+        "axes": [[name, title] for name, _, title in AXES if name not in _not_spent(runs)],
         "settings": _sweep(groups),
         "classes": list(classes),
         "confusion": _confusions(runs, classes),
@@ -56,58 +69,83 @@ def _firsts(groups: Sequence[Group]) -> list[int]:
 
 
 def _group(group: Group, look: Look, first: int) -> dict[str, Any]:
-    return {"label": group.label, "light": look.light, "dark": look.dark, "line": look.line, "marker": look.marker,
-            "runs": list(range(first, first + len(group.runs))), "state": group.state}
+    return {
+        "label": group.label,
+        "light": look.light,
+        "dark": look.dark,
+        "line": look.line,
+        "marker": look.marker,
+        "runs": list(range(first, first + len(group.runs))),
+        "state": group.state,
+    }
 
 
 def _run(run: History, group: int, counted: bool, measures: list[list[Any]]) -> dict[str, Any]:
     began = run.starts[0].t if run.starts else math.nan
     hours = (run.series["t"] - began) / 3600
-    at = {"epoch": run.series["epoch"], "step": run.measure("step"), "wall": hours,
-          "training": run.measure("clock_s") / 3600, "gpu": run.measure("gpu_hours"),
-          "core": run.measure("core_hours")}
+    at = {
+        "epoch": run.series["epoch"],
+        "step": run.measure("step"),
+        "wall": hours,
+        "training": run.measure("clock_s") / 3600,
+        "gpu": run.measure("gpu_hours"),
+        "core": run.measure("core_hours"),
+    }
     return {
-        "id": run.id, "seed": run.seed, "group": group, "state": run.state, "counted": counted,
+        "id": run.id,
+        "seed": run.seed,
+        "group": group,
+        "state": run.state,
+        "counted": counted,
         "at": {name: _values(values) for name, values in at.items()},
         "series": {name: _values(run.measure(name)) for name, _, _ in measures if name in run.series},
         "restarts": [_restart(run, before.ended_by, start, at) for before, start in pairwise(run.starts)],
-        "last": _value(run.last), "best": _value(run.best),
-        "cost": {"gpu": _value(run.gpu_hours), "core": _value(run.core_hours), "parameters": run.parameters,
-                 "training": _value(_newest(run.measure("clock_s")) / 3600)},
+        "last": _value(run.last),
+        "best": _value(run.best),
+        "cost": {
+            "gpu": _value(run.gpu_hours),
+            "core": _value(run.core_hours),
+            "parameters": run.parameters,
+            "training": _value(_newest(run.measure("clock_s")) / 3600),
+        },
     }
 
 
 def _restart(run: History, cause: str, start: Any, at: dict[str, np.ndarray]) -> dict[str, Any]:
     """Where a run went on: on the wall clock when it did, elsewhere at the step it went on from."""
     epochs, steps = run.series["epoch"], run.measure("step")
-    share = float(np.interp(start.step, [0, *steps], [0, *epochs])) if len(epochs) and np.isfinite(steps).all() else (
-        float(start.epoch))
-    places = {name: float(np.interp(share, [0, *epochs], [0, *np.nan_to_num(values)])) if len(epochs) else 0.0
-              for name, values in at.items()}
+    share = (
+        float(np.interp(start.step, [0, *steps], [0, *epochs]))
+        if len(epochs) and np.isfinite(steps).all()
+        else (float(start.epoch))
+    )
+    places = {
+        name: float(np.interp(share, [0, *epochs], [0, *np.nan_to_num(values)])) if len(epochs) else 0.0
+        for name, values in at.items()
+    }
     places |= {"wall": (start.t - run.starts[0].t) / 3600, "step": start.step}
     return {"at": {name: _value(value) for name, value in places.items()}, "cause": cause, "step": start.step}
 
 
-def _axes(runs: Sequence[History], cores: bool) -> list[list[str]]:
-    axes = [["epoch", "Epoch"], ["step", "Step"], ["wall", "Wall time since the start, h"],
-            ["training", "Training time, h"]]
-    if not cores or not all(run.cpu_only for run in runs if run.starts):
-        axes.append(["gpu", "GPU-hours"])
-    return [*axes, ["core", "Core-hours"]] if cores else axes
+def _not_spent(runs: Sequence[History]) -> list[str]:
+    """Of GPU- and core-hours those that no run has spent."""
+    spent = {"gpu": any(run.gpu_hours for run in runs), "core": any(run.cpu_only for run in runs)}
+    return [name for name, any_of_it in spent.items() if not any_of_it]
 
 
 def _sweep(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """The settings in which the groups differ, as the axes of parallel coordinates: each group's value on each."""
-    axes = []
+    axes: list[dict[str, Any]] = []
     for name in differing(groups):
         values = [group.settings.get(name) for group in groups]
-        numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-        distinct = sorted(set(values)) if numbers else sorted({written(v) for v in values})
-        if numbers:
-            spread = min(distinct) > 0 and max(distinct) / min(distinct) >= 10
-            axes.append({"name": name, "values": values, "log": spread})
+        numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)]
+        if len(numbers) == len(values):
+            axes.append(
+                {"name": name, "values": numbers, "log": min(numbers) > 0 and max(numbers) >= 10 * min(numbers)}
+            )
         else:
-            axes.append({"name": name, "values": [written(v) for v in values], "words": distinct})
+            said = [written(v) for v in values]
+            axes.append({"name": name, "values": said, "words": sorted(set(said))})
     return axes
 
 

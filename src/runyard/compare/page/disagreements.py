@@ -1,4 +1,4 @@
-"""Where two networks give the same test images different classes: how often for any two runs, and a few of the images."""
+"""Where two networks give the same test images different classes: how often, and a few of the images."""
 
 from __future__ import annotations
 
@@ -46,7 +46,12 @@ def disagreements(groups: Sequence[Group]) -> dict[str, Any]:
     except UserError as error:
         return out | {"missing": str(error)}
     out["images"] = [
-        {"index": int(first.index[row]), "label": int(first.label[row]), "taken": table[:, row].tolist(), "source": picture}
+        {
+            "index": int(first.index[row]),
+            "label": int(first.label[row]),
+            "taken": table[:, row].tolist(),
+            "source": picture,
+        }
         for row, picture in zip(chosen, pictures, strict=True)
     ]
     return out
@@ -90,7 +95,8 @@ def _telling(table: np.ndarray, foremost: Sequence[int]) -> np.ndarray:
 
 
 def _spread(rows: np.ndarray, most: int) -> np.ndarray:
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))] if len(rows) else rows
+    places = np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)
+    return rows[np.unique(places)]
 
 
 def _pictures(run: History, predictions: Predictions, rows: np.ndarray) -> list[str]:

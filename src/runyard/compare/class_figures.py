@@ -1,0 +1,119 @@
+"""Figures for a paper by class: how accurate the groups are on each, and how the best two differ in their mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from runyard.compare.groups import Group
+from runyard.compare.looks import MATPLOTLIB_MARKERS, looks
+from runyard.compare.paper import COLUMN_IN, furnish, legend, legend_in
+from runyard.compare.runs import History
+from runyard.compare.text import shortened
+from runyard.report.theme import LIGHT, drawing, mix
+
+MOST_NAMED = 12  # classes whose differences are written in their cells
+MOST_CLASSES = 100
+
+
+def classes(groups: Sequence[Group]) -> Any:
+    """Each class's accuracy, mean over a group's runs; the classes in which the groups differ most come first."""
+    shown = [
+        (g, look, share)
+        for g, look in zip(groups, looks(groups), strict=True)
+        if (share := _class_share(g)) is not None
+    ]
+    names = _class_names([g for g, _, _ in shown])
+    if not names:
+        return None
+    table = 100 * np.stack([share for _, _, share in shown])
+    spread = np.nan_to_num(table.max(axis=0) - table.min(axis=0))
+    order = np.argsort(-spread, kind="stable")[:MOST_CLASSES]
+    with drawing(LIGHT) as figure:
+        height = max(1.2, (0.19 if len(order) <= 30 else 0.12) * len(order)) + 0.5
+        made = figure(figsize=(COLUMN_IN, height + legend_in(groups)), layout="constrained")
+        axis, places = made.subplots(), np.arange(len(order))
+        axis.hlines(
+            places, table.min(axis=0)[order], table.max(axis=0)[order], color=LIGHT.grid, linewidth=2.2, zorder=1
+        )
+        for (_, look, _), share in zip(shown, table, strict=True):
+            axis.plot(share[order], places, MATPLOTLIB_MARKERS[look.marker], color=look.light, markersize=4, zorder=2)
+        size = {} if len(order) <= 30 else {"fontsize": 5.6}
+        axis.set_yticks(places, shortened([names[label] for label in order], 20), parse_math=False, **size)
+        axis.set_ylim(len(order) - 0.4, -0.6)
+        furnish(axis, "Right, % of the class", "", grid="x")
+        legend(made, groups, [group for group, *_ in shown])
+    return made
+
+
+def confusion_difference(groups: Sequence[Group]) -> Any:
+    """How the confusion matrices of the best two groups differ, in percentage points of the true class."""
+    able = sorted((g for g in groups if _class_share(g) is not None), key=lambda g: -np.nan_to_num(g.mean("last")))
+    names = _class_names(able[:2])
+    if len(able) < 2 or not names:
+        return None
+    best, other = able[:2]
+    change = 100 * (_matrix(best) - _matrix(other))
+    count, off = len(names), ~np.eye(len(names), dtype=bool)
+    better = np.where(off, -change, change)
+    most = max(float(np.abs(better).max()), 1e-9)
+    with drawing(LIGHT) as figure:
+        made = figure(figsize=(COLUMN_IN, COLUMN_IN + 0.25), layout="constrained")
+        axis = made.subplots()
+        made.get_layout_engine().set(h_pad=0.06, w_pad=0.05)
+        ends = np.where(
+            (better > 0)[..., None],
+            mix(LIGHT.surface, LIGHT.train, np.abs(better) / most),
+            mix(LIGHT.surface, LIGHT.test, np.abs(better) / most),
+        )
+        axis.pcolormesh(ends, edgecolors=LIGHT.grid, linewidth=0.4 if count <= MOST_NAMED else 0)
+        axis.set(xlim=(0, count), ylim=(count, 0), aspect="equal", xlabel="Predicted class", ylabel="True class")
+        if count <= 30:
+            ticks, size = np.arange(count) + 0.5, {"fontsize": 7 if count <= MOST_NAMED else 5, "parse_math": False}
+            axis.set_xticks(ticks, shortened(names, 14), rotation=60, ha="right", rotation_mode="anchor", **size)
+            axis.set_yticks(ticks, shortened(names, 14), **size)
+        axis.tick_params(length=0)
+        for true, predicted in np.argwhere(np.abs(change) >= 0.05) if count <= MOST_NAMED else ():
+            pale = np.dot(ends[true, predicted], (0.299, 0.587, 0.114)) > 0.5
+            axis.text(
+                predicted + 0.5,
+                true + 0.53,
+                f"{change[true, predicted]:+.1f}".replace("-", "\N{MINUS SIGN}"),
+                ha="center",
+                va="center",
+                fontsize=5.2,
+                color=LIGHT.ink if pale else LIGHT.surface,
+            )
+        first, second = shortened([best.label, other.label], 18)
+        axis.set_title(
+            f"{first} \N{MINUS SIGN} {second}\n% of the class; blue: the first is better",
+            fontsize=8,
+            loc="left",
+            parse_math=False,
+        )
+    return made
+
+
+def _share(run: History) -> np.ndarray | None:
+    matrix = run.confusion()
+    return None if matrix is None else matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+
+
+def _matrix(group: Group) -> np.ndarray:
+    """Mean over the group's runs that have one, float64 [classes, classes], shares of the true class."""
+    return np.mean([share for run in group.counted if (share := _share(run)) is not None], axis=0)  # type: ignore[no-any-return]
+
+
+def _class_share(group: Group) -> np.ndarray | None:
+    """Each class's part of right answers, or None where no run was evaluated to the end, or they differ in classes."""
+    shares = [share for run in group.counted if (share := _share(run)) is not None]
+    alike = len({share.shape for share in shares}) == 1
+    return np.mean([np.diag(share) for share in shares], axis=0) if alike else None
+
+
+def _class_names(groups: Sequence[Group]) -> list[str]:
+    """The classes' names, if all groups have the same."""
+    seen = {run.classes for group in groups for run in group.counted if run.confusion() is not None}
+    return list(seen.pop()) if len(seen) == 1 else []

@@ -1,0 +1,54 @@
+"""Columns and sentences as HTML, escaped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+
+from runyard.compare.looks import Look
+from runyard.compare.text import Column
+
+LONG_NUMBER = re.compile(r"-?\d+\.\d{6,}(e-?\d+)?")  # a sweep drew it; the whole of it is shown on pointing at it
+
+
+class Markup(str):
+    """HTML that is finished; any other text is escaped."""
+
+
+def table_of(shown: Sequence[Column], every: Sequence[Look] = ()) -> Markup:
+    """A table, scrolled where the page is too narrow. ``every`` row's look, if it stands for a group."""
+    head = "".join(f'<th scope="col" class="{_kind(c)}">{escape(c.heading.replace("- ", ""))}</th>' for c in shown)
+    rows = ""
+    for at in range(len(shown[0].cells)):
+        swatch = _swatch(every[at]) if every else ""
+        rows += f'<tr><th class="{_kind(shown[0])}" scope="row">{swatch}{_breakable(shown[0].cells[at].strip())}</th>'
+        rows += "".join(_cell(column, column.cells[at].strip()) for column in shown[1:]) + "</tr>"
+    return Markup(
+        '<div class="scroll long" tabindex="0"><table class="results">'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def paragraphs(texts: Sequence[str]) -> str:
+    """Sentences and tables, one below the other."""
+    return "".join(text if isinstance(text, Markup) else f'<p class="note">{escape(text)}</p>' for text in texts)
+
+
+def _kind(column: Column) -> str:
+    return "n" if column.right else "s"
+
+
+def _cell(column: Column, text: str) -> str:
+    if LONG_NUMBER.fullmatch(text):
+        return f'<td class="{_kind(column)}" title="{text}">{float(text):.4g}</td>'
+    return f'<td class="{_kind(column)}">{escape(text)}</td>'
+
+
+def _swatch(look: Look) -> str:
+    return f'<span class="swatch dot" style="--light:{look.light};--dark:{look.dark}" aria-hidden="true">●</span> '
+
+
+def _breakable(name: str) -> str:
+    """Long names break behind their underscores and hyphens first."""
+    return "<wbr>".join(map(escape, re.split(r"(?<=[_\-./])", name)))
