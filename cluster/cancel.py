@@ -17,7 +17,7 @@ from rich.console import Console
 from cluster import queue
 from cluster.glance import Glance, glance
 from cluster.queue import Job
-from cluster.standing import ours, standing
+from cluster.standing import SKEW_S, ours, standing
 from runyard.errors import UserError
 from runyard.tracking.journal import Journal
 
@@ -96,7 +96,7 @@ class _SlurmJobs:
 
     def __init__(self, run: Glance) -> None:
         self._run = run
-        self._asked: dict[str, tuple[float, bool]] = {}  # when, and whether it trained already
+        self._asking: dict[tuple[str, float | None], _Asking] = {}  # by id and start: anew after a requeue
 
     def ask(self) -> bool:
         active = self._active()
@@ -116,11 +116,8 @@ class _SlurmJobs:
 
     def _ask_tasks(self, job: Job) -> None:
         """SIGTERM to the tasks and not to the batch script, which sees how they end and does not requeue."""
-        trains = _trains(self._run, job.start or 0)
-        at, trained = self._asked.get(job.id, (0.0, False))
-        if not at or (trains and not trained) or (not trains and time.monotonic() - at >= ASK_AGAIN_S):
+        if self._asking.setdefault((job.id, job.start), _Asking()).due(self._run.path, job.start or 0):
             _scancel("--signal=TERM", job.id)
-            self._asked[job.id] = (time.monotonic(), trains)
 
     def _active(self) -> list[Job]:
         """Looked at twice before it is empty: a job that is put back into the queue is out of it for a moment."""
@@ -139,13 +136,11 @@ class _LocalProcess:
 
     def __init__(self, pid: int, run: Glance) -> None:
         self._pid, self._run = pid, run
-        self._asked_at = 0.0
+        self._asking = _Asking()
 
     def ask(self) -> bool:
-        starts = not _trains(self._run, self._run.job.get("submitted", 0))
-        if not self._asked_at or (starts and time.monotonic() - self._asked_at >= ASK_AGAIN_S):
+        if self._asking.due(self._run.path, self._run.job.get("submitted", 0)):
             _kill(self._pid, signal.SIGTERM)
-            self._asked_at = time.monotonic()
         return self.over()
 
     def force(self) -> None:
@@ -160,10 +155,25 @@ class _LocalProcess:
         return self._run.local_process() != self._pid
 
 
-def _trains(run: Glance, since: float) -> bool:
-    """Whether its tasks have begun to train since then: from there on they hear a signal for certain."""
-    last = glance(run.path).last
-    return bool(last["event"] == "start" and last["t"] >= since)
+class _Asking:
+    """When to ask the tasks of one job, by what the run's journal says since the job's start.
+
+    Until they train a signal may meet nobody, so it is sent again; then one must do: they stop listening once they have
+    saved, and one more would end them as a crash does.
+    """
+
+    def __init__(self) -> None:
+        self._at, self._trained = float("-inf"), False
+
+    def due(self, run: Path, since: float) -> bool:
+        now = glance(run)
+        if now.last["event"] in ("stop", "requeue") and now.last["t"] >= since - SKEW_S:
+            return False
+        trains = any(row["t"] >= since - SKEW_S for row in now.starts)
+        if self._trained or (not trains and time.monotonic() - self._at < ASK_AGAIN_S):
+            return False
+        self._at, self._trained = time.monotonic(), trains
+        return True
 
 
 def _ended(run: Glance, over: bool, forced: bool) -> Ended:

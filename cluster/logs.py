@@ -81,7 +81,7 @@ class Logs:
             for rank, path in self._files(job):
                 first = path not in self._read
                 text = self._rest(path, ended)
-                if first and text and len(jobs) > 1:
+                if first and text and self._stream == "err":  # where no line of submitit's tells of a start
                     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["submitted"]))
                     words = f"job {job['id']}, {number + 1} of {len(jobs)} of this run, submitted {at}"
                     yield Line(str(job["id"]), rank, words, mark=True)

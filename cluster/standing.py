@@ -92,7 +92,7 @@ def _needs_accounting(run: Glance, waiting: Answer) -> bool:
 def stand(run: Glance, waiting: Answer, ended: Answer, now: float) -> Standing:
     """How ``run`` stands, by what squeue and sacct said at unix seconds ``now``."""
     job, last = own(run, waiting), run.last
-    here = tuple(next(iter(reversed(run.starts)), {}).get("nodelist") or ())
+    here = queue.hosts(str(next(iter(reversed(run.starts)), {}).get("nodelist") or ""))
     if run.settled:
         return Standing(run, "finished", "finished", nodes=here)
     if job is not None and job.waits:
@@ -189,12 +189,14 @@ def own(run: Glance, answer: Answer) -> Job | None:
 
 
 def shortest(ids: Iterable[str], among: Sequence[str], least: int = 15) -> dict[str, str]:
-    """The beginnings of ``ids`` that name no other of ``among``."""
+    """The beginnings of ``ids`` that name no other of ``among``; whole those that are not there."""
     ordered = sorted(set(among))
     place = {name: k for k, name in enumerate(ordered)}
     short = {}
     for name in ids:
-        k = place[name]
+        if (k := place.get(name)) is None:
+            short[name] = name
+            continue
         beside = [ordered[j] for j in (k - 1, k + 1) if 0 <= j < len(ordered)]
         length = max([least, *(_common(name, other) + 1 for other in beside)])
         short[name] = name[:length]
