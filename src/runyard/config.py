@@ -122,6 +122,7 @@ class TrackingConfig:
     entity: str | None = setting("W&B user or team; null: the key's own")
     group: str | None = setting("W&B group; null: the experiment's name")
     tags: list[str] = setting("W&B tags")
+    artifacts: bool = setting("Send the last and the best checkpoint to W&B when the run is finished")
 
 
 @dataclass(frozen=True, kw_only=True)

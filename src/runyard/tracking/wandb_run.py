@@ -1,162 +1,143 @@
-"""The run's Weights & Biases record: a copy of the journal, from rank 0, under the run's own id.
+"""The run's Weights & Biases record while it trains: a copy of the journal, from rank 0, under the run's own id.
 
-Offline needs no account and no network. Nothing W&B does can stop or hang a training: what fails becomes a warning.
+A thread reads the journal and sends what is new. The training wakes it and never waits for it, except at the end and
+then not for long: nothing W&B does can stop, hang or slow a training, and what fails becomes a warning. What could not
+be sent is sent by the run's next start, or by `runyard sync`.
+
+W&B's helper process ends of the SIGTERM that SLURM sends to a whole step, however it is started: it installs its own
+handler over an inherited one and unblocks the signal. So a helper that is gone is replaced, and told again what the
+server lacks.
 """
 
 from __future__ import annotations
 
 import contextlib
-import netrc
-import os
-import socket
+import queue
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from runyard import config as schema
 from runyard.run import Run
+from runyard.tracking import journal
+from runyard.tracking.journal import Row
+from runyard.tracking.wandb_reach import obstacle
+from runyard.tracking.wandb_record import WandbRecord, helpers, line, tear_down
 
-INIT_TIMEOUT_S = 60.0
 FINISH_TIMEOUT_S = 60.0
-REACH_TIMEOUT_S = 3.0
-# W&B's own axes are chosen by name; a slash makes a section of the workspace
-NAMES = {
-    "train_loss": "train/loss",
-    "train_top1": "train/top1",
-    "test_loss": "test/loss",
-    "test_top1": "test/top1",
-    "val_loss": "val/loss",
-    "val_top1": "val/top1",
-    "lr": "train/lr",
-    "images_per_s": "speed/images_per_s",
-    "data_wait_pct": "speed/data_wait_pct",
-    "train_s": "speed/train_s",
-    "eval_s": "speed/eval_s",
-    "peak_memory_mb": "speed/peak_memory_mb",
-}
-AXES = ("epoch", "step", "clock_s")
+INTERRUPTED_TIMEOUT_S = 8.0  # a job that was told to go has little time, and its next start sends the rest
+ARTIFACTS_TIMEOUT_S = 600.0
+HELPERS = 3  # records opened in one process at most: the first, and those in place of a helper that died
 
 
 class WandbRun:
-    """An open record. Made by ``begin``; after the first failure it is only closed."""
+    """An open record. Made by ``begin``."""
 
-    def __init__(self, wandb: Any, record: Any, run: Run, warn: Callable[[str], None]) -> None:
-        self._wandb, self._record, self._run, self._warn = wandb, record, run, warn
-        self._broken = False
+    def __init__(self, run: Run, facts: dict[str, Any], warn: Callable[[str], None]) -> None:
+        self._run, self._facts, self._warn = run, facts, warn
+        self._news: queue.SimpleQueue[bool | None] = queue.SimpleQueue()  # None: look; a bool: the end, failed or not
+        self._warnings: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._interrupted = self._abandoned = False
+        self._thread = threading.Thread(target=self._work, name="W&B", daemon=True)
 
     @classmethod
-    def begin(cls, run: Run, facts: dict[str, Any], warn: Callable[[str], None]) -> WandbRun | None:
-        """Start the record, or go on with it after a restart. None, with a warning, if W&B cannot."""
-        tracking = run.config.tracking
-        online = tracking.mode == "online" or (tracking.mode == "auto" and can_go_online())
-        try:
-            import wandb
-
-            record = wandb.init(
-                project=tracking.project,
-                entity=tracking.entity,
-                id=run.id,
-                name=run.id,
-                dir=str(run.path),
-                group=tracking.group or run.config.name,
-                job_type="train",
-                tags=tracking.tags,
-                resume="allow" if online else None,
-                mode="online" if online else "offline",
-                config={**schema.to_dict(run.config), "machine": facts, "code_sha256": run.record["code_sha256"]},
-                settings=wandb.Settings(
-                    init_timeout=INIT_TIMEOUT_S,
-                    finish_timeout=FINISH_TIMEOUT_S,
-                    quiet=True,
-                    disable_git=True,
-                    save_code=False,
-                ),
-            )
-            for axis in AXES:
-                record.define_metric(axis)
-            record.define_metric("*", step_metric="epoch")
-            for name, best in (("test/top1", "max"), ("val/top1", "max"), ("test/loss", "min"), ("train/loss", "min")):
-                record.define_metric(name, step_metric="epoch", summary=f"{best},last")
-        except Exception as error:  # its own, the network's, its mailbox's: none is worth a training
-            warn(f"W&B did not start ({_line(error)}): the run goes on without it; metrics.jsonl holds everything")
-            return None
-        return cls(wandb, record, run, warn)
+    def begin(cls, run: Run, facts: dict[str, Any], warn: Callable[[str], None]) -> WandbRun:
+        """Start the record, or go on with it after a restart, without waiting for it. ``warn`` is called by ``log``
+        and ``finish`` only, in the thread of whoever calls those."""
+        begun = cls(run, facts, warn)
+        begun._thread.start()
+        return begun
 
     def log(self, event: str, fields: dict[str, Any]) -> None:
-        """Copy a journal line: an epoch becomes a point of each curve, the end the summary and confusion matrix."""
-        if self._broken:
-            return
-        if event == "epoch":
-            self._attempt("lost a point", lambda: self._log_epoch(fields))
-        elif event == "final":
-            self._attempt("lost the summary", lambda: self._log_final(fields))
+        """The journal has a new line."""
+        self._interrupted |= event == "stop" and fields.get("reason") == "interrupted"
+        if event != "warning":
+            self._pass_on_warnings()
+        self._news.put(None)
 
     def finish(self, failed: bool) -> None:
-        """Close the record; gives up after a minute rather than hold the job."""
-        self._attempt("did not finish", lambda: self._record.finish(exit_code=1 if failed else 0))
+        """Close the record; gives up in time rather than hold the job."""
+        limit_s = ARTIFACTS_TIMEOUT_S if self._run.config.tracking.artifacts else FINISH_TIMEOUT_S
+        limit_s = INTERRUPTED_TIMEOUT_S if self._interrupted else limit_s
+        self._news.put(failed)
+        self._thread.join(limit_s)
+        if self._thread.is_alive():
+            self._abandoned = True
+            self._warnings.put(f"W&B did not finish within {limit_s:g} s; {self._rest()}")
+            tear_down(kill=True)
+        self._pass_on_warnings()
 
-    def _attempt(self, what: str, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except Exception as error:
-            self._broken = True
-            self._warn(f"W&B {what} ({_line(error)}) and gets nothing more; metrics.jsonl holds everything")
+    def _pass_on_warnings(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._warn(self._warnings.get_nowait())
 
-    def _log_epoch(self, fields: dict[str, Any]) -> None:
-        """One point. Never with step=: after a resume lower steps would be dropped."""
-        points = {name: fields[key] for key, name in NAMES.items() if fields[key] is not None}
-        self._record.log({axis: fields[axis] for axis in AXES} | points)
+    def _work(self) -> None:
+        """The thread: one record after another, until one is closed well or it is of no use to open more."""
+        starts = _starts(self._rows())
+        for left in reversed(range(HELPERS)):
+            record = None
+            try:
+                record = self._open()
+                if record is not None:
+                    self._keep(record, starts)
+                    tear_down(kill=False)
+                return
+            except Exception as error:  # its own, the network's, its helper's: none is worth a training
+                if self._abandoned:
+                    return
+                died = not helpers()
+                tear_down(kill=True)
+                if not died or not left:
+                    what = "did not start" if record is None else "went wrong"
+                    self._warnings.put(f"W&B {what} ({line(error)}); {self._rest()}")
+                    return
 
-    def _log_final(self, fields: dict[str, Any]) -> None:
-        truth = [i for i, row in enumerate(fields["confusion"]) for n in row for _ in range(n)]
-        said = [j for row in fields["confusion"] for j, n in enumerate(row) for _ in range(n)]
-        plot = self._wandb.plot.confusion_matrix(y_true=truth, preds=said, class_names=fields["classes"])
-        self._record.log({"confusion_matrix": plot, "epoch": self._run.config.epochs})
-        self._record.summary.update(
-            {
-                "top1": fields["top1"],
-                "top1_best": fields["top1_best"],
-                "best_epoch": fields["best_epoch"],
-                "loss": fields["loss"],
-                "parameters": fields["parameters"],
-                "clock_s": fields["clock_s"],
-            }
+    def _open(self) -> WandbRecord | None:
+        tracking = self._run.config.tracking
+        why = obstacle() if tracking.mode != "offline" else None
+        if tracking.mode == "online" and why is not None:
+            self._warnings.put(f"W&B did not start ({why}); {self._rest()}")
+            return None
+        return WandbRecord(
+            self._run,
+            online=tracking.mode != "offline" and why is None,
+            live=True,
+            ends=True,
+            folder=self._run.path,
+            facts=self._facts,
+            finish_timeout_s=ARTIFACTS_TIMEOUT_S if tracking.artifacts else FINISH_TIMEOUT_S,
+            warn=self._warnings.put,
         )
 
+    def _keep(self, record: WandbRecord, starts: int) -> None:
+        """Send what is in the journal whenever there is news, until the record is closed."""
+        failed = None
+        while True:
+            rows = self._rows()
+            if _starts(rows) > starts:  # another process took the run over: the record is its own now
+                return tear_down(kill=True)
+            record.send(rows)
+            if failed is not None:
+                return record.finish(failed)
+            failed = self._wait()
 
-def can_go_online() -> bool:
-    """Whether there is a key (environment or netrc) and the server answers within three seconds."""
-    url = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    host = url.hostname or ""
-    if "WANDB_API_KEY" not in os.environ and not _in_netrc(host):
-        return False
-    return _answers(host, url.port or (443 if url.scheme == "https" else 80))
+    def _wait(self) -> bool | None:
+        """Until there is news. Whatever more has come meanwhile is read with it."""
+        news = self._news.get()
+        with contextlib.suppress(queue.Empty):
+            while news is None:
+                news = self._news.get_nowait()
+        if news is not None:
+            self._news.put(news)  # for the record that replaces this one, if its helper dies while it closes
+        return news
 
+    def _rows(self) -> list[Row]:
+        return journal.read(self._run.journal_path)[0]
 
-def _answers(host: str, port: int) -> bool:
-    """Whether something listens there. In a thread that may be left behind: no time limit holds for finding a name."""
-    answered = threading.Event()
-
-    def knock() -> None:
-        with contextlib.suppress(OSError):
-            socket.create_connection((host, port), timeout=REACH_TIMEOUT_S).close()
-            answered.set()
-
-    knocking = threading.Thread(target=knock, daemon=True)
-    knocking.start()
-    knocking.join(REACH_TIMEOUT_S)
-    return answered.is_set()
-
-
-def _in_netrc(host: str) -> bool:
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return netrc.netrc(str(path)).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    def _rest(self) -> str:
+        return f"metrics.jsonl holds everything, and `runyard sync {self._run.reference}` sends it"
 
 
-def _line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+def _starts(rows: list[Row]) -> int:
+    return sum(row["event"] == "start" for row in rows)
+

@@ -1,0 +1,101 @@
+"""What of a run's directory goes to Weights & Biases as files and tables: code, settings, predictions, checkpoints."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runyard.files import sha256
+from runyard.report import facts
+from runyard.report.samples import confused_pairs
+from runyard.run import Run
+
+MOST_CLASSES = 100  # in a confusion matrix: W&B's tables end at 10,000 rows, one for each pair
+
+
+def save_code_and_config(run: Run, record: Any) -> None:
+    """The code that was submitted, as W&B's code artifact, and the settings as a file."""
+    if run.code.is_dir():
+        record.log_code(root=str(run.code), name=f"source-{run.config.tracking.project}")
+    copy = Path(record.dir) / "runyard" / "config.yaml"  # W&B has a config.yaml of its own
+    copy.parent.mkdir(exist_ok=True)
+    shutil.copyfile(run.path / "config.yaml", copy)
+    record.save(str(copy), base_path=record.dir, policy="now")
+
+
+def final_tables(run: Run) -> dict[str, Any]:
+    """The confusion matrix, a table by class, and the surest mistakes with their images, as far as they are there."""
+    import wandb
+
+    known = facts.gather(run)
+    if known.confusion is None:
+        return {}
+    confusion, classes = known.confusion, known.classes
+    tables: dict[str, Any] = {"per_class": wandb.Table(columns=list(PER_CLASS), data=per_class(confusion, classes))}
+    if len(classes) <= MOST_CLASSES:
+        truth, said = np.nonzero(confusion)
+        counts = confusion[truth, said]
+        tables["confusion_matrix"] = wandb.plot.confusion_matrix(
+            y_true=np.repeat(truth, counts).tolist(), preds=np.repeat(said, counts).tolist(), class_names=classes
+        )
+    if samples := _samples(known, classes):
+        tables["sample_predictions"] = wandb.Table(
+            columns=["image", "true", "predicted", "confidence", "index"], data=samples
+        )
+    return tables
+
+
+PER_CLASS = ("class", "images", "recall", "precision", "mostly taken for")
+
+
+def per_class(confusion: np.ndarray, classes: list[str]) -> list[list[Any]]:
+    """Rows of ``PER_CLASS``, None where there was no image, or no such prediction, to divide by."""
+    rows: list[list[Any]] = []
+    for label, name in enumerate(classes):
+        right, images, said = confusion[label, label], confusion[label].sum(), confusion[:, label].sum()
+        wrong = np.where(np.arange(len(classes)) == label, 0, confusion[label])
+        mostly = classes[int(wrong.argmax())] if wrong.any() else None
+        recall, precision = (float(right / n) if n else None for n in (images, said))
+        rows.append([name, int(images), recall, precision, mostly])
+    return rows
+
+
+def _samples(known: facts.Facts, classes: list[str]) -> list[list[Any]]:
+    import wandb
+    from PIL import Image
+
+    pairs, _ = confused_pairs(known)
+    return [
+        [wandb.Image(Image.open(io.BytesIO(s.png))), classes[pair.true], classes[pair.predicted], s.confidence, s.index]
+        for pair in pairs
+        for s in pair.samples
+    ]
+
+
+def log_checkpoints(run: Run, record: Any) -> None:
+    """The newest checkpoint and the best as versions of one artifact, aliased last and best. Damaged ones stay here."""
+    import wandb
+
+    found = [c for path in sorted(run.checkpoints.glob("step_*")) if (c := _checkpoint(path)) is not None]
+    scored = [c for c in found if c[1]["score"] is not None]
+    best = max(scored, key=lambda c: (c[1]["score"], c[1]["step"])) if scored else None
+    for path, manifest in found:
+        aliases = ["last"] * (path == found[-1][0]) + ["best"] * (best is not None and path == best[0])
+        if aliases:
+            artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=manifest)
+            artifact.add_file(str(path / "state.pt"))
+            record.log_artifact(artifact, aliases=[*aliases, path.name])
+
+
+def _checkpoint(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """A checkpoint's folder and manifest, None unless its content matches. Without torch: a login node sends it too."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        return (path, manifest) if sha256(path / "state.pt") == manifest["sha256"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,260 @@
+"""A stand-in for a W&B server on loopback: answers what the installed client asks, and keeps what it is sent.
+
+Only the part of the HTTP API that the client uses for runs: GraphQL under /graphql, a run's stream of history, system
+metrics, summary and log lines under /files/ENTITY/PROJECT/RUN/file_stream, and uploads to addresses it gave out.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+ENTITY = "a-team"
+STREAMS = {"wandb-history.jsonl": "history", "wandb-events.jsonl": "events", "output.log": "output"}
+
+
+@dataclass
+class ServedRun:
+    """What the server knows of one run. ``history`` and the other streams are lists of lines, by their offsets."""
+
+    name: str
+    attributes: dict[str, Any] = field(default_factory=dict)  # of UpsertBucket: groupName, jobType, tags, ...
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    streams: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in STREAMS.values()})
+    rewritten: int = 0  # history lines sent to an offset that held one already
+    holes: int = 0  # history lines sent beyond the end
+    posts: int = 0  # times that history arrived
+    ends: list[int] = field(default_factory=list)  # exit codes, one for each time the client finished the run
+    preempting: int = 0
+    files: dict[str, bytes] = field(default_factory=dict)
+    alerts: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.streams["history"]]
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.streams["output"])
+
+    def values(self, key: str) -> list[Any]:
+        """One column of the history, where it is filled."""
+        return [row[key] for row in self.history if key in row]
+
+    def receive(self, file: str, offset: int, lines: list[str]) -> None:
+        if file == "wandb-summary.json":
+            self.summary = json.loads(lines[-1])
+            return
+        held = self.streams[STREAMS[file]]
+        if file == "wandb-history.jsonl":
+            self.posts += 1
+            self.rewritten += max(0, min(len(held), offset + len(lines)) - offset)
+            self.holes += max(0, offset - len(held))
+        held += [""] * (offset + len(lines) - len(held))
+        held[offset : offset + len(lines)] = lines
+
+
+@dataclass
+class ServedArtifact:
+    """``given`` is what the client said of it: artifactTypeName, artifactCollectionName, aliases, runName, digest."""
+
+    given: dict[str, Any]
+    files: dict[str, bytes] = field(default_factory=dict)
+    committed: bool = False
+
+    @property
+    def aliases(self) -> set[str]:
+        return {alias["alias"] for alias in self.given["aliases"]}
+
+
+class WandbServer:
+    """``url`` is where it listens. ``stall`` makes it take requests and not answer; ``fail`` answers 500."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, ServedRun] = {}
+        self.artifacts: list[ServedArtifact] = []
+        self.operations: list[str] = []
+        self.keys: set[str] = set()
+        self.stall = threading.Event()
+        self.fail = threading.Event()
+        self.most_history_posts: int | None = None  # after so many the server takes no more of the stream
+        self.lock = threading.Lock()
+        handler = type("Bound", (_Handler,), {"served": self})
+        self._http = _Http(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        threading.Thread(target=self._http.serve_forever, daemon=True, name="wandb stand-in").start()
+
+    def close(self) -> None:
+        self.stall.clear()
+        self._http.shutdown()
+        self._http.server_close()
+
+    def run(self, name: str) -> ServedRun:
+        return self.runs.setdefault(name, ServedRun(name))
+
+    def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """The data of a GraphQL answer."""
+        operation = query.split("(")[0].split("{")[0].split()[-1]
+        self.operations.append(operation)
+        known = getattr(_Answers, operation, None)
+        return {} if known is None else known(self, variables)
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *args: Any) -> None:
+        """A client that goes away is no error."""
+
+
+class _Answers:
+    """One function for each GraphQL operation the client was seen to send."""
+
+    @staticmethod
+    def ServerFeaturesQuery(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        return {"serverInfo": {"features": []}}
+
+    @staticmethod
+    def Viewer(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        return {"viewer": {"id": "viewer", "entity": ENTITY, "username": "somebody", "email": "", "flags": "{}",
+                           "teams": {"edges": []}}}  # fmt: skip
+
+    @staticmethod
+    def RunResumeStatus(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        project = {"id": "project", "name": v["project"], "entity": {"id": "entity", "name": ENTITY}}
+        run = server.runs.get(v["name"])
+        if run is None:
+            return {"model": {**project, "bucket": None}}
+        tails = {f"{name}Tail": json.dumps(run.streams[name][-1:]) for name in ("history", "events")}
+        counts = {"logLineCount": len(run.streams["output"]), "historyLineCount": len(run.streams["history"]),
+                  "eventsLineCount": len(run.streams["events"])}  # fmt: skip
+        client = run.config.get("_wandb", {}).get("value", {}).get("t")  # without it the client takes the run for new
+        bucket = {"id": f"id-{run.name}", "name": run.name, "summaryMetrics": json.dumps(run.summary),
+                  "displayName": run.attributes.get("displayName"), "config": json.dumps(run.config),
+                  "tags": run.attributes.get("tags") or [], "notes": "",
+                  "wandbConfig": json.dumps({"t": client} if client else {})}  # fmt: skip
+        return {"model": {**project, "bucket": bucket | tails | counts}}
+
+    @staticmethod
+    def UpsertBucket(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        name = v.get("name") or str(v["id"]).removeprefix("id-")
+        inserted = name not in server.runs
+        run = server.run(name)
+        run.attributes |= {key: value for key, value in v.items() if value is not None}
+        if v.get("config"):
+            run.config |= json.loads(v["config"])
+        if v.get("summaryMetrics"):
+            run.summary |= json.loads(v["summaryMetrics"])
+        project = {"id": "project", "name": v.get("project"), "entity": {"id": "entity", "name": ENTITY}}
+        bucket = {"id": f"id-{name}", "name": name, "displayName": v.get("displayName") or name, "description": "",
+                  "config": json.dumps(run.config), "sweepName": v.get("sweep"), "project": project,
+                  "historyLineCount": len(run.streams["history"])}  # fmt: skip
+        return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
+
+    @staticmethod
+    def CreateRunFiles(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        files = [{"name": name, "uploadUrl": f"{server.url}/upload/run/{v['run']}/{name}"} for name in v["files"]]
+        return {"createRunFiles": {"runID": f"id-{v['run']}", "uploadHeaders": [], "files": files}}
+
+    @staticmethod
+    def ArtifactType(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        return {"project": {"artifact": None}}
+
+    @staticmethod
+    def CreateArtifact(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        same = [a for a in server.artifacts if a.given["digest"] == v["input"]["digest"] and a.committed]
+        if not same:
+            server.artifacts.append(ServedArtifact(v["input"]))
+        at = server.artifacts.index(same[0]) if same else len(server.artifacts) - 1
+        artifact = {"id": f"artifact-{at}", "state": "COMMITTED" if same else "PENDING",
+                    "artifactSequence": {"id": "sequence", "latestArtifact": None}}  # fmt: skip
+        return {"createArtifact": {"artifact": artifact}}
+
+    @staticmethod
+    def CreateArtifactManifest(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        url = f"{server.url}/upload/artifact/{v['artifactID'].split('-')[1]}/{v['name']}"
+        file = {"id": "file", "uploadUrl": url, "uploadHeaders": []}
+        return {"createArtifactManifest": {"artifactManifest": {"id": f"manifest-{v['artifactID']}", "file": file}}}
+
+    UpdateArtifactManifest = CreateArtifactManifest
+
+    @staticmethod
+    def CreateArtifactFiles(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        edges = []
+        for file in v["input"]["artifactFiles"]:
+            at, name = file["artifactID"].split("-")[1], file["name"]
+            node = {"id": f"{at}/{name}", "name": name, "displayName": name, "storagePath": f"{at}/{name}",
+                    "uploadUrl": f"{server.url}/upload/artifact/{at}/{name}", "uploadHeaders": [],
+                    "uploadMultipartUrls": None, "artifact": {"id": file["artifactID"]}}  # fmt: skip
+            edges.append({"node": node})
+        return {"createArtifactFiles": {"files": {"edges": edges}}}
+
+    @staticmethod
+    def CommitArtifact(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        server.artifacts[int(v["artifactID"].split("-")[1])].committed = True
+        return {"commitArtifact": {"artifact": {"id": v["artifactID"], "digest": "digest"}}}
+
+    @staticmethod
+    def NotifyScriptableRunAlert(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        server.run(v["runName"]).alerts.append(v)
+        return {"notifyScriptableRunAlert": {"success": True}}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    served: WandbServer
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._serve()
+
+    do_POST = do_PUT = do_GET  # noqa: N815
+
+    def _serve(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        while self.served.stall.is_set():
+            time.sleep(0.05)
+        if key := self.headers.get("Authorization"):
+            self.served.keys.add(key)
+        status, answer = 200, {}
+        with self.served.lock:
+            if self.served.fail.is_set():
+                status = 500
+            elif self.path == "/graphql":
+                asked = json.loads(body)
+                answer = {"data": self.served.answer(asked["query"], asked.get("variables") or {})}
+            elif self.path.endswith("/file_stream"):
+                status = self._stream(json.loads(body))
+            elif self.path.startswith("/upload/run/"):
+                _, _, _, name, path = self.path.split("/", 4)
+                self.served.run(name).files[path] = body
+            elif self.path.startswith("/upload/artifact/"):
+                _, _, _, at, path = self.path.split("/", 4)
+                self.served.artifacts[int(at)].files[path] = body
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _stream(self, sent: dict[str, Any]) -> int:
+        run = self.served.run(self.path.split("/")[4])
+        for file, part in (sent.get("files") or {}).items():
+            if self.served.most_history_posts is not None and run.posts >= self.served.most_history_posts:
+                return 500
+            run.receive(file, part["offset"], part["content"])
+        run.preempting += bool(sent.get("preempting"))
+        if sent.get("complete"):
+            run.ends.append(sent["exitcode"])
+        return 200
