@@ -125,7 +125,7 @@ class Stage:
         self._until(run, lambda: len(starts(run)) > before)
         start = starts(run)[-1]
         requeues = [row for row in rows(run) if row["event"] == "requeue" and row["t"] > at]
-        by = f"the batch script ({requeues[0]['cause']})" if requeues else "SLURM"
+        by = "its script" if requeues else "SLURM"
         reached = max(row.get("step", 0) for row in rows(run) if row["event"] != "start" and row["t"] < start["t"])
         found = Interruption(what, reached, by, start["step"], reached - start["step"], start["t"] - at)
         self.say(f"requeued by {by}, resumed at step {found.resumed_at}, {found.lost_s:.0f} s lost")
@@ -263,8 +263,8 @@ def show(told: Told, *, as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(title=f"{told.nodes} nodes, {told.tasks} tasks")
-    for heading in ("interrupted by", "at step", "requeued by", "resumed at", "steps lost", "seconds lost"):
-        table.add_column(heading, justify="left" if heading.endswith("by") else "right")
+    for heading in ("interrupted by", "at step", "requeued by", "resumed at", "lost steps", "lost s"):
+        table.add_column(heading, justify="left" if heading.endswith("by") else "right", no_wrap=True)
     for i in told.interruptions:
         table.add_row(
             i.what, str(i.at_step), i.requeued_by, str(i.resumed_at), str(i.lost_steps), f"{i.lost_s:.0f}"

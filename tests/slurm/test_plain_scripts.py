@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +14,8 @@ import pytest
 from runyard.run import Run
 from runyard.tracking import journal
 from runyard.training import checkpoint
-from tests.slurm.conftest import ROOT, Cluster
-from tests.training.conftest import SMALL, final_state, same
+from tests.slurm.conftest import Cluster
+from tests.training.conftest import final_state, same
 
 pytestmark = pytest.mark.slow
 EPOCHS, STEPS_PER_EPOCH = 24, 8
@@ -92,37 +88,6 @@ def test_the_time_limits_signal_saves_and_the_same_line_goes_on_to_the_same_bits
     goes_on_to_the_bits_of(whole, slurm, run)
 
 
-def test_a_killed_rank_ends_the_job_soon_and_the_same_line_goes_on_to_the_same_bits(
-    whole: Run, slurm: Cluster, make_run: Callable[..., Run]
-) -> None:
-    run = make_run(*SETTINGS)
-    interrupted(slurm, run, lambda job: os.kill(ranks_of(run)[1], signal.SIGKILL))
-    assert "rank 1 of 4 ended without a word: killed" in rows(run, "stop")[-1]["message"], "rank 0 shares its node"
-    goes_on_to_the_bits_of(whole, slurm, run)
-
-
-def ranks_of(run: Run) -> dict[int, int]:
-    """Process ids, as this machine sees them, of the tasks that train ``run``, by rank."""
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            environment = dict(v.partition("=")[::2] for v in (process / "environ").read_text().split("\0"))
-        except OSError:
-            continue
-        if words[1:5] == [b"-m", b"runyard", b"train", os.fsencode(run.path)]:
-            found[int(environment["SLURM_PROCID"])] = int(process.name)
-    return found
-
-
-def test_scancel_saves(slurm: Cluster, make_run: Callable[..., Run]) -> None:
-    run = make_run(*SETTINGS, "checkpoint.every_s=1000", "checkpoint.every_epochs=1000", "checkpoint.keep_best=false")
-    job = interrupted(slurm, run, lambda job: slurm.lab.run("scancel", job))
-    assert slurm.end(job)[0] == "CANCELLED"
-    assert rows(run, "stop")[-1]["reason"] == "interrupted"
-    assert checkpoint.newest(run.checkpoints) is not None
-
-
 def test_a_run_of_four_tasks_goes_on_with_one_and_with_two(whole: Run, slurm: Cluster, tmp_path: Path) -> None:
     jobs = {}
     for tasks in (1, 2):
@@ -138,26 +103,6 @@ def test_a_run_of_four_tasks_goes_on_with_one_and_with_two(whole: Run, slurm: Cl
         start = rows(run, "start")[-1]
         assert (start["step"], start["world_size"], start["nodes"]) == (step, tasks, 1)
         assert final_state(run)["step"] == EPOCHS * STEPS_PER_EPOCH
-
-
-def test_a_waiting_job_trains_with_the_code_it_was_created_with(
-    slurm: Cluster, data_root: Path, tmp_path: Path
-) -> None:
-    checkout = tmp_path / "checkout"
-    for part in ("src", "cluster", "configs", "slurm"):
-        shutil.copytree(ROOT / part, checkout / part)
-    own = os.environ | {"PYTHONPATH": f"{checkout / 'src'}:{checkout}"}
-    create = [sys.executable, "-m", "runyard", "create", *SMALL, f"data.root={data_root}", "epochs=1"]
-    printed = subprocess.run(create, cwd=checkout, env=own, capture_output=True, text=True, check=True).stdout
-    run = Run.open(printed.strip())
-    job = slurm.submit("train.sbatch", run.path, nodes=1, tasks=1, options=("--hold",), checkout=checkout)
-    for edited in ("src/runyard/training/loop.py", "cluster/job.py"):
-        (checkout / edited).write_text("raise SystemExit(7)\n")
-    for module in ("runyard.training.loop", "cluster.job"):  # the control: the checkout's own code is broken now
-        assert subprocess.run([sys.executable, "-c", f"import {module}"], cwd=checkout, env=own).returncode == 7
-    slurm.lab.run("scontrol", "release", job)
-    assert slurm.end(job) == ("COMPLETED", "0:0"), slurm.said(job)
-    assert rows(run, "stop")[-1]["reason"] == "finished"
 
 
 def test_prepare_writes_a_data_set_on_a_node(slurm: Cluster, tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""A rehearsal tells what each interruption cost, and leaves nothing behind however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.conftest import ROOT, Cluster
+from tests.slurm.test_rehearsal import processes_of
+from tests.training.conftest import SMALL
+
+pytestmark = pytest.mark.slow
+COMMAND = [sys.executable, "-m", "runyard", "rehearse", "--json", "experiment=null", *SMALL, "cluster.nodes=2"]
+
+
+def left(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def test_a_run_interrupted_in_three_ways_ends_with_the_undisturbed_ones_weights(slurm: Cluster, tmp_path: Path) -> None:
+    done = subprocess.run(COMMAND, cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["equal"]
+    limit, killed, power = told["interruptions"]
+    assert (limit["what"], limit["requeued_by"], limit["lost_steps"]) == ("time limit", "its script", 0)
+    assert (killed["what"], killed["requeued_by"]) == ("rank 1 killed", "its script")
+    assert (power["what"], power["requeued_by"]) == ("node without power", "SLURM")
+    assert 0 < limit["resumed_at"] < killed["resumed_at"] < power["resumed_at"]
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_whatever_ends_a_rehearsal_nothing_is_left(slurm: Cluster, tmp_path: Path, number: signal.Signals) -> None:
+    own = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(COMMAND, cwd=ROOT, env=own, stderr=subprocess.PIPE, text=True) as rehearsal:
+        assert rehearsal.stderr is not None
+        assert "is up after" in rehearsal.stderr.readline()
+        assert processes_of(tmp_path)
+        rehearsal.send_signal(number)
+        rehearsal.wait(20)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and (left(tmp_path) or processes_of(tmp_path)):
+        time.sleep(0.1)
+    assert (left(tmp_path), processes_of(tmp_path)) == ([], [])
+
+
+def test_another_cluster_is_refused(tmp_path: Path) -> None:
+    done = subprocess.run([*COMMAND, "cluster=nyu_torch"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "runyard: cluster=nyu_torch: a rehearsal has a throwaway cluster of its own; leave that out\n"
+    )
