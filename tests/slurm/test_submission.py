@@ -69,16 +69,15 @@ def test_two_jobs_of_one_run_never_write_at_once(runs: Runs, slurm: Cluster) -> 
 
 def test_a_run_goes_on_with_another_number_of_tasks_and_says_so(runs: Runs) -> None:
     run = runs.submit(*OFTEN, "cluster.tasks_per_node=2")
-    for size in (("cluster.nodes=1", "cluster.tasks_per_node=1"), ("cluster.nodes=2", "cluster.tasks_per_node=1")):
-        before = len(rows(run, "start"))
-        until(lambda before=before: len(rows(run, "start")) == before and rows(run, "checkpoint"), run)
-        until_learning(run, 2 * before)
+    sizes = (("cluster.nodes=1", "cluster.tasks_per_node=1"), ("cluster.nodes=2", "cluster.tasks_per_node=1"))
+    for start, size in enumerate(sizes, 1):
+        until(lambda start=start: len(rows(run, "start")) == start, run)
+        until_learning(run, 3 * start)
         runs.lab.run("scancel", job(run))
-        until(lambda before=before: len(rows(run, "stop")) == before, run)
+        until(lambda start=start: len(rows(run, "stop")) == start, run)
         until(lambda: job(run) not in runs.queue(), run)
         resumed = runs.resume(run, *size)
         assert resumed.returncode == 0, resumed.stderr
-        until(lambda before=before: len(rows(run, "start")) == before + 1, run)
     until_finished(run)
     assert [row["world_size"] for row in rows(run, "start")] == [4, 1, 2]
     assert [row["message"].partition(":")[0] for row in rows(run, "warning")] == [

@@ -24,8 +24,8 @@ def run(args: argparse.Namespace) -> int:
     run = Run.find(args.run, args.runs_dir)
     stop = StopFlag()  # before torch, whose import takes seconds
     stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
-    from runyard.training.distributed import from_environment
     from runyard.lease import LeaseLost
+    from runyard.training.distributed import from_environment
     from runyard.training.last_word import RankLost
     from runyard.training.learner import Diverged
     from runyard.training.loop import Outcome
