@@ -45,8 +45,9 @@ def confused_pairs(facts: Facts, most: int = 8, samples_each: int = 6) -> tuple[
     counted = [(true, predicted, int(mistakes[true, predicted])) for true, predicted in places]
     counted = [pair for pair in counted if pair[2]]
     try:
-        predictions, images = _predictions(facts), test_images(facts)
-        agree(predictions, images, facts)
+        predictions = _predictions(facts)
+        prepared = manifest.folder(facts.run.config.data)
+        images = test_images(prepared, facts.run.path / "data.json", predictions["index"], predictions["label"])
     except UserError as error:
         return [Pair(*pair, []) for pair in counted], str(error)
     pairs = []
@@ -85,11 +86,18 @@ def _predictions(facts: Facts) -> dict[str, np.ndarray]:
     return found
 
 
-def test_images(facts: Facts) -> np.ndarray:
-    """The prepared test images, uint8 [N, S, S, 3], mapped where they lie."""
-    folder = manifest.folder(facts.run.config.data)
+def test_images(folder: Path, data_json: Path, index: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """The test images prepared in ``folder``, uint8 [N, S, S, 3], mapped where they lie.
+
+    Args:
+        data_json: The run's own copy of the manifest.
+        index, label: Of the images that the run was tested on.
+
+    Raises:
+        UserError: they are not there, or no longer those the run was tested on.
+    """
     try:
-        values = json.loads((facts.run.path / "data.json").read_text())
+        values = json.loads(data_json.read_text())
     except (OSError, ValueError):
         raise UserError("the run's data.json is missing or damaged") from None
     split = manifest.from_dict(values, "data.json").splits["test"]
@@ -98,6 +106,10 @@ def test_images(facts: Facts) -> np.ndarray:
     images = _array(folder / split.images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise UserError(f"{folder / split.images} holds no images")
+    labels = _array(folder / "test_labels.npy")
+    fits = len(index) and 0 <= index.min() <= index.max() < len(images) == len(labels)
+    if not fits or not np.array_equal(labels[index], label):
+        raise UserError(f"the images in {folder} are no longer those the run was tested on")
     return images
 
 
@@ -108,13 +120,3 @@ def _array(path: Path) -> np.ndarray:
         raise UserError(f"the prepared images are no longer at {path}") from None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
-
-
-def agree(predictions: dict[str, np.ndarray], images: np.ndarray, facts: Facts) -> None:
-    """Refuse to show images that are not those the run was tested on."""
-    labels_path = manifest.folder(facts.run.config.data) / "test_labels.npy"
-    index = predictions["index"]
-    labels = _array(labels_path)
-    fits = len(index) and 0 <= index.min() <= index.max() < len(images) == len(labels)
-    if not fits or not np.array_equal(labels[index], predictions["label"]):
-        raise UserError(f"the images in {labels_path.parent} are no longer those the run was tested on")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
 from runyard.compare.groups import Group
 from runyard.compare.runs import History, Predictions
+from runyard.config import DataConfig
+from runyard.data import manifest
 from runyard.errors import UserError
+from runyard.report.samples import test_images
 
 MOST_IMAGES = 72
 MOST_PAIRED = 60  # runs whose disagreements are counted; more make a page of counts
@@ -100,13 +104,9 @@ def _spread(rows: np.ndarray, most: int) -> np.ndarray:
 
 
 def _pictures(run: History, predictions: Predictions, rows: np.ndarray) -> list[str]:
-    from runyard.report.facts import gather
-    from runyard.report.samples import agree, test_images
-    from runyard.run import Run
-
-    facts = gather(Run.open(run.directory))
-    images = test_images(facts)
-    agree({"index": predictions.index, "label": predictions.label}, images, facts)
+    settings: dict[str, Any] = {field.name: run.settings.get(f"data.{field.name}") for field in fields(DataConfig)}
+    prepared = manifest.folder(DataConfig(**settings))
+    images = test_images(prepared, run.directory / "data.json", predictions.index, predictions.label)
     return [_picture(images[predictions.index[row]]) for row in rows]
 
 
