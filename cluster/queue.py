@@ -178,6 +178,6 @@ def _ask(*command: str) -> tuple[str, str | None]:
         return "", f"{command[0]} did not answer within {ANSWER_TIMEOUT_S} s"
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        said = re.sub(r"^\w+: (error: )?", "", lines[-1])
+        said = re.sub(r"^\w+( error)?: (error: )?", "", lines[-1])
         return done.stdout, f"{command[0]}: {said}"
     return done.stdout, None

@@ -99,8 +99,8 @@ def _thing(what: str) -> str:
 
 
 def how_it_ended(job: Job) -> str:
-    """What SLURM says of a job that is over."""
-    return ENDED.get(job.state, "killed, perhaps for want of memory" if job.state == "FAILED" else "")
+    """What SLURM says of a job that is over; "" where that is no more than that it is."""
+    return ENDED.get(job.state, "")
 
 
 def why_it_goes_on(job: Job) -> str | None:

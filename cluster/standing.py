@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster import queue, reasons
@@ -91,7 +92,7 @@ def _needs_accounting(run: Glance, waiting: Answer) -> bool:
 
 def stand(run: Glance, waiting: Answer, ended: Answer, now: float) -> Standing:
     """How ``run`` stands, by what squeue and sacct said at unix seconds ``now``."""
-    job, last = own(run, waiting), run.last
+    job = own(run, waiting)
     here = queue.hosts(str(next(iter(reversed(run.starts)), {}).get("nodelist") or ""))
     if run.settled:
         return Standing(run, "finished", "finished", nodes=here)
@@ -100,8 +101,9 @@ def stand(run: Glance, waiting: Answer, ended: Answer, now: float) -> Standing:
     if job is not None and job.runs:
         return _running(run, job, now)
     if not run.on_slurm and (pid := run.local_process()) is not None:
-        began = bool(run.starts) and (last["event"] == "start" or last["t"] < run.job.get("submitted", 0))
-        return Standing(run, "running" if began else "starting", f"{'runs' if began else 'starts'} here, process {pid}")
+        began = any(row["t"] >= run.job.get("submitted", 0) for row in run.starts)
+        state = "ending" if run.concluded else "running" if began else "starting"
+        return Standing(run, state, f"{state} here, process {pid}", nodes=(os.uname().nodename,))
     if run.concluded:
         return _concluded(run, here)
     if waiting.problem and run.on_slurm:
@@ -110,7 +112,8 @@ def stand(run: Glance, waiting: Answer, ended: Answer, now: float) -> Standing:
         return Standing(run, "running", f"running: {writer}", nodes=here)
     if not run.job and not run.starts:
         return Standing(run, "new", f"not submitted: runyard resume {run.reference}")
-    return _vanished(run, own(run, ended) or job, here)
+    gone = own(run, ended) or job  # accounting knows more of how, squeue of why
+    return _vanished(run, replace(gone, reason=job.reason) if gone and job else gone, here)
 
 
 def _waiting(run: Glance, job: Job, accounted: Job | None, now: float) -> Standing:
