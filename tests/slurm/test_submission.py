@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,14 @@ def test_the_plain_array_script_trains_each_run_of_a_list(runs: Runs, slurm: Clu
     assert {row["job_id"] for point in points for row in rows(point, "start")} == {f"{array}_0", f"{array}_1"}
 
 
+def settled(runs: Runs) -> list[str]:
+    """The queue, once jobs of earlier tests that are ending have ended."""
+    deadline = time.monotonic() + 60
+    while runs.queue() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return runs.queue()
+
+
 @pytest.mark.parametrize(("settings", "message"), [
     (("cluster.partition=nowhere",), "cluster.partition=nowhere"),
     (("cluster.account=nobody",), "cluster.account=nobody"),
@@ -124,7 +133,7 @@ def test_the_plain_array_script_trains_each_run_of_a_list(runs: Runs, slurm: Clu
 def test_what_cannot_run_is_refused_before_anything_is_queued(
     runs: Runs, settings: tuple[str, ...], message: str
 ) -> None:
-    before, there = runs.queue(), sorted(runs.folder.iterdir())
+    before, there = settled(runs), sorted(runs.folder.iterdir())
     done = runs.command("submit", *runs.settings, *settings)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert message in done.stderr
@@ -132,7 +141,7 @@ def test_what_cannot_run_is_refused_before_anything_is_queued(
 
 
 def test_an_array_over_the_clusters_limit_is_refused(runs: Runs) -> None:
-    before, there = runs.queue(), sorted(runs.folder.iterdir())
+    before, there = settled(runs), sorted(runs.folder.iterdir())
     done = runs.command("submit", "-m", *runs.settings, f"seed={','.join(map(str, range(1002)))}")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert "MaxArraySize" in done.stderr
