@@ -202,13 +202,15 @@ class History:
     def predictions(self) -> Predictions | None:
         """Read from predictions.npz at each call; None where it was not kept or is damaged."""
         import zipfile
+        import zlib
 
         try:
-            with np.load(self.directory / "predictions.npz", allow_pickle=False) as file:
+            path = self.directory / "predictions.npz"
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 index, label, predicted, confidence = (
                     file[k] for k in ("index", "label", "predicted", "confidence")
                 )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
             return None
         if index.ndim != 1 or not index.shape == label.shape == predicted.shape == confidence.shape:
             return None

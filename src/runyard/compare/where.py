@@ -58,7 +58,7 @@ def read(texts: Iterable[str], runs: Iterable[History]) -> list[Condition]:
     """
     runs = list(runs)
     known = list(dict.fromkeys([*MEASURES, *WORDS, *(name for run in runs for name in run.settings)]))
-    return [_condition(part, known) for text in texts for part in re.split(r"\s+and\s+", text)]
+    return [_condition(part, known) for text in texts for part in re.split(r"\s+and(?:\s+|$)", text)]
 
 
 def look_up(run: History, name: str) -> Any:

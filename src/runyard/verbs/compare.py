@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by-run", action="store_true", help="a row for each run, not one for all seeds of the same")
     parser.add_argument("--target", metavar="TOP1", help="also how long each took to this test top-1: 0.92 or 92%%")
     parser.add_argument("--baseline", metavar="ROW", help="hold each row against this one: its name, or a run's id")
-    parser.add_argument("--sort", default="last", metavar="COLUMN", help="best first (default: last); -COLUMN turns it")
+    parser.add_argument("--sort", default="last", metavar="COLUMN", help="best first (default: last); =-COLUMN: worst")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write one page that needs no network")
     parser.add_argument("--png", type=Path, metavar="DIR", help="also write figures for a paper: .png, .pdf and .svg")
     form = parser.add_mutually_exclusive_group()

@@ -1,0 +1,220 @@
+"""`runyard compare`, as a person meets it: choosing runs, the table, its other forms, and bad input."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runyard.compare.statistics import welch
+from tests.compare.conftest import Compare, Make
+
+HEAVY = ("torch", "torchvision", "ffcv", "wandb", "numba", "cv2", "hydra", "submitit")
+SWEEP = "20260901-120000-grid-0001"
+
+
+@pytest.fixture
+def grid(make: Make) -> None:
+    """Two learning rates x three seeds of one sweep, and a run that failed in it."""
+    for seed in range(3):
+        make(0.920 + 0.001 * seed, seed=seed, sweep=SWEEP, test_images=100)
+        make(0.930 + 0.002 * seed, seed=seed, lr=3e-3, sweep=SWEEP, restarts=(4,), test_images=100)
+    make(lr=1.0, sweep=SWEEP, done=2, end="failed", message="the loss is not a finite number")
+    make(0.5, name="other", settings={"tracking.tags": ["mine"]})
+
+
+def document(compare: Compare, *argv: str) -> dict[str, Any]:
+    code, out, _ = compare(*argv, "--json")
+    assert code == 0
+    return json.loads(out)  # type: ignore[no-any-return]
+
+
+@pytest.mark.usefixtures("grid")
+def test_the_figures_are_the_journals(compare: Compare) -> None:
+    rows = document(compare, "--sweep", "@last", "--target", "90%")["rows"]
+    best, second, failed = rows
+    assert best["settings"] == {"optim.lr": 3e-3}
+    assert best["seeds"] == [0, 1, 2]
+    assert best["last"] == pytest.approx(np.mean([0.930, 0.932, 0.934]))
+    assert best["last_sd"] == pytest.approx(np.std([0.930, 0.932, 0.934], ddof=1))
+    assert best["restarts"] == 3
+    assert best["gpu_hours"] == pytest.approx(10 * 36 * 4 / 3600)
+    assert best["gpu_hours_total"] == pytest.approx(3 * best["gpu_hours"])
+    assert second["last"] == pytest.approx(0.921)
+    assert (failed["state"], failed["n"]) == ("failed 2/10", 1)
+
+
+@pytest.mark.usefixtures("grid")
+def test_the_time_to_a_target_is_where_the_journal_first_reaches_it(compare: Compare, runs_dir: Path) -> None:
+    rows = document(compare, "--all", "--where", "state=finished", "--target", "0.9215")["rows"]
+    expected: dict[str, list[tuple[float, float]]] = {}
+    for path in sorted(runs_dir.glob("*/metrics.jsonl")):
+        journal = [json.loads(line) for line in path.read_text().splitlines()]
+        there = [(row["epoch"], row["clock_s"]) for row in journal if (row.get("test_top1") or 0) >= 0.9215]
+        expected[path.parent.name] = there
+    for row in rows:
+        first = [expected[run["id"]][0] if expected[run["id"]] else (np.inf, np.inf) for run in row["runs"]]
+        epoch, clock_s = (float(np.median([f[at] for f in first])) for at in (0, 1))
+        assert row["reached"] == sum(np.isfinite(f[0]) for f in first)
+        assert (row["epochs_to_target"], row["clock_s_to_target"]) == (
+            (epoch, clock_s) if np.isfinite(epoch) else (None, None))
+    by_lr = {row["settings"]["optim.lr"]: row for row in rows if row["name"] == "paper"}
+    assert by_lr[1e-3]["reached"] == 1  # of three: the median seed never came
+    assert by_lr[1e-3]["epochs_to_target"] is None
+
+
+@pytest.mark.usefixtures("grid")
+def test_pairs_say_what_was_tested_and_how(compare: Compare) -> None:
+    (pair,) = document(compare, "--sweep", "@last")["pairs"]
+    expected = welch([0.930, 0.932, 0.934], [0.920, 0.921, 0.922])
+    assert expected is not None
+    assert (pair["welch"]["low"], pair["welch"]["high"]) == pytest.approx((expected.low, expected.high))
+    assert pair["mcnemar"]["images"] == 100
+    _, out, _ = compare("--sweep", "@last")
+    for words in ("Welch's t over seeds", "95% interval", "McNemar's exact test", "Mean ± standard deviation"):
+        assert words in out
+
+
+@pytest.mark.usefixtures("grid")
+def test_a_sweep_is_summed_up(compare: Compare) -> None:
+    code, out, _ = compare("--sweep", "20260901-12")
+    assert code == 0
+    assert "Sweep 20260901-120000-grid-0001: 7 runs, 6 finished, 1 failed." in out
+    assert "Best point: optim.lr=0.003" in out
+    assert "Failed, 1: the loss is not a finite number (20260901-000006-paper-ab12)" in out
+    assert "ε²" in out
+    assert "in runs that did not finish" in out
+    assert document(compare, "--all")["sweep"] is None
+
+
+@pytest.mark.usefixtures("grid")
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_page_fits_the_terminal(compare: Compare, width: int) -> None:
+    _, out, _ = compare("--all", "--target", "0.92", width=width)
+    assert max(map(len, out.splitlines())) <= width
+
+
+@pytest.mark.usefixtures("grid")
+def test_rows_come_best_first_or_by_any_column(compare: Compare) -> None:
+    def order(*argv: str) -> list[Any]:
+        return [row["last"] for row in document(compare, "--all", "--where", "state=finished", *argv)["rows"]]
+
+    assert order() == sorted(order(), reverse=True)
+    assert order("--sort=-last") == sorted(order())
+    names = [row["run"] for row in document(compare, "--all", "--sort", "run")["rows"]]
+    assert names == sorted(names)
+    rates = [row["settings"]["optim.lr"] for row in document(compare, "--all", "--sort", "optim.lr")["rows"]]
+    assert rates == sorted(rates)
+    unknown_last = [row["last"] for row in document(compare, "--all", "--sort", "core_hours")["rows"]]
+    assert len(unknown_last) == 4
+
+
+@pytest.mark.usefixtures("grid")
+def test_csv_has_a_line_a_row_in_full_precision(compare: Compare) -> None:
+    _, out, _ = compare("--all", "--by-run", "--csv")
+    lines = list(csv.DictReader(io.StringIO(out)))
+    assert len(lines) == 8
+    assert {float(line["optim.lr"]) for line in lines} == {1e-3, 3e-3, 1.0}
+    assert sorted(float(line["last"]) for line in lines)[-1] == 0.934
+
+
+@pytest.mark.usefixtures("grid")
+def test_markdown_is_a_table_of_whole_names(compare: Compare) -> None:
+    _, out, _ = compare("--all", "--by-run", "--md", width=40)
+    assert "| 20260901-000007-other-ab12 |" in out
+    assert out.startswith("| run |")
+
+
+@pytest.mark.usefixtures("grid")
+def test_runs_are_chosen_by_id_beginning_path_tag_and_condition(compare: Compare, runs_dir: Path) -> None:
+    def ids(*argv: str) -> list[str]:
+        return sorted(run["id"] for row in document(compare, *argv)["rows"] for run in row["runs"])
+
+    assert ids("20260901-000000", str(runs_dir / "20260901-000001-paper-ab12"), "@last") == [
+        "20260901-000000-paper-ab12", "20260901-000001-paper-ab12", "20260901-000007-other-ab12"]
+    assert ids("@last", "20260901-000007") == ["20260901-000007-other-ab12"]  # once
+    assert ids("--tag", "mine") == ["20260901-000007-other-ab12"]
+    assert ids("--all", "--where", "optim.lr<1e-2", "--where", "seed=0 and sweep!=null") == [
+        "20260901-000000-paper-ab12", "20260901-000001-paper-ab12"]
+
+
+@pytest.mark.usefixtures("grid")
+@pytest.mark.parametrize(("argv", "said"), [
+    ((), "which runs"), (("--all", "@last"), "not both"), (("nobody",), "no run nobody"),
+    (("--tag", "x"), "tags there: mine"),
+    (("--sweep", "x"), "the newest there is 20260901-120000-grid-0001"), (("--all", "--where", "lr<1"), "optim.lr"),
+    (("--all", "--where", "optim.lr>5"), "none of 8 runs fits"), (("--all", "--sort", "beauty"), "no such column"),
+    (("--all", "--target", "92"), "as 92%"), (("--all", "--target", "high"), "as 0.92"),
+    (("--all", "--baseline", "nobody"), "fits none of the rows"), (("--all", "--json", "--csv"), "not allowed with"),
+])
+def test_where_there_is_no_answer_one_line_says_why(compare: Compare, argv: tuple[str, ...], said: str) -> None:
+    code, out, err = compare(*argv)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert said in err
+
+
+def test_an_empty_folder_and_runs_without_metrics_are_refused_in_one_line(compare: Compare, make: Make) -> None:
+    code, out, err = compare("--all")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    (make().directory / "metrics.jsonl").unlink()
+    code, out, err = compare("--all")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "without metrics" in err
+
+
+def test_what_is_damaged_is_named_and_the_rest_is_shown(compare: Compare, make: Make) -> None:
+    make(0.9)
+    broken, empty, damaged = make(0.91, lr=3e-3), make(0.92, lr=1e-2), make(0.93, lr=2e-2)
+    path = broken.directory / "metrics.jsonl"
+    path.write_text("no json\n" + path.read_text() + '{"event": "epo')
+    (empty.directory / "metrics.jsonl").unlink()
+    (damaged.directory / "config.yaml").write_text("[")
+    code, out, err = compare("--all", "--json")
+    assert code == 0
+    assert [row["last"] for row in json.loads(out)["rows"]] == [0.91, 0.9, None]
+    assert f"run {broken.id}: 1 broken line in metrics.jsonl (1), skipped" in err
+    assert f"run {broken.id}: the last line of metrics.jsonl is half-written" in err
+    assert f"without metrics so far: run {empty.id} (not started)" in err
+    assert f"skipped {damaged.directory}/config.yaml" in err
+    assert len(err.splitlines()) == 4
+
+
+def test_different_data_sets_are_marked_and_never_paired(compare: Compare, make: Make) -> None:
+    make(0.9, test_images=100)
+    make(0.8, lr=3e-3, test_images=100, data="1")
+    make(0.5, settings={"data.name": "cifar100"}, data="2", test_images=100)
+    _, out, _ = compare("--all")
+    for mark in ("cifar10 (1)", "cifar10 (2)", "cifar100", "other", "different test images", "of another data set"):
+        assert mark in out
+    assert [pair["mcnemar"] for pair in document(compare, "--all")["pairs"]] == [None]
+
+
+def test_one_seed_is_said_to_be_not_enough(compare: Compare, make: Make) -> None:
+    make(0.9)
+    make(0.91, lr=3e-3)
+    _, out, _ = compare("--all")
+    assert "Not enough seeds (n=1): paper-b, paper-a." in out
+    assert "seed=1,2" in out
+    assert "interval" not in out
+
+
+def heavy_after(code: str) -> set[str]:
+    """Which heavy packages a fresh process holds after ``code``."""
+    show = f"import sys\n{code}\nprint('HEAVY', *[m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
+    return set(done.stdout.rpartition("HEAVY")[2].split())
+
+
+@pytest.mark.usefixtures("grid")
+@pytest.mark.parametrize("verb", ["['compare', '--all', '--target', '0.9'", "['leaderboard'"])
+def test_comparing_loads_no_torch_and_no_launcher(runs_dir: Path, verb: str) -> None:
+    code = f"from runyard.cli import main\nassert main({verb}, '--runs-dir', {str(runs_dir)!r}]) == 0"
+    assert heavy_after(code) == set()
+    assert "numba" in heavy_after(code + "\nimport numba")

@@ -1,0 +1,94 @@
+"""Runs that differ only in seed are one row, and nothing else is."""
+
+from __future__ import annotations
+
+import pytest
+
+from runyard.compare.groups import differing, group, written
+from tests.compare.conftest import Make
+
+
+def test_runs_that_differ_only_in_seed_are_one_group_by_rising_seed(make: Make) -> None:
+    runs = [make(seed=2), make(seed=0), make(seed=1)]
+    (only,) = group(runs)
+    assert [run.seed for run in only.runs] == [0, 1, 2]
+    assert (only.n, only.label, only.state) == (3, "paper", "")
+    assert differing([only]) == []
+
+
+@pytest.mark.parametrize("settings", [
+    {"optim.lr": 0.003}, {"model.widths": [1, 2, 3, 4]}, {"augment.hue": 0.2}, {"cluster.nodes": 2}, {"name": "other"},
+    {"epochs": 9}, {"data.validation_fraction": 0.1},
+])
+def test_any_other_setting_that_says_what_is_learned_makes_two(make: Make, settings: dict[str, object]) -> None:
+    assert len(group([make(seed=0), make(seed=1, settings=settings)])) == 2
+
+
+@pytest.mark.parametrize("settings", [
+    {"runs_dir": "/elsewhere"}, {"data.root": "/elsewhere"}, {"tracking.mode": "none"}, {"cluster.timeout_min": 7},
+    {"checkpoint.every_s": 1.0}, {"tracking.tags": ["a"]},
+])
+def test_settings_that_say_where_do_not(make: Make, settings: dict[str, object]) -> None:
+    groups = group([make(seed=0), make(seed=1, settings=settings)])
+    assert len(groups) == 1
+    assert differing(group([make(seed=0), make(seed=1, settings=settings)], by_run=True)) == []
+
+
+def test_the_same_settings_on_other_test_images_are_no_repetition(make: Make) -> None:
+    groups = group([make(seed=0), make(seed=1), make(seed=0, data="1")])
+    assert [g.n for g in groups] == [2, 1]
+
+
+def test_a_run_that_has_not_met_its_data_yet_goes_with_those_of_its_settings(make: Make) -> None:
+    waiting = make(seed=1)
+    (waiting.directory / "data.json").unlink()
+    from runyard.compare.reading import load
+
+    assert len(group([make(seed=0), load(waiting.directory)])) == 1
+    assert len(group([make(seed=0), make(seed=2, data="1"), load(waiting.directory)])) == 3  # which one is not known
+
+
+def test_only_the_settings_that_differ_are_columns_in_the_configurations_order(make: Make) -> None:
+    groups = group([make(lr=1e-3), make(lr=3e-3, settings={"augment.hue": 0.2}, name="b", seed=5)])
+    assert differing(groups) == ["augment.hue", "optim.lr"]
+
+
+def test_each_seed_counts_once_and_the_newest_finished_run_is_it(make: Make) -> None:
+    first, again = make(0.90, seed=0), make(0.92, seed=0)
+    other, failed = make(0.94, seed=1), make(0.5, seed=1, done=2, end="failed")
+    (g,) = group([first, again, other, failed])
+    assert g.counted == (again, other)
+    assert g.mean("last") == pytest.approx(0.93)
+    assert g.state == "3 finished, 1 failed"
+
+
+def test_a_run_under_way_does_not_drag_a_mean_down_and_is_shown_where_it_is_alone(make: Make) -> None:
+    running = make(0.9, seed=1, done=2, end="")
+    both, alone = group([make(0.9, seed=0), running])[0], group([running])[0]
+    assert both.mean("last") == 0.9
+    assert both.n == 1
+    assert not alone.finished
+    assert alone.mean("last") == running.last < 0.9
+    assert alone.state == "silent 2/10"
+
+
+def test_labels_are_unique_and_say_the_experiments_name(make: Make) -> None:
+    runs = [make(lr=lr, name=name) for lr, name in ((1e-3, "a"), (2e-3, "a"), (1e-3, "a-a"), (1e-3, "b"))]
+    assert [g.label for g in group(runs)] == ["a-b", "a-c", "a-a", "b"]
+    many = group([make(lr=at / 1000) for at in range(1, 31)])
+    assert many[25].label == "paper-z"
+    assert many[26].label == "paper-aa"
+    assert len({g.label for g in many}) == 30
+
+
+def test_by_run_each_run_is_a_row_named_by_its_id(make: Make) -> None:
+    runs = [make(seed=0), make(seed=1)]
+    assert [g.label for g in group(runs, by_run=True)] == [run.id for run in runs]
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    (0.001, "0.001"), (1e-7, "1e-07"), (None, "null"), (True, "true"), ([1, 0.5], "[1,0.5]"), ("adamw", "adamw"),
+    (12, "12"), (0.1234567891, "0.1234567891"),
+])
+def test_values_are_written_as_the_command_line_has_them(value: object, text: str) -> None:
+    assert written(value) == text

@@ -1,0 +1,70 @@
+"""What a sweep found: the setting that matters is named, noise is not, and the cost is all of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from runyard.compare.groups import group
+from runyard.compare.importance import explained, sweep
+from tests.compare.conftest import Make
+
+
+def test_two_levels_by_hand() -> None:
+    # means 1 and 4, grand mean 2.5; between 4*1.5^2 = 9, within 2*(0.5) = 1, total 10; within per degree 0.5
+    assert explained(["a", "a", "b", "b"], np.array([0.5, 1.5, 3.5, 4.5])) == pytest.approx((9 - 0.5) / 10)
+
+
+def test_noise_is_given_nothing_on_average() -> None:
+    random = np.random.default_rng(0)
+    shares = [explained(list("aabbccddee"), random.normal(size=10)) for _ in range(300)]
+    raw = [s for s in shares if s is not None]
+    assert float(np.median(raw)) == pytest.approx(0, abs=0.05)  # the uncorrected share is 4/9 here
+
+
+@pytest.mark.parametrize(("levels", "scores"), [
+    ("aaa", [1, 2, 3]), ("abc", [1, 2, 3]), ("aabb", [1, 1, 1, 1]), ("", []),
+])
+def test_what_cannot_be_told_is_not(levels: str, scores: list[float]) -> None:
+    assert explained(list(levels), np.array(scores, float)) is None
+
+
+def test_the_setting_that_moves_the_score_comes_first(make: Make) -> None:
+    runs = [make(0.80 + 0.05 * at + 0.001 * seed + 0.0005 * turn, lr=lr, seed=seed,
+                 settings={"augment.rotation_deg": float(turn)})
+            for at, lr in enumerate((1e-3, 3e-3)) for turn in (5, 10) for seed in range(3)]
+    found = sweep(group(runs))
+    assert [effect.setting for effect in found.effects] == ["optim.lr", "augment.rotation_deg"]
+    assert found.effects[0].share == pytest.approx(1, abs=0.01)
+    assert found.effects[1].share == pytest.approx(0, abs=0.01)
+    assert found.between_seeds is not None
+    assert found.between_seeds < 0.01
+    assert found.best is not None
+    assert found.best.settings["optim.lr"] == 3e-3
+    assert found.evaluated == 12
+
+
+def test_numbers_that_were_drawn_are_put_into_bins(make: Make) -> None:
+    runs = [make(0.8 + 0.01 * at, lr=1e-3 * (1 + at / 7)) for at in range(16)]
+    (effect,) = sweep(group(runs)).effects
+    assert (effect.binned, effect.levels) == (True, 4)
+    assert effect.share is not None
+    assert effect.share > 0.8
+
+
+def test_failures_are_counted_by_their_reason_and_cost_what_they_cost(make: Make) -> None:
+    bad = [make(lr=1.0, seed=s, done=2, end="failed", message=f"not finite at step {s}01 on rank {s}") for s in (1, 2)]
+    runs = [make(0.9, seed=0), make(0.92, lr=3e-3), *bad,
+            make(lr=2.0, done=1, end="failed", message="no room\non the disk")]
+    found = sweep(group(runs))
+    assert {why: len(ids) for why, ids in found.failures.items()} == {"not finite at step … on rank …": 2, "no room": 1}
+    assert found.states == {"finished": 2, "failed": 3}
+    assert found.gpu_hours == pytest.approx(sum(run.gpu_hours for run in runs))
+    assert found.gpu_hours_lost == pytest.approx(5 * 36 * 4 / 3600)
+    assert found.wall_s == pytest.approx(4000 + 36)
+
+
+def test_a_sweep_of_which_nothing_finished_has_no_best_point(make: Make) -> None:
+    found = sweep(group([make(lr=lr, done=1, end="failed", message="x") for lr in (1e-3, 3e-3)]))
+    assert found.best is None
+    assert all(effect.share is None for effect in found.effects)

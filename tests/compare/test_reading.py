@@ -1,0 +1,191 @@
+"""A History says what the directory says, whatever the state of its files."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runyard.compare.reading import SIGN_OF_LIFE_S, load
+from runyard.compare.runs import History
+from runyard.errors import UserError
+from tests.compare.conftest import Make
+from tests.compare.fabricate import BEGAN
+
+
+def append(run: History, **row: object) -> History:
+    with open(run.directory / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+    return load(run.directory)
+
+
+def test_a_history_holds_the_journals_own_figures(make: Make) -> None:
+    run = make(0.92, test_images=100)
+    rows = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+    epochs = [row for row in rows if row["event"] == "epoch"]
+    for name in ("epoch", "step", "t", "clock_s", "train_loss", "test_top1", "lr", "images_per_s", "data_wait_pct"):
+        assert run.series[name].tolist() == [row[name] for row in epochs]
+    assert (run.last, run.best, run.best_epoch, run.parameters) == (0.92, 0.92, 10, 4_693_962)
+    assert np.isnan(run.measure("val_top1")).all()
+    confusion, predictions = run.confusion(), run.predictions()
+    assert confusion is not None
+    assert confusion.sum() == 100
+    assert predictions is not None
+    assert (predictions.predicted == predictions.label).mean() == pytest.approx(0.92)
+
+
+def test_gpu_hours_are_time_under_way_times_gpus_without_the_wait_between_starts(make: Make) -> None:
+    whole, restarted = make(ranks=4, epoch_s=36.0), make(ranks=4, epoch_s=36.0, restarts=(5,))
+    assert whole.gpu_hours == pytest.approx(10 * 36 * 4 / 3600)
+    assert restarted.gpu_hours == pytest.approx(whole.gpu_hours)
+    assert restarted.starts[1].t - restarted.starts[0].ended == 60
+    assert restarted.series["gpu_hours"][-1] == pytest.approx(restarted.gpu_hours)
+    assert restarted.series["t"][-1] - whole.series["t"][-1] == pytest.approx(1000 + 60)
+    assert [start.ended_by for start in restarted.starts] == ["interrupted", "finished"]
+
+
+def test_a_run_without_a_gpu_costs_core_hours_and_no_gpu_hours(make: Make) -> None:
+    run = make(device="cpu", ranks=2, epoch_s=36.0)
+    assert run.cpu_only
+    assert run.gpu_hours == 0
+    assert run.core_hours == pytest.approx(10 * 36 * 2 * 2 / 3600)  # two threads each
+
+
+def test_a_start_that_was_killed_costs_until_its_last_row_and_a_requeue_ends_it(make: Make) -> None:
+    run = make(done=3, end="", ranks=1, epoch_s=36.0)
+    assert run.gpu_hours == pytest.approx(3 * 36 / 3600)
+    run = append(run, event="requeue", t=BEGAN + 200, cause="crash", step=780, without_progress=0)
+    assert (run.state, run.message, run.starts[0].ended_by) == ("waiting", "crash", "crash")
+    assert run.gpu_hours == pytest.approx(200 / 3600)
+
+
+@pytest.mark.parametrize(("end", "message", "state"), [
+    ("finished", "", "finished"), ("failed", "the loss is not a finite number", "failed"),
+    ("interrupted", "", "interrupted"),
+])
+def test_the_state_is_what_the_journal_said_last(make: Make, end: str, message: str, state: str) -> None:
+    run = make(end=end, message=message, done=10 if end == "finished" else 4)
+    assert (run.state, run.message) == (state, message)
+
+
+def test_a_requeued_run_waits_until_it_is_given_up(make: Make) -> None:
+    run = make(done=3, end="interrupted")
+    run = append(run, event="requeue", t=BEGAN + 200, cause="preemption", step=780, without_progress=0)
+    assert (run.state, run.message) == ("waiting", "preemption")
+    run = append(run, event="stop", t=BEGAN + 300, reason="failed", message="given up: three restarts, no progress")
+    assert run.state == "failed"
+    assert run.message.startswith("given up")
+
+
+def test_an_unfinished_run_is_running_only_as_long_as_it_gives_a_sign_of_life(make: Make) -> None:
+    now = time.time()
+    assert make(done=3, end="", began=now - 3 * 36).state == "running"
+    silent = make(done=3, end="", began=now - 3 * 36 - 2 * SIGN_OF_LIFE_S)
+    assert silent.state == "silent"
+    assert "no sign of life" in silent.message
+    (silent.directory / "progress.json").write_text(json.dumps({"t": now - 1}))
+    assert load(silent.directory).state == "running"
+
+
+def test_trouble_after_the_end_does_not_unfinish_a_run(make: Make) -> None:
+    run = append(make(), event="stop", t=BEGAN + 999, reason="failed", message="the report")
+    assert run.state == "finished"
+
+
+def test_a_run_that_never_started_has_no_metrics_and_no_cost(make: Make) -> None:
+    run = make()
+    (run.directory / "metrics.jsonl").unlink()
+    run = load(run.directory)
+    assert (run.state, run.starts, len(run.series["epoch"]), run.gpu_hours) == ("not started", (), 0, 0)
+    assert np.isnan(run.last)
+    assert np.isnan(run.best)
+
+
+def test_broken_lines_are_numbered_and_a_half_written_last_one_is_told_apart(make: Make) -> None:
+    run = make()
+    path = run.directory / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    lines[3] = lines[3][:50] + "\n"
+    path.write_text("".join(lines) + '{"event": "epo')
+    run = load(run.directory)
+    assert run.broken_lines == (4, len(lines) + 1)
+    assert run.half_written
+    assert 3 not in run.series["epoch"]
+    path.write_text("".join(lines))
+    assert not load(run.directory).half_written
+
+
+def test_of_a_repeated_epoch_the_last_counts(make: Make) -> None:
+    run = make()
+    row = {"event": "epoch", "t": BEGAN + 9999, "epoch": 10, "step": 3900, "test_top1": 0.5}
+    assert append(run, **row).last == 0.5
+
+
+def test_best_is_chosen_on_the_held_out_part_where_there_is_one(make: Make) -> None:
+    run = make(0.92, validation=True)
+    rows = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["event"] == "epoch" and row["epoch"] == 7:
+            row["val_top1"] = 0.99
+    (run.directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = load(run.directory)
+    assert (chosen.chosen_by, chosen.best_epoch) == ("val_top1", 7)
+    assert chosen.best == chosen.series["test_top1"][6] < chosen.last
+
+
+def test_runs_of_an_older_and_a_newer_schema_are_read(make: Make) -> None:
+    old = make(settings={"ema_decay": ..., "cluster.requeue": ...})
+    new = make(settings={"optim.not_invented_yet": 3})
+    assert "ema_decay" not in old.settings
+    assert new.settings["optim.not_invented_yet"] == 3
+    assert old.settings_sha256 == make().settings_sha256  # what is not there is as good as null
+    assert new.settings_sha256 != old.settings_sha256
+
+
+@pytest.mark.parametrize(("file", "content"), [
+    ("config.yaml", None), ("config.yaml", "[1"), ("config.yaml", "- a"), ("run.json", None), ("run.json", "{"),
+    ("run.json", "[]"),
+])
+def test_a_damaged_directory_is_refused_by_the_name_of_its_file(make: Make, file: str, content: str | None) -> None:
+    path: Path = make().directory
+    (path / file).unlink()
+    if content is not None:
+        (path / file).write_text(content)
+    with pytest.raises(UserError, match=file):
+        load(path)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"splits": {"test": 3}}'])
+def test_without_its_data_json_a_run_has_no_identity_of_data(make: Make, content: str | None) -> None:
+    path = make().directory
+    (path / "data.json").unlink()
+    if content is not None:
+        (path / "data.json").write_text(content)
+    assert (load(path).data_sha256, load(path).test_sha256) == (None, None)
+
+
+def test_the_test_parts_identity_is_its_content_not_its_layout(make: Make) -> None:
+    run = make()
+    path = run.directory / "data.json"
+    data = json.loads(path.read_text())
+    data["splits"]["test"] |= {"arrays_sha256": {"x.npy": "a", "y.npy": "b"}}
+    path.write_text(json.dumps(data))
+    with_arrays = load(run.directory)
+    data["splits"]["test"] |= {"beton_sha256": "other layout"}
+    path.write_text(json.dumps(data))
+    other_layout = load(run.directory)
+    assert other_layout.test_sha256 == with_arrays.test_sha256
+    assert other_layout.data_sha256 != with_arrays.data_sha256
+    data["splits"]["test"]["arrays_sha256"]["x.npy"] = "c"
+    path.write_text(json.dumps(data))
+    assert load(run.directory).test_sha256 != with_arrays.test_sha256
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no numbers"])
+def test_damaged_predictions_are_none(make: Make, content: bytes) -> None:
+    run = make(test_images=10)
+    (run.directory / "predictions.npz").write_bytes(content)
+    assert run.predictions() is None
