@@ -17,17 +17,18 @@ from typing import Any
 import submitit
 
 from cluster.attach import Job, LocalJob, SlurmJob
+from cluster.check import Subject
 from cluster.compose import Composed, compose, differences, expand, gpu_count
 from cluster.executor import Batch, require_sbatch, tasks_per_node
 from cluster.job import TrainJob
+from cluster.preflight import can_go_on, planned, preflight
 from runyard import config as schema
-from runyard.config import ClusterConfig, Config, check_world
+from runyard.config import ClusterConfig, Config
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.fields import written
 from runyard.run import Run, new_id
 
-LEAST_FREE_MB = 500
 # What a run may go on with: nothing that changes what it learns.
 FREE = ("cluster.", "checkpoint.", "tracking.", "data.root", "workers", "loader", "eval_batch_size")
 
@@ -57,9 +58,11 @@ def plan(overrides: list[str], *, sweep: bool = False, after: str | None = None,
     if after is not None and made.config.cluster.launcher == "local":
         raise UserError(f"--after {after}: cluster=local has no queue to wait in; submit when that has ended")
     needs_data = after is None and not dry_run
-    for point in points:
-        tasks, _ = layout(point.config.cluster)
-        preflight(point.config, tasks, manifest.prepare_command(point.overrides), needs_data=needs_data)
+    for point in points[1:]:
+        one = subject([point.config], manifest.prepare_command(point.overrides), needs_data=needs_data)
+        preflight(one, of_slurm=False)
+    configs, prepare = [point.config for point in points], manifest.prepare_command(points[0].overrides)
+    preflight(subject(configs, prepare, after, needs_data=needs_data), of_slurm=not dry_run)
     return made
 
 
@@ -128,8 +131,7 @@ def resume(run: Run, overrides: list[str]) -> Job:
                 f"{name}={written(new)}: run {run.id} was begun with {written(old)}, and would learn "
                 f"something else; resume takes {', '.join(n.rstrip('.') for n in FREE)}; start a new run for the rest"
             )
-    if (writer := run.holder()) is not None:
-        raise UserError(f"run {run.id} is being written by {writer}: wait for it, or stop it first")
+    can_go_on(run)
     values = schema.to_dict(run.config)
     for name, (_, new) in changed.items():
         *groups, leaf = name.split(".")
@@ -138,10 +140,7 @@ def resume(run: Run, overrides: list[str]) -> Job:
             inner = inner[group]
         inner[leaf] = new
     config = schema.from_dict(values)
-    tasks, _ = layout(config.cluster)
-    preflight(config, tasks, manifest.prepare_command([*given, *overrides]))
-    if config.cluster.launcher == "slurm":
-        require_sbatch()
+    preflight(subject([config], manifest.prepare_command([*given, *overrides])))
     if changed:
         run.amend(config, [*given, *overrides], said=overrides)
     return launch(run)
@@ -165,31 +164,14 @@ def layout(cluster: ClusterConfig) -> tuple[int, int]:
     return tasks, gpus
 
 
-def preflight(
-    config: Config, tasks: int, prepare: str = "runyard prepare data=NAME", *, needs_data: bool = True
-) -> None:
-    """The cheap checks that save a queue slot: batch divides, disk not full, data there (by ``prepare``)."""
-    check_world(config, tasks * config.cluster.nodes)
-    if needs_data:
-        folder = manifest.folder(config.data)
-        data = manifest.load(folder, prepare)
-        manifest.verify(folder, data, list(data.splits), hash_files=False)
-        samples = data.splits["train"].samples
-        if config.batch_size > samples:
-            raise UserError(
-                f"batch_size={config.batch_size}: {folder} holds {samples} training images; set at most that"
-            )
-    gpus = config.cluster.gpus_per_node if config.cluster.launcher == "slurm" else gpu_count()
-    if config.precision == "fp16" and not gpus:
-        raise UserError("precision=fp16 needs a GPU, and this machine shows none: set precision=bf16 or fp32")
-    runs_dir = Path(config.runs_dir).absolute()
-    there = next(folder for folder in (runs_dir, *runs_dir.parents) if folder.exists())
-    free_mb = shutil.disk_usage(there).free / 1e6
-    if free_mb < LEAST_FREE_MB:
-        raise UserError(
-            f"runs_dir={config.runs_dir}: {free_mb:.0f} MB free, expected {LEAST_FREE_MB} MB at least; "
-            "free some, or set runs_dir elsewhere"
-        )
+def subject(
+    configs: list[Config], prepare: str, after: str | None = None, *, needs_data: bool = True
+) -> Subject:
+    """What preflight and doctor check: one run, or a sweep whose points lie on the same cluster."""
+    tasks, _ = layout(configs[0].cluster)
+    on_slurm = configs[0].cluster.launcher == "slurm"
+    script = (lambda: planned(configs, after).script()) if on_slurm else None
+    return Subject(configs[0], tasks, prepare, needs_data, len(configs), script)
 
 
 def _queue(runs: list[Run], sweep: str | None, after: str | None) -> list[Job]:

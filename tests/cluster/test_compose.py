@@ -173,15 +173,15 @@ def test_a_truncated_data_set_is_refused_by_its_file(
     beton = next(copy.glob("*/test.beton"))
     beton.write_bytes(beton.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"test\.beton"):
-        submit.preflight(make_config(*SMALL, f"data.root={copy}", f"runs_dir={tmp_path}"), 2)
+        submit.preflight(submit.subject([make_config(*SMALL, f"data.root={copy}", f"runs_dir={tmp_path}")], "prepare"))
 
 
 def test_a_full_disk_is_refused(
     prepared: Path, tmp_path: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(*SMALL, f"data.root={prepared}", f"runs_dir={tmp_path}")
-    submit.preflight(config, 2)
+    submit.preflight(submit.subject([config], "prepare"))
     usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
     monkeypatch.setattr(submit.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="1 MB free"):
-        submit.preflight(config, 2)
+        submit.preflight(submit.subject([config], "prepare"))
