@@ -29,7 +29,6 @@ class ServedRun:
     streams: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in STREAMS.values()})
     rewritten: int = 0  # history lines sent to an offset that held one already
     holes: int = 0  # history lines sent beyond the end
-    posts: int = 0  # times that history arrived
     ends: list[int] = field(default_factory=list)  # exit codes, one for each time the client finished the run
     preempting: int = 0
     files: dict[str, bytes] = field(default_factory=dict)
@@ -53,7 +52,6 @@ class ServedRun:
             return
         held = self.streams[STREAMS[file]]
         if file == "wandb-history.jsonl":
-            self.posts += 1
             self.rewritten += max(0, min(len(held), offset + len(lines)) - offset)
             self.holes += max(0, offset - len(held))
         held += [""] * (offset + len(lines) - len(held))
@@ -83,7 +81,7 @@ class WandbServer:
         self.keys: set[str] = set()
         self.stall = threading.Event()
         self.fail = threading.Event()
-        self.most_history_posts: int | None = None  # after so many the server takes no more of the stream
+        self.most_history_lines: int | None = None  # of a run: the server takes no more, and says so
         self.lock = threading.Lock()
         handler = type("Bound", (_Handler,), {"served": self})
         self._http = _Http(("127.0.0.1", 0), handler)
@@ -251,7 +249,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _stream(self, sent: dict[str, Any]) -> int:
         run = self.served.run(self.path.split("/")[4])
         for file, part in (sent.get("files") or {}).items():
-            if self.served.most_history_posts is not None and run.posts >= self.served.most_history_posts:
+            most = self.served.most_history_lines
+            if most is not None and file == "wandb-history.jsonl":
+                run.receive(file, part["offset"], part["content"][: max(0, most - part["offset"])])
                 return 500
             run.receive(file, part["offset"], part["content"])
         run.preempting += bool(sent.get("preempting"))

@@ -10,11 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from runyard.data import manifest
+from runyard.errors import UserError
 from runyard.files import sha256
 from runyard.report import facts
-from runyard.report.samples import confused_pairs
+from runyard.report.samples import png, test_images
 from runyard.run import Run
 
+PER_CLASS = ("class", "images", "recall", "precision", "mostly taken for")
+SAMPLES = ("image", "true", "predicted", "confidence", "index")
+SAMPLES_EACH = 32  # mistaken images, and as many right ones
 MOST_CLASSES = 100  # in a confusion matrix: W&B's tables end at 10,000 rows, one for each pair
 
 
@@ -29,7 +34,7 @@ def save_code_and_config(run: Run, record: Any) -> None:
 
 
 def final_tables(run: Run) -> dict[str, Any]:
-    """The confusion matrix, a table by class, and the surest mistakes with their images, as far as they are there."""
+    """The confusion matrix, a table by class, and sample predictions, as far as they are there."""
     import wandb
 
     known = facts.gather(run)
@@ -43,14 +48,9 @@ def final_tables(run: Run) -> dict[str, Any]:
         tables["confusion_matrix"] = wandb.plot.confusion_matrix(
             y_true=np.repeat(truth, counts).tolist(), preds=np.repeat(said, counts).tolist(), class_names=classes
         )
-    if samples := _samples(known, classes):
-        tables["sample_predictions"] = wandb.Table(
-            columns=["image", "true", "predicted", "confidence", "index"], data=samples
-        )
+    if samples := _samples(run, classes):
+        tables["sample_predictions"] = wandb.Table(columns=list(SAMPLES), data=samples)
     return tables
-
-
-PER_CLASS = ("class", "images", "recall", "precision", "mostly taken for")
 
 
 def per_class(confusion: np.ndarray, classes: list[str]) -> list[list[Any]]:
@@ -65,16 +65,25 @@ def per_class(confusion: np.ndarray, classes: list[str]) -> list[list[Any]]:
     return rows
 
 
-def _samples(known: facts.Facts, classes: list[str]) -> list[list[Any]]:
+def _samples(run: Run, classes: list[str]) -> list[list[Any]]:
+    """Rows of ``SAMPLES``: the surest mistakes, then images taken evenly from those that were right."""
     import wandb
     from PIL import Image
 
-    pairs, _ = confused_pairs(known)
+    try:
+        with np.load(run.path / "predictions.npz", allow_pickle=False) as kept:
+            index, label, said, sure = (kept[key] for key in ("index", "label", "predicted", "confidence"))
+        images = test_images(manifest.folder(run.config.data), run.path / "data.json", index, label)
+    except (UserError, OSError, ValueError, KeyError):  # not kept, or the data is elsewhere: no table
+        return []
+    wrong, right = np.flatnonzero(said != label), np.flatnonzero(said == label)
+    surest = wrong[np.argsort(-sure[wrong], kind="stable")][:SAMPLES_EACH]
+    evenly = right[np.unique(np.linspace(0, len(right) - 1, SAMPLES_EACH).astype(int))] if len(right) else right
     return [
-        [wandb.Image(Image.open(io.BytesIO(s.png))), classes[pair.true], classes[pair.predicted], s.confidence, s.index]
-        for pair in pairs
-        for s in pair.samples
-    ]
+        [wandb.Image(Image.open(io.BytesIO(png(images[index[at]])))), classes[label[at]], classes[said[at]],
+         float(sure[at]), int(index[at])]
+        for at in (*surest, *evenly)
+    ]  # fmt: skip
 
 
 def log_checkpoints(run: Run, record: Any) -> None:
@@ -84,10 +93,10 @@ def log_checkpoints(run: Run, record: Any) -> None:
     found = [c for path in sorted(run.checkpoints.glob("step_*")) if (c := _checkpoint(path)) is not None]
     scored = [c for c in found if c[1]["score"] is not None]
     best = max(scored, key=lambda c: (c[1]["score"], c[1]["step"])) if scored else None
-    for path, manifest in found:
+    for path, said in found:
         aliases = ["last"] * (path == found[-1][0]) + ["best"] * (best is not None and path == best[0])
         if aliases:
-            artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=manifest)
+            artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=said)
             artifact.add_file(str(path / "state.pt"))
             record.log_artifact(artifact, aliases=[*aliases, path.name])
 
@@ -95,7 +104,7 @@ def log_checkpoints(run: Run, record: Any) -> None:
 def _checkpoint(path: Path) -> tuple[Path, dict[str, Any]] | None:
     """A checkpoint's folder and manifest, None unless its content matches. Without torch: a login node sends it too."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        return (path, manifest) if sha256(path / "state.pt") == manifest["sha256"] else None
+        said = json.loads((path / "manifest.json").read_text())
+        return (path, said) if sha256(path / "state.pt") == said["sha256"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -58,6 +58,8 @@ class WandbRecord:
         """
         import wandb
 
+        if not live:
+            wandb.setup(wandb.Settings(silent=True))  # where the key lies is said before the record's settings
         tracking = run.config.tracking
         self._run, self._history, self._warn = run, History(run.config), warn
         self._record = wandb.init(
@@ -84,7 +86,6 @@ class WandbRecord:
                 save_code=False,
                 reinit="create_new",
                 stop_fn=stop_this_training,
-                symlink=False,
                 x_disable_stats=not live,
                 x_disable_machine_info=not live,
                 x_save_requirements=live,

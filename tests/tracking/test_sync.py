@@ -1,0 +1,212 @@
+"""`runyard sync` sends a run whole and once, however often it was interrupted. Tests start it as a user does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runyard.run import Run
+from tests.tracking.life import FAILED, FINISHED, INTERRUPTED, KEY, begin, epochs, live, write
+from tests.tracking.test_wandb_run import is_one_history, wait_for
+from tests.tracking.wandb_server import WandbServer
+
+MakeRun = Callable[..., Run]
+pytestmark = [pytest.mark.usefixtures("nobody_home"), pytest.mark.slow]
+IMPORTS = "import sys; from runyard.cli import main; code = main(sys.argv[1:]); " \
+          "print(*({'torch', 'ffcv', 'torchvision'} & set(sys.modules)), file=sys.stderr); sys.exit(code)"  # fmt: skip
+
+
+def sync(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, "-m", "runyard", "sync", *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def synced(*words: str) -> list[dict[str, Any]]:
+    return json.loads(sync(*words, "--json").stdout)["runs"]  # type: ignore[no-any-return]
+
+
+def refusal(*words: str) -> str:
+    done = sync(*words, code=2)
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def restarted(make_run: MakeRun) -> Run:
+    """A finished run with a restart, logged offline: none of it was sent."""
+    run = make_run("tracking.mode=offline")
+    write(run, begin(), *epochs(1, 2), INTERRUPTED, begin(2), *epochs(3, 4), *FINISHED)
+    return run
+
+
+def test_a_restarted_offline_run_arrives_whole_and_a_second_sync_sends_nothing(
+    server: WandbServer, make_run: MakeRun
+) -> None:
+    run = restarted(make_run)
+    (first,) = synced(str(run.path))
+    assert (first["action"], first["sent"], first["points"], first["status"]) == ("sent", 5, 5, "finished")
+    served = server.runs[run.id]
+    is_one_history(served, 4)
+    assert served.summary["test/top1"] == {"max": 0.8, "last": 0.6}
+    assert (served.summary["status"], served.summary["restarts"], served.ends) == ("finished", 1, [0])
+    assert served.config["machine"]["value"]["resumed_from"] == "step_00000016"
+    assert served.values("_timestamp") == sorted(served.values("_timestamp"))
+    assert not served.streams["events"], "this machine's load is not the run's"
+    for line in ("epoch 1/4", "resuming at step 16", "final test top-1"):
+        assert served.output.count(line) == 1
+    before = (list(served.streams["history"]), list(served.ends))
+    (second,) = synced(str(run.path))
+    assert (second["action"], second["sent"]) == ("nothing to send", 0)
+    assert (served.streams["history"], served.ends) == before
+    assert not (run.path / "wandb").exists(), "nothing is left in the run's directory"
+
+
+def test_a_sync_that_was_killed_goes_on_where_the_server_stands(server: WandbServer, make_run: MakeRun) -> None:
+    run = restarted(make_run)
+    server.most_history_lines = 2
+    words = [sys.executable, "-m", "runyard", "sync", str(run.path)]
+    first = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_for(lambda: run.id in server.runs and bool(server.runs[run.id].history))
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    time.sleep(0.5)
+    served = server.runs[run.id]
+    assert 0 < len(served.history) < 5, "all arrived: the test shows nothing"
+    server.most_history_lines = None
+    (second,) = synced(str(run.path))
+    assert second["sent"] == 5 - second["there"] > 0
+    is_one_history(served, 4)
+    assert served.ends == [0]
+
+
+def test_a_server_that_takes_no_more_half_way_is_told_in_one_line_and_nothing_is_lost(
+    server: WandbServer, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = restarted(make_run)
+    server.most_history_lines = 2
+    code = "import sys; from runyard.tracking import sync; from runyard.cli import main; sync.SEND_TIMEOUT_S = 3.0; " \
+           "sync.COUNT_TIMEOUT_S = 1.0; sys.exit(main(sys.argv[1:]))"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, "sync", str(run.path)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("runyard: W&B: ")
+    assert "run the same again" in done.stderr
+    server.most_history_lines = None
+    synced(str(run.path))
+    is_one_history(server.runs[run.id], 4)
+
+
+def test_a_running_run_is_sent_up_to_now_and_the_rest_later(server: WandbServer, make_run: MakeRun) -> None:
+    run = make_run("tracking.mode=offline")
+    write(run, begin(), *epochs(1, 2))
+    (first,) = synced(str(run.path))
+    served = server.runs[run.id]
+    assert (first["status"], first["sent"]) == ("running", 2)
+    assert served.ends == [], "the server must not take it for finished"
+    assert synced(str(run.path))[0]["action"] == "nothing to send"
+    write(run, *epochs(3, 4), *FINISHED)
+    assert synced(str(run.path))[0]["sent"] == 3
+    is_one_history(served, 4)
+    assert (served.ends, served.summary["status"]) == ([0], "finished")
+
+
+def test_what_an_online_run_could_not_send_is_sent(server: WandbServer, make_run: MakeRun) -> None:
+    run = make_run("tracking.mode=online")
+    live(run, begin(), *epochs(1, 2), INTERRUPTED)
+    write(run, begin(2), *epochs(3, 4), FAILED)
+    assert synced(str(run.path))[0]["sent"] == 2
+    served = server.runs[run.id]
+    is_one_history(served, 4)
+    assert (served.ends, len(served.alerts)) == ([1, 1], 1)
+    synced(str(run.path))
+    assert len(served.alerts) == 1
+
+
+def test_a_run_that_sends_by_itself_is_left_alone(server: WandbServer, make_run: MakeRun) -> None:
+    run = make_run("tracking.mode=online")
+    lease = run.lease()
+    try:
+        live(run, begin(), *epochs(1, 2), INTERRUPTED)
+        write(run, begin(2), *epochs(3, 3))
+        assert "sends by itself" in sync(str(run.path)).stdout
+        assert len(server.runs[run.id].history) == 2
+    finally:
+        lease.release()
+
+
+def test_a_dry_run_says_what_would_go_and_sends_nothing(server: WandbServer, make_run: MakeRun) -> None:
+    run = restarted(make_run)
+    assert "would send 5 of 5 points" in sync(str(run.path), "--dry-run").stdout
+    assert server.runs == {}
+
+
+def test_all_takes_every_run_but_those_without_tracking_and_names_the_damaged(
+    server: WandbServer, make_run: MakeRun
+) -> None:
+    run, silent, damaged = restarted(make_run), make_run("tracking.mode=none"), make_run("tracking.mode=offline")
+    write(silent, begin(), *epochs(1, 1))
+    (damaged.path / "config.yaml").write_text("- ")
+    done = sync("--all", "--runs-dir", str(run.path.parent), code=1)
+    assert f"{run.id}: sent 5 of 5 points" in done.stdout
+    assert f"passed over: {damaged.path}/config.yaml" in done.stderr
+    assert list(server.runs) == [run.id]
+
+
+def test_a_broken_line_is_counted_and_the_rest_is_sent(server: WandbServer, make_run: MakeRun) -> None:
+    run = restarted(make_run)
+    content = run.journal_path.read_text().replace('"event": "epoch"', '"event": "epoch', 1)
+    run.journal_path.write_text(content)
+    assert "1 broken lines" in sync(str(run.path)).stdout
+    assert server.runs[run.id].values("epoch") == [2, 3, 4, 4]
+
+
+def test_it_needs_neither_torch_nor_the_data_and_shows_no_key(server: WandbServer, make_run: MakeRun) -> None:
+    run = restarted(make_run)
+    done = subprocess.run([sys.executable, "-c", IMPORTS, "sync", str(run.path)], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.strip() == ""
+    assert KEY not in done.stdout + done.stderr
+    assert not [p for p in run.path.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
+
+
+def test_without_a_server_a_key_or_a_sensible_answer_it_is_one_line(
+    server: WandbServer, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = restarted(make_run)
+    server.fail.set()
+    assert "answered 500" in refusal(str(run.path))
+    monkeypatch.delenv("WANDB_API_KEY")
+    assert "wandb login" in refusal(str(run.path))
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    assert "does not answer" in refusal(str(run.path))
+
+
+def test_a_server_that_never_answers_is_waited_for_within_a_limit(server: WandbServer, make_run: MakeRun) -> None:
+    run = restarted(make_run)
+    server.stall.set()
+    code = "import sys; from runyard.tracking import wandb_reach; from runyard.cli import main; " \
+           "wandb_reach.ANSWER_TIMEOUT_S = 1.0; sys.exit(main(sys.argv[1:]))"  # fmt: skip
+    words = [sys.executable, "-c", code, "sync", str(run.path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no answer from" in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["--all", "@last"]])
+def test_it_wants_runs_or_all(words: list[str]) -> None:
+    assert "RUN… or --all" in refusal(*words)
+
+
+def test_a_folder_without_runs_is_said(tmp_path: Path) -> None:
+    assert f"no run in {tmp_path}" in refusal("--all", "--runs-dir", str(tmp_path))

@@ -1,0 +1,61 @@
+"""A real training of two ranks under W&B's real client: one run appears, whatever signals the whole step gets."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runyard.config import Config
+from runyard.data.prepare import prepare
+from runyard.run import Run
+from runyard.tracking import journal
+from tests.tracking.test_wandb_run import is_one_history, wait_for
+from tests.tracking.wandb_server import WandbServer
+from tests.training.conftest import SMALL, Ranks
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def run(tmp_path: Path, make_config: Callable[..., Config], server: WandbServer) -> Run:
+    ours = (*SMALL, f"data.root={tmp_path}", f"runs_dir={tmp_path / 'runs'}", "tracking=online", "epochs=20")
+    config = make_config(*[setting for setting in ours if setting != "tracking=none"])
+    prepare(config.data, progress=False)
+    return Run.create(config, [])
+
+
+def family(process: int) -> list[int]:
+    """The process and its helpers of W&B's: what scancel signals together."""
+    children = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat") if parent(path) == process]
+    return [process, *(pid for pid in children if b"wandb-core" in Path(f"/proc/{pid}/cmdline").read_bytes())]
+
+
+def parent(stat: Path) -> int:
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def test_two_ranks_stopped_by_sigterm_to_all_and_resumed_are_one_run_with_one_history(
+    server: WandbServer, run: Run
+) -> None:
+    first = Ranks(run, 2, "first")
+    wait_for(lambda: run.id in server.runs and len(journal.epochs(journal.read(run.journal_path)[0])) > 1, 60)
+    everybody = [pid for process in first.processes for pid in family(process.pid)]
+    assert len(everybody) == 3, "two ranks and one helper"
+    for pid in everybody:
+        os.kill(pid, signal.SIGTERM)
+    first.wait()
+    assert journal.read(run.journal_path)[0][-1]["reason"] == "interrupted", first.errors
+    assert len(server.runs[run.id].ends) == 1, first.errors
+    second = Ranks(run, 2, "second")
+    assert second.wait() == [0, 0], second.errors
+    assert list(server.runs) == [run.id]
+    is_one_history(server.runs[run.id], 20)
+    assert server.runs[run.id].ends[1:] == [0]
+    assert server.runs[run.id].history[-1]["sample_predictions"]["nrows"] > 1
