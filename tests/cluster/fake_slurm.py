@@ -12,6 +12,7 @@ here={folder}
 printf '%s\\n' "${{0##*/}} $*" >> "$here/calls"
 """
 SBATCH = """
+case $1 in --version) echo slurm 22.05.8; exit ;; --test-only) exit ;; esac
 cp "$1" "$here/script"; env > "$here/sbatch.env"
 [ ! -e "$here/refusal" ] || { cat "$here/refusal" >&2; [ -e "$here/queues anyway" ] || exit 1; }
 sed -n 's/^#SBATCH --job-name=//p' "$1" >> "$here/queue"
@@ -34,14 +35,20 @@ for word in "$@"; do
 done
 """
 SCONTROL = """
-if [ "$1" = show ]; then cat "$here/shown" 2>/dev/null; exit 0; fi
+case "$1 $2" in
+"show config") printf '%s\\n' "MaxArraySize = 1001" "AccountingStorageEnforce = none"; exit ;;
+show*) cat "$here/shown" 2>/dev/null; exit ;;
+esac
 [ ! -e "$here/broken" ] || { cat "$here/broken" >&2; exit 1; }
 """
 SRUN = """
 env > "$here/srun.env"
 exit "$(cat "$here/srun ends with" 2>/dev/null || echo 0)"
 """
-PROGRAMS = {"sbatch": SBATCH, "squeue": SQUEUE, "scancel": SCANCEL, "scontrol": SCONTROL, "srun": SRUN}
+# Two partitions of nodes that have everything.
+SINFO = "printf '%s|up|infinite|1-infinite|100|128|2000000|gpu:h200:8|h200,l40s\\n' 'main*' short\n"
+PROGRAMS = {"sbatch": SBATCH, "squeue": SQUEUE, "scancel": SCANCEL, "scontrol": SCONTROL, "srun": SRUN,
+            "sinfo": SINFO, "sacct": "", "sacctmgr": "exit 1  # no accounting"}  # fmt: skip
 
 
 class FakeSlurm:
@@ -72,6 +79,11 @@ class FakeSlurm:
     def queue(self) -> list[str]:
         """Names of the jobs on it."""
         return self._lines("queue")
+
+    @property
+    def submissions(self) -> list[str]:
+        """The calls of sbatch that were to submit, and did not only ask."""
+        return [call for call in self.calls("sbatch") if not call.split()[1].startswith("--")]
 
     def calls(self, *programs: str) -> list[str]:
         """How these were called, in order; without a name, all."""

@@ -5,6 +5,7 @@ The scripts in golden/ are what was read and found right. After a change that is
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from cluster import dry_run, executor
 from cluster import submit as launcher
+from cluster.compose import compose
 from cluster.executor import Batch
 from runyard.errors import UserError
 from runyard.run import Run
@@ -37,17 +39,18 @@ SCRIPTS = {
 }  # fmt: skip
 
 
-def script(name: str, *more: str) -> str:
+def script(name: str, capsys: pytest.CaptureFixture[str]) -> str:
     plan = launcher.plan(
-        ["experiment=starter", "runs_dir=/RUNS", *SCRIPTS[name], *more],
+        ["experiment=starter", "runs_dir=/RUNS", *SCRIPTS[name]],
         sweep=name == "sweep", after="99" if name == "after" else None, dry_run=True,
     )  # fmt: skip
-    return dry_run._batch(plan).script()
+    dry_run.show(plan, as_json=True)
+    return str(json.loads(capsys.readouterr().out)["script"])
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_batch_script_is_the_golden_one(name: str) -> None:
-    made = script(name).replace(str(ROOT), "/CHECKOUT") + "\n"
+def test_the_batch_script_is_the_golden_one(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    made = script(name, capsys).replace(str(ROOT), "/CHECKOUT") + "\n"
     golden = GOLDEN / f"{name}.sh"
     if os.environ.get("WRITE_GOLDEN"):
         golden.write_text(made)
@@ -61,7 +64,7 @@ def test_every_golden_script_is_one_that_bash_can_read(name: str) -> None:
 
 
 def test_no_golden_script_is_left_over() -> None:
-    assert {path.stem for path in GOLDEN.iterdir()} == set(SCRIPTS)
+    assert {path.stem for path in GOLDEN.glob("*.sh")} == set(SCRIPTS)
 
 
 def test_a_dry_run_prints_the_golden_script_and_leaves_nothing(
@@ -82,8 +85,8 @@ def test_a_dry_run_prints_the_golden_script_and_leaves_nothing(
 
 
 def batch(tmp_path: Path) -> Batch:
-    plan = launcher.plan(["experiment=starter", f"runs_dir={tmp_path}", "cluster=nyu_greene"], dry_run=True)
-    return dry_run._batch(plan)
+    run = Run(tmp_path / "RUN", compose(["cluster=nyu_greene"]).config, {"id": "RUN", "jobs": []})
+    return Batch("RUN", run.path / "slurm", [run])
 
 
 BREAKS = {
@@ -190,7 +193,7 @@ def test_a_job_that_sbatch_did_not_name_rightly_is_taken_off_the_queue_again(
     with pytest.raises(UserError, match=told) as refused:
         submitted(small)
     assert "\n" not in str(refused.value)
-    assert slurm.calls("sbatch"), "the control: it was submitted"
+    assert slurm.submissions, "the control: it was submitted"
     assert slurm.calls()[-1].startswith("scancel --name=")
     assert slurm.queue == []
     assert not list((tmp_path / "runs").glob("2*"))
