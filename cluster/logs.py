@@ -143,21 +143,21 @@ def follow(logs: Logs, printer: Printer, notes: TextIO, last: int | None = None)
 
     Begins with the ``last`` lines that are there, None: all. What it waits for meanwhile goes to ``notes``.
     """
-    now, looked_at, over_since = standing(logs.run), time.monotonic(), None
-    noted = ""
+    looked_at, over_since, noted = float("-inf"), None, ""
+    before = logs.run.last
     printer.show(deque(logs.new(ended=False), last))
-    while over_since is None or time.monotonic() - over_since < SURE_AFTER_S:
-        if now.state in ("waiting", "unknown") and noted != f"{now.state} {now.reason}":
-            print(f"── {now.words} ──", file=notes, flush=True)
-        noted = f"{now.state} {now.reason}"
-        time.sleep(READ_AGAIN_S)
-        before = logs.run.last
-        logs.run = glance(logs.run.path)
-        printer.show(logs.new(ended=False))
+    while True:
         news = logs.run.last != before or over_since is not None or not logs.run.on_slurm
         if news or time.monotonic() - looked_at >= LOOK_AGAIN_S:
-            now, looked_at = standing(logs.run), time.monotonic()
+            before, looked_at, now = logs.run.last, time.monotonic(), standing(logs.run)
             over = not now.going and now.state != "unknown"
             over_since = (over_since or time.monotonic()) if over else None
-    printer.show(logs.new())
-    return now
+            if now.state in ("waiting", "unknown") and noted != f"{now.state} {now.reason}":
+                print(f"── {now.words} ──", file=notes, flush=True)
+            noted = f"{now.state} {now.reason}"
+        if over_since is not None and time.monotonic() - over_since >= SURE_AFTER_S:
+            printer.show(logs.new())
+            return now
+        time.sleep(READ_AGAIN_S)
+        logs.run = glance(logs.run.path)
+        printer.show(logs.new(ended=False))

@@ -20,6 +20,7 @@ from runyard.tracking.words import clock
 READ_AGAIN_S = 2.0
 LOOK_AGAIN_S = 15.0  # a controller answers many
 WIDE = 100  # columns from which names have one of their own
+LONGEST_NAME = 24
 STYLES = {"waiting": "yellow", "starting": "yellow", "running": "green", "ending": "green", "failed": "red",
           "died": "red", "unknown": "magenta", "stopped": "cyan", "cancelled": "cyan"}  # fmt: skip
 HEADS = (("", "run"), ("", "name"), ("", "state"), ("step", "/total"), ("top-1 %", "last/best"), ("images", "/s"),
@@ -119,17 +120,22 @@ def table(shown: Sequence[Standing], among: Sequence[str], width: int) -> Text:
     """``shown`` for a terminal of ``width`` columns; ids are cut where they are still told from those ``among``."""
     short = shortest([s.run.id for s in shown], among)
     wide = width >= WIDE
-    rows = [_cells(s, short[s.run.id]) for s in shown]
     columns = [k for k in range(len(HEADS)) if wide or k != 1]
-    widths = [max(len(text) for text in (*HEADS[k], *(row[k] for row in rows))) for k in range(len(HEADS))]
-    gap = "  " if sum(widths[k] + 2 for k in columns) <= width else " "
+    for brief in (False, True):
+        rows = [_cells(s, short[s.run.id], brief) for s in shown]
+        widths = [max(len(text) for text in (*HEADS[k], *(row[k] for row in rows))) for k in range(len(HEADS))]
+        taken = sum(widths[k] for k in columns) + len(columns) - 1
+        if taken <= width:
+            break
+    gap = "  " if taken + len(columns) - 1 <= width else " "
 
     def line(cells: Sequence[str], style: str = "") -> Text:
         parts = [cells[k].ljust(widths[k]) if k < LEFT else cells[k].rjust(widths[k]) for k in columns]
-        text = Text(gap.join(parts).rstrip(), no_wrap=True, overflow="ellipsis")
+        text = Text(gap.join(parts).rstrip())
         state = len(gap.join(parts[: columns.index(2)])) + len(gap)
         text.stylize("bold", 0, widths[0])
         text.stylize(style, state, state + widths[2])
+        text.truncate(width, overflow="ellipsis")
         return text
 
     lines = [Text(line([head[k] for head in HEADS]).plain, "dim") for k in (0, 1)]
@@ -141,14 +147,16 @@ def table(shown: Sequence[Standing], among: Sequence[str], width: int) -> Text:
     return Text("\n").join(lines)
 
 
-def _cells(standing: Standing, run: str) -> tuple[str, ...]:
+def _cells(standing: Standing, run: str, brief: bool) -> tuple[str, ...]:
     n = standing.numbers
     best = [n["top1_last"], n["top1_best"]]
+    name = str(standing.run.record.get("name"))
+    done = f"{100 * n['step'] / n['steps']:.0f} %" if n["steps"] and n["step"] is not None and brief else None
     return (
         run,
-        str(standing.run.record.get("name")),
+        name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…",
         standing.state,
-        _or_dash(n["step"], "{}") + (f"/{n['steps']}" if n["steps"] else ""),
+        done or _or_dash(n["step"], "{}") + (f"/{n['steps']}" if n["steps"] else ""),
         "/".join(f"{100 * value:.1f}" for value in best) if None not in best else "–",
         _or_dash(n["images_per_s"], "{:,.0f}"),
         _or_dash(n["data_wait_pct"], "{:.0f} %"),
