@@ -22,9 +22,18 @@ import pytest
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PATIENCE_S = 60.0
 # Own files only, no services of the browser's own, and a clock that does not stop in the background.
-OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-           "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
-           "--remote-debugging-pipe")
+OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+)
 
 
 def find() -> str:
@@ -53,7 +62,10 @@ class Browser:
         line = f'exec "$@" 3</proc/self/fd/{to_browser} 4>/proc/self/fd/{from_browser}'
         self._process = subprocess.Popen(
             ["sh", "-c", line, "sh", find(), *OPTIONS, f"--user-data-dir={self._folder}"],
-            pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            pass_fds=(to_browser, from_browser),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(to_browser)
         os.close(from_browser)
         self._number, self._heard, self._session, self._shown = 0, b"", "", ""
@@ -101,8 +113,9 @@ class Browser:
 
     def run(self, script: str) -> Any:
         """The value of a script in the page; a promise is awaited."""
-        answer = self._ask("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True,
-                           userGesture=True)
+        answer = self._ask(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
+        )
         if "exceptionDetails" in answer:
             raise AssertionError(json.dumps(answer["exceptionDetails"])[:2000])
         return answer["result"].get("value")
@@ -114,8 +127,9 @@ class Browser:
         if key in ("Enter", " "):
             shared["text"] = {"Enter": "\r"}.get(key, key)
         self._ask("Input.dispatchKeyEvent", type="keyDown", **shared)
-        self._ask("Input.dispatchKeyEvent", type="keyUp", key=key, code=shared["code"],
-                  windowsVirtualKeyCode=codes[key])
+        self._ask(
+            "Input.dispatchKeyEvent", type="keyUp", key=key, code=shared["code"], windowsVirtualKeyCode=codes[key]
+        )
 
     def move(self, x: float, y: float) -> None:
         """The mouse's pointer to this place of the window."""

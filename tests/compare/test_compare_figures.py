@@ -1,0 +1,211 @@
+"""compare --png: the same numbers as figures for a paper, told apart in black and white, whatever the names."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runyard.cli import main
+from runyard.compare import choose, groups
+from runyard.compare.class_figures import classes, confusion_difference
+from runyard.compare.figures import KINDS, band, cost, curves, pareto, settings, write_figures
+from runyard.compare.groups import Group
+from runyard.compare.looks import DARK, LIGHT, MATPLOTLIB_LINES, MATPLOTLIB_MARKERS, MOST, looks
+from runyard.config import Config
+from runyard.errors import UserError
+from runyard.report import theme
+from tests.compare.fabricate import fabricate
+
+HEAVY = ("torch", "plotly", "matplotlib", "PIL", "wandb")
+
+
+@pytest.fixture
+def make(tmp_path: Path, make_config: Callable[..., Config]) -> Callable[..., list[Group]]:
+    """``make({...}, {...})`` gives the groups of runs fabricated with these arguments."""
+    config = make_config("experiment=starter", "epochs=5")
+
+    def made(*runs: dict[str, Any]) -> list[Group]:
+        for at, how in enumerate(runs):
+            fabricate(tmp_path / "runs", config, f"run-{at:03}", **{"test_images": 200, **how})
+        return groups.group(choose.choose([], everything=True, runs_dir=tmp_path / "runs").runs)
+
+    return made
+
+
+def two_by_three(make: Callable[..., list[Group]]) -> list[Group]:
+    return make(
+        *(
+            {"settings": {"optim.lr": rate, "seed": seed}, "top1": 0.8 + 10 * rate + 0.01 * seed, "ranks": 1 + k}
+            for k, rate in enumerate((1e-3, 5e-3))
+            for seed in range(3)
+        )
+    )
+
+
+@pytest.mark.slow
+def test_every_figure_is_written_as_png_pdf_and_svg(make: Callable[..., list[Group]], tmp_path: Path) -> None:
+    made = write_figures(tmp_path / "figures", two_by_three(make))
+    assert made == ["curves", "cost", "classes", "confusion_difference", "settings"]
+    starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
+    for name in made:
+        for kind in KINDS:
+            assert (tmp_path / "figures" / f"{name}.{kind}").read_bytes().startswith(starts[kind])
+
+
+def test_a_line_is_the_mean_over_seeds_with_one_standard_deviation(make: Callable[..., list[Group]]) -> None:
+    found = two_by_three(make)
+    values = 100 * np.stack([run.measure("test_top1") for run in found[0].runs])
+    axis = curves(found).axes[0]
+    assert axis.lines[0].get_ydata() == pytest.approx(values.mean(axis=0))
+    edge = axis.collections[0].get_paths()[0].vertices[:, 1]
+    assert edge.max() == pytest.approx((values.mean(axis=0) + values.std(axis=0, ddof=1)).max())
+    assert band(found[0], "test_top1")[:, 3].tolist() == [3] * 5
+
+
+def test_the_accuracies_and_hours_are_the_runs_own(make: Callable[..., list[Group]]) -> None:
+    found = two_by_three(make)
+    large = [line for line in cost(found).axes[0].lines if line.get_markersize() == 6 and len(line.get_xdata()) == 1]
+    assert [line.get_xdata()[0] for line in large] == pytest.approx([g.mean("gpu_hours") for g in found])
+    assert [line.get_ydata()[0] for line in large] == pytest.approx([100 * g.mean("last") for g in found])
+
+
+def test_class_accuracies_and_their_difference_are_those_of_the_confusion_matrices(
+    make: Callable[..., list[Group]],
+) -> None:
+    found = make({"settings": {"optim.lr": 1e-3}, "top1": 0.8}, {"settings": {"optim.lr": 1e-2}, "top1": 0.9})
+    worse, better = (run.confusion() for group in found for run in group.runs)
+    assert worse is not None
+    assert better is not None
+    axis = classes(found).axes[0]
+    named = dict(zip([t.get_text() for t in axis.get_yticklabels()], axis.lines[0].get_xdata(), strict=True))
+    assert named["cat"] == pytest.approx(100 * worse[3, 3] / worse[3].sum())
+    cells = {
+        tuple(round(p - 0.5) for p in text.get_position()): text.get_text()
+        for text in confusion_difference(found).axes[0].texts
+    }
+    change = 100 * (better[3, 3] / better[3].sum() - worse[3, 3] / worse[3].sum())
+    assert float(cells[3, 3].replace("\N{MINUS SIGN}", "-")) == pytest.approx(change, abs=0.051)
+
+
+def test_the_pareto_front_holds_what_nothing_cheaper_equals() -> None:
+    points = [(3.0, 90.0), (1.0, 80.0), (2.0, 85.0), (2.5, 84.0), (4.0, 90.0), (2.0, 70.0)]
+    assert pareto(points) == [(1.0, 80.0), (2.0, 85.0), (3.0, 90.0)]
+
+
+def test_groups_differ_without_colour_too_and_no_two_look_alike(make: Callable[..., list[Group]]) -> None:
+    one = make({"settings": {"optim.lr": 1e-3}})
+    every = looks(one * MOST)
+    assert len({(look.line, look.marker) for look in every}) == len({(look.light, look.line) for look in every}) == MOST
+    assert {look.line for look in every} <= set(MATPLOTLIB_LINES)
+    assert {look.marker for look in every} <= set(MATPLOTLIB_MARKERS)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+@pytest.mark.parametrize(("colours", "ground"), [(LIGHT, theme.LIGHT.surface), (DARK, theme.DARK.surface)])
+def test_every_colour_stands_out_from_its_ground(colours: tuple[str, ...], ground: str) -> None:
+    for colour in colours:
+        high, low = sorted((luminance(colour), luminance(ground)), reverse=True)
+        assert (high + 0.05) / (low + 0.05) >= 3, colour
+
+
+def test_more_groups_than_can_be_told_apart_are_coloured_by_how_good_they_are(make: Callable[..., list[Group]]) -> None:
+    found = make(*({"settings": {"optim.lr": 1e-3 * (1 + at)}, "top1": 0.7 + 0.005 * at} for at in range(MOST + 1)))
+    shades = [luminance(look.light) for look in looks(found)]
+    assert shades == sorted(shades, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["a" * 80, "$x_$ $", "猫", "<b>&amp;", "_hidden", "\\frac{1}"])
+def test_any_name_can_be_drawn_and_no_legend_is_wider_than_the_column(
+    make: Callable[..., list[Group]], name: str
+) -> None:
+    names = (
+        {"settings": {"name": n, "optim.lr": 10.0**-at}, "top1": 0.9 - at / 10}
+        for at, n in enumerate((name, name + "2"))
+    )
+    found = make(*names)
+    figure = curves(found)
+    with warnings.catch_warnings(action="ignore"):
+        figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert len(figure.legends[0].get_texts()) == 2
+    assert 0 <= legend.x0 < legend.x1 <= figure.bbox.width
+    for draw in (curves, cost, classes, confusion_difference, settings):
+        assert theme.save(draw(found), "png", 60).startswith(b"\x89PNG")
+
+
+def test_runs_without_metrics_and_single_runs_have_the_figures_there_are(
+    make: Callable[..., list[Group]], tmp_path: Path
+) -> None:
+    found = make(
+        {"settings": {"name": "a"}},
+        {"settings": {"name": "b"}, "done": 0, "end": "failed"},
+        {"settings": {"name": "c"}, "done": 2, "end": ""},
+        {"settings": {"name": "d"}, "device": "cpu"},
+    )
+    assert "curves" in write_figures(tmp_path / "figures", found)
+    assert settings(found[:1]) is None
+    assert confusion_difference(found[:1]) is None
+    assert cost(found[:1]) is None
+    assert curves(found[1:2]) is None
+
+
+def test_a_picture_instead_of_a_folder_is_refused_with_what_would_work(
+    make: Callable[..., list[Group]], tmp_path: Path
+) -> None:
+    found = make({})
+    with pytest.raises(
+        UserError, match=r"expected a folder, since each figure is a file of its own; try --png .*/out$"
+    ):
+        write_figures(tmp_path / "out.png", found)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write there"):
+        write_figures(tmp_path / "file", found)
+
+
+@pytest.mark.slow
+def test_the_verb_writes_both_and_says_so_beside_its_table(
+    make: Callable[..., list[Group]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make({"settings": {"optim.lr": 1e-3}}, {"settings": {"optim.lr": 1e-2}, "top1": 0.8})
+    where = [
+        "--runs-dir",
+        str(tmp_path / "runs"),
+        "--html",
+        str(tmp_path / "x.html"),
+        "--png",
+        str(tmp_path / "figures"),
+    ]
+    assert main(["compare", "--all", *where, "--json"]) in (0, None)
+    out, err = capsys.readouterr()
+    assert out.startswith("{")
+    assert f"wrote {tmp_path / 'x.html'}" in err
+    assert (tmp_path / "figures" / "curves.pdf").exists()
+    assert (tmp_path / "x.html").stat().st_size > 1_000_000
+
+
+def loaded(*argv: str) -> set[str]:
+    code = f"import sys; from runyard.cli import main; main({list(argv)!r}); print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(ast.literal_eval(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.slow
+def test_the_table_alone_loads_no_drawing_library(make: Callable[..., list[Group]], tmp_path: Path) -> None:
+    make({})
+    assert loaded("compare", "--all", "--runs-dir", str(tmp_path / "runs")) == set()
+    drawn = loaded("compare", "--all", "--runs-dir", str(tmp_path / "runs"), "--png", str(tmp_path / "figures"))
+    assert "matplotlib" in drawn
+    assert "torch" not in drawn

@@ -1,0 +1,432 @@
+"""compare --html in a real browser: it loads alone, shows what the journals say, and every control works."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runyard.compare import choose, groups, pairs, table
+from runyard.compare.figures import pareto
+from runyard.compare.page import build, tables
+from runyard.compare.page.build import write_page
+from runyard.config import Config
+from runyard.data import manifest
+from runyard.errors import UserError
+from tests.browser import Browser
+from tests.compare.fabricate import fabricate
+
+READY = "document.documentElement.dataset.ready"
+EPOCHS, IMAGES = 6, 400
+pytestmark = pytest.mark.slow  # it needs a browser
+EVIL = [
+    "<script>document.title='live'</script>",
+    '"><img src=x onerror="document.title=1">',
+    "a_" * 40,
+    "猫$x_$<b>b</b>",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    made = Browser()
+    yield made
+    made.close()
+
+
+def page_of(runs_dir: Path, **more: Any) -> Path:
+    """What ``runyard compare --all --html`` writes."""
+    chosen = choose.choose([], everything=True, runs_dir=runs_dir)
+    rows = table.ordered(table.rows(groups.group(chosen.runs)), "last")
+    return write_page(
+        runs_dir.parent / f"{runs_dir.name}.html",
+        rows,
+        pairs.compare([row.group for row in rows]),
+        notes=chosen.notes,
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, make_config: Callable[..., Config]) -> Path:
+    """Two learning rates of three seeds; the first was interrupted, the last failed half-way. Their images are there."""
+    folder = tmp_path_factory.mktemp("page")
+    config = make_config("experiment=starter", f"epochs={EPOCHS}", f"data.root={folder / 'data'}")
+    for at in range(6):
+        rate, seed = (1e-3, 1e-2)[at // 3], at % 3
+        path = fabricate(
+            folder / "runs",
+            config,
+            f"run-{at}",
+            settings={"optim.lr": rate, "seed": seed},
+            test_images=IMAGES,
+            top1=0.8 + 0.02 * at + 0.005 * seed,
+            restarts=(3,) if at == 0 else (),
+            epoch_s=30 + at,
+            **({"end": "failed", "done": 3, "message": "loss is nan"} if at == 5 else {}),
+        )
+        held = json.loads((path / "data.json").read_text())
+        held["splits"]["test"] |= {"images": "test_images.npy", "labels": "test_labels.npy"}
+        (path / "data.json").write_text(json.dumps(held))
+    prepared = manifest.folder(config.data)
+    prepared.mkdir(parents=True)
+    np.save(prepared / "test_images.npy", np.random.default_rng(0).integers(0, 255, (IMAGES, 32, 32, 3), np.uint8))
+    np.save(prepared / "test_labels.npy", np.arange(IMAGES) % 10)
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def page(runs: Path) -> Path:
+    return page_of(runs)
+
+
+@pytest.fixture
+def shown(browser: Browser, page: Path) -> Browser:
+    browser.window(1280, 900)
+    browser.open(page, READY)
+    return browser
+
+
+def journal(runs: Path, run: int, key: str) -> list[float]:
+    rows = [json.loads(line) for line in (runs / f"run-{run}" / "metrics.jsonl").read_text().splitlines()]
+    return [row[key] for row in rows if row["event"] == "epoch"]
+
+
+def choose_input(browser: Browser, name: str, value: str) -> None:
+    """As a person does: a click, and the charts are drawn anew."""
+    browser.run(f"document.querySelector('input[name={name}][value=\"{value}\"]').click()")
+    settle(browser)
+
+
+def settle(browser: Browser) -> None:
+    browser.run("new Promise(done => requestAnimationFrame(() => setTimeout(done, 60)))")
+
+
+def lines(browser: Browser, chart: str = "curve-0") -> dict[str, dict[str, list[float]]]:
+    """The lines of a chart by name, as plotly holds them; bands and marks left out."""
+    found = browser.run(
+        f"document.getElementById('{chart}').data.filter(t => t.name && t.name !== 'restarts')"
+        ".map(t => ({ name: t.name, x: t.x, y: t.y }))"
+    )
+    return {line["name"]: line for line in found}
+
+
+def test_the_page_opens_from_a_copied_file_without_a_request_or_a_complaint(
+    browser: Browser, page: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "elsewhere.html"
+    copied.write_bytes(page.read_bytes())
+    for width, dark in ((390, False), (1280, True), (1920, False)):
+        browser.window(width, 900, dark=dark, touch=width == 390)
+        browser.open(copied, READY)
+        assert browser.requests == []
+        assert browser.complaints == []
+        assert browser.run("document.querySelectorAll('.js-plotly-plot').length") == 10
+
+
+@pytest.mark.parametrize(
+    "bad", ["<img src='http://127.0.0.1:9/x.png'>", "<script>fetch('http://127.0.0.1:9/x')</script>"]
+)
+def test_a_request_would_be_seen(browser: Browser, tmp_path: Path, bad: str) -> None:
+    (tmp_path / "bad.html").write_text(f"<!doctype html><link rel=icon href='data:,'>{bad}")
+    browser.open(tmp_path / "bad.html")
+    browser.run("new Promise(done => setTimeout(done, 200))")
+    assert browser.requests != []
+    assert browser.complaints != []
+
+
+@pytest.mark.parametrize("bad", ["console.error('no')", "nothing.there", "Promise.reject(new Error('no'))"])
+def test_a_complaint_would_be_seen(browser: Browser, tmp_path: Path, bad: str) -> None:
+    (tmp_path / "bad.html").write_text(f"<!doctype html><link rel=icon href='data:,'><script>{bad}</script>")
+    browser.open(tmp_path / "bad.html")
+    browser.run("new Promise(done => setTimeout(done, 50))")
+    assert browser.complaints != []
+
+
+def test_every_runs_numbers_are_the_journals(shown: Browser, runs: Path) -> None:
+    choose_input(shown, "band", "each")
+    for chart, key, factor in (
+        ("curve-0", "test_top1", 100),
+        ("curve-1", "test_loss", 1),
+        ("curve-2", "train_loss", 1),
+    ):
+        drawn = lines(shown, chart)
+        assert len(drawn) == 6
+        for at in range(6):
+            line = drawn[f"starter-{'ab'[at // 3]}, seed {at % 3}"]
+            assert line["y"] == pytest.approx([factor * value for value in journal(runs, at, key)], rel=1e-6)
+            assert line["x"] == journal(runs, at, "epoch")
+
+
+def test_a_groups_line_is_the_mean_over_seeds_and_its_band_one_standard_deviation(shown: Browser, runs: Path) -> None:
+    values = 100 * np.array([journal(runs, at, "test_top1") for at in range(3)])
+    assert lines(shown)["starter-a"]["y"] == pytest.approx(values.mean(axis=0).tolist(), rel=1e-6)
+    bands = "document.getElementById('curve-0').data.filter(t => t.fill === 'toself').map(t => t.y)"
+    mean, sd = values.mean(axis=0), values.std(axis=0, ddof=1)
+    assert any(band == pytest.approx([*(mean + sd), *(mean - sd)[::-1]], rel=1e-5) for band in shown.run(bands))
+    choose_input(shown, "band", "range")
+    extremes = [*values.max(axis=0), *values.min(axis=0)[::-1]]
+    assert any(band == pytest.approx(extremes, rel=1e-6) for band in shown.run(bands))
+
+
+def test_a_run_that_failed_is_drawn_by_itself_and_pulls_no_mean(shown: Browser, runs: Path) -> None:
+    drawn = lines(shown)
+    assert len(drawn["starter-b, seed 2"]["y"]) == 3
+    finished = 100 * np.array([journal(runs, at, "test_top1") for at in (3, 4)])
+    assert drawn["starter-b"]["y"] == pytest.approx(finished.mean(axis=0).tolist(), rel=1e-6)
+
+
+def test_the_axis_can_be_steps_wall_time_or_gpu_hours(shown: Browser, runs: Path) -> None:
+    choose_input(shown, "band", "each")
+    choose_input(shown, "x", "step")
+    assert lines(shown)["starter-a, seed 1"]["x"] == journal(runs, 1, "step")
+    began = json.loads((runs / "run-0" / "metrics.jsonl").read_text().splitlines()[0])["t"]
+    choose_input(shown, "x", "wall")
+    wall = [(t - began) / 3600 for t in journal(runs, 0, "t")]
+    assert lines(shown)["starter-a, seed 0"]["x"] == pytest.approx(wall, rel=1e-6)
+    choose_input(shown, "x", "gpu")
+    assert lines(shown)["starter-a, seed 1"]["x"] == pytest.approx(
+        [4 * 31 * e / 3600 for e in range(1, EPOCHS + 1)], rel=1e-6
+    )
+
+
+def test_a_restart_is_marked_where_the_run_went_on(shown: Browser, runs: Path) -> None:
+    marks = "document.getElementById('curve-0').data.find(t => t.name === 'restarts')"
+    assert shown.run(f"{marks}.x") == pytest.approx([2.5])
+    choose_input(shown, "x", "wall")
+    rows = [json.loads(line) for line in (runs / "run-0" / "metrics.jsonl").read_text().splitlines()]
+    first, second = (row["t"] for row in rows if row["event"] == "start")
+    assert shown.run(f"{marks}.x") == pytest.approx([(second - first) / 3600], rel=1e-6)
+    assert "starter-a, seed 0" in shown.run(f"{marks}.text[0]")
+    assert "step 975" in shown.run(f"{marks}.text[0]")
+
+
+def test_a_group_and_a_single_run_can_be_hidden_everywhere(shown: Browser, runs: Path) -> None:
+    shown.run("document.querySelector('#runs li:nth-child(1) .row input').click()")  # starter-b, the better
+    settle(shown)
+    assert set(lines(shown)) == {"starter-a"}
+    assert shown.run("document.getElementById('classes-chart').data.map(t => t.name).filter(Boolean)") == ["starter-a"]
+    assert shown.run("document.getElementById('cost-chart').data.find(t => t.name === 'groups').x.length") == 1
+    shown.run("document.querySelectorAll('#runs li:nth-child(2) details input')[0].click()")
+    settle(shown)
+    rest = 100 * np.array([journal(runs, at, "test_top1") for at in (1, 2)])
+    assert lines(shown)["starter-a"]["y"] == pytest.approx(rest.mean(axis=0).tolist(), rel=1e-6)
+    assert shown.run("document.querySelector('#runs li:nth-child(2) .row input').indeterminate")
+    shown.run("document.getElementById('none').click()")
+    settle(shown)
+    assert lines(shown) == {}
+    assert shown.complaints == []
+
+
+def test_smoothing_and_log_axes_do_what_they_say_and_can_be_undone(shown: Browser, runs: Path) -> None:
+    values = lines(shown)["starter-a"]["y"]
+    slide = "(v => { const s = document.getElementsByName('smooth')[0]; s.value = v; s.dispatchEvent(new Event('input')); })"
+    shown.run(f"{slide}(0.5)")
+    settle(shown)
+    weights = [0.5 ** (len(values) - 1 - at) for at in range(len(values))]
+    assert lines(shown)["starter-a"]["y"][-1] == pytest.approx(np.average(values, weights=weights))
+    shown.run(f"{slide}(0)")
+    for axis in "xy":
+        shown.run(f"document.getElementsByName('log-{axis}')[0].click()")
+    settle(shown)
+    kinds = "(l => [l.xaxis.type, l.yaxis.type])(document.getElementById('curve-1').layout)"
+    assert shown.run(kinds) == ["log", "log"]
+    assert lines(shown)["starter-a"]["y"] == values
+
+
+def test_controls_are_reached_and_worked_by_keyboard_and_the_focus_is_seen(shown: Browser) -> None:
+    shown.run("document.activeElement.blur()")
+    met = []
+    for _ in range(60):
+        shown.press("Tab")
+        met.append(
+            shown.run("document.activeElement.id || document.activeElement.name || document.activeElement.tagName")
+        )
+        if met[-1] == "x":
+            break
+    assert {"theme", "all", "none", "best", "x"} <= set(met)
+    assert shown.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    shown.run("document.querySelector('#runs input').focus()")
+    before = len(lines(shown))
+    shown.press(" ")
+    settle(shown)
+    assert len(lines(shown)) < before
+    named = shown.run("[...document.querySelectorAll('input,select')].every(i => i.labels.length || i.ariaLabel)")
+    assert named, "a control without a label"
+
+
+def test_every_chart_has_its_numbers_as_a_table(shown: Browser, runs: Path) -> None:
+    shown.run("document.querySelectorAll('details.values').forEach(d => { d.open = true; })")
+    settle(shown)
+    for chart in ("curve-0", "cost-chart", "sweep-chart", "classes-chart", "matrices"):
+        assert shown.run(f"document.querySelectorAll('#{chart}-values tbody td').length") > 1, chart
+    last = 100 * np.mean([journal(runs, at, "test_top1")[-1] for at in range(3)])
+    assert f"{last:.2f}" in shown.run("document.getElementById('cost-chart-values').textContent")
+
+
+def test_the_confusion_matrices_and_their_difference_are_the_runs_own(shown: Browser, runs: Path) -> None:
+    def matrix(run: int) -> np.ndarray:
+        rows = [json.loads(line) for line in (runs / f"run-{run}" / "metrics.jsonl").read_text().splitlines()]
+        return np.array(next(row["confusion"] for row in rows if row["event"] == "final"))
+
+    text = "document.getElementById('matrix-{}').data.map(t => t.text)"
+    right, wrong = (np.array(part) for part in shown.run(text.format("first")))
+    drawn = np.where(right != "", right, wrong).astype(int)
+    assert shown.run("document.getElementById('first-title').textContent") == "A: starter-a, seed 0"
+    assert shown.run("document.getElementById('second-title').textContent") == "B: starter-b, seed 0"
+    assert np.array_equal(drawn, matrix(0))
+    change = [
+        [int(cell.replace("\N{MINUS SIGN}", "-") or 0) for cell in row]
+        for row in shown.run(text.format("difference"))[0]
+    ]
+    assert np.array_equal(change, matrix(3) - matrix(0))
+
+
+def test_disagreements_are_counted_over_all_test_images_and_shown_as_they_are(shown: Browser, runs: Path) -> None:
+    a, b = (np.load(runs / f"run-{at}" / "predictions.npz") for at in (0, 3))
+    right_a, right_b = a["predicted"] == a["label"], b["predicted"] == b["label"]
+    differ = a["predicted"] != b["predicted"]
+    said = shown.run("document.getElementById('disagree-note').textContent")
+    assert (
+        f"Of {IMAGES} test images they disagree on {differ.sum()}: A alone is right on {(right_a & differ).sum()}"
+        in said
+    )
+    assert f"B alone on {(right_b & differ).sum()}" in said
+    faces = shown.run(
+        "[...document.querySelectorAll('#faces figure')].map(f => [f.querySelector('img').alt, f.textContent])"
+    )
+    assert 20 < len(faces) <= 72
+    classes = json.loads((runs / "run-0" / "data.json").read_text())["classes"]
+    for alt, words in faces:
+        index = int(alt.split()[-1])
+        mark = {True: "✓", False: "✗"}
+        assert words == (
+            f"{classes[a['label'][index]]}A {mark[bool(right_a[index])]} {classes[a['predicted'][index]]}"
+            f"B {mark[bool(right_b[index])]} {classes[b['predicted'][index]]}"
+        )
+    shown.run("document.getElementById('swap').click()")
+    assert f"A alone is right on {(right_b & differ).sum()}" in shown.run(
+        "document.getElementById('disagree-note').textContent"
+    )
+
+
+def test_the_pareto_front_is_the_one_of_the_figures(shown: Browser) -> None:
+    data = shown.run("document.getElementById('cost-chart').data.map(t => ({ name: t.name, x: t.x, y: t.y }))")
+    points = {trace["name"]: list(zip(trace["x"], trace["y"], strict=True)) for trace in data}
+    assert points["front"] == [list(p) for p in pareto(points["groups"])] or points["front"] == pareto(points["groups"])
+
+
+def test_light_and_dark_follow_the_reader_and_the_button(browser: Browser, page: Path) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    line = "document.getElementById('curve-0').data.find(t => t.name).line.color"
+    seen = []
+    for dark in (False, True):
+        browser.window(1280, 900, dark=dark)
+        browser.open(page, READY)
+        seen.append([browser.run(ground), browser.run(line)])
+    assert seen[0][0] != seen[1][0]
+    assert seen[0][1] != seen[1][1]
+    browser.run("document.getElementById('theme').click()")
+    settle(browser)
+    assert [browser.run(ground), browser.run(line)] == seen[0]
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1280, 1920, 2560])
+def test_nothing_sticks_out_at_the_side(browser: Browser, page: Path, width: int) -> None:
+    browser.window(width, 900)
+    browser.open(page, READY)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+
+
+def test_names_are_text_however_they_look(browser: Browser, tmp_path: Path, make_config: Callable[..., Config]) -> None:
+    config = make_config("experiment=starter", "epochs=2")
+    for at, name in enumerate(EVIL):
+        fabricate(
+            tmp_path / "runs", config, f"run-{at}", settings={"name": name}, test_images=100, top1=0.8 + 0.01 * at
+        )
+    browser.window(1280, 900)
+    browser.open(page_of(tmp_path / "runs"), READY)
+    assert browser.run("document.title") == "4 runs compared"
+    names = browser.run("[...document.querySelectorAll('#runs .name')].map(n => n.textContent)")
+    assert names == EVIL[::-1]
+    assert browser.run("document.querySelectorAll('main script, main img, main b b').length") == 0
+    assert browser.complaints == []
+
+
+def test_without_escaping_the_names_would_be_live(
+    browser: Browser, tmp_path: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "escape", lambda text: text)
+    config = make_config("experiment=starter", "epochs=2")
+    fabricate(tmp_path / "runs", config, "run-0", settings={"name": "<b class='live'>x"})
+    browser.open(page_of(tmp_path / "runs"), READY)
+    assert browser.run("document.querySelectorAll('.live').length") > 0
+
+
+def test_runs_that_failed_at_once_or_run_still_or_lack_measures_have_their_place(
+    browser: Browser, tmp_path: Path, make_config: Callable[..., Config]
+) -> None:
+    config = make_config("experiment=starter", "epochs=4")
+    fabricate(tmp_path / "runs", config, "failed", settings={"name": "failed"}, done=0, end="failed", message="x")
+    fabricate(tmp_path / "runs", config, "running", settings={"name": "running"}, done=2, end="")
+    fabricate(tmp_path / "runs", config, "cpu", settings={"name": "cpu", "data.name": "other"}, device="cpu", data="1")
+    browser.window(1280, 900)
+    browser.open(page_of(tmp_path / "runs"), READY)
+    assert browser.complaints == []
+    assert set(lines(browser)) == {"running", "cpu"}
+    assert "failed 0/4" in browser.run("document.getElementById('runs').textContent")
+    assert "without metrics so far: run failed" in browser.run("document.querySelector('main').textContent")
+    choose_input(browser, "x", "core")
+    assert browser.complaints == []
+
+
+def test_a_chart_can_be_saved_but_sent_nowhere(shown: Browser) -> None:
+    buttons = shown.run("[...new Set([...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title))]")
+    assert buttons == ["Download plot as a PNG", "Reset axes"]
+
+
+def test_the_page_of_50_runs_of_200_epochs_is_at_most_5_mb(
+    browser: Browser, tmp_path: Path, make_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config("experiment=starter", "epochs=200")
+    for at in range(50):
+        rate = 10 ** (-4 + 3 * math.sqrt(at / 50))
+        fabricate(
+            tmp_path / "runs",
+            config,
+            f"run-{at:02}",
+            settings={"optim.lr": rate},
+            test_images=10_000,
+            top1=0.85 + at / 1000,
+        )
+    page = page_of(tmp_path / "runs")
+    assert page.stat().st_size <= 5_000_000
+    browser.window(1280, 900)
+    browser.open(page, READY)
+    assert browser.complaints == []
+    drawn = [
+        browser.open(page, READY) and float(browser.run("document.documentElement.dataset.drawn")) for _ in range(3)
+    ]
+    with capsys.disabled():
+        print(
+            f"\n50 runs x 200 epochs: {page.stat().st_size / 1e6:.2f} MB, first drawing after {min(drawn):.0f} ms",
+            end=" ",
+        )
+
+
+def test_a_page_that_cannot_be_written_is_one_line(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = choose.choose([], everything=True, runs_dir=runs)
+    rows = table.rows(groups.group(chosen.runs))
+    missing = tmp_path / "no" / "folder" / "x.html"
+    with pytest.raises(UserError, match=f"--html {missing}: cannot write it") as caught:
+        write_page(missing, rows, pairs.compare([row.group for row in rows]))
+    assert os.linesep not in str(caught.value)
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="plotly is not installed here"):
+        write_page(tmp_path / "x.html", rows, pairs.compare([row.group for row in rows]))
