@@ -121,9 +121,13 @@ class Parts:
             for pid in running:  # parents first, and again for children made meanwhile
                 _signal(pid, signal.SIGSTOP)
 
-    def thaw(self, name: str) -> None:
-        for pid in self._processes(name):
+    def thaw(self, name: str, first_alone_s: float) -> None:
+        """Let a part's processes go on; the first of them, which rules the others, so much later."""
+        first, *others = self._processes(name)
+        for pid in others:
             _signal(pid, signal.SIGCONT)
+        time.sleep(first_alone_s)
+        _signal(first, signal.SIGCONT)
 
     def _processes(self, name: str) -> list[int]:
         """What runs in a part's namespaces, parents before children."""

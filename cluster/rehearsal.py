@@ -28,6 +28,7 @@ from runyard.errors import UserError
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", *parts.PROGRAMS)
 SOCKET_PATH_BYTES = 90  # Linux takes 107, and a name follows
 CONTROLLER_SAVES_WITHIN_S = 5
+ORPHANS_S = 2  # a task was seen alive 25 s after its node's link was back
 
 
 class Rehearsal:
@@ -53,7 +54,7 @@ class Rehearsal:
         self.nodes = [f"node{k}" for k in range(1, nodes + 1)]
         ours = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
         self.environment = ours | {"SLURM_CONF": str(self.folder / "slurm.conf")}
-        self._accounting, self._preempt_signal = accounting, preempt_signal
+        self._accounting, self._preempt_signal, self._preempt_signal_now = accounting, preempt_signal, preempt_signal
         self._user = pwd.getpwuid(os.getuid()).pw_name
         self._parts = parts.Parts(self.folder, self.environment)
         self._frozen: set[str] = set()
@@ -104,8 +105,12 @@ class Rehearsal:
         self._parts.end(node)
 
     def power_on(self, node: str) -> None:
-        """Start a node again; back when SLURM has heard from it."""
+        """Start a node again; back when SLURM has heard from it, and what had run on it is put back into the queue.
+
+        A machine that was started anew tells SLURM so by its uptime, which ours has in common with all: we say it.
+        """
         before = self._started(node)
+        self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=rebooted")
         self._begin_node(node)
         self._parts.wait_until(node, lambda: self._started(node) != before)
 
@@ -115,9 +120,9 @@ class Rehearsal:
         self._parts.freeze(node)
 
     def thaw(self, node: str) -> None:
-        """Let a frozen node's processes go on, as if the time between had not been."""
+        """Let a frozen node's tasks go on, as orphans if SLURM has given them up, then its slurmd, which ends those."""
         self._frozen.discard(node)
-        self._parts.thaw(node)
+        self._parts.thaw(node, first_alone_s=ORPHANS_S)
 
     def restart_controller(self) -> None:
         """Kill slurmctld as a crash would, start it on the state that it left; back when it has heard from its nodes.
@@ -134,17 +139,22 @@ class Rehearsal:
 
         Without it a job gets what ``scancel`` sends: SIGTERM, and two seconds later SIGKILL.
         """
-        self._preempt_signal = wanted
+        self._preempt_signal_now = wanted
         self._write_configuration()
         self.run("scontrol", "reconfigure")
 
     def mend(self) -> None:
-        """Undo what was done to nodes: each is powered, thawed and in service."""
+        """Undo what was done: each node is powered, thawed and in service, and preemption as it was at first."""
+        if self._preempt_signal_now != self._preempt_signal:
+            self.signal_preempted(self._preempt_signal)
         for node in list(self._frozen):
             self.thaw(node)
         for node in self.nodes:
             if node not in self._parts:
                 self.power_on(node)
+        for node, state in zip(self.nodes, self._states(), strict=True):
+            if state in ("down", "drain", "drng"):  # by an administrator's word
+                self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
         self._parts.wait_until(CONTROLLER, self._all_in_service)
 
     def _write_files(self) -> None:
@@ -169,7 +179,7 @@ class Rehearsal:
             controller_port=self._ports[0],
             nodes=dict(zip(self.nodes, self._ports[2:], strict=True)),
             accounting=accounting.SETTINGS.format(folder=self.folder, port=self._ports[1]) if self._accounting else "",
-            preempt_signal=self._preempt_signal,
+            preempt_signal=self._preempt_signal_now,
         )
 
     def _start(self) -> None:
@@ -196,16 +206,16 @@ class Rehearsal:
         self._parts.begin_alone(node, f"slurmd -D -N {node} -f {shlex.quote(f'{self.folder}/slurm.conf')}")
 
     def _states(self) -> list[str]:
-        """The nodes' states in short, or other words while slurmctld does not answer."""
-        return self.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%t", check=False).split()
+        """The nodes' states in short, each "unk" while slurmctld does not answer."""
+        asked = ("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N=%t")
+        states = dict(word.partition("=")[::2] for word in self.run(*asked, check=False).split())
+        return [states.get(node, "unk") for node in self.nodes]
 
     def _all_in_service(self) -> bool:
-        states = self._states()
-        return len(states) == len(self.nodes) and set(states) <= {"idle", "mix", "alloc", "comp"}
+        return set(self._states()) <= {"idle", "mix", "alloc", "comp"}
 
     def _knows_its_nodes(self) -> bool:
-        states = self._states()
-        return len(states) == len(self.nodes) and not any(state.startswith("unk") for state in states)
+        return not any(state.startswith("unk") for state in self._states())
 
     def _started(self, node: str) -> str:
         """When a node's slurmd began, as slurmctld last heard from it."""

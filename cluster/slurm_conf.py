@@ -30,6 +30,7 @@ SwitchType=switch/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU=500
 SlurmdParameters=config_overrides
 GresTypes=gpu
 ReturnToService=2

@@ -1,17 +1,23 @@
-"""The throwaway cluster leaves nothing behind, whatever ends it, and its nodes can lose their power."""
+"""The throwaway cluster: nothing is left of it whatever ends it, it is open to nobody else, and each fault is one."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cluster import accounting
 from cluster.rehearsal import Rehearsal
+from cluster.slurm_conf import GRACE_S
 from runyard.errors import UserError
 from tests.slurm.conftest import ROOT, Cluster
 
@@ -86,19 +92,211 @@ def test_a_body_that_raises_leaves_nothing_and_clusters_stand_side_by_side(slurm
     assert not (tmp_path / "lab").exists()
 
 
-def test_a_node_without_power_takes_its_tasks_with_it(slurm: Cluster, tmp_path: Path) -> None:
-    with Rehearsal(tmp_path / "lab", nodes=2) as lab:
-        job = lab.run("sbatch", "--parsable", "--nodelist=node2", "--output=/dev/null", "--wrap", "sleep 600").strip()
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline and "RUNNING" not in lab.run("squeue", "--format=%T", "--job", job):
-            time.sleep(0.05)
-        before = len(processes_of(tmp_path / "lab"))
-        lab.power_off("node2")
-        assert len(processes_of(tmp_path / "lab")) <= before - 3  # the node, the job's script and its sleep
-        assert lab.run("squeue", "--noheader", "--format=%T", "--job", job).strip() == "RUNNING", "nobody was told"
-
-
 def test_a_folder_that_exists_is_refused(slurm: Cluster, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist yet"), Rehearsal(tmp_path):
         pass
     assert tmp_path.exists()
+
+
+def test_a_user_without_rights_has_all_of_it(slurm: Cluster) -> None:
+    """Where the tests run as root, nobody does; else all other tests show it."""
+    if os.getuid() != 0:
+        return
+    program = """
+import sys
+from pathlib import Path
+from cluster.rehearsal import Rehearsal
+with Rehearsal(Path(sys.argv[1]), nodes=2, accounting=True) as lab:
+    lab.power_off("node2")
+    lab.power_on("node2")
+    lab.run("sbatch", "--wait", "--nodes=2", "--gpus-per-node=2", "--output=/dev/null", "--wrap", "srun true")
+    print(*lab.run("sacct", "--noheader", "--allocations", "--format=user,account,state").split())
+"""
+    folder = Path(tempfile.mkdtemp(prefix="nobody-"))  # pytest's own folders are for root alone
+    try:
+        shutil.copytree(ROOT / "cluster", folder / "cluster", ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "runyard").mkdir()
+        for name in ("__init__.py", "errors.py"):
+            shutil.copy(ROOT / "src" / "runyard" / name, folder / "runyard")
+        folder.chmod(0o777)
+        done = subprocess.run(
+            ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", os.path.realpath(sys.executable), "-c",
+             program, folder / "lab"], cwd=folder, env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True, text=True)  # fmt: skip
+        assert (done.stdout, done.stderr) == ("nobody lab COMPLETED\n", "")
+        assert gone(folder / "lab")
+    finally:
+        shutil.rmtree(folder)
+
+
+def listening(folder: Path) -> dict[str, set[str]]:
+    """Addresses, as /proc writes them, on which programs of the cluster in ``folder`` listen."""
+    sockets = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for row in Path(table).read_text().splitlines()[1:]:
+            fields = row.split()
+            if fields[3] == "0A":  # LISTEN
+                sockets[f"socket:[{fields[9]}]"] = fields[1].partition(":")[0]
+    found: dict[str, set[str]] = {}
+    for pid in processes_of(folder):
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").glob("*") if link.is_symlink()]
+        if addresses := {sockets[link] for link in links if link in sockets}:
+            found.setdefault(name, set()).update(addresses)
+    return found
+
+
+def test_all_listen_on_loopback_alone(slurm: Cluster) -> None:
+    job = started(slurm, "srun sleep 600", "--nodes=3")
+    until(lambda: {"slurmctld", "slurmd", "slurmdbd", "srun"} <= set(listening(slurm.lab.folder)))
+    found = listening(slurm.lab.folder)
+    slurm.lab.run("scancel", job)
+    assert set.union(*found.values()) == {"0100007F"}  # 127.0.0.1
+
+
+def test_without_its_setting_slurmdbd_would_be_open_to_all(
+    slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the test above."""
+    setting = "CommunicationParameters=NoInAddrAny\n"
+    assert setting in accounting.SLURMDBD
+    monkeypatch.setattr(accounting, "SLURMDBD", accounting.SLURMDBD.replace(setting, ""))
+    with Rehearsal(tmp_path / "lab", nodes=1, accounting=True):
+        assert listening(tmp_path / "lab")["slurmdbd"] == {"00000000"}
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ("--account=elsewhere", "Invalid account"),
+    ("--qos=elsewhere", "Invalid qos"),
+    ("--qos=short --time=11", "QOSMaxWallDurationPerJobLimit"),
+    ("--partition=elsewhere", "invalid partition"),
+    ("--gres=gpu:3", "node configuration is not available"),
+    ("--gpus-per-node=3", "node configuration is not available"),
+])
+def test_what_the_cluster_cannot_give_is_refused_when_submitted(slurm: Cluster, options: str, reason: str) -> None:
+    before = slurm.lab.run("squeue")
+    assert reason in slurm.lab.run("sbatch", *options.split(), "--wrap", "true", check=False)
+    assert slurm.lab.run("squeue") == before
+
+
+@pytest.mark.parametrize("options", ["--gres=gpu:2", "--gpus-per-node=2 --qos=short --time=10"])
+def test_fake_gpus_are_given_counted_and_no_gpus_to_torch(slurm: Cluster, options: str) -> None:
+    says = f"{sys.executable} -c 'import torch; print(torch.cuda.is_available(), torch.cuda.device_count())'"
+    wrap = f'srun --nodes=1 --ntasks=1 sh -c "echo \\$CUDA_VISIBLE_DEVICES" && {says}'
+    job = started(slurm, wrap, "--nodes=2", *options.split())
+    assert slurm.end(job) == ("COMPLETED", "0:0")
+    assert slurm.said(job).splitlines() == ["0,1", "False 0"]
+    asked = ("--allocations", "--noheader", "--parsable2", "--format=Account,QOS,State,NNodes")
+    row = f"lab|{'short' if 'short' in options else 'normal'}|COMPLETED|2\n"
+    until(lambda: slurm.lab.run("sacct", "--job", job, *asked) == row)  # accounting hears of it a little later
+
+
+def started(slurm: Cluster, wrap: str, *options: str) -> str:
+    job = slurm.lab.run("sbatch", "--parsable", *options, f"--output={slurm.output}/%j.out", "--open-mode=append",
+                        "--wrap", wrap).strip()
+    until(lambda: state(slurm, job) == "RUNNING")
+    return job
+
+
+def state(slurm: Cluster, job: str) -> str:
+    return slurm.lab.run("squeue", "--noheader", "--states=all", "--format=%T", "--job", job).strip()
+
+
+def until(reached: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+TELLS = """
+trap 'echo USR2 $(date +%s)' USR2
+trap 'echo TERM $(date +%s)' TERM
+echo ready
+while :; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+def test_a_job_of_low_makes_way_for_one_of_high_and_is_signalled_if_that_is_set(
+    slurm: Cluster, tmp_path: Path, signalled: bool
+) -> None:
+    (tmp_path / "tells").write_text(TELLS)
+    slurm.lab.signal_preempted(signalled)
+    job = started(slurm, f"srun bash {tmp_path}/tells", "--partition=low", "--exclusive", "--nodelist=node2",
+                  "--signal=USR2@30", "--time=5")
+    until(lambda: "ready" in slurm.said(job))
+    high = started(slurm, "sleep 600", "--partition=high", "--exclusive", "--nodelist=node2")
+    assert state(slurm, job) == "PENDING", "it is put back into the queue"
+    times = dict(line.split() for line in slurm.said(job).splitlines() if line.startswith(("USR2", "TERM")))
+    slurm.lab.run("scancel", job, high)
+    assert set(times) == ({"USR2", "TERM"} if signalled else {"TERM"})
+    if signalled:
+        assert int(times["TERM"]) - int(times["USR2"]) >= GRACE_S
+
+
+def test_main_makes_way_for_nobody(slurm: Cluster) -> None:
+    job = started(slurm, "sleep 600", "--exclusive", "--nodelist=node2")
+    high = slurm.lab.run("sbatch", "--parsable", "--partition=high", "--exclusive", "--nodelist=node2",
+                         "--output=/dev/null", "--wrap", "true").strip()
+    time.sleep(3)
+    assert (state(slurm, job), state(slurm, high)) == ("RUNNING", "PENDING")
+    slurm.lab.run("scancel", job, high)
+
+
+def test_a_node_without_power_takes_its_tasks_with_it_and_comes_back_idle(slurm: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "task").write_text("echo ready; while :; do sleep 0.1; done")
+    job = started(slurm, f"srun bash {tmp_path}/task", "--nodelist=node2", "--requeue")
+    until(lambda: "ready" in slurm.said(job))
+    assert processes_that_say(tmp_path / "task") != []
+    slurm.lab.power_off("node2")
+    assert processes_that_say(tmp_path / "task") == []
+    assert state(slurm, job) == "RUNNING", "nobody was told"
+    slurm.lab.power_on("node2")
+    until(lambda: state(slurm, job) == "PENDING")
+    slurm.lab.run("scancel", job)
+    until(lambda: slurm.lab.run("sinfo", "--noheader", "--nodes=node2", "--partition=main", "--format=%t") == "idle\n")
+    slurm.lab.run("srun", "--nodelist=node2", "true")
+
+
+def test_a_frozen_node_is_given_up_and_its_tasks_wake_as_orphans(slurm: Cluster, tmp_path: Path) -> None:
+    written = tmp_path / "written"
+    lines = f"while :; do echo $SLURMD_NODENAME >>{written}; sleep 0.1; done"
+    job = started(slurm, f"srun bash -c {lines!r}", "--nodelist=node3", "--requeue")
+    until(lambda: written.exists() and "node3" in written.read_text())
+    slurm.lab.freeze("node3")
+    before = written.read_text()
+    until(lambda: state(slurm, job) == "PENDING")
+    assert written.read_text() == before, "it writes nothing while it is frozen"
+    slurm.lab.run("scancel", job)
+    slurm.lab.thaw("node3")
+    assert len(written.read_text()) > len(before), "and it was not dead"
+    until(lambda: processes_that_say(written) == [])
+
+
+def test_a_controller_that_is_killed_finds_its_jobs_again(slurm: Cluster) -> None:
+    job = started(slurm, "sleep 600")
+    waits = slurm.lab.run("sbatch", "--parsable", "--hold", "--wrap", "true").strip()
+    slurm.lab.restart_controller()
+    assert (state(slurm, job), state(slurm, waits)) == ("RUNNING", "PENDING")
+    assert slurm.lab.run("sinfo", "--noheader", "--partition=main", "--format=%D %T").split()[-1] in ("idle", "mixed")
+    slurm.lab.run("scancel", job, waits)
+    slurm.lab.run("srun", "--account=lab", "true")
+
+
+def test_mend_brings_every_node_back(slurm: Cluster) -> None:
+    slurm.lab.power_off("node1")
+    slurm.lab.freeze("node2")
+    slurm.lab.run("scontrol", "update", "NodeName=node3", "State=DOWN", "Reason=test")
+    slurm.lab.mend()
+    slurm.lab.run("srun", "--nodes=3", "true")
+
+
+def processes_that_say(word: object) -> list[str]:
+    """Process ids, as this machine sees them, of those that have ``word`` in their command line."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(str(word)) in (process / "cmdline").read_bytes():
+                found.append(process.name)
+    return found
