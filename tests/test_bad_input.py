@@ -174,7 +174,7 @@ def test_what_is_right_is_taken(small: list[str], overrides: list[str], capsys: 
     ([], "the following arguments are required: VERB; example: runyard submit"),
     (["sumbit"], "invalid choice: 'sumbit'"),
     (["submit", "--epochs=3"], "--epochs=3: runyard submit takes no such argument; see: runyard submit --help"),
-    (["submit", "-m"], "-m: runyard submit takes no such argument"),
+    (["train", "x", "-m"], "-m: runyard train takes no such argument"),
     (["submit", "--js"], "--js: runyard submit takes no such argument"),
     (["submit", "--cfg", "hydra"], "argument --cfg: invalid choice: 'hydra'"),
     (["resume"], "the following arguments are required: RUN; example: runyard resume @last"),
@@ -389,7 +389,7 @@ ASK = 'eval "$(runyard completion bash)"; COMP_LINE=$1 COMP_POINT=${#1}; _runyar
 
 
 @pytest.mark.parametrize(("line", "words"), [
-    ("runyard re", "resume report"), ("runyard submit optim=a", "adamw"), ("runyard submit compile=d", "default"),
+    ("runyard rep", "report"), ("runyard submit optim=a", "adamw"), ("runyard submit compile=d", "default"),
     ("runyard submit experiment=a", "auto"), ("runyard inspect model.wid", "model.widths="),
     ("runyard settings optim.l", "optim.lr"), ("runyard completion ", "bash zsh"), ("runyard report @", "@last"),
     ("runyard predict @last --images ", ""), ("runyard submit zzz", "")])

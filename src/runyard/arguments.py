@@ -31,6 +31,7 @@ def overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],  # else argparse counts them among what is required
         metavar="SETTING=VALUE",
         help="as epochs=10, model=starter or optim.lr=1e-3; `runyard settings` lists them",
     )
