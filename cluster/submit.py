@@ -51,19 +51,21 @@ def plan(overrides: list[str], *, sweep: bool = False, after: str | None = None,
     Raises:
         UserError: the configuration, the data or this machine cannot carry it. Nothing was created.
     """
-    points = [compose(point) for point in (expand(overrides) if sweep else [overrides])]
-    made = Plan(points, after)
-    if len({repr(point.config.cluster) for point in points}) > 1:
-        raise UserError("a sweep is one array of equal jobs: leave the cluster's settings out of what it varies")
-    if after is not None and made.config.cluster.launcher == "local":
+    grid = expand(overrides) if sweep else [overrides]
+    first = compose(grid[0])
+    if after is not None and first.config.cluster.launcher == "local":
         raise UserError(f"--after {after}: cluster=local has no queue to wait in; submit when that has ended")
     needs_data = after is None and not dry_run
+    prepare = manifest.prepare_command(first.overrides)
+    # As many as the grid has: to compose a thousand takes a minute, and what SLURM would refuse shows in the first.
+    preflight(subject([first.config] * len(grid), prepare, after, needs_data=needs_data), of_slurm=not dry_run)
+    points = [first, *map(compose, grid[1:])]
+    if len({repr(point.config.cluster) for point in points}) > 1:
+        raise UserError("a sweep is one array of equal jobs: leave the cluster's settings out of what it varies")
     for point in points[1:]:
         one = subject([point.config], manifest.prepare_command(point.overrides), needs_data=needs_data)
         preflight(one, of_slurm=False)
-    configs, prepare = [point.config for point in points], manifest.prepare_command(points[0].overrides)
-    preflight(subject(configs, prepare, after, needs_data=needs_data), of_slurm=not dry_run)
-    return made
+    return Plan(points, after)
 
 
 def submit(made: Plan) -> list[tuple[Run, Job]]:
