@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from runyard.cli import main
 from runyard.compare.reading import load
 from runyard.compare.runs import History
 from runyard.config import Config
+from tests.browser import Browser
 from tests.compare.fabricate import fabricate
 
 Make = Callable[..., History]
@@ -56,3 +57,11 @@ def compare(runs_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         return code, out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """For the tests of the page: one headless Chromium for all of them."""
+    made = Browser()
+    yield made
+    made.close()

@@ -162,9 +162,7 @@ def test_runs_without_metrics_and_single_runs_have_the_figures_there_are(
     assert curves(found[1:2]) is None
 
 
-def test_a_picture_instead_of_a_folder_is_refused_with_what_would_work(
-    make: Callable[..., list[Group]], tmp_path: Path
-) -> None:
+def test_a_picture_instead_of_a_folder_is_refused(make: Callable[..., list[Group]], tmp_path: Path) -> None:
     found = make({})
     with pytest.raises(
         UserError, match=r"expected a folder, since each figure is a file of its own; try --png .*/out$"
@@ -197,7 +195,8 @@ def test_the_verb_writes_both_and_says_so_beside_its_table(
 
 
 def loaded(*argv: str) -> set[str]:
-    code = f"import sys; from runyard.cli import main; main({list(argv)!r}); print([m for m in {HEAVY} if m in sys.modules])"
+    said = f"print([m for m in {HEAVY} if m in sys.modules])"
+    code = f"import sys; from runyard.cli import main; main({list(argv)!r}); {said}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(ast.literal_eval(done.stdout.splitlines()[-1]))
 

@@ -3,59 +3,26 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from runyard.compare import choose, groups, pairs, table
 from runyard.compare.figures import pareto
-from runyard.compare.page import build, tables
-from runyard.compare.page.build import write_page
 from runyard.config import Config
 from runyard.data import manifest
-from runyard.errors import UserError
 from tests.browser import Browser
 from tests.compare.fabricate import fabricate
+from tests.compare.pages import READY, choose_input, lines, page_of, settle
 
-READY = "document.documentElement.dataset.ready"
 EPOCHS, IMAGES = 6, 400
 pytestmark = pytest.mark.slow  # it needs a browser
-EVIL = [
-    "<script>document.title='live'</script>",
-    '"><img src=x onerror="document.title=1">',
-    "a_" * 40,
-    "猫$x_$<b>b</b>",
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    made = Browser()
-    yield made
-    made.close()
-
-
-def page_of(runs_dir: Path, **more: Any) -> Path:
-    """What ``runyard compare --all --html`` writes."""
-    chosen = choose.choose([], everything=True, runs_dir=runs_dir)
-    rows = table.ordered(table.rows(groups.group(chosen.runs)), "last")
-    return write_page(
-        runs_dir.parent / f"{runs_dir.name}.html",
-        rows,
-        pairs.compare([row.group for row in rows]),
-        notes=chosen.notes,
-        **more,
-    )
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, make_config: Callable[..., Config]) -> Path:
-    """Two learning rates of three seeds; the first was interrupted, the last failed half-way. Their images are there."""
+    """Two learning rates of three seeds; the first was interrupted, the last failed half-way."""
     folder = tmp_path_factory.mktemp("page")
     config = make_config("experiment=starter", f"epochs={EPOCHS}", f"data.root={folder / 'data'}")
     for at in range(6):
@@ -96,25 +63,6 @@ def shown(browser: Browser, page: Path) -> Browser:
 def journal(runs: Path, run: int, key: str) -> list[float]:
     rows = [json.loads(line) for line in (runs / f"run-{run}" / "metrics.jsonl").read_text().splitlines()]
     return [row[key] for row in rows if row["event"] == "epoch"]
-
-
-def choose_input(browser: Browser, name: str, value: str) -> None:
-    """As a person does: a click, and the charts are drawn anew."""
-    browser.run(f"document.querySelector('input[name={name}][value=\"{value}\"]').click()")
-    settle(browser)
-
-
-def settle(browser: Browser) -> None:
-    browser.run("new Promise(done => requestAnimationFrame(() => setTimeout(done, 60)))")
-
-
-def lines(browser: Browser, chart: str = "curve-0") -> dict[str, dict[str, list[float]]]:
-    """The lines of a chart by name, as plotly holds them; bands and marks left out."""
-    found = browser.run(
-        f"document.getElementById('{chart}').data.filter(t => t.name && t.name !== 'restarts')"
-        ".map(t => ({ name: t.name, x: t.x, y: t.y }))"
-    )
-    return {line["name"]: line for line in found}
 
 
 def test_the_page_opens_from_a_copied_file_without_a_request_or_a_complaint(
@@ -226,7 +174,7 @@ def test_a_group_and_a_single_run_can_be_hidden_everywhere(shown: Browser, runs:
 
 def test_smoothing_and_log_axes_do_what_they_say_and_can_be_undone(shown: Browser, runs: Path) -> None:
     values = lines(shown)["starter-a"]["y"]
-    slide = "(v => { const s = document.getElementsByName('smooth')[0]; s.value = v; s.dispatchEvent(new Event('input')); })"
+    slide = "(v => { const s = document.querySelector('[name=smooth]'); s.value = v; s.dispatchEvent(new Event('input')); })"
     shown.run(f"{slide}(0.5)")
     settle(shown)
     weights = [0.5 ** (len(values) - 1 - at) for at in range(len(values))]
@@ -344,89 +292,6 @@ def test_nothing_sticks_out_at_the_side(browser: Browser, page: Path, width: int
     assert browser.run("document.documentElement.scrollWidth") <= width
 
 
-def test_names_are_text_however_they_look(browser: Browser, tmp_path: Path, make_config: Callable[..., Config]) -> None:
-    config = make_config("experiment=starter", "epochs=2")
-    for at, name in enumerate(EVIL):
-        fabricate(
-            tmp_path / "runs", config, f"run-{at}", settings={"name": name}, test_images=100, top1=0.8 + 0.01 * at
-        )
-    browser.window(1280, 900)
-    browser.open(page_of(tmp_path / "runs"), READY)
-    assert browser.run("document.title") == "4 runs compared"
-    names = browser.run("[...document.querySelectorAll('#runs .name')].map(n => n.textContent)")
-    assert names == EVIL[::-1]
-    assert browser.run("document.querySelectorAll('main script, main img, main b b').length") == 0
-    assert browser.complaints == []
-
-
-def test_without_escaping_the_names_would_be_live(
-    browser: Browser, tmp_path: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tables, "escape", lambda text: text)
-    config = make_config("experiment=starter", "epochs=2")
-    fabricate(tmp_path / "runs", config, "run-0", settings={"name": "<b class='live'>x"})
-    browser.open(page_of(tmp_path / "runs"), READY)
-    assert browser.run("document.querySelectorAll('.live').length") > 0
-
-
-def test_runs_that_failed_at_once_or_run_still_or_lack_measures_have_their_place(
-    browser: Browser, tmp_path: Path, make_config: Callable[..., Config]
-) -> None:
-    config = make_config("experiment=starter", "epochs=4")
-    fabricate(tmp_path / "runs", config, "failed", settings={"name": "failed"}, done=0, end="failed", message="x")
-    fabricate(tmp_path / "runs", config, "running", settings={"name": "running"}, done=2, end="")
-    fabricate(tmp_path / "runs", config, "cpu", settings={"name": "cpu", "data.name": "other"}, device="cpu", data="1")
-    browser.window(1280, 900)
-    browser.open(page_of(tmp_path / "runs"), READY)
-    assert browser.complaints == []
-    assert set(lines(browser)) == {"running", "cpu"}
-    assert "failed 0/4" in browser.run("document.getElementById('runs').textContent")
-    assert "without metrics so far: run failed" in browser.run("document.querySelector('main').textContent")
-    choose_input(browser, "x", "core")
-    assert browser.complaints == []
-
-
 def test_a_chart_can_be_saved_but_sent_nowhere(shown: Browser) -> None:
     buttons = shown.run("[...new Set([...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title))]")
     assert buttons == ["Download plot as a PNG", "Reset axes"]
-
-
-def test_the_page_of_50_runs_of_200_epochs_is_at_most_5_mb(
-    browser: Browser, tmp_path: Path, make_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = make_config("experiment=starter", "epochs=200")
-    for at in range(50):
-        rate = 10 ** (-4 + 3 * math.sqrt(at / 50))
-        fabricate(
-            tmp_path / "runs",
-            config,
-            f"run-{at:02}",
-            settings={"optim.lr": rate},
-            test_images=10_000,
-            top1=0.85 + at / 1000,
-        )
-    page = page_of(tmp_path / "runs")
-    assert page.stat().st_size <= 5_000_000
-    browser.window(1280, 900)
-    browser.open(page, READY)
-    assert browser.complaints == []
-    drawn = [
-        browser.open(page, READY) and float(browser.run("document.documentElement.dataset.drawn")) for _ in range(3)
-    ]
-    with capsys.disabled():
-        print(
-            f"\n50 runs x 200 epochs: {page.stat().st_size / 1e6:.2f} MB, first drawing after {min(drawn):.0f} ms",
-            end=" ",
-        )
-
-
-def test_a_page_that_cannot_be_written_is_one_line(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = choose.choose([], everything=True, runs_dir=runs)
-    rows = table.rows(groups.group(chosen.runs))
-    missing = tmp_path / "no" / "folder" / "x.html"
-    with pytest.raises(UserError, match=f"--html {missing}: cannot write it") as caught:
-        write_page(missing, rows, pairs.compare([row.group for row in rows]))
-    assert os.linesep not in str(caught.value)
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="plotly is not installed here"):
-        write_page(tmp_path / "x.html", rows, pairs.compare([row.group for row in rows]))
