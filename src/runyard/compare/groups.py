@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class Group:
     label: str
     runs: tuple[History, ...]
 
-    @property
+    @cached_property
     def counted(self) -> tuple[History, ...]:
         """The runs that figures are made of: those that finished, or all where none did; of each seed one, the newest.
 

@@ -162,7 +162,7 @@ def _chapters(rows: Iterable[Row]) -> list[list[Row]]:
 def _start(chapter: list[Row], progress_t: float) -> Start:
     row = chapter[0]
     ends = [r for r in chapter if r["event"] in ("stop", "requeue")]
-    said = max((t for r in chapter if (t := number(r.get("t"))) == t), default=float("nan"))
+    said = next((t for r in reversed(chapter) if (t := number(r.get("t"))) == t), float("nan"))
     ended = number(next((r for r in ends if r["event"] == "stop"), {}).get("t"))
     cause = next((r.get("cause") for r in ends if r["event"] == "requeue"), None)
     return Start(

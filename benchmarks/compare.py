@@ -1,0 +1,68 @@
+"""What `runyard compare` costs on many runs: wall seconds and peak memory of whole processes, on fabricated journals.
+
+    python benchmarks/compare.py [--runs 50 1000] [--epochs 200] [--repeats 3] [--json]
+
+The runs have the real format (tests/compare/fabricate.py): three seeds a setting, and up to 50 runs 10,000 predictions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.commands import RUNYARD, cost
+from tests.compare.fabricate import fabricate
+from tests.conftest import compose
+
+PREDICTIONS_TO = 50  # runs: more would fill a small disk
+FORMS = {"table": ["--target", "0.9"], "by run": ["--by-run"], "JSON": ["--json"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, nargs="+", default=[50, 1000])
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    config = compose("experiment=paper", f"epochs={args.epochs}")
+    rows = []
+    for count in args.runs:
+        with tempfile.TemporaryDirectory() as folder:
+            for at in range(count):
+                fabricate(
+                    Path(folder),
+                    config,
+                    f"20260901-{at:06d}-paper-ab12",
+                    settings={"seed": at % 3, "optim.lr": 1e-3 * (1 + at // 3 % 10), "augment.rotation_deg": at // 30},
+                    top1=0.9 + 0.0001 * (at * 7 % 97),
+                    restarts=(args.epochs // 2,) if at % 5 == 0 else (),
+                    test_images=10_000 if count <= PREDICTIONS_TO else 0,
+                )
+            for form, options in FORMS.items():
+                command = [RUNYARD, "compare", "--all", "--runs-dir", folder, *options]
+                cost(command)
+                seconds, memory = zip(*(cost(command) for _ in range(args.repeats)), strict=True)
+                rows.append({"runs": count, "epochs": args.epochs, "form": form,
+                             "median_s": statistics.median(seconds), "peak_mb": max(memory)})
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("runs", "epochs", "form", "wall, s", "peak memory, MB", title=f"medians of {args.repeats}")
+    for row in rows:
+        table.add_row(f"{row['runs']:,}", str(row["epochs"]), str(row["form"]), f"{row['median_s']:.2f}",
+                      f"{row['peak_mb']:.0f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
