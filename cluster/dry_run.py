@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from cluster.compose import compose, differences
-from cluster.executor import Batch
+from cluster.preflight import planned
 from cluster.submit import Plan, layout
 from runyard.config import to_dict
 from runyard.fields import written
-from runyard.run import Run
 
 
 def show(plan: Plan, *, as_json: bool) -> None:
     """Print it, and create nothing."""
     differing = differences(compose([]).values, plan.points[0].values)
-    script = None if plan.config.cluster.launcher == "local" else _batch(plan).script()
+    on_slurm = plan.config.cluster.launcher == "slurm"
+    script = planned([point.config for point in plan.points], plan.after).script() if on_slurm else None
     tasks, gpus = layout(plan.config.cluster)
     hours = plan.config.cluster.timeout_min / 60 * plan.config.cluster.nodes * len(plan.points)
     if as_json:
@@ -33,19 +32,6 @@ def show(plan: Plan, *, as_json: bool) -> None:
         varied = differences(plan.points[0].values, point.values)
         print("a further point:", ", ".join(f"{name}={written(value)}" for name, (_, value) in varied.items()))
     print("nothing was submitted (--dry-run)")
-
-
-def _batch(plan: Plan) -> Batch:
-    """As it would be, for runs that have no directory yet."""
-    runs_dir = Path(plan.config.runs_dir).absolute()
-    names = [f"RUN{number}" for number in range(len(plan.points))] if len(plan.points) > 1 else ["RUN"]
-    runs = [
-        Run(runs_dir / name, point.config, {"id": name, "jobs": []})
-        for name, point in zip(names, plan.points, strict=True)
-    ]
-    several = len(runs) > 1
-    folder = runs_dir / ".sweeps" / "SWEEP" if several else runs[0].path / "slurm"
-    return Batch("SWEEP" if several else "RUN", folder, runs, plan.after)
 
 
 def _words(plan: Plan, tasks: int, gpus: int, hours: float) -> str:

@@ -47,7 +47,7 @@ def nodes_fit(subject: Subject) -> str:
     most = {p.name: min(room[p.name], p.most_nodes or room[p.name]) for p in found}
     if c.nodes > max(most.values()):
         raise UserError(
-            f"cluster.nodes={c.nodes}: {subject.where} gives a job at most {max(most.values())} nodes with "
+            f"cluster.nodes={c.nodes}: {subject.where} gives a job at most {max(most.values())} with "
             f"{_wish(c, subject.tasks_per_node)}; set cluster.nodes={max(most.values())}, or ask for less of each"
         )
     return f"{c.nodes} of {max(most.values())} with {_wish(c, subject.tasks_per_node)}"
@@ -92,7 +92,7 @@ def _each_alone(c: ClusterConfig, tasks: int, kinds: list[Nodes], where: str) ->
     if model and gpus and model not in models:
         raise UserError(
             f"cluster.gres={written(c.gres)}: no node of {where} has GPUs of the kind {model}; {near(model, models)}"
-            f"kinds there: {', '.join(models) or 'GPUs have none, give gpu:COUNT'}"
+            + (f"kinds there: {', '.join(models)}" if models else f"GPUs there have no kind: cluster.gres=gpu:{gpus}")
         )
     most = max(_gpus_of(kind, model) for kind in kinds)
     if gpus > most == 0:
@@ -108,7 +108,7 @@ def _each_alone(c: ClusterConfig, tasks: int, kinds: list[Nodes], where: str) ->
     cpus, most = tasks * (c.cpus_per_task or 1), max(kind.cpus for kind in kinds)
     if cpus > most:
         raise UserError(
-            f"cluster.cpus_per_task={c.cpus_per_task or 1}: for {tasks} tasks that is {cpus} CPUs on a node, and none "
+            f"cluster.cpus_per_task={c.cpus_per_task or 1}: times {tasks} tasks is {cpus} CPUs on a node, and no node "
             f"of {where} has more than {most}; set cluster.cpus_per_task={max(1, most // tasks)} at most"
         )
     most = max(kind.memory_mb for kind in kinds) // 1024
@@ -120,5 +120,7 @@ def _each_alone(c: ClusterConfig, tasks: int, kinds: list[Nodes], where: str) ->
 
 def _wish(c: ClusterConfig, tasks: int) -> str:
     model, gpus = _gpus(c)
-    parts = [f"{gpus} {f'{model} ' * bool(model)}GPUs"] * bool(gpus) + [f"{tasks * (c.cpus_per_task or 1)} CPUs"]
-    return ", ".join(parts + [f"{c.mem_gb} GB"] * bool(c.mem_gb))
+    cpus = tasks * (c.cpus_per_task or 1)
+    parts = [f"{gpus} {f'{model} ' * bool(model)}GPU{'s' * (gpus > 1)}"] if gpus else []
+    parts += [f"{cpus} CPU{'s' * (cpus > 1)}", *([f"{c.mem_gb} GB"] if c.mem_gb else [])]
+    return ", ".join(parts)

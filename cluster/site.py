@@ -94,6 +94,10 @@ class Site:
         return parse_sinfo(self._sinfo.result())
 
     @cached_property
+    def version(self) -> str:
+        return self._setting("SLURM_VERSION", r"\S+")
+
+    @cached_property
     def most_in_array(self) -> int:
         """MaxArraySize: one more than the highest index of an array's element."""
         return int(self._setting("MaxArraySize", r"\d+"))

@@ -20,9 +20,9 @@ SBATCH_TIMEOUT_S = 30.0
 # sbatch's words, the settings they are about, and the command that lists what there is
 REFUSALS = [
     (r"[Pp]artition (name|specified)|invalid partition", ("partition",), "`sinfo` lists the partitions"),
-    (r"[Aa]ccount", ("account", "partition"), "`sacctmgr show assoc user=$USER` lists your accounts"),
     (r"MaxWall|[Tt]ime ?limit|TimeLimit", ("timeout_min", "qos", "partition"), "set a smaller cluster.timeout_min"),
     (r"[Qq]os|QOS", ("qos", "account"), "`sacctmgr show assoc user=$USER` lists what you may use"),
+    (r"[Aa]ccount", ("account", "partition"), "`sacctmgr show assoc user=$USER` lists your accounts"),
     (r"[Ff]eature", ("constraint",), "`sinfo -o %f` lists the features"),
     (r"\(gres\)|[Gg][Rr][Ee][Ss]", ("gres", "gpus_per_node"), "`sinfo -o %G` lists what nodes have"),
     (r"[Nn]ode name", ("nodelist", "exclude"), "`sinfo -N` lists the nodes"),
@@ -36,7 +36,7 @@ def slurm_answers(subject: Subject) -> str:
     """SLURM's commands are here, and the controller answers them."""
     require_sbatch()
     try:
-        return f"{ask('sbatch', '--version').strip()}, {len(subject.site.partitions)} partitions"
+        return f"version {subject.site.version}, {len(subject.site.partitions)} partitions"
     except CannotTell as error:
         raise UserError(f"SLURM does not answer ({error}); try again later, or ask the cluster's support") from None
 
