@@ -174,7 +174,8 @@ def test_a_group_and_a_single_run_can_be_hidden_everywhere(shown: Browser, runs:
 
 def test_smoothing_and_log_axes_do_what_they_say_and_can_be_undone(shown: Browser, runs: Path) -> None:
     values = lines(shown)["starter-a"]["y"]
-    slide = "(v => { const s = document.querySelector('[name=smooth]'); s.value = v; s.dispatchEvent(new Event('input')); })"
+    slider = "document.querySelector('[name=smooth]')"
+    slide = f"(value => {{ {slider}.value = value; {slider}.dispatchEvent(new Event('input')); }})"
     shown.run(f"{slide}(0.5)")
     settle(shown)
     weights = [0.5 ** (len(values) - 1 - at) for at in range(len(values))]

@@ -40,6 +40,9 @@ def test_names_are_text_however_they_look(browser: Browser, tmp_path: Path, make
     assert names == EVIL[::-1]
     assert browser.run("document.querySelectorAll('main script, main img, main b b').length") == 0
     assert browser.complaints == []
+    browser.window(390, 844)
+    browser.open(tmp_path / "runs.html", READY)
+    assert browser.run("document.documentElement.scrollWidth") == 390
 
 
 def test_without_escaping_the_names_would_be_live(

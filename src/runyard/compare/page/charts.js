@@ -32,12 +32,12 @@ function drawCost(kinds) {
       line: { shape: "hv", color: ink.muted, width: 1.5, dash: "dot" } },
     { x: single.map(p => price(p.run)), y: single.map(p => worth(p.run)), type: "scatter", mode: "markers", text: single.map(p => plain(called(p.run))),
       name: "runs", hovertemplate: "%{text}<br>%{x:.4~g}<br>%{y:.2f} %<extra></extra>",
-      marker: { symbol: single.map(p => p.group.marker), color: single.map(p => colour(p.group)), size: 6, opacity: .45 } },
+      marker: { symbol: single.map(p => p.group.marker), color: single.map(p => colour(p.group)), size: thick(6), opacity: .45 } },
     { x: means.map(p => p.x), y: means.map(p => p.y), type: "scatter", mode: few ? "markers+text" : "markers", name: "groups",
       text: means.map(p => named.includes(p) ? plain(p.group.label, 22) : ""), textposition: "top left", cliponaxis: false,
       textfont: { color: ink.ink }, customdata: means.map(p => [plain(p.group.label), front.includes(p) ? "<br>nothing cheaper is as good" : ""]),
       hovertemplate: "<b>%{customdata[0]}</b><br>%{xaxis.title.text} %{x:.4~g}<br>%{y:.2f} %%{customdata[1]}<extra></extra>",
-      marker: { symbol: means.map(p => p.group.marker), color: means.map(p => colour(p.group)), size: 12,
+      marker: { symbol: means.map(p => p.group.marker), color: means.map(p => colour(p.group)), size: thick(12),
         line: { width: means.map(p => front.includes(p) ? 2 : 0), color: ink.ink } } },
   ], { xaxis: axis({ title: { text: xTitle }, type: log ? "log" : "linear", nticks: 8,
       range: means.length ? [by(least) - (few ? .14 : .05) * span, by(most) + .05 * span] : [0, 1] }),
@@ -84,8 +84,8 @@ function drawSweep(axes) {
     const values = axes.map(a => a.values[index(group)]);
     const text = `<b>${plain(group.label)}</b>` + axes.map((a, i) => `<br>${plain(a.name)}: ${values[i] === null ? "—" : plain(said(values[i]))}`).join("");
     return { x: axes.map((_, i) => i), y: values.map((v, i) => v === null ? null : axes[i].place(v)), type: "scatter", mode: "lines+markers",
-      text, hovertemplate: "%{text}<extra></extra>", name: group.label, marker: { symbol: group.marker, size: comparison.byScore ? 5 : 7, color: colour(group) },
-      line: { color: colour(group), dash: group.line, width: comparison.byScore ? 1 : 1.8, shape: "linear" }, opacity: comparison.byScore ? .8 : 1 };
+      text, hovertemplate: "%{text}<extra></extra>", name: group.label, marker: { symbol: group.marker, size: thick(comparison.byScore ? 5 : 7), color: colour(group) },
+      line: { color: colour(group), dash: group.line, width: thick(comparison.byScore ? 1 : 1.8), shape: "linear" }, opacity: comparison.byScore ? .8 : 1 };
   });
   const labels = axes.flatMap((a, i) => a.ticks.map(tick => ({ x: i, y: a.place(tick), text: plain(said(tick), 16), showarrow: false,
     xanchor: i === axes.length - 1 ? "left" : "right", xshift: i === axes.length - 1 ? 9 : -9, bgcolor: ink.card, borderpad: 1 })));
@@ -126,7 +126,7 @@ function drawClasses() {
       hoverinfo: "skip", line: { color: ink.line, width: 4 } },
     ...groups.map((group, g) => ({ x: order.map(label => shares[g][label]), y: places, type: "scatter", mode: "markers", name: group.label,
       text: order.map(label => plain(names[label])), hovertemplate: `<b>${plain(group.label)}</b><br>%{text}: %{x:.1f} %<extra></extra>`,
-      marker: { symbol: group.marker, size: 9, color: colour(group), opacity: comparison.byScore ? .7 : .9 } }))],
+      marker: { symbol: group.marker, size: thick(9), color: colour(group), opacity: comparison.byScore ? .7 : .9 } }))],
   { xaxis: axis({ title: { text: "Right, % of the class" }, side: names.length > 30 ? "top" : "bottom", nticks: 8 }),
     yaxis: axis({ tickvals: places, ticktext: order.map(label => plain(names[label], innerWidth < 600 ? 14 : 28)), autorange: "reversed", ticks: "",
       showgrid: false }), margin: { l: 48, r: 14, t: names.length > 30 ? 44 : 8, b: 44 } });

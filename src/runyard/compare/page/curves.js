@@ -58,8 +58,8 @@ function lineOf(group, points, name, detail, thin) {
   const count = points.length, many = comparison.byScore;
   return { name, x: points.map(p => p[0]), y: smoothed(points.map(p => p[1])), customdata: detail, type: "scatter",
     mode: count > 1 && (many || thin) ? "lines" : "lines+markers",
-    line: { color: colour(group), width: many || thin ? 1 : 1.8, dash: group.line }, opacity: thin && !many ? .65 : 1,
-    marker: { symbol: group.marker, size: count > 1 ? 6 : 8, color: colour(group), maxdisplayed: 8 },
+    line: { color: colour(group), width: thick(many || thin ? 1 : 1.8), dash: group.line }, opacity: thin && !many ? .65 : 1,
+    marker: { symbol: group.marker, size: thick(count > 1 ? 6 : 8), color: colour(group), maxdisplayed: 8 },
     hovertemplate: `<b>${plain(name)}</b><br>%{xaxis.title.text} %{x:.6~g}<br>%{y:.6~g}%{customdata}<extra></extra>` };
 }
 

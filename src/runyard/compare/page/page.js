@@ -53,6 +53,9 @@ function inks() {
     name => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
 
+// Lines and markers grow with the letters, for a projector.
+const thick = width => width * parseFloat(getComputedStyle(document.body).fontSize) / 16;
+
 function axis(extra = {}) {
   const ink = inks();
   return { gridcolor: ink.line, linecolor: ink.muted, zeroline: false, ticks: "outside", ticklen: 3, tickcolor: ink.muted,

@@ -9,6 +9,7 @@ from html import escape
 from runyard.compare.looks import Look
 from runyard.compare.text import Column
 
+MOST_ROWS = 15  # of a table that is shown whole
 LONG_NUMBER = re.compile(r"-?\d+\.\d{6,}(e-?\d+)?")  # a sweep drew it; the whole of it is shown on pointing at it
 
 
@@ -25,7 +26,7 @@ def table_of(shown: Sequence[Column], every: Sequence[Look] = ()) -> Markup:
         rows += f'<tr><th class="{_kind(shown[0])}" scope="row">{swatch}{_breakable(shown[0].cells[at].strip())}</th>'
         rows += "".join(_cell(column, column.cells[at].strip()) for column in shown[1:]) + "</tr>"
     return Markup(
-        '<div class="scroll long" tabindex="0"><table class="results">'
+        f'<div class="scroll{" long" * (len(shown[0].cells) > MOST_ROWS)}" tabindex="0"><table class="results">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
