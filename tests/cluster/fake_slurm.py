@@ -36,7 +36,7 @@ done
 """
 SCONTROL = """
 case "$1 $2" in
-"show config") printf '%s\\n' "MaxArraySize = 1001" "AccountingStorageEnforce = none"; exit ;;
+"show config") printf "%s\\n" "SLURM_VERSION = 22.05.8" "MaxArraySize = 1001" "AccountingStorageEnforce = none"; exit ;;
 show*) cat "$here/shown" 2>/dev/null; exit ;;
 esac
 [ ! -e "$here/broken" ] || { cat "$here/broken" >&2; exit 1; }
