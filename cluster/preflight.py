@@ -51,7 +51,7 @@ def precision(subject: Subject) -> str:
     gpus = cluster.gpus_per_node if cluster.launcher == "slurm" else compose.gpu_count()
     if subject.config.precision == "fp16" and not gpus:
         raise UserError("precision=fp16 needs a GPU, and this machine shows none: set precision=bf16 or fp32")
-    return f"{subject.config.precision}, {gpus or 'no'} GPUs on a node"
+    return f"{subject.config.precision}, GPUs on a node: {gpus or 0}"
 
 
 def room(subject: Subject) -> str:

@@ -85,7 +85,7 @@ def account(subject: Subject) -> str:
             raise CannotTell("accounting knows no account of yours, and the cluster does not ask for one")
         raise UserError("accounting knows no account of yours; ask the cluster's support for one")
     if cluster.account is None:
-        return f"your default of {', '.join(names)}"
+        return f"your default (yours: {', '.join(names)})"
     mine = [row for row in rows if row.account == cluster.account.lower()]  # SLURM knows small letters only
     if not mine:
         raise UserError(

@@ -19,6 +19,7 @@ NAMES = (  # in the order of `runyard --help`
     "leaderboard",
     "sync",
     "rehearse",
+    "doctor",
     "predict",
     "inspect",
     "settings",
