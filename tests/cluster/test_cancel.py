@@ -99,6 +99,15 @@ def test_what_starts_is_asked_until_it_listens_and_then_once_more(
     assert folder.slurm.calls("scancel") == [TERM] * 4
 
 
+def test_what_has_saved_and_is_ending_is_left_to_end(folder: Folder, cancelled: Any, monkeypatch: Any) -> None:
+    """Its tasks listen no more: a signal now would make a crash of it."""
+    folder.run(start(1), row("checkpoint", 8, step=240), stop(9, "interrupted", cause="time limit"))
+    folder.queue(RUNS)
+    monkeypatch.setattr(cancel.time, "sleep", lambda _: (folder.slurm.folder / "squeue.txt").unlink(missing_ok=True))
+    assert cancelled()[0] == 0
+    assert folder.slurm.calls("scancel") == []
+
+
 def test_what_went_back_into_the_queue_meanwhile_is_taken_off_it(folder: Folder, cancelled: Any) -> None:
     run = folder.run(start(1), row("checkpoint", 8, step=240))
     folder.queue(RUNS)

@@ -139,6 +139,13 @@ def test_one_call_asks_for_all_and_an_array_only_once(slurm: FakeSlurm) -> None:
     assert "--jobs=8,14 " in call
 
 
+def test_accounting_is_asked_for_all_attempts(slurm: FakeSlurm) -> None:
+    slurm.says("sacct.txt", (GOLDEN / "sacct-22.05.txt").read_text())
+    assert queue.sacct(["6", "21"]).jobs["21"].before == ("PREEMPTED",)
+    (call,) = slurm.calls()
+    assert "--duplicates" in call
+
+
 def test_nobody_is_asked_about_no_job(slurm: FakeSlurm) -> None:
     assert queue.squeue([]) == queue.sacct([]) == queue.Answer({})
     assert slurm.calls() == []
