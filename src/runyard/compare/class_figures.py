@@ -15,7 +15,7 @@ from runyard.compare.text import shortened
 from runyard.report.theme import LIGHT, drawing, mix
 
 MOST_NAMED = 12  # classes whose differences are written in their cells
-MOST_CLASSES = 100
+MOST_CLASSES = 40  # of a page's height
 
 
 def classes(groups: Sequence[Group]) -> Any:
@@ -43,7 +43,8 @@ def classes(groups: Sequence[Group]) -> Any:
         size = {} if len(order) <= 30 else {"fontsize": 5.6}
         axis.set_yticks(places, shortened([names[label] for label in order], 20), parse_math=False, **size)
         axis.set_ylim(len(order) - 0.4, -0.6)
-        furnish(axis, "Right, % of the class", "", grid="x")
+        some = f", the {len(order)} of {len(names)} that differ most" if len(order) < len(names) else ""
+        furnish(axis, f"Right, % of the class{some}", "", grid="x")
         legend(made, groups, [group for group, *_ in shown])
     return made
 

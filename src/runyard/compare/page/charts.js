@@ -39,7 +39,7 @@ function drawCost(kinds) {
       hovertemplate: "<b>%{customdata[0]}</b><br>%{xaxis.title.text} %{x:.4~g}<br>%{y:.2f} %%{customdata[1]}<extra></extra>",
       marker: { symbol: means.map(p => p.group.marker), color: means.map(p => colour(p.group)), size: thick(12),
         line: { width: means.map(p => front.includes(p) ? 2 : 0), color: ink.ink } } },
-  ], { xaxis: axis({ title: { text: xTitle }, type: log ? "log" : "linear", nticks: 8,
+  ], { xaxis: axis({ title: { text: xTitle }, type: log ? "log" : "linear", nticks: 8, ...(log ? { dtick: "D2" } : {}),
       range: means.length ? [by(least) - (few ? .14 : .05) * span, by(most) + .05 * span] : [0, 1] }),
     yaxis: axis({ title: { text: view.score === "best" ? "Test accuracy, best epoch, %" : "Test accuracy, last, %" } }) });
 }
@@ -128,6 +128,6 @@ function drawClasses() {
       text: order.map(label => plain(names[label])), hovertemplate: `<b>${plain(group.label)}</b><br>%{text}: %{x:.1f} %<extra></extra>`,
       marker: { symbol: group.marker, size: thick(9), color: colour(group), opacity: comparison.byScore ? .7 : .9 } }))],
   { xaxis: axis({ title: { text: "Right, % of the class" }, side: names.length > 30 ? "top" : "bottom", nticks: 8 }),
-    yaxis: axis({ tickvals: places, ticktext: order.map(label => plain(names[label], innerWidth < 600 ? 14 : 28)), autorange: "reversed", ticks: "",
+    yaxis: axis({ tickvals: places, ticktext: order.map(label => plain(names[label], innerWidth < 600 ? 14 : 28)), range: [places.length - .4, -.6], ticks: "",
       showgrid: false }), margin: { l: 48, r: 14, t: names.length > 30 ? 44 : 8, b: 44 } });
 }
