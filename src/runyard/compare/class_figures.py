@@ -43,7 +43,7 @@ def classes(groups: Sequence[Group]) -> Any:
         size = {} if len(order) <= 30 else {"fontsize": 5.6}
         axis.set_yticks(places, shortened([names[label] for label in order], 20), parse_math=False, **size)
         axis.set_ylim(len(order) - 0.4, -0.6)
-        some = f", the {len(order)} of {len(names)} that differ most" if len(order) < len(names) else ""
+        some = f"\nthe {len(order)} of {len(names)} that differ most" if len(order) < len(names) else ""
         furnish(axis, f"Right, % of the class{some}", "", grid="x")
         legend(made, groups, [group for group, *_ in shown])
     return made
