@@ -19,6 +19,7 @@ from typing import Any
 from runyard.files import sync_folder
 
 Row = dict[str, Any]
+DECODER = json.JSONDecoder(parse_constant=lambda _: None)  # one for all lines: making it costs more than a line
 
 
 class Journal:
@@ -65,7 +66,7 @@ def read(path: Path) -> tuple[list[Row], int]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, parse_constant=lambda _: None)
+            row = DECODER.decode(line.decode())
         except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict) and isinstance(row.get("event"), str):
