@@ -152,7 +152,7 @@ def hosts(text: str) -> tuple[str, ...]:
 
 
 def _range(piece: str) -> list[str]:
-    if not piece.startswith("["):
+    if not re.fullmatch(r"\[\d+(-\d+)?(,\d+(-\d+)?)*\]", piece):
         return [piece]
     names = []
     for part in piece[1:-1].split(","):

@@ -37,7 +37,8 @@ def test_durations_are_read(text: str, seconds: int | None) -> None:
 @pytest.mark.parametrize(
     ("text", "names"),
     [("node1", ["node1"]), ("node[1-3]", ["node1", "node2", "node3"]), ("gpu[08-10,12],login", ["gpu08", "gpu09",
-      "gpu10", "gpu12", "login"]), ("r[1-2]n[3,5]", ["r1n3", "r1n5", "r2n3", "r2n5"]), ("", []), ("None assigned", [])],
+      "gpu10", "gpu12", "login"]), ("r[1-2]n[3,5]", ["r1n3", "r1n5", "r2n3", "r2n5"]), ("", []), ("None assigned", []),
+     ("odd[x]", ["odd[x]"])],
 )  # fmt: skip
 def test_lists_of_nodes_are_spelt_out(text: str, names: list[str]) -> None:
     assert list(queue.hosts(text)) == names

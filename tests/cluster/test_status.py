@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
 import time
@@ -293,6 +295,33 @@ def test_where_slurm_does_not_answer_the_rest_is_shown_and_the_exit_code_says_so
     assert "finished" in out
     assert "unknown" in out
     assert err == "runyard: no squeue on this machine: ask on the cluster's login node\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_watching_shows_what_comes_until_ctrl_c(folder: Folder, terminal: bool) -> None:
+    run = folder.run(start(1, job_id=None), job=None, progress={"step": 1, "steps": 400})
+    held = Lease(run, run.name)
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "runyard", "status", "-w", "--runs-dir", str(folder.path)],
+        env=os.environ | {"COLUMNS": "80", "LINES": "24", "TERM": "xterm"}, stdin=subprocess.DEVNULL, stdout=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    seen = b""
+
+    def until(text: bytes) -> None:
+        nonlocal seen
+        while text not in seen:
+            seen += os.read(ours, 65536)
+
+    until(b"1/400")
+    if terminal:  # elsewhere it looks again too seldom for a test
+        (run / "progress.json").write_text(json.dumps({"step": 77, "steps": 400}))
+        until(b"77/400")
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(20) == 0
+    os.close(ours)
+    held.release()
 
 
 @pytest.mark.parametrize(
