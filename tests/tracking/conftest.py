@@ -9,15 +9,19 @@ import pytest
 
 from runyard.config import Config
 from runyard.run import Run
+from runyard.tracking import wandb_run
 from tests.tracking.life import KEY
 from tests.tracking.wandb_server import WandbServer
 
 
 @pytest.fixture
 def make_run(tmp_path: Path, make_config: Callable[..., Config]) -> Callable[..., Run]:
-    def make(*overrides: str) -> Run:
+    def make(*overrides: str, code: bool = False) -> Run:
         config = make_config(f"runs_dir={tmp_path / 'runs'}", "data=synthetic", "epochs=4", *overrides)
-        return Run.create(config, list(overrides))
+        run = Run.create(config, list(overrides))
+        if not code:  # two hundred files to upload
+            (run.path / "code").unlink()
+        return run
 
     return make
 
@@ -40,5 +44,6 @@ def server(nobody_home: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wandb
     served = WandbServer()
     monkeypatch.setenv("WANDB_BASE_URL", served.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(wandb_run, "INTERRUPTED_TIMEOUT_S", 60.0)  # this machine may be busy with other tests
     yield served
     served.close()

@@ -42,7 +42,7 @@ def is_one_history(served: ServedRun, last: int) -> None:
 
 @pytest.mark.slow
 def test_online_a_run_is_what_its_users_expect(server: WandbServer, make_run: MakeRun) -> None:
-    run = make_run("experiment=starter", "tracking.mode=online", "tracking.tags=[a,b]", "epochs=4")
+    run = make_run("experiment=starter", "tracking.mode=online", "tracking.tags=[a,b]", "epochs=4", code=True)
     live(run, begin(), *epochs(1, 4), *FINISHED)
     assert warnings(run) == []
     served = server.runs[run.id]
@@ -80,7 +80,7 @@ def keys(values: Any) -> list[str]:
 def test_after_a_requeue_the_same_record_goes_on_and_its_best_is_not_forgotten(
     server: WandbServer, make_run: MakeRun
 ) -> None:
-    run = make_run("tracking.mode=online")
+    run = make_run("tracking.mode=online", code=True)
     live(run, begin(), *epochs(1, 2), INTERRUPTED)
     served = server.runs[run.id]
     assert (served.preempting > 0, served.ends) == (True, [1])
@@ -333,3 +333,18 @@ def test_wandbs_stop_button_saves_and_stops_as_sigterm_does() -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert got == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize(
+    ("message", "what"),
+    [
+        ("the loss is not a finite number at step 9", "diverged"),
+        ("given up: 3 restarts without progress", "given up"),
+        ("rank 1: CUDA out of memory", "failed"),
+    ],
+)
+def test_an_alerts_title_says_what_happened_and_is_short_enough_for_wandb(
+    make_run: MakeRun, message: str, what: str
+) -> None:
+    assert wandb_record.title(make_run("name=mine"), message) == f"mine: {what}"
+    assert len(wandb_record.title(make_run(f"name={'n' * 90}"), message)) <= 63

@@ -251,8 +251,9 @@ class _Handler(BaseHTTPRequestHandler):
         for file, part in (sent.get("files") or {}).items():
             most = self.served.most_history_lines
             if most is not None and file == "wandb-history.jsonl":
-                run.receive(file, part["offset"], part["content"][: max(0, most - part["offset"])])
-                return 500
+                held = run.streams["history"]
+                held += part["content"][len(held) - part["offset"] : max(0, most - part["offset"])]
+                return 500  # the client will try the same again and again
             run.receive(file, part["offset"], part["content"])
         run.preempting += bool(sent.get("preempting"))
         if sent.get("complete"):

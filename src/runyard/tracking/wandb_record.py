@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ class WandbRecord:
         try:
             send()
         except Exception as error:  # what W&B's client and its server disagree on; a picture
-            if not helpers():  # and with it the record is gone
+            if helper_died():  # and with it the record is gone
                 raise
             self._warn(f"W&B did not take {what} ({line(error)})")
             return False
@@ -169,6 +170,16 @@ class WandbRecord:
             self._record.mark_preempting()
         code = {"finished": 0, "running": 0, "interrupted": KILLED if by_hand else 1}.get(reason, 1)
         self._record.finish(exit_code=code)
+
+
+    def abandon(self) -> None:
+        """Leave the record as it is; the next one goes on with it."""
+        kill_helpers()
+        checker = getattr(self._record, "_run_status_checker", None)
+        if checker is not None:  # its thread would die of the helper's end with a traceback in the job's log
+            with contextlib.suppress(Exception):
+                checker.stop()
+        tear_down(kill=True)
 
 
 def title(run: Run, message: str) -> str:
@@ -195,12 +206,27 @@ def stop_this_training() -> None:
 
 def tear_down(*, kill: bool) -> None:
     """Let go of W&B's helper, so that the next record starts another. Without ``kill`` it first writes all it has."""
-    for helper in helpers() if kill else []:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(helper, signal.SIGKILL)
+    if kill:
+        kill_helpers()
     if (wandb := sys.modules.get("wandb")) is not None:
         with contextlib.suppress(Exception, SystemExit):  # of a helper that ended badly W&B's client ends the program
             wandb.teardown()
+
+
+def kill_helpers() -> None:
+    for helper in helpers():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(helper, signal.SIGKILL)
+
+
+def helper_died() -> bool:
+    """Whether it is gone, or goes within a second: it closes its connection before it ends."""
+    deadline = time.monotonic() + 1
+    while helpers():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def helpers() -> list[int]:

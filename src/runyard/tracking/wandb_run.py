@@ -21,7 +21,7 @@ from runyard.run import Run
 from runyard.tracking import journal
 from runyard.tracking.journal import Row
 from runyard.tracking.wandb_reach import obstacle
-from runyard.tracking.wandb_record import WandbRecord, helpers, line, tear_down
+from runyard.tracking.wandb_record import WandbRecord, helper_died, line, tear_down
 
 FINISH_TIMEOUT_S = 60.0
 INTERRUPTED_TIMEOUT_S = 8.0  # a job that was told to go has little time, and its next start sends the rest
@@ -37,6 +37,7 @@ class WandbRun:
         self._news: queue.SimpleQueue[bool | None] = queue.SimpleQueue()  # None: look; a bool: the end, failed or not
         self._warnings: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._interrupted = self._abandoned = False
+        self._record: WandbRecord | None = None
         self._thread = threading.Thread(target=self._work, name="W&B", daemon=True)
 
     @classmethod
@@ -63,7 +64,7 @@ class WandbRun:
         if self._thread.is_alive():
             self._abandoned = True
             self._warnings.put(f"W&B did not finish within {limit_s:g} s; {self._rest()}")
-            tear_down(kill=True)
+            tear_down(kill=True) if self._record is None else self._record.abandon()
         self._pass_on_warnings()
 
     def _pass_on_warnings(self) -> None:
@@ -73,11 +74,12 @@ class WandbRun:
 
     def _work(self) -> None:
         """The thread: one record after another, until one is closed well or it is of no use to open more."""
-        starts = _starts(self._rows())
+        starts = None
         for left in reversed(range(HELPERS)):
-            record = None
+            record = self._record = None
             try:
-                record = self._open()
+                starts = _starts(self._rows()) if starts is None else starts
+                record = self._record = self._open()
                 if record is not None:
                     self._keep(record, starts)
                     tear_down(kill=False)
@@ -85,8 +87,8 @@ class WandbRun:
             except Exception as error:  # its own, the network's, its helper's: none is worth a training
                 if self._abandoned:
                     return
-                died = not helpers()
-                tear_down(kill=True)
+                died = helper_died()
+                tear_down(kill=True) if record is None else record.abandon()
                 if not died or not left:
                     what = "did not start" if record is None else "went wrong"
                     self._warnings.put(f"W&B {what} ({line(error)}); {self._rest()}")
@@ -115,7 +117,7 @@ class WandbRun:
         while True:
             rows = self._rows()
             if _starts(rows) > starts:  # another process took the run over: the record is its own now
-                return tear_down(kill=True)
+                return record.abandon()
             record.send(rows)
             if failed is not None:
                 return record.finish(failed)
