@@ -82,11 +82,10 @@ class NodeJob:
         asked = {"meeting": meeting and str(meeting), "data": data, "host": host, "port": port, "stage": stage}
         name = f"runyard-doctor-{secrets.token_hex(4)}"
         command = self._srun(name, asked) if config.cluster.launcher == "slurm" else _locally(asked)
-        with tempfile.TemporaryFile("w+") as said:
-            job = subprocess.Popen(
-                command, cwd=ROOT, env=_with_code(environment()), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=said, text=True, start_new_session=True,
-            )  # fmt: skip
+        with tempfile.TemporaryFile("w+") as said, subprocess.Popen(
+            command, cwd=ROOT, env=_with_code(environment()), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=said, text=True, start_new_session=True,
+        ) as job:  # fmt: skip
             deadline = threading.Timer(self._wait_s + TIMEOUT_MIN * 60 + GRACE_S, _end, (job, name))
             deadline.start()
             try:

@@ -190,5 +190,6 @@ def environment() -> dict[str, str]:
 
 def in_one_line(said: str) -> str:
     """What a command of SLURM's says on standard error, without its own name before each line."""
-    lines = [re.sub(r"^(\w+: )?((error|fatal|allocation failure): )?", "", line.strip()) for line in said.splitlines()]
+    own = re.compile(r"^(s[a-z_]+: )?((error|fatal|allocation failure): )?")
+    lines = [own.sub("", line.strip()) for line in said.splitlines()]
     return ", ".join(dict.fromkeys(filter(None, lines))) or "it said nothing"
