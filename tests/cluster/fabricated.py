@@ -65,9 +65,13 @@ class Folder:
 
     def queue(self, *lines: str) -> None:
         """What squeue answers; ``@`` in a line becomes the newest run's id."""
-        newest = max((path.name for path in self.path.iterdir()), default="")
-        self.slurm.says("squeue.txt", "".join(line.replace("@", newest) + "\n" for line in lines))
+        self._answer("squeue.txt", lines)
 
     def accounting(self, *lines: str) -> None:
+        """What sacct answers."""
+        self._answer("sacct.txt", lines)
+
+    def _answer(self, file: str, lines: tuple[str, ...]) -> None:
         newest = max((path.name for path in self.path.iterdir()), default="")
-        self.slurm.says("sacct.txt", "".join(line.replace("@", newest) + "\n" for line in lines))
+        self.slurm.says(f"{file}.new", "".join(line.replace("@", newest) + "\n" for line in lines))
+        (self.slurm.folder / f"{file}.new").replace(self.slurm.folder / file)  # whoever asks meanwhile is answered

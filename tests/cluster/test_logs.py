@@ -137,10 +137,10 @@ class Following:
         )
         self.thread.start()
 
-    def until(self, text: str) -> None:
+    def until(self, text: str, where: io.StringIO | None = None) -> None:
         deadline = time.monotonic() + 20
-        while text not in self.out.getvalue():
-            assert time.monotonic() < deadline, self.out.getvalue()
+        while text not in (said := (where or self.out).getvalue()):
+            assert time.monotonic() < deadline, said
             time.sleep(0.02)
 
     def end(self) -> str:
@@ -164,7 +164,7 @@ def test_following_goes_on_over_a_requeue_and_ends_with_the_run(folder: Folder) 
     following.until("one")
     folder.append(run, stop(20, "interrupted", cause="time limit"), row("requeue", 21, cause="time limit", step=5))
     folder.queue(WAITS)
-    time.sleep(1)
+    following.until("waiting to go on at step 5 (BeginTime)", following.notes)
     folder.queue(RUNS)
     write(run, begin(30) + "two\nthr")
     folder.append(run, start(31))
@@ -177,7 +177,6 @@ def test_following_goes_on_over_a_requeue_and_ends_with_the_run(folder: Folder) 
     assert following.out.getvalue().splitlines() == [
         mark("start", 1), "one", mark("restart 1 after time limit", 30), "two", "three", "the last, and not whole",
     ]  # fmt: skip
-    assert "waiting to go on at step 5 (BeginTime)" in following.notes.getvalue()
 
 
 @pytest.mark.usefixtures("quick")
