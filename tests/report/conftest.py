@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from cluster.compose import compose
 from runyard import config as schema
 from runyard.data import manifest
 from runyard.run import Run
@@ -32,7 +33,7 @@ SETTINGS = {
                  "warmup_epochs": 0.0},
     "checkpoint": {"every_s": 300.0, "every_epochs": None, "keep_last": 2, "keep_best": True},
     "tracking": {"mode": "none", "project": "runyard", "entity": None, "group": None, "tags": [], "artifacts": False},
-    "cluster": {"name": "local", "nodes": 1, "tasks_per_node": None, "gpus_per_node": None, "timeout_min": 60},
+    "cluster": compose([]).values["cluster"],
 }
 STEPS = 390
 
