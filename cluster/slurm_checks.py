@@ -17,6 +17,8 @@ from runyard.errors import UserError
 from runyard.fields import written
 
 SBATCH_TIMEOUT_S = 30.0
+IN_SERVICE = {"idle", "mix", "alloc", "comp", "plnd"}
+AWAY = "Requested node configuration is not available"  # so --test-only says also of nodes that come back
 # sbatch's words, the settings they are about, and the command that lists what there is
 REFUSALS = [
     (r"[Pp]artition (name|specified)|invalid partition", ("partition",), "`sinfo` lists the partitions"),
@@ -135,6 +137,8 @@ def accepted(subject: Subject) -> str:
     try:
         ask("sbatch", "--test-only", timeout_s=SBATCH_TIMEOUT_S, stdin=subject.script())
     except Refused as error:
+        if AWAY in str(error) and (away := unavailable(ask("sinfo", "--noheader", "--format=%t|%D"))):
+            raise CannotTell(f"{away} nodes are down, drained or reserved, and sbatch counts only the rest") from None
         raise UserError(refusal(subject.config.cluster, str(error))) from None
     return "sbatch --test-only takes the script"
 
@@ -150,6 +154,12 @@ QUESTIONS: list[tuple[str, Question]] = [
     ("array", array_size),
     ("sbatch", accepted),
 ]
+
+
+def unavailable(text: str) -> int:
+    """Nodes that take no jobs now, from sinfo's %t|%D. A star: it does not answer; other signs are no fault."""
+    states = [line.split("|") for line in text.splitlines()]
+    return sum(int(count) for state, count in states if state.rstrip("~#%$@^!-+") not in IN_SERVICE)
 
 
 def refusal(cluster: ClusterConfig, said: str) -> str:

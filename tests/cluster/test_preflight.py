@@ -227,6 +227,15 @@ def test_sbatch_is_asked_about_the_script_itself(site: FakeSlurm, tmp_path: Path
     assert given.read_text() == asked.script()
 
 
+def test_nodes_that_come_back_are_no_reason_to_refuse(site: FakeSlurm) -> None:
+    site.program("sbatch", "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
+    asked = subject()
+    assert asked.site.partitions
+    for states, state in (("drain|2 idle|1", "unknown"), ("idle*|1 mix|2", "unknown"), ("idle~|1 mix-|2", "failed")):
+        site.program("sinfo", f"printf '%s\\n' {' '.join(map(shlex.quote, states.split()))}")
+        assert answer("sbatch", slurm_checks.accepted, asked).state == state
+
+
 def test_an_allocations_environment_does_not_speak_for_a_new_job(
     site: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:

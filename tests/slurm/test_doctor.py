@@ -1,0 +1,159 @@
+"""Preflight and doctor on a real SLURM: what it would refuse is refused before it, and its queue stays as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.site import Site
+from tests.slurm.conftest import ROOT, Cluster
+from tests.training.conftest import SMALL
+
+PARTITIONS = ("day Nodes=node1 MaxTime=1-00:00:00", "shut Nodes=node1 State=DOWN",
+              "wee Nodes=node2 MaxTime=30 MaxNodes=1")
+
+
+@pytest.fixture(scope="module")
+def site(slurm: Cluster) -> Iterator[Cluster]:
+    """The cluster with three more partitions and nodes of two features."""
+    for partition in PARTITIONS:
+        slurm.lab.run("scontrol", "create", *f"PartitionName={partition}".split())
+    slurm.lab.run("scontrol", "update", "NodeName=node[1-2]", "AvailableFeatures=h200,fast", "ActiveFeatures=h200,fast")
+    yield slurm
+    slurm.lab.run("scontrol", "update", "NodeName=node[1-2]", "AvailableFeatures=", "ActiveFeatures=")
+    for partition in PARTITIONS:
+        slurm.lab.run("scontrol", "delete", f"PartitionName={partition.split()[0]}")
+
+
+@pytest.fixture
+def settings(data_root: Path, tmp_path: Path) -> list[str]:
+    return ["experiment=null", *SMALL, f"data.root={data_root}", f"runs_dir={tmp_path / 'runs'}", "cluster=rehearsal",
+            f"cluster.python={sys.executable}"]
+
+
+def runyard(site: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in site.lab.environment.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-m", "runyard", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=180)
+
+
+def queue(site: Cluster) -> str:
+    return site.lab.run("squeue", "--noheader", "--states=all", "--format=%i %T")
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    ("cluster.partition=gup", "cluster.partition=gup: no partition gup here; partitions here: main, low, high, day,"),
+    ("cluster.partition=shut", "cluster.partition=shut: it is down, so the job would wait for ever;"),
+    ("cluster.partition=wee cluster.timeout_min=60", "cluster.timeout_min=60: at most 30 min in partition wee;"),
+    ("cluster.account=lap", "cluster.account=lap: not one of yours; did you mean lab? "),
+    ("cluster.qos=reserved", "cluster.qos=reserved: not one you may use; you may use "),
+    ("cluster.qos=short cluster.timeout_min=30",
+     "cluster.timeout_min=30 cluster.qos=short: sbatch refuses it (QOSMaxWallDurationPerJobLimit, Job violates"),
+    ("cluster.constraint=fats", "no node of this cluster has the feature fats; did you mean fast?"),
+    ("cluster.gpus_per_node=4", "cluster.gpus_per_node=4: no node of this cluster has more than 2;"),
+    ("cluster.gres='gpu:a100:2' cluster.gpus_per_node=2", "no node of this cluster has GPUs of the kind a100;"),
+    ("cluster.nodes=4", "cluster.nodes=4: this cluster gives a job at most 3 with"),
+    ("cluster.nodes=2 cluster.partition=wee", "cluster.nodes=2: partition wee gives a job at most 1 with"),
+    ("cluster.mem_gb=900", "cluster.mem_gb=900: no node of this cluster has more than 250;"),
+    ("cluster.nodelist=node9", "cluster.nodelist=node9: sbatch refuses it (Invalid node name specified);"),
+    ("cluster.timeout_min=2 cluster.signal_delay_s=100", "set cluster.timeout_min=3 at least"),
+    ('cluster.comment="a\nb"', r"cluster.comment='a\nb': expected text that is not empty and has no control"),
+    ("cluster.comment=\"it's\"", "cluster.comment=\"it's\": expected letters, digits, space and"),
+])
+def test_what_this_slurm_would_not_run_is_refused_in_one_line_and_nothing_is_queued(
+    site: Cluster, settings: list[str], tmp_path: Path, override: str, said: str
+) -> None:
+    before = queue(site)
+    done = runyard(site, "submit", *settings, *(f"cluster.{part}" for part in override[8:].split(" cluster.")))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done
+    assert said in done.stderr
+    assert queue(site) == before
+    assert not (tmp_path / "runs").exists()
+
+
+def test_sbatch_itself_would_have_taken_what_waits_for_ever(site: Cluster) -> None:
+    """The control: why a partition and its limit are looked at."""
+    for options in (["--partition=shut"], ["--partition=wee", "--time=60"]):
+        site.lab.run("sbatch", "--test-only", *options, "--wrap=true")
+
+
+def test_what_this_slurm_says_of_itself_is_read(site: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", site.lab.environment)
+    found = Site()
+    assert list(found.partitions) == ["main", "low", "high", "day", "shut", "wee"]
+    wee = found.partitions["wee"]
+    assert (wee.up, wee.limit_s, wee.most_nodes, wee.size) == (True, 1800, 1, 1)
+    assert (wee.nodes[0].cpus, wee.nodes[0].gres, wee.nodes[0].features) == (64, {"gpu": {"": 2}}, {"h200", "fast"})
+    assert found.most_in_array == 1001
+    assert "lab" in {row.account for row in found.associations}
+
+
+@pytest.mark.parametrize("value", ["preemption=yes;requeue=true", "a b, c: d=/e@f+g_h"])
+def test_a_comment_arrives_as_it_was_given(site: Cluster, settings: list[str], value: str) -> None:
+    done = runyard(site, "submit", *settings, f'cluster.comment="{value}"', "--dry-run", "--json")
+    script = json.loads(done.stdout)["script"].replace("#SBATCH --requeue", "#SBATCH --requeue\n#SBATCH --hold")
+    job = subprocess.run(["sbatch", "--parsable", "--output=/dev/null", "--error=/dev/null"], input=script, text=True,
+                         env=site.lab.environment, capture_output=True, check=True).stdout.strip()  # fmt: skip
+    shown = site.lab.run("scontrol", "show", "job", job)
+    site.lab.run("scancel", job)
+    assert f"   Comment={value} \n" in shown or f"   Comment={value}\n" in shown
+
+
+@pytest.mark.slow
+def test_doctor_looks_at_a_compute_node_and_leaves_nothing(site: Cluster, settings: list[str], tmp_path: Path) -> None:
+    done = runyard(site, "doctor", *settings, "cluster.constraint=fast", "cluster.account=lab", "--json")
+    checks: dict[str, Any] = {check["name"]: check for check in json.loads(done.stdout)}
+    assert done.returncode == 0, done.stdout
+    assert {name for name, check in checks.items() if check["state"] != "passed"} <= {"quota"}
+    assert checks["environment"]["found"].startswith("on node")
+    assert "torch 2." in checks["environment"]["found"]
+    assert checks["partition"]["found"] == "the cluster's own choice of main, low, high, day, wee"
+    assert "runyard-doctor" not in site.lab.run("squeue", "--noheader", "--format=%j")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_tells_that_no_node_was_free_and_takes_its_job_back(site: Cluster, settings: list[str]) -> None:
+    site.lab.run("scontrol", "update", "NodeName=node[1-3]", "State=DRAIN", "Reason=test")
+    try:
+        done = runyard(site, "doctor", *settings, "--wait-s=2", "--json")
+    finally:
+        site.lab.run("scontrol", "update", "NodeName=node[1-3]", "State=RESUME")
+    checks = {check["name"]: check for check in json.loads(done.stdout)}
+    assert (done.returncode, checks["environment"]["found"]) == (0, "no node was free within 2 s")
+    assert checks["GPUs"]["state"] == "unknown"
+    assert checks["sbatch"]["found"].startswith("3 nodes are down, drained or reserved"), "a submission would wait"
+    assert "runyard-doctor" not in site.lab.run("squeue", "--noheader", "--format=%j")
+
+
+def test_an_interrupted_doctor_leaves_no_job(site: Cluster, settings: list[str]) -> None:
+    site.lab.run("scontrol", "update", "NodeName=node[1-3]", "State=DRAIN", "Reason=test")
+    try:
+        command = [sys.executable, "-m", "runyard", "doctor", *settings]
+        asking = subprocess.Popen(command, cwd=ROOT, env=site.lab.environment, stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.DEVNULL)  # fmt: skip
+        deadline = time.monotonic() + 60
+        while "runyard-doctor" not in site.lab.run("squeue", "--noheader", "--format=%j"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        asking.send_signal(2)
+        assert asking.wait(30) == 130
+        assert "runyard-doctor" not in site.lab.run("squeue", "--noheader", "--states=PD,R", "--format=%j")
+    finally:
+        site.lab.run("scontrol", "update", "NodeName=node[1-3]", "State=RESUME")
+
+
+@pytest.mark.parametrize("python", ["/nope", "/bin/false"])
+def test_an_environment_that_nodes_do_not_have_fails(site: Cluster, settings: list[str], python: str) -> None:
+    done = runyard(site, "doctor", *settings, f"cluster.python={python}", "--json")
+    checks = {check["name"]: check for check in json.loads(done.stdout)}
+    assert (done.returncode, checks["environment"]["state"]) == (2, "failed")
+    assert checks["environment"]["found"].startswith("the job ended with 1")
+    assert checks["environment"]["mend"].startswith("mend cluster.python")
