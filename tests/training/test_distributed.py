@@ -22,6 +22,7 @@ from runyard.run import Run
 from runyard.tracking import journal
 from runyard.training import distributed
 from runyard.training.distributed import Dist, Vote, from_environment, joined
+from runyard.training.last_word import RankLost
 from runyard.training.metrics import Counters, evaluate
 
 SUBMITIT = {"SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_LOCALID": "1",
@@ -73,7 +74,7 @@ def place(rank: int, world_size: int, job: str = "test") -> Dist:
 
 def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "JOIN_TIMEOUT_S", 0.3)
-    with pytest.raises(UserError, match=r"ranks \[1, 2\] of 3 did not come"), joined(place(0, 3), tmp_path):
+    with pytest.raises(RankLost, match=r"ranks \[1, 2\] of 3 did not come"), joined(place(0, 3), tmp_path):
         pytest.fail("it went on alone")
     assert not list(tmp_path.iterdir()), "a later job could find this address"
     with pytest.raises(UserError, match="rank 0 did not open"), joined(place(1, 3), tmp_path):

@@ -116,8 +116,8 @@ def joined(place: Dist, meeting_folder: Path) -> Iterator[None]:
     that a connection was lost.
 
     Raises:
-        UserError: ranks are missing after two minutes (the message names them), or another rank met one.
-        RankLost: another rank failed, or was killed.
+        UserError: another rank met one.
+        RankLost: ranks are missing after two minutes (the message names them), another rank failed, or was killed.
     """
     os.environ.setdefault("LOCAL_WORLD_SIZE", str(place.local_world_size))  # the loader counts its CPUs by it
     torch.set_num_threads(place.threads)
@@ -159,7 +159,7 @@ def _wait_for_all(store: dist.Store, place: Dist) -> list[tuple[str, int]]:
         store.wait([f"here/{r}" for r in range(place.world_size)], datetime.timedelta(seconds=JOIN_TIMEOUT_S))
     except dist.DistStoreError:
         missing = [r for r in range(place.world_size) if not store.check([f"here/{r}"])]
-        raise UserError(
+        raise last_word.RankLost(  # which another start may mend: a node was slow, or died
             f"ranks {missing} of {place.world_size} did not come within {JOIN_TIMEOUT_S:g} s: "
             "look into their logs for why they did not start"
         ) from None
