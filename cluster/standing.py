@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster import queue, reasons
-from cluster.glance import Glance
+from cluster.glance import Glance, glance
 from cluster.queue import Answer, Job
 
 SKEW_S = 5  # by which the clocks of a cluster's nodes may differ
@@ -69,17 +69,23 @@ class Standing:
         }
 
 
-def ask(runs: Iterable[Glance]) -> tuple[Answer, Answer]:
-    """One call of squeue and one of sacct about all of ``runs``, and none where none is needed."""
+def ask(runs: Sequence[Glance]) -> tuple[list[Glance], Answer, Answer]:
+    """One call of squeue and one of sacct about all of ``runs``, and none where none is needed.
+
+    The runs are given back as they are after squeue answered: a job that ended in between has said so by then.
+    """
     asked = [run for run in runs if run.on_slurm and not run.settled]
     waiting = queue.squeue(number for run in asked for number in run.slurm_jobs)
-    unsaid = [run for run in asked if _needs_accounting(run, waiting)]
-    return waiting, queue.sacct(run.slurm_jobs[-1] for run in unsaid)
+    again = {run.path: glance(run.path) for run in asked}
+    unsaid = [run for run in again.values() if _needs_accounting(run, waiting)]
+    now = [again.get(run.path, run) for run in runs]
+    return now, waiting, queue.sacct(run.slurm_jobs[-1] for run in unsaid if run.slurm_jobs)
 
 
 def standing(run: Glance) -> Standing:
     """How one run stands now."""
-    return stand(run, *ask([run]), time.time())
+    (now,), waiting, ended = ask([run])
+    return stand(now, waiting, ended, time.time())
 
 
 def _needs_accounting(run: Glance, waiting: Answer) -> bool:

@@ -51,8 +51,8 @@ class View:
     def look(self) -> None:
         """Read all runs, and ask SLURM."""
         self.broken: list[str] = []
-        runs = [glance(path) for path in self._named] or self._everything()
-        self._answers = ask(runs)
+        runs, waiting, ended = ask([glance(path) for path in self._named] or self._everything())
+        self._answers = waiting, ended
         self.found = [stand(run, *self._answers, time.time()) for run in runs]
 
     def look_at_files(self) -> None:

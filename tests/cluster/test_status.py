@@ -127,6 +127,13 @@ def test_a_job_that_vanished_is_said_to_have_and_how_to_go_on(
     assert found.words.endswith(f"{ON}{run.name}")
 
 
+def test_what_ends_while_slurm_is_asked_has_not_died(folder: Folder) -> None:
+    run = folder.run(start(1), row("checkpoint", 5, step=40))
+    end = json.dumps(stop(BEGAN + 9, "interrupted", cause="TERM"))
+    folder.slurm.program("squeue", f"echo '{end}' >> {run}/metrics.jsonl")
+    assert said(run) == ("stopped", "stopped at step 40, saved (cancelled)")
+
+
 def test_the_last_words_of_a_log_are_told(folder: Folder) -> None:
     run = folder.run(start(1))
     (run / "slurm" / "12_0_log.err").write_text("noise\nslurmstepd: error: killed\n")
