@@ -24,6 +24,7 @@ class Subject:
         needs_data: Whether the data has to be there by now.
         points: Runs in the sweep; 1 without one.
         script: Makes the exact batch script, but for names that do not exist yet; None without SLURM.
+        after: Number of the job that has to end well before this one starts.
     """
 
     config: Config
@@ -32,6 +33,7 @@ class Subject:
     needs_data: bool = True
     points: int = 1
     script: Callable[[], str] | None = None
+    after: str | None = None
 
     @cached_property
     def site(self) -> Site:

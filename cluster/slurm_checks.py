@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from cluster import queue
 from cluster.check import Question, Subject, near
 from cluster.executor import require_sbatch
 from cluster.node_fit import constraint, nodes_fit
@@ -130,6 +131,31 @@ def array_size(subject: Subject) -> str:
     return f"{subject.points} of at most {most}"
 
 
+def followed(subject: Subject) -> str:
+    """The job to wait for may yet end well: after one that SLURM does not know a job starts at once, and after one
+    that failed never.
+    """
+    if subject.after is None:
+        return "no other job is waited for"
+    mine = (subject.after, f"{subject.after}_")  # an array stands for its elements
+    for tell in (queue.squeue, queue.sacct):
+        told = tell([subject.after])
+        jobs = [job for number, job in told.jobs.items() if number == mine[0] or number.startswith(mine[1])]
+        if tell is queue.squeue and told.problem:
+            raise CannotTell(told.problem)
+        if bad := [job for job in jobs if not job.active and job.state != "COMPLETED"]:
+            raise UserError(
+                f"--after {subject.after}: job {bad[0].id} has ended ({bad[0].state}), so the job would never start; "
+                "wait for another, or go on with that run first: runyard resume"
+            )
+        if jobs:
+            return f"job {subject.after} is {jobs[0].state}"
+    raise UserError(
+        f"--after {subject.after}: SLURM knows no such job, so the job would start at once; "
+        "`squeue --me` lists yours; leave --after out if it has ended well"
+    )
+
+
 def accepted(subject: Subject) -> str:
     """sbatch would take this very script."""
     if subject.script is None:
@@ -152,6 +178,7 @@ QUESTIONS: list[tuple[str, Question]] = [
     ("constraint", constraint),
     ("nodes", nodes_fit),
     ("array", array_size),
+    ("after", followed),
     ("sbatch", accepted),
 ]
 

@@ -173,7 +173,7 @@ def subject(
     tasks, _ = layout(configs[0].cluster)
     on_slurm = configs[0].cluster.launcher == "slurm"
     script = (lambda: planned(configs, after).script()) if on_slurm else None
-    return Subject(configs[0], tasks, prepare, needs_data, len(configs), script)
+    return Subject(configs[0], tasks, prepare, needs_data, len(configs), script, after)
 
 
 def _queue(runs: list[Run], sweep: str | None, after: str | None) -> list[Job]:

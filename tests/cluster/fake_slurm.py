@@ -26,6 +26,7 @@ for word in "$@"; do
     case $word in
     --name=*) ! grep -qsx "${word#--name=}" "$here/queue" || echo 4711 ;;
     %e) echo 2030-01-01T00:00:00 ;;
+    --jobs=*) cat "$here/known" 2>/dev/null ;;
     esac
 done
 """

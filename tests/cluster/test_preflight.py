@@ -236,6 +236,31 @@ def test_nodes_that_come_back_are_no_reason_to_refuse(site: FakeSlurm) -> None:
         assert answer("sbatch", slurm_checks.accepted, asked).state == state
 
 
+@pytest.mark.parametrize(("known", "told"), [
+    ("7|RUNNING", None), ("7|COMPLETED", None), ("7_0|RUNNING 7_1|PENDING", None),
+    ("71|RUNNING", "SLURM knows no such job"),
+    ("", "--after 7: SLURM knows no such job, so the job would start at once"),
+    ("7|FAILED", r"--after 7: job 7 has ended \(FAILED\), so the job would never start"),
+    ("7_0|RUNNING 7_1|CANCELLED", r"job 7_1 has ended \(CANCELLED\)"),
+])
+def test_a_job_can_follow_one_that_may_yet_end_well(site: FakeSlurm, known: str, told: str | None) -> None:
+    site.says("known", "".join(f"{job}|None|0:00|10:00|N/A||a\n" for job in known.split()))
+    asked = dataclasses.replace(subject(), after="7")
+    if told is None:
+        preflight(asked)
+        return
+    with pytest.raises(UserError, match=told):
+        preflight(asked)
+
+
+@pytest.mark.parametrize(("ended", "state"), [("COMPLETED", "passed"), ("FAILED", "failed")])
+def test_how_a_job_ended_that_the_queue_forgot_is_asked_of_accounting(
+    site: FakeSlurm, ended: str, state: str
+) -> None:
+    site.program("sacct", f"echo '7|{ended}|0:0|5|2030-01-01T00:00:00|n1|a'")
+    assert answer("after", slurm_checks.followed, dataclasses.replace(subject(), after="7")).state == state
+
+
 def test_an_allocations_environment_does_not_speak_for_a_new_job(
     site: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:

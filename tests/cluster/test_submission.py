@@ -122,6 +122,7 @@ def test_after_a_run_means_after_its_newest_job_and_needs_no_data_yet(
 ) -> None:
     first, _ = launcher.submit(launcher.plan(["experiment=null", *small, "cluster=slurm"]))[0]
     first.add_job({"id": "99_3", "launcher": "slurm"})
+    slurm.says("known", "99_3|PENDING|None|0:00|10:00|N/A||sweep\n")
     later = ["submit", *small, "experiment=null", "cluster=slurm", f"data.root={tmp_path / 'to come'}"]
     assert main([*later, "--after", str(first.path)]) == 0
     assert "#SBATCH --dependency=afterok:99_3" in (slurm.folder / "script").read_text().splitlines()

@@ -79,6 +79,18 @@ def test_what_this_slurm_would_not_run_is_refused_in_one_line_and_nothing_is_que
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_job_is_not_to_follow_one_that_failed_or_never_was(site: Cluster, settings: list[str]) -> None:
+    failed = site.lab.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=exit 1").strip()
+    assert site.end(failed)[0] == "FAILED"
+    before = queue(site)
+    for number, said in ((failed, f"job {failed} has ended (FAILED), so the job would never start"),
+                         ("99999", "SLURM knows no such job, so the job would start at once")):  # fmt: skip
+        done = runyard(site, "submit", *settings, "--after", number)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert f"--after {number}: {said}" in done.stderr
+    assert queue(site) == before
+
+
 def test_sbatch_itself_would_have_taken_what_waits_for_ever(site: Cluster) -> None:
     """The control: why a partition and its limit are looked at."""
     for options in (["--partition=shut"], ["--partition=wee", "--time=60"]):
