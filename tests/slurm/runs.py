@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -79,20 +78,6 @@ def until_learning(run: Run, epochs: int = 3) -> None:
 
 def until_finished(run: Run) -> None:
     until(lambda: run.finished, run)
-
-
-def processes(run: Run) -> dict[int, int]:
-    """Process ids, as this machine sees them, of the tasks that train ``run``, by rank."""
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes()
-            environment = dict(v.partition("=")[::2] for v in (process / "environ").read_text().split("\0"))
-        except OSError:
-            continue
-        if b"submitit.core._submit" in words and os.fsencode(run.path) in words and b"srun" not in words:
-            found[int(environment.get("SLURM_PROCID", -1))] = int(process.name)
-    return found
 
 
 def went_on(run: Run, whole: Run, *, most_restarts: int = 1) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.rehearse import tasks_of
 from runyard.run import Run
 from tests.slurm.conftest import Cluster
 from tests.slurm.runs import (
@@ -17,7 +18,6 @@ from tests.slurm.runs import (
     RARE,
     Runs,
     job,
-    processes,
     rows,
     said,
     saved_step,
@@ -56,7 +56,7 @@ def test_before_the_time_limit_it_saves_every_step_and_goes_on(runs: Runs, whole
     """Its ranks are held still, so that however fast the machine it cannot be finished. SLURM's signal wakes them."""
     run = runs.submit(*RARE, "cluster.timeout_min=2", "cluster.signal_delay_s=88")
     until_learning(run)
-    for pid in processes(run).values():
+    for pid in tasks_of(run).values():
         os.kill(pid, signal.SIGSTOP)
     learned = rows(run, "epoch")[-1]["step"]
     went_on(run, whole, most_restarts=9)  # on a slow machine the next limit may come before the end, too
@@ -93,7 +93,7 @@ def test_a_killed_rank_ends_the_job_soon_and_it_goes_on(runs: Runs, whole: Run, 
     run = runs.submit(*OFTEN)
     until_learning(run)
     killed_at = time.time()
-    os.kill(processes(run)[rank], signal.SIGKILL)
+    os.kill(tasks_of(run)[rank], signal.SIGKILL)
     went_on(run, whole)
     (requeue,) = rows(run, "requeue")
     assert (requeue["cause"], requeue["without_progress"]) == ("crash", 1)
@@ -117,7 +117,7 @@ def test_an_orphan_that_wakes_writes_nothing(runs: Runs) -> None:
     whole = runs.submit(*OFTEN, "cluster.nodes=1")
     run = runs.submit(*OFTEN, "cluster.nodes=1")
     until_learning(run)
-    node, orphan = rows(run, "start")[0]["nodelist"], processes(run)[0]
+    node, orphan = rows(run, "start")[0]["nodelist"], tasks_of(run)[0]
     runs.lab.freeze(node)
     until(lambda: len(rows(run, "start")) == 2, run)
     runs.lab.thaw(node)
