@@ -133,7 +133,7 @@ lock() {
     find_python
     find_uv
     get_uv
-    "$uv" pip compile -q pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+    "$uv" pip compile -q pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
         --no-header --no-annotate -o requirements.lock "$@"
 }
 
