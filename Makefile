@@ -1,6 +1,6 @@
 # `make train` and `make test` start from a bare Debian or Ubuntu machine; `make help` lists the rest.
 RUNYARD := .venv/bin/runyard
-PYTEST := .venv/bin/python -m pytest -q --durations=10
+PYTEST := .venv/bin/python -m pytest -q --durations=10 --numprocesses=2 --dist=loadgroup
 
 .PHONY: help setup data train test check rehearsal-tools browser lint types lock clean
 .DEFAULT_GOAL := help

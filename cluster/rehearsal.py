@@ -26,7 +26,7 @@ from cluster.slurm_conf import CONTROLLER
 from runyard.errors import UserError
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", *parts.PROGRAMS)
-SOCKET_PATH_BYTES = 90  # Linux takes 107, and a name follows
+SOCKET_PATH_BYTES = 78  # Linux takes 107, and a step's socket is /node1/node1_1234.4294967295
 CONTROLLER_SAVES_WITHIN_S = 5
 ORPHANS_S = 2  # a task was seen alive 25 s after its node's link was back
 
@@ -160,7 +160,7 @@ class Rehearsal:
     def _write_files(self) -> None:
         self.folder.mkdir(parents=True)
         self._parts.begin_cleaner()
-        for name in ("state", "log", "spool"):
+        for name in ("state", "log"):
             (self.folder / name).mkdir()
         self._ports = _free_ports(2 + len(self.nodes))
         self._write_configuration()

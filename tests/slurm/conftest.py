@@ -65,6 +65,13 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         lab.__exit__(None, None, None)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests on the cluster are one worker's, and wait while the other's compute."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
 @pytest.fixture(autouse=True)
 def mended(request: pytest.FixtureRequest) -> Iterator[None]:
     """Nodes that a test powered off or froze are back for the next."""

@@ -114,8 +114,8 @@ def test_a_node_without_power_is_replaced(runs: Runs, whole: Run, which: str) ->
 
 def test_an_orphan_that_wakes_writes_nothing(runs: Runs) -> None:
     """A node loses its link, the job goes on elsewhere, and the old task finds itself awake again."""
-    whole = runs.submit(*OFTEN, "cluster.nodes=1")
-    run = runs.submit(*OFTEN, "cluster.nodes=1")
+    whole = runs.submit(*OFTEN, "cluster.nodes=1", "cluster.nodelist=node3")
+    run = runs.submit(*OFTEN, "cluster.nodes=1", "cluster.exclude=node3")
     until_learning(run)
     node, orphan = rows(run, "start")[0]["nodelist"], tasks_of(run)[0]
     runs.lab.freeze(node)

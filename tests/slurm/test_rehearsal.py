@@ -103,14 +103,17 @@ def test_a_user_without_rights_has_all_of_it(slurm: Cluster) -> None:
     if os.getuid() != 0:
         return
     program = """
-import sys
+import sys, time
 from pathlib import Path
 from cluster.rehearsal import Rehearsal
 with Rehearsal(Path(sys.argv[1]), nodes=2, accounting=True) as lab:
     lab.power_off("node2")
     lab.power_on("node2")
     lab.run("sbatch", "--wait", "--nodes=2", "--gpus-per-node=2", "--output=/dev/null", "--wrap", "srun true")
-    print(*lab.run("sacct", "--noheader", "--allocations", "--format=user,account,state").split())
+    deadline = time.monotonic() + 20
+    while not (told := lab.run("sacct", "--noheader", "--allocations", "--format=user,account,state").split()):
+        assert time.monotonic() < deadline  # accounting hears of a job a little later
+    print(*told)
 """
     folder = Path(tempfile.mkdtemp(prefix="nobody-"))  # pytest's own folders are for root alone
     try:
@@ -210,8 +213,8 @@ def until(reached: Callable[[], bool], timeout_s: float = 60) -> None:
 
 
 TELLS = """
-trap 'echo USR2 $(date +%s)' USR2
-trap 'echo TERM $(date +%s)' TERM
+trap 'echo USR2 $EPOCHSECONDS' USR2
+trap 'echo TERM $EPOCHSECONDS' TERM
 echo ready
 while :; do sleep 0.1; done
 """
@@ -227,7 +230,7 @@ def test_a_job_of_low_makes_way_for_one_of_high_and_is_signalled_if_that_is_set(
                   "--signal=USR2@30", "--time=5")
     until(lambda: "ready" in slurm.said(job))
     high = started(slurm, "sleep 600", "--partition=high", "--exclusive", "--nodelist=node2")
-    assert state(slurm, job) == "PENDING", "it is put back into the queue"
+    until(lambda: state(slurm, job) == "PENDING")  # it is put back into the queue
     times = dict(line.split() for line in slurm.said(job).splitlines() if line.startswith(("USR2", "TERM")))
     slurm.lab.run("scancel", job, high)
     assert set(times) == ({"USR2", "TERM"} if signalled else {"TERM"})

@@ -20,12 +20,18 @@ pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-m", "runyard", "rehearse", "--json", "experiment=null", *SMALL, "cluster.nodes=2"]
 
 
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For all that a rehearsal writes. Its path is short: sockets lie in it."""
+    return tmp_path_factory.mktemp("r")
+
+
 def left(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
-def test_a_run_interrupted_in_three_ways_ends_with_the_undisturbed_ones_weights(slurm: Cluster, tmp_path: Path) -> None:
-    done = subprocess.run(COMMAND, cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True)
+def test_a_run_interrupted_in_three_ways_ends_with_the_undisturbed_ones_weights(slurm: Cluster, folder: Path) -> None:
+    done = subprocess.run(COMMAND, cwd=ROOT, env=os.environ | {"TMPDIR": str(folder)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["equal"]
@@ -34,22 +40,22 @@ def test_a_run_interrupted_in_three_ways_ends_with_the_undisturbed_ones_weights(
     assert (killed["what"], killed["requeued_by"]) == ("rank 1 killed", "its script")
     assert (power["what"], power["requeued_by"]) == ("node without power", "SLURM")
     assert 0 < limit["resumed_at"] < killed["resumed_at"] < power["resumed_at"]
-    assert left(tmp_path) == []
+    assert left(folder) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_whatever_ends_a_rehearsal_nothing_is_left(slurm: Cluster, tmp_path: Path, number: signal.Signals) -> None:
-    own = os.environ | {"TMPDIR": str(tmp_path)}
+def test_whatever_ends_a_rehearsal_nothing_is_left(slurm: Cluster, folder: Path, number: signal.Signals) -> None:
+    own = os.environ | {"TMPDIR": str(folder)}
     with subprocess.Popen(COMMAND, cwd=ROOT, env=own, stderr=subprocess.PIPE, text=True) as rehearsal:
         assert rehearsal.stderr is not None
         assert "is up after" in rehearsal.stderr.readline()
-        assert processes_of(tmp_path)
+        assert processes_of(folder)
         rehearsal.send_signal(number)
         rehearsal.wait(20)
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and (left(tmp_path) or processes_of(tmp_path)):
+    while time.monotonic() < deadline and (left(folder) or processes_of(folder)):
         time.sleep(0.1)
-    assert (left(tmp_path), processes_of(tmp_path)) == ([], [])
+    assert (left(folder), processes_of(folder)) == ([], [])
 
 
 def test_another_cluster_is_refused(tmp_path: Path) -> None:

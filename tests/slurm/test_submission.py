@@ -144,5 +144,5 @@ def test_an_array_over_the_clusters_limit_is_refused(runs: Runs) -> None:
     before, there = settled(runs), sorted(runs.folder.iterdir())
     done = runs.command("submit", "-m", *runs.settings, f"seed={','.join(map(str, range(1002)))}")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
-    assert "MaxArraySize" in done.stderr
+    assert "arrays hold at most 1001" in done.stderr
     assert (runs.queue(), sorted(runs.folder.iterdir())) == (before, there)
