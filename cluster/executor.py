@@ -22,6 +22,15 @@ from runyard.errors import UserError
 from runyard.run import Run
 
 PYTHON = Path(__file__).resolve().parents[1] / "slurm" / "python.sh"
+REQUEUE = PYTHON.with_name("requeue.sh")
+# sbatch's variables that go by another name than the option which they override.
+VARIABLES = {
+    "time": ("TIMELIMIT",),
+    "mem": ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"),
+    "array": ("ARRAY_INX",),
+    "requeue": ("REQUEUE", "NO_REQUEUE"),
+    "no-requeue": ("REQUEUE", "NO_REQUEUE"),
+}
 ANSWER_TIMEOUT_S = 60  # of sbatch on a busy controller
 # By it cluster.requeue tells what this start wrote from what earlier ones did.
 BEGAN = "export RUNYARD_BEGAN=$(date +%s)"
@@ -86,7 +95,7 @@ class Batch:
         executor = submitit.AutoExecutor(self.folder, cluster="slurm", slurm_python=self._start)
         executor.update_parameters(**{f"slurm_{name}": value for name, value in self.parameters.items()})
         try:
-            with _outside_any_job(), contextlib.redirect_stderr(io.StringIO()), executor.batch():
+            with _saying_only(wanted), contextlib.redirect_stderr(io.StringIO()), executor.batch():
                 jobs = [executor.submit(TrainJob(str(run.path))) for run in self.runs]
         except submitit.core.utils.FailedJobError as error:
             raise UserError(f"sbatch refused the job: {_in_one_line(str(error))}") from None
@@ -120,7 +129,7 @@ class Batch:
         run = shlex.quote(str(self.runs[0].path))
         if len(self.runs) > 1:
             run = f'"$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(self.folder / "runs.txt"))})"'
-        return [f"ended=$?; exec {python} -m cluster.requeue {run} $ended"]
+        return [f"ended=$?; exec {shlex.quote(str(REQUEUE))} {python} {run} $ended"]
 
     def _list_runs(self) -> None:
         if len(self.runs) > 1:
@@ -190,9 +199,15 @@ def _check_script(text: str, expected: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _outside_any_job() -> Iterator[None]:
-    """Submitting from within an allocation must not hand its sizes on: sbatch would take them for wishes."""
+def _saying_only(script: str) -> Iterator[None]:
+    """What sbatch reads of its environment overrides its script: sizes of an allocation we are in, SBATCH_TIMELIMIT, ...
+
+    A user's SBATCH_ACCOUNT and the like still fill what ``script`` leaves open.
+    """
     before = dict(os.environ)
+    for option in re.findall(r"^#SBATCH --([\w-]+)", script, flags=re.MULTILINE):
+        for name in VARIABLES.get(option, (option.replace("-", "_").upper(),)):
+            os.environ.pop(f"SBATCH_{name}", None)
     if "SLURM_JOB_ID" in before:
         for name in [name for name in before if name.startswith("SLURM_") and name != "SLURM_CONF"]:
             del os.environ[name]

@@ -1,13 +1,12 @@
-"""The last command of a batch script: ``python -m cluster.requeue RUN CODE``, CODE being what srun ended with.
+"""Whether a job goes back into the queue: ``python -m cluster.requeue RUN CODE PREEMPTED``, as slurm/requeue.sh asks.
 
-Puts the job back into the queue where the run can go on by itself: after a time limit or a preemption always, after a
-crash as long as the run gets further. All tasks have ended by then, so nothing that they write is lost.
+After a time limit or a preemption always, after a crash as long as the run gets further. All tasks have ended by then,
+so nothing that they write is lost. SLURM's commands are not called here: a container may have none.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from runyard.stopping import Stop
 from runyard.tracking import journal
 from runyard.tracking.journal import Journal, Row
 
+REQUEUE = 75  # exit code: put this job back into the queue (sysexits.h calls it a temporary failure)
 MOST_WITHOUT_PROGRESS = 3  # crashes in a row that a run is started again after, if it gets no further
 
 
@@ -78,15 +78,15 @@ def _crashes_without_progress(rows: list[Row], step: int) -> int:
     return count
 
 
-def main(run_dir: str, ended: int) -> int:
-    """Judge, write down what was decided, and requeue this job. Returns the batch script's exit code."""
+def main(run_dir: str, ended: int, *, preempted: bool) -> int:
+    """Judge, and write down what was decided. Returns ``REQUEUE``, or the batch script's exit code."""
     run = Run.open(run_dir)
     if (other := run.successor()) is not None:
         print(f"runyard: run {run.id} is written by {other}: this job leaves it to that", file=sys.stderr, flush=True)
         return ended or FAILED
     rows, _ = journal.read(run.journal_path)
     step = newest_step(run)
-    verdict = judge(rows, ended, step, preempted=_preempted(), began=float(os.environ.get("RUNYARD_BEGAN", 0)))
+    verdict = judge(rows, ended, step, preempted=preempted, began=float(os.environ.get("RUNYARD_BEGAN", 0)))
     book = Journal(run.journal_path)
     if verdict.given_up:
         book.write("stop", reason="failed", message=verdict.given_up, user_error=False, retry=False)
@@ -95,13 +95,16 @@ def main(run_dir: str, ended: int) -> int:
         return verdict.exit_code
     book.write("requeue", cause=verdict.requeue, step=step, without_progress=verdict.without_progress)
     print(f"runyard: {verdict.requeue}: back into the queue, to go on at step {step}", flush=True)
-    done = _scontrol("requeue", _job_id())
-    if done.returncode:
-        said = " ".join(done.stderr.split()) or f"scontrol ended with {done.returncode}"
-        mend = f"this job could not be requeued ({said}); go on with: runyard resume {run.reference}"
-        book.write("warning", message=mend)
-        print(f"runyard: {mend}", file=sys.stderr, flush=True)
-    return verdict.exit_code
+    return REQUEUE
+
+
+def refused(run_dir: str, ended: int, why: str) -> int:
+    """SLURM would not put this job back into the queue: write down why, and what mends it. Returns the exit code."""
+    run = Run.open(run_dir)
+    mend = f"this job could not be requeued ({' '.join(why.split())}); go on with: runyard resume {run.reference}"
+    Journal(run.journal_path).write("warning", message=mend)
+    print(f"runyard: {mend}", file=sys.stderr, flush=True)
+    return ended or FAILED
 
 
 def newest_step(run: Run) -> int:
@@ -110,25 +113,8 @@ def newest_step(run: Run) -> int:
     return max((int(step) for step in found if step.isdigit()), default=0)
 
 
-def _job_id() -> str:
-    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
-        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return os.environ["SLURM_JOB_ID"]
-
-
-def _preempted() -> bool:
-    """Whether SLURM has begun to preempt this job: then it shows since when."""
-    shown = _scontrol("show", "job", _job_id()).stdout
-    said = [word.partition("=")[2] for word in shown.split() if word.startswith("PreemptTime=")]
-    return bool(said) and said[0] not in ("None", "N/A", "")
-
-
-def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(["scontrol", *arguments], capture_output=True, text=True)
-    except FileNotFoundError:
-        return subprocess.CompletedProcess(arguments, 127, "", "no scontrol here")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+    run_dir, ended, preempted, *why = sys.argv[1:]
+    if why:
+        sys.exit(refused(run_dir, int(ended), *why))
+    sys.exit(main(run_dir, int(ended), preempted=preempted != "0"))

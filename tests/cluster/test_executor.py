@@ -16,6 +16,7 @@ from cluster import dry_run, executor
 from cluster import submit as launcher
 from cluster.compose import compose
 from cluster.executor import Batch
+from cluster.requeue import REQUEUE
 from runyard.errors import UserError
 from runyard.run import Run
 from tests.cluster.conftest import API_KEY, ROOT
@@ -132,7 +133,7 @@ def test_srun_runs_the_snapshot_and_its_exit_code_reaches_the_judge(
     array = {} if element is None else {"SLURM_ARRAY_JOB_ID": NUMBER, "SLURM_ARRAY_TASK_ID": str(element)}
     done = slurm.run_script(srun_ends_with=7, PYTHONPATH="/before", **array)
     assert (done.returncode, done.stderr) == (42, ""), "the judge's own exit code is the job's"
-    assert slurm.calls("python") == [f"python -m cluster.requeue {run.path} 7"]
+    assert slurm.calls("python") == [f"python -m cluster.requeue {run.path} 7 0"]
     for program in ("srun", "python"):
         path = slurm.env(f"{program}.env")["PYTHONPATH"].split(":")
         assert path == [str(run.code), "/before"]
@@ -150,11 +151,24 @@ def link(python: Path, small: list[str]) -> Path:
     return beside
 
 
+def test_variables_that_would_override_the_script_do_not_reach_sbatch(
+    small: list[str], slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"TIMELIMIT": "1", "MEM_PER_CPU": "1", "NO_REQUEUE": "1", "SIGNAL": "INT@1", "OUTPUT": "/x", "PARTITION": "a"}
+    for name, value in own.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    monkeypatch.setenv("SBATCH_ACCOUNT", "physics")
+    submitted(small, "cluster.partition=short", "cluster.mem_gb=8")
+    handed_on = {name for name in slurm.env("sbatch.env") if name.startswith("SBATCH_")}
+    assert handed_on == {"SBATCH_ACCOUNT"}, "which no setting says"
+    assert {name for name in os.environ if name.startswith("SBATCH_")} == {"SBATCH_ACCOUNT", *(f"SBATCH_{n}" for n in own)}
+
+
 def test_the_judge_that_a_script_calls_is_the_snapshots_own(small: list[str], slurm: FakeSlurm) -> None:
     (run,) = submitted(small)
     done = slurm.run_script(srun_ends_with=1)
     assert done.stdout == "runyard: crash: back into the queue, to go on at step 0\n", done.stderr
-    assert done.returncode == 1
+    assert done.returncode == REQUEUE
     assert slurm.calls("scontrol")[-1] == f"scontrol requeue {NUMBER}"
     assert (run.code / "cluster" / "__pycache__").exists(), "what was imported from there left its bytecode there"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cluster import requeue
-from cluster.requeue import Verdict, judge
+from cluster.requeue import REQUEUE, Verdict, judge
 from runyard.config import Config
 from runyard.run import Run
 from runyard.tracking import journal
@@ -127,6 +128,14 @@ def job(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     return slurm
 
 
+SCRIPT = Path(__file__).resolve().parents[2] / "slurm" / "requeue.sh"
+
+
+def end(run: Run, ended: int, python: Path | str = sys.executable) -> subprocess.CompletedProcess[str]:
+    """The end of a batch script whose srun ended with ``ended``."""
+    return subprocess.run([SCRIPT, python, run.path, str(ended)], capture_output=True, text=True)
+
+
 def told(run: Run) -> list[Row]:
     return [{k: v for k, v in row.items() if k != "t"} for row in journal.read(run.journal_path)[0]]
 
@@ -136,20 +145,19 @@ def checkpoint(run: Run, step: int) -> None:
     (run.checkpoints / f"step_{step:08d}" / "manifest.json").touch()
 
 
-def test_it_is_written_down_before_the_job_goes_back_into_the_queue(
-    run: Run, job: FakeSlurm, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_is_written_down_before_the_job_goes_back_into_the_queue(run: Run, job: FakeSlurm) -> None:
     checkpoint(run, 8)
     checkpoint(run, 24)
     (run.checkpoints / ".making-step_00000099").mkdir()
     (run.checkpoints / "step_00000099").mkdir()  # no manifest: not one
     job.program("scontrol", f'[ "$1" = show ] || cp {run.journal_path} "$here/journal then"\n')
-    assert requeue.main(str(run.path), 1) == 1
+    done = end(run, 1)
+    assert done.returncode == REQUEUE
     row = {"event": "requeue", "cause": "crash", "step": 24, "without_progress": 1}
     assert told(run) == [row]
     assert '"requeue"' in (job.folder / "journal then").read_text()
     assert job.calls("scontrol")[-1] == "scontrol requeue 12"
-    assert capsys.readouterr().out == "runyard: crash: back into the queue, to go on at step 24\n"
+    assert done.stdout == "runyard: crash: back into the queue, to go on at step 24\n"
 
 
 def test_of_an_array_only_the_element_is_requeued(
@@ -157,7 +165,7 @@ def test_of_an_array_only_the_element_is_requeued(
 ) -> None:
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "11")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    requeue.main(str(run.path), 1)
+    end(run, 1)
     assert job.calls("scontrol") == ["scontrol show job 11_3", "scontrol requeue 11_3"]
 
 
@@ -165,10 +173,10 @@ def test_a_preemption_is_told_by_slurm(run: Run, job: FakeSlurm) -> None:
     book = Journal(run.journal_path)
     book.write("start")
     book.write("stop", reason="interrupted", message="", cause="TERM")
-    assert requeue.main(str(run.path), 0) == 130
+    assert end(run, 0).returncode == 130
     assert [row["event"] for row in told(run)] == ["start", "stop"], "the control: without one, TERM is a wish to end"
     job.says("shown", "JobId=12 PreemptTime=2030-01-01T00:00:00 LastSchedEval=x\n")
-    assert requeue.main(str(run.path), 0) == 130
+    assert end(run, 0).returncode == REQUEUE
     assert told(run)[-1]["cause"] == "preemption"
     assert job.calls("scontrol")[-1] == "scontrol requeue 12"
 
@@ -178,16 +186,14 @@ def test_a_run_that_is_not_to_be_requeued_is_only_judged(
 ) -> None:
     config = make_config("cluster=slurm", "cluster.requeue=false", f"runs_dir={tmp_path / 'runs'}")
     run = Run.create(config, [])
-    assert requeue.main(str(run.path), 1) == 1
+    assert end(run, 1).returncode == 1
     assert told(run) == []
     assert job.calls("scontrol") == ["scontrol show job 12"]
 
 
-def test_a_run_that_gets_no_further_is_given_up_in_words(
-    run: Run, job: FakeSlurm, capsys: pytest.CaptureFixture[str]
-) -> None:
-    codes = [requeue.main(str(run.path), 9) for _ in range(4)]
-    assert codes == [1, 1, 1, 1]
+def test_a_run_that_gets_no_further_is_given_up_in_words(run: Run, job: FakeSlurm) -> None:
+    *_, fourth = ends = [end(run, 9) for _ in range(4)]
+    assert [done.returncode for done in ends] == [REQUEUE, REQUEUE, REQUEUE, 1]
     *rows, last = told(run)
     assert [row["without_progress"] for row in rows] == [1, 2, 3]
     assert last == {
@@ -195,35 +201,39 @@ def test_a_run_that_gets_no_further_is_given_up_in_words(
         "message": "given up: 3 restarts without progress at step 0; the last ended with: "
                    "srun ended with 9 and the tasks said nothing",
     }  # fmt: skip
-    assert capsys.readouterr().err == f"runyard: {last['message']}\n"
+    assert fourth.stderr == f"runyard: {last['message']}\n"
     assert len([call for call in job.calls() if "requeue" in call]) == 3
 
 
-@pytest.mark.parametrize("why", ["slurm_requeue error: Access/permission denied\n", None], ids=["refused", "missing"])
-def test_a_requeue_that_fails_is_told_with_what_mends_it(
-    run: Run, job: FakeSlurm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, why: str | None
-) -> None:
-    if why is None:  # as in a container without SLURM's commands
-        monkeypatch.setenv("PATH", str(job.folder))
-    else:
-        job.says("broken", why)
-    assert requeue.main(str(run.path), 1) == 1
-    said = "no scontrol here" if why is None else why.strip()
-    mend = f"this job could not be requeued ({said}); go on with: runyard resume {run.path}"
+@pytest.mark.parametrize("why", ["slurm_requeue error: Access/permission denied", ""])
+def test_a_requeue_that_fails_is_told_with_what_mends_it(run: Run, job: FakeSlurm, why: str) -> None:
+    job.says("broken", why)
+    done = end(run, 1)
+    assert done.returncode == 1
+    mend = f"this job could not be requeued ({why or 'no word'}); go on with: runyard resume {run.path}"
     assert told(run)[-1] == {"event": "warning", "message": mend}
-    assert capsys.readouterr().err == f"runyard: {mend}\n"
+    assert done.stderr == f"runyard: {mend}\n"
+
+
+def test_a_container_without_slurms_commands_is_enough_for_the_decision(run: Run, job: FakeSlurm) -> None:
+    job.says("shown", "JobId=12 PreemptTime=2030-01-01T00:00:00 LastSchedEval=x\n")
+    contained = job.program("contained", f'PATH=/nowhere exec {sys.executable} "$@"\n')
+    assert end(run, 1, contained).returncode == REQUEUE
+    assert told(run)[-1]["cause"] == "preemption"
+    assert job.calls("scontrol")[-1] == "scontrol requeue 12"
 
 
 def test_a_job_whose_run_another_writes_leaves_the_journal_alone(
-    run: Run, job: FakeSlurm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Run, job: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SLURM_JOB_ID")
     lease = run.lease()
     monkeypatch.setenv("SLURM_JOB_ID", "12")
-    assert requeue.main(str(run.path), 137) == 137
+    done = end(run, 137)
+    assert done.returncode == 137
     assert told(run) == []
-    assert job.calls("scontrol") == []
-    assert f"process {os.getpid()}" in capsys.readouterr().err
+    assert job.calls("scontrol") == ["scontrol show job 12"]
+    assert f"process {os.getpid()}" in done.stderr
     lease.release()
-    assert requeue.main(str(run.path), 137) == 1, "the control"
+    assert end(run, 137).returncode == REQUEUE, "the control"
     assert told(run)[0]["event"] == "requeue"

@@ -34,4 +34,4 @@ srun --unbuffered --output /RUNS/RUN/slurm/%j_%t_log.out --error /RUNS/RUN/slurm
 
 
 # teardown
-ended=$?; exec /opt/env/bin/python -m cluster.requeue /RUNS/RUN $ended
+ended=$?; exec /CHECKOUT/slurm/requeue.sh /opt/env/bin/python /RUNS/RUN $ended

@@ -28,4 +28,4 @@ srun --unbuffered --output /RUNS/RUN/slurm/%j_%t_log.out --error /RUNS/RUN/slurm
 
 
 # teardown
-ended=$?; exec /CHECKOUT/slurm/python.sh -m cluster.requeue /RUNS/RUN $ended
+ended=$?; exec /CHECKOUT/slurm/requeue.sh /CHECKOUT/slurm/python.sh /RUNS/RUN $ended

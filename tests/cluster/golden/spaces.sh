@@ -25,4 +25,4 @@ srun --unbuffered --output '/tmp/my runs/RUN/slurm/%j_%t_log.out' --error '/tmp/
 
 
 # teardown
-ended=$?; exec /CHECKOUT/slurm/python.sh -m cluster.requeue '/tmp/my runs/RUN' $ended
+ended=$?; exec /CHECKOUT/slurm/requeue.sh /CHECKOUT/slurm/python.sh '/tmp/my runs/RUN' $ended

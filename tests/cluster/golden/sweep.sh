@@ -26,4 +26,4 @@ srun --unbuffered --output /RUNS/.sweeps/SWEEP/%A_%a_%t_log.out --error /RUNS/.s
 
 
 # teardown
-ended=$?; exec /CHECKOUT/slurm/python.sh -m cluster.requeue "$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" /RUNS/.sweeps/SWEEP/runs.txt)" $ended
+ended=$?; exec /CHECKOUT/slurm/requeue.sh /CHECKOUT/slurm/python.sh "$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" /RUNS/.sweeps/SWEEP/runs.txt)" $ended
