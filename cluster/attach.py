@@ -30,6 +30,7 @@ class Job(Protocol):
 
     id: str
     logs: Path
+    outlives: bool  # the terminal that follows it
 
     def over(self) -> bool:
         """Whether it has ended, and nothing will start it again by itself."""
@@ -40,6 +41,8 @@ class Job(Protocol):
 
 class LocalJob:
     """Processes on this machine. Ctrl-C asks them to save and stop; a second leaves them to do so alone."""
+
+    outlives = False
 
     def __init__(self, job: submitit.Job[str]) -> None:
         self.id, self.logs, self._job = str(job.job_id), Path(job.paths.folder), job
@@ -56,6 +59,8 @@ class LocalJob:
 class SlurmJob:
     """A job on SLURM's queue. Ctrl-C leaves it alone: it was put there to go on without this terminal."""
 
+    outlives = True
+
     def __init__(self, job_id: str, logs: Path) -> None:
         self.id, self.logs = job_id, logs
         self._asked_at, self._over = -QUEUE_POLL_S, False
@@ -70,7 +75,7 @@ class SlurmJob:
         return self._over
 
     def interrupt(self) -> str:
-        raise KeyboardInterrupt
+        return f"job {self.id} goes on; logs -f shows it again, cancel ends it"
 
 
 class Attached:
@@ -122,7 +127,9 @@ class Attached:
                 if asked:
                     raise
                 asked = True
-                self._console.print(job.interrupt())
+                self._console.print(job.interrupt(), highlight=False)
+                if job.outlives:
+                    raise
 
     def _show(self) -> None:
         rows, _ = journal.read(self._run.journal_path)

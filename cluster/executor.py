@@ -200,7 +200,7 @@ def _check_script(text: str, expected: list[str]) -> None:
 
 @contextlib.contextmanager
 def _saying_only(script: str) -> Iterator[None]:
-    """What sbatch reads of its environment overrides its script: sizes of an allocation we are in, SBATCH_TIMELIMIT, ...
+    """What sbatch reads in its environment overrides its script: an allocation we are in, SBATCH_TIMELIMIT, ...
 
     A user's SBATCH_ACCOUNT and the like still fill what ``script`` leaves open.
     """
