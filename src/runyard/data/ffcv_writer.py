@@ -36,16 +36,12 @@ class _Images:
         self._array = np.load(job.images, mmap_mode="r") if job.images.endswith(".npy") else None
         self._files = [] if self._array is not None else json.loads(Path(job.images).read_text())
         self._decoded: dict[int, np.ndarray] = {}
-        self._owner = os.getpid()
         self.done = Value("Q", 0)
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        if os.getpid() != self._owner:  # FFCV's worker, at its first sample: a fork loses this setting
-            self._owner = os.getpid()
-            _die_with_parent(os.getppid())
         if self._array is not None:
             image = np.ascontiguousarray(self._array[index])
         else:
@@ -70,11 +66,17 @@ def _write_one(job: Job, say: Say) -> None:
     images, name = _Images(job), Path(job.beton).name
     over, workers = threading.Event(), list[Process]()
 
-    def process(*args: Any, **settings: Any) -> Process:
-        workers.append(Process(*args, **settings))
+    def process(target: Callable[..., None], args: tuple[Any, ...]) -> Process:
+        parent = os.getpid()
+
+        def work(*args: Any) -> None:
+            _die_with_parent(parent)  # a fork loses this setting
+            target(*args)
+
+        workers.append(Process(target=work, args=args))
         return workers[-1]
 
-    ffcv.writer.Process = process  # the only way to learn of its worker's death, however early
+    ffcv.writer.Process = process  # the only way to learn of its worker's death, however early, and to end it with us
     watch = threading.Thread(target=_watch, args=(images, name, say, over, workers), daemon=True)
     watch.start()
     quality = {"jpeg_quality": job.jpeg_quality} if job.jpeg_quality else {}
