@@ -17,7 +17,7 @@ from runyard.training import checkpoint
 from tests.slurm.conftest import ROOT
 from tests.training.conftest import SMALL, final_state, same
 
-EPOCHS, STEPS_PER_EPOCH = 24, 8
+EPOCHS, STEPS_PER_EPOCH = 16, 8
 STEPS = EPOCHS * STEPS_PER_EPOCH
 # Saved at stops alone, so that what is lost shows: tests that need saving by time ask for it.
 RARE = ("checkpoint.every_s=null", "checkpoint.keep_best=false")
@@ -72,7 +72,7 @@ def job(run: Run) -> str:
     return str(Run.open(run.path).record["jobs"][-1]["id"])
 
 
-def until_learning(run: Run, epochs: int = 3) -> None:
+def until_learning(run: Run, epochs: int = 2) -> None:
     until(lambda: len(rows(run, "epoch")) >= epochs, run)
 
 
