@@ -15,6 +15,7 @@ import submitit
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cluster.glance import glance
 from runyard.run import Run
 from runyard.tracking import journal
 from runyard.tracking.words import clock, say
@@ -22,6 +23,7 @@ from runyard.tracking.words import clock, say
 POLL_S = 0.5
 QUEUE_POLL_S = 5.0  # a controller answers many
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+SILENT = "the job ended without a word: killed, perhaps for want of memory"
 DEAD_AFTER_POLLS = 10  # a journal may reach a shared disk some seconds after its writer ended
 
 
@@ -120,7 +122,8 @@ class Attached:
                 if over and asked and not self._began:
                     return {"event": "stop", "reason": "interrupted", "message": "before the first step"}
                 if over and polls_after_end == DEAD_AFTER_POLLS:
-                    return _died(job)
+                    words = glance(self._run.path).last_words() or SILENT
+                    return {"event": "stop", "reason": "failed", "message": words}
                 polls_after_end += over
                 time.sleep(POLL_S)
             except KeyboardInterrupt:
@@ -150,15 +153,3 @@ class Attached:
             where=f"epoch {now['epoch']}/{now['epochs']}",
             pace=f"{now['images_per_s']:,.0f} images/s, {clock(now['eta_s'])} left",
         )
-
-
-def _died(job: Job) -> dict[str, Any]:
-    """What the tasks' logs say of an end that rank 0 could not write down."""
-    logs = sorted(job.logs.glob(f"{job.id}_*_log.err"))
-    said = [line for log in logs for line in log.read_text(errors="replace").splitlines()[-1:]]
-    ours = [line.removeprefix("runyard: ") for line in said if line.startswith("runyard: ")]
-    return {
-        "event": "stop",
-        "reason": "failed",
-        "message": (ours or said or ["the job ended without a word: killed, perhaps for want of memory"])[0],
-    }

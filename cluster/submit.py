@@ -120,8 +120,9 @@ def resume(run: Run, overrides: list[str]) -> Job:
     """Start a job that goes on with ``run``, with other settings of the kind that does not change what the run learns.
 
     Raises:
-        UserError: one that does, named with its old and its new value.
+        UserError: one that does, named with its old and its new value; or the run cannot go on (``can_go_on``).
     """
+    can_go_on(run)
     given = run.record.get("overrides", [])
     before = compose(given).values
     if any(o.startswith("cluster=") for o in overrides):  # another place: what was said of the one before goes with it
@@ -133,7 +134,6 @@ def resume(run: Run, overrides: list[str]) -> Job:
                 f"{name}={written(new)}: run {run.id} was begun with {written(old)}, and would learn "
                 f"something else; resume takes {', '.join(n.rstrip('.') for n in FREE)}; start a new run for the rest"
             )
-    can_go_on(run)
     values = schema.to_dict(run.config)
     for name, (_, new) in changed.items():
         *groups, leaf = name.split(".")

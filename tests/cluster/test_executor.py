@@ -108,6 +108,12 @@ def test_a_script_that_a_parameter_broke_is_refused_before_sbatch_sees_it(
     assert slurm.calls() == []
 
 
+def test_a_folder_whose_name_slurm_would_expand_is_refused(tmp_path: Path, slurm: FakeSlurm) -> None:
+    with pytest.raises(UserError, match=r"SLURM would expand the % in .*/50%j/"):
+        batch(tmp_path / "50%j").submit()
+    assert slurm.calls() == []
+
+
 def test_a_command_before_the_last_parameter_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = executor._make_sbatch_string
     monkeypatch.setattr(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from runyard.arguments import of_a_run, overrides
-from runyard.errors import UserError
 from runyard.verbs.following import announce, follow
 
 HELP = "go on with a run from its newest checkpoint, also elsewhere or on other nodes"
@@ -26,11 +25,6 @@ def run(args: argparse.Namespace) -> int:
     from runyard.run import Run
 
     run = Run.find(args.run, args.runs_dir)
-    if run.finished:
-        raise UserError(
-            f"run {run.id} is finished: there is nothing to go on with; start another with `runyard submit`, "
-            f"or write its report again: runyard report {run.reference}"
-        )
     started = run, launcher.resume(run, args.overrides)
     if args.detach or (run.config.cluster.launcher == "slurm" and not args.attach):
         announce([started], as_json=args.json)
