@@ -67,7 +67,7 @@ class Batch:
             UserError: a setting would change the script's structure.
         """
         if "%" in str(self.folder):
-            raise UserError(f"runs_dir: SLURM would expand the % in {self.folder}, where logs go; choose one without it")
+            raise UserError(f"runs_dir: SLURM would expand the % in {self.folder}, where logs go; set one without it")
         count = len(self.runs) if len(self.runs) > 1 else None
         command = f"{self._start} -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
         text = str(_make_sbatch_string(command, self.folder, map_count=count, **self.parameters))

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from runyard.errors import UserError
+
 SQUEUE_FIELDS = "%i|%T|%r|%M|%L|%S|%N|%j"  # the name comes last: somebody else's may hold a bar
 SACCT_FIELDS = "JobID,State,ExitCode,ElapsedRaw,Start,NodeList,JobName"
 ANSWER_TIMEOUT_S = 30
@@ -74,6 +76,23 @@ def squeue(ids: Iterable[str]) -> Answer:
     if error and "Invalid job id" in error:  # said only where a single one is asked for: it is long gone
         return Answer({})
     return Answer(parse_squeue(said), error)
+
+
+def named(beginning: str) -> dict[str, list[str]]:
+    """Ids of the user's jobs that wait, run or ended in the last minutes, by those of their names that begin so.
+
+    Raises:
+        UserError: SLURM did not answer.
+    """
+    said, error = _ask("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i %j")
+    if error:
+        raise UserError(error)
+    found: dict[str, list[str]] = {}
+    for line in said.splitlines():
+        number, _, name = line.strip().partition(" ")
+        if name.startswith(beginning):
+            found.setdefault(name, []).append(number)
+    return found
 
 
 def sacct(ids: Iterable[str]) -> Answer:

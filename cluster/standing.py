@@ -185,7 +185,7 @@ def _vanished(run: Glance, job: Job | None, here: tuple[str, ...]) -> Standing:
 def ours(run: Glance, answer: Answer) -> list[Job]:
     """The jobs of this run, newest first. One of another name is not: numbers are used again, by other clusters too."""
     noted = [str(job["id"]) for job in run.record["jobs"]]
-    names = (run.id, run.record.get("sweep"))
+    names = {run.id, run.record.get("sweep"), *(job.get("name") for job in run.record["jobs"])}
     known = [answer.jobs[number] for number in reversed(run.slurm_jobs) if number in answer.jobs]
     return [job for job in known if job.name in names or job.id not in noted]
 

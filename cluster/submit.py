@@ -81,17 +81,19 @@ def submit(made: Plan) -> list[tuple[Run, Job]]:
     runs: list[Run] = []
     try:
         for point in made.points:
-            runs.append(Run.create(point.config, _kept(point), sweep))
-        return list(zip(runs, _queue(runs, sweep, made.after), strict=True))
+            runs.append(Run.create(point.config, kept(point), sweep))
+        if sweep is None:
+            return [(runs[0], launch(runs[0], made.after))]
+        return list(zip(runs, enqueue(runs, sweep, sweeps(made.config) / sweep, made.after), strict=True))
     except BaseException:
-        for path in [run.path for run in runs] + [_of_sweep(run, sweep) for run in runs[:1] if sweep]:
+        for path in [run.path for run in runs] + ([sweeps(made.config) / sweep] if sweep else []):
             shutil.rmtree(path, ignore_errors=True)
         raise
 
 
 def start_here(point: Composed) -> tuple[Run, Job]:
     """Create one run and start it on this machine."""
-    run = Run.create(point.config, _kept(point))
+    run = Run.create(point.config, kept(point))
     return run, launch(run)
 
 
@@ -99,7 +101,7 @@ def launch(run: Run, after: str | None = None) -> Job:
     """Start a job for ``run``, new or to be resumed. The job runs the code snapshot in the run's directory."""
     if run.config.cluster.launcher == "slurm":
         require_sbatch()
-        return _queue([run], None, after)[0]
+        return enqueue([run], run.id, run.path / "slurm", after)[0]
     tasks, gpus = layout(run.config.cluster)
     python = f"{shlex.quote(sys.executable)} -m cluster.task"
     executor = submitit.LocalExecutor(run.path / "slurm", python=python)  # AutoExecutor takes no signal_delay_s here
@@ -112,7 +114,7 @@ def launch(run: Run, after: str | None = None) -> Job:
     )
     with _job_environment(run):
         job = executor.submit(TrainJob(str(run.path)))
-    _note(run, str(job.job_id), run.path / "slurm", tasks, gpus)
+    note(run, str(job.job_id), run.path / "slurm")
     return LocalJob(job)
 
 
@@ -176,28 +178,36 @@ def subject(
     return Subject(configs[0], tasks, prepare, needs_data, len(configs), script, after)
 
 
-def _queue(runs: list[Run], sweep: str | None, after: str | None) -> list[Job]:
-    folder = runs[0].path / "slurm" if sweep is None else _of_sweep(runs[0], sweep)
+def enqueue(runs: list[Run], name: str, folder: Path, after: str | None = None) -> list[Job]:
+    """Put ``runs`` on SLURM's queue as one job of that ``name``, several as its array, with its logs in ``folder``.
+
+    Raises:
+        UserError: sbatch refused. Nothing is on the queue then.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    batch = Batch(sweep or runs[0].id, folder, runs, after)
+    batch = Batch(name, folder, runs, after)
     ids = batch.submit()
     try:
         for run, job_id in zip(runs, ids, strict=True):
-            _note(run, job_id, folder, *layout(run.config.cluster))
+            note(run, job_id, folder, name=name)
     except BaseException:
         batch.take_back()
         raise
     return [SlurmJob(job_id, folder) for job_id in ids]
 
 
-def _of_sweep(run: Run, sweep: str) -> Path:
-    return run.path.parent / ".sweeps" / sweep
+def sweeps(config: Config) -> Path:
+    """Where sweeps keep what belongs to all of their runs, a folder each."""
+    return Path(config.runs_dir).absolute() / ".sweeps"
 
 
-def _note(run: Run, job_id: str, logs: Path, tasks: int, gpus: int) -> None:
+def note(run: Run, job_id: str, logs: Path, name: str | None = None) -> None:
+    """Write into ``run``'s record that it has this job, which SLURM knows by ``name``."""
     cluster = run.config.cluster
+    tasks, gpus = layout(cluster)
     size = {"nodes": cluster.nodes, "tasks_per_node": tasks, "gpus_per_node": gpus}
     where: dict[str, Any] = {"id": job_id, "launcher": cluster.launcher, "cluster": cluster.name}
+    where |= {} if name in (None, run.id) else {"name": name}
     run.add_job(where | size | {"submitted": time.time(), "logs": os.path.relpath(logs, run.path)})
 
 
@@ -230,5 +240,5 @@ def _job_environment(run: Run) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _kept(composed: Composed) -> list[str]:
+def kept(composed: Composed) -> list[str]:
     return [o for o in composed.overrides if not o.startswith("runs_dir=")]

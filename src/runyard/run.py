@@ -81,8 +81,12 @@ class Run:
         return noted is not None and noted != sha256(self.path / "config.yaml")
 
     @classmethod
-    def create(cls, config: Config, overrides: list[str], sweep: str | None = None) -> Run:
-        """A new directory under ``config.runs_dir``, complete before it gets its name, in a ``sweep`` or alone.
+    def create(
+        cls, config: Config, overrides: list[str], sweep: str | None = None, trial: int | None = None
+    ) -> Run:
+        """A new directory under ``config.runs_dir``, complete before it gets its name, alone or in a ``sweep``.
+
+        Of a sweep that searches, it is the run of the ``trial`` of that number.
 
         Raises:
             UserError: the folder cannot be written.
@@ -104,6 +108,7 @@ class Run:
                     "config_sha256": sha256(making / "config.yaml"),
                     "overrides": overrides,
                     "sweep": sweep,
+                    **({} if trial is None else {"trial": trial}),
                     "jobs": [],
                 }
                 (making / "checkpoints").mkdir()

@@ -196,6 +196,8 @@ def test_a_process_of_that_number_that_is_not_the_runs_is_not_taken_for_it(folde
     assert said(run)[0] == "died"
     command = [sys.executable, "-c", "import time; time.sleep(60)", "submitit", f"{run}/slurm"]
     with subprocess.Popen(command) as controller:
+        while not Path(f"/proc/{controller.pid}/cmdline").read_bytes():  # it has none until its exec is through
+            time.sleep(0.01)
         ours = folder.run(start(1, job_id=None), job=str(controller.pid), launcher="local")
         assert said(ours)[0] == "died", "the folder on its command line is another run's"
         record = json.loads((run / "run.json").read_text())

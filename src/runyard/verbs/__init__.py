@@ -8,6 +8,7 @@ from __future__ import annotations
 NAMES = (  # in the order of `runyard --help`
     "prepare",
     "submit",
+    "sweep",
     "status",
     "logs",
     "cancel",

@@ -1,0 +1,106 @@
+"""What a search varies: words like ``optim.lr=log(1e-3,1)`` among the overrides, as Optuna's distributions.
+
+``log(a,b)`` and ``uniform(a,b)`` draw real numbers, ``int(a,b)`` and ``int(a,b,step)`` whole ones, both ends included,
+``logint(a,b)`` whole ones evenly by their logarithm, ``choice(x,y,...)`` one of the values as they are written.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from runyard.errors import UserError
+
+WORD = re.compile(r"\+*(?P<name>[\w.]+)=(?P<word>log|uniform|int|logint|choice)\((?P<inside>.*)\)")
+FIXED = ("cluster", "checkpoint", "tracking", "data", "runs_dir", "experiment", "workers", "loader", "eval_batch_size")
+EXAMPLE = "as optim.lr=log(1e-3,1)"
+
+Space = dict[str, BaseDistribution]
+
+
+def take_out(overrides: list[str]) -> tuple[list[str], Space]:
+    """The overrides that are the same in every trial, and the dimensions of the rest by the setting's name.
+
+    Raises:
+        UserError: a word whose numbers make no range, a setting that cannot be searched, or nothing to search.
+    """
+    fixed, space = [], {}
+    for override in overrides:
+        read = WORD.fullmatch(override)
+        if read is None or (read["word"] == "int" and len(_parts(read["inside"])) == 1):  # Hydra's own int(3.7)
+            fixed.append(override)
+            continue
+        name = read["name"]
+        if name.split(".")[0] in FIXED:
+            raise UserError(f"{override}: {name} is the same for all of a search; give it one value")
+        if name in space:
+            raise UserError(f"{override}: {name} was given twice; leave one out")
+        space[name] = _distribution(override, read["word"], _parts(read["inside"]))
+    if not space:
+        raise UserError(f"nothing to search: give at least one setting a range, {EXAMPLE}")
+    if twice := [o for o in fixed if o.lstrip("+").partition("=")[0] in space]:
+        raise UserError(f"{twice[0]}: it is searched as well; leave one out")
+    return fixed, space
+
+
+def corner(space: Space) -> list[str]:
+    """The overrides of one point that is in it."""
+    first = {name: d.choices[0] if isinstance(d, CategoricalDistribution) else d.low for name, d in space.items()}  # type: ignore[attr-defined]
+    return [override(name, value) for name, value in first.items()]
+
+
+def short(point: dict[str, object]) -> str:
+    """One point for a person: four digits of each number."""
+    return " ".join(f"{name}={v:.4g}" if isinstance(v, float) else f"{name}={v}" for name, v in point.items())
+
+
+def override(name: str, value: object) -> str:
+    """One drawn value as Hydra reads it."""
+    return f"{name}={value!r}" if isinstance(value, float) else f"{name}={value}"
+
+
+def _distribution(said: str, word: str, parts: list[str]) -> BaseDistribution:
+    if word == "choice":
+        if len(parts) < 2 or len(set(parts)) < len(parts) or "" in parts:
+            raise UserError(f"{said}: expected two or more different values, as choice(cosine,one_cycle)")
+        return CategoricalDistribution(parts)
+    kind = int if word in ("int", "logint") else float
+    counts = (2, 3) if word == "int" else (2,)
+    try:
+        numbers = [kind(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in counts or not all(map(math.isfinite, numbers)):
+        what = "two whole numbers" if kind is int else "two numbers"
+        raise UserError(f"{said}: expected {what}{', and perhaps a step' if word == 'int' else ''}, {_like(word)}")
+    low, high = numbers[:2]
+    if not low < high:
+        raise UserError(f"{said}: expected the smaller number first, {_like(word)}")
+    if word in ("log", "logint") and low <= 0:
+        raise UserError(f"{said}: has no logarithm at {parts[0]}; begin above 0, {_like(word)}")
+    if kind is float:
+        return FloatDistribution(low, high, log=word == "log")
+    if word == "logint":
+        return IntDistribution(int(low), int(high), log=True)
+    step = int(numbers[2]) if len(numbers) == 3 else 1
+    if step < 1 or (high - low) % step:
+        raise UserError(f"{said}: expected a step that leads from {low} to {high}, as int(16,64,16)")
+    return IntDistribution(int(low), int(high), step=step)
+
+
+def _like(word: str) -> str:
+    return {"log": EXAMPLE, "uniform": "as uniform(0,0.2)", "int": "as int(8,64)", "logint": "as logint(8,512)"}[word]
+
+
+def _parts(inside: str) -> list[str]:
+    """Split at the commas that stand in no brackets."""
+    parts, depth = [""], 0
+    for letter in inside:
+        depth += (letter in "[({") - (letter in "])}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
