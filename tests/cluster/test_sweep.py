@@ -21,14 +21,15 @@ from runyard.cli import main
 from runyard.errors import UserError
 from runyard.tracking import journal
 from tests.cluster.conftest import PATIENCE_S, Runs, environment
-from tests.cluster.fabricated import Folder, epoch, start, stop
+from tests.cluster.fabricated import Folder, epoch, start
+from tests.cluster.fake_slurm import FakeSlurm
 
 WORDS = ["optim.lr=log(0.01,0.5)"]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    return Folder(tmp_path)
+def folder(tmp_path: Path, slurm: FakeSlurm) -> Folder:
+    return Folder(tmp_path, slurm)
 
 
 def study(tmp_path: Path, **changes: Any) -> Study:
@@ -61,19 +62,19 @@ def test_a_trial_below_the_median_of_the_others_is_to_be_stopped_and_one_above_i
     made = study(tmp_path)
     for _ in range(5):
         trial = made.ask()
-        assert not made.take(trial, glance(folder.run(start(1), *(epoch(n, test_top1=0.5) for n in range(1, 5)))))
+        assert not made.take(trial, glance(folder.run(start(1), *(epoch(n, n, 0.5) for n in range(1, 5)))))
         made.tell(trial, TrialState.COMPLETE, 0.5)
     bad, good = made.ask(), made.ask()
-    assert made.take(bad, glance(folder.run(start(1), *(epoch(n, test_top1=0.2) for n in range(1, 4)))))
-    assert not made.take(good, glance(folder.run(start(1), *(epoch(n, test_top1=0.8) for n in range(1, 4)))))
-    assert not study(tmp_path, prune=False).take(made.ask(), glance(folder.run(start(1), epoch(3, test_top1=0.1))))
+    assert made.take(bad, glance(folder.run(start(1), *(epoch(n, n, 0.2) for n in range(1, 4)))))
+    assert not made.take(good, glance(folder.run(start(1), *(epoch(n, n, 0.8) for n in range(1, 4)))))
+    assert not study(tmp_path, prune=False).take(made.ask(), glance(folder.run(start(1), epoch(3, 3, 0.1))))
 
 
 def test_it_goes_by_the_held_out_part_where_there_is_one(tmp_path: Path, folder: Folder) -> None:
-    both = glance(folder.run(start(1), epoch(1, test_top1=0.5, val_top1=0.25)))
+    both = glance(folder.run(start(1), epoch(1, 1, 0.5, val_top1=0.25)))
     assert study(tmp_path).measured(both) == [(1, 0.25)]
     assert study(tmp_path, measure="test_top1").measured(both) == [(1, 0.5)]
-    assert study(tmp_path).measured(glance(folder.run(start(1), epoch(1, test_top1=0.5)))) == [(1, 0.5)]
+    assert study(tmp_path).measured(glance(folder.run(start(1), epoch(1, 1, 0.5)))) == [(1, 0.5)]
 
 
 def test_two_commands_do_not_drive_one_search(tmp_path: Path) -> None:
@@ -199,8 +200,7 @@ def test_what_is_stopped_early_is_saved_and_told(folder: Folder, searches: Searc
     made = Study(place, Settings(fixed, [], 0, "tpe", True, "auto"), space, epochs=5)
     for _ in range(5):
         trial = made.ask()
-        for n in range(1, 400):
-            made.take(trial, glance(folder.run(start(1), epoch(n, test_top1=0.9)))) if n < 3 else None
+        made.take(trial, glance(folder.run(start(1), *(epoch(n, n, 0.9) for n in range(1, 400)))))
         made.tell(trial, TrialState.COMPLETE, 0.9)
     assert launcher.plan([*fixed, "optim.lr=1e-9"]).config.epochs == 400
     said: list[str] = []

@@ -19,6 +19,7 @@ NAMES = (  # in the order of `runyard --help`
     "compare",
     "leaderboard",
     "sync",
+    "export",
     "rehearse",
     "doctor",
     "predict",

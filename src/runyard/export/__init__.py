@@ -1,0 +1,1 @@
+"""Runs as other programs keep them: TensorBoard, MLflow, CSV. Each file takes Histories, and writes a run once."""

@@ -1,0 +1,77 @@
+"""Runs in MLflow's tracking: settings as params, epochs as metrics, facts as tags, config.yaml as an artifact."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from runyard.compare.runs import History
+from runyard.errors import UserError
+from runyard.export.rows import facts, measures, outcome, written
+
+METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100  # what MLflow takes in one call
+STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+ID = "runyard.run_id"
+
+
+class Target:
+    """A tracking store: a folder, where it becomes an SQLite file with the artifacts beside it, or any MLflow URI.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+
+    def __init__(self, to: str) -> None:
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        self._artifacts: str | None = None
+        self.uri = to
+        if "://" not in to:
+            folder = Path(to).absolute()
+            folder.mkdir(parents=True, exist_ok=True)
+            self.uri, self._artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri()
+        try:
+            self._client = MlflowClient(tracking_uri=self.uri)
+            self._client.search_experiments(max_results=1)
+        except (MlflowException, OSError) as error:
+            raise UserError(f"--to {to}: MLflow cannot open it ({str(error).splitlines()[0]})") from None
+
+    def export(self, run: History) -> str:
+        """Log ``run`` under its name's experiment, in the place of an earlier export of it. Returns MLflow's run id."""
+        experiment = self._experiment(run.name)
+        before = self._client.search_runs([experiment], filter_string=f"tags.`{ID}` = '{run.id}'")
+        times, steps = run.measure("t"), run.measure("step")
+        end_ms = int(1000 * (times[-1] if len(times) else run.created))
+        tags = {ID: run.id} | {f"runyard.{name}": value for name, value in facts(run).items()}
+        made = self._client.create_run(experiment, start_time=int(1000 * run.created), run_name=run.id, tags=tags)
+        log = self._client.log_batch
+        params = [Param(name, written(value)) for name, value in run.settings.items()]
+        for at in range(0, len(params), PARAMS_AT_ONCE):
+            log(made.info.run_id, params=params[at : at + PARAMS_AT_ONCE])
+        points = [
+            Metric(name, value, int(1000 * t), int(step))
+            for name, values in measures(run).items()
+            for t, step, value in zip(times, steps, values.tolist(), strict=True)
+            if value == value
+        ]
+        last = int(steps[-1]) if len(steps) else 0
+        points += [Metric(f"result/{name}", value, end_ms, last) for name, value in outcome(run).items()]
+        for at in range(0, len(points), METRICS_AT_ONCE):
+            log(made.info.run_id, metrics=points[at : at + METRICS_AT_ONCE])
+        if (config := run.directory / "config.yaml").exists():
+            self._client.log_artifact(made.info.run_id, str(config))
+        self._client.set_terminated(made.info.run_id, STATUS.get(run.state, "RUNNING"), end_ms)
+        for old in before:  # after the new one is whole
+            self._client.delete_run(old.info.run_id)
+        return str(made.info.run_id)
+
+    def _experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        where = None if self._artifacts is None else f"{self._artifacts}/{name}"
+        return str(self._client.create_experiment(name, artifact_location=where))

@@ -1,0 +1,152 @@
+"""What other programs read of an export is what the journal says; a second export changes nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
+
+from runyard.cli import main
+from runyard.compare.reading import load
+from runyard.config import Config
+from runyard.tracking import journal
+from tests.compare.fabricate import fabricate
+
+IDS = ("20260901-000000-paper-ab12", "20260901-000001-paper-ab12")
+
+
+@pytest.fixture
+def runs_dir(tmp_path: Path, make_config: Callable[..., Config]) -> Path:
+    """A finished run with a restart and one with a broken line in its journal, of four epochs each."""
+    for at, run_id in enumerate(IDS):
+        fabricate(tmp_path / "runs", make_config("experiment=paper", "epochs=4"), run_id,
+                  settings={"seed": at}, top1=0.9 - 0.01 * at, restarts=(2,) if at == 0 else ())  # fmt: skip
+    path = tmp_path / "runs" / IDS[1] / "metrics.jsonl"
+    path.write_text('{"event": "epo\n' + path.read_text())
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def export(runs_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def run(program: str, *options: str, code: int = 0) -> str:
+        words = options or ("--all",)
+        assert main(["export", program, *words, "--runs-dir", str(runs_dir), "--to", str(tmp_path / "to")]) == code
+        said = capsys.readouterr()
+        return said.err if code else said.out
+
+    return run
+
+
+def epochs(runs_dir: Path, run_id: str) -> list[dict[str, Any]]:
+    return journal.epochs(journal.read(runs_dir / run_id / "metrics.jsonl")[0])
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_tensorboard_reads_the_journals_numbers_once(
+    times: int, export: Callable[..., str], runs_dir: Path, tmp_path: Path
+) -> None:
+    for _ in range(times):
+        export("tensorboard")
+    for run_id in IDS:
+        read = EventAccumulator(str(tmp_path / "to" / run_id))
+        read.Reload()
+        rows = epochs(runs_dir, run_id)
+        points = read.Scalars("test/top1")
+        assert [(point.step, point.wall_time) for point in points] == [(row["step"], row["t"]) for row in rows]
+        assert [point.value for point in points] == pytest.approx([row["test_top1"] for row in rows], rel=1e-6)
+        assert "val/top1" not in read.Tags()["scalars"], "it was never measured"
+        (result,) = read.Scalars("result/top1")
+        assert result.value == pytest.approx(rows[-1]["test_top1"], rel=1e-6)
+        told = read.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+        hparams = metadata.parse_session_start_info_plugin_data(told).hparams
+        assert hparams["seed"].number_value == IDS.index(run_id)
+        assert hparams["model.name"].string_value == "paper_resnet"
+        assert b"optim.lr: " in read.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
+    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == sorted(IDS)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_mlflow_reads_the_journals_numbers_once(
+    times: int, export: Callable[..., str], runs_dir: Path, tmp_path: Path
+) -> None:
+    for _ in range(times):
+        export("mlflow")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'to' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("paper")
+    assert experiment is not None
+    found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert len(client.search_runs([experiment.experiment_id])) == 2
+    assert sorted(filter(None, found)) == sorted(IDS)
+    for run_id in IDS:
+        run, rows = found[run_id], epochs(runs_dir, run_id)
+        history = client.get_metric_history(run.info.run_id, "test/top1")
+        assert [(m.step, m.timestamp, m.value) for m in history] == [
+            (row["step"], int(1000 * row["t"]), row["test_top1"]) for row in rows
+        ]
+        assert (run.data.params["seed"], run.data.params["model.name"]) == (str(IDS.index(run_id)), "paper_resnet")
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["runyard.state"] == "finished"
+        assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["config.yaml"]
+
+
+def test_csv_has_every_digit_of_the_journal(export: Callable[..., str], runs_dir: Path, tmp_path: Path) -> None:
+    export("csv")
+    for run_id in IDS:
+        with open(tmp_path / "to" / f"{run_id}.csv", newline="") as file:
+            lines = list(csv.DictReader(file))
+        for line, row in zip(lines, epochs(runs_dir, run_id), strict=True):
+            assert {key: float(line[key]) for key in ("test_top1", "train_loss", "lr", "t")} == {
+                key: row[key] for key in ("test_top1", "train_loss", "lr", "t")
+            }
+            assert not line.get("val_top1"), "it was never measured"
+    with open(tmp_path / "to" / "runs.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [(line["run"], line["seed"]) for line in table] == [(IDS[0], "0"), (IDS[1], "1")]
+    assert float(table[0]["top1"]) == load(runs_dir / IDS[0]).last
+
+
+def test_a_line_that_cannot_be_read_is_named(
+    export: Callable[..., str], runs_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "csv", "--all", "--runs-dir", str(runs_dir), "--to", str(tmp_path / "to"), "--json"]) == 0
+    said = capsys.readouterr()
+    assert IDS[1] in said.err
+    assert "1" in said.err
+    assert [Path(p).name for p in json.loads(said.out)["written"]] == [f"{i}.csv" for i in IDS] + ["runs.csv"]
+
+
+def test_what_cannot_be_is_one_line(export: Callable[..., str], runs_dir: Path, tmp_path: Path) -> None:
+    assert "which runs?" in export("csv", "--json", code=2)
+    assert "no run 2020" in export("csv", "2020", code=2)
+    (tmp_path / "to").write_text("a file")
+    assert "cannot be written" in export("csv", code=2)
+    assert "cannot be written" in export("tensorboard", code=2)
+
+
+@pytest.mark.parametrize("program", ["tensorboard", "mlflow"])
+def test_a_library_that_is_missing_is_named_with_its_mend(
+    program: str, export: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [n for n in sys.modules if n.split(".")[0] == program or n.startswith("runyard.export.to_")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(f"runyard.export.to_{program}", raising=False)
+    monkeypatch.setitem(sys.modules, program, None)
+    assert "pip install 'runyard[export]'" in export(program, code=2)
+
+
+@pytest.mark.parametrize("program", ["tensorboard", "mlflow", "csv"])
+def test_torch_is_not_imported(program: str, runs_dir: Path, tmp_path: Path) -> None:
+    line = ("import sys; from runyard.cli import main; code = main(sys.argv[1:]); "
+            "sys.exit(code or 99 * ('torch' in sys.modules or 'tensorflow' in sys.modules))")  # fmt: skip
+    words = ["export", program, IDS[0], "--runs-dir", str(runs_dir), "--to", str(tmp_path / "to")]
+    done = subprocess.run([sys.executable, "-c", line, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,61 @@
+"""A search on the real cluster: its trials are arrays, and the next command adopts what a killed one left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.glance import glance
+from cluster.study import runs_of
+from tests.slurm.conftest import ROOT, Cluster
+from tests.slurm.runs import Runs
+
+pytestmark = pytest.mark.slow
+DRIVE_S = 200
+
+
+@pytest.fixture(scope="module")
+def runs(slurm: Cluster, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(slurm.lab, data_root, tmp_path_factory.mktemp("runs"))
+
+
+def test_a_search_whose_command_was_killed_goes_on_with_its_array_and_runs_no_trial_twice(runs: Runs) -> None:
+    settings = [o for o in runs.settings if not o.startswith(("cluster.nodes", "epochs", "optim.lr"))]
+    command = [sys.executable, "-m", "runyard", "sweep", "--json", "--name", "search", "--trials", "3", "--parallel",
+               "2", *settings, "cluster.nodes=1", "epochs=4", "optim.lr=log(0.01,0.2)"]  # fmt: skip
+    own = runs.lab.environment | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    with subprocess.Popen(command, cwd=ROOT, env=own, stdout=subprocess.PIPE, text=True) as first:
+        until_there(runs, 2)
+        os.kill(first.pid, signal.SIGKILL)
+    forgetful = runs_of("search", runs.folder)[1]
+    record = json.loads((forgetful / "run.json").read_text())
+    record["jobs"] = []  # as if it had been killed a moment before
+    (forgetful / "run.json").write_text(json.dumps(record))
+    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=DRIVE_S)
+    assert done.returncode == 0, done.stderr
+    trials = json.loads(done.stdout)["trials"]
+    assert [trial["state"] for trial in trials] == ["complete"] * 3, trials
+    paths = runs_of("search", runs.folder)
+    jobs = [[job["id"] for job in glance(paths[n]).record["jobs"]] for n in range(3)]
+    array = jobs[0][0].partition("_")[0]
+    assert jobs[:2] == [[f"{array}_0"], [f"{array}_1"]], "one array, adopted and not submitted again"
+    assert [len(glance(paths[n]).starts) for n in range(3)] == [1, 1, 1]
+
+
+def until_there(runs: Runs, count: int) -> None:
+    """Until that many trials have a job in their records."""
+    def there() -> bool:
+        found = runs_of("search", runs.folder)
+        return len(found) == count and all(glance(path).record["jobs"] for path in found.values())
+
+    deadline = time.monotonic() + DRIVE_S
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
