@@ -108,7 +108,8 @@ class Searches:
     """The command in a process of its own, and what came of it."""
 
     def __init__(self, runs: Runs) -> None:
-        self.settings = [*runs.settings("epochs=2", "cluster.tasks_per_node=1"), *WORDS]
+        fixed = runs.settings("epochs=2", "cluster.tasks_per_node=1")
+        self.settings = [*(word for word in fixed if not word.startswith("optim.lr=")), *WORDS]
         self.folder = runs.folder
 
     def start(self, name: str, *options: str) -> subprocess.Popen[str]:
@@ -124,10 +125,11 @@ def searches(runs: Runs) -> Searches:
     return Searches(runs)
 
 
-def until(true: Callable[[], object]) -> None:
+def until(true: Callable[[], object], command: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not true():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, "waited in vain"
+        assert command.poll() is None, command.communicate()
         time.sleep(0.05)
 
 
@@ -144,7 +146,7 @@ def test_a_command_that_ends_midway_loses_no_trial_and_the_next_runs_none_twice(
 ) -> None:
     name = ended_by.name.lower()
     first = searches.start(name, "--trials", "2")
-    until(lambda: 0 in searches.trials(name) and began(searches.trials(name)[0]))
+    until(lambda: 0 in searches.trials(name) and began(searches.trials(name)[0]), first)
     first.send_signal(ended_by)
     _, said = first.communicate(timeout=PATIENCE_S)
     if ended_by == signal.SIGINT:
@@ -172,18 +174,19 @@ def test_a_command_that_ends_midway_loses_no_trial_and_the_next_runs_none_twice(
 @pytest.mark.slow
 def test_a_trial_that_fails_is_told_so_and_the_search_goes_on_without_torch(searches: Searches) -> None:
     """model.widths=[16,0] is refused by the network itself, in the job."""
-    searches.settings = [*searches.settings, "model.widths=choice([16,0],[16,32])"]
+    fixed = [word for word in searches.settings if not word.startswith("model.widths=")]
+    searches.settings = [*fixed, "model.widths=choice([16,0],[16,32])"]
     listing = "import sys; from runyard.cli import main; code = main(sys.argv[1:]); " \
               "sys.exit(99 if 'torch' in sys.modules else code)"  # fmt: skip
     command = [sys.executable, "-c", listing, "sweep", "--json", "--trials", "3", "--seed", "1", "--sampler", "random",
                "--name", "fails", "--parallel", "2", *searches.settings]  # fmt: skip
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=2 * PATIENCE_S)
+    assert done.returncode == 0, done.stderr
     trials = json.loads(done.stdout)["trials"]
     fine = [trial["settings"]["model.widths"] == "[16,32]" for trial in trials]
     assert [trial["state"] == "complete" for trial in trials] == fine
     assert sorted(set(fine)) == [False, True], "the seed was to draw both"
     assert all("16,0" in trial["why"] or "width" in trial["why"] for trial in trials if trial["why"])
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
