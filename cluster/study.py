@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
@@ -104,7 +105,7 @@ class Study:
 
     def ask(self) -> FrozenTrial:
         """One more trial. What is drawn depends on the seed, its number and the results so far."""
-        seed = self._settings.seed * 100_003 + len(self.trials)
+        seed = int(numpy.random.SeedSequence([self._settings.seed, len(self.trials)]).generate_state(1)[0])
         random = self._settings.sampler == "random"
         self._study.sampler = (
             optuna.samplers.RandomSampler(seed=seed)
