@@ -328,9 +328,13 @@ def test_watching_shows_what_comes_until_ctrl_c(folder: Folder, terminal: bool) 
         (run / "progress.json").write_text(json.dumps({"step": 77, "steps": 400}))
         until(b"77/400")
     watching.send_signal(signal.SIGINT)
-    assert watching.wait(20) == 0
-    os.close(ours)
-    held.release()
+    try:
+        assert watching.wait(20) == 0
+    finally:
+        watching.kill()
+        watching.wait()
+        os.close(ours)
+        held.release()
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of this process: of two workers each has its own, and they run side by side."""
     folder = tmp_path_factory.mktemp("slurm")
     lab = Rehearsal(folder / "lab", nodes=3, accounting=True)
     try:
@@ -63,13 +64,6 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield Cluster(lab, folder)
     finally:
         lab.__exit__(None, None, None)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests on the cluster are one worker's, and wait while the other's compute."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("slurm"))
 
 
 @pytest.fixture(autouse=True)
