@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import pytest
 from runyard.config import Config, from_dict
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+# A shell starts what it puts into the background with SIGINT ignored, and so would be all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def compose(*overrides: str) -> Config:
