@@ -171,7 +171,6 @@ class WandbRecord:
         code = {"finished": 0, "running": 0, "interrupted": KILLED if by_hand else 1}.get(reason, 1)
         self._record.finish(exit_code=code)
 
-
     def abandon(self) -> None:
         """Leave the record as it is; the next one goes on with it."""
         kill_helpers()
