@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.tracking.wandb_public import PublicAnswers
+
 ENTITY = "a-team"
 STREAMS = {"wandb-history.jsonl": "history", "wandb-events.jsonl": "events", "output.log": "output"}
 
@@ -31,6 +33,7 @@ class ServedRun:
     holes: int = 0  # history lines sent beyond the end
     ends: list[int] = field(default_factory=list)  # exit codes, one for each time the client finished the run
     preempting: int = 0
+    heard_of: int = 0  # requests about it, which stand for the time of its last heartbeat
     files: dict[str, bytes] = field(default_factory=dict)
     alerts: list[dict[str, Any]] = field(default_factory=list)
 
@@ -75,8 +78,10 @@ class WandbServer:
     """``url`` is where it listens. ``stall`` makes it take requests and not answer; ``fail`` answers 500."""
 
     def __init__(self) -> None:
+        self.entity = ENTITY  # the key's own
         self.runs: dict[str, ServedRun] = {}
         self.artifacts: list[ServedArtifact] = []
+        self.reports: list[dict[str, Any]] = []  # of upsertView: displayName, projectName, spec, ...
         self.operations: list[str] = []
         self.keys: set[str] = set()
         self.stall = threading.Event()
@@ -94,7 +99,9 @@ class WandbServer:
         self._http.server_close()
 
     def run(self, name: str) -> ServedRun:
-        return self.runs.setdefault(name, ServedRun(name))
+        found = self.runs.setdefault(name, ServedRun(name))
+        found.heard_of += 1
+        return found
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         """The data of a GraphQL answer."""
@@ -111,8 +118,8 @@ class _Http(ThreadingHTTPServer):
         """A client that goes away is no error."""
 
 
-class _Answers:
-    """One function for each GraphQL operation the client was seen to send."""
+class _Answers(PublicAnswers):
+    """One function for each GraphQL operation the client was seen to send, beside those of the public API."""
 
     @staticmethod
     def ServerFeaturesQuery(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
@@ -224,7 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(0.05)
         if key := self.headers.get("Authorization"):
             self.served.keys.add(key)
-        status, answer = 200, {}
+        status, answer, content = 200, {}, None
         with self.served.lock:
             if self.served.fail.is_set():
                 status = 500
@@ -233,13 +240,16 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = {"data": self.served.answer(asked["query"], asked.get("variables") or {})}
             elif self.path.endswith("/file_stream"):
                 status = self._stream(json.loads(body))
+            elif self.path.startswith("/download/"):
+                _, _, name, path = self.path.split("/", 3)
+                content = self.served.runs[name].files[path]
             elif self.path.startswith("/upload/run/"):
                 _, _, _, name, path = self.path.split("/", 4)
                 self.served.run(name).files[path] = body
             elif self.path.startswith("/upload/artifact/"):
                 _, _, _, at, path = self.path.split("/", 4)
                 self.served.artifacts[int(at)].files[path] = body
-        content = json.dumps(answer).encode()
+        content = json.dumps(answer).encode() if content is None else content
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -19,18 +20,32 @@ from runyard.run import Run
 
 PER_CLASS = ("class", "images", "recall", "precision", "mostly taken for")
 SAMPLES = ("image", "true", "predicted", "confidence", "index")
+FOLDER = "runyard"  # among a W&B run's files
+DIRECTORY = ("run.json", "config.yaml", "data.json", "metrics.jsonl", "predictions.npz")
 SAMPLES_EACH = 32  # mistaken images, and as many right ones
 MOST_CLASSES = 100  # in a confusion matrix: W&B's tables end at 10,000 rows, one for each pair
 
 
-def save_code_and_config(run: Run, record: Any) -> None:
-    """The code that was submitted, as W&B's code artifact, and the settings as a file."""
+def save_code(run: Run, record: Any) -> None:
+    """The code that was submitted, as W&B's code artifact."""
     if run.code.is_dir():
         record.log_code(root=str(run.code), name=f"source-{run.config.tracking.project}")
-    copy = Path(record.dir) / "runyard" / "config.yaml"  # W&B has a config.yaml of its own
-    copy.parent.mkdir(exist_ok=True)
-    shutil.copyfile(run.path / "config.yaml", copy)
-    record.save(str(copy), base_path=record.dir, policy="now")
+
+
+def save_directory(run: Run, record: Any) -> None:
+    """What others need to read the run as from its own directory, as far as it is there; whatever was sent is replaced.
+
+    W&B's client sends a file again when it has changed, and once more when the record is closed.
+    """
+    folder = Path(record.dir) / FOLDER  # W&B has a config.yaml of its own
+    folder.mkdir(exist_ok=True)
+    for name in DIRECTORY:
+        with contextlib.suppress(FileNotFoundError):  # predictions come last
+            new = not (folder / name).exists()
+            shutil.copyfile(run.path / name, folder / f".{name}")
+            (folder / f".{name}").replace(folder / name)
+            if new:
+                record.save(str(folder / name), base_path=record.dir, policy="live")
 
 
 def final_tables(run: Run) -> dict[str, Any]:

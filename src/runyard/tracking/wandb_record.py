@@ -20,6 +20,7 @@ from runyard.tracking.wandb_history import AXES, BEST, History, Point
 from runyard.tracking.wandb_reach import held
 
 INIT_TIMEOUT_S = 60.0
+DIRECTORY_EVERY_S = 60.0  # the journal as a file, beside its points, for who compares a run that still trains
 TITLE_LENGTH = 63  # of an alert, at most
 KILLED = 255  # the exit code W&B's client itself gives a run that was stopped by hand
 
@@ -102,7 +103,8 @@ class WandbRecord:
         self._told = int(dict(self._record.summary).get("failures", 0)) if online else 0
         self._define()
         if not self.there:
-            self._beside("the code and the settings", lambda: wandb_files.save_code_and_config(run, self._record))
+            self._beside("the code", lambda: wandb_files.save_code(run, self._record))
+        self._save_directory()
 
     def _define(self) -> None:
         """Epochs along the x axis; step, images, training time and W&B's own wall time stand beside them to choose."""
@@ -123,6 +125,8 @@ class WandbRecord:
         if self._history.lines:
             self._record.write_logs("\n".join(self._history.lines))
             self._history.lines = []
+        if time.monotonic() - self._directory_saved > DIRECTORY_EVERY_S:
+            self._save_directory()
         if len(self._history.failures) > self._told:
             self._told = len(self._history.failures)
             self._record.summary["failures"] = self._told
@@ -142,6 +146,10 @@ class WandbRecord:
         else:
             self._record.log(values)
         self._record.summary.update(point.summary)
+
+    def _save_directory(self) -> None:
+        self._directory_saved = time.monotonic()
+        self._beside("the run's files", lambda: wandb_files.save_directory(self._run, self._record))
 
     def _beside(self, what: str, send: Callable[[], Any]) -> bool:
         """Send something without which the curves are whole. Whether that went well."""
@@ -163,6 +171,7 @@ class WandbRecord:
         end = self._history.ended
         reason = "failed" if failed and end is None else self._history.status
         self._record.summary["status"] = reason
+        self._save_directory()
         if reason == "finished" and self._run.config.tracking.artifacts:
             self._beside("the checkpoints", lambda: wandb_files.log_checkpoints(self._run, self._record))
         by_hand = end is not None and end.get("cause") == "TERM"

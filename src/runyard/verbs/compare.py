@@ -6,8 +6,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runyard.arguments import runs_dir
+from runyard.errors import UserError
+
+if TYPE_CHECKING:
+    from runyard.compare.pairs import Pairs
+    from runyard.compare.table import Row
 
 HELP = "compare runs: what differs, whether it is real, what it cost"
 EXAMPLE = "runyard compare --sweep @last --target 0.92"
@@ -19,6 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every run of the folder")
     parser.add_argument("--tag", help="runs that have this tag (tracking.tags)")
     parser.add_argument("--sweep", metavar="ID", help="the runs of a sweep, by its id or its beginning, or @last")
+    parser.add_argument("--wandb", metavar="PROJECT", help="the runs of a W&B project, ENTITY/PROJECT, not of a folder")
     parser.add_argument(
         "--where",
         action="append",
@@ -32,6 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sort", default="last", metavar="COLUMN", help="best first (default: last); =-COLUMN: worst")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write one page that needs no network")
     parser.add_argument("--png", type=Path, metavar="DIR", help="also write figures for a paper: .png, .pdf and .svg")
+    parser.add_argument("--report", metavar="TITLE", help="with --wandb: also make a W&B Report of it, and say where")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print everything as JSON")
     form.add_argument("--csv", action="store_true", help="print the table as CSV, in full precision")
@@ -46,20 +54,23 @@ def run(args: argparse.Namespace) -> None:
     from runyard.compare.pairs import compare
     from runyard.compare.text import as_csv, grid, markdown, terminal_width
 
+    if args.report is not None and args.wandb is None:
+        raise UserError(f"--report {args.report}: W&B reports on runs that it has: add --wandb ENTITY/PROJECT")
     target = share(args.target, "--target") if args.target is not None else None
+    runs_dir, passed_over = (args.runs_dir, []) if args.wandb is None else _from_wandb(args)
     chosen = choose(
         args.runs,
-        everything=args.all,
+        everything=args.all or (args.wandb is not None and not args.runs),
         tag=args.tag,
         sweep=args.sweep,
         conditions=args.where,
-        runs_dir=args.runs_dir,
+        runs_dir=runs_dir,
     )
     groups = group(chosen.runs, by_run=args.by_run)
     rows = table.ordered(table.rows(groups, target), args.sort)
     pairs = compare([row.group for row in rows], args.baseline)
     found = importance.sweep(groups) if chosen.sweep else None
-    for note in chosen.notes:
+    for note in [*passed_over, *chosen.notes]:
         print(f"runyard: {note}", file=sys.stderr)
     if args.html is not None:
         from runyard.compare.page.build import write_page
@@ -83,3 +94,35 @@ def run(args: argparse.Namespace) -> None:
         paragraphs += words.of_pairs(pairs, lay_out)
         paragraphs += words.of_sweep(found, chosen.sweep, lay_out) if found and chosen.sweep else []
         print("\n\n".join(words.wrapped(p, width) for p in paragraphs))
+    if args.report is not None:
+        print(f"runyard: the report is at {_report(args, rows, target, pairs)}", file=sys.stderr)
+
+
+def _report(args: argparse.Namespace, rows: list[Row], target: float | None, pairs: Pairs) -> str:
+    """Make a W&B Report with the same table and tests, the page's curves and its colours. Returns its address."""
+    from runyard.compare import table, words
+    from runyard.compare.groups import differing
+    from runyard.compare.looks import looks
+    from runyard.compare.page.content import MEASURES
+    from runyard.compare.text import markdown
+    from runyard.tracking.wandb_history import NAMES
+    from runyard.tracking.wandb_report import publish
+
+    groups = [row.group for row in rows]
+    paragraphs = [markdown(table.columns(rows, target)), *words.of_table(groups), *words.of_pairs(pairs, markdown)]
+    colours = {run.directory.name: look.light for g, look in zip(groups, looks(groups), strict=True) for run in g.runs}
+    measured = {name for group in groups for run in group.runs for name in run.series}
+    curves = [(NAMES[name], title) for name, title, _ in MEASURES if name in measured]
+    return publish(args.wandb, args.report, paragraphs, colours, curves, differing(groups))
+
+
+def _from_wandb(args: argparse.Namespace) -> tuple[Path, list[str]]:
+    """The folder that the project's runs were brought to, with a bar, and notes on those that were not."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from runyard.tracking.wandb_fetch import fetch
+
+    with Progress(console=Console(stderr=True, quiet=not sys.stderr.isatty()), transient=True) as bar:
+        task = bar.add_task(args.wandb, total=None)
+        return fetch(args.wandb, lambda done, of: bar.update(task, completed=done, total=of))
