@@ -196,7 +196,7 @@ class Training:
         """Measure the epoch over all ranks, write it down, and save where the settings say."""
         learner, every = self.learner, self.config.evaluate_every_epochs
         train_s, wait_s = time.monotonic() - self.epoch_began, self.loader.wait_s - self.wait_began
-        train_loss, train_top1 = learner.counters.mean()
+        train_loss, train_top1, grad_norm = learner.counters.mean()
         learner.counters.reset()
         last = epoch + 1 == self.config.epochs
         evaluated = self._evaluate() if last or (epoch + 1) % every == 0 else {}
@@ -213,6 +213,7 @@ class Training:
             train_top1=train_top1,
             **{f"{s}_{m}": evaluated.get(f"{s}_{m}") for s in ("test", "val") for m in ("loss", "top1")},
             lr=learning_rate(self.config, learner.step - 1, self.loader.steps),
+            grad_norm=grad_norm,
             images_per_s=images / train_s,
             data_wait_pct=100 * wait_s / train_s,
             train_s=train_s,
