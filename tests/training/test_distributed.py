@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -24,6 +25,7 @@ from runyard.training import distributed
 from runyard.training.distributed import Dist, Vote, from_environment, joined
 from runyard.training.last_word import RankLost
 from runyard.training.metrics import Counters, evaluate
+from runyard.training.usage import Usage
 
 SUBMITIT = {"SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_LOCALID": "1",
             "SUBMITIT_LOCAL_JOB_ID": "4711"}
@@ -138,6 +140,15 @@ def counting_everywhere(place: Dist) -> list[float | None]:
     return counting(place, restoring=RANKS)
 
 
+def using(place: Dist) -> Any:
+    """Two nodes, of which the first has all ranks but the last."""
+    last = place.rank == RANKS - 1
+    os.environ["SLURMD_NODENAME"] = "node2" if last else "node1"
+    usage = Usage(dataclasses.replace(place, local_rank=0 if last else place.rank), all_nodes=True, warn=pytest.fail)
+    usage.begin()
+    return usage.take()
+
+
 def failing(place: Dist) -> None:
     """The last rank alone finds a mistake; the others wait for it at the next exchange."""
     if place.rank == RANKS - 1:
@@ -220,6 +231,14 @@ def test_counters_restored_on_every_rank_would_count_what_was_saved_again(togeth
     for loss, _, grad_norm in together(counting_everywhere, RANKS):
         assert loss == pytest.approx((3 * (1 + 2 + 3) + 6 * 4) / 150)
         assert grad_norm == pytest.approx((3 * 5 + 2 + 2) / 5)
+
+
+@pytest.mark.slow
+def test_rank_0_hears_of_every_node_once(together: Together) -> None:
+    first, *others = together(using, RANKS)
+    assert [node["node"] for node in first["nodes"]] == ["node1", "node2"]
+    assert all(node["memory_mb"] > 0 for node in first["nodes"])
+    assert others == [{"gpu_util_pct": None, "nodes": []}] * (RANKS - 1)
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from runyard.training.distributed import Dist, Vote
 from runyard.training.learner import Diverged, Learner
 from runyard.training.metrics import Predictions, evaluate
 from runyard.training.schedule import learning_rate
+from runyard.training.usage import Usage
 
 INIT_IMAGES = 5000  # what a network that initialises itself from data is shown
 
@@ -131,6 +132,9 @@ class Training:
             )
         )
         self.learner = Learner(self.config, self.data, place, self.loader.steps)
+        self.usage = parts.enter_context(
+            contextlib.closing(Usage(place, all_nodes=self.config.tracking.all_nodes, warn=record.warning))
+        )
         self.total_steps = self.config.epochs * self.loader.steps
         self.vote, self.saved_at = Vote(place), time.monotonic()
         self.predictions: Predictions | None = None
@@ -170,6 +174,7 @@ class Training:
         facts = machine.facts(self.run, self.learner, found.path.name if found else None)
         self.record.event("start", **facts)
         self.record.open_wandb(facts)
+        self.usage.begin()
 
     def _learn(self, epoch: int) -> Outcome | None:
         """The rest of ``epoch``, from the step the learner stands at. Saves and stops where all ranks agree to."""
@@ -219,6 +224,7 @@ class Training:
             train_s=train_s,
             eval_s=evaluated.get("seconds", 0.0),
             peak_memory_mb=machine.peak_memory_mb(self.place.device),
+            **self.usage.take(),
             clock_s=learner.clock_s,
         )
         best = score is not None and score > learner.best.get("top1", -1.0)
