@@ -123,6 +123,9 @@ class TrackingConfig:
     group: str | None = setting("W&B group; null: the experiment's name")
     tags: list[str] = setting("W&B tags")
     artifacts: bool = setting("Send the last and the best checkpoint to W&B when the run is finished")
+    all_nodes: bool = setting(
+        "Also measure CPU, memory and GPUs of every node, each epoch: W&B by itself sees rank 0's alone"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,16 @@ def test_a_history_holds_the_journals_own_figures(make: Make) -> None:
     assert (predictions.predicted == predictions.label).mean() == pytest.approx(0.92)
 
 
+def test_what_is_no_number_makes_no_curve_and_costs_no_other(make: Make) -> None:
+    run = make(done=1, end="")
+    nodes = [{"node": "gpu1", "cpu_pct": 30.0}, {"node": "gpu2", "cpu_pct": None}]
+    odd = {"nodes": nodes, "note": "text", "train_loss": 1.5, "grad_norm": 0.25, "gpu_util_pct": None}
+    run = append(run, event="epoch", t=BEGAN + 200, epoch=2, **odd)
+    assert run.series["grad_norm"].tolist() == pytest.approx([np.nan, 0.25], nan_ok=True)
+    assert run.series["train_loss"][1] == 1.5
+    assert not {"nodes", "note", "gpu_util_pct"} & run.series.keys()
+
+
 def test_gpu_hours_are_time_under_way_times_gpus_without_the_wait_between_starts(make: Make) -> None:
     whole, restarted = make(ranks=4, epoch_s=36.0), make(ranks=4, epoch_s=36.0, restarts=(5,))
     assert whole.gpu_hours == pytest.approx(10 * 36 * 4 / 3600)

@@ -32,7 +32,8 @@ SETTINGS = {
     "schedule": {"name": "cosine_restarts", "period_epochs": 15.0, "peak_fraction": None, "final_lr_fraction": 0.0,
                  "warmup_epochs": 0.0},
     "checkpoint": {"every_s": 300.0, "every_epochs": None, "keep_last": 2, "keep_best": True},
-    "tracking": {"mode": "none", "project": "runyard", "entity": None, "group": None, "tags": [], "artifacts": False},
+    "tracking": {"mode": "none", "project": "runyard", "entity": None, "group": None, "tags": [], "artifacts": False,
+                 "all_nodes": False},
     "cluster": compose([]).values["cluster"],
 }
 STEPS = 390

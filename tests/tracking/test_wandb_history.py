@@ -104,7 +104,21 @@ def test_the_best_is_by_validation_where_there_is_one(config: Config) -> None:
     assert point.summary["val/loss"] == {"min": 0.9, "last": 0.9}
 
 
-@pytest.mark.parametrize("odd", [{"epoch": None}, {"epoch": "2"}, {"epoch": True}, {"train_loss": None}, {"lr": "x"}])
+def test_each_node_has_curves_of_its_own(config: Config) -> None:
+    nodes = [{"node": "gpu1", "cpu_pct": 30.0, "memory_mb": 5000.0, "gpu_util_pct": 80.0, "gpu_memory_mb": 9000.0},
+             {"node": "cpu2", "cpu_pct": None, "memory_mb": 6000.0}]  # fmt: skip
+    (point,) = told(config, rows(begin(), ("epoch", epoch(1) | {"nodes": nodes})))
+    assert {name: value for name, value in point.values.items() if name.startswith("node/")} == {
+        "node/gpu1/cpu_pct": 30.0, "node/gpu1/memory_mb": 5000.0, "node/gpu1/gpu_util_pct": 80.0,
+        "node/gpu1/gpu_memory_mb": 9000.0, "node/cpu2/memory_mb": 6000.0,
+    }  # fmt: skip
+
+
+ODD_NODES = [None, 3, {"node": "a"}, [None, 3, {}, {"node": 1, "cpu_pct": 5.0}, {"node": "a", "cpu_pct": "x"}]]
+
+
+@pytest.mark.parametrize("odd", [{"epoch": None}, {"epoch": "2"}, {"epoch": True}, {"train_loss": None}, {"lr": "x"},
+                                 *({"nodes": nodes} for nodes in ODD_NODES)])
 def test_an_odd_row_costs_no_more_than_what_is_odd_in_it(config: Config, odd: dict[str, Any]) -> None:
     points = told(config, rows(begin(), ("epoch", epoch(2) | odd), ("epoch", epoch(3))))
     assert points[-1].values["epoch"] == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -24,6 +25,7 @@ from runyard.training import distributed
 from runyard.training.distributed import Dist, Vote, from_environment, joined
 from runyard.training.last_word import RankLost
 from runyard.training.metrics import Counters, evaluate
+from runyard.training.usage import Usage
 
 SUBMITIT = {"SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_LOCALID": "1",
             "SUBMITIT_LOCAL_JOB_ID": "4711"}
@@ -113,17 +115,38 @@ def measuring(place: Dist) -> Any:
     return p.loss, p.top1, p.confusion(CLASSES), p.index.tolist(), p.predicted.tolist(), p.confidence.tolist()
 
 
-def counting(place: Dist) -> list[float]:
-    """A count that is saved on its way by rank 0 and goes on there from what was saved."""
+def counting(place: Dist, *, restoring: int = 1) -> list[float | None]:
+    """A count that is saved on its way by rank 0 and goes on from what was saved, there and on ``restoring`` in all."""
     counters = Counters(torch.device("cpu"))
-    counters.add(torch.tensor(float(place.rank + 1)), torch.tensor(place.rank), 10)
+
+    def step(loss: float, correct: int, norm: float) -> None:
+        counters.add(torch.tensor(loss), torch.tensor(correct), 10)
+        if place.rank == 0:
+            counters.add_norm(torch.tensor(norm))
+
+    step(float(place.rank + 1), place.rank, 5.0)
     counters.gather()
-    saved = counters.state().clone()
+    saved = [counters.state().clone()]
+    torch.distributed.broadcast_object_list(saved)
     counters.reset()
-    if place.rank == 0:
-        counters.restore(saved)
-    counters.add(torch.tensor(4.0), torch.tensor(2), 10)
+    if place.rank < restoring:
+        counters.restore(saved[0])
+    step(4.0, 2, 2.0)
+    step(4.0, 2, 2.0)
     return list(counters.mean())
+
+
+def counting_everywhere(place: Dist) -> list[float | None]:
+    return counting(place, restoring=RANKS)
+
+
+def using(place: Dist) -> Any:
+    """Two nodes, of which the first has all ranks but the last."""
+    last = place.rank == RANKS - 1
+    os.environ["SLURMD_NODENAME"] = "node2" if last else "node1"
+    usage = Usage(dataclasses.replace(place, local_rank=0 if last else place.rank), all_nodes=True, warn=pytest.fail)
+    usage.begin()
+    return usage.take()
 
 
 def failing(place: Dist) -> None:
@@ -199,8 +222,23 @@ def test_three_ranks_measure_what_one_does_with_each_image_once(together: Togeth
 
 @pytest.mark.slow
 def test_counters_saved_by_rank_0_count_each_image_once(together: Together) -> None:
-    loss, top1 = (1 + 2 + 3 + 3 * 4) / 60, (0 + 1 + 2 + 3 * 2) / 60
-    assert together(counting, RANKS) == [pytest.approx([loss, top1])] * RANKS
+    loss, top1, grad_norm = (1 + 2 + 3 + 6 * 4) / 90, (0 + 1 + 2 + 6 * 2) / 90, (5 + 2 + 2) / 3
+    assert together(counting, RANKS) == [pytest.approx([loss, top1, grad_norm])] * RANKS
+
+
+@pytest.mark.slow
+def test_counters_restored_on_every_rank_would_count_what_was_saved_again(together: Together) -> None:
+    for loss, _, grad_norm in together(counting_everywhere, RANKS):
+        assert loss == pytest.approx((3 * (1 + 2 + 3) + 6 * 4) / 150)
+        assert grad_norm == pytest.approx((3 * 5 + 2 + 2) / 5)
+
+
+@pytest.mark.slow
+def test_rank_0_hears_of_every_node_once(together: Together) -> None:
+    first, *others = together(using, RANKS)
+    assert [node["node"] for node in first["nodes"]] == ["node1", "node2"]
+    assert all(node["memory_mb"] > 0 for node in first["nodes"])
+    assert others == [{"gpu_util_pct": None, "nodes": []}] * (RANKS - 1)
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def interrupt(run: Run, number: signal.Signals) -> None:
 
 
 def curves(run: Run) -> list[dict[str, object]]:
-    shown = ("epoch", "step", "train_loss", "train_top1", "test_loss", "test_top1", "lr")
+    shown = ("epoch", "step", "train_loss", "train_top1", "test_loss", "test_top1", "lr", "grad_norm")
     return [{k: row[k] for k in shown} for row in journal.epochs(journal.read(run.journal_path)[0])]
 
 

@@ -86,9 +86,10 @@ class History:
         epochs: Epochs asked for.
         series: float64 [epochs measured] by the journal's names, rising by ``series["epoch"]``, NaN where not
             measured: epoch, step, t (unix seconds), clock_s (training's own clock; it stands between starts),
-            train_loss, train_top1, test_loss, test_top1, val_loss, val_top1, lr, images_per_s, data_wait_pct, train_s,
-            eval_s, peak_memory_mb, and whatever else the version that wrote it measured; and gpu_hours and core_hours,
-            spent up to then, work that a restart repeated included. Of a repeated epoch the last.
+            train_loss, train_top1, test_loss, test_top1, val_loss, val_top1, lr, grad_norm, images_per_s,
+            data_wait_pct, train_s, eval_s, peak_memory_mb, gpu_util_pct, and whatever other numbers the version that
+            wrote it measured; and gpu_hours and core_hours, spent up to then, work that a restart repeated included.
+            Of a repeated epoch the last.
         starts: In order; all but the first are restarts.
         final: The journal's ``final`` row (top1, loss, top1_best, best_epoch, confusion, classes, ...), or {}.
         parameters: Trainable ones, or None before the first start.

@@ -33,6 +33,7 @@ NAMES = {
     "eval_s": "speed/eval_s",
     "peak_memory_mb": "speed/peak_memory_mb",
 }
+NODE = ("cpu_pct", "memory_mb", "gpu_util_pct", "gpu_memory_mb")  # of each of the row's nodes, as node/NAME/cpu_pct
 AXES = ("epoch", "step", "images", "clock_s")  # clock_s: seconds of training, without the pauses between restarts
 BEST = {"test/top1": max, "val/top1": max, "test/loss": min, "val/loss": min, "train/loss": min}
 
@@ -128,7 +129,18 @@ class History:
         if score is not None and score > self._summary.get("top1_best", -1.0):
             self._summary |= {"top1_best": score, "best_epoch": int(axes["epoch"])}
         best = {"top1_best": self._summary["top1_best"]} if "top1_best" in self._summary else {}
-        return axes | measured | best
+        return axes | measured | _nodes(row) | best
+
+
+def _nodes(row: Row) -> dict[str, float]:
+    nodes = row.get("nodes")
+    return {
+        f"node/{node['node']}/{key}": value
+        for node in (nodes if isinstance(nodes, list) else [])
+        if isinstance(node, dict) and isinstance(node.get("node"), str)
+        for key in NODE
+        if (value := number(node, key)) is not None
+    }
 
 
 def _line(row: Row, epochs: int) -> str | None:

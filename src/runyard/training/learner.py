@@ -72,9 +72,12 @@ class Learner:
             last = i == len(micro_batches) - 1
             with contextlib.nullcontext() if last or self._wrapped is None else self._wrapped.no_sync():
                 self._micro_step(batch, len(micro_batches))
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
+        if self.place.rank == 0:  # the gradient is the same on all, and rank 0's checkpoint holds the counters
+            self.counters.add_norm(grad_norm)
         if self.config.optim.grad_clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optim.grad_clip_norm)
+            nn.utils.clip_grads_with_norm_(self.network.parameters(), self.config.optim.grad_clip_norm, grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

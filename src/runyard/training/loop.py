@@ -30,6 +30,7 @@ from runyard.training.distributed import Dist, Vote
 from runyard.training.learner import Diverged, Learner
 from runyard.training.metrics import Predictions, evaluate
 from runyard.training.schedule import learning_rate
+from runyard.training.usage import Usage
 
 INIT_IMAGES = 5000  # what a network that initialises itself from data is shown
 
@@ -131,6 +132,9 @@ class Training:
             )
         )
         self.learner = Learner(self.config, self.data, place, self.loader.steps)
+        self.usage = parts.enter_context(
+            contextlib.closing(Usage(place, all_nodes=self.config.tracking.all_nodes, warn=record.warning))
+        )
         self.total_steps = self.config.epochs * self.loader.steps
         self.vote, self.saved_at = Vote(place), time.monotonic()
         self.predictions: Predictions | None = None
@@ -170,6 +174,7 @@ class Training:
         facts = machine.facts(self.run, self.learner, found.path.name if found else None)
         self.record.event("start", **facts)
         self.record.open_wandb(facts)
+        self.usage.begin()
 
     def _learn(self, epoch: int) -> Outcome | None:
         """The rest of ``epoch``, from the step the learner stands at. Saves and stops where all ranks agree to."""
@@ -196,7 +201,7 @@ class Training:
         """Measure the epoch over all ranks, write it down, and save where the settings say."""
         learner, every = self.learner, self.config.evaluate_every_epochs
         train_s, wait_s = time.monotonic() - self.epoch_began, self.loader.wait_s - self.wait_began
-        train_loss, train_top1 = learner.counters.mean()
+        train_loss, train_top1, grad_norm = learner.counters.mean()
         learner.counters.reset()
         last = epoch + 1 == self.config.epochs
         evaluated = self._evaluate() if last or (epoch + 1) % every == 0 else {}
@@ -213,11 +218,13 @@ class Training:
             train_top1=train_top1,
             **{f"{s}_{m}": evaluated.get(f"{s}_{m}") for s in ("test", "val") for m in ("loss", "top1")},
             lr=learning_rate(self.config, learner.step - 1, self.loader.steps),
+            grad_norm=grad_norm,
             images_per_s=images / train_s,
             data_wait_pct=100 * wait_s / train_s,
             train_s=train_s,
             eval_s=evaluated.get("seconds", 0.0),
             peak_memory_mb=machine.peak_memory_mb(self.place.device),
+            **self.usage.take(),
             clock_s=learner.clock_s,
         )
         best = score is not None and score > learner.best.get("top1", -1.0)

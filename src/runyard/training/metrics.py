@@ -13,16 +13,25 @@ from runyard.data.batch import Batch
 
 
 class Counters:
-    """Sums of loss, correct answers and images; float64, on the device, read only when asked for."""
+    """Sums of loss, correct answers, images, gradient norms and their number; float64, on the device, read only when
+    asked for."""
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(5, dtype=torch.float64, device=device)
 
     def add(self, loss_sum: Tensor, correct: Tensor, images: int) -> None:
         """Add a micro-batch: ``loss_sum`` float scalar over its images, ``correct`` integer scalar. No host sync."""
-        self._sums += torch.stack(
-            [loss_sum.double(), correct.double(), torch.full_like(correct, images, dtype=torch.float64)]
+        self._sums[:3].add_(
+            torch.stack([loss_sum.double(), correct.double(), torch.full_like(correct, images, dtype=torch.float64)])
         )
+
+    def add_norm(self, grad_norm: Tensor) -> None:
+        """Add an optimiser step's gradient norm, a float scalar; one that is not finite is left out. No host sync.
+
+        On one rank only: all have the same.
+        """
+        self._sums[3].add_(grad_norm.nan_to_num(nan=0, posinf=0))
+        self._sums[4].add_(grad_norm.isfinite())
 
     def gather(self) -> None:
         """Bring all ranks' sums together on rank 0 and leave zeros elsewhere: one rank's state then holds them all."""
@@ -31,13 +40,14 @@ class Counters:
             if dist.get_rank() != 0:
                 self._sums.zero_()
 
-    def mean(self) -> tuple[float, float]:
-        """Mean loss and top-1 over all ranks. A collective call, and a host sync."""
+    def mean(self) -> tuple[float, float, float | None]:
+        """Mean loss and top-1 over the images of all ranks, and mean gradient norm over the steps that had a finite one
+        (None if none had). A collective call, and a host sync."""
         total = self._sums.clone()
         if dist.is_initialized():
             dist.all_reduce(total)
-        loss, correct, images = total.tolist()
-        return loss / max(images, 1), correct / max(images, 1)
+        loss, correct, images, norms, steps = total.tolist()
+        return loss / max(images, 1), correct / max(images, 1), norms / steps if steps else None
 
     def reset(self) -> None:
         self._sums.zero_()
@@ -91,7 +101,7 @@ def evaluate(
         loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum", label_smoothing=label_smoothing)
         counters.add(loss, (predicted == batch.labels).sum(), len(batch.labels))
         parts.append((batch.indices, batch.labels, predicted, confidence))
-    loss_mean, top1 = counters.mean()
+    loss_mean, top1, _ = counters.mean()
     empty = (
         torch.empty(0, dtype=torch.int64),
         torch.empty(0, dtype=torch.int64),

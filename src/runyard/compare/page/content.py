@@ -24,8 +24,10 @@ MEASURES = (
     ("val_loss", "Validation loss", 1),
     ("train_top1", "Train accuracy, %", 100),
     ("lr", "Learning rate", 1),
+    ("grad_norm", "Gradient norm", 1),
     ("images_per_s", "Training images/s", 1),
     ("data_wait_pct", "Waiting for data, %", 1),
+    ("gpu_util_pct", "GPU utilisation, %", 1),
     ("peak_memory_mb", "Peak memory, MB", 1),
 )
 # What they may be drawn over: our name, the button's word, the axis's title.
