@@ -42,6 +42,7 @@ class Learner:
         memory = torch.channels_last if config.channels_last else torch.contiguous_format
         network = models.build(config.model, len(manifest.classes), manifest.image_size)
         self.network = network.to(self.device, memory_format=memory)  # type: ignore[call-overload]
+        self._parameters = list(self.network.parameters())  # a walk through the modules costs up to 0.1 ms
         self.normalise = Normalise(manifest.mean, manifest.std).to(self.device)
         self.optimizer = optimiser.build(config.optim, self.network)
         self.ema = Ema(self.network, config.ema_decay) if config.ema_decay else None
@@ -73,11 +74,11 @@ class Learner:
             with contextlib.nullcontext() if last or self._wrapped is None else self._wrapped.no_sync():
                 self._micro_step(batch, len(micro_batches))
         self.scaler.unscale_(self.optimizer)
-        grad_norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
+        grad_norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         if self.place.rank == 0:  # the gradient is the same on all, and rank 0's checkpoint holds the counters
             self.counters.add_norm(grad_norm)
         if self.config.optim.grad_clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.network.parameters(), self.config.optim.grad_clip_norm, grad_norm)
+            nn.utils.clip_grads_with_norm_(self._parameters, self.config.optim.grad_clip_norm, grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
