@@ -18,7 +18,7 @@ import submitit
 
 from cluster.attach import Job, LocalJob, SlurmJob
 from cluster.check import Subject
-from cluster.compose import Composed, compose, differences, expand, gpu_count
+from cluster.compose import Composed, compose, differences, expand, gpu_count, visible_gpus
 from cluster.executor import Batch, require_sbatch, tasks_per_node
 from cluster.job import TrainJob
 from cluster.preflight import can_go_on, planned, preflight
@@ -108,6 +108,7 @@ def launch(run: Run, after: str | None = None) -> Job:
     executor.update_parameters(
         tasks_per_node=tasks,
         gpus_per_node=gpus,
+        visible_gpus=visible_gpus(),
         timeout_min=run.config.cluster.timeout_min,
         signal_delay_s=run.config.cluster.signal_delay_s,
         nodes=1,
