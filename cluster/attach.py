@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import submitit
@@ -40,6 +41,9 @@ class Job(Protocol):
     def interrupt(self) -> str:
         """What Ctrl-C does to it, and the words that say so."""
 
+    def warn(self) -> None:
+        """SLURM's warning, SIGUSR2, came to the process that follows it."""
+
 
 class LocalJob:
     """Processes on this machine. Ctrl-C asks them to save and stop; a second leaves them to do so alone."""
@@ -56,6 +60,12 @@ class LocalJob:
         if not self.over():
             os.kill(int(self.id), signal.SIGTERM)
         return "stopping: saving a checkpoint first (Ctrl-C again to leave it to finish alone)"
+
+    def warn(self) -> None:
+        """To the tasks alone: the process that leads them would end of it."""
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{self.id}/task/{self.id}/children").read_text().split():
+                os.kill(int(task), signal.SIGUSR2)
 
 
 class SlurmJob:
@@ -79,6 +89,9 @@ class SlurmJob:
     def interrupt(self) -> str:
         return f"job {self.id} goes on; logs -f shows it again, cancel ends it"
 
+    def warn(self) -> None:
+        """It has heard: SLURM told it itself."""
+
 
 class Attached:
     """What the terminal shows of one job of ``run``, beginning after the journal's rows of earlier jobs."""
@@ -96,30 +109,45 @@ class Attached:
             transient=True,
         )
         self._task = self._bar.add_task("", total=None, where="starting", pace="")
-        self._began = False
+        self._began = self._asked = self._terminated = self._warned = False
         self._end: dict[str, Any] | None = None
 
     def follow(self, job: Job) -> dict[str, Any]:
         """Show progress until the job ends; return the journal's stop row, or one in its place.
 
-        Ctrl-C or SIGTERM does what the job's kind says, and a second always leaves it alone: KeyboardInterrupt.
+        Ctrl-C or SIGTERM does what the job's kind says, and a second Ctrl-C always leaves it alone: KeyboardInterrupt.
+        A second SIGTERM says nothing new: in a batch script SLURM sends one to all, and W&B's agent passes its own on.
+        SIGUSR2 is for the tasks.
         """
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        handlers = {signal.SIGTERM: self._terminate, signal.SIGUSR2: self._take_warning}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             with self._bar if self._console.is_terminal else contextlib.nullcontext():
                 return self._wait(job)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        if not self._asked and not self._terminated:
+            self._terminated = True
+            raise KeyboardInterrupt
+
+    def _take_warning(self, number: int, frame: FrameType | None) -> None:
+        self._warned = True
 
     def _wait(self, job: Job) -> dict[str, Any]:
-        asked, polls_after_end = False, 0
+        polls_after_end = 0
         while True:
             try:
+                if self._warned:
+                    self._warned = False
+                    job.warn()
                 over = job.over()
                 self._show()
                 if over and self._end is not None:
                     return self._end
-                if over and asked and not self._began:
+                if over and self._asked and not self._began:
                     return {"event": "stop", "reason": "interrupted", "message": "before the first step"}
                 if over and polls_after_end == DEAD_AFTER_POLLS:
                     words = glance(self._run.path).last_words() or SILENT
@@ -127,9 +155,9 @@ class Attached:
                 polls_after_end += over
                 time.sleep(POLL_S)
             except KeyboardInterrupt:
-                if asked:
+                if self._asked:
                     raise
-                asked = True
+                self._asked = True
                 self._console.print(job.interrupt(), highlight=False)
                 if job.outlives:
                     raise

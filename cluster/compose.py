@@ -100,6 +100,13 @@ def gpu_count() -> int:
     return there if visible is None else min(there, len([d for d in visible.split(",") if d.strip()]))
 
 
+def visible_gpus() -> tuple[int, ...]:
+    """Their numbers, where CUDA_VISIBLE_DEVICES has numbers: in a SLURM job that shares its node they may not begin
+    at 0. Empty where nothing is said."""
+    named = [d.strip() for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d.strip()]
+    return tuple(map(int, named)) if all(d.isdigit() for d in named) else ()
+
+
 def groups() -> dict[str, list[str]]:
     """Each configuration group and its options."""
     return {g.name: sorted(p.stem for p in g.glob("*.yaml")) for g in sorted(CONFIGS.iterdir()) if g.is_dir()}

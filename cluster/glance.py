@@ -61,10 +61,14 @@ class Glance:
 
     @property
     def job(self) -> dict[str, Any]:
-        """The newest job: of the record, or what the journal knows of one that another command put on SLURM."""
+        """The newest job: of the record, or what the journal knows of one that another command put on SLURM.
+
+        Not one in which a local job was started: the next run that W&B's agent takes there is another.
+        """
         noted: dict[str, Any] = self.record["jobs"][-1] if self.record["jobs"] else {}
         began = next(iter(reversed(self.starts)), {})
-        if began.get("job_id") and began["t"] > noted.get("submitted", 0) and began["job_id"] != noted.get("id"):
+        another = began.get("job_id") and began.get("launcher") != "submitit, local"
+        if another and began["t"] > noted.get("submitted", 0) and began["job_id"] != noted.get("id"):
             where = {"launcher": "slurm", "submitted": began["t"], "nodes": began.get("nodes")}
             return {"id": str(began["job_id"])} | where
         return noted

@@ -10,6 +10,7 @@ import os
 import sys
 from dataclasses import dataclass
 
+from cluster.tell import tell
 from runyard.errors import FAILED, INTERRUPTED, USER_ERROR
 from runyard.run import Run
 from runyard.stopping import Stop
@@ -91,6 +92,7 @@ def main(run_dir: str, ended: int, *, preempted: bool) -> int:
     if verdict.given_up:
         book.write("stop", reason="failed", message=verdict.given_up, user_error=False, retry=False)
         print(f"runyard: {verdict.given_up}", file=sys.stderr, flush=True)
+        tell(run)
     if verdict.requeue is None or not run.config.cluster.requeue:
         return verdict.exit_code
     book.write("requeue", cause=verdict.requeue, step=step, without_progress=verdict.without_progress)

@@ -18,7 +18,7 @@ import submitit
 
 from cluster.attach import Job, LocalJob, SlurmJob
 from cluster.check import Subject
-from cluster.compose import Composed, compose, differences, expand, gpu_count
+from cluster.compose import Composed, compose, differences, expand, gpu_count, visible_gpus
 from cluster.executor import Batch, require_sbatch, tasks_per_node
 from cluster.job import TrainJob
 from cluster.preflight import can_go_on, planned, preflight
@@ -28,6 +28,7 @@ from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.fields import written
 from runyard.run import Run, new_id
+from runyard.tracking.wandb_agent import Handed
 
 # What a run may go on with: nothing that changes what it learns.
 FREE = ("cluster.", "checkpoint.", "tracking.", "data.root", "workers", "loader", "eval_batch_size")
@@ -35,17 +36,26 @@ FREE = ("cluster.", "checkpoint.", "tracking.", "data.root", "workers", "loader"
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked submission that has not been made: one point, or several of a sweep."""
+    """A checked submission that has not been made: one point, or several of a sweep; or the one that W&B's agent was
+    ``handed``."""
 
     points: list[Composed]
     after: str | None
+    handed: Handed | None = None
 
     @property
     def config(self) -> Config:
         return self.points[0].config
 
 
-def plan(overrides: list[str], *, sweep: bool = False, after: str | None = None, dry_run: bool = False) -> Plan:
+def plan(
+    overrides: list[str],
+    *,
+    sweep: bool = False,
+    after: str | None = None,
+    dry_run: bool = False,
+    handed: Handed | None = None,
+) -> Plan:
     """Compose every point and check it against the data and this machine; data may come to be while it waits ``after``.
 
     Raises:
@@ -65,7 +75,7 @@ def plan(overrides: list[str], *, sweep: bool = False, after: str | None = None,
     for point in points[1:]:
         one = subject([point.config], manifest.prepare_command(point.overrides), needs_data=needs_data)
         preflight(one, of_slurm=False)
-    return Plan(points, after)
+    return Plan(points, after, handed)
 
 
 def submit(made: Plan) -> list[tuple[Run, Job]]:
@@ -75,13 +85,13 @@ def submit(made: Plan) -> list[tuple[Run, Job]]:
         UserError: sbatch is missing or refused. The runs it was for are gone again.
     """
     if made.config.cluster.launcher == "local":
-        return [start_here(point) for point in made.points[:1]]
+        return [start_here(point, made.handed) for point in made.points[:1]]
     require_sbatch()
     sweep = new_id(made.config.name) if len(made.points) > 1 else None
     runs: list[Run] = []
     try:
         for point in made.points:
-            runs.append(Run.create(point.config, kept(point), sweep))
+            runs.append(create(point, sweep, made.handed))
         if sweep is None:
             return [(runs[0], launch(runs[0], made.after))]
         return list(zip(runs, enqueue(runs, sweep, sweeps(made.config) / sweep, made.after), strict=True))
@@ -91,10 +101,17 @@ def submit(made: Plan) -> list[tuple[Run, Job]]:
         raise
 
 
-def start_here(point: Composed) -> tuple[Run, Job]:
+def start_here(point: Composed, handed: Handed | None = None) -> tuple[Run, Job]:
     """Create one run and start it on this machine."""
-    run = Run.create(point.config, kept(point))
+    run = create(point, None, handed)
     return run, launch(run)
+
+
+def create(point: Composed, sweep: str | None, handed: Handed | None) -> Run:
+    """A new run: alone, of a ``sweep`` of our own, or the one of a sweep at W&B that its agent was ``handed``."""
+    if handed is None:
+        return Run.create(point.config, kept(point), sweep)
+    return Run.create(point.config, kept(point), handed.sweep, wandb=handed.record)
 
 
 def launch(run: Run, after: str | None = None) -> Job:
@@ -108,6 +125,7 @@ def launch(run: Run, after: str | None = None) -> Job:
     executor.update_parameters(
         tasks_per_node=tasks,
         gpus_per_node=gpus,
+        visible_gpus=visible_gpus(),
         timeout_min=run.config.cluster.timeout_min,
         signal_delay_s=run.config.cluster.signal_delay_s,
         nodes=1,

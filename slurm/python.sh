@@ -10,6 +10,10 @@ root=$(cd -P "$(dirname "$0")/.." && pwd)
 
 fail() { echo "slurm/python.sh: $*" >&2; exit 2; }
 
+# What W&B's agent starts runs inside the container that the agent itself was started in.
+inside=${RUNYARD_CONTAINER:+${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-}}}
+[ -z "$inside" ] || exec "${RUNYARD_PYTHON:-/opt/runyard/.venv/bin/python}" "$@"
+
 if [ -z "${RUNYARD_CONTAINER:-}" ]; then
     [ -z "${RUNYARD_OVERLAY:-}" ] || fail "RUNYARD_OVERLAY=$RUNYARD_OVERLAY needs RUNYARD_CONTAINER=IMAGE"
     python=${RUNYARD_PYTHON:-$root/.venv/bin/python}

@@ -47,6 +47,12 @@ def test_a_container_gets_the_checkout_behind_what_pythonpath_already_holds(tmp_
     assert path == f"PYTHONPATH=/run/code:{ROOT}/src:{ROOT}"
 
 
+def test_within_the_container_it_starts_no_other(tmp_path: Path) -> None:
+    there = image_and_runner(tmp_path) | {"RUNYARD_PYTHON": sys.executable}
+    assert run("-c", "print('here')", **there, APPTAINER_CONTAINER=there["RUNYARD_CONTAINER"]).stdout == "here\n"
+    assert "exec\n" in run("-c", "print('here')", **there).stdout, "the control"
+
+
 def test_an_overlay_is_opened_read_only(tmp_path: Path) -> None:
     overlay = tmp_path / "env.ext3"
     overlay.touch()

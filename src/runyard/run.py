@@ -46,8 +46,13 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Sortable and unique; also the W&B run's id."""
+        """Sortable and unique."""
         return str(self.record["id"])
+
+    @property
+    def wandb_id(self) -> str:
+        """Of its record at W&B: its own id, or the one that W&B's sweep agent was given for it."""
+        return str((self.record.get("wandb") or self.record)["id"])
 
     @property
     def checkpoints(self) -> Path:
@@ -82,11 +87,17 @@ class Run:
 
     @classmethod
     def create(
-        cls, config: Config, overrides: list[str], sweep: str | None = None, trial: int | None = None
+        cls,
+        config: Config,
+        overrides: list[str],
+        sweep: str | None = None,
+        trial: int | None = None,
+        wandb: dict[str, Any] | None = None,
     ) -> Run:
         """A new directory under ``config.runs_dir``, complete before it gets its name, alone or in a ``sweep``.
 
-        Of a sweep that searches, it is the run of the ``trial`` of that number.
+        Of a sweep that searches, it is the run of the ``trial`` of that number; of a sweep at W&B, ``wandb`` says which
+        run it is there.
 
         Raises:
             UserError: the folder cannot be written.
@@ -109,6 +120,7 @@ class Run:
                     "overrides": overrides,
                     "sweep": sweep,
                     **({} if trial is None else {"trial": trial}),
+                    **({} if wandb is None else {"wandb": wandb}),
                     "jobs": [],
                 }
                 (making / "checkpoints").mkdir()

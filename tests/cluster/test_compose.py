@@ -53,6 +53,16 @@ def test_gpus_are_counted_among_the_visible(monkeypatch: pytest.MonkeyPatch) -> 
         assert composing.gpu_count() == count
 
 
+@pytest.mark.parametrize(("said", "numbers"), [("2, 3", (2, 3)), ("", ()), (None, ()), ("GPU-5ec7,GPU-e75e", ())])
+def test_a_job_that_was_given_the_second_half_of_a_node_trains_on_that(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, numbers: tuple[int, ...]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if said is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
+    assert composing.visible_gpus() == numbers
+
+
 def test_no_experiment_can_be_said_in_words() -> None:
     assert compose(["experiment=null", "epochs=3"]).config == compose(["epochs=3"]).config
 

@@ -124,6 +124,7 @@ def job(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("RUNYARD_BEGAN", "0")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody there: what W&B is told has tests of its own
     slurm.says("shown", "JobId=12 JobName=x\n   PreemptEligibleTime=2030-01-01T00:00:00 PreemptTime=None\n")
     return slurm
 

@@ -166,6 +166,16 @@ def test_a_job_put_on_slurm_by_another_command_is_known_from_the_journal(folder:
     assert said(run)[0] == "running"
 
 
+@pytest.mark.parametrize(("launcher", "state"), [("submitit, local", "stopped"), ("SLURM", "ending")])
+def test_a_job_in_which_a_local_run_was_trained_may_be_another_runs_by_now(
+    folder: Folder, launcher: str, state: str
+) -> None:
+    ended = stop(9, "interrupted", cause="USR2")
+    run = folder.run(start(1, launcher=launcher), ended, job="99999999", launcher="local")
+    folder.queue("12|RUNNING|None|3:05|57:00|2026-09-21T00:00:00|node1|runyard-wandb")
+    assert said(run)[0] == state
+
+
 def test_an_elements_job_has_its_sweeps_name(folder: Folder) -> None:
     run = folder.run(job="12_3", sweep="the-sweep")
     others = "12_2|RUNNING|None|1:00|9:00|N/A|n1|the-sweep"

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,22 @@ def test_a_stop_that_comes_while_the_job_starts_is_kept_until_it_can_save(endles
     assert len(rows(endless, "start")) == before + 1
     assert rows(endless, "stop")[-1]["reason"] == "interrupted"
     until(lambda: not processes_of(endless))
+
+
+def test_slurms_warning_to_the_command_of_a_batch_script_reaches_the_tasks_and_two_terms_are_one(
+    endless: Run, runs: Runs
+) -> None:
+    for sent, cause in (([signal.SIGUSR2], "USR2"), ([signal.SIGTERM, signal.SIGTERM], "TERM")):
+        before = len(rows(endless, "checkpoint"))
+        command = runs.start("resume", "--runs-dir", str(runs.folder), endless.id)
+        until(lambda before=before: len(rows(endless, "checkpoint")) > before + 1, command)  # type: ignore[misc]
+        for number in sent:
+            os.kill(command.process.pid, number)
+            time.sleep(0.1)
+        assert command.wait() == 130, command.stdout + command.stderr
+        assert "stopped, saved" in command.stdout, "it was to wait for the end"
+        assert (rows(endless, "stop")[-1]["reason"], rows(endless, "stop")[-1]["cause"]) == ("interrupted", cause)
+        until(lambda: not processes_of(endless))
 
 
 def test_the_time_limit_saves_and_says_how_to_go_on(endless: Run, runs: Runs) -> None:

@@ -1,4 +1,6 @@
-"""A real training of two ranks under W&B's real client: one run appears, whatever signals the whole step gets."""
+"""A real training of two ranks under W&B's real client: one run appears, whatever signals the whole step gets, and one
+alert if it fails.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,34 @@ from tests.tracking.test_wandb_run import is_one_history, wait_for
 from tests.tracking.wandb_server import WandbServer
 from tests.training.conftest import SMALL, Ranks
 
+MakeRun = Callable[..., Run]
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def run(tmp_path: Path, make_config: Callable[..., Config], server: WandbServer) -> Run:
-    ours = (*SMALL, f"data.root={tmp_path}", f"runs_dir={tmp_path / 'runs'}", "tracking=online", "epochs=20")
-    config = make_config(*[setting for setting in ours if setting != "tracking=none"])
-    prepare(config.data, progress=False)
-    return Run.create(config, [])
+def make_run(tmp_path: Path, make_config: Callable[..., Config], server: WandbServer) -> MakeRun:
+    def make(*overrides: str) -> Run:
+        ours = (*SMALL, f"data.root={tmp_path}", f"runs_dir={tmp_path / 'runs'}", "tracking=online", "epochs=20")
+        config = make_config(*[setting for setting in ours if setting != "tracking=none"], *overrides)
+        prepare(config.data, progress=False)
+        return Run.create(config, [])
+
+    return make
+
+
+@pytest.mark.parametrize("how", ["a rank is killed", "the loss is no number"])
+def test_a_training_that_fails_is_one_alert_that_says_how(server: WandbServer, make_run: MakeRun, how: str) -> None:
+    diverges = how == "the loss is no number"
+    run = make_run(*["optim.lr=1e30"] * diverges)
+    ranks = Ranks(run, 2, "first")
+    if not diverges:
+        wait_for(lambda: run.id in server.runs and len(journal.epochs(journal.read(run.journal_path)[0])) > 1, 60)
+        ranks.processes[1].kill()
+    assert ranks.wait() == ([1, 1] if diverges else [1, -signal.SIGKILL])
+    (alert,) = server.runs[run.id].alerts
+    assert alert["title"] == f"{run.config.name}: {'diverged' if diverges else 'failed'}"
+    assert ("not a finite number" if diverges else "rank 1 of 2 ended without a word") in alert["text"]
+    assert server.runs[run.id].ends == [1]
 
 
 def family(process: int) -> list[int]:
@@ -42,8 +63,9 @@ def parent(stat: Path) -> int:
 
 
 def test_two_ranks_stopped_by_sigterm_to_all_and_resumed_are_one_run_with_one_history(
-    server: WandbServer, run: Run
+    server: WandbServer, make_run: MakeRun
 ) -> None:
+    run = make_run()
     first = Ranks(run, 2, "first")
     wait_for(lambda: run.id in server.runs and len(journal.epochs(journal.read(run.journal_path)[0])) > 1, 60)
     everybody = [pid for process in first.processes for pid in family(process.pid)]

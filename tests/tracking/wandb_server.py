@@ -1,7 +1,8 @@
 """A stand-in for a W&B server on loopback: answers what the installed client asks, and keeps what it is sent.
 
-Only the part of the HTTP API that the client uses for runs: GraphQL under /graphql, a run's stream of history, system
-metrics, summary and log lines under /files/ENTITY/PROJECT/RUN/file_stream, and uploads to addresses it gave out.
+Only the part of the HTTP API that the client uses for runs and sweeps: GraphQL under /graphql, a run's stream of
+history, system metrics, summary and log lines under /files/ENTITY/PROJECT/RUN/file_stream, and uploads to addresses it
+gave out.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class ServedRun:
 
     name: str
     attributes: dict[str, Any] = field(default_factory=dict)  # of UpsertBucket: groupName, jobType, tags, ...
+    sweep: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     streams: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in STREAMS.values()})
@@ -74,6 +76,31 @@ class ServedArtifact:
         return {alias["alias"] for alias in self.given["aliases"]}
 
 
+@dataclass
+class ServedSweep:
+    """``draws`` are handed out one after the other, settings by their dotted names; a preempted run comes first."""
+
+    name: str
+    config: str  # YAML, as the client sent it
+    draws: list[dict[str, Any]] = field(default_factory=list)
+    agents: list[str] = field(default_factory=list)
+    handed: dict[str, dict[str, Any]] = field(default_factory=dict)  # run -> what was drawn for it
+    waiting: list[str] = field(default_factory=list)  # runs to hand out again
+    stop: set[str] = field(default_factory=set)  # runs that an agent is told to stop
+
+    def command(self) -> dict[str, Any] | None:
+        """What an agent without a run is told to do; None once nothing is left to draw."""
+        if self.waiting:
+            name, kind = self.waiting.pop(0), "resume"
+        elif self.draws:
+            name, kind = f"{self.name}r{len(self.handed)}", "run"
+            self.handed[name] = self.draws.pop(0)
+        else:
+            return None
+        args = {key: {"value": value} for key, value in self.handed[name].items()}
+        return {"type": kind, "run_id": name, "program": "runyard", "args": args}
+
+
 class WandbServer:
     """``url`` is where it listens. ``stall`` makes it take requests and not answer; ``fail`` answers 500."""
 
@@ -82,6 +109,7 @@ class WandbServer:
         self.runs: dict[str, ServedRun] = {}
         self.artifacts: list[ServedArtifact] = []
         self.reports: list[dict[str, Any]] = []  # of upsertView: displayName, projectName, spec, ...
+        self.sweeps: dict[str, ServedSweep] = {}
         self.operations: list[str] = []
         self.keys: set[str] = set()
         self.stall = threading.Event()
@@ -156,11 +184,43 @@ class _Answers(PublicAnswers):
             run.config |= json.loads(v["config"])
         if v.get("summaryMetrics"):
             run.summary |= json.loads(v["summaryMetrics"])
+        run.sweep = v.get("sweep") or run.sweep
         project = {"id": "project", "name": v.get("project"), "entity": {"id": "entity", "name": ENTITY}}
         bucket = {"id": f"id-{name}", "name": name, "displayName": v.get("displayName") or name, "description": "",
-                  "config": json.dumps(run.config), "sweepName": v.get("sweep"), "project": project,
+                  "config": json.dumps(run.config), "sweepName": run.sweep, "project": project,
                   "historyLineCount": len(run.streams["history"])}  # fmt: skip
         return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
+
+    @staticmethod
+    def UpsertSweep(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        sweep = ServedSweep(f"sweep{len(server.sweeps)}", v["config"])
+        server.sweeps[sweep.name] = sweep
+        project = {"id": "project", "name": v["projectName"], "entity": {"id": "entity", "name": ENTITY}}
+        return {"upsertSweep": {"sweep": {"name": sweep.name, "project": project}, "configValidationWarnings": []}}
+
+    @staticmethod
+    def SweepWithRuns(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        sweep = server.sweeps[v["sweep"]]
+        said = {"id": sweep.name, "name": sweep.name, "state": "RUNNING", "config": sweep.config, "runs": {"edges": []}}
+        return {"project": {"sweep": said}}
+
+    @staticmethod
+    def CreateAgent(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        agents = server.sweeps[v["sweep"]].agents
+        agents.append(f"{v['sweep']}/{len(agents)}")
+        return {"createAgent": {"agent": {"id": agents[-1]}}}
+
+    @staticmethod
+    def Heartbeat(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        sweep, busy = server.sweeps[v["id"].partition("/")[0]], json.loads(v["runState"])
+        commands = [{"type": "stop", "run_id": name} for name in busy if name in sweep.stop]
+        if not busy:
+            command = sweep.command()
+            if command is not None:  # the run exists from here on, before any client has said a word of it
+                run = server.run(command["run_id"])
+                run.sweep, run.config = sweep.name, run.config or dict(command["args"])
+            commands = [command or {"type": "exit"}]
+        return {"agentHeartbeat": {"agent": {"id": v["id"]}, "commands": json.dumps(commands)}}
 
     @staticmethod
     def CreateRunFiles(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802

@@ -31,7 +31,8 @@ POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be sent of one run: ``points`` in its journal, of which the server has ``there``."""
+    """What is to be sent of one run: ``points`` in its journal, of which the server has ``there``, and ``untold``
+    failures, of which it has not heard."""
 
     run: Run
     rows: list[Row]
@@ -40,6 +41,7 @@ class Plan:
     status: str
     told: str | None
     broken: int
+    untold: int
 
     @property
     def missing(self) -> int:
@@ -47,8 +49,8 @@ class Plan:
 
     @property
     def done(self) -> bool:
-        """Nothing is missing, and the server knows how the run stands."""
-        return not self.missing and (self.told == self.status or not self.points)
+        """Nothing is missing, and the server knows how the run stands, and of every failure."""
+        return not self.missing and not self.untold and (self.told == self.status or not self.points)
 
 
 def plan(run: Run) -> Plan:
@@ -61,7 +63,8 @@ def plan(run: Run) -> Plan:
     history = History(run.config)
     history.take(rows)
     server: Held = held(run)
-    return Plan(run, rows, len(history.points), server.points, history.status, server.status, broken)
+    untold = max(0, len(history.failures) - server.failures)
+    return Plan(run, rows, len(history.points), server.points, history.status, server.status, broken, untold)
 
 
 def sends_by_itself(run: Run) -> bool:

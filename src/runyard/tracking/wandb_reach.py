@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from runyard.errors import UserError
 from runyard.run import Run
+from runyard.tracking.wandb_agent import forget_agent
 
 REACH_TIMEOUT_S, ANSWER_TIMEOUT_S = 3.0, 20.0
 BEHIND = "api.wandb.ai"  # what W&B's own servers of other names read a netrc's entry under as well
@@ -44,6 +45,7 @@ def base_url() -> str:
     """The server that W&B's client talks to: by the environment, its settings file, or its own default."""
     if url := os.environ.get("WANDB_BASE_URL"):
         return url.rstrip("/")
+    forget_agent()
     import wandb
 
     return str(wandb.setup().settings.base_url)
@@ -64,10 +66,11 @@ def key() -> str | None:
 
 @dataclass(frozen=True)
 class Held:
-    """What the server has of a run: points of its history, and the status it was last told."""
+    """What the server has of a run: points of its history, the status it was last told, and how many failures."""
 
     points: int = 0
     status: str | None = None
+    failures: int = 0
 
 
 def held(run: Run) -> Held:
@@ -79,7 +82,7 @@ def held(run: Run) -> Held:
     if (why := obstacle()) is not None:
         raise UserError(f"W&B: {why}")
     tracking, url = run.config.tracking, base_url()
-    asked = {"query": HELD, "variables": {"project": tracking.project, "entity": tracking.entity, "name": run.id}}
+    asked = {"query": HELD, "variables": {"project": tracking.project, "entity": tracking.entity, "name": run.wandb_id}}
     login = base64.b64encode(f"api:{key()}".encode()).decode()
     headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
     try:
@@ -89,7 +92,8 @@ def held(run: Run) -> Held:
         bucket = ((said["data"] or {}).get("model") or {}).get("bucket")
         if bucket is None:
             return Held()
-        return Held(int(bucket["historyLineCount"]), json.loads(bucket.get("summaryMetrics") or "{}").get("status"))
+        summary = json.loads(bucket.get("summaryMetrics") or "{}")
+        return Held(int(bucket["historyLineCount"]), summary.get("status"), int(summary.get("failures", 0)))
     except urllib.error.HTTPError as error:
         hint = "; is the key right? `wandb login` sets it" if error.code in (401, 403) else ""
         raise UserError(f"W&B: {url} answered {error.code} {error.reason}{hint}") from None

@@ -16,6 +16,7 @@ from runyard import config as schema
 from runyard.run import Run
 from runyard.tracking import wandb_files
 from runyard.tracking.journal import Row
+from runyard.tracking.wandb_agent import forget_agent
 from runyard.tracking.wandb_history import AXES, BEST, History, Point
 from runyard.tracking.wandb_reach import held
 
@@ -58,8 +59,10 @@ class WandbRecord:
         Raises:
             Exception: W&B's own, the network's or its helper's.
         """
+        forget_agent()
         import wandb
 
+        handed = run.record.get("wandb") or {}
         if not live:
             wandb.setup(wandb.Settings(silent=True))  # where the key lies is said before the record's settings
         tracking = run.config.tracking
@@ -67,7 +70,7 @@ class WandbRecord:
         self._record = wandb.init(
             project=tracking.project,
             entity=tracking.entity,
-            id=run.id,
+            id=run.wandb_id,
             name=run.id,
             dir=str(folder),
             group=tracking.group or run.config.name,
@@ -75,7 +78,12 @@ class WandbRecord:
             tags=tracking.tags,
             resume="allow" if online else None,
             mode="online" if online else "offline",
-            config={**schema.to_dict(run.config), "machine": facts, "code_sha256": run.record["code_sha256"]},
+            config={
+                **schema.to_dict(run.config),
+                **handed.get("drawn", {}),  # by the names under which the sweep looks for them
+                "machine": facts,
+                "code_sha256": run.record["code_sha256"],
+            },
             allow_val_change=True,  # a restart may be on another machine
             settings=wandb.Settings(
                 init_timeout=INIT_TIMEOUT_S,
@@ -93,6 +101,7 @@ class WandbRecord:
                 x_save_requirements=live,
                 x_skip_transaction_log=not live,
                 x_update_finish_state=ends,
+                sweep_id=handed.get("sweep"),
             ),
         )
         self.there = self._record.starting_step

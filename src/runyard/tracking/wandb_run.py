@@ -25,6 +25,7 @@ from runyard.tracking.wandb_record import WandbRecord, helper_died, line, tear_d
 
 FINISH_TIMEOUT_S = 60.0
 INTERRUPTED_TIMEOUT_S = 8.0  # a job that was told to go has little time, and its next start sends the rest
+HANDED_TIMEOUT_S = 25.0  # of a sweep at W&B there is a next start only if W&B has heard that this one was interrupted
 ARTIFACTS_TIMEOUT_S = 600.0
 HELPERS = 3  # records opened in one process at most: the first, and those in place of a helper that died
 
@@ -58,7 +59,8 @@ class WandbRun:
     def finish(self, failed: bool) -> None:
         """Close the record; gives up in time rather than hold the job."""
         limit_s = ARTIFACTS_TIMEOUT_S if self._run.config.tracking.artifacts else FINISH_TIMEOUT_S
-        limit_s = INTERRUPTED_TIMEOUT_S if self._interrupted else limit_s
+        if self._interrupted:
+            limit_s = HANDED_TIMEOUT_S if self._run.record.get("wandb") else INTERRUPTED_TIMEOUT_S
         self._news.put(failed)
         self._thread.join(limit_s)
         if self._thread.is_alive():

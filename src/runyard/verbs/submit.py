@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 
 from runyard.arguments import overrides
 from runyard.errors import INTERRUPTED, UserError
@@ -28,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from cluster import submit as launcher
     from cluster.compose import compose
     from cluster.dry_run import show
+    from runyard.tracking.wandb_agent import handed_out
 
     named = any(o.lstrip("+").startswith("experiment=") for o in args.overrides)
     wanted = args.overrides if named else ["experiment=auto", *args.overrides]
@@ -37,20 +40,37 @@ def run(args: argparse.Namespace) -> int:
         print(yaml.safe_dump(compose(wanted).values, sort_keys=False), end="")
         return 0
     after = None if args.after is None else job_number(args.after)
-    plan = launcher.plan(wanted, sweep=args.multirun, after=after, dry_run=args.dry_run)
+    handed = handed_out(os.environ)
+    if handed is not None:
+        if args.multirun or args.detach:
+            raise UserError("W&B's agent hands out one run and waits for its end: leave out -m and --detach")
+        wanted = [*wanted, *handed.overrides(wanted, compose(wanted).config)]
+    plan = launcher.plan(wanted, sweep=args.multirun, after=after, dry_run=args.dry_run, handed=handed)
     if args.dry_run:
         show(plan, as_json=args.json)
         return 0
     local = plan.config.cluster.launcher == "local"
     if local and len(plan.points) > 1:
         return one_after_the_other(plan, args)
-    started = launcher.submit(plan)
-    if args.detach or (not local and not args.attach):
+    started = [go_on] if (go_on := handed_out_again(plan)) is not None else launcher.submit(plan)
+    if args.detach or not (local or args.attach or handed):
         announce(started, as_json=args.json)
         return 0
     if len(started) > 1:
         raise UserError(f"--attach follows one run, and {len(started)} were submitted; see: runyard status")
     return follow(*started[0], as_json=args.json)
+
+
+def handed_out_again(plan: launcher.Plan) -> tuple[Run, Job] | None:  # type: ignore[name-defined]  # noqa: F821
+    """The run that W&B handed out before and now again, with a job that goes on with it; None if there is none."""
+    from cluster import submit as launcher
+
+    run = plan.handed.begun(plan.config.runs_dir) if plan.handed is not None else None
+    if run is None:
+        return None
+    if sorted(launcher.kept(plan.points[0])) != sorted(run.record.get("overrides", [])):
+        print(f"runyard: run {run.id} goes on with the settings that it began with", file=sys.stderr)
+    return run, launcher.resume(run, [])
 
 
 def one_after_the_other(plan: launcher.Plan, args: argparse.Namespace) -> int:  # type: ignore[name-defined]  # noqa: F821
