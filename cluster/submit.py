@@ -91,9 +91,9 @@ def submit(made: Plan) -> list[tuple[Run, Job]]:
         raise
 
 
-def start_here(point: Composed) -> tuple[Run, Job]:
-    """Create one run and start it on this machine."""
-    run = Run.create(point.config, kept(point))
+def start_here(point: Composed, sweep: str | None = None) -> tuple[Run, Job]:
+    """Create one run, alone or as a point of a ``sweep``, and start it on this machine."""
+    run = Run.create(point.config, kept(point), sweep)
     return run, launch(run)
 
 
