@@ -160,6 +160,15 @@ def test_where_there_is_no_answer_one_line_says_why(compare: Compare, argv: tupl
     assert said in err
 
 
+def test_the_last_sweep_is_the_newest_and_not_the_last_by_its_name(compare: Compare, make: Make) -> None:
+    make(sweep="zebra")
+    make(sweep="20260901-000001-grid-0001")
+    make(sweep="apple", lr=3e-3)
+    make(sweep="zebra", lr=3e-3, began=1_700_000_000.0)
+    assert document(compare, "--sweep", "@last")["sweep"]["id"] == "apple"
+    assert "the newest there is apple" in compare("--sweep", "nobody")[2]
+
+
 def test_an_empty_folder_and_runs_without_metrics_are_refused_in_one_line(compare: Compare, make: Make) -> None:
     code, out, err = compare("--all")
     assert (code, out, len(err.splitlines())) == (2, "", 1)

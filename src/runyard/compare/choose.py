@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from runyard.compare import where
 from runyard.compare.reading import load, read_record
-from runyard.compare.runs import History
+from runyard.compare.runs import History, number
 from runyard.errors import UserError
 from runyard.run import Run
 
@@ -81,15 +83,17 @@ def _loaded(directories: Iterable[Path], notes: list[str]) -> list[History]:
 
 def _of_sweep(wanted: str, directories: list[Path], runs_dir: Path | str, notes: list[str]) -> tuple[str, list[Path]]:
     members: dict[str, list[Path]] = {}
+    created: dict[str, float] = {}  # its newest run; a sweep that was named says nothing of when it was
     for directory in directories:
         try:
-            name = read_record(directory).get("sweep")
+            record = read_record(directory)
         except UserError as error:
             notes.append(f"skipped {error}")
             continue
-        if isinstance(name, str):
+        if isinstance(name := record.get("sweep"), str):
             members.setdefault(name, []).append(directory)
-    known = sorted(members)
+            created[name] = max(created.get(name, 0.0), np.nan_to_num(number(record.get("created"))))
+    known = sorted(members, key=lambda name: (created[name], name))
     fits = known[-1:] if wanted == "@last" else [s for s in known if s == wanted] or [
         s for s in known if wanted and s.startswith(wanted)]
     if len(fits) == 1:
