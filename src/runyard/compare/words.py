@@ -9,12 +9,13 @@ from typing import Any
 from runyard.compare.choose import Choice
 from runyard.compare.groups import Group, written
 from runyard.compare.importance import METHOD, Sweep
-from runyard.compare.pairs import OTHER, Pair, Pairs
+from runyard.compare.pairs import OTHER, UNKNOWN, Pair, Pairs
 from runyard.compare.statistics import CONFIDENCE
 from runyard.compare.table import Row, as_dict
 from runyard.compare.text import Column, chance, numbers
 
 Layout = Callable[[Sequence[Column]], str]
+IMAGES = {OTHER: "other", UNKNOWN: "unknown"}  # in the column of pairs that cannot be paired
 
 
 def of_table(groups: Sequence[Group]) -> list[str]:
@@ -48,9 +49,11 @@ def of_pairs(pairs: Pairs, lay_out: Layout) -> list[str]:
     if pairs.against is not None:
         title += f", against {pairs.against.label}" + (
             ", the best of these same figures, which favours it" if pairs.chosen else "")
+    elif pairs.chosen:
+        title += "; of many, each against the best of its data set by these same figures, which favours it"
     columns = [Column("pair", [_couple(p, pairs) for p in pairs.pairs], right=False)]
-    if any(p.no_paired == OTHER for p in pairs.pairs):
-        images = ["other" if p.no_paired == OTHER else "same" for p in pairs.pairs]
+    if any(p.no_paired in IMAGES for p in pairs.pairs):
+        images = [IMAGES.get(p.no_paired, "same") for p in pairs.pairs]
         columns.append(Column("test images", images, right=False))
     columns.append(Column("difference", [_points(p.difference) for p in pairs.pairs]))
     paragraphs, notes = [title + "."], []
@@ -161,7 +164,7 @@ def _interval(pair: Pair) -> str:
 
 
 def _no(pair: Pair) -> str:
-    return "" if pair.no_paired == OTHER else pair.no_paired
+    return "" if pair.no_paired in IMAGES else pair.no_paired
 
 
 def _alone(pair: Pair) -> str:
@@ -187,10 +190,14 @@ def _missing(pairs: Pairs) -> list[str]:
                    f"there: train the same with seed={free},{free + 1}.")
     if any(p.no_paired == OTHER for p in pairs.pairs):
         out.append("Networks that saw different test images are not held against each other by a paired test.")
+    if any(p.no_paired == UNKNOWN for p in pairs.pairs):
+        out.append("Without its data.json nobody knows which test images a run saw: it is in no paired test.")
     reasons: dict[str, list[str]] = {}
+    compared = {g.runs[0].data_name for g in groups.values()}
+    alone = "of another data set" if pairs.against is not None and not pairs.chosen else "the only one of its data set"
     for g in pairs.left_out:
-        why = ("of another data set" if g.runs[0].data_name != pairs.data_name
-               else "not among the foremost" if g.finished else "unfinished")
+        why = ("unfinished" if not g.finished else alone if g.runs[0].data_name not in compared
+               else "not among the foremost")
         reasons.setdefault(why, []).append(g.label)
     if reasons:
         out.append(f"Not tested: {'; '.join(f'{_few(labels)} ({why})' for why, labels in reasons.items())}.")
