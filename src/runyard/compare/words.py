@@ -15,6 +15,8 @@ from runyard.compare.table import Row, as_dict
 from runyard.compare.text import Column, chance, numbers
 
 Layout = Callable[[Sequence[Column]], str]
+CHOSEN_BY = {"val": "the last top-1 on the held-out part",
+             "last": "the last test top-1, so the test set itself chose it, which flatters"}
 IMAGES = {OTHER: "other", UNKNOWN: "unknown"}  # in the column of pairs that cannot be paired
 
 
@@ -81,17 +83,19 @@ def of_sweep(found: Sweep, name: str, lay_out: Layout) -> list[str]:
     if found.best is not None:
         settings = [effect.setting for effect in found.effects]
         point = "  ".join(f"{s}={written(found.best.settings.get(s))}" for s in sorted(settings)) or found.best.label
-        paragraphs.append(f"Best point: {point}  ({found.best.label}, {100 * found.best.mean('last'):.2f} % over "
-                          f"{found.best.n} seed{'s' * (found.best.n != 1)})")
+        test = f"; on the test set {100 * found.best.mean('last'):.2f} %" if found.measure == "val" else ""
+        score = f"{100 * found.best.mean(found.measure):.2f} % over {found.best.n} seed{'s' * (found.best.n != 1)}"
+        paragraphs.append(f"Best point: {point}  ({found.best.label}, {score}{test}), by {CHOSEN_BY[found.measure]}.")
     if found.effects and found.evaluated > 1:
         labels = [f"{e.setting} ({f'{e.levels} bins' if e.binned else f'{e.levels} values'})" for e in found.effects]
         shares = ["cannot be told" if e.share is None else f"{100 * e.share:.0f} %" for e in found.effects]
         if found.between_seeds is not None:
             labels.append("(between seeds)")
             shares.append(f"{100 * found.between_seeds:.0f} %")
-        paragraphs.append(f"What mattered, over {found.evaluated} finished runs, for the last test top-1:")
+        name = CHOSEN_BY[found.measure].partition(",")[0]
+        paragraphs.append(f"What mattered, over {found.evaluated} finished runs, for {name}:")
         paragraphs.append(lay_out([Column("setting", labels, right=False), Column("share", shares)]))
-        paragraphs.append(f"({METHOD}; what is missing from 100 % is what settings do only together.)")
+        paragraphs.append(f"({METHOD}{_open(found)}.)")
     paragraphs += [f"Failed, {len(ids)}: {why} ({', '.join(ids[:3])}{', ...' * (len(ids) > 3)})"
                    for why, ids in found.failures.items()]
     paragraphs.append(f"Cost: {_cost(found)}, {_span(found.wall_s)} from the first start to the last end.")
@@ -132,6 +136,7 @@ def sweep_as_dict(found: Sweep, name: str) -> dict[str, Any]:
         "runs": found.runs,
         "states": found.states,
         "best": found.best.label if found.best else None,
+        "best_by": {"val": "val_top1", "last": "test_top1"}[found.measure],
         "importance": {"method": METHOD, "runs": found.evaluated, "between_seeds": found.between_seeds,
                        "settings": {e.setting: {"share": e.share, "levels": e.levels, "binned": e.binned}
                                     for e in found.effects}},
@@ -202,6 +207,16 @@ def _missing(pairs: Pairs) -> list[str]:
     if reasons:
         out.append(f"Not tested: {'; '.join(f'{_few(labels)} ({why})' for why, labels in reasons.items())}.")
     return out
+
+
+def _open(found: Sweep) -> str:
+    """What the shares leave open, which depends on how the runs were laid out."""
+    if not found.crossed:
+        return "; values were not combined evenly, so that shares overlap and need not add up to 100 %"
+    rest = ["what settings do only together"] * (len(found.effects) > 1)
+    rest += ["what values do within a bin"] * any(e.binned for e in found.effects)
+    rest += ["what seeds do"] * (found.between_seeds is None)
+    return f"; what is missing from 100 % is {' and '.join(rest)}" if rest else ""
 
 
 def _cost(found: Sweep) -> str:
