@@ -169,6 +169,33 @@ def test_the_last_sweep_is_the_newest_and_not_the_last_by_its_name(compare: Comp
     assert "the newest there is apple" in compare("--sweep", "nobody")[2]
 
 
+def test_why_runs_failed_stands_under_the_table_and_in_json(compare: Compare, make: Make) -> None:
+    make(0.9)
+    for at, why in enumerate(("no room on disk 7", "the loss is nan at step 5", "x", "y")):
+        make(lr=at + 1.0, done=1, end="failed", message=f"{why}\nTraceback")
+    killed = make(lr=9.0, done=1, end="")
+    _, out, _ = compare("--all", width=200)
+    assert "Failed, 1: no room on disk 7 (20260901-000001-paper-ab12)" in out
+    assert "Failed, 2 more: see --json." in out
+    assert "Traceback" not in out
+    said = {run["id"]: run["message"] for row in document(compare, "--all")["rows"] for run in row["runs"]}
+    assert said["20260901-000002-paper-ab12"] == "the loss is nan at step 5\nTraceback"
+    assert said[killed.id].startswith("no sign of life since")
+
+
+def test_trials_that_were_refused_are_counted_with_their_reason(compare: Compare, make: Make, runs_dir: Path) -> None:
+    make(sweep="lr")
+    rows = [{"trial": 1, "why": "too many"}, {"trial": 2, "why": "too many"}, {"trial": 2, "why": "too many"}]
+    (runs_dir / ".sweeps" / "lr").mkdir(parents=True)
+    (runs_dir / ".sweeps" / "lr" / "refused.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, out, _ = compare("--sweep", "lr")
+    assert "1 finished; 2 more trials were refused" in out
+    assert "Refused before it became a run, 2: too many" in out
+    assert document(compare, "--sweep", "lr")["sweep"]["refused"] == ["too many"] * 2
+    (runs_dir / ".sweeps" / "lr" / "refused.jsonl").write_text("{")
+    assert "refused" not in compare("--sweep", "lr")[1]
+
+
 def test_an_empty_folder_and_runs_without_metrics_are_refused_in_one_line(compare: Compare, make: Make) -> None:
     code, out, err = compare("--all")
     assert (code, out, len(err.splitlines())) == (2, "", 1)

@@ -100,12 +100,14 @@ def test_failures_are_counted_by_their_reason_and_cost_what_they_cost(make: Make
     bad = [make(lr=1.0, seed=s, done=2, end="failed", message=f"not finite at step {s}01 on rank {s}") for s in (1, 2)]
     runs = [make(0.9, seed=0), make(0.92, lr=3e-3), *bad,
             make(lr=2.0, done=1, end="failed", message="no room\non the disk")]
-    found = sweep(group(runs))
+    silent = make(lr=3.0, done=1, end="")
+    found = sweep(group([*runs, silent]))
+    assert found.failures.pop("no sign of life, so it was killed or its machine is gone") == [silent]
     assert {why: len(ids) for why, ids in found.failures.items()} == {"not finite at step … on rank …": 2, "no room": 1}
-    assert found.states == {"finished": 2, "failed": 3}
-    assert found.gpu_hours == pytest.approx(sum(run.gpu_hours for run in runs))
-    assert found.gpu_hours_lost == pytest.approx(5 * 36 * 4 / 3600)
-    assert found.wall_s == pytest.approx(4000 + 36)
+    assert found.states == {"finished": 2, "failed": 3, "silent": 1}
+    assert found.gpu_hours == pytest.approx(sum(run.gpu_hours for run in [*runs, silent]))
+    assert found.gpu_hours_lost == pytest.approx(6 * 36 * 4 / 3600)
+    assert found.wall_s == pytest.approx(5000 + 36)
 
 
 def test_a_sweep_of_which_nothing_finished_has_no_best_point(make: Make) -> None:

@@ -71,6 +71,15 @@ def test_the_state_is_what_the_journal_said_last(make: Make, end: str, message: 
     assert (run.state, run.message) == (state, message)
 
 
+def test_a_trial_that_its_search_stopped_was_not_interrupted(make: Make) -> None:
+    stopped, finished = make(end="interrupted", done=4), make()
+    for run in (stopped, finished):
+        record = json.loads((run.directory / "run.json").read_text())
+        (run.directory / "run.json").write_text(json.dumps(record | {"pruned": True}))
+    assert load(stopped.directory).state == "pruned"
+    assert load(finished.directory).state == "finished"
+
+
 def test_a_requeued_run_waits_until_it_is_given_up(make: Make) -> None:
     run = make(done=3, end="interrupted")
     run = append(run, event="requeue", t=BEGAN + 200, cause="preemption", step=780, without_progress=0)

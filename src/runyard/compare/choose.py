@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,15 @@ FEW = 3  # runs or lines named in a note before it only counts them
 
 @dataclass(frozen=True)
 class Choice:
-    """The runs, by time of creation; what was skipped or is damaged, a line each; and the sweep, if one was asked."""
+    """The runs, by time of creation; what was skipped or is damaged, a line each; and the sweep, if one was asked.
+
+    ``refused`` is why trials of the sweep became no run, a reason each.
+    """
 
     runs: list[History]
     notes: list[str]
     sweep: str | None = None
+    refused: tuple[str, ...] = ()
 
 
 def choose(
@@ -67,7 +72,8 @@ def choose(
     if all(run.state == "not started" for run in fitting):
         raise UserError(f"{_named(fitting)}: without metrics, {'it has' if len(fitting) == 1 else 'they have'} not "
                         "started: nothing to compare yet")
-    return Choice(sorted(fitting, key=lambda run: (run.created, run.id)), notes + _notes(fitting), sweep)
+    refused = _refused(Path(runs_dir) / ".sweeps" / sweep) if sweep is not None else ()
+    return Choice(sorted(fitting, key=lambda run: (run.created, run.id)), notes + _notes(fitting), sweep, refused)
 
 
 def _loaded(directories: Iterable[Path], notes: list[str]) -> list[History]:
@@ -102,6 +108,15 @@ def _of_sweep(wanted: str, directories: list[Path], runs_dir: Path | str, notes:
         raise UserError(f"--sweep {wanted}: fits {len(fits)} sweeps, as {fits[0]} and {fits[1]}: give more of it")
     there = f"the newest there is {known[-1]}" if known else "no run there belongs to one"
     raise UserError(f"--sweep {wanted}: no such sweep in {runs_dir}: {there}")
+
+
+def _refused(folder: Path) -> tuple[str, ...]:
+    """What ``cluster.sweep`` wrote of the trials that it could make no run of, each trial once."""
+    try:
+        rows = [json.loads(line) for line in (folder / "refused.jsonl").read_bytes().splitlines()]
+        return tuple({row["trial"]: str(row["why"]) for row in rows}.values())
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
 
 
 def _of_tag(tag: str, runs: list[History], runs_dir: Path | str) -> list[History]:

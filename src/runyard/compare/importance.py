@@ -41,7 +41,8 @@ class Sweep:
         between_seeds: Part of the variance that is between seeds of the same settings; None without repeated seeds.
         evaluated: Runs that the shares are computed from: finished ones.
         best: The group with the highest mean of the measure, or None when nothing finished.
-        failures: Reason -> ids of the runs that failed so; numbers in reasons are blanked, so that equal ones meet.
+        failures: As ``failures``.
+        refused: Why trials became no run, a reason each.
         gpu_hours, core_hours: Of all runs; ``..._lost`` of those that did not finish.
         wall_s: From the first start to the last sign of life, s.
     """
@@ -54,7 +55,8 @@ class Sweep:
     between_seeds: float | None
     evaluated: int
     best: Group | None
-    failures: dict[str, list[str]]
+    failures: dict[str, list[History]]
+    refused: tuple[str, ...]
     gpu_hours: float
     core_hours: float
     gpu_hours_lost: float
@@ -62,8 +64,8 @@ class Sweep:
     wall_s: float
 
 
-def sweep(groups: Sequence[Group]) -> Sweep:
-    """Summed up over all runs of the groups."""
+def sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> Sweep:
+    """Summed up over all runs of the groups, and the trials that were ``refused`` before they became runs."""
     runs = [run for group in groups for run in group.runs]
     able = [(run, group) for group in groups if group.finished for run in group.counted if run.last == run.last]
     measure = "val" if able and all(math.isfinite(MEASURES["val"].of(run)) for run, _ in able) else "last"
@@ -76,11 +78,8 @@ def sweep(groups: Sequence[Group]) -> Sweep:
     lost = [run for run in runs if run.state != "finished"]
     begun = [start for run in runs for start in run.starts]
     states: dict[str, int] = {}
-    failures: dict[str, list[str]] = {}
     for run in runs:
         states[run.state] = states.get(run.state, 0) + 1
-        if run.state == "failed":
-            failures.setdefault(reason(run), []).append(run.id)
     return Sweep(
         runs=len(runs),
         states=states,
@@ -90,7 +89,8 @@ def sweep(groups: Sequence[Group]) -> Sweep:
         between_seeds=None if share_of_groups is None else 1 - share_of_groups,
         evaluated=len(able),
         best=max(finished, key=lambda group: group.mean(measure), default=None),
-        failures=dict(sorted(failures.items(), key=lambda item: -len(item[1]))),
+        failures=failures(runs),
+        refused=refused,
         gpu_hours=sum(run.gpu_hours for run in runs),
         core_hours=sum(run.core_hours for run in runs),
         gpu_hours_lost=sum(run.gpu_hours for run in lost),
@@ -114,8 +114,19 @@ def explained(levels: Sequence[Any], scores: np.ndarray) -> float | None:
     return min(1.0, max(0.0, (total - within - (len(names) - 1) * chance) / total))
 
 
+def failures(runs: Sequence[History]) -> dict[str, list[History]]:
+    """Reason -> the runs that failed or fell silent for it, the most frequent first."""
+    found: dict[str, list[History]] = {}
+    for run in runs:
+        if run.state in ("failed", "silent"):
+            found.setdefault(reason(run), []).append(run)
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
 def reason(run: History) -> str:
-    """Why it failed, without the numbers that differ from run to run."""
+    """Why it failed, without the numbers that differ from run to run, so that equal ones meet."""
+    if run.state == "silent":
+        return "no sign of life, so it was killed or its machine is gone"
     return re.sub(r"\d[\d.,e+-]*\d|\d", "…", run.message.partition("\n")[0]) or "no reason given"
 
 

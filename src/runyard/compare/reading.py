@@ -44,6 +44,8 @@ def load(directory: Path) -> History:
     alive = _sign_of_life(directory)
     starts = tuple(_start(c, alive if c is chapters[-1] else 0.0) for c in chapters[1:])
     state, message = _state(chapters[-1], starts)
+    if record.get("pruned") is True and state in ("interrupted", "silent"):
+        state, message = "pruned", "its search stopped it: below the median of the others"
     final = next((row for row in reversed(rows) if row["event"] == "final"), {})
     counts = [c for c in (final.get("parameters"), *(r.get("parameters") for r in rows if r["event"] == "start"))
               if isinstance(c, int)]

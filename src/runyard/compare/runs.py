@@ -81,7 +81,7 @@ class History:
         sweep: Id of the sweep it is a point of, or None.
         created: Unix seconds.
         state: "finished", "failed", "interrupted" (saved, may be resumed), "waiting" (back in the queue), "running",
-            "silent" (unfinished, and no sign of life for ten minutes) or "not started".
+            "silent" (unfinished, no sign of life for ten minutes), "pruned" (its search stopped it) or "not started".
         message: Why, for a state that has a reason to give: the failure's, or the last sign of life.
         epochs: Epochs asked for.
         series: float64 [epochs measured] by the journal's names, rising by ``series["epoch"]``, NaN where not

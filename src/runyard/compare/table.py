@@ -135,7 +135,10 @@ def as_dict(row: Row) -> dict[str, Any]:
         "data": row.data,
         "settings": row.settings,
         **{name: value if np.isfinite(value) else None for name, value in row.values.items()},
-        "runs": [{"id": run.id, "seed": run.seed, "state": run.state, "counted": run in g.counted} for run in g.runs],
+        "runs": [
+            {"id": run.id, "seed": run.seed, "state": run.state, "message": run.message, "counted": run in g.counted}
+            for run in g.runs
+        ],
     }
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from runyard.compare.choose import Choice
 from runyard.compare.groups import Group, written
 from runyard.compare.importance import METHOD, Sweep
 from runyard.compare.pairs import OTHER, UNKNOWN, Pair, Pairs
+from runyard.compare.runs import History
 from runyard.compare.statistics import CONFIDENCE
 from runyard.compare.table import Row, as_dict
 from runyard.compare.text import Column, chance, numbers
@@ -79,6 +81,7 @@ def of_pairs(pairs: Pairs, lay_out: Layout) -> list[str]:
 def of_sweep(found: Sweep, name: str, lay_out: Layout) -> list[str]:
     """Paragraphs: the best point, what mattered, what failed, what it cost."""
     states = ", ".join(f"{count} {state}" for state, count in found.states.items())
+    states += f"; {len(found.refused)} more trials were refused" if found.refused else ""
     paragraphs = [f"Sweep {name}: {found.runs} runs, {states}."]
     if found.best is not None:
         settings = [effect.setting for effect in found.effects]
@@ -96,10 +99,22 @@ def of_sweep(found: Sweep, name: str, lay_out: Layout) -> list[str]:
         paragraphs.append(f"What mattered, over {found.evaluated} finished runs, for {name}:")
         paragraphs.append(lay_out([Column("setting", labels, right=False), Column("share", shares)]))
         paragraphs.append(f"({METHOD}{_open(found)}.)")
-    paragraphs += [f"Failed, {len(ids)}: {why} ({', '.join(ids[:3])}{', ...' * (len(ids) > 3)})"
-                   for why, ids in found.failures.items()]
+    paragraphs += of_failures(found.failures, most=len(found.failures))
+    paragraphs += [f"Refused before it became a run, {count}: {why}" for why, count in Counter(found.refused).items()]
     paragraphs.append(f"Cost: {_cost(found)}, {_span(found.wall_s)} from the first start to the last end.")
     return paragraphs
+
+
+def of_failures(found: Mapping[str, Sequence[History]], most: int = 3) -> list[str]:
+    """A line for each of the ``most`` frequent reasons why runs failed, and how many had another."""
+    lines = []
+    for why, runs in [*found.items()][:most]:
+        ids, more = ", ".join(run.id for run in runs[:3]), ", ..." * (len(runs) > 3)
+        said = runs[0].message.partition("\n")[0] if len(runs) == 1 else ""  # with its numbers
+        lines.append(f"Failed, {len(runs)}: {said or why} ({ids}{more})")
+    if rest := sum(map(len, [*found.values()][most:])):
+        lines.append(f"Failed, {rest} more: see --json.")
+    return lines
 
 
 def document(rows: Sequence[Row], pairs: Pairs, found: Sweep | None, chosen: Choice) -> dict[str, Any]:
@@ -140,7 +155,8 @@ def sweep_as_dict(found: Sweep, name: str) -> dict[str, Any]:
         "importance": {"method": METHOD, "runs": found.evaluated, "between_seeds": found.between_seeds,
                        "settings": {e.setting: {"share": e.share, "levels": e.levels, "binned": e.binned}
                                     for e in found.effects}},
-        "failures": found.failures,
+        "failures": {why: [run.id for run in runs] for why, runs in found.failures.items()},
+        "refused": list(found.refused),
         "gpu_hours": found.gpu_hours,
         "gpu_hours_lost": found.gpu_hours_lost,
         "core_hours": found.core_hours,

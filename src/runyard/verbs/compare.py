@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     groups = group(chosen.runs, by_run=args.by_run)
     rows = table.ordered(table.rows(groups, target), args.sort)
     pairs = compare([row.group for row in rows], args.baseline)
-    found = importance.sweep(groups) if chosen.sweep else None
+    found = importance.sweep(groups, chosen.refused) if chosen.sweep else None
     for note in chosen.notes:
         print(f"runyard: {note}", file=sys.stderr)
     if args.html is not None:
@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
         width = terminal_width()
         lay_out = markdown if args.md else lambda columns: grid(columns, width)
         paragraphs = [lay_out(table.columns(rows, target)), *words.of_table([row.group for row in rows])]
+        paragraphs += [] if found else words.of_failures(importance.failures(chosen.runs))
         paragraphs += words.of_pairs(pairs, lay_out)
         paragraphs += words.of_sweep(found, chosen.sweep, lay_out) if found and chosen.sweep else []
         print("\n\n".join(words.wrapped(p, width) for p in paragraphs))
