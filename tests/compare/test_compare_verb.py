@@ -196,6 +196,18 @@ def test_trials_that_were_refused_are_counted_with_their_reason(compare: Compare
     assert "refused" not in compare("--sweep", "lr")[1]
 
 
+@pytest.mark.parametrize("option", ["--html", "--png"])
+def test_a_file_that_cannot_be_written_does_not_cost_the_table(
+    compare: Compare, make: Make, tmp_path: Path, option: str
+) -> None:
+    make(0.9)
+    (tmp_path / "file").write_text("")
+    code, out, err = compare("--all", option, str(tmp_path / "file" / "x"))
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert f"{option} {tmp_path / 'file' / 'x'}: cannot write" in err
+    assert "90.00" in out
+
+
 def test_an_empty_folder_and_runs_without_metrics_are_refused_in_one_line(compare: Compare, make: Make) -> None:
     code, out, err = compare("--all")
     assert (code, out, len(err.splitlines())) == (2, "", 1)

@@ -12,7 +12,7 @@ import pytest
 from runyard.compare.reading import SIGN_OF_LIFE_S, load
 from runyard.compare.runs import History
 from runyard.errors import UserError
-from tests.compare.conftest import Make
+from tests.compare.conftest import Compare, Make
 from tests.compare.fabricate import BEGAN
 
 
@@ -165,6 +165,37 @@ def test_a_damaged_directory_is_refused_by_the_name_of_its_file(make: Make, file
         (path / file).write_text(content)
     with pytest.raises(UserError, match=file):
         load(path)
+
+
+@pytest.mark.parametrize("row", [
+    {"event": "start", "world_size": 2, "device": "cuda"}, {"event": "start", "t": "noon"},
+    {"event": "start", "t": 1e300, "device": "cpu"}, {"event": "start", "t": BEGAN, "world_size": 10**400},
+    {"event": "epoch", "t": 10**400, "epoch": 3, "step": 10**400, "test_top1": 10**400},
+    {"event": "epoch", "t": BEGAN, "epoch": 10**400}, {"event": "final", "parameters": 10**400},
+    {"event": "final", "top1": 10**400, "confusion": [[10**400]]},
+])  # fmt: skip
+def test_odd_numbers_of_a_journal_cost_no_more_than_themselves(
+    make: Make, compare: Compare, row: dict[str, object]
+) -> None:
+    run = append(make(end="", done=5), **row)
+    make(0.9, lr=3e-3)
+    assert (run.epochs_done, np.isfinite(run.gpu_hours)) == (5, True)
+    code, out, _ = compare("--all", "--target", "0.5")
+    assert code == 0
+    assert "90.00" in out
+
+
+def test_a_journal_that_cannot_be_read_is_named_and_the_other_runs_are_shown(make: Make, compare: Compare) -> None:
+    run = make()
+    (run.directory / "metrics.jsonl").unlink()
+    (run.directory / "metrics.jsonl").mkdir()  # root reads a file whatever its permissions
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot read it \(Is a directory\)"):
+        load(run.directory)
+    make(0.9, lr=3e-3)
+    code, out, err = compare("--all")
+    assert (code, err.count("\n")) == (0, 1)
+    assert f"skipped {run.directory}/metrics.jsonl" in err
+    assert "90.00" in out
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"splits": {"test": 3}}'])

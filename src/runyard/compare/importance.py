@@ -76,7 +76,7 @@ def sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> Sweep:
     share_of_groups = explained([group.label for _, group in able], scores)
     finished = [group for group in groups if group.finished and group.mean("last") == group.mean("last")]
     lost = [run for run in runs if run.state != "finished"]
-    begun = [start for run in runs for start in run.starts]
+    begun = [start for run in runs for start in run.starts if start.t > 0]  # one without a time says nothing here
     states: dict[str, int] = {}
     for run in runs:
         states[run.state] = states.get(run.state, 0) + 1

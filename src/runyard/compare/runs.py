@@ -5,6 +5,7 @@ Times are seconds, accuracies parts of 1. ``reading.load`` makes a History from 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from runyard.tracking.journal import Row
 
 Settings = dict[str, Any]
+LARGEST = sys.float_info.max  # an integer may be larger, and no float is made of it
 
 
 @dataclass(frozen=True)
@@ -225,5 +227,5 @@ class History:
 
 def number(value: Any) -> float:
     """The finite number, or NaN."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
     return float(value) if good else float("nan")

@@ -47,8 +47,9 @@ class Plan:
 
     @property
     def done(self) -> bool:
-        """Nothing is missing, and the server knows how the run stands."""
-        return not self.missing and (self.told == self.status or not self.points)
+        """Nothing is missing, and the server knows how the run stands, if it ever began."""
+        begun = any(row["event"] == "start" for row in self.rows)
+        return not self.missing and (self.told == self.status or not begun)
 
 
 def plan(run: Run) -> Plan:

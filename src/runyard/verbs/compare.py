@@ -61,17 +61,6 @@ def run(args: argparse.Namespace) -> None:
     found = importance.sweep(groups, chosen.refused) if chosen.sweep else None
     for note in chosen.notes:
         print(f"runyard: {note}", file=sys.stderr)
-    if args.html is not None:
-        from runyard.compare.page.build import write_page
-
-        sweep = (found, chosen.sweep) if found and chosen.sweep else None
-        page = write_page(args.html, rows, pairs, notes=chosen.notes, target=target, sweep=sweep)
-        print(f"runyard: wrote {page}", file=sys.stderr)
-    if args.png is not None:
-        from runyard.compare.figures import write_figures
-
-        written = write_figures(args.png, [row.group for row in rows])
-        print(f"runyard: wrote {len(written)} figures into {args.png}, each as .png, .pdf and .svg", file=sys.stderr)
     if args.json:
         print(json.dumps(words.document(rows, pairs, found, chosen), indent=1, default=str))
     elif args.csv:
@@ -84,3 +73,15 @@ def run(args: argparse.Namespace) -> None:
         paragraphs += words.of_pairs(pairs, lay_out)
         paragraphs += words.of_sweep(found, chosen.sweep, lay_out) if found and chosen.sweep else []
         print("\n\n".join(words.wrapped(p, width) for p in paragraphs))
+    # After the table, which an unwritable file must not cost.
+    if args.html is not None:
+        from runyard.compare.page.build import write_page
+
+        sweep = (found, chosen.sweep) if found and chosen.sweep else None
+        page = write_page(args.html, rows, pairs, notes=chosen.notes, target=target, sweep=sweep)
+        print(f"runyard: wrote {page}", file=sys.stderr)
+    if args.png is not None:
+        from runyard.compare.figures import write_figures
+
+        written = write_figures(args.png, [row.group for row in rows])
+        print(f"runyard: wrote {len(written)} figures into {args.png}, each as .png, .pdf and .svg", file=sys.stderr)
