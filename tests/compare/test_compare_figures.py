@@ -162,6 +162,25 @@ def test_runs_without_metrics_and_single_runs_have_the_figures_there_are(
     assert curves(found[1:2]) is None
 
 
+def test_what_has_not_finished_is_hollow_and_on_no_front(make: Callable[..., list[Group]]) -> None:
+    found = make({"top1": 0.7}, {"settings": {"name": "under way"}, "top1": 0.99, "done": 4, "end": ""})
+    axis = cost(found).axes[0]
+    large = [line for line in axis.lines if line.get_markersize() == 6 and len(line.get_xdata()) == 1]
+    fills = [line.get_markerfacecolor() for line in large if line.get_marker() != "None"]
+    assert sorted(fill == "none" for fill in fills) == [False, True]
+    assert axis.lines[0].get_ydata() == pytest.approx([70])
+
+
+def test_of_mixed_data_sets_the_classes_of_one_are_drawn(make: Callable[..., list[Group]], tmp_path: Path) -> None:
+    make({"settings": {"name": "a"}}, {"settings": {"name": "b"}}, {"settings": {"name": "c"}, "data": "1"})
+    path = tmp_path / "runs" / "run-002" / "metrics.jsonl"
+    path.write_text(path.read_text().replace("airplane", "albatross"))
+    found = groups.group(choose.choose([], everything=True, runs_dir=tmp_path / "runs").runs)
+    assert "of cifar10 alone" in classes(found).axes[0].get_xlabel()
+    assert classes(found[:2]).axes[0].get_xlabel() == "Right, % of the class"
+    assert confusion_difference(found) is not None
+
+
 def test_a_picture_instead_of_a_folder_is_refused(make: Callable[..., list[Group]], tmp_path: Path) -> None:
     found = make({})
     with pytest.raises(

@@ -20,12 +20,13 @@ MOST_CLASSES = 40  # of a page's height
 
 def classes(groups: Sequence[Group]) -> Any:
     """Each class's accuracy, mean over a group's runs; the classes in which the groups differ most come first."""
-    shown = [
+    able = [
         (g, look, share)
         for g, look in zip(groups, looks(groups), strict=True)
         if (share := _class_share(g)) is not None
     ]
-    names = _class_names([g for g, _, _ in shown])
+    names, alike = _alike([g for g, _, _ in able])
+    shown = [each for each in able if each[0] in alike]
     if not names:
         return None
     table = 100 * np.stack([share for _, _, share in shown])
@@ -44,6 +45,7 @@ def classes(groups: Sequence[Group]) -> Any:
         axis.set_yticks(places, shortened([names[label] for label in order], 20), parse_math=False, **size)
         axis.set_ylim(len(order) - 0.4, -0.6)
         some = f"\nthe {len(order)} of {len(names)} that differ most" if len(order) < len(names) else ""
+        some += "" if len(shown) == len(able) else f"\nof {shown[0][0].runs[0].data_name} alone"
         furnish(axis, f"Right, % of the class{some}", "", grid="x")
         legend(made, groups, [group for group, *_ in shown])
     return made
@@ -51,8 +53,8 @@ def classes(groups: Sequence[Group]) -> Any:
 
 def confusion_difference(groups: Sequence[Group]) -> Any:
     """How the confusion matrices of the best two groups differ, in percentage points of the true class."""
-    able = sorted((g for g in groups if _class_share(g) is not None), key=lambda g: -np.nan_to_num(g.mean("last")))
-    names = _class_names(able[:2])
+    names, able = _alike([g for g in groups if _class_share(g) is not None])
+    able = sorted(able, key=lambda g: -np.nan_to_num(g.mean("last")))
     if len(able) < 2 or not names:
         return None
     best, other = able[:2]
@@ -114,7 +116,8 @@ def _class_share(group: Group) -> np.ndarray | None:
     return np.mean([np.diag(share) for share in shares], axis=0) if alike else None
 
 
-def _class_names(groups: Sequence[Group]) -> list[str]:
-    """The classes' names, if all groups have the same."""
-    seen = {run.classes for group in groups for run in group.counted if run.confusion() is not None}
-    return list(seen.pop()) if len(seen) == 1 else []
+def _alike(groups: Sequence[Group]) -> tuple[list[str], list[Group]]:
+    """The classes' names that most groups have, and those groups: of different classes there is no one picture."""
+    named = [next(run.classes for run in group.counted if run.confusion() is not None) for group in groups]
+    most = max(named, key=named.count, default=())
+    return list(most), [group for group, names in zip(groups, named, strict=True) if names == most]

@@ -91,18 +91,18 @@ def cost(groups: Sequence[Group]) -> Any:
     with drawing(LIGHT) as figure:
         made = figure(figsize=(COLUMN_IN, 2.5 + legend_in(groups)), layout="constrained")
         axis = made.subplots()
-        front = pareto([(x, y) for _, _, x, y in points])
-        axis.step(
-            *zip(*front, strict=True), where="post", color=LIGHT.muted, linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=1
-        )
+        front = pareto([(x, y) for group, _, x, y in points if group.finished])
+        dotted = {"color": LIGHT.muted, "linewidth": 0.9, "linestyle": (0, (1, 1.5)), "zorder": 1}
+        axis.step([x for x, _ in front], [y for _, y in front], where="post", **dotted)
         for group, look, x, y in points:
             own = {"color": look.light, "marker": MATPLOTLIB_MARKERS[look.marker], "linestyle": "none", "zorder": 3}
             if group.n > 1:
                 axis.plot(
                     group.values(name), 100 * group.values("last"), markersize=2.6, alpha=0.55, **{**own, "zorder": 2}
                 )
-            edge = LIGHT.ink if (x, y) in front else "none"
-            axis.plot([x], [y], markersize=6, markeredgecolor=edge, markeredgewidth=0.9, **own)
+            edge = LIGHT.ink if group.finished and (x, y) in front else "none" if group.finished else look.light
+            fill = {} if group.finished else {"markerfacecolor": "none"}
+            axis.plot([x], [y], markersize=6, markeredgecolor=edge, markeredgewidth=0.9, **own, **fill)
         hours = [x for _, _, x, _ in points]
         if max(hours) > 8 * min(hours):
             axis.set_xscale("log")
@@ -110,7 +110,8 @@ def cost(groups: Sequence[Group]) -> Any:
             axis.locator_params(axis="x", nbins=6)
         furnish(axis, title, "Test accuracy, last epoch (%)")
         seeds = "small: single seeds; " if any(group.n > 1 for group in groups) else ""
-        legend(made, groups, [group for group, *_ in points], f"{seeds}dotted, ringed: Pareto front")
+        hollow = "" if all(group.finished for group, *_ in points) else "; hollow: not finished"
+        legend(made, groups, [group for group, *_ in points], f"{seeds}dotted, ringed: Pareto front{hollow}")
     return made
 
 
