@@ -95,6 +95,21 @@ def test_a_sweep_is_summed_up(compare: Compare) -> None:
 
 
 @pytest.mark.usefixtures("grid")
+def test_by_run_the_seed_stands_beside_the_id_and_in_groups_it_is_said_what_columns_are_made_of(
+    compare: Compare,
+) -> None:
+    _, out, _ = compare("--sweep", "@last", "--by-run", "--where", "state=finished", width=200)
+    _, head, _, first, *_ = out.splitlines()
+    assert head.split()[:2] == ["run", "seed"]
+    assert first.split()[:2] == ["20260901-000005-paper-ab12", "2"]
+    assert "restarts the sum" not in out
+    _, out, _ = compare("--sweep", "@last", "--target", "0.9", width=200)
+    assert "  seed  " not in out.partition("─")[0]
+    assert "Hours and rates are means of the n runs that count, what it took to the target the median of theirs, " \
+        "restarts the sum over all runs of a row." in out
+
+
+@pytest.mark.usefixtures("grid")
 @pytest.mark.parametrize("width", [80, 200])
 def test_the_page_fits_the_terminal(compare: Compare, width: int) -> None:
     _, out, _ = compare("--all", "--target", "0.92", width=width)

@@ -88,6 +88,8 @@ def columns(table: Sequence[Row], target: float | None = None) -> list[Column]:
     out = [Column("run", [g.label for g in groups], right=False)]
     if any(len(g.runs) > 1 for g in groups):
         out.append(Column("n", [str(g.n) for g in groups]))
+    if all(g.label == g.runs[0].id for g in groups):  # by run
+        out.append(Column("seed", [written(g.runs[0].seed) for g in groups]))
     several = len({row.data for row in table}) > 1
     if several:
         out.append(Column("data", [row.data for row in table], right=False))

@@ -40,6 +40,14 @@ def of_table(groups: Sequence[Group]) -> list[str]:
     return [" ".join(out)] if out else []
 
 
+def of_columns(groups: Sequence[Group], target: float | None = None) -> list[str]:
+    """A sentence on the columns that are not made of the same runs, where rows have several."""
+    if all(len(group.runs) == 1 for group in groups):
+        return []
+    medians = ", what it took to the target the median of theirs" if target is not None else ""
+    return [f"Hours and rates are means of the n runs that count{medians}, restarts the sum over all runs of a row."]
+
+
 def wrapped(paragraph: str, width: int) -> str:
     """A sentence broken at ``width``; tables are left as they are."""
     return paragraph if "\n" in paragraph else textwrap.fill(paragraph, width, break_on_hyphens=False)

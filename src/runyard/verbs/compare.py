@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         width = terminal_width()
         lay_out = markdown if args.md else lambda columns: grid(columns, width)
-        paragraphs = [lay_out(table.columns(rows, target)), *words.of_table([row.group for row in rows])]
+        paragraphs = [lay_out(table.columns(rows, target)), *words.of_columns(groups, target), *words.of_table(groups)]
         paragraphs += [] if found else words.of_failures(importance.failures(chosen.runs))
         paragraphs += words.of_pairs(pairs, lay_out)
         paragraphs += words.of_sweep(found, chosen.sweep, lay_out) if found and chosen.sweep else []

@@ -83,7 +83,8 @@ def write_page(
         ),
         heading="Settings that differ, and what came of them" if len(groups) > 1 else "What came of it",
         results=table_of(columns(table, target), looks(groups))
-        + paragraphs(words.of_table(groups) + ([] if sweep else words.of_failures(failures(_runs(groups))))),
+        + paragraphs(words.of_columns(groups, target) + words.of_table(groups))
+        + paragraphs([] if sweep else words.of_failures(failures(_runs(groups)))),
         real=_section("real", "Is it real?", words.of_pairs(pairs, table_of)),
         sweep=_section("found", "What the sweep found", words.of_sweep(*sweep, table_of) if sweep else []),
         shared=escape("\n".join(_shared(groups))),
