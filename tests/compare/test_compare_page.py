@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from runyard.compare.choose import choose
-from runyard.compare.figures import pareto
+from runyard.compare.cost_figures import pareto
 from runyard.compare.groups import group
 from runyard.compare.page.disagreements import disagreements
 from runyard.config import Config
