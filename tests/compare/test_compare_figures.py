@@ -16,7 +16,7 @@ import pytest
 from runyard.cli import main
 from runyard.compare import choose, groups
 from runyard.compare.class_figures import classes, confusion_difference, confusions
-from runyard.compare.cost_figures import cost, pareto
+from runyard.compare.cost_figures import _ticks, cost, pareto
 from runyard.compare.figures import KINDS, RESTARTS, band, curves, curves_by_cost, settings, write_figures
 from runyard.compare.groups import Group
 from runyard.compare.looks import DARK, LIGHT, MATPLOTLIB_LINES, MATPLOTLIB_MARKERS, MOST, looks
@@ -109,6 +109,11 @@ def test_by_cost_a_line_stands_where_its_runs_had_spent_that_much_and_restarts_a
     spent = np.mean([run.series["gpu_hours"] for run in found[0].runs], axis=0)
     assert line.get_xdata() == pytest.approx(spent)
     assert curves_by_cost(found).axes[-1].get_xlabel() == "GPU-hours"
+
+
+def test_ticks_of_a_log_axis_of_hours_are_whole_numbers_that_do_not_meet() -> None:
+    assert _ticks(0.12, 1.2) == pytest.approx([0.1, 0.2, 0.5, 1])
+    assert _ticks(0.02, 900) == pytest.approx([0.1, 1, 10, 100, 1000])
 
 
 def test_without_a_gpu_cost_is_core_hours(make: Callable[..., list[Group]]) -> None:

@@ -254,6 +254,7 @@ def test_whole_numbers_keep_their_zeros_in_tables_and_ticks(shown: Browser) -> N
         [200, "0.5 at 24000"],
     ]
     assert shown.run("[16384, 1e9, 0.00056, 'word'].map(said).map(String)") == ["16384", "1.0e+9", "5.6e-4", "word"]
+    assert shown.run("whole(0.12, 1.2).ticktext.map(String)") == ["0.1", "0.2", "0.5", "1", "2", "5"]
 
 
 def test_pointing_at_a_line_says_the_journals_number(shown: Browser, runs: Path) -> None:
@@ -342,6 +343,19 @@ def test_the_pareto_front_is_the_one_of_the_figures(shown: Browser) -> None:
     data = shown.run("document.getElementById('cost-chart').data.map(t => ({ name: t.name, x: t.x, y: t.y }))")
     points = {trace["name"]: list(zip(trace["x"], trace["y"], strict=True)) for trace in data}
     assert points["front"] == [list(p) for p in pareto(points["groups"])] or points["front"] == pareto(points["groups"])
+
+
+def test_the_numbers_in_a_dark_matrix_can_be_read(browser: Browser, page: Path) -> None:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    browser.window(1280, 900, dark=True)
+    browser.open(page, READY)
+    ends = browser.run("document.getElementById('matrix-first').data.map(t => t.colorscale[1][1])")
+    assert all(1.05 / (luminance(end) + 0.05) > 4.5 for end in ends), "white on the strongest cells"
+    assert 1.05 / (luminance(browser.run("inks().right")) + 0.05) < 4.5, "the page's own blue would not do"
 
 
 def test_light_and_dark_follow_the_reader_and_the_button(browser: Browser, page: Path) -> None:

@@ -37,6 +37,9 @@ def cost(groups: Sequence[Group]) -> Any:
         hours = [x for _, _, x, _ in points]
         if max(hours) > 8 * min(hours):
             axis.set_xscale("log")
+            ticks = _ticks(min(hours), max(hours))
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.set_xticks([], minor=True)
         else:
             axis.locator_params(axis="x", nbins=6)
         furnish(axis, title, "Test accuracy, last epoch (%)")
@@ -50,6 +53,13 @@ def currency(groups: Sequence[Group]) -> tuple[str, str]:
     """What cost is counted in, and its name on an axis: GPU-hours, or core-hours where no run had a GPU."""
     gpus = any(group.mean("gpu_hours") > 0 for group in groups)
     return ("gpu_hours", "GPU-hours") if gpus else ("core_hours", "Core-hours")
+
+
+def _ticks(least: float, most: float) -> list[float]:
+    """Of a log axis: 1, 2, 5, 10, ... as far as the values reach; over more than three powers of ten only those."""
+    powers = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
+    digits = (1,) if len(powers) > 4 else (1, 2, 5)
+    return [tick for p in powers for d in digits if least / 1.2 <= (tick := d * 10.0**p) <= most * 1.2]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

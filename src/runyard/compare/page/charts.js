@@ -41,9 +41,16 @@ function drawCost(kinds) {
       hovertemplate: "<b>%{customdata[0]}</b><br>%{xaxis.title.text} %{x:.4~g}<br>%{y:.2f} %%{customdata[1]}<extra></extra>",
       marker: { symbol: means.map(symbol), color: means.map(p => colour(p.group)), size: thick(12),
         line: { width: means.map(p => front.includes(p) || !p.done ? 2 : 0), color: means.map(p => p.done ? ink.ink : colour(p.group)) } } },
-  ], { xaxis: axis({ title: { text: xTitle }, type: log ? "log" : "linear", nticks: 8, ...(log ? { dtick: "D2" } : {}),
+  ], { xaxis: axis({ title: { text: xTitle }, type: log ? "log" : "linear", nticks: 8, ...(log ? whole(least, most) : {}),
       range: means.length ? [by(least) - (few ? .14 : .05) * span, by(most) + .05 * span] : [0, 1] }),
     yaxis: axis({ title: { text: view.score === "best" ? "Test accuracy, best epoch, %" : "Test accuracy, last, %" } }) });
+}
+
+// Ticks of a log axis, each with its whole number: plotly's own leave out the power of ten.
+function whole(least, most) {
+  const powers = [...Array(19).keys()].map(i => i - 6).filter(p => 10 ** (p + 1) > least && 10 ** p <= most);
+  const tickvals = powers.flatMap(p => (powers.length > 3 ? [1] : [1, 2, 5]).map(digit => Number(`${digit}e${p}`)));
+  return { tickvals, ticktext: tickvals.map(said) };
 }
 
 const MOST_AXES = 10;

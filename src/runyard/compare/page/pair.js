@@ -49,18 +49,21 @@ const whyNot = reasons => [...new Set([view.first, view.second])].filter(run => 
 
 const share = (matrix, label, count) => 100 * count / Math.max(1, matrix[label].reduce((sum, n) => sum + n, 0));
 
+// Deep enough for white numbers: on dark ground the page's own right and wrong are too pale for any.
+const strong = () => dark() ? { right: "#0a6ebd", wrong: "#c04f00" } : inks();
+
 function drawMatrix(id, matrix, worst) {
-  const ink = inks(), shares = matrix.map((row, label) => row.map(n => share(matrix, label, n)));
+  const ink = strong(), shares = matrix.map((row, label) => row.map(n => share(matrix, label, n)));
   const only = diagonal => shares.map((row, t) => row.map((value, p) => (t === p) === diagonal ? value : null));
   const ground = dark() ? "#171a1f" : "#ffffff";
-  const part = (diagonal, ceiling, strong) => heat(matrix, only(diagonal), [[0, ground], [1, strong]], 0, ceiling,
+  const part = (diagonal, ceiling, end) => heat(matrix, only(diagonal), [[0, ground], [1, end]], 0, ceiling,
     (t, p) => `${matrix[t][p]} of ${plain(comparison.classes[t])}<br>taken for ${plain(comparison.classes[p])}<br>${shares[t][p].toFixed(1)} %`,
     (t, p) => (t === p) === diagonal ? String(matrix[t][p]) : "");
   return draw(id, [part(true, 100, ink.right), part(false, worst, ink.wrong)], square());
 }
 
 function drawDifference(a, b) {
-  const ink = inks(), ground = dark() ? "#171a1f" : "#ffffff";
+  const ink = strong(), ground = dark() ? "#171a1f" : "#ffffff";
   const change = b.map((row, t) => row.map((n, p) => share(b, t, n) - share(a, t, a[t][p])));
   const better = change.map((row, t) => row.map((value, p) => t === p ? value : -value)); // fewer mistakes are better
   const most = Math.max(...better.flat().map(Math.abs), 1e-9);
