@@ -74,7 +74,6 @@ def load(directory: Path) -> History:
         starts=starts,
         final=final,
         parameters=counts[0] if counts else None,
-        warnings=tuple(dict.fromkeys(str(row.get("message")) for row in rows if row["event"] == "warning")),
         broken_lines=broken_lines,
         half_written=half_written,
         data_name=str(settings.get("data.name", data.get("name", ""))),

@@ -94,7 +94,6 @@ class History:
         starts: In order; all but the first are restarts.
         final: The journal's ``final`` row (top1, loss, top1_best, best_epoch, confusion, classes, ...), or {}.
         parameters: Trainable ones, or None before the first start.
-        warnings: What the run warned about, each once.
         broken_lines: Numbers of the journal's lines (from 1) that could not be read.
         half_written: The last of them is the journal's last line, without its end: cut off, or being written.
         data_name: The data set's name.
@@ -119,7 +118,6 @@ class History:
     starts: tuple[Start, ...]
     final: Row
     parameters: int | None
-    warnings: tuple[str, ...]
     broken_lines: tuple[int, ...]
     half_written: bool
     data_name: str
