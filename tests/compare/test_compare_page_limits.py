@@ -136,7 +136,29 @@ def test_of_mixed_data_sets_the_classes_of_one_are_shown_and_it_is_named(
     assert browser.complaints == []
 
 
-def test_the_page_of_50_runs_of_200_epochs_is_at_most_5_mb(
+@pytest.mark.parametrize("count", [1, 200])
+def test_one_run_and_two_hundred_have_a_page_too(
+    browser: Browser, tmp_path: Path, make_config: Callable[..., Config], count: int
+) -> None:
+    config = make_config("experiment=starter", "epochs=3")
+    for at in range(count):
+        how = {"settings": {"optim.lr": 1e-3 * (at + 1)}, "test_images": 50, "top1": 0.9 - at / 1000}
+        fabricate(tmp_path / "runs", config, f"run-{at:03}", sweep="s", **how)
+    page = page_of(tmp_path / "runs", sweep="s", target=0.5)
+    for width in (400, 1280):
+        browser.window(width, 900)
+        browser.open(page, READY)
+        assert browser.complaints == []
+        assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run("document.querySelectorAll('#runs li').length") == count
+    assert len(lines(browser)) == count
+    assert "Best point" in browser.run("document.getElementById('found').textContent")
+    assert "to 50 %" in browser.run("document.getElementById('results').textContent")
+    hidden = {name: browser.run(f"document.getElementById('{name}').hidden") for name in ("cost", "sweep", "pair")}
+    assert hidden == dict.fromkeys(("cost", "sweep", "pair"), count == 1)
+
+
+def test_the_page_of_50_runs_of_200_epochs_is_at_most_5_mb_and_soon_drawn(
     browser: Browser, tmp_path: Path, make_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config("experiment=starter", "epochs=200")
@@ -155,14 +177,15 @@ def test_the_page_of_50_runs_of_200_epochs_is_at_most_5_mb(
     browser.window(1280, 900)
     browser.open(page, READY)
     assert browser.complaints == []
-    drawn = [
-        browser.open(page, READY) and float(browser.run("document.documentElement.dataset.drawn")) for _ in range(3)
-    ]
+    drawn_ms = math.inf
+    for _ in range(5):  # of a machine that is doing something else; benchmarks/compare.py measures
+        browser.open(page, READY)
+        drawn_ms = min(drawn_ms, float(browser.run("document.documentElement.dataset.drawn")))
+        if drawn_ms <= 2000:
+            break
     with capsys.disabled():
-        print(
-            f"\n50 runs x 200 epochs: {page.stat().st_size / 1e6:.2f} MB, first drawing after {min(drawn):.0f} ms",
-            end=" ",
-        )
+        print(f"\n50 runs x 200 epochs: {page.stat().st_size / 1e6:.2f} MB, first drawing after {drawn_ms:.0f} ms")
+    assert drawn_ms <= 6000
 
 
 def test_a_page_that_cannot_be_written_is_one_line(

@@ -7,14 +7,18 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.commands import cost
 from runyard.compare.statistics import welch
+from runyard.config import Config
 from tests.compare.conftest import Compare, Make
+from tests.compare.fabricate import fabricate
 
 HEAVY = ("torch", "torchvision", "ffcv", "wandb", "numba", "cv2", "hydra", "submitit")
 SWEEP = "20260901-120000-grid-0001"
@@ -277,8 +281,26 @@ def heavy_after(code: str) -> set[str]:
 
 
 @pytest.mark.usefixtures("grid")
-@pytest.mark.parametrize("verb", ["['compare', '--all', '--target', '0.9'", "['leaderboard'"])
-def test_comparing_loads_no_torch_and_no_launcher(runs_dir: Path, verb: str) -> None:
+@pytest.mark.parametrize(
+    "verb",
+    ["['compare', '--all', '--target', '0.9'", "['leaderboard'", "['compare', '--all', '--html', 'page.html'"],
+    ids=["table", "leaderboard", "page"],
+)
+def test_comparing_loads_no_torch_and_no_launcher(
+    runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     code = f"from runyard.cli import main\nassert main({verb}, '--runs-dir', {str(runs_dir)!r}]) == 0"
     assert heavy_after(code) == set()
     assert "numba" in heavy_after(code + "\nimport numba")
+
+
+def test_two_hundred_runs_are_compared_in_bounded_time_and_memory(runs_dir: Path, recipe: Config) -> None:
+    """Bounds for a machine that is busy with other things: benchmarks/compare.py measures."""
+    config = replace(recipe, epochs=50)
+    for at in range(200):
+        settings = {"seed": at % 3, "optim.lr": 1e-3 * (1 + at // 3)}
+        fabricate(runs_dir, config, f"20260901-{at:06d}-paper-ab12", settings=settings, test_images=1000)
+    seconds, memory_mb = cost([sys.executable, "-m", "runyard", "compare", "--all", "--runs-dir", str(runs_dir)])
+    assert seconds < 20
+    assert memory_mb < 300

@@ -230,9 +230,11 @@ def _series(epochs: list[Row], starts: tuple[Start, ...]) -> dict[str, np.ndarra
 
 
 def _column(values: list[Any]) -> np.ndarray:
-    if not set(map(type, values)) <= {float, type(None)}:
-        values = [number(value) for value in values]
-    column = np.array(values, np.float64)  # None becomes NaN
+    plain = set(map(type, values)) <= {int, float, type(None)}
+    try:
+        column = np.array(values if plain else [number(value) for value in values], np.float64)  # None becomes NaN
+    except OverflowError:  # an integer that no float holds
+        column = np.array([number(value) for value in values], np.float64)
     return np.where(np.isfinite(column), column, np.nan)
 
 
