@@ -146,5 +146,7 @@ def _levels(values: list[Any]) -> tuple[list[str], bool]:
 
 
 def _crossed(levels: Sequence[Sequence[str]]) -> bool:
+    if len(levels) < 2:
+        return True
     often = Counter(zip(*levels, strict=True))
     return len(often) == math.prod(len(set(of_it)) for of_it in levels) and len(set(often.values())) == 1
