@@ -85,7 +85,7 @@ def submit(made: Plan) -> list[tuple[Run, Job]]:
         UserError: sbatch is missing or refused. The runs it was for are gone again.
     """
     if made.config.cluster.launcher == "local":
-        return [start_here(point, made.handed) for point in made.points[:1]]
+        return [start_here(point, handed=made.handed) for point in made.points[:1]]
     require_sbatch()
     sweep = new_id(made.config.name) if len(made.points) > 1 else None
     runs: list[Run] = []
@@ -101,9 +101,9 @@ def submit(made: Plan) -> list[tuple[Run, Job]]:
         raise
 
 
-def start_here(point: Composed, handed: Handed | None = None) -> tuple[Run, Job]:
-    """Create one run and start it on this machine."""
-    run = create(point, None, handed)
+def start_here(point: Composed, sweep: str | None = None, handed: Handed | None = None) -> tuple[Run, Job]:
+    """Create one run, alone or as a point of a ``sweep``, and start it on this machine."""
+    run = create(point, sweep, handed)
     return run, launch(run)
 
 

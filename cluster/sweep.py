@@ -6,6 +6,7 @@ the next command goes on with what it finds.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,7 @@ from runyard.run import Run
 
 POLL_S = 2.0
 SURE_AFTER_LOOKS = 3  # at an end without a word: a job that is requeued is out of the queue for a moment
+REFUSED = "refused.jsonl"  # in the search's folder, for `runyard compare`, which knows no Optuna
 SAVE_S = 120.0  # before a trial that is stopped is ended by force
 
 
@@ -126,6 +128,8 @@ class Search:
             preflight(subject, of_slurm=False)
         except UserError as error:
             self._study.tell(trial, TrialState.FAIL, why=str(error))
+            with open(self._folder / REFUSED, "a") as refused:  # it has no run that could say so
+                refused.write(json.dumps({"trial": trial.number, "why": str(error)}) + "\n")
             self._say(f"trial {trial.number}: refused: {error}")
             return None
         run = Run.create(point.config, launcher.kept(point), self._study.id, trial.number)
@@ -167,6 +171,7 @@ class Search:
             self._say(f"trial {trial.number}: {100 * value:.2f} %{', the best so far' if first else ''}")
         elif _condemned(trial):
             epoch, value = measured[-1] if measured else (0, float("nan"))
+            Run.open(now.run.path).note_pruned()
             self._study.tell(trial, TrialState.PRUNED)
             self._say(f"trial {trial.number}: {100 * value:.2f} % after epoch {epoch}, below the median: stopped")
         elif now.state in ("finished", "failed") or seen >= SURE_AFTER_LOOKS:

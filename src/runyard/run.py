@@ -215,6 +215,12 @@ class Run:
             write_atomic(self.path / "run.json", json.dumps(self.record, indent=1))
         self.config = config
 
+    def note_pruned(self) -> None:
+        """Note that its search stopped it for doing worse than the others: it was not interrupted from outside."""
+        self.record["pruned"] = True
+        with self.writing():
+            write_atomic(self.path / "run.json", json.dumps(self.record, indent=1))
+
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Within the block a disk that is full or cannot be written is the user's to mend: UserError, not OSError."""

@@ -180,11 +180,12 @@ class Here:
     """Stands for jobs on this machine, and says how each point's ends."""
 
     def __init__(self, *codes: int) -> None:
-        self.codes, self.seeds, self.followed = list(codes), [], 0
+        self.codes, self.seeds, self.sweeps, self.followed = list(codes), [], [], 0
 
-    def start(self, point: Any) -> tuple[Any, Any]:
+    def start(self, point: Any, sweep: str) -> tuple[Any, Any]:
         assert self.followed == len(self.seeds), "the one before was to be followed to its end first"
         self.seeds.append(point.config.seed)
+        self.sweeps.append(sweep)
         return point, None
 
     def follow(self, run: Any, job: Any, *, as_json: bool) -> int:
@@ -195,14 +196,30 @@ class Here:
 @pytest.mark.parametrize(("codes", "seeds", "code"), [
     ((0, 0, 0), [3, 1, 2], 0), ((0, 1, 0), [3, 1, 2], 1), ((1, 130, 0), [3, 1], 130)],
     ids=["all are well", "one fails and the rest go on", "Ctrl-C ends all"])  # fmt: skip
-def test_the_points_of_a_sweep_here_run_one_after_the_other(
-    small: list[str], monkeypatch: pytest.MonkeyPatch, codes: tuple[int, ...], seeds: list[int], code: int
+def test_the_points_of_a_sweep_here_run_one_after_the_other_and_can_be_compared(
+    small: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    codes: tuple[int, ...],
+    seeds: list[int],
+    code: int,
 ) -> None:
     here = Here(*codes)
     monkeypatch.setattr(launcher, "start_here", here.start)
     monkeypatch.setattr(verb, "follow", here.follow)
     assert main(["submit", *small, "experiment=null", "-m", "seed=3,1,2"]) == code
     assert here.seeds == seeds
+    (sweep,) = set(here.sweeps)
+    assert capsys.readouterr().out.splitlines()[-1] == f"compare them: runyard compare --sweep {sweep}"
+
+
+def test_a_run_started_here_says_in_its_record_of_which_sweep_it_is(
+    small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "launch", lambda run: None)
+    (point,) = launcher.plan([*small, "experiment=null"]).points
+    assert launcher.start_here(point, "a-sweep")[0].record["sweep"] == "a-sweep"
+    assert launcher.start_here(point)[0].record["sweep"] is None
 
 
 def test_a_sweep_here_cannot_be_left_alone(refused: Refused, small: list[str]) -> None:

@@ -189,6 +189,23 @@ def test_a_trial_that_fails_is_told_so_and_the_search_goes_on_without_torch(sear
     assert all("16,0" in trial["why"] or "width" in trial["why"] for trial in trials if trial["why"])
 
 
+def test_a_trial_that_makes_no_run_is_written_down_for_those_who_compare(
+    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cluster import sweep
+
+    made, place = study(tmp_path), tmp_path / "first"
+    said: list[str] = []
+
+    def refuse(*_: object) -> None:
+        raise UserError("no room")
+
+    monkeypatch.setattr(sweep, "compose", refuse)
+    sweep.Search(made, place, 1, True, said.append).to_the_end(2)
+    rows = [json.loads(line) for line in (place / sweep.REFUSED).read_text().splitlines()]
+    assert rows == [{"trial": 0, "why": "no room"}, {"trial": 1, "why": "no room"}]
+
+
 @pytest.mark.slow
 def test_what_is_stopped_early_is_saved_and_told(folder: Folder, searches: Searches) -> None:
     """Five trials that others made set the median; the sixth, which never learns, is stopped for it."""
@@ -211,5 +228,6 @@ def test_what_is_stopped_early_is_saved_and_told(folder: Folder, searches: Searc
     assert made.trials[5].state is TrialState.PRUNED, said
     run = glance(runs_of("early", searches.folder)[5])
     assert run.last["reason"] == "interrupted"
+    assert run.record["pruned"], "for those who compare"
     assert run.saved_step
     assert "below the median: stopped" in said[-1]

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from runyard.compare import choose, groups, pairs, table
+from runyard.compare import choose, groups, importance, pairs, table
 from runyard.compare.page.build import write_page
 from tests.browser import Browser
 
 READY = "document.documentElement.dataset.ready"
 
 
-def page_of(runs_dir: Path, **more: Any) -> Path:
-    """What ``runyard compare --all --html`` writes."""
-    chosen = choose.choose([], everything=True, runs_dir=runs_dir)
-    rows = table.ordered(table.rows(groups.group(chosen.runs)), "last")
+def page_of(runs_dir: Path, *, sweep: str | None = None, target: float | None = None) -> Path:
+    """What ``runyard compare --all --html`` writes, or with ``--sweep`` and ``--target``."""
+    chosen = choose.choose([], everything=sweep is None, sweep=sweep, runs_dir=runs_dir)
+    found = groups.group(chosen.runs)
+    rows = table.ordered(table.rows(found, target), "last")
     return write_page(
         runs_dir.parent / f"{runs_dir.name}.html",
         rows,
         pairs.compare([row.group for row in rows]),
         notes=chosen.notes,
-        **more,
+        target=target,
+        sweep=(importance.sweep(found, chosen.refused), chosen.sweep) if chosen.sweep else None,
     )
 
 

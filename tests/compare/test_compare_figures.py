@@ -15,8 +15,9 @@ import pytest
 
 from runyard.cli import main
 from runyard.compare import choose, groups
-from runyard.compare.class_figures import classes, confusion_difference
-from runyard.compare.figures import KINDS, band, cost, curves, pareto, settings, write_figures
+from runyard.compare.class_figures import classes, confusion_difference, confusions
+from runyard.compare.cost_figures import _ticks, cost, pareto
+from runyard.compare.figures import KINDS, RESTARTS, band, curves, curves_by_cost, settings, write_figures
 from runyard.compare.groups import Group
 from runyard.compare.looks import DARK, LIGHT, MATPLOTLIB_LINES, MATPLOTLIB_MARKERS, MOST, looks
 from runyard.config import Config
@@ -53,7 +54,9 @@ def two_by_three(make: Callable[..., list[Group]]) -> list[Group]:
 @pytest.mark.slow
 def test_every_figure_is_written_as_png_pdf_and_svg(make: Callable[..., list[Group]], tmp_path: Path) -> None:
     made = write_figures(tmp_path / "figures", two_by_three(make))
-    assert made == ["curves", "cost", "classes", "confusion_difference", "settings"]
+    assert made == [
+        "curves", "curves_by_cost", "cost", "classes", "confusions", "confusion_difference", "settings"
+    ]  # fmt: skip
     starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
     for name in made:
         for kind in KINDS:
@@ -93,6 +96,40 @@ def test_class_accuracies_and_their_difference_are_those_of_the_confusion_matric
     }
     change = 100 * (better[3, 3] / better[3].sum() - worse[3, 3] / worse[3].sum())
     assert float(cells[3, 3].replace("\N{MINUS SIGN}", "-")) == pytest.approx(change, abs=0.051)
+
+
+def test_by_cost_a_line_stands_where_its_runs_had_spent_that_much_and_restarts_are_marked(
+    make: Callable[..., list[Group]],
+) -> None:
+    found = make({"settings": {"seed": 0}, "restarts": (3,)}, {"settings": {"seed": 1}, "epoch_s": 72.0})
+    axis = curves_by_cost(found).axes[0]
+    (marks,) = [line for line in axis.lines if line.get_gid() == RESTARTS]
+    assert marks.get_xdata() == pytest.approx([2.5 * 36 * 4 / 3600])
+    (line,) = [line for line in axis.lines if line.get_gid() != RESTARTS]
+    spent = np.mean([run.series["gpu_hours"] for run in found[0].runs], axis=0)
+    assert line.get_xdata() == pytest.approx(spent)
+    assert curves_by_cost(found).axes[-1].get_xlabel() == "GPU-hours"
+
+
+def test_ticks_of_a_log_axis_of_hours_are_whole_numbers_that_do_not_meet() -> None:
+    assert _ticks(0.12, 1.2) == pytest.approx([0.1, 0.2, 0.5, 1])
+    assert _ticks(0.02, 900) == pytest.approx([0.1, 1, 10, 100, 1000])
+
+
+def test_without_a_gpu_cost_is_core_hours(make: Callable[..., list[Group]]) -> None:
+    assert curves_by_cost(make({"device": "cpu"})).axes[-1].get_xlabel() == "Core-hours"
+
+
+def test_the_confusion_matrices_stand_side_by_side_the_better_first(make: Callable[..., list[Group]]) -> None:
+    found = make({"settings": {"optim.lr": 1e-3}, "top1": 0.8}, {"settings": {"optim.lr": 1e-2}, "top1": 0.9})
+    left, right = confusions(found).axes
+    matrix = found[1].runs[0].confusion()
+    assert matrix is not None
+    cells = {tuple(round(p - 0.5) for p in text.get_position()): text.get_text() for text in left.texts}
+    assert float(cells[3, 3]) == pytest.approx(100 * matrix[3, 3] / matrix[3].sum(), abs=0.051)
+    assert (left.get_title("left"), right.get_title("left")) == (
+        "starter-b, % of the class", "starter-a, % of the class")  # fmt: skip
+    assert len(confusions(found[:1]).axes) == 1
 
 
 def test_the_pareto_front_holds_what_nothing_cheaper_equals() -> None:
@@ -142,7 +179,7 @@ def test_any_name_can_be_drawn_and_no_legend_is_wider_than_the_column(
     legend = figure.legends[0].get_window_extent()
     assert len(figure.legends[0].get_texts()) == 2
     assert 0 <= legend.x0 < legend.x1 <= figure.bbox.width
-    for draw in (curves, cost, classes, confusion_difference, settings):
+    for draw in (curves, curves_by_cost, cost, classes, confusions, confusion_difference, settings):
         assert theme.save(draw(found), "png", 60).startswith(b"\x89PNG")
 
 
@@ -160,6 +197,25 @@ def test_runs_without_metrics_and_single_runs_have_the_figures_there_are(
     assert confusion_difference(found[:1]) is None
     assert cost(found[:1]) is None
     assert curves(found[1:2]) is None
+
+
+def test_what_has_not_finished_is_hollow_and_on_no_front(make: Callable[..., list[Group]]) -> None:
+    found = make({"top1": 0.7}, {"settings": {"name": "under way"}, "top1": 0.99, "done": 4, "end": ""})
+    axis = cost(found).axes[0]
+    large = [line for line in axis.lines if line.get_markersize() == 6 and len(line.get_xdata()) == 1]
+    fills = [line.get_markerfacecolor() for line in large if line.get_marker() != "None"]
+    assert sorted(fill == "none" for fill in fills) == [False, True]
+    assert axis.lines[0].get_ydata() == pytest.approx([70])
+
+
+def test_of_mixed_data_sets_the_classes_of_one_are_drawn(make: Callable[..., list[Group]], tmp_path: Path) -> None:
+    make({"settings": {"name": "a"}}, {"settings": {"name": "b"}}, {"settings": {"name": "c"}, "data": "1"})
+    path = tmp_path / "runs" / "run-002" / "metrics.jsonl"
+    path.write_text(path.read_text().replace("airplane", "albatross"))
+    found = groups.group(choose.choose([], everything=True, runs_dir=tmp_path / "runs").runs)
+    assert "of cifar10 alone" in classes(found).axes[0].get_xlabel()
+    assert classes(found[:2]).axes[0].get_xlabel() == "Right, % of the class"
+    assert confusion_difference(found) is not None
 
 
 def test_a_picture_instead_of_a_folder_is_refused(make: Callable[..., list[Group]], tmp_path: Path) -> None:

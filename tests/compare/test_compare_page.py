@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from runyard.compare.figures import pareto
+from runyard.compare.choose import choose
+from runyard.compare.cost_figures import pareto
+from runyard.compare.groups import group
+from runyard.compare.page.disagreements import disagreements
 from runyard.config import Config
 from runyard.data import manifest
 from tests.browser import Browser
@@ -219,6 +223,60 @@ def test_every_chart_has_its_numbers_as_a_table(shown: Browser, runs: Path) -> N
     assert f"{last:.2f}" in shown.run("document.getElementById('cost-chart-values').textContent")
 
 
+def test_a_table_of_values_is_the_journals_by_epoch_however_it_is_drawn(shown: Browser, runs: Path) -> None:
+    choose_input(shown, "band", "each")
+    choose_input(shown, "x", "step")
+    slider = "document.querySelector('[name=smooth]')"
+    shown.run(f"{slider}.value = 0.9; {slider}.dispatchEvent(new Event('input'))")
+    shown.run("document.getElementById('curve-0-values').open = true")
+    settle(shown)
+    rows = shown.run(
+        "[...document.querySelectorAll('#curve-0-values tr')].map(r => [...r.children].map(c => c.textContent))"
+    )
+    head, *rows = rows
+    assert head[0] == "Epoch (at: Step)"
+    assert [row[0] for row in rows] == [str(epoch) for epoch in range(1, EPOCHS + 1)]
+    for at in range(6):
+        cells = [row[head.index(f"starter-{'ab'[at // 3]}, seed {at % 3}")] for row in rows]
+        top1, steps = journal(runs, at, "test_top1"), journal(runs, at, "step")
+        assert cells[len(top1) :] == [""] * (EPOCHS - len(top1))  # the one that failed has no more
+        for cell, value, step in zip(cells, top1, steps, strict=False):
+            drawn, place = cell.split(" at ")
+            assert float(drawn) == pytest.approx(100 * value, rel=1e-4)
+            assert place == str(step)
+
+
+def test_whole_numbers_keep_their_zeros_in_tables_and_ticks(shown: Browser) -> None:
+    shown.run("view.x = 'step'")
+    points = "[[12000, 30000, 0, 0, 1, 100], [24000, 0.5, 0, 0, 1, 200]]"
+    assert shown.run(f"valuesOf([['a', {points}, ['', '']]], 'Step')[1]") == [
+        [100, "30000 at 12000"],
+        [200, "0.5 at 24000"],
+    ]
+    assert shown.run("[16384, 1e9, 0.00056, 'word'].map(said).map(String)") == ["16384", "1.0e+9", "5.6e-4", "word"]
+    assert shown.run("whole(0.12, 1.2).ticktext.map(String)") == ["0.1", "0.2", "0.5", "1", "2", "5"]
+
+
+def test_pointing_at_a_line_says_the_journals_number(shown: Browser, runs: Path) -> None:
+    choose_input(shown, "band", "each")
+    shown.run("showOnly(comparison.groups.slice(1)); document.getElementById('curve-0').scrollIntoView()")
+    settle(shown)
+    line, value = "starter-a, seed 2", 100 * journal(runs, 2, "test_top1")[3]
+    x, y = shown.run(
+        "(g => { const l = g._fullLayout, r = g.getBoundingClientRect(); return ["
+        f"r.left + l._size.l + l.xaxis.l2p(4), r.top + l._size.t + l.yaxis.l2p({value})]; }})"
+        "(document.getElementById('curve-0'))"
+    )
+    for step in (6, 4, 2, 0):  # plotly looks at a moving pointer now and then
+        shown.move(x - step, y)
+        settle(shown)
+    shown.wait("document.querySelector('#curve-0 .hoverlayer text')")
+    said = shown.run("document.querySelector('#curve-0 .hoverlayer').textContent")
+    assert line in said
+    assert "Epoch 4" in said
+    assert f"{value:.6g}" in said
+
+
 def test_the_confusion_matrices_and_their_difference_are_the_runs_own(shown: Browser, runs: Path) -> None:
     def matrix(run: int) -> np.ndarray:
         rows = [json.loads(line) for line in (runs / f"run-{run}" / "metrics.jsonl").read_text().splitlines()]
@@ -265,10 +323,39 @@ def test_disagreements_are_counted_over_all_test_images_and_shown_as_they_are(sh
     )
 
 
+def test_images_come_from_the_first_run_whose_data_is_here(
+    runs: Path, tmp_path: Path, make_config: Callable[..., Config]
+) -> None:
+    """A run that was copied from elsewhere names a folder that is not here."""
+    for at, root in enumerate((tmp_path / "elsewhere", runs.parent / "data")):
+        config = make_config("experiment=starter", f"epochs={EPOCHS}", f"data.root={root}")
+        how = {"settings": {"name": f"n{at}"}, "test_images": IMAGES, "top1": 0.8 + at / 10}
+        path = fabricate(tmp_path / "runs", config, f"run-{at}", **how)
+        (path / "data.json").write_bytes((runs / "run-0" / "data.json").read_bytes())
+    found = disagreements(group(choose([], everything=True, runs_dir=tmp_path / "runs").runs))
+    assert (len(found["images"]) > 20, found["missing"]) == (True, "")
+    shutil.rmtree(tmp_path / "runs" / "run-1")
+    only = [group(choose([], everything=True, runs_dir=tmp_path / "runs").runs)[0]] * 2
+    assert "elsewhere" in disagreements(only)["missing"]
+
+
 def test_the_pareto_front_is_the_one_of_the_figures(shown: Browser) -> None:
     data = shown.run("document.getElementById('cost-chart').data.map(t => ({ name: t.name, x: t.x, y: t.y }))")
     points = {trace["name"]: list(zip(trace["x"], trace["y"], strict=True)) for trace in data}
     assert points["front"] == [list(p) for p in pareto(points["groups"])] or points["front"] == pareto(points["groups"])
+
+
+def test_the_numbers_in_a_dark_matrix_can_be_read(browser: Browser, page: Path) -> None:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    browser.window(1280, 900, dark=True)
+    browser.open(page, READY)
+    ends = browser.run("document.getElementById('matrix-first').data.map(t => t.colorscale[1][1])")
+    assert all(1.05 / (luminance(end) + 0.05) > 4.5 for end in ends), "white on the strongest cells"
+    assert 1.05 / (luminance(browser.run("inks().right")) + 0.05) < 4.5, "the page's own blue would not do"
 
 
 def test_light_and_dark_follow_the_reader_and_the_button(browser: Browser, page: Path) -> None:

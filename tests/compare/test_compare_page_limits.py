@@ -11,6 +11,8 @@ import pytest
 
 from runyard.compare import choose, groups, pairs, table
 from runyard.compare.page import build, tables
+from runyard.compare.page import content as page_content
+from runyard.compare.page import disagreements as page_disagreements
 from runyard.compare.page.build import write_page
 from runyard.config import Config
 from runyard.errors import UserError
@@ -72,7 +74,91 @@ def test_runs_that_failed_at_once_or_run_still_or_lack_measures_have_their_place
     assert browser.complaints == []
 
 
-def test_the_page_of_50_runs_of_200_epochs_is_at_most_5_mb(
+def test_what_has_not_finished_is_hollow_and_on_no_front(
+    browser: Browser, tmp_path: Path, make_config: Callable[..., Config]
+) -> None:
+    config = make_config("experiment=starter", "epochs=4")
+    fabricate(tmp_path / "runs", config, "a", settings={"name": "a"}, top1=0.7)
+    fabricate(tmp_path / "runs", config, "b", settings={"name": "b"}, top1=0.6, epoch_s=20)
+    fabricate(tmp_path / "runs", config, "c", settings={"name": "c"}, top1=0.99, done=3, end="")  # cheaper and better
+    browser.window(1280, 900)
+    browser.open(page_of(tmp_path / "runs"), READY)
+    chart = "document.getElementById('cost-chart').data.find(t => t.name === '{}')"
+    labels = browser.run(f"{chart.format('groups')}.customdata.map(c => c[0])")
+    symbols = browser.run(f"{chart.format('groups')}.marker.symbol")
+    hollow = {name: "-open" in symbol for name, symbol in zip(labels, symbols, strict=True)}
+    assert hollow == {"a": False, "b": False, "c": True}
+    assert browser.run(f"{chart.format('front')}.y") == pytest.approx([60, 70])
+
+
+def test_what_the_page_leaves_out_is_said_with_its_reason(
+    browser: Browser, tmp_path: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_content, "MOST_MISTAKES", 60)
+    monkeypatch.setattr(page_disagreements, "MOST_PAIRED", 2)
+    config = make_config("experiment=starter", "epochs=2")
+    for at in range(4):
+        how = {"done": 1, "end": "failed", "message": "x"} if at == 3 else {}
+        how |= {"settings": {"name": f"n{at}"}, "top1": 0.9 - at / 10, "test_images": 200}
+        fabricate(tmp_path / "runs", config, f"run-{at}", **how)
+    browser.window(1280, 900)
+    browser.open(page_of(tmp_path / "runs"), READY)
+
+    def said(first: int, second: int) -> tuple[str, str]:
+        browser.run(f"view.first = {first}; view.second = {second}; drawPair()")
+        note, faces = ("document.getElementById('no-matrices')", "document.getElementById('disagree-note')")
+        return browser.run(f"{note}.hidden ? '' : {note}.textContent"), browser.run(f"{faces}.textContent")
+
+    small = "n2: its matrix is left out, for the page to stay small; compare fewer runs to see it."
+    assert said(0, 2) == (small, "n2: on this page 2 runs are held against each other; compare fewer to see it.")
+    assert said(0, 3)[0] == "n3: without a confusion matrix, which comes with the final evaluation."
+    assert "final evaluation" not in said(0, 2)[0]
+    assert said(0, 1)[0] == ""
+    assert "The images are not shown" in said(0, 1)[1]
+    assert browser.complaints == []
+
+
+def test_of_mixed_data_sets_the_classes_of_one_are_shown_and_it_is_named(
+    browser: Browser, tmp_path: Path, make_config: Callable[..., Config]
+) -> None:
+    config = make_config("experiment=starter", "epochs=2")
+    for at in range(3):
+        settings = {"name": f"n{at}"} | ({"data.name": "birds"} if at == 2 else {})
+        path = fabricate(tmp_path / "runs", config, f"run-{at}", settings=settings, test_images=200, data=str(at // 2))
+    for name in ("metrics.jsonl", "data.json"):
+        (path / name).write_text((path / name).read_text().replace("airplane", "albatross"))
+    browser.window(1280, 900)
+    browser.open(page_of(tmp_path / "runs"), READY)
+    assert "Of cifar10 alone" in browser.run("document.getElementById('classes-note').textContent")
+    assert browser.run("comparison.classes[0]") == "airplane"
+    assert browser.run("Object.values(comparison.noConfusion)") == ["its classes are others, those of birds"]
+    assert browser.run("document.getElementById('pair').hidden") is False
+    assert browser.complaints == []
+
+
+@pytest.mark.parametrize("count", [1, 200])
+def test_one_run_and_two_hundred_have_a_page_too(
+    browser: Browser, tmp_path: Path, make_config: Callable[..., Config], count: int
+) -> None:
+    config = make_config("experiment=starter", "epochs=3")
+    for at in range(count):
+        how = {"settings": {"optim.lr": 1e-3 * (at + 1)}, "test_images": 50, "top1": 0.9 - at / 1000}
+        fabricate(tmp_path / "runs", config, f"run-{at:03}", sweep="s", **how)
+    page = page_of(tmp_path / "runs", sweep="s", target=0.5)
+    for width in (400, 1280):
+        browser.window(width, 900)
+        browser.open(page, READY)
+        assert browser.complaints == []
+        assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run("document.querySelectorAll('#runs li').length") == count
+    assert len(lines(browser)) == count
+    assert "Best point" in browser.run("document.getElementById('found').textContent")
+    assert "to 50 %" in browser.run("document.getElementById('results').textContent")
+    hidden = {name: browser.run(f"document.getElementById('{name}').hidden") for name in ("cost", "sweep", "pair")}
+    assert hidden == dict.fromkeys(("cost", "sweep", "pair"), count == 1)
+
+
+def test_the_page_of_50_runs_of_200_epochs_is_at_most_5_mb_and_soon_drawn(
     browser: Browser, tmp_path: Path, make_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config("experiment=starter", "epochs=200")
@@ -91,14 +177,15 @@ def test_the_page_of_50_runs_of_200_epochs_is_at_most_5_mb(
     browser.window(1280, 900)
     browser.open(page, READY)
     assert browser.complaints == []
-    drawn = [
-        browser.open(page, READY) and float(browser.run("document.documentElement.dataset.drawn")) for _ in range(3)
-    ]
+    drawn_ms = math.inf
+    for _ in range(5):  # of a machine that is doing something else; benchmarks/compare.py measures
+        browser.open(page, READY)
+        drawn_ms = min(drawn_ms, float(browser.run("document.documentElement.dataset.drawn")))
+        if drawn_ms <= 2000:
+            break
     with capsys.disabled():
-        print(
-            f"\n50 runs x 200 epochs: {page.stat().st_size / 1e6:.2f} MB, first drawing after {min(drawn):.0f} ms",
-            end=" ",
-        )
+        print(f"\n50 runs x 200 epochs: {page.stat().st_size / 1e6:.2f} MB, first drawing after {drawn_ms:.0f} ms")
+    assert drawn_ms <= 6000
 
 
 def test_a_page_that_cannot_be_written_is_one_line(

@@ -7,14 +7,18 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.commands import cost
 from runyard.compare.statistics import welch
+from runyard.config import Config
 from tests.compare.conftest import Compare, Make
+from tests.compare.fabricate import fabricate
 
 HEAVY = ("torch", "torchvision", "ffcv", "wandb", "numba", "cv2", "hydra", "submitit")
 SWEEP = "20260901-120000-grid-0001"
@@ -95,6 +99,21 @@ def test_a_sweep_is_summed_up(compare: Compare) -> None:
 
 
 @pytest.mark.usefixtures("grid")
+def test_by_run_the_seed_stands_beside_the_id_and_in_groups_it_is_said_what_columns_are_made_of(
+    compare: Compare,
+) -> None:
+    _, out, _ = compare("--sweep", "@last", "--by-run", "--where", "state=finished", width=200)
+    _, head, _, first, *_ = out.splitlines()
+    assert head.split()[:2] == ["run", "seed"]
+    assert first.split()[:2] == ["20260901-000005-paper-ab12", "2"]
+    assert "restarts the sum" not in out
+    _, out, _ = compare("--sweep", "@last", "--target", "0.9", width=200)
+    assert "  seed  " not in out.partition("─")[0]
+    assert "Hours and rates are means of the n runs that count, what it took to the target the median of theirs, " \
+        "restarts the sum over all runs of a row." in out
+
+
+@pytest.mark.usefixtures("grid")
 @pytest.mark.parametrize("width", [80, 200])
 def test_the_page_fits_the_terminal(compare: Compare, width: int) -> None:
     _, out, _ = compare("--all", "--target", "0.92", width=width)
@@ -160,6 +179,54 @@ def test_where_there_is_no_answer_one_line_says_why(compare: Compare, argv: tupl
     assert said in err
 
 
+def test_the_last_sweep_is_the_newest_and_not_the_last_by_its_name(compare: Compare, make: Make) -> None:
+    make(sweep="zebra")
+    make(sweep="20260901-000001-grid-0001")
+    make(sweep="apple", lr=3e-3)
+    make(sweep="zebra", lr=3e-3, began=1_700_000_000.0)
+    assert document(compare, "--sweep", "@last")["sweep"]["id"] == "apple"
+    assert "the newest there is apple" in compare("--sweep", "nobody")[2]
+
+
+def test_why_runs_failed_stands_under_the_table_and_in_json(compare: Compare, make: Make) -> None:
+    make(0.9)
+    for at, why in enumerate(("no room on disk 7", "the loss is nan at step 5", "x", "y")):
+        make(lr=at + 1.0, done=1, end="failed", message=f"{why}\nTraceback")
+    killed = make(lr=9.0, done=1, end="")
+    _, out, _ = compare("--all", width=200)
+    assert "Failed, 1: no room on disk 7 (20260901-000001-paper-ab12)" in out
+    assert "Failed, 2 more: see --json." in out
+    assert "Traceback" not in out
+    said = {run["id"]: run["message"] for row in document(compare, "--all")["rows"] for run in row["runs"]}
+    assert said["20260901-000002-paper-ab12"] == "the loss is nan at step 5\nTraceback"
+    assert said[killed.id].startswith("no sign of life since")
+
+
+def test_trials_that_were_refused_are_counted_with_their_reason(compare: Compare, make: Make, runs_dir: Path) -> None:
+    make(sweep="lr")
+    rows = [{"trial": 1, "why": "too many"}, {"trial": 2, "why": "too many"}, {"trial": 2, "why": "too many"}]
+    (runs_dir / ".sweeps" / "lr").mkdir(parents=True)
+    (runs_dir / ".sweeps" / "lr" / "refused.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, out, _ = compare("--sweep", "lr")
+    assert "1 finished; 2 more trials were refused" in out
+    assert "Refused before it became a run, 2: too many" in out
+    assert document(compare, "--sweep", "lr")["sweep"]["refused"] == ["too many"] * 2
+    (runs_dir / ".sweeps" / "lr" / "refused.jsonl").write_text("{")
+    assert "refused" not in compare("--sweep", "lr")[1]
+
+
+@pytest.mark.parametrize("option", ["--html", "--png"])
+def test_a_file_that_cannot_be_written_does_not_cost_the_table(
+    compare: Compare, make: Make, tmp_path: Path, option: str
+) -> None:
+    make(0.9)
+    (tmp_path / "file").write_text("")
+    code, out, err = compare("--all", option, str(tmp_path / "file" / "x"))
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert f"{option} {tmp_path / 'file' / 'x'}: cannot write" in err
+    assert "90.00" in out
+
+
 def test_an_empty_folder_and_runs_without_metrics_are_refused_in_one_line(compare: Compare, make: Make) -> None:
     code, out, err = compare("--all")
     assert (code, out, len(err.splitlines())) == (2, "", 1)
@@ -191,7 +258,8 @@ def test_different_data_sets_are_marked_and_never_paired(compare: Compare, make:
     make(0.8, lr=3e-3, test_images=100, data="1")
     make(0.5, settings={"data.name": "cifar100"}, data="2", test_images=100)
     _, out, _ = compare("--all")
-    for mark in ("cifar10 (1)", "cifar10 (2)", "cifar100", "other", "different test images", "of another data set"):
+    marks = ("cifar10 (1)", "cifar10 (2)", "cifar100", "other", "different test images", "the only one of its data set")
+    for mark in marks:
         assert mark in out
     assert [pair["mcnemar"] for pair in document(compare, "--all")["pairs"]] == [None]
 
@@ -213,8 +281,26 @@ def heavy_after(code: str) -> set[str]:
 
 
 @pytest.mark.usefixtures("grid")
-@pytest.mark.parametrize("verb", ["['compare', '--all', '--target', '0.9'", "['leaderboard'"])
-def test_comparing_loads_no_torch_and_no_launcher(runs_dir: Path, verb: str) -> None:
+@pytest.mark.parametrize(
+    "verb",
+    ["['compare', '--all', '--target', '0.9'", "['leaderboard'", "['compare', '--all', '--html', 'page.html'"],
+    ids=["table", "leaderboard", "page"],
+)
+def test_comparing_loads_no_torch_and_no_launcher(
+    runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     code = f"from runyard.cli import main\nassert main({verb}, '--runs-dir', {str(runs_dir)!r}]) == 0"
     assert heavy_after(code) == set()
     assert "numba" in heavy_after(code + "\nimport numba")
+
+
+def test_two_hundred_runs_are_compared_in_bounded_time_and_memory(runs_dir: Path, recipe: Config) -> None:
+    """Bounds for a machine that is busy with other things: benchmarks/compare.py measures."""
+    config = replace(recipe, epochs=50)
+    for at in range(200):
+        settings = {"seed": at % 3, "optim.lr": 1e-3 * (1 + at // 3)}
+        fabricate(runs_dir, config, f"20260901-{at:06d}-paper-ab12", settings=settings, test_images=1000)
+    seconds, memory_mb = cost([sys.executable, "-m", "runyard", "compare", "--all", "--runs-dir", str(runs_dir)])
+    assert seconds < 20
+    assert memory_mb < 300

@@ -49,6 +49,17 @@ def test_a_limit_of_parameters_leaves_out_what_is_larger_and_says_so(compare: Co
 
 
 @pytest.mark.usefixtures("runs")
+def test_a_run_of_unknown_size_is_under_no_limit_and_is_counted(compare: Compare, runs_dir: Path) -> None:
+    path = next(runs_dir.glob("*small*")) / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"parameters"', '"forgotten"'))
+    _, out, _ = compare("--max-parameters", "5e6", "--data", "cifar10", verb="leaderboard")
+    assert "small" not in out
+    assert "Not ranked: 1 with an unknown number of parameters and 1 without a finished run." in out
+    assert "small" in compare("--data", "cifar10", verb="leaderboard")[1]
+    assert "larger or of unknown size" in compare("--max-parameters", "1e3", verb="leaderboard")[2]
+
+
+@pytest.mark.usefixtures("runs")
 def test_the_best_epoch_may_rank_instead_of_the_last(compare: Compare, runs_dir: Path) -> None:
     path = next(runs_dir.glob("*small*")) / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]

@@ -45,7 +45,7 @@ def test_mcnemar_counts_the_images_that_one_alone_got_right_on_the_lowest_shared
     only_second = sum(right[1][i] and not right[0][i] for i in right[0])
     assert (pair.paired.only_first, pair.paired.only_second) == (only_first, only_second)
     assert pair.paired.p == mcnemar(only_first, only_second)
-    assert pair.paired.difference == pytest.approx(0.1)
+    assert (only_first - only_second) / pair.paired.images == pytest.approx(0.1)
 
 
 def test_the_order_in_which_predictions_were_written_does_not_matter(make: Make) -> None:
@@ -74,10 +74,32 @@ def test_other_test_images_are_never_paired(make: Make, trouble: str) -> None:
     np.savez(second.directory / "predictions.npz", **kept)
     (pair,) = pairs.compare(group([first, second])).pairs
     assert pair.paired is None
-    assert pair.no_paired == "other test images"
+    assert pair.no_paired == ("test images not known" if trouble == "no identity" else "other test images")
 
 
-def test_runs_of_another_data_set_are_in_no_pair(make: Make) -> None:
+def test_groups_are_paired_within_their_own_data_set_alone(make: Make) -> None:
+    def of(data: str, many: int) -> list[Group]:
+        how = {"settings": {"data.name": data}, "data": str(many)}
+        return group([make(0.5 + at / 100, lr=1e-3 * (at + 1), **how) for at in range(many)])
+
+    three, two = of("cifar10", 3), of("cifar100", 2)
+    found = pairs.compare([*three, *two])
+    assert {(p.first.runs[0].data_name, p.second.runs[0].data_name) for p in found.pairs} == {
+        ("cifar10", "cifar10"), ("cifar100", "cifar100")}
+    assert (len(found.pairs), found.against, found.chosen, found.left_out) == (4, None, False, [])
+    many = of("mnist", 6)
+    found = pairs.compare([*many, *two])
+    assert (len(found.pairs), found.against, found.chosen) == (6, None, True)  # five with the best, and one
+    assert pairs.compare([*many, *two], two[0].runs[0].id).left_out == many
+
+
+def test_with_a_named_baseline_every_row_is_held_against_it(make: Make) -> None:
+    groups = [seeds(make, 0.9 + at / 1000, lr=1e-3 * (at + 1))[0] for at in range(14)]
+    found = pairs.compare(groups, groups[0].runs[0].id)
+    assert (len(found.pairs), found.left_out) == (13, [])
+
+
+def test_a_run_alone_on_its_data_set_is_in_no_pair(make: Make) -> None:
     ours = [make(0.9), make(0.91, lr=3e-3)]
     other = make(0.5, settings={"data.name": "cifar100"}, data="1")
     found = pairs.compare(group([*ours, other]))

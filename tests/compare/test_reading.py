@@ -12,7 +12,7 @@ import pytest
 from runyard.compare.reading import SIGN_OF_LIFE_S, load
 from runyard.compare.runs import History
 from runyard.errors import UserError
-from tests.compare.conftest import Make
+from tests.compare.conftest import Compare, Make
 from tests.compare.fabricate import BEGAN
 
 
@@ -79,6 +79,15 @@ def test_a_start_that_was_killed_costs_until_its_last_row_and_a_requeue_ends_it(
 def test_the_state_is_what_the_journal_said_last(make: Make, end: str, message: str, state: str) -> None:
     run = make(end=end, message=message, done=10 if end == "finished" else 4)
     assert (run.state, run.message) == (state, message)
+
+
+def test_a_trial_that_its_search_stopped_was_not_interrupted(make: Make) -> None:
+    stopped, finished = make(end="interrupted", done=4), make()
+    for run in (stopped, finished):
+        record = json.loads((run.directory / "run.json").read_text())
+        (run.directory / "run.json").write_text(json.dumps(record | {"pruned": True}))
+    assert load(stopped.directory).state == "pruned"
+    assert load(finished.directory).state == "finished"
 
 
 def test_a_requeued_run_waits_until_it_is_given_up(make: Make) -> None:
@@ -166,6 +175,37 @@ def test_a_damaged_directory_is_refused_by_the_name_of_its_file(make: Make, file
         (path / file).write_text(content)
     with pytest.raises(UserError, match=file):
         load(path)
+
+
+@pytest.mark.parametrize("row", [
+    {"event": "start", "world_size": 2, "device": "cuda"}, {"event": "start", "t": "noon"},
+    {"event": "start", "t": 1e300, "device": "cpu"}, {"event": "start", "t": BEGAN, "world_size": 10**400},
+    {"event": "epoch", "t": 10**400, "epoch": 3, "step": 10**400, "test_top1": 10**400},
+    {"event": "epoch", "t": BEGAN, "epoch": 10**400}, {"event": "final", "parameters": 10**400},
+    {"event": "final", "top1": 10**400, "confusion": [[10**400]]},
+])  # fmt: skip
+def test_odd_numbers_of_a_journal_cost_no_more_than_themselves(
+    make: Make, compare: Compare, row: dict[str, object]
+) -> None:
+    run = append(make(end="", done=5), **row)
+    make(0.9, lr=3e-3)
+    assert (run.epochs_done, np.isfinite(run.gpu_hours)) == (5, True)
+    code, out, _ = compare("--all", "--target", "0.5")
+    assert code == 0
+    assert "90.00" in out
+
+
+def test_a_journal_that_cannot_be_read_is_named_and_the_other_runs_are_shown(make: Make, compare: Compare) -> None:
+    run = make()
+    (run.directory / "metrics.jsonl").unlink()
+    (run.directory / "metrics.jsonl").mkdir()  # root reads a file whatever its permissions
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot read it \(Is a directory\)"):
+        load(run.directory)
+    make(0.9, lr=3e-3)
+    code, out, err = compare("--all")
+    assert (code, err.count("\n")) == (0, 1)
+    assert f"skipped {run.directory}/metrics.jsonl" in err
+    assert "90.00" in out
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"splits": {"test": 3}}'])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
@@ -130,6 +131,23 @@ def test_what_cannot_be_is_one_line(export: Callable[..., str], runs_dir: Path, 
     (tmp_path / "to").write_text("a file")
     assert "cannot be written" in export("csv", code=2)
     assert "cannot be written" in export("tensorboard", code=2)
+
+
+def test_a_run_that_mlflow_does_not_take_is_one_line_and_the_next_export_is_whole(
+    export: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("the server is gone\nwith its trace")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "log_batch", refuse)
+        said = export("mlflow", code=2)
+    assert said.count("\n") == 2, "its damaged line, and this"
+    assert f"MLflow did not take run {IDS[0]} (the server is gone); run the same again" in said
+    assert "pip install mlflow" in export("mlflow")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'to' / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'paper'")
+    assert len(client.search_runs([experiment.experiment_id])) == 2
 
 
 @pytest.mark.parametrize("program", ["tensorboard", "mlflow"])

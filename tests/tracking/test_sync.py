@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -158,6 +159,42 @@ def test_all_takes_every_run_but_those_without_tracking_and_names_the_damaged(
     done = sync("--all", "--runs-dir", str(run.path.parent), code=1)
     assert f"{run.id}: sent 5 of 5 points" in done.stdout
     assert f"passed over: {damaged.path}/config.yaml" in done.stderr
+    assert list(server.runs) == [run.id]
+
+
+def test_a_run_that_fails_to_be_sent_does_not_end_the_others(server: WandbServer, make_run: MakeRun) -> None:
+    first, second = sorted((restarted(make_run), restarted(make_run)), key=lambda run: run.id)
+    with open(first.path / ".sync-lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = sync("--all", "--runs-dir", str(first.path.parent), "--json", code=1)
+    said = json.loads(done.stdout)
+    assert [run["run"] for run in said["runs"]] == [second.id]
+    assert list(said["failed"]) == [first.id]
+    assert done.stderr == f"runyard: not sent: {said['failed'][first.id]}\n"
+    assert list(server.runs) == [second.id]
+
+
+def test_what_is_wrong_for_all_is_said_once(
+    server: WandbServer, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = restarted(make_run)
+    restarted(make_run)
+    monkeypatch.delenv("WANDB_API_KEY")
+    assert "wandb login" in refusal("--all", "--runs-dir", str(run.path.parent))
+
+
+def test_a_run_that_failed_before_its_first_epoch_is_sent_with_its_failure(
+    server: WandbServer, make_run: MakeRun
+) -> None:
+    run, unborn = make_run("tracking.mode=offline"), make_run("tracking.mode=offline")
+    write(run, begin(), FAILED)
+    (first,) = synced(str(run.path))
+    assert (first["action"], first["points"], first["status"]) == ("sent", 0, "failed")
+    served = server.runs[run.id]
+    assert (served.summary["status"], served.ends, len(served.alerts)) == ("failed", [1], 1)
+    assert served.config["machine"]["value"]["hostname"] == "node1"
+    assert synced(str(run.path))[0]["action"] == "nothing to send"
+    assert synced(str(unborn.path))[0]["action"] == "nothing to send"
     assert list(server.runs) == [run.id]
 
 

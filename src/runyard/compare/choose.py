@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from runyard.compare import where
 from runyard.compare.reading import load, read_record
-from runyard.compare.runs import History
+from runyard.compare.runs import History, number
 from runyard.errors import UserError
 from runyard.run import Run
 
@@ -17,11 +20,15 @@ FEW = 3  # runs or lines named in a note before it only counts them
 
 @dataclass(frozen=True)
 class Choice:
-    """The runs, by time of creation; what was skipped or is damaged, a line each; and the sweep, if one was asked."""
+    """The runs, by time of creation; what was skipped or is damaged, a line each; and the sweep, if one was asked.
+
+    ``refused`` is why trials of the sweep became no run, a reason each.
+    """
 
     runs: list[History]
     notes: list[str]
     sweep: str | None = None
+    refused: tuple[str, ...] = ()
 
 
 def choose(
@@ -65,7 +72,8 @@ def choose(
     if all(run.state == "not started" for run in fitting):
         raise UserError(f"{_named(fitting)}: without metrics, {'it has' if len(fitting) == 1 else 'they have'} not "
                         "started: nothing to compare yet")
-    return Choice(sorted(fitting, key=lambda run: (run.created, run.id)), notes + _notes(fitting), sweep)
+    refused = _refused(Path(runs_dir) / ".sweeps" / sweep) if sweep is not None else ()
+    return Choice(sorted(fitting, key=lambda run: (run.created, run.id)), notes + _notes(fitting), sweep, refused)
 
 
 def _loaded(directories: Iterable[Path], notes: list[str]) -> list[History]:
@@ -81,15 +89,17 @@ def _loaded(directories: Iterable[Path], notes: list[str]) -> list[History]:
 
 def _of_sweep(wanted: str, directories: list[Path], runs_dir: Path | str, notes: list[str]) -> tuple[str, list[Path]]:
     members: dict[str, list[Path]] = {}
+    created: dict[str, float] = {}  # its newest run; a sweep that was named says nothing of when it was
     for directory in directories:
         try:
-            name = read_record(directory).get("sweep")
+            record = read_record(directory)
         except UserError as error:
             notes.append(f"skipped {error}")
             continue
-        if isinstance(name, str):
+        if isinstance(name := record.get("sweep"), str):
             members.setdefault(name, []).append(directory)
-    known = sorted(members)
+            created[name] = max(created.get(name, 0.0), np.nan_to_num(number(record.get("created"))))
+    known = sorted(members, key=lambda name: (created[name], name))
     fits = known[-1:] if wanted == "@last" else [s for s in known if s == wanted] or [
         s for s in known if wanted and s.startswith(wanted)]
     if len(fits) == 1:
@@ -98,6 +108,15 @@ def _of_sweep(wanted: str, directories: list[Path], runs_dir: Path | str, notes:
         raise UserError(f"--sweep {wanted}: fits {len(fits)} sweeps, as {fits[0]} and {fits[1]}: give more of it")
     there = f"the newest there is {known[-1]}" if known else "no run there belongs to one"
     raise UserError(f"--sweep {wanted}: no such sweep in {runs_dir}: {there}")
+
+
+def _refused(folder: Path) -> tuple[str, ...]:
+    """What ``cluster.sweep`` wrote of the trials that it could make no run of, each trial once."""
+    try:
+        rows = [json.loads(line) for line in (folder / "refused.jsonl").read_bytes().splitlines()]
+        return tuple({row["trial"]: str(row["why"]) for row in rows}.values())
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
 
 
 def _of_tag(tag: str, runs: list[History], runs_dir: Path | str) -> list[History]:

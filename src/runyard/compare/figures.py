@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from runyard.compare.class_figures import classes, confusion_difference
+from runyard.compare.class_figures import classes, confusion_difference, confusions
+from runyard.compare.cost_figures import cost, currency
 from runyard.compare.groups import Group, differing, written
 from runyard.compare.looks import MATPLOTLIB_LINES, MATPLOTLIB_MARKERS, Look, by_score, looks
 from runyard.compare.paper import COLUMN_IN, furnish, legend, legend_in
@@ -25,6 +26,7 @@ from runyard.report.theme import LIGHT, drawing, save
 KINDS = ("png", "pdf", "svg")
 DPI = 300
 MOST_AXES = 6
+RESTARTS = "restarts"
 PANELS = (("test_top1", "Test accuracy (%)", 100), ("test_loss", "Test loss", 1))
 
 
@@ -57,8 +59,18 @@ def write_figures(folder: Path, groups: Sequence[Group]) -> list[str]:
 
 def curves(groups: Sequence[Group]) -> Any:
     """Test accuracy and loss by epoch: means over seeds, with a band of one standard deviation."""
+    return _curves(groups, "epoch", "Epoch")
+
+
+def curves_by_cost(groups: Sequence[Group]) -> Any:
+    """The same by GPU- or core-hours, where runs went on after an interruption marked."""
+    return _curves(groups, *currency(groups))
+
+
+def _curves(groups: Sequence[Group], over: str, x_title: str) -> Any:
+    able = [g for g in groups if over == "epoch" or g.mean(over) > 0]
     panels = [
-        panel for panel in PANELS if any(np.isfinite(run.measure(panel[0])).any() for g in groups for run in g.runs)
+        panel for panel in PANELS if any(np.isfinite(run.measure(panel[0])).any() for g in able for run in g.runs)
     ]
     if not panels:
         return None
@@ -68,49 +80,16 @@ def curves(groups: Sequence[Group]) -> Any:
             made.subplots(len(panels), 1, squeeze=False).ravel(), panels, strict=True
         ):
             for group, look in zip(groups, looks(groups), strict=True):
-                _line(axis, group, look, measure, factor, many=by_score(groups))
+                if group in able:
+                    _line(axis, group, look, measure, factor, over, many=by_score(groups))
             furnish(axis, "", title)
-        made.axes[-1].set_xlabel("Epoch")
-        banded = any(group.n > 1 for group in groups)
+        made.axes[-1].set_xlabel(x_title)
+        about = ["line: mean over seeds; band: ± standard deviation"] * any(group.n > 1 for group in able)
+        about += ["triangle: went on after an interruption"] * any(a.get_gid() == RESTARTS for a in made.axes[0].lines)
         drawn = [
-            g for g in groups if any(np.isfinite(run.measure(panel[0])).any() for run in g.runs for panel in panels)
+            g for g in able if any(np.isfinite(run.measure(panel[0])).any() for run in g.runs for panel in panels)
         ]
-        legend(made, groups, drawn, "line: mean over seeds; band: ± standard deviation" if banded else "", line=True)
-    return made
-
-
-def cost(groups: Sequence[Group]) -> Any:
-    """Test accuracy against GPU-hours, or core-hours where no run had a GPU, with the Pareto front."""
-    name, title = (
-        ("gpu_hours", "GPU-hours") if any(g.mean("gpu_hours") > 0 for g in groups) else ("core_hours", "Core-hours")
-    )
-    points = [(g, look, g.mean(name), 100 * g.mean("last")) for g, look in zip(groups, looks(groups), strict=True)]
-    points = [point for point in points if point[2] > 0 and math.isfinite(point[3])]
-    if len(points) < 2:
-        return None
-    with drawing(LIGHT) as figure:
-        made = figure(figsize=(COLUMN_IN, 2.5 + legend_in(groups)), layout="constrained")
-        axis = made.subplots()
-        front = pareto([(x, y) for _, _, x, y in points])
-        axis.step(
-            *zip(*front, strict=True), where="post", color=LIGHT.muted, linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=1
-        )
-        for group, look, x, y in points:
-            own = {"color": look.light, "marker": MATPLOTLIB_MARKERS[look.marker], "linestyle": "none", "zorder": 3}
-            if group.n > 1:
-                axis.plot(
-                    group.values(name), 100 * group.values("last"), markersize=2.6, alpha=0.55, **{**own, "zorder": 2}
-                )
-            edge = LIGHT.ink if (x, y) in front else "none"
-            axis.plot([x], [y], markersize=6, markeredgecolor=edge, markeredgewidth=0.9, **own)
-        hours = [x for _, _, x, _ in points]
-        if max(hours) > 8 * min(hours):
-            axis.set_xscale("log")
-        else:
-            axis.locator_params(axis="x", nbins=6)
-        furnish(axis, title, "Test accuracy, last epoch (%)")
-        seeds = "small: single seeds; " if any(group.n > 1 for group in groups) else ""
-        legend(made, groups, [group for group, *_ in points], f"{seeds}dotted, ringed: Pareto front")
+        legend(made, groups, drawn, "\n".join(about), line=True)
     return made
 
 
@@ -162,31 +141,36 @@ def settings(groups: Sequence[Group]) -> Any:
     return made
 
 
-def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that no cheaper point equals, from the cheapest: (cost, worth) with both rising."""
-    front: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda p: (p[0], -p[1])):
-        if not front or point[1] > front[-1][1]:
-            front.append(point)
-    return front
-
-
-def band(group: Group, measure: str) -> np.ndarray:
-    """float64 [epochs measured, 4]: epoch, mean over the runs that got there, standard deviation (0 of one), runs."""
-    found: dict[float, list[float]] = {}
+def band(group: Group, measure: str, over: str = "epoch") -> np.ndarray:
+    """float64 [epochs measured, 4]: of the runs that got there the mean of ``over`` (the epoch, or hours spent), the
+    measure's mean and standard deviation (0 of one), and how many they are."""
+    found: dict[float, list[tuple[float, float]]] = {}
     for run in group.counted:
-        for epoch, value in zip(run.series["epoch"], run.measure(measure), strict=True):
-            if math.isfinite(value):
-                found.setdefault(float(epoch), []).append(float(value))
-    rows = [
-        (epoch, float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else 0.0, len(v))
-        for epoch, v in found.items()
+        for epoch, x, value in zip(run.series["epoch"], run.measure(over), run.measure(measure), strict=True):
+            if math.isfinite(value) and math.isfinite(x):
+                found.setdefault(float(epoch), []).append((float(x), float(value)))
+    rows = []
+    for _, points in sorted(found.items()):
+        xs, values = np.array(points).T
+        rows.append((xs.mean(), values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0, len(values)))
+    return np.array(rows, np.float64).reshape(-1, 4)
+
+
+def _restarts(group: Group, over: str) -> list[float]:
+    """What the group's runs had cost when they went on after an interruption, h."""
+    width = {"gpu_hours": "gpus", "core_hours": "cores"}[over]
+    spent = [
+        [getattr(start, width) * (start.ended - start.t) / 3600 for start in run.starts[:-1]] for run in group.counted
     ]
-    return np.array(sorted(rows), np.float64).reshape(-1, 4)
+    return [sum(hours[: at + 1]) for hours in spent for at in range(len(hours))]
 
 
-def _line(axis: Any, group: Group, look: Look, measure: str, factor: float, *, many: bool) -> None:
-    epochs, middle, spread, runs = band(group, measure).T
+def _line(axis: Any, group: Group, look: Look, measure: str, factor: float, over: str, *, many: bool) -> None:
+    if over != "epoch" and (places := _restarts(group, over)):
+        own = {"color": look.light, "marker": "^", "fillstyle": "none", "linestyle": "none", "markersize": 3.6}
+        along = axis.get_xaxis_transform()  # on the axis, whatever the values are
+        axis.plot(places, [0.03] * len(places), transform=along, markeredgewidth=0.7, gid=RESTARTS, **own)
+    epochs, middle, spread, runs = band(group, measure, over).T
     middle, spread = factor * middle, factor * spread
     if (runs > 1).any():
         axis.fill_between(epochs, middle - spread, middle + spread, color=look.light, alpha=0.18, linewidth=0)
@@ -228,8 +212,10 @@ def _scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]
 
 FIGURES: dict[str, Callable[[Sequence[Group]], Any]] = {
     "curves": curves,
+    "curves_by_cost": curves_by_cost,
     "cost": cost,
     "classes": classes,
+    "confusions": confusions,
     "confusion_difference": confusion_difference,
     "settings": settings,
 }

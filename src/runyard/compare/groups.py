@@ -15,7 +15,7 @@ from runyard.compare.measures import MEASURES
 from runyard.compare.reading import matters
 from runyard.compare.runs import History, Settings
 
-STATES = ("finished", "running", "waiting", "interrupted", "failed", "silent", "not started")
+STATES = ("finished", "running", "waiting", "interrupted", "pruned", "failed", "silent", "not started")
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from runyard.compare.groups import Group, differing, written
+from runyard.compare.measures import MEASURES
 from runyard.compare.runs import History
 
 BINS = 4  # of a number that was drawn, not chosen from a few values
@@ -31,22 +34,29 @@ class Sweep:
     """What a sweep found and cost.
 
     Attributes:
+        measure: What the best point and the shares go by: "val" where every finished run has held images out, which
+            is what ``runyard sweep`` maximises too; else "last", and then the test set itself chooses.
         effects: Of each setting that was varied, the largest first.
+        crossed: Every combination of the settings' levels was evaluated equally often, so that shares do not overlap.
         between_seeds: Part of the variance that is between seeds of the same settings; None without repeated seeds.
         evaluated: Runs that the shares are computed from: finished ones.
-        best: The group with the highest mean of the last test top-1, or None when nothing finished.
-        failures: Reason -> ids of the runs that failed so; numbers in reasons are blanked, so that equal ones meet.
+        best: The group with the highest mean of the measure, or None when nothing finished.
+        failures: As ``failures``.
+        refused: Why trials became no run, a reason each.
         gpu_hours, core_hours: Of all runs; ``..._lost`` of those that did not finish.
         wall_s: From the first start to the last sign of life, s.
     """
 
     runs: int
     states: dict[str, int]
+    measure: str
     effects: list[Effect]
+    crossed: bool
     between_seeds: float | None
     evaluated: int
     best: Group | None
-    failures: dict[str, list[str]]
+    failures: dict[str, list[History]]
+    refused: tuple[str, ...]
     gpu_hours: float
     core_hours: float
     gpu_hours_lost: float
@@ -54,31 +64,33 @@ class Sweep:
     wall_s: float
 
 
-def sweep(groups: Sequence[Group]) -> Sweep:
-    """Summed up over all runs of the groups."""
+def sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> Sweep:
+    """Summed up over all runs of the groups, and the trials that were ``refused`` before they became runs."""
     runs = [run for group in groups for run in group.runs]
     able = [(run, group) for group in groups if group.finished for run in group.counted if run.last == run.last]
-    scores = np.array([run.last for run, _ in able])
-    effects = [_effect(name, [run for run, _ in able], scores) for name in differing(groups)]
+    measure = "val" if able and all(math.isfinite(MEASURES["val"].of(run)) for run, _ in able) else "last"
+    scores = np.array([MEASURES[measure].of(run) for run, _ in able])
+    levels = {name: _levels([run.settings.get(name) for run, _ in able]) for name in differing(groups)}
+    effects = [_effect(name, *of_it, scores) for name, of_it in levels.items()]
     effects.sort(key=lambda effect: -1.0 if effect.share is None else -effect.share)
-    share_of_groups = explained([group.label for _, group in able], scores) if len(able) > len(groups) else None
+    share_of_groups = explained([group.label for _, group in able], scores)
     finished = [group for group in groups if group.finished and group.mean("last") == group.mean("last")]
     lost = [run for run in runs if run.state != "finished"]
-    begun = [start for run in runs for start in run.starts]
+    begun = [start for run in runs for start in run.starts if start.t > 0]  # one without a time says nothing here
     states: dict[str, int] = {}
-    failures: dict[str, list[str]] = {}
     for run in runs:
         states[run.state] = states.get(run.state, 0) + 1
-        if run.state == "failed":
-            failures.setdefault(reason(run), []).append(run.id)
     return Sweep(
         runs=len(runs),
         states=states,
+        measure=measure,
         effects=effects,
+        crossed=_crossed([of_it for of_it, _ in levels.values()]),
         between_seeds=None if share_of_groups is None else 1 - share_of_groups,
         evaluated=len(able),
-        best=max(finished, key=lambda group: group.mean("last"), default=None),
-        failures=dict(sorted(failures.items(), key=lambda item: -len(item[1]))),
+        best=max(finished, key=lambda group: group.mean(measure), default=None),
+        failures=failures(runs),
+        refused=refused,
         gpu_hours=sum(run.gpu_hours for run in runs),
         core_hours=sum(run.core_hours for run in runs),
         gpu_hours_lost=sum(run.gpu_hours for run in lost),
@@ -102,18 +114,39 @@ def explained(levels: Sequence[Any], scores: np.ndarray) -> float | None:
     return min(1.0, max(0.0, (total - within - (len(names) - 1) * chance) / total))
 
 
+def failures(runs: Sequence[History]) -> dict[str, list[History]]:
+    """Reason -> the runs that failed or fell silent for it, the most frequent first."""
+    found: dict[str, list[History]] = {}
+    for run in runs:
+        if run.state in ("failed", "silent"):
+            found.setdefault(reason(run), []).append(run)
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
 def reason(run: History) -> str:
-    """Why it failed, without the numbers that differ from run to run."""
+    """Why it failed, without the numbers that differ from run to run, so that equal ones meet."""
+    if run.state == "silent":
+        return "no sign of life, so it was killed or its machine is gone"
     return re.sub(r"\d[\d.,e+-]*\d|\d", "…", run.message.partition("\n")[0]) or "no reason given"
 
 
-def _effect(setting: str, runs: list[History], scores: np.ndarray) -> Effect:
-    values = [run.settings.get(setting) for run in runs]
+def _effect(setting: str, levels: list[str], binned: bool, scores: np.ndarray) -> Effect:
+    return Effect(setting, len(set(levels)), binned, explained(levels, scores))
+
+
+def _levels(values: list[Any]) -> tuple[list[str], bool]:
+    """A setting's level in each run, and whether these are bins of numbers that were drawn."""
     numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     levels = [written(v) for v in values]
-    binned = numeric and len(set(levels)) > max(BINS, len(values) // 2)
-    if binned:
-        drawn = np.array(values, np.float64)
-        edges = np.quantile(drawn, np.linspace(0, 1, BINS + 1)[1:-1])
-        levels = [str(at) for at in np.searchsorted(edges, drawn)]
-    return Effect(setting, len(set(levels)), binned, explained(levels, scores))
+    if not numeric or len(set(levels)) <= max(BINS, len(values) // 2):
+        return levels, False
+    drawn = np.array(values, np.float64)
+    edges = np.quantile(drawn, np.linspace(0, 1, BINS + 1)[1:-1])
+    return [str(at) for at in np.searchsorted(edges, drawn)], True
+
+
+def _crossed(levels: Sequence[Sequence[str]]) -> bool:
+    if len(levels) < 2:
+        return True
+    often = Counter(zip(*levels, strict=True))
+    return len(often) == math.prod(len(set(of_it)) for of_it in levels) and len(set(often.values())) == 1

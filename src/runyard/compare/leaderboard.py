@@ -20,12 +20,14 @@ class Board:
 
     Attributes:
         too_large: Groups with more parameters than the limit.
+        unknown_size: Groups of which nobody said how many parameters they have, where there is a limit.
         unfinished: Groups of which no run has finished.
     """
 
     data: str
     ranked: list[Row]
     too_large: int
+    unknown_size: int
     unfinished: int
 
     def top(self, places: int) -> Board:
@@ -51,10 +53,11 @@ def boards(
         members = kept
     made = [_board(mark, members[mark], METRICS[metric], max_parameters) for mark in sorted(members)]
     if not any(board.ranked for board in made):
-        limit = sum(board.too_large for board in made)
+        large, unknown = sum(board.too_large for board in made), sum(board.unknown_size for board in made)
         raise UserError(
-            f"--max-parameters {max_parameters:g}: all {limit} finished are larger"
-            if limit and max_parameters is not None
+            f"--max-parameters {max_parameters:g}: all {large + unknown} finished are larger"
+            + " or of unknown size" * bool(unknown)
+            if large + unknown and max_parameters is not None
             else "no run has finished: nothing to rank yet"
         )
     return [board for board in made if board.ranked]
@@ -108,17 +111,23 @@ def as_dicts(board: Board, metric: str) -> list[dict[str, Any]]:
 
 def left_out(made: Sequence[Board], max_parameters: float | None) -> str:
     """A sentence on what was not ranked; "" where all was."""
-    large, unfinished = sum(b.too_large for b in made), sum(b.unfinished for b in made)
+    large, unknown, unfinished = (
+        sum(getattr(board, name) for board in made) for name in ("too_large", "unknown_size", "unfinished")
+    )
     parts = []
     if large:
         parts.append(f"{large} with more than {max_parameters:,.0f} parameters")
+    if unknown:
+        parts.append(f"{unknown} with an unknown number of parameters")
     if unfinished:
         parts.append(f"{unfinished} without a finished run")
-    return f"Not ranked: {' and '.join(parts)}." if parts else ""
+    return f"Not ranked: {', '.join([*parts[:-2], ' and '.join(parts[-2:])])}." if parts else ""
 
 
 def _board(mark: str, groups: list[Group], measure: str, max_parameters: float | None) -> Board:
     able = [row for row in rows(groups) if row.group.finished and row.values[measure] == row.values[measure]]
-    small = [row for row in able if max_parameters is None or not row.values["parameters"] > max_parameters]
+    sizes = [row.values["parameters"] for row in able]
+    small = [row for row, size in zip(able, sizes, strict=True) if max_parameters is None or size <= max_parameters]
     small.sort(key=lambda row: -row.values[measure])
-    return Board(mark, small, len(able) - len(small), len(groups) - len(able))
+    unknown = 0 if max_parameters is None else sum(size != size for size in sizes)
+    return Board(mark, small, len(able) - len(small) - unknown, unknown, len(groups) - len(able))

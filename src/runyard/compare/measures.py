@@ -84,6 +84,7 @@ def _waited(run: History) -> float:
 MEASURES = {
     "last": Measure("test top-1 at the last evaluation", lambda run: run.last, True),
     "best": Measure("test top-1 at the best epoch", lambda run: run.best, True),
+    "val": Measure("top-1 on the held-out part at the last epoch", _newest("val_top1"), True),
     "best_epoch": Measure("the best epoch", lambda run: number(run.best_epoch)),
     "train_loss": Measure("training loss of the last epoch, nats", _newest("train_loss")),
     "test_loss": Measure("test loss at the last evaluation, nats", _newest("test_loss")),

@@ -14,7 +14,7 @@ from runyard.compare.statistics import Welch, holm, mcnemar, welch
 from runyard.errors import UserError
 
 PAIRWISE = 4  # groups up to which each is held against each
-OTHER = "other test images"
+OTHER, UNKNOWN = "other test images", "test images not known"
 AGAINST_ONE = 12  # beyond, only the foremost of them are held against the best
 
 
@@ -29,10 +29,6 @@ class Paired:
     only_second: int
     p: float
     p_holm: float
-
-    @property
-    def difference(self) -> float:
-        return (self.only_first - self.only_second) / self.images
 
 
 @dataclass(frozen=True)
@@ -57,23 +53,22 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """All that were compared. ``against`` is the group that all are held against, or None where each meets each.
+    """All that were compared, within each data set. ``against`` is the one group that all are held against, if any.
 
     Attributes:
-        chosen: ``against`` was chosen for its figures, not by the user.
-        data_name: Of the data set whose groups were compared: the baseline's, else the one with the most of them.
-        left_out: Groups that were not compared: unfinished, of another data set, or behind the foremost of many.
+        chosen: Groups were held against the best of a data set, chosen for its figures and not by the user.
+        left_out: Groups that were not compared: unfinished, without another of their data set (or not of the
+            baseline's), or behind the foremost of many.
     """
 
     pairs: list[Pair]
     against: Group | None
     chosen: bool
-    data_name: str
     left_out: list[Group]
 
 
 def compare(groups: Sequence[Group], baseline: str | None = None) -> Pairs:
-    """Each finished group with each, or where there are many each with the best, or with ``baseline``.
+    """Each finished group with each of its data set, or where there are many with the best; or all with ``baseline``.
 
     Raises:
         UserError: ``baseline`` names no group, or one without a finished run.
@@ -81,20 +76,27 @@ def compare(groups: Sequence[Group], baseline: str | None = None) -> Pairs:
     able = [group for group in groups if group.finished and np.isfinite(group.mean("last"))]
     able.sort(key=lambda group: -group.mean("last"))
     against = _named(baseline, groups, able) if baseline is not None else None
-    names = [group.runs[0].data_name for group in ([against] if against else able)]
-    data_name = max(names, key=names.count, default="")
-    able = [group for group in able if group.runs[0].data_name == data_name]
-    chosen = against is None and len(able) > PAIRWISE
-    if chosen:
-        against = able[0]
-    if against is None:
-        couples = list(combinations(able, 2))
+    sets: dict[str, list[Group]] = {}
+    for group in able:
+        sets.setdefault(group.runs[0].data_name, []).append(group)
+    if against is not None:
+        couples = [(group, against) for group in sets[against.runs[0].data_name] if group is not against]
     else:
-        couples = [(group, against) for group in able if group is not against][: AGAINST_ONE - 1]
+        couples = [couple for members in sets.values() for couple in _couples(members)]
+    chosen = against is None and any(len(members) > PAIRWISE for members in sets.values())
+    if chosen and len({id(second) for _, second in couples}) == 1:
+        against = couples[0][1]
     kept: dict[History, Predictions | None] = {}
     pairs = _adjusted([_pair(first, second, kept) for first, second in couples])
     met = {id(group) for couple in couples for group in couple}
-    return Pairs(pairs, against, chosen, data_name, [group for group in groups if id(group) not in met])
+    return Pairs(pairs, against, chosen, [group for group in groups if id(group) not in met])
+
+
+def _couples(members: Sequence[Group]) -> list[tuple[Group, Group]]:
+    """Of one data set's groups, best first."""
+    if len(members) <= PAIRWISE:
+        return list(combinations(members, 2))
+    return [(group, members[0]) for group in members[1:AGAINST_ONE]]
 
 
 def _named(name: str, groups: Sequence[Group], able: Sequence[Group]) -> Group:
@@ -123,7 +125,10 @@ def _pair(first: Group, second: Group, kept: dict[History, Predictions | None]) 
 
 def _paired(first: Group, second: Group, kept: dict[History, Predictions | None]) -> tuple[Paired | None, str]:
     """Of the lowest seed that both have, or each group's lowest: fixed before anything is seen: no choice of ours."""
-    if first.counted[0].test_sha256 is None or first.counted[0].test_sha256 != second.counted[0].test_sha256:
+    ours_sha256, theirs_sha256 = first.counted[0].test_sha256, second.counted[0].test_sha256
+    if ours_sha256 is None or theirs_sha256 is None:
+        return None, UNKNOWN
+    if ours_sha256 != theirs_sha256:
         return None, OTHER
     for run in (*first.counted, *second.counted):
         if run not in kept:

@@ -22,6 +22,7 @@ from runyard.errors import UserError
 from runyard.tracking import journal
 from runyard.tracking.journal import Row
 
+MOST = 2**53  # no epoch, step or rank of a journal that is in order; beyond, floats lose count
 SIGN_OF_LIFE_S = 600.0  # an unfinished run that wrote something within this long is said to be running
 ELSEWHERE = ("runs_dir", "data.root", "data.path", "data.sources", "tracking.", "checkpoint.", "cluster.")
 NOT_ELSEWHERE = ("cluster.nodes", "cluster.tasks_per_node", "cluster.gpus_per_node")
@@ -32,18 +33,24 @@ def load(directory: Path) -> History:
     """The run in this directory.
 
     Raises:
-        UserError: run.json or config.yaml is missing or damaged. Everything else may be missing.
+        UserError: run.json or config.yaml is missing or damaged, or the journal is there and cannot be read.
+            Everything else may be missing.
     """
     directory = directory.absolute()
     record = read_record(directory)
     config, config_sha256 = _config(directory / "config.yaml")
     settings = flat(config)
-    rows, broken = journal.read(directory / "metrics.jsonl")
-    broken_lines, half_written = _broken(directory / "metrics.jsonl") if broken else ((), False)
+    try:
+        rows, broken = journal.read(directory / "metrics.jsonl")
+        broken_lines, half_written = _broken(directory / "metrics.jsonl") if broken else ((), False)
+    except OSError as error:
+        raise UserError(f"{directory}/metrics.jsonl: cannot read it ({error.strerror})") from None
     chapters = _chapters(rows)
     alive = _sign_of_life(directory)
     starts = tuple(_start(c, alive if c is chapters[-1] else 0.0) for c in chapters[1:])
     state, message = _state(chapters[-1], starts)
+    if record.get("pruned") is True and state in ("interrupted", "silent"):
+        state, message = "pruned", "its search stopped it: below the median of the others"
     final = next((row for row in reversed(rows) if row["event"] == "final"), {})
     counts = [c for c in (final.get("parameters"), *(r.get("parameters") for r in rows if r["event"] == "start"))
               if isinstance(c, int)]
@@ -63,11 +70,10 @@ def load(directory: Path) -> History:
         created=number(record.get("created")),
         state=state,
         message=message,
-        series=_series([row for row in journal.epochs(rows) if row["epoch"] >= 1], starts),
+        series=_series([row for row in journal.epochs(rows) if 1 <= row["epoch"] <= MOST], starts),
         starts=starts,
         final=final,
         parameters=counts[0] if counts else None,
-        warnings=tuple(dict.fromkeys(str(row.get("message")) for row in rows if row["event"] == "warning")),
         broken_lines=broken_lines,
         half_written=half_written,
         data_name=str(settings.get("data.name", data.get("name", ""))),
@@ -162,11 +168,12 @@ def _chapters(rows: Iterable[Row]) -> list[list[Row]]:
 def _start(chapter: list[Row], progress_t: float) -> Start:
     row = chapter[0]
     ends = [r for r in chapter if r["event"] in ("stop", "requeue")]
-    said = next((t for r in reversed(chapter) if (t := number(r.get("t"))) == t), float("nan"))
+    times = [t for r in chapter if (t := number(r.get("t"))) == t] or [progress_t]
+    said = times[-1]
     ended = number(next((r for r in ends if r["event"] == "stop"), {}).get("t"))
     cause = next((r.get("cause") for r in ends if r["event"] == "requeue"), None)
     return Start(
-        t=number(row.get("t")),
+        t=times[0],
         ended=ended if ended == ended else said if ends else max(said, progress_t),
         step=_count(row, "step", 0),
         epoch=_count(row, "epoch", 0),
@@ -182,7 +189,7 @@ def _start(chapter: list[Row], progress_t: float) -> Start:
 
 def _count(row: Row, key: str, least: int) -> int:
     value = row.get(key)
-    return max(value, least) if isinstance(value, int) else least
+    return max(value, least) if isinstance(value, int) and value <= MOST else least
 
 
 def _state(chapter: list[Row], starts: tuple[Start, ...]) -> tuple[str, str]:
@@ -200,7 +207,14 @@ def _state(chapter: list[Row], starts: tuple[Start, ...]) -> tuple[str, str]:
         return "not started", ""
     if time.time() - starts[-1].ended < SIGN_OF_LIFE_S:
         return "running", ""
-    return "silent", f"no sign of life since {time.strftime('%Y-%m-%d %H:%M', time.localtime(starts[-1].ended))}"
+    return "silent", f"no sign of life since {_date(starts[-1].ended)}"
+
+
+def _date(t: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(t))
+    except (ValueError, OverflowError, OSError):  # no date that a machine could have written
+        return f"{t:g} s"
 
 
 def _series(epochs: list[Row], starts: tuple[Start, ...]) -> dict[str, np.ndarray]:
@@ -216,9 +230,11 @@ def _series(epochs: list[Row], starts: tuple[Start, ...]) -> dict[str, np.ndarra
 
 
 def _column(values: list[Any]) -> np.ndarray:
-    if not set(map(type, values)) <= {int, float, type(None)}:
-        values = [number(value) for value in values]
-    column = np.array(values, np.float64)  # None becomes NaN
+    plain = set(map(type, values)) <= {int, float, type(None)}
+    try:
+        column = np.array(values if plain else [number(value) for value in values], np.float64)  # None becomes NaN
+    except OverflowError:  # an integer that no float holds
+        column = np.array([number(value) for value in values], np.float64)
     return np.where(np.isfinite(column), column, np.nan)
 
 

@@ -5,6 +5,7 @@ Times are seconds, accuracies parts of 1. ``reading.load`` makes a History from 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from runyard.tracking.journal import Row
 
 Settings = dict[str, Any]
+LARGEST = sys.float_info.max  # an integer may be larger, and no float is made of it
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class History:
         sweep: Id of the sweep it is a point of, or None.
         created: Unix seconds.
         state: "finished", "failed", "interrupted" (saved, may be resumed), "waiting" (back in the queue), "running",
-            "silent" (unfinished, and no sign of life for ten minutes) or "not started".
+            "silent" (unfinished, no sign of life for ten minutes), "pruned" (its search stopped it) or "not started".
         message: Why, for a state that has a reason to give: the failure's, or the last sign of life.
         epochs: Epochs asked for.
         series: float64 [epochs measured] by the journal's names, rising by ``series["epoch"]``, NaN where not
@@ -93,7 +95,6 @@ class History:
         starts: In order; all but the first are restarts.
         final: The journal's ``final`` row (top1, loss, top1_best, best_epoch, confusion, classes, ...), or {}.
         parameters: Trainable ones, or None before the first start.
-        warnings: What the run warned about, each once.
         broken_lines: Numbers of the journal's lines (from 1) that could not be read.
         half_written: The last of them is the journal's last line, without its end: cut off, or being written.
         data_name: The data set's name.
@@ -118,7 +119,6 @@ class History:
     starts: tuple[Start, ...]
     final: Row
     parameters: int | None
-    warnings: tuple[str, ...]
     broken_lines: tuple[int, ...]
     half_written: bool
     data_name: str
@@ -226,5 +226,5 @@ class History:
 
 def number(value: Any) -> float:
     """The finite number, or NaN."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
     return float(value) if good else float("nan")

@@ -88,6 +88,8 @@ def columns(table: Sequence[Row], target: float | None = None) -> list[Column]:
     out = [Column("run", [g.label for g in groups], right=False)]
     if any(len(g.runs) > 1 for g in groups):
         out.append(Column("n", [str(g.n) for g in groups]))
+    if all(g.label == g.runs[0].id for g in groups):  # by run
+        out.append(Column("seed", [written(g.runs[0].seed) for g in groups]))
     several = len({row.data for row in table}) > 1
     if several:
         out.append(Column("data", [row.data for row in table], right=False))
@@ -135,7 +137,10 @@ def as_dict(row: Row) -> dict[str, Any]:
         "data": row.data,
         "settings": row.settings,
         **{name: value if np.isfinite(value) else None for name, value in row.values.items()},
-        "runs": [{"id": run.id, "seed": run.seed, "state": run.state, "counted": run in g.counted} for run in g.runs],
+        "runs": [
+            {"id": run.id, "seed": run.seed, "state": run.state, "message": run.message, "counted": run in g.counted}
+            for run in g.runs
+        ],
     }
 
 

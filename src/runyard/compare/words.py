@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from runyard.compare.choose import Choice
 from runyard.compare.groups import Group, written
 from runyard.compare.importance import METHOD, Sweep
-from runyard.compare.pairs import OTHER, Pair, Pairs
+from runyard.compare.pairs import OTHER, UNKNOWN, Pair, Pairs
+from runyard.compare.runs import History
 from runyard.compare.statistics import CONFIDENCE
 from runyard.compare.table import Row, as_dict
 from runyard.compare.text import Column, chance, numbers
 
 Layout = Callable[[Sequence[Column]], str]
+CHOSEN_BY = {"val": "the last top-1 on the held-out part",
+             "last": "the last test top-1, so the test set itself chose it, which flatters"}
+IMAGES = {OTHER: "other", UNKNOWN: "unknown"}  # in the column of pairs that cannot be paired
 
 
 def of_table(groups: Sequence[Group]) -> list[str]:
@@ -35,6 +40,14 @@ def of_table(groups: Sequence[Group]) -> list[str]:
     return [" ".join(out)] if out else []
 
 
+def of_columns(groups: Sequence[Group], target: float | None = None) -> list[str]:
+    """A sentence on the columns that are not made of the same runs, where rows have several."""
+    if all(len(group.runs) == 1 for group in groups):
+        return []
+    medians = ", what it took to the target the median of theirs" if target is not None else ""
+    return [f"Hours and rates are means of the n runs that count{medians}, restarts the sum over all runs of a row."]
+
+
 def wrapped(paragraph: str, width: int) -> str:
     """A sentence broken at ``width``; tables are left as they are."""
     return paragraph if "\n" in paragraph else textwrap.fill(paragraph, width, break_on_hyphens=False)
@@ -48,9 +61,11 @@ def of_pairs(pairs: Pairs, lay_out: Layout) -> list[str]:
     if pairs.against is not None:
         title += f", against {pairs.against.label}" + (
             ", the best of these same figures, which favours it" if pairs.chosen else "")
+    elif pairs.chosen:
+        title += "; of many, each against the best of its data set by these same figures, which favours it"
     columns = [Column("pair", [_couple(p, pairs) for p in pairs.pairs], right=False)]
-    if any(p.no_paired == OTHER for p in pairs.pairs):
-        images = ["other" if p.no_paired == OTHER else "same" for p in pairs.pairs]
+    if any(p.no_paired in IMAGES for p in pairs.pairs):
+        images = [IMAGES.get(p.no_paired, "same") for p in pairs.pairs]
         columns.append(Column("test images", images, right=False))
     columns.append(Column("difference", [_points(p.difference) for p in pairs.pairs]))
     paragraphs, notes = [title + "."], []
@@ -74,25 +89,40 @@ def of_pairs(pairs: Pairs, lay_out: Layout) -> list[str]:
 def of_sweep(found: Sweep, name: str, lay_out: Layout) -> list[str]:
     """Paragraphs: the best point, what mattered, what failed, what it cost."""
     states = ", ".join(f"{count} {state}" for state, count in found.states.items())
+    states += f"; {len(found.refused)} more trials were refused" if found.refused else ""
     paragraphs = [f"Sweep {name}: {found.runs} runs, {states}."]
     if found.best is not None:
         settings = [effect.setting for effect in found.effects]
         point = "  ".join(f"{s}={written(found.best.settings.get(s))}" for s in sorted(settings)) or found.best.label
-        paragraphs.append(f"Best point: {point}  ({found.best.label}, {100 * found.best.mean('last'):.2f} % over "
-                          f"{found.best.n} seed{'s' * (found.best.n != 1)})")
+        test = f"; on the test set {100 * found.best.mean('last'):.2f} %" if found.measure == "val" else ""
+        score = f"{100 * found.best.mean(found.measure):.2f} % over {found.best.n} seed{'s' * (found.best.n != 1)}"
+        paragraphs.append(f"Best point: {point}  ({found.best.label}, {score}{test}), by {CHOSEN_BY[found.measure]}.")
     if found.effects and found.evaluated > 1:
         labels = [f"{e.setting} ({f'{e.levels} bins' if e.binned else f'{e.levels} values'})" for e in found.effects]
         shares = ["cannot be told" if e.share is None else f"{100 * e.share:.0f} %" for e in found.effects]
         if found.between_seeds is not None:
             labels.append("(between seeds)")
             shares.append(f"{100 * found.between_seeds:.0f} %")
-        paragraphs.append(f"What mattered, over {found.evaluated} finished runs, for the last test top-1:")
+        name = CHOSEN_BY[found.measure].partition(",")[0]
+        paragraphs.append(f"What mattered, over {found.evaluated} finished runs, for {name}:")
         paragraphs.append(lay_out([Column("setting", labels, right=False), Column("share", shares)]))
-        paragraphs.append(f"({METHOD}; what is missing from 100 % is what settings do only together.)")
-    paragraphs += [f"Failed, {len(ids)}: {why} ({', '.join(ids[:3])}{', ...' * (len(ids) > 3)})"
-                   for why, ids in found.failures.items()]
+        paragraphs.append(f"({METHOD}{_open(found)}.)")
+    paragraphs += of_failures(found.failures, most=len(found.failures))
+    paragraphs += [f"Refused before it became a run, {count}: {why}" for why, count in Counter(found.refused).items()]
     paragraphs.append(f"Cost: {_cost(found)}, {_span(found.wall_s)} from the first start to the last end.")
     return paragraphs
+
+
+def of_failures(found: Mapping[str, Sequence[History]], most: int = 3) -> list[str]:
+    """A line for each of the ``most`` frequent reasons why runs failed, and how many had another."""
+    lines = []
+    for why, runs in [*found.items()][:most]:
+        ids, more = ", ".join(run.id for run in runs[:3]), ", ..." * (len(runs) > 3)
+        said = runs[0].message.partition("\n")[0] if len(runs) == 1 else ""  # with its numbers
+        lines.append(f"Failed, {len(runs)}: {said or why} ({ids}{more})")
+    if rest := sum(map(len, [*found.values()][most:])):
+        lines.append(f"Failed, {rest} more: see --json.")
+    return lines
 
 
 def document(rows: Sequence[Row], pairs: Pairs, found: Sweep | None, chosen: Choice) -> dict[str, Any]:
@@ -129,10 +159,12 @@ def sweep_as_dict(found: Sweep, name: str) -> dict[str, Any]:
         "runs": found.runs,
         "states": found.states,
         "best": found.best.label if found.best else None,
+        "best_by": {"val": "val_top1", "last": "test_top1"}[found.measure],
         "importance": {"method": METHOD, "runs": found.evaluated, "between_seeds": found.between_seeds,
                        "settings": {e.setting: {"share": e.share, "levels": e.levels, "binned": e.binned}
                                     for e in found.effects}},
-        "failures": found.failures,
+        "failures": {why: [run.id for run in runs] for why, runs in found.failures.items()},
+        "refused": list(found.refused),
         "gpu_hours": found.gpu_hours,
         "gpu_hours_lost": found.gpu_hours_lost,
         "core_hours": found.core_hours,
@@ -161,7 +193,7 @@ def _interval(pair: Pair) -> str:
 
 
 def _no(pair: Pair) -> str:
-    return "" if pair.no_paired == OTHER else pair.no_paired
+    return "" if pair.no_paired in IMAGES else pair.no_paired
 
 
 def _alone(pair: Pair) -> str:
@@ -187,14 +219,28 @@ def _missing(pairs: Pairs) -> list[str]:
                    f"there: train the same with seed={free},{free + 1}.")
     if any(p.no_paired == OTHER for p in pairs.pairs):
         out.append("Networks that saw different test images are not held against each other by a paired test.")
+    if any(p.no_paired == UNKNOWN for p in pairs.pairs):
+        out.append("Without its data.json nobody knows which test images a run saw: it is in no paired test.")
     reasons: dict[str, list[str]] = {}
+    compared = {g.runs[0].data_name for g in groups.values()}
+    alone = "of another data set" if pairs.against is not None and not pairs.chosen else "the only one of its data set"
     for g in pairs.left_out:
-        why = ("of another data set" if g.runs[0].data_name != pairs.data_name
-               else "not among the foremost" if g.finished else "unfinished")
+        why = ("unfinished" if not g.finished else alone if g.runs[0].data_name not in compared
+               else "not among the foremost")
         reasons.setdefault(why, []).append(g.label)
     if reasons:
         out.append(f"Not tested: {'; '.join(f'{_few(labels)} ({why})' for why, labels in reasons.items())}.")
     return out
+
+
+def _open(found: Sweep) -> str:
+    """What the shares leave open, which depends on how the runs were laid out."""
+    if not found.crossed:
+        return "; values were not combined evenly, so that shares overlap and need not add up to 100 %"
+    rest = ["what settings do only together"] * (len(found.effects) > 1)
+    rest += ["what values do within a bin"] * any(e.binned for e in found.effects)
+    rest += ["what seeds do"] * (found.between_seeds is None)
+    return f"; what is missing from 100 % is {' and '.join(rest)}" if rest else ""
 
 
 def _cost(found: Sweep) -> str:

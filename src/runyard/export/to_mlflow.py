@@ -29,7 +29,7 @@ class Target:
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
         self._artifacts: str | None = None
-        self.uri = to
+        self.uri = self._to = to
         if "://" not in to:
             folder = Path(to).absolute()
             folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,18 @@ class Target:
             raise UserError(f"--to {to}: MLflow cannot open it ({str(error).splitlines()[0]})") from None
 
     def export(self, run: History) -> str:
-        """Log ``run`` under its name's experiment, in the place of an earlier export of it. Returns MLflow's run id."""
+        """Log ``run`` under its name's experiment, in the place of an earlier export of it. Returns MLflow's run id.
+
+        Raises:
+            UserError: MLflow refused it, or its server is gone. A second export takes the place of what is there.
+        """
+        try:
+            return self._export(run)
+        except MlflowException as error:
+            why = (str(error).splitlines() or ["?"])[0]
+            raise UserError(f"--to {self._to}: MLflow did not take run {run.id} ({why}); run the same again") from None
+
+    def _export(self, run: History) -> str:
         experiment = self._experiment(run.name)
         before = self._client.search_runs([experiment], filter_string=f"tags.`{ID}` = '{run.id}'")
         times, steps = run.measure("t"), run.measure("step")

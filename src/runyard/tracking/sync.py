@@ -49,8 +49,9 @@ class Plan:
 
     @property
     def done(self) -> bool:
-        """Nothing is missing, and the server knows how the run stands, and of every failure."""
-        return not self.missing and not self.untold and (self.told == self.status or not self.points)
+        """Nothing is missing, and the server knows how the run stands, if it ever began, and of every failure."""
+        begun = any(row["event"] == "start" for row in self.rows)
+        return not self.missing and not self.untold and (self.told == self.status or not begun)
 
 
 def plan(run: Run) -> Plan:

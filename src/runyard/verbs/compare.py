@@ -12,6 +12,8 @@ from runyard.arguments import runs_dir
 from runyard.errors import UserError
 
 if TYPE_CHECKING:
+    from runyard.compare.choose import Choice
+    from runyard.compare.importance import Sweep
     from runyard.compare.pairs import Pairs
     from runyard.compare.table import Row
 
@@ -47,12 +49,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from runyard.compare import importance, table, words
+    from runyard.compare import importance, table
     from runyard.compare.choose import choose
     from runyard.compare.groups import group
     from runyard.compare.measures import share
     from runyard.compare.pairs import compare
-    from runyard.compare.text import as_csv, grid, markdown, terminal_width
 
     if args.report is not None and args.wandb is None:
         raise UserError(f"--report {args.report}: W&B reports on runs that it has: add --wandb ENTITY/PROJECT")
@@ -69,9 +70,11 @@ def run(args: argparse.Namespace) -> None:
     groups = group(chosen.runs, by_run=args.by_run)
     rows = table.ordered(table.rows(groups, target), args.sort)
     pairs = compare([row.group for row in rows], args.baseline)
-    found = importance.sweep(groups) if chosen.sweep else None
+    found = importance.sweep(groups, chosen.refused) if chosen.sweep else None
     for note in [*passed_over, *chosen.notes]:
         print(f"runyard: {note}", file=sys.stderr)
+    _print(args, chosen, rows, target, pairs, found)
+    # After the table, which an unwritable file must not cost.
     if args.html is not None:
         from runyard.compare.page.build import write_page
 
@@ -83,19 +86,28 @@ def run(args: argparse.Namespace) -> None:
 
         written = write_figures(args.png, [row.group for row in rows])
         print(f"runyard: wrote {len(written)} figures into {args.png}, each as .png, .pdf and .svg", file=sys.stderr)
+    if args.report is not None:
+        print(f"runyard: the report is at {_report(args, rows, target, pairs)}", file=sys.stderr)
+
+
+def _print(
+    args: argparse.Namespace, chosen: Choice, rows: list[Row], target: float | None, pairs: Pairs, found: Sweep | None
+) -> None:
+    from runyard.compare import importance, table, words
+    from runyard.compare.text import as_csv, grid, markdown, terminal_width
+
     if args.json:
         print(json.dumps(words.document(rows, pairs, found, chosen), indent=1, default=str))
     elif args.csv:
         print(as_csv([table.as_line(row) for row in rows]), end="")
     else:
-        width = terminal_width()
+        width, groups = terminal_width(), [row.group for row in rows]
         lay_out = markdown if args.md else lambda columns: grid(columns, width)
-        paragraphs = [lay_out(table.columns(rows, target)), *words.of_table([row.group for row in rows])]
+        paragraphs = [lay_out(table.columns(rows, target)), *words.of_columns(groups, target), *words.of_table(groups)]
+        paragraphs += [] if found else words.of_failures(importance.failures(chosen.runs))
         paragraphs += words.of_pairs(pairs, lay_out)
         paragraphs += words.of_sweep(found, chosen.sweep, lay_out) if found and chosen.sweep else []
         print("\n\n".join(words.wrapped(p, width) for p in paragraphs))
-    if args.report is not None:
-        print(f"runyard: the report is at {_report(args, rows, target, pairs)}", file=sys.stderr)
 
 
 def _report(args: argparse.Namespace, rows: list[Row], target: float | None, pairs: Pairs) -> str:
@@ -109,7 +121,8 @@ def _report(args: argparse.Namespace, rows: list[Row], target: float | None, pai
     from runyard.tracking.wandb_report import publish
 
     groups = [row.group for row in rows]
-    paragraphs = [markdown(table.columns(rows, target)), *words.of_table(groups), *words.of_pairs(pairs, markdown)]
+    paragraphs = [markdown(table.columns(rows, target)), *words.of_columns(groups, target), *words.of_table(groups)]
+    paragraphs += words.of_pairs(pairs, markdown)
     colours = {run.directory.name: look.light for g, look in zip(groups, looks(groups), strict=True) for run in g.runs}
     measured = {name for group in groups for run in group.runs for name in run.series}
     curves = [(NAMES[name], title) for name, title, _ in MEASURES if name in measured]

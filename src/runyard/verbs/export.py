@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from runyard.arguments import runs_dir
@@ -86,5 +87,6 @@ def _next(program: str, to: str) -> str:
     if program == "tensorboard":
         return f"; look at them: tensorboard --logdir {to}"
     if program == "mlflow" and "://" not in to:
-        return f"; look at them: mlflow ui --backend-store-uri sqlite:///{to}/mlflow.db"
+        needs = "" if find_spec("flask") else " (which needs pip install mlflow: mlflow-skinny only writes)"
+        return f"; look at them: mlflow ui --backend-store-uri sqlite:///{to}/mlflow.db{needs}"
     return ""

@@ -76,15 +76,17 @@ def handed_out_again(plan: launcher.Plan) -> tuple[Run, Job] | None:  # type: ig
 def one_after_the_other(plan: launcher.Plan, args: argparse.Namespace) -> int:  # type: ignore[name-defined]  # noqa: F821
     """A sweep on this machine, each point followed to its end; a point that fails does not stop the rest."""
     from cluster import submit as launcher
+    from runyard.run import new_id
 
     if args.detach:
         raise UserError("--detach: the points of a sweep on this machine run one after the other; leave it out")
-    worst = 0
+    sweep, worst = new_id(plan.config.name), 0
     for point in plan.points:
-        code = follow(*launcher.start_here(point), as_json=args.json)
-        if code == INTERRUPTED:  # who stops a sweep means all of it
-            return code
-        worst = max(worst, code)
+        worst = max(worst, follow(*launcher.start_here(point, sweep), as_json=args.json))
+        if worst == INTERRUPTED:  # who stops a sweep means all of it
+            break
+    if not args.json:
+        print(f"compare them: runyard compare --sweep {sweep}")
     return worst
 
 

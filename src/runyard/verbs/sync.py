@@ -35,16 +35,25 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"sync needs RUN… or --all, and not both; example: {EXAMPLE}")
     runs, unreadable = _chosen(args)
     console = Console(stderr=True, quiet=args.json, soft_wrap=True, highlight=False)
-    done = []
+    done: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
     for at, each in enumerate(runs, 1):
-        done.append(_one(each, console, f"{at}/{len(runs)} {each.id}", args.dry_run))
+        try:
+            done.append(_one(each, console, f"{at}/{len(runs)} {each.id}", args.dry_run))
+        except UserError as error:
+            if len(runs) == 1 or (str(error) in failed.values() and not done):
+                raise  # the same of two runs is not about a run: no key, no server
+            failed[each.id] = str(error)
+            continue
         if not args.json:
             print(_words(done[-1]), flush=True)
     if args.json:
-        print(json.dumps({"runs": done, "unreadable": unreadable}))
+        print(json.dumps({"runs": done, "failed": failed, "unreadable": unreadable}))
+    for run_id, reason in failed.items():
+        print(f"runyard: not sent: {reason if run_id in reason else f'{run_id}: {reason}'}", file=sys.stderr)
     for reason in unreadable:
         print(f"runyard: passed over: {reason}", file=sys.stderr)
-    return FAILED if unreadable else 0
+    return FAILED if failed or unreadable else 0
 
 
 def _chosen(args: argparse.Namespace) -> tuple[list[Run], list[str]]:

@@ -14,13 +14,14 @@ from string import Template
 
 from runyard.compare import words
 from runyard.compare.groups import Group, differing, written
-from runyard.compare.importance import Sweep
+from runyard.compare.importance import Sweep, failures
 from runyard.compare.looks import by_score, looks
 from runyard.compare.page.content import AXES, content
 from runyard.compare.page.disagreements import disagreements
 from runyard.compare.page.tables import paragraphs, table_of
 from runyard.compare.pairs import Pairs
 from runyard.compare.reading import matters
+from runyard.compare.runs import History
 from runyard.compare.table import Row, columns
 from runyard.errors import UserError
 from runyard.files import write_atomic
@@ -64,7 +65,7 @@ def write_page(
     groups = [row.group for row in table]
     held = content(groups) | {"disagreements": disagreements(groups)}
     data = json.dumps(held, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    runs = sum(len(group.runs) for group in groups)
+    runs = len(_runs(groups))
     counted = f"{runs} run{'s' * (runs != 1)}" + (f" in {len(groups)} groups" if runs != len(groups) else "")
     page = Template(_own("page.html")).substitute(
         policy=POLICY,
@@ -81,7 +82,9 @@ def write_page(
             PANEL.substitute(place=place, number=place + 1) for place in range(min(PANELS, len(held["measures"])))
         ),
         heading="Settings that differ, and what came of them" if len(groups) > 1 else "What came of it",
-        results=table_of(columns(table, target), looks(groups)) + paragraphs(words.of_table(groups)),
+        results=table_of(columns(table, target), looks(groups))
+        + paragraphs(words.of_columns(groups, target) + words.of_table(groups))
+        + paragraphs([] if sweep else words.of_failures(failures(_runs(groups)))),
         real=_section("real", "Is it real?", words.of_pairs(pairs, table_of)),
         sweep=_section("found", "What the sweep found", words.of_sweep(*sweep, table_of) if sweep else []),
         shared=escape("\n".join(_shared(groups))),
@@ -96,6 +99,10 @@ def write_page(
         why = f"cannot write it ({error.strerror}); name a file in a folder you can write"
         raise UserError(f"--html {out}: {why}") from error
     return out
+
+
+def _runs(groups: Sequence[Group]) -> list[History]:
+    return [run for group in groups for run in group.runs]
 
 
 def _library() -> bytes:

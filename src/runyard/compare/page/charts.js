@@ -15,9 +15,11 @@ function drawCost(kinds) {
   const known = run => comparison.runs[run].cost[view.cost] > 0 && seen(comparison.runs[run][view.score]);
   const price = run => comparison.runs[run].cost[view.cost], worth = run => 100 * comparison.runs[run][view.score];
   const means = shownGroups().map(group => ({ group, runs: countedRuns(group).filter(known) })).filter(({ runs }) => runs.length)
-    .map(({ group, runs }) => ({ group, runs, x: mean(runs.map(price)), y: mean(runs.map(worth)) }));
+    .map(({ group, runs }) => ({ group, runs, x: mean(runs.map(price)), y: mean(runs.map(worth)),
+      done: runs.every(run => comparison.runs[run].state === "finished") })); // what is under way has not cost all of it yet
   let best = -Infinity;
-  const front = [...means].sort((a, b) => a.x - b.x || b.y - a.y).filter(point => point.y > best && (best = point.y, true));
+  const symbol = p => p.done ? p.group.marker : `${p.group.marker}-open`;
+  const front = means.filter(p => p.done).sort((a, b) => a.x - b.x || b.y - a.y).filter(point => point.y > best && (best = point.y, true));
   const single = means.filter(point => point.runs.length > 1).flatMap(point => point.runs.map(run => ({ ...point, run })));
   const ink = inks(), xTitle = kinds.find(([name]) => name === view.cost)[1], few = innerWidth > 700;
   const all = means.flatMap(p => p.runs.map(price)), [least, most] = [Math.min(...all), Math.max(...all)], log = most > 8 * least;
@@ -26,22 +28,29 @@ function drawCost(kinds) {
   const near = (p, q) => Math.abs(by(p.x) - by(q.x)) < .2 * span && Math.abs(p.y - q.y) < .07 * high;
   for (const p of [...front].reverse()) if (few && named.length < 6 && !named.some(q => near(p, q))) named.push(p); // the best first
   tabled("cost-chart", () => [["Group", xTitle, "Test accuracy, %", "Runs", "On the front"],
-    means.map(p => [p.group.label, p.x.toPrecision(4), p.y.toFixed(2), p.runs.length, front.includes(p) ? "yes" : ""])]);
+    means.map(p => [p.group.label, p.x.toPrecision(4), p.y.toFixed(2), p.runs.length, front.includes(p) ? "yes" : p.done ? "" : "not finished"])]);
   return draw("cost-chart", [
     { x: front.map(p => p.x), y: front.map(p => p.y), type: "scatter", mode: "lines", hoverinfo: "skip", name: "front",
       line: { shape: "hv", color: ink.muted, width: 1.5, dash: "dot" } },
     { x: single.map(p => price(p.run)), y: single.map(p => worth(p.run)), type: "scatter", mode: "markers", text: single.map(p => plain(called(p.run))),
       name: "runs", hovertemplate: "%{text}<br>%{x:.4~g}<br>%{y:.2f} %<extra></extra>",
-      marker: { symbol: single.map(p => p.group.marker), color: single.map(p => colour(p.group)), size: thick(6), opacity: .45 } },
+      marker: { symbol: single.map(symbol), color: single.map(p => colour(p.group)), size: thick(6), opacity: .45 } },
     { x: means.map(p => p.x), y: means.map(p => p.y), type: "scatter", mode: few ? "markers+text" : "markers", name: "groups",
       text: means.map(p => named.includes(p) ? plain(p.group.label, 22) : ""), textposition: "top left", cliponaxis: false,
-      textfont: { color: ink.ink }, customdata: means.map(p => [plain(p.group.label), front.includes(p) ? "<br>nothing cheaper is as good" : ""]),
+      textfont: { color: ink.ink }, customdata: means.map(p => [plain(p.group.label), front.includes(p) ? "<br>nothing cheaper is as good" : p.done ? "" : "<br>not finished"]),
       hovertemplate: "<b>%{customdata[0]}</b><br>%{xaxis.title.text} %{x:.4~g}<br>%{y:.2f} %%{customdata[1]}<extra></extra>",
-      marker: { symbol: means.map(p => p.group.marker), color: means.map(p => colour(p.group)), size: thick(12),
-        line: { width: means.map(p => front.includes(p) ? 2 : 0), color: ink.ink } } },
-  ], { xaxis: axis({ title: { text: xTitle }, type: log ? "log" : "linear", nticks: 8, ...(log ? { dtick: "D2" } : {}),
+      marker: { symbol: means.map(symbol), color: means.map(p => colour(p.group)), size: thick(12),
+        line: { width: means.map(p => front.includes(p) || !p.done ? 2 : 0), color: means.map(p => p.done ? ink.ink : colour(p.group)) } } },
+  ], { xaxis: axis({ title: { text: xTitle }, type: log ? "log" : "linear", nticks: 8, ...(log ? whole(least, most) : {}),
       range: means.length ? [by(least) - (few ? .14 : .05) * span, by(most) + .05 * span] : [0, 1] }),
     yaxis: axis({ title: { text: view.score === "best" ? "Test accuracy, best epoch, %" : "Test accuracy, last, %" } }) });
+}
+
+// Ticks of a log axis, each with its whole number: plotly's own leave out the power of ten.
+function whole(least, most) {
+  const powers = [...Array(19).keys()].map(i => i - 6).filter(p => 10 ** (p + 1) > least && 10 ** p <= most);
+  const tickvals = powers.flatMap(p => (powers.length > 3 ? [1] : [1, 2, 5]).map(digit => Number(`${digit}e${p}`)));
+  return { tickvals, ticktext: tickvals.map(said) };
 }
 
 const MOST_AXES = 10;
@@ -70,9 +79,9 @@ function scaled(axis) {
   return { ...axis, place, ticks };
 }
 
-// A number as short as its ticks can be: 0.001, 128, 5.6e-4.
+// A number as short as its ticks can be: 0.001, 16384, 5.6e-4.
 function said(value) {
-  if (typeof value !== "number") return value;
+  if (typeof value !== "number" || (Number.isInteger(value) && Math.abs(value) < 1e9)) return value;
   const short = String(Number(value.toPrecision(4)));
   return short.length <= 6 ? short : Math.abs(value) < .01 || Math.abs(value) >= 1e6 ? value.toExponential(1) : short;
 }
@@ -101,6 +110,7 @@ function drawSweep(axes) {
 function classes() {
   if (!comparison.classes.length || !Object.keys(comparison.confusion).length) { at("classes").hidden = true; return null; }
   const count = comparison.classes.length;
+  if (comparison.classesOf) at("classes-note").textContent += ` Of ${comparison.classesOf} alone: the other runs have other classes.`;
   at("classes-chart").style.height = `${Math.max(200, (count > 40 ? 17 : 26) * count + 70)}px`;
   return drawClasses;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -52,7 +53,8 @@ def content(groups: Sequence[Group]) -> dict[str, Any]:
     known = {m[0] for m in MEASURES} | NOT_MEASURES
     others = dict.fromkeys(name for run in runs for name in run.series if name not in known)
     measures += [[name, name, 1] for name in others]
-    classes = _classes(runs)
+    classes, of = _classes(runs)
+    confusion, missing = _confusions(runs, classes)
     return {
         "groups": list(map(_group, groups, looks(groups), _firsts(groups))),
         "byScore": by_score(groups),
@@ -61,7 +63,9 @@ def content(groups: Sequence[Group]) -> dict[str, Any]:
         "axes": [[name, title] for name, _, title in AXES if name not in _not_spent(runs)],
         "settings": _sweep(groups),
         "classes": list(classes),
-        "confusion": _confusions(runs, classes),
+        "classesOf": of,
+        "confusion": confusion,
+        "noConfusion": missing,
     }
 
 
@@ -151,10 +155,14 @@ def _sweep(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return axes
 
 
-def _classes(runs: Sequence[History]) -> tuple[str, ...]:
-    """The class names of the runs that have a confusion matrix, if they are all the same."""
-    seen = {_named(run, matrix) for run in runs if (matrix := run.confusion()) is not None}
-    return seen.pop() if len(seen) == 1 else ()
+def _classes(runs: Sequence[History]) -> tuple[tuple[str, ...], str]:
+    """The class names that most runs with a confusion matrix have; and of which data set, where some have others."""
+    seen = [(_named(run, matrix), run) for run in runs if (matrix := run.confusion()) is not None]
+    names = Counter(named for named, _ in seen)
+    if not names:
+        return (), ""
+    most = names.most_common(1)[0][0]
+    return most, "" if len(names) == 1 else next(run.data_name for named, run in seen if named == most)
 
 
 def _named(run: History, matrix: np.ndarray) -> tuple[str, ...]:
@@ -162,22 +170,34 @@ def _named(run: History, matrix: np.ndarray) -> tuple[str, ...]:
     return run.classes if fits else tuple(f"class {label}" for label in range(len(matrix)))
 
 
-def _confusions(runs: Sequence[History], classes: Sequence[str]) -> dict[str, Any]:
-    """By run: right answers and images of each class, and the mistakes as [place, count, ...] in the flat matrix."""
+def _confusions(runs: Sequence[History], classes: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """By run: right answers and images of each class, and the mistakes as [place, count, ...] in the flat matrix.
+
+    And by run why there is no such thing, or no mistakes.
+    """
     out: dict[str, Any] = {}
+    missing: dict[str, str] = {}
     room = MOST_MISTAKES
     for at, run in enumerate(runs):
         matrix = run.confusion()
-        if matrix is None or len(matrix) != len(classes):
+        if matrix is None:
+            missing[str(at)] = "without a confusion matrix, which comes with the final evaluation"
+            continue
+        if _named(run, matrix) != classes:
+            missing[str(at)] = f"its classes are others, those of {run.data_name}"
             continue
         out[str(at)] = {"right": np.diag(matrix).tolist(), "of": matrix.sum(axis=1).tolist()}
         mistakes = matrix.copy()
         np.fill_diagonal(mistakes, 0)
         places = np.flatnonzero(mistakes)
         room -= len(places)
-        if room >= 0 and len(classes) <= MOST_CLASSES:
+        if len(classes) > MOST_CLASSES:
+            missing[str(at)] = f"a matrix of more than {MOST_CLASSES} classes is left out of the page"
+        elif room < 0:
+            missing[str(at)] = "its matrix is left out, for the page to stay small; compare fewer runs to see it"
+        else:
             out[str(at)]["mistakes"] = np.stack([places, mistakes.ravel()[places]], axis=1).ravel().tolist()
-    return out
+    return out, missing
 
 
 def _newest(values: np.ndarray) -> float:

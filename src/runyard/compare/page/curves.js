@@ -28,7 +28,7 @@ function pointsOf(run, measure, factor) {
   return values.flatMap((value, i) => seen(value) && seen(places[view.x][i]) ? [[places.epoch[i], places[view.x][i], factor * value]] : []);
 }
 
-// Points of several runs: at each epoch [mean x, mean y, low, high, n] of the runs that got there.
+// Points of several runs: at each epoch [mean x, mean y, low, high, n, epoch] of the runs that got there.
 function pointsOfMany(runs, measure, factor) {
   const epochs = new Map();
   for (const run of runs) {
@@ -38,9 +38,9 @@ function pointsOfMany(runs, measure, factor) {
       epochs.get(epoch)[1].push(y);
     }
   }
-  return [...epochs].sort((a, b) => a[0] - b[0]).map(([, [xs, ys]]) => {
+  return [...epochs].sort((a, b) => a[0] - b[0]).map(([epoch, [xs, ys]]) => {
     const y = mean(ys), wide = view.band === "sd" ? sd(ys) : 0;
-    return [mean(xs), y, view.band === "sd" ? y - wide : Math.min(...ys), view.band === "sd" ? y + wide : Math.max(...ys), ys.length];
+    return [mean(xs), y, view.band === "sd" ? y - wide : Math.min(...ys), view.band === "sd" ? y + wide : Math.max(...ys), ys.length, epoch];
   });
 }
 
@@ -73,23 +73,26 @@ function bandOf(group, points) {
 
 function drawPanel(place) {
   const measure = view.panels[place], [, title, factor] = comparison.measures.find(([name]) => name === measure);
-  const bands = [], lines = [];
+  const bands = [], lines = [], table = [];
   for (const group of shownGroups()) {
     const together = view.band === "each" ? [] : countedRuns(group);
     const points = pointsOfMany(together, measure, factor);
     if (points.some(p => p[4] > 1)) bands.push(bandOf(group, points));
     const words = { sd: p => ` ± ${(p[3] - p[1]).toPrecision(2)} (sd, n = ${p[4]})`,
       range: p => ` (${p[2].toPrecision(4)} to ${p[3].toPrecision(4)}, n = ${p[4]})` }[view.band];
-    if (points.length) lines.push(lineOf(group, points, group.label, points.map(p => p[4] > 1 ? words(p) : "")));
+    const spread = points.map(p => p[4] > 1 ? words(p) : "");
+    if (points.length) lines.push(lineOf(group, points, group.label, spread)), table.push([group.label, points, spread]);
     for (const run of shownRuns(group).filter(run => !together.includes(run))) {
-      const own = pointsOf(run, measure, factor).map(([, x, y]) => [x, y]);
+      const own = pointsOf(run, measure, factor).map(([epoch, x, y]) => [x, y, y, y, 1, epoch]);
       const state = comparison.runs[run].state, said = state === "finished" ? "" : ` (${state})`;
-      if (own.length) lines.push(lineOf(group, own, called(run), own.map(() => said), group.runs.length > 1));
+      if (!own.length) continue;
+      lines.push(lineOf(group, own, called(run), own.map(() => said), group.runs.length > 1));
+      table.push([called(run), own, own.map(() => "")]);
     }
   }
   const [, xTitle] = comparison.axes.find(([name]) => name === view.x);
   const id = `curve-${place}`;
-  tabled(id, () => valuesOf(lines, xTitle));
+  tabled(id, () => valuesOf(table, xTitle));
   const nothing = lines.length ? [] : [{ text: shownGroups().length ? "not measured" : "no run is shown", showarrow: false,
     xref: "paper", yref: "paper", x: .5, y: .5 }];
   const whole = view.x === "epoch" && !view.logX ? { tickformat: "d" } : {};
@@ -123,11 +126,12 @@ function restartsOf() {
     marker: { symbol: "triangle-up-open", size: 9, color: marks.map(m => m.colour), line: { width: 1.5 } } };
 }
 
-// At most 24 rows, the last one included.
-function valuesOf(lines, xTitle) {
-  const longest = Math.max(0, ...lines.map(line => line.x.length)), step = Math.ceil(longest / 24) || 1;
-  const places = [...Array(longest).keys()].filter(i => (longest - 1 - i) % step === 0);
-  const rows = places.map(i => [lines.find(line => line.x.length === longest).x[i].toPrecision(5).replace(/\.?0+$/, ""),
-    ...lines.map(line => seen(line.y[i]) ? Number(line.y[i].toPrecision(5)) + (line.customdata[i].startsWith(" ±") ? line.customdata[i] : "") : "")]);
-  return [[xTitle, ...lines.map(line => line.name)], rows];
+// By epoch, as measured: smoothing is for the eye. At most 24 rows, the last one included.
+function valuesOf(table, xTitle) {
+  const epochs = [...new Set(table.flatMap(([, points]) => points.map(p => p[5])))].sort((a, b) => a - b), step = Math.ceil(epochs.length / 24) || 1;
+  const columns = table.map(([, points, spread]) => new Map(points.map((p, i) => [p[5],
+    Number(p[1].toPrecision(5)) + spread[i] + (view.x === "epoch" ? "" : ` at ${Number(p[0].toPrecision(5))}`)])));
+  const head = view.x === "epoch" ? xTitle : `Epoch (at: ${xTitle})`;
+  return [[head, ...table.map(([name]) => name)], epochs.filter((_, i) => (epochs.length - 1 - i) % step === 0)
+    .map(epoch => [epoch, ...columns.map(column => column.get(epoch) ?? "")])];
 }

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,15 +25,16 @@ LOSSLESS_PX = 32
 
 
 def disagreements(groups: Sequence[Group]) -> dict[str, Any]:
-    """For the page's script, ``{}`` where no two runs kept predictions on the same test images.
+    """For the page's script; ``why`` alone where no two runs kept predictions on the same test images.
 
     ``runs`` are places among all runs in the order of the groups; ``counts`` has for each pair i < j of them, in order,
     how many images the first alone got right, the second alone, and both wrong but differently. ``images`` are some of
-    those on which they differ, with what each run took them for; without them, ``missing`` says why.
+    those on which they differ, with what each run took them for; without them, ``missing`` says why. ``why`` says of
+    each run that is not among them why it is not.
     """
-    answers = _answers([run for group in groups for run in group.runs])
+    answers, why = _answers([run for group in groups for run in group.runs])
     if len(answers) < 2:
-        return {}
+        return {"why": why}
     places = list(answers)
     first = answers[places[0]][1]
     table = np.stack([predictions.predicted for _, predictions in answers.values()])
@@ -43,10 +45,10 @@ def disagreements(groups: Sequence[Group]) -> dict[str, Any]:
         mine = (right[at] & differ).sum(axis=1)
         theirs = (right[at + 1 :] & differ).sum(axis=1)
         counts += np.stack([mine, theirs, differ.sum(axis=1) - mine - theirs], axis=1).ravel().tolist()
-    out = {"runs": places, "counts": counts, "of": len(first.index), "images": [], "missing": ""}
+    out = {"runs": places, "counts": counts, "of": len(first.index), "images": [], "missing": "", "why": why}
     chosen = _telling(table, _foremost(groups, places))
     try:
-        pictures = _pictures(answers[places[0]][0], first, chosen)
+        pictures = _pictures([run for run, _ in answers.values()], first, chosen)
     except UserError as error:
         return out | {"missing": str(error)}
     out["images"] = [
@@ -61,21 +63,26 @@ def disagreements(groups: Sequence[Group]) -> dict[str, Any]:
     return out
 
 
-def _answers(runs: Sequence[History]) -> dict[int, tuple[History, Predictions]]:
-    """By place: the runs that kept predictions on the same images as the first that did."""
+def _answers(runs: Sequence[History]) -> tuple[dict[int, tuple[History, Predictions]], dict[int, str]]:
+    """By place: the runs that kept predictions on the same images as the first that did; and why others are not."""
     out: dict[int, tuple[History, Predictions]] = {}
+    why: dict[int, str] = {}
     for place, run in enumerate(runs):
-        if run.test_sha256 is None or len(out) == MOST_PAIRED:
-            continue
-        if out and run.test_sha256 != next(iter(out.values()))[0].test_sha256:
-            continue
-        predictions = run.predictions()
-        if predictions is None:
-            continue
-        known = next(iter(out.values()))[1] if out else predictions
-        if np.array_equal(known.index, predictions.index) and np.array_equal(known.label, predictions.label):
-            out[place] = (run, predictions)
-    return out
+        if run.test_sha256 is None:
+            why[place] = "without its data.json nobody knows which test images it saw"
+        elif out and run.test_sha256 != next(iter(out.values()))[0].test_sha256:
+            why[place] = "it saw other test images than the others"
+        elif len(out) == MOST_PAIRED:
+            why[place] = f"on this page {MOST_PAIRED} runs are held against each other; compare fewer to see it"
+        elif (predictions := run.predictions()) is None:
+            why[place] = "it kept no predictions"
+        else:
+            known = next(iter(out.values()))[1] if out else predictions
+            if np.array_equal(known.index, predictions.index) and np.array_equal(known.label, predictions.label):
+                out[place] = (run, predictions)
+            else:
+                why[place] = "it saw other test images than the others"
+    return out, why
 
 
 def _foremost(groups: Sequence[Group], places: Sequence[int]) -> list[int]:
@@ -103,11 +110,24 @@ def _spread(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[np.unique(places)]
 
 
-def _pictures(run: History, predictions: Predictions, rows: np.ndarray) -> list[str]:
-    settings: dict[str, Any] = {field.name: run.settings.get(f"data.{field.name}") for field in fields(DataConfig)}
-    prepared = manifest.folder(DataConfig(**settings))
-    images = test_images(prepared, run.directory / "data.json", predictions.index, predictions.label)
-    return [_picture(images[predictions.index[row]]) for row in rows]
+def _pictures(runs: Sequence[History], predictions: Predictions, rows: np.ndarray) -> list[str]:
+    """From the first folder of prepared data that is here: a run copied from elsewhere names one that is not.
+
+    Raises:
+        UserError: none is here, or it holds other data; the first run's reason.
+    """
+    reasons: dict[Path, UserError] = {}
+    for run in runs:
+        settings: dict[str, Any] = {field.name: run.settings.get(f"data.{field.name}") for field in fields(DataConfig)}
+        prepared = manifest.folder(DataConfig(**settings))
+        if prepared in reasons:
+            continue
+        try:
+            images = test_images(prepared, run.directory / "data.json", predictions.index, predictions.label)
+            return [_picture(images[predictions.index[row]]) for row in rows]
+        except UserError as error:
+            reasons[prepared] = error
+    raise next(iter(reasons.values()))
 
 
 def _picture(image: np.ndarray) -> str:

@@ -32,6 +32,7 @@ async function drawPair() {
   const [a, b] = [matrixOf(view.first), matrixOf(view.second)];
   at("matrices").hidden = !(a && b);
   at("no-matrices").hidden = Boolean(a && b);
+  at("no-matrices").textContent = whyNot(comparison.noConfusion);
   if (a && b) {
     const worst = Math.max(...[a, b].flatMap(m => m.flatMap((row, t) => row.map((n, p) => t === p ? 0 : share(m, t, n)))), 1e-9);
     at("first-title").textContent = `A: ${called(view.first)}`;
@@ -42,20 +43,27 @@ async function drawPair() {
   drawDisagreements();
 }
 
+// Why this page has nothing to show of these two runs.
+const whyNot = reasons => [...new Set([view.first, view.second])].filter(run => reasons[run])
+  .map(run => `${called(run)}: ${reasons[run]}.`).join(" ");
+
 const share = (matrix, label, count) => 100 * count / Math.max(1, matrix[label].reduce((sum, n) => sum + n, 0));
 
+// Deep enough for white numbers: on dark ground the page's own right and wrong are too pale for any.
+const strong = () => dark() ? { right: "#0a6ebd", wrong: "#c04f00" } : inks();
+
 function drawMatrix(id, matrix, worst) {
-  const ink = inks(), shares = matrix.map((row, label) => row.map(n => share(matrix, label, n)));
+  const ink = strong(), shares = matrix.map((row, label) => row.map(n => share(matrix, label, n)));
   const only = diagonal => shares.map((row, t) => row.map((value, p) => (t === p) === diagonal ? value : null));
   const ground = dark() ? "#171a1f" : "#ffffff";
-  const part = (diagonal, ceiling, strong) => heat(matrix, only(diagonal), [[0, ground], [1, strong]], 0, ceiling,
+  const part = (diagonal, ceiling, end) => heat(matrix, only(diagonal), [[0, ground], [1, end]], 0, ceiling,
     (t, p) => `${matrix[t][p]} of ${plain(comparison.classes[t])}<br>taken for ${plain(comparison.classes[p])}<br>${shares[t][p].toFixed(1)} %`,
     (t, p) => (t === p) === diagonal ? String(matrix[t][p]) : "");
   return draw(id, [part(true, 100, ink.right), part(false, worst, ink.wrong)], square());
 }
 
 function drawDifference(a, b) {
-  const ink = inks(), ground = dark() ? "#171a1f" : "#ffffff";
+  const ink = strong(), ground = dark() ? "#171a1f" : "#ffffff";
   const change = b.map((row, t) => row.map((n, p) => share(b, t, n) - share(a, t, a[t][p])));
   const better = change.map((row, t) => row.map((value, p) => t === p ? value : -value)); // fewer mistakes are better
   const most = Math.max(...better.flat().map(Math.abs), 1e-9);
@@ -89,18 +97,19 @@ function largestChanges(a, b) {
 }
 
 function drawDisagreements() {
-  const { runs = [], counts = [], of = 0, images = [], missing = "" } = comparison.disagreements;
+  const { runs = [], counts = [], of = 0, images = [], missing = "", why = {} } = comparison.disagreements;
   const [i, j] = [runs.indexOf(view.first), runs.indexOf(view.second)];
   const say = text => { at("disagree-note").textContent = text; at("faces").replaceChildren(); };
-  if (i < 0 || j < 0) return say("Not both of these runs kept their predictions on the same test images.");
-  if (i === j) return say("Choose two runs.");
+  if (view.first === view.second) return say("Choose two runs.");
+  if (i < 0 || j < 0) return say(whyNot(why) || "Fewer than two runs kept their predictions on the same test images.");
   const [low, high] = i < j ? [i, j] : [j, i], place = 3 * (low * (2 * runs.length - low - 1) / 2 + high - low - 1);
   const [one, other, neither] = counts.slice(place, place + 3), [onlyA, onlyB] = i < j ? [one, other] : [other, one];
   const name = label => comparison.classes[label] ?? `class ${label}`;
   const found = images.filter(image => image.taken[i] !== image.taken[j]);
   const rank = image => image.taken[j] === image.label ? 0 : image.taken[i] === image.label ? 1 : 2;
   say(`Of ${of.toLocaleString("en")} test images they disagree on ${onlyA + onlyB + neither}: A alone is right on ${onlyA}, B alone on ${onlyB}, `
-    + `and on ${neither} both are wrong, each in its way. ` + (missing ? `The images are not shown: ${missing}.` : found.length ? `${found.length} of them:` : ""));
+    + `and on ${neither} both are wrong, each in its way. ` + (missing ? `The images are not shown: ${missing}.` : found.length ? `${found.length} of them:`
+      : onlyA + onlyB + neither ? "None of these is on this page: its images were chosen for the best rows." : ""));
   const word = (who, image, at) => el("span", { class: image.taken[at] === image.label ? "ok" : "no" },
     `${who} ${image.taken[at] === image.label ? "✓" : "✗"} ${name(image.taken[at])}`);
   at("faces").replaceChildren(...found.sort((x, y) => rank(x) - rank(y)).map(image => el("figure", {},

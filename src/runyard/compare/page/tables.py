@@ -10,6 +10,7 @@ from runyard.compare.looks import Look
 from runyard.compare.text import Column
 
 MOST_ROWS = 15  # of a table that is shown whole
+LONG_NAME = 24  # characters; it gets more of the table's width, and breaks over fewer lines
 LONG_NUMBER = re.compile(r"-?\d+\.\d{6,}(e-?\d+)?")  # a sweep drew it; the whole of it is shown on pointing at it
 
 
@@ -23,7 +24,9 @@ def table_of(shown: Sequence[Column], every: Sequence[Look] = ()) -> Markup:
     rows = ""
     for at in range(len(shown[0].cells)):
         swatch = _swatch(every[at]) if every else ""
-        rows += f'<tr><th class="{_kind(shown[0])}" scope="row">{swatch}{_breakable(shown[0].cells[at].strip())}</th>'
+        name = shown[0].cells[at].strip()
+        kind = _kind(shown[0]) + " wide" * (len(name) > LONG_NAME)
+        rows += f'<tr><th class="{kind}" scope="row">{swatch}{_breakable(name)}</th>'
         rows += "".join(_cell(column, column.cells[at].strip()) for column in shown[1:]) + "</tr>"
     return Markup(
         f'<div class="scroll{" long" * (len(shown[0].cells) > MOST_ROWS)}" tabindex="0"><table class="results">'
