@@ -1,6 +1,6 @@
 """Whether a job goes back into the queue: ``python -m cluster.requeue RUN CODE PREEMPTED``, as slurm/requeue.sh asks.
 
-After a time limit or a preemption always, after a crash as long as the run gets further. All tasks have ended by then,
+After a preemption always, after a time limit or a crash as long as the run gets further. All tasks have ended by then,
 so nothing that they write is lost. SLURM's commands are not called here: a container may have none.
 """
 
@@ -17,7 +17,9 @@ from runyard.tracking import journal
 from runyard.tracking.journal import Journal, Row
 
 REQUEUE = 75  # exit code: put this job back into the queue (sysexits.h calls it a temporary failure)
-MOST_WITHOUT_PROGRESS = 3  # crashes in a row that a run is started again after, if it gets no further
+MOST_WITHOUT_PROGRESS = 3  # crashes and time limits in a row that a run is started again after, if it gets no further
+LIMIT_REACHED = "its time limit, which leaves it no time to get further: set a longer cluster.timeout_min"
+COUNTED = ("crash", "time limit")  # a start that takes all of its time limit would burn the allocation for ever
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Verdict:
 
     exit_code: int
     requeue: str | None = None  # why it goes on, or None
-    given_up: str | None = None  # why it does not, though it crashed
+    given_up: str | None = None  # why it does not, though it might
     without_progress: int = 0
 
 
@@ -47,26 +49,30 @@ def judge(rows: list[Row], ended: int, step: int, *, preempted: bool, began: flo
     if stop.get("reason") == "interrupted":
         if stop.get("cause") == Stop.TERM.words and not preempted:
             return Verdict(INTERRUPTED)  # somebody wanted it to end
-        return Verdict(INTERRUPTED, requeue="preemption" if preempted else "time limit")
+        if preempted:
+            return Verdict(INTERRUPTED, requeue="preemption")
+        return _if_it_gets_further(rows, step, INTERRUPTED, "time limit", LIMIT_REACHED)
     if stop.get("reason") == "failed" and not stop.get("retry", True):
         return Verdict(USER_ERROR if stop.get("user_error") else FAILED)
     if ended == USER_ERROR:  # a mistake found before the journal was open
         return Verdict(USER_ERROR)
     if preempted:  # without a grace time its tasks do not end, but are ended
         return Verdict(FAILED, requeue="preemption")
-    crashes = _crashes_without_progress(rows, step)
-    if crashes >= MOST_WITHOUT_PROGRESS:
-        said = stop.get("message") or f"srun ended with {ended} and the tasks said nothing"
-        return Verdict(
-            FAILED,
-            given_up=f"given up: {crashes} restarts without progress at step {step}; the last ended with: {said}",
-            without_progress=crashes,
-        )
-    return Verdict(FAILED, requeue="crash", without_progress=crashes + 1)
+    said = stop.get("message") or f"srun ended with {ended} and the tasks said nothing"
+    return _if_it_gets_further(rows, step, FAILED, "crash", said)
 
 
-def _crashes_without_progress(rows: list[Row], step: int) -> int:
-    """How often the run was restarted after a crash and is still where it was. A person's resume counts anew."""
+def _if_it_gets_further(rows: list[Row], step: int, exit_code: int, cause: str, said: str) -> Verdict:
+    """Requeued for this ``cause``, unless it was so often enough and is still where it was."""
+    restarts = _restarts_without_progress(rows, step)
+    if restarts >= MOST_WITHOUT_PROGRESS:
+        given_up = f"given up: {restarts} restarts without progress at step {step}; the last ended with: {said}"
+        return Verdict(FAILED, given_up=given_up, without_progress=restarts)
+    return Verdict(exit_code, requeue=cause, without_progress=restarts + 1)
+
+
+def _restarts_without_progress(rows: list[Row], step: int) -> int:
+    """How often the run was restarted and is still where it was. A person's resume counts anew."""
     count = 0
     for row in reversed(rows):
         if row["event"] == "stop" and str(row.get("message", "")).startswith("given up"):
@@ -74,7 +80,7 @@ def _crashes_without_progress(rows: list[Row], step: int) -> int:
         if row["event"] == "requeue":
             if row.get("step") != step:
                 break
-            count += row.get("cause") == "crash"
+            count += row.get("cause") in COUNTED
     return count
 
 

@@ -22,6 +22,8 @@ START: Row = {"event": "start", "t": BEGAN + 1}
 FINISHED: Row = {"event": "stop", "t": BEGAN + 2, "reason": "finished"}
 GIVEN_UP: Row = {"event": "stop", "t": BEGAN - 1, "reason": "failed", "message": "given up: it", "retry": False}
 CRASH = Verdict(1, requeue="crash", without_progress=1)
+LIMIT = Verdict(130, requeue="time limit", without_progress=1)
+LIMIT_REACHED = "its time limit, which leaves it no time to get further: set a longer cluster.timeout_min"
 
 
 def interrupted(cause: str | None, t: float = BEGAN + 2) -> Row:
@@ -41,6 +43,10 @@ def crashes(times: int, step: int = 40) -> list[Row]:
     return [START, requeued("crash", step)] * times
 
 
+def limits(times: int, step: int = 40) -> list[Row]:
+    return [START, interrupted("USR2", BEGAN - 2), requeued("time limit", step)] * times
+
+
 def given_up(said: str) -> Verdict:
     message = f"given up: 3 restarts without progress at step 40; the last ended with: {said}"
     return Verdict(1, given_up=message, without_progress=3)
@@ -52,17 +58,23 @@ CASES: dict[str, tuple[list[Row], int, bool, Verdict]] = {
     "finished, and then W&B failed": ([START, FINISHED], 1, False, Verdict(0)),
     "finished while being preempted": ([START, FINISHED], 0, True, Verdict(0)),
     "stopped before the time limit by its clock": (
-        [START, interrupted("time limit")], 0, False, Verdict(130, requeue="time limit")),
-    "stopped by SLURM's USR2": ([START, interrupted("USR2")], 0, False, Verdict(130, requeue="time limit")),
+        [START, interrupted("time limit")], 0, False, LIMIT),
+    "stopped by SLURM's USR2": ([START, interrupted("USR2")], 0, False, LIMIT),
     "stopped by USR2 and preempted": ([START, interrupted("USR2")], 0, True, Verdict(130, requeue="preemption")),
     "stopped by TERM: somebody's wish": ([START, interrupted("TERM")], 0, False, Verdict(130)),
     "stopped by TERM and preempted": ([START, interrupted("TERM")], 0, True, Verdict(130, requeue="preemption")),
-    "a time limit after crashes": (
-        [*crashes(3), START, interrupted("time limit")], 0, False, Verdict(130, requeue="time limit")),
+    "a time limit, further than before": (
+        [*crashes(3, 30), *limits(3, 39), START, interrupted("time limit")], 0, False, LIMIT),
+    "a third time limit at the same step": (
+        [*limits(2), START, interrupted("USR2")], 0, False, Verdict(130, "time limit", None, 3)),
+    "three time limits got no further": (
+        [*limits(3), START, interrupted("USR2")], 0, False, given_up(LIMIT_REACHED)),
+    "a time limit after crashes, no further": (
+        [*crashes(2), *limits(1), START, interrupted("time limit")], 0, False, given_up(LIMIT_REACHED)),
     "a rank died": ([START, failed(retry=True)], 1, False, CRASH),
     "rank 0 died without a word": ([START], 137, False, CRASH),
     "no start at all": ([], 1, False, CRASH),
-    "no start after a requeue": ([START, requeued("time limit", 40)], 1, False, CRASH),
+    "no start after a requeue": ([START, requeued("time limit", 30)], 1, False, CRASH),
     "srun itself says all is well, the journal does not": ([START], 0, False, CRASH),
     "a second crash at the same step": ([*crashes(1), START], 1, False, Verdict(1, "crash", None, 2)),
     "a third crash at the same step": ([*crashes(2), START], 1, False, Verdict(1, "crash", None, 3)),
@@ -78,12 +90,13 @@ CASES: dict[str, tuple[list[Row], int, bool, Verdict]] = {
         [*crashes(1), requeued("preemption", 40), *crashes(1), requeued("preemption", 40), START], 1, False,
         Verdict(1, "crash", None, 3)),
     "preemptions between crashes do not hide them": (
-        [*crashes(2), requeued("preemption", 40), *crashes(1), requeued("time limit", 40), START], 1, False,
+        [*crashes(2), requeued("preemption", 40), *crashes(1), requeued("preemption", 40), START], 1, False,
         given_up("srun ended with 1 and the tasks said nothing")),
     "preemptions without end": ([requeued("preemption", 40)] * 50 + [START, interrupted("TERM")], 0, True,
                                 Verdict(130, requeue="preemption")),
     "a rank was ended by the preemption": (
         [*crashes(3), START, failed(retry=True)], 1, True, Verdict(1, requeue="preemption")),
+    "preempted after time limits": ([*limits(3), START, interrupted("USR2")], 0, True, Verdict(130, "preemption")),
     "resumed after it was given up: counted anew": ([*crashes(3), GIVEN_UP, START], 1, False, CRASH),
     "resumed after it was given up, and no start": ([*crashes(3), GIVEN_UP], 1, False, CRASH),
     "resumed after a cancel, and no start": ([START, interrupted("TERM", BEGAN - 1)], 1, False, CRASH),
