@@ -35,6 +35,8 @@ ANSWER_TIMEOUT_S = 60  # of sbatch on a busy controller
 # By it cluster.requeue tells what this start wrote from what earlier ones did.
 BEGAN = "export RUNYARD_BEGAN=$(date +%s)"
 # Until SLURM 23.02 a job is not told when its time limit ends it. squeue may not answer: to date nothing is midnight.
+# At the time limit SLURM sends TERM to this shell too, which must live to requeue the job. What it starts hears TERM.
+SURVIVE = "trap : TERM"
 END_TIME = (
     "export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-"
     '$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e || echo unknown)" +%s)}'
@@ -123,7 +125,7 @@ class Batch:
         # The snapshot of the code that was taken when the run was created, and not what lies in the checkout by now.
         snapshot = f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1'
         # set +e: where a line of env_setup set it, the script would end with srun and requeue nothing.
-        return [*self.cluster.env_setup, "set +e", snapshot, BEGAN, END_TIME]
+        return [*self.cluster.env_setup, "set +e", SURVIVE, snapshot, BEGAN, END_TIME]
 
     def _teardown(self) -> list[str]:
         """After srun, whatever ended it: put the job back into the queue where the run can go on; say how it ended."""

@@ -1,4 +1,4 @@
-"""Whether a job goes back into the queue: ``python -m cluster.requeue RUN CODE PREEMPTED``, as slurm/requeue.sh asks.
+"""Whether a job goes back into the queue: ``python -m cluster.requeue RUN CODE ENDING``, as slurm/requeue.sh asks.
 
 After a preemption always, after a time limit or a crash as long as the run gets further. All tasks have ended by then,
 so nothing that they write is lost. SLURM's commands are not called here: a container may have none.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from dataclasses import dataclass
 
 from runyard.errors import FAILED, INTERRUPTED, USER_ERROR
 from runyard.run import Run
-from runyard.stopping import Stop
+from runyard.stopping import UNSAVED_AT_S, Stop
 from runyard.tracking import journal
 from runyard.tracking.journal import Journal, Row
 
@@ -32,7 +33,16 @@ class Verdict:
     without_progress: int = 0
 
 
-def judge(rows: list[Row], ended: int, step: int, *, preempted: bool, began: float = 0) -> Verdict:
+def judge(
+    rows: list[Row],
+    ended: int,
+    step: int,
+    *,
+    preempted: bool,
+    limit: bool = False,
+    late: bool = False,
+    began: float = 0,
+) -> Verdict:
     """From the run's journal, srun's exit code and the newest checkpoint's step.
 
     Args:
@@ -40,6 +50,8 @@ def judge(rows: list[Row], ended: int, step: int, *, preempted: bool, began: flo
         ended: What srun ended with.
         step: Step of the newest checkpoint, 0 if there is none.
         preempted: SLURM is about to take the nodes from this job for another.
+        limit: SLURM ends this job for its time limit: what its tasks heard of TERM is no person's wish.
+        late: Its time limit has come, whether or not SLURM has seen that yet.
         began: When this start of the job began, unix seconds: how earlier ones ended says nothing of it.
     """
     last: Row = next((row for row in reversed(rows) if row["event"] in ("start", "stop", "requeue")), {"event": "none"})
@@ -47,7 +59,7 @@ def judge(rows: list[Row], ended: int, step: int, *, preempted: bool, began: flo
     if stop.get("reason") == "finished":
         return Verdict(0)
     if stop.get("reason") == "interrupted":
-        if stop.get("cause") == Stop.TERM.words and not preempted:
+        if stop.get("cause") == Stop.TERM.words and not preempted and not limit:
             return Verdict(INTERRUPTED)  # somebody wanted it to end
         if preempted:
             return Verdict(INTERRUPTED, requeue="preemption")
@@ -58,6 +70,8 @@ def judge(rows: list[Row], ended: int, step: int, *, preempted: bool, began: flo
         return Verdict(USER_ERROR)
     if preempted:  # without a grace time its tasks do not end, but are ended
         return Verdict(FAILED, requeue="preemption")
+    if limit or late:  # unsaved: a rank hung
+        return _if_it_gets_further(rows, step, FAILED, "time limit", LIMIT_REACHED)
     said = stop.get("message") or f"srun ended with {ended} and the tasks said nothing"
     return _if_it_gets_further(rows, step, FAILED, "crash", said)
 
@@ -84,7 +98,7 @@ def _restarts_without_progress(rows: list[Row], step: int) -> int:
     return count
 
 
-def main(run_dir: str, ended: int, *, preempted: bool) -> int:
+def main(run_dir: str, ended: int, *, preempted: bool, limit: bool = False) -> int:
     """Judge, and write down what was decided. Returns ``REQUEUE``, or the batch script's exit code."""
     run = Run.open(run_dir)
     if (other := run.successor()) is not None:
@@ -92,7 +106,9 @@ def main(run_dir: str, ended: int, *, preempted: bool) -> int:
         return ended or FAILED
     rows, _ = journal.read(run.journal_path)
     step = newest_step(run)
-    verdict = judge(rows, ended, step, preempted=preempted, began=float(os.environ.get("RUNYARD_BEGAN", 0)))
+    began, end = (os.environ.get(name, "") for name in ("RUNYARD_BEGAN", "SLURM_JOB_END_TIME"))
+    late = end.isdigit() and time.time() >= int(end) - UNSAVED_AT_S
+    verdict = judge(rows, ended, step, preempted=preempted, limit=limit, late=late, began=float(began or 0))
     book = Journal(run.journal_path)
     if verdict.given_up:
         book.write("stop", reason="failed", message=verdict.given_up, user_error=False, retry=False)
@@ -120,7 +136,7 @@ def newest_step(run: Run) -> int:
 
 
 if __name__ == "__main__":
-    run_dir, ended, preempted, *why = sys.argv[1:]
+    run_dir, ended, ending, *why = sys.argv[1:]
     if why:
         sys.exit(refused(run_dir, int(ended), *why))
-    sys.exit(main(run_dir, int(ended), preempted=preempted != "0"))
+    sys.exit(main(run_dir, int(ended), preempted=ending == "preemption", limit=ending == "limit"))

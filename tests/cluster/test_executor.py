@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def test_srun_runs_the_snapshot_and_its_exit_code_reaches_the_judge(
     array = {} if element is None else {"SLURM_ARRAY_JOB_ID": NUMBER, "SLURM_ARRAY_TASK_ID": str(element)}
     done = slurm.run_script(srun_ends_with=7, PYTHONPATH="/before", **array)
     assert (done.returncode, done.stderr) == (42, ""), "the judge's own exit code is the job's"
-    assert slurm.calls("python") == [f"python -m cluster.requeue {run.path} 7 0"]
+    assert slurm.calls("python") == [f"python -m cluster.requeue {run.path} 7 none"]
     for program in ("srun", "python"):
         path = slurm.env(f"{program}.env")["PYTHONPATH"].split(":")
         assert path == [str(run.code), "/before"]
@@ -177,6 +178,20 @@ def test_the_judge_that_a_script_calls_is_the_snapshots_own(small: list[str], sl
     assert done.returncode == REQUEUE
     assert slurm.calls("scontrol")[-1] == f"scontrol requeue {NUMBER}"
     assert (run.code / "cluster" / "__pycache__").exists(), "what was imported from there left its bytecode there"
+
+
+def test_the_script_outlives_the_term_of_the_time_limit_and_what_it_starts_hears_it(
+    small: list[str], slurm: FakeSlurm
+) -> None:
+    submitted(small)
+    slurm.program("srun", "kill -TERM $PPID; kill -TERM $$; sleep 5\n")
+    slurm.says("shown", "JobState=COMPLETING Reason=TimeLimit Dependency=(null)\n")
+    done = slurm.run_script()
+    assert done.returncode == REQUEUE, done.stderr
+    assert done.stdout == "runyard: time limit: back into the queue, to go on at step 0\n"
+    script = slurm.folder / "script"
+    script.write_text(script.read_text().replace("trap : TERM\n", ""))
+    assert slurm.run_script().returncode == -signal.SIGTERM, "the control"
 
 
 def test_a_set_e_of_the_users_does_not_keep_a_job_from_being_judged(small: list[str], slurm: FakeSlurm) -> None:

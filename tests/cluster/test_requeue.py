@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,6 +110,29 @@ CASES: dict[str, tuple[list[Row], int, bool, Verdict]] = {
 }  # fmt: skip
 
 
+# What follows where nobody could save before the time limit: SLURM says that it ends the job for it, or the clock does.
+AT_THE_LIMIT: dict[str, tuple[list[Row], int, Verdict]] = {
+    "a rank hung": ([START], 1, Verdict(1, "time limit", None, 1)),
+    "a rank hung, and another missed it": ([START, failed(retry=True)], 1, Verdict(1, "time limit", None, 1)),
+    "a rank hung before the start": ([], 1, Verdict(1, "time limit", None, 1)),
+    "a rank always hangs": ([*limits(3), START], 1, given_up(LIMIT_REACHED)),
+    "finished": ([START, FINISHED], 0, Verdict(0)),
+    "a user's mistake": ([START, failed(retry=False, user_error=True)], 2, Verdict(2)),
+}
+
+
+@pytest.mark.parametrize(("rows", "ended", "verdict"), AT_THE_LIMIT.values(), ids=AT_THE_LIMIT)
+def test_a_limit_that_comes_unsaved_is_a_time_limit(rows: list[Row], ended: int, verdict: Verdict) -> None:
+    for told in ({"limit": True}, {"late": True}):
+        assert judge(rows, ended, 40, preempted=False, began=BEGAN, **told) == verdict
+
+
+def test_the_term_of_a_time_limit_is_nobodys_wish() -> None:
+    rows = [START, interrupted("TERM")]
+    assert judge(rows, 0, 40, preempted=False, limit=True, began=BEGAN) == LIMIT
+    assert judge(rows, 0, 40, preempted=False, late=True, began=BEGAN) == Verdict(130), "the control: a late cancel"
+
+
 @pytest.mark.parametrize(("rows", "ended", "preempted", "verdict"), CASES.values(), ids=CASES)
 def test_a_job_goes_on_where_that_can_help(rows: list[Row], ended: int, preempted: bool, verdict: Verdict) -> None:
     others: list[Row] = [{"event": "epoch", "t": BEGAN + 3}, {"event": "warning", "t": BEGAN + 3, "message": "w"}]
@@ -191,6 +215,39 @@ def test_a_preemption_is_told_by_slurm(run: Run, job: FakeSlurm) -> None:
     job.says("shown", "JobId=12 PreemptTime=2030-01-01T00:00:00 LastSchedEval=x\n")
     assert end(run, 0).returncode == REQUEUE
     assert told(run)[-1]["cause"] == "preemption"
+    assert job.calls("scontrol")[-1] == "scontrol requeue 12"
+
+
+COMPLETING = "JobId=12\n   JobState=COMPLETING Reason={} Dependency=(null)\n   Requeue=1 Restarts={} BatchFlag=1\n"
+
+
+def test_what_slurm_itself_ends_is_left_to_it_but_for_the_time_limit(
+    run: Run, job: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    for reason, restarts, kind in (("None", 2, "scancel"), ("None", 3, "scontrol requeue")):
+        job.says("shown", COMPLETING.format(reason, restarts))
+        assert end(run, 143).returncode == 143, kind
+        assert told(run) == [], kind
+    assert [call for call in job.calls() if "show" not in call] == []
+    job.says("shown", COMPLETING.format("TimeLimit", 2))
+    assert end(run, 143).returncode == REQUEUE
+    assert told(run) == [{"event": "requeue", "cause": "time limit", "step": 0, "without_progress": 1}]
+    assert job.calls()[-1] == "scontrol requeue 12"
+
+
+def test_a_job_whose_time_has_come_is_judged_so_before_slurm_sees_it(
+    run: Run, job: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for left_s, cause in ((3, "time limit"), (60, "crash")):
+        monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + left_s))
+        assert end(run, 1).returncode == REQUEUE
+        assert told(run)[-1]["cause"] == cause
+
+
+def test_the_decision_outlives_the_term_of_the_time_limit(run: Run, job: FakeSlurm) -> None:
+    slow = job.program("slow", f'kill -TERM $PPID; kill -TERM $$; exec {sys.executable} "$@"\n')
+    assert end(run, 1, slow).returncode == REQUEUE
     assert job.calls("scontrol")[-1] == "scontrol requeue 12"
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,15 @@ def dying(place: Dist) -> None:
     torch.distributed.all_reduce(torch.zeros(1))
 
 
+def hanging(place: Dist) -> None:
+    distributed.JOIN_TIMEOUT_S = 1  # type: ignore[attr-defined]
+    vote = Vote(place)
+    if place.rank == RANKS - 1:
+        time.sleep(8)
+        return
+    vote.now([0])
+
+
 def as_rank(rank: int, folder: Path, work: Callable[[Dist], Any], said: Any) -> None:
     me = place(rank, RANKS)
     try:
@@ -219,6 +230,13 @@ def test_a_killed_rank_is_named_and_nobody_waits_for_it(together: Together) -> N
     said = together(dying, RANKS - 1)
     assert {kind for kind, _ in said} == {"RankLost"}
     assert any(message.startswith(f"rank {RANKS - 1} of {RANKS} ended without a word") for _, message in said)
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_named_by_those_that_wait_for_its_vote(together: Together) -> None:
+    assert together(hanging, RANKS - 1) == [
+        ("RankLost", f"ranks [{RANKS - 1}] of {RANKS} do not answer: look into their logs, on {socket.gethostname()}")
+    ] * (RANKS - 1)
 
 
 @pytest.mark.slow

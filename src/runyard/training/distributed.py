@@ -146,7 +146,7 @@ def joined(place: Dist, meeting_folder: Path) -> Iterator[None]:
         if not last_word.is_lost_connection(error):
             last_word.tell(store, place.rank, error)
             raise
-        raise last_word.first_cause(store, places) from error
+        raise last_word.first_cause(store, places, place.rank) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -196,7 +196,8 @@ class Vote:
     """
 
     def __init__(self, place: Dist) -> None:
-        self._group = dist.new_group(backend="gloo") if place.world_size > 1 else None
+        timeout = datetime.timedelta(seconds=JOIN_TIMEOUT_S)  # gloo's own is half an hour
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if place.world_size > 1 else None
         self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
 
     def exchange(self, flags: list[int]) -> list[int]:
