@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -29,7 +30,8 @@ from runyard.training.metrics import Counters, evaluate
 
 SUBMITIT = {"SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_LOCALID": "1",
             "SUBMITIT_LOCAL_JOB_ID": "4711"}
-TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "abc"}
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "abc",
+            "MASTER_ADDR": "node1", "MASTER_PORT": "29400"}
 SLURM = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "2",
          "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "99", "SLURM_RESTART_COUNT": "2"}
 RANKS, IMAGES, CLASSES = 3, 100, 4
@@ -44,9 +46,15 @@ PATIENCE_S = 60  # well below JOIN_TIMEOUT_S: nobody may wait for that when a ra
         (SLURM, Dist(3, 4, 1, 2, "SLURM", "99-2-0")),
         (SLURM | SUBMITIT, Dist(1, 2, 1, 2, "submitit, local", "4711")),
         ({n: v for n, v in SLURM.items() if n != "SLURM_STEP_ID"}, Dist(0, 1, 0, 1, "none", str(os.getpid()))),
+        (SLURM | {"SLURM_STEP_ID": "4294967290"}, Dist(0, 1, 0, 1, "none", str(os.getpid()))),
+        (SLURM | {"WORLD_SIZE": "4", "MASTER_ADDR": "node1"}, Dist(3, 4, 1, 2, "SLURM", "99-2-0")),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+         Dist(0, 1, 0, 1, "torchrun", "alone")),
+        ({"LOCAL_WORLD_SIZE": "1"}, Dist(0, 1, 0, 1, "none", str(os.getpid()))),
         ({}, Dist(0, 1, 0, 1, "none", str(os.getpid()))),
     ],
-    ids=["submitit", "torchrun", "srun", "submitit within SLURM", "a batch script without srun", "nothing"],
+    ids=["submitit", "torchrun", "srun", "submitit within SLURM", "a batch script without srun", "salloc's shell",
+         "srun in a script that exports torchrun's", "a torchrun of one", "what joining set", "nothing"],
 )
 def test_each_launcher_says_who_i_am(env: dict[str, str], place: Dist) -> None:
     assert from_environment(env) == place
@@ -54,8 +62,9 @@ def test_each_launcher_says_who_i_am(env: dict[str, str], place: Dist) -> None:
 
 @pytest.mark.parametrize(
     ("env", "missing"),
-    [(SUBMITIT, "SUBMITIT_LOCAL_NTASKS"), (TORCHRUN, "LOCAL_RANK"), (TORCHRUN, "LOCAL_WORLD_SIZE"),
-     (SLURM, "SLURM_LOCALID")],
+    [(SUBMITIT, "SUBMITIT_LOCAL_NTASKS"), (SUBMITIT, "SUBMITIT_LOCAL_GLOBALID"), (TORCHRUN, "LOCAL_RANK"),
+     (TORCHRUN, "LOCAL_WORLD_SIZE"), (TORCHRUN, "RANK"), (TORCHRUN, "MASTER_ADDR"), (TORCHRUN, "MASTER_PORT"),
+     (SLURM, "SLURM_LOCALID"), (SLURM, "SLURM_PROCID")],
 )
 def test_an_environment_set_in_part_is_refused_by_the_name_of_what_is_missing(
     env: dict[str, str], missing: str
@@ -79,7 +88,19 @@ def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(RankLost, match=r"ranks \[1, 2\] of 3 did not come"), joined(place(0, 3), tmp_path):
         pytest.fail("it went on alone")
     assert not list(tmp_path.iterdir()), "a later job could find this address"
-    with pytest.raises(UserError, match="rank 0 did not open"), joined(place(1, 3), tmp_path):
+    with pytest.raises(RankLost, match="rank 0 did not open"), joined(place(1, 3), tmp_path):
+        pytest.fail("it went on alone")
+
+
+def test_a_rank_0_that_is_reached_at_none_of_its_addresses_may_be_so_at_another_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "JOIN_TIMEOUT_S", 0.3)
+    there = {"hosts": ["127.0.0.1"], "port": 1, "secret": "s"}
+    (tmp_path / "meeting-test.json").write_text(json.dumps(there))
+    with pytest.raises(RankLost, match=r"rank 0 is reached at none of 127\.0\.0\.1, port 1"), joined(
+        place(1, 3), tmp_path
+    ):
         pytest.fail("it went on alone")
 
 

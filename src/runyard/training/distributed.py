@@ -30,12 +30,18 @@ LAUNCHERS: dict[str, tuple[str, str, str, str]] = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }
+AT_TORCHRUNS = ("MASTER_ADDR", "MASTER_PORT")  # where its agent has the ranks meet
+SHELLS = ("4294967290", "4294967291")  # SLURM_STEP_ID of salloc's shell and of a batch script: no srun started those
 JOIN_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
 class Dist:
-    """A task's place among the tasks of its run."""
+    """A task's place among the tasks of its run.
+
+    Where the ranks meet is no part of it: rank 0 chooses address and port when they do (``joined``), or torchrun's
+    agent has (MASTER_ADDR, MASTER_PORT). Which nodes they are on stands in the journal's start row.
+    """
 
     rank: int
     world_size: int
@@ -66,18 +72,14 @@ def from_environment(env: Mapping[str, str]) -> Dist:
     Raises:
         UserError: a launcher's variables are set in part, or are no numbers.
     """
+    in_step = env.get("SLURM_STEP_ID", SHELLS[0]) not in SHELLS  # else SLURM's variables speak of the whole job
     for launcher, names in LAUNCHERS.items():
-        rank_name, *others = names
-        if rank_name not in env or (launcher == "SLURM" and "SLURM_STEP_ID" not in env):
-            continue  # SLURM_PROCID is also set in a batch script outside of srun
+        if names[0] not in env or (launcher == "SLURM" and not in_step):
+            continue
         if launcher == "SLURM":
             env = {**env, names[3]: _slurm_tasks_here(env)}
-        missing = [n for n in others if not env.get(n)]
-        if missing:
-            raise UserError(
-                f"{rank_name}={env[rank_name]} is set but {', '.join(missing)} is not: "
-                f"started by {launcher} in part; set all of {', '.join(names)} or none"
-            )
+        needed = names + (AT_TORCHRUNS if launcher == "torchrun" and env.get(names[1]) != "1" else ())
+        _refuse_half(launcher, needed, env)
         try:
             rank, world_size, local_rank, local_world_size = (int(env[n]) for n in names)
         except ValueError as error:
@@ -85,9 +87,21 @@ def from_environment(env: Mapping[str, str]) -> Dist:
                 f"{', '.join(f'{n}={env.get(n)}' for n in names)}: expected whole numbers from {launcher} ({error})"
             ) from None
         if not 0 <= rank < world_size:
-            raise UserError(f"{rank_name}={rank}: expected below {names[1]}={world_size}")
+            raise UserError(f"{names[0]}={rank}: expected below {names[1]}={world_size}")
         return Dist(rank, world_size, local_rank, local_world_size, launcher, _job(env))
+    for launcher, names in LAUNCHERS.items():  # without its rank each task would take itself for the only one
+        if launcher != "SLURM" or in_step:
+            _refuse_half(launcher, names, env)
     return Dist(0, 1, 0, 1, "none", str(os.getpid()))
+
+
+def _refuse_half(launcher: str, names: tuple[str, ...], env: Mapping[str, str]) -> None:
+    given = [n for n in names if env.get(n) and n != "LOCAL_WORLD_SIZE"]  # which `joined` itself sets
+    if given and (missing := list(dict.fromkeys(n for n in names if not env.get(n)))):
+        raise UserError(
+            f"{given[0]}={env[given[0]]} is set but {', '.join(missing)} is not: "
+            f"started by {launcher} in part; set all of {', '.join(names)} or none"
+        )
 
 
 def _slurm_tasks_here(env: Mapping[str, str]) -> str:
