@@ -177,6 +177,28 @@ def hanging(place: Dist) -> None:
     vote.now([0])
 
 
+def preparing(place: Dist) -> Any:
+    """The last rank needs longer for what comes first than the group would wait."""
+    if place.rank == RANKS - 1:
+        time.sleep(6)
+    return place.rank
+
+
+def stumbling(place: Dist) -> Any:
+    if place.rank == RANKS - 1:
+        raise UserError("data/test.beton: truncated")
+
+
+def as_rank_that_prepares(rank: int, folder: Path, work: Callable[[Dist], Any], said: Any) -> None:
+    distributed.JOIN_TIMEOUT_S = 4
+    me = place(rank, RANKS)
+    try:
+        with joined(me, folder, lambda: work(me)) as prepared:
+            said.put((rank, prepared))
+    except Exception as error:
+        said.put((rank, (type(error).__name__, str(error))))
+
+
 def as_rank(rank: int, folder: Path, work: Callable[[Dist], Any], said: Any) -> None:
     me = place(rank, RANKS)
     try:
@@ -186,7 +208,7 @@ def as_rank(rank: int, folder: Path, work: Callable[[Dist], Any], said: Any) -> 
         said.put((rank, (type(error).__name__, str(error))))
 
 
-Together = Callable[[Callable[[Dist], Any], int], list[Any]]
+Together = Callable[..., list[Any]]
 
 
 @pytest.fixture
@@ -195,9 +217,9 @@ def together(tmp_path: Path) -> Together:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", __name__])
 
-    def run(work: Callable[[Dist], Any], speakers: int) -> list[Any]:
+    def run(work: Callable[[Dist], Any], speakers: int, begin: Callable[..., None] = as_rank) -> list[Any]:
         said = context.Queue()
-        ranks = [context.Process(target=as_rank, args=(r, tmp_path, work, said)) for r in range(RANKS)]
+        ranks = [context.Process(target=begin, args=(r, tmp_path, work, said)) for r in range(RANKS)]
         for process in ranks:
             process.start()
         if speakers < RANKS:
@@ -244,6 +266,18 @@ def test_what_one_rank_fails_of_is_what_every_rank_says(together: Together) -> N
         *others, last = together(work, RANKS)
         assert last == (own, message)
         assert others == [(kind, f"rank {RANKS - 1}: {message}")] * (RANKS - 1)
+
+
+@pytest.mark.slow
+def test_what_comes_first_may_take_a_rank_longer_than_the_group_waits(together: Together) -> None:
+    assert together(preparing, RANKS, as_rank_that_prepares) == list(range(RANKS))
+
+
+@pytest.mark.slow
+def test_a_rank_that_cannot_get_ready_is_named_at_once(together: Together) -> None:
+    *others, last = together(stumbling, RANKS, as_rank_that_prepares)
+    assert last == ("UserError", "data/test.beton: truncated")
+    assert others == [("UserError", f"rank {RANKS - 1}: data/test.beton: truncated")] * (RANKS - 1)
 
 
 @pytest.mark.slow

@@ -6,9 +6,11 @@ import contextlib
 import enum
 import io
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -54,8 +56,12 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
     lease = run.lease() if place.rank == 0 else None
     record = Recorder(run, active=place.rank == 0, lease=lease)
     try:
-        with distributed.joined(place, run.path / "slurm"), run.writing(), contextlib.ExitStack() as open_parts:
-            training = Training(run, place, record, should_stop, open_parts)
+        with (
+            distributed.joined(place, run.path / "slurm", lambda: _stage(run, place)) as staged,
+            run.writing(),
+            contextlib.ExitStack() as open_parts,
+        ):
+            training = Training(run, place, record, should_stop, open_parts, staged)
             outcome = training.to_the_end()
         with run.writing():
             record.event("stop", reason=str(outcome), message="", cause=training.stopped_by.words)
@@ -79,6 +85,18 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
             lease.release()
 
 
+def _stage(run: Run, place: Dist) -> tuple[Path, str | None]:
+    """Where to read the data from, and why it is not the node's own copy where that was asked for."""
+    folder = manifest.folder(run.config.data)
+    if run.config.cluster.stage_data is None:
+        return folder, None
+    data = manifest.load(folder, manifest.prepare_command(run.record.get("overrides", [])))
+    staged, not_staged = stage(run.config, data, folder, place.job)
+    if not_staged and place.rank > 0 and place.local_rank == 0:  # rank 0's stands in the journal
+        print(f"runyard: warning: {not_staged}", file=sys.stderr, flush=True)
+    return staged, not_staged
+
+
 def _write_report(run: Run, record: Recorder) -> None:
     from runyard.report.page import write_report
 
@@ -99,16 +117,22 @@ class Training:
     """One start of a run on one rank, between a checkpoint (or nothing) and the next end."""
 
     def __init__(
-        self, run: Run, place: Dist, record: Recorder, should_stop: Callable[[], Stop], parts: contextlib.ExitStack
+        self,
+        run: Run,
+        place: Dist,
+        record: Recorder,
+        should_stop: Callable[[], Stop],
+        parts: contextlib.ExitStack,
+        staged: tuple[Path, str | None],
     ) -> None:
         self.run, self.config, self.place, self.record, self.should_stop = run, run.config, place, record, should_stop
         self.stopped_by = Stop.NO
         check_world(self.config, place.world_size)
-        self.folder = manifest.folder(self.config.data)
-        self.data = manifest.load(self.folder, manifest.prepare_command(run.record.get("overrides", [])))
+        prepared = manifest.folder(self.config.data)
+        self.data = manifest.load(prepared, manifest.prepare_command(run.record.get("overrides", [])))
         machine.check(self.config, place.device)
-        continuity.check_same_data(run, self.folder, self.data, place)
-        self.folder, not_staged = stage(self.config, self.data, self.folder)
+        continuity.check_same_data(run, prepared, self.data, place)
+        self.folder, not_staged = staged
         for warning in (*machine.ignored(self.config, place.device), continuity.another_world(run, place), not_staged):
             if warning is not None:
                 record.warning(warning)
