@@ -18,7 +18,7 @@ import submitit
 
 from cluster.attach import Job, LocalJob, SlurmJob
 from cluster.check import Subject
-from cluster.compose import Composed, compose, differences, expand, gpu_count
+from cluster.compose import Composed, compose, expand, gpu_count
 from cluster.executor import Batch, require_sbatch, tasks_per_node
 from cluster.job import TrainJob
 from cluster.preflight import can_go_on, planned, preflight
@@ -27,10 +27,8 @@ from runyard.config import ClusterConfig, Config
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.fields import written
+from runyard.learned import FREE, differences
 from runyard.run import Run, new_id
-
-# What a run may go on with: nothing that changes what it learns.
-FREE = ("cluster.", "checkpoint.", "tracking.", "data.root", "workers", "loader", "eval_batch_size")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from runyard.data.batch import Batch
 from runyard.data.stage import stage
 from runyard.errors import UserError
 from runyard.files import write_atomic
+from runyard.learned import learned
 from runyard.lease import LeaseLost
 from runyard.run import Run
 from runyard.stopping import Stop
@@ -132,6 +133,8 @@ class Training:
         self.data = manifest.load(prepared, manifest.prepare_command(run.record.get("overrides", [])))
         machine.check(self.config, place.device)
         continuity.check_same_data(run, prepared, self.data, place)
+        self.found = checkpoint.newest(run.checkpoints)
+        continuity.check_same_settings(run, self.found)
         self.folder, not_staged = staged
         for warning in (*machine.ignored(self.config, place.device), continuity.another_world(run, place), not_staged):
             if warning is not None:
@@ -151,6 +154,7 @@ class Training:
                     self.config.checkpoint.keep_best,
                     check=record.check,
                     saved=self._saved,
+                    settings=learned(self.config),
                 )
             )
         )
@@ -170,7 +174,7 @@ class Training:
 
     def _begin(self) -> None:
         """Go on from the newest valid checkpoint, or initialise; then connect the ranks."""
-        found = checkpoint.newest(self.run.checkpoints)
+        found = self.found
         begin = f"step_{found.step:08d}" if found else ""
         if damaged := sorted(path.name for path in self.run.checkpoints.glob("step_*") if path.name > begin):
             self.record.warning(f"{', '.join(damaged)}: damaged, passed over; going on from {begin or 'the beginning'}")
