@@ -70,6 +70,8 @@ class Batch:
         """
         if "%" in str(self.folder):
             raise UserError(f"runs_dir: SLURM would expand the % in {self.folder}, where logs go; set one without it")
+        if odd := next((c for c in str(self.folder) if c in "'\"\\" or not c.isprintable()), None):
+            raise UserError(f"runs_dir: sbatch would misread the {odd!r} in {self.folder}; set one without it")
         count = len(self.runs) if len(self.runs) > 1 else None
         command = f"{self._start} -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
         text = str(_make_sbatch_string(command, self.folder, map_count=count, **self.parameters))

@@ -115,6 +115,18 @@ def test_a_folder_whose_name_slurm_would_expand_is_refused(tmp_path: Path, slurm
     assert slurm.calls() == []
 
 
+@pytest.mark.parametrize("odd", ["'", '"', "\\", "\n", "\t", "\u2028"])
+def test_a_folder_whose_name_sbatch_would_misread_is_refused_with_nothing_created(
+    tmp_path: Path, slurm: FakeSlurm, odd: str
+) -> None:
+    with pytest.raises(UserError, match="runs_dir: sbatch would misread the") as refused:
+        batch(tmp_path / f"my{odd}runs").submit()
+    assert "\n" not in str(refused.value)
+    assert slurm.calls() == []
+    assert list(tmp_path.iterdir()) == [slurm.folder]
+    batch(tmp_path / "my runs").script()  # the control
+
+
 def test_a_command_before_the_last_parameter_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = executor._make_sbatch_string
     monkeypatch.setattr(
