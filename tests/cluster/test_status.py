@@ -281,6 +281,7 @@ def test_a_sweep_is_shown_alone(folder: Folder, status: Any) -> None:
     for sweep in ("20260921-a", "20260921-b", None):
         folder.run(start(1), stop(9, "finished"), sweep=sweep)
     assert [run["sweep"] for run in json.loads(status("--sweep", "20260921-b", "--json")[1])] == ["20260921-b"]
+    assert [run["sweep"] for run in json.loads(status("--sweep", "@last", "--json")[1])] == ["20260921-b"]
     code, _, err = status("--sweep", "20260921")
     assert (code, err.count("\n")) == (2, 1)
     assert "fits 2 in" in err
