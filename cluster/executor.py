@@ -21,8 +21,8 @@ from runyard.config import ClusterConfig
 from runyard.errors import UserError
 from runyard.run import Run
 
-PYTHON = Path(__file__).resolve().parents[1] / "slurm" / "python.sh"
-REQUEUE = PYTHON.with_name("requeue.sh")
+CHECKOUT = Path(__file__).resolve().parents[1]
+PYTHON = CHECKOUT / "slurm" / "python.sh"
 # sbatch's variables that go by another name than the option which they override.
 VARIABLES = {
     "time": ("TIMELIMIT",),
@@ -120,22 +120,32 @@ class Batch:
 
     @property
     def _start(self) -> str:
-        return f"{shlex.quote(self.cluster.python or str(PYTHON))} -m cluster.task"
+        return f"{self._python} -m cluster.task"
+
+    @property
+    def _python(self) -> str:
+        return shlex.quote(self.cluster.python or str(self._scripts / "python.sh"))
+
+    @property
+    def _scripts(self) -> Path:
+        """The snapshot's, as the rest of the code; the checkout's for a run from before these were part of it."""
+        code = self.runs[0].code
+        return CHECKOUT / "slurm" if code.exists() and not (code / "slurm").exists() else code / "slurm"
 
     def _setup(self) -> list[str]:
         code = shlex.quote(str(self.runs[0].code))
         # The snapshot of the code that was taken when the run was created, and not what lies in the checkout by now.
         snapshot = f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1'
+        root = f"export RUNYARD_ROOT={shlex.quote(str(CHECKOUT))}"  # by it the snapshot's python.sh finds .venv
         # set +e: where a line of env_setup set it, the script would end with srun and requeue nothing.
-        return [*self.cluster.env_setup, "set +e", SURVIVE, snapshot, BEGAN, END_TIME]
+        return [*self.cluster.env_setup, "set +e", SURVIVE, snapshot, root, BEGAN, END_TIME]
 
     def _teardown(self) -> list[str]:
         """After srun, whatever ended it: put the job back into the queue where the run can go on; say how it ended."""
-        python = shlex.quote(self.cluster.python or str(PYTHON))
         run = shlex.quote(str(self.runs[0].path))
         if len(self.runs) > 1:
             run = f'"$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(self.folder / "runs.txt"))})"'
-        return [f"ended=$?; exec {shlex.quote(str(REQUEUE))} {python} {run} $ended"]
+        return [f"ended=$?; exec {shlex.quote(str(self._scripts / 'requeue.sh'))} {self._python} {run} $ended"]
 
     def _list_runs(self) -> None:
         if len(self.runs) > 1:

@@ -139,4 +139,4 @@ if __name__ == "__main__":
     run_dir, ended, ending, *why = sys.argv[1:]
     if why:
         sys.exit(refused(run_dir, int(ended), *why))
-    sys.exit(main(run_dir, int(ended), preempted=ending == "preemption", limit=ending == "limit"))
+    sys.exit(main(run_dir, int(ended), preempted=ending == "1", limit=ending == "limit"))

@@ -11,11 +11,11 @@ shown=$(scontrol show job "$job")
 restarts=$(printf '%s\n' "$shown" | sed -n 's/.* Restarts=\([0-9]*\).*/\1/p')
 case $shown in
 # Once SLURM has begun to preempt a job, it shows since when.
-*" PreemptTime="[0-9]*) ending=preemption ;;
+*" PreemptTime="[0-9]*) ending=1 ;;
 *" Reason=TimeLimit "*) ending=limit ;;
 # Ended by SLURM for neither: a person's scancel.
 *JobState=COMPLETING*) exit "$ended" ;;
-*) ending=none ;;
+*) ending=0 ;;
 esac
 # SLURM itself has put it back into the queue already.
 [ "${restarts:-0}" -le "${SLURM_RESTART_COUNT:-0}" ] || exit "$ended"

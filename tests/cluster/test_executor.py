@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -152,7 +154,7 @@ def test_srun_runs_the_snapshot_and_its_exit_code_reaches_the_judge(
     array = {} if element is None else {"SLURM_ARRAY_JOB_ID": NUMBER, "SLURM_ARRAY_TASK_ID": str(element)}
     done = slurm.run_script(srun_ends_with=7, PYTHONPATH="/before", **array)
     assert (done.returncode, done.stderr) == (42, ""), "the judge's own exit code is the job's"
-    assert slurm.calls("python") == [f"python -m cluster.requeue {run.path} 7 none"]
+    assert slurm.calls("python") == [f"python -m cluster.requeue {run.path} 7 0"]
     for program in ("srun", "python"):
         path = slurm.env(f"{program}.env")["PYTHONPATH"].split(":")
         assert path == [str(run.code), "/before"]
@@ -190,6 +192,33 @@ def test_the_judge_that_a_script_calls_is_the_snapshots_own(small: list[str], sl
     assert done.returncode == REQUEUE
     assert slurm.calls("scontrol")[-1] == f"scontrol requeue {NUMBER}"
     assert (run.code / "cluster" / "__pycache__").exists(), "what was imported from there left its bytecode there"
+
+
+def test_what_is_done_to_the_checkout_changes_nothing_for_a_job_that_waits(
+    small: list[str], slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    checkout = tmp_path / "checkout"
+    for name in ("src", "cluster", "configs", "slurm"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    submit = [sys.executable, "-m", "runyard", "submit", "experiment=null", *small, "cluster=slurm"]
+    subprocess.run(submit, cwd=checkout, check=True, capture_output=True,
+                   env=os.environ | {"PYTHONPATH": f"{checkout / 'src'}:{checkout}"})  # fmt: skip
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    for name in ("requeue.sh", "python.sh"):
+        (checkout / "slurm" / name).write_text("#!/bin/sh\nexit 99\n")
+    slurm.program("srun", 'while [ "${1##*/}" != python.sh ]; do shift; done; exec "$1" -c "raise SystemExit(7)"\n')
+    done = slurm.run_script()
+    assert done.returncode == REQUEUE, done.stderr
+    assert done.stdout == "runyard: crash: back into the queue, to go on at step 0\n"
+
+
+def test_a_run_from_before_the_scripts_were_kept_uses_the_checkouts(tmp_path: Path) -> None:
+    made = batch(tmp_path)
+    (made.runs[0].path / "code" / "cluster").mkdir(parents=True)
+    assert f"exec {ROOT}/slurm/requeue.sh {ROOT}/slurm/python.sh" in batch(tmp_path).script()
+    (made.runs[0].path / "code" / "slurm").mkdir()
+    assert f"exec {tmp_path}/RUN/code/slurm/requeue.sh {tmp_path}/RUN/code/slurm/python.sh" in batch(tmp_path).script()
 
 
 def test_the_script_outlives_the_term_of_the_time_limit_and_what_it_starts_hears_it(
