@@ -10,8 +10,9 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
-from runyard.errors import FAILED, INTERRUPTED, USER_ERROR
+from runyard.errors import FAILED, INTERRUPTED, USER_ERROR, UserError
 from runyard.run import Run
 from runyard.stopping import UNSAVED_AT_S, Stop
 from runyard.tracking import journal
@@ -111,20 +112,28 @@ def main(run_dir: str, ended: int, *, preempted: bool, limit: bool = False) -> i
     verdict = judge(rows, ended, step, preempted=preempted, limit=limit, late=late, began=float(began or 0))
     book = Journal(run.journal_path)
     if verdict.given_up:
-        book.write("stop", reason="failed", message=verdict.given_up, user_error=False, retry=False)
+        _note(book, "stop", reason="failed", message=verdict.given_up, user_error=False, retry=False)
         print(f"runyard: {verdict.given_up}", file=sys.stderr, flush=True)
     if verdict.requeue is None or not run.config.cluster.requeue:
         return verdict.exit_code
-    book.write("requeue", cause=verdict.requeue, step=step, without_progress=verdict.without_progress)
+    _note(book, "requeue", cause=verdict.requeue, step=step, without_progress=verdict.without_progress)
     print(f"runyard: {verdict.requeue}: back into the queue, to go on at step {step}", flush=True)
     return REQUEUE
+
+
+def _note(book: Journal, event: str, **fields: Any) -> None:
+    """Write it down; where the disk is full the decision stands all the same."""
+    try:
+        book.write(event, **fields)
+    except OSError as error:
+        print(f"runyard: {book.path}: {error.strerror}: {event} not written down", file=sys.stderr, flush=True)
 
 
 def refused(run_dir: str, ended: int, why: str) -> int:
     """SLURM would not put this job back into the queue: write down why, and what mends it. Returns the exit code."""
     run = Run.open(run_dir)
     mend = f"this job could not be requeued ({' '.join(why.split())}); go on with: runyard resume {run.reference}"
-    Journal(run.journal_path).write("warning", message=mend)
+    _note(Journal(run.journal_path), "warning", message=mend)
     print(f"runyard: {mend}", file=sys.stderr, flush=True)
     return ended or FAILED
 
@@ -137,6 +146,10 @@ def newest_step(run: Run) -> int:
 
 if __name__ == "__main__":
     run_dir, ended, ending, *why = sys.argv[1:]
-    if why:
-        sys.exit(refused(run_dir, int(ended), *why))
-    sys.exit(main(run_dir, int(ended), preempted=ending == "1", limit=ending == "limit"))
+    try:
+        if why:
+            sys.exit(refused(run_dir, int(ended), *why))
+        sys.exit(main(run_dir, int(ended), preempted=ending == "1", limit=ending == "limit"))
+    except UserError as error:  # another start would find the run as damaged
+        print(f"runyard: {error}", file=sys.stderr, flush=True)
+        sys.exit(USER_ERROR)

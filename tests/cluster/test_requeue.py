@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.requeue import REQUEUE, Verdict, judge
+from cluster.requeue import REQUEUE, Verdict, judge, main
 from runyard.config import Config
 from runyard.run import Run
 from runyard.tracking import journal
@@ -283,6 +285,26 @@ def test_a_requeue_that_fails_is_told_with_what_mends_it(run: Run, job: FakeSlur
     mend = f"this job could not be requeued ({why or 'no word'}); go on with: runyard resume {run.path}"
     assert told(run)[-1] == {"event": "warning", "message": mend}
     assert done.stderr == f"runyard: {mend}\n"
+
+
+def test_a_run_whose_record_is_damaged_is_not_requeued_and_says_so_in_one_line(run: Run, job: FakeSlurm) -> None:
+    (run.path / "run.json").write_text("{")
+    done = end(run, 1)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"runyard: .*run\.json: damaged .*\n", done.stderr)
+    assert job.calls("scontrol") == ["scontrol show job 12"]
+
+
+def test_a_full_disk_does_not_keep_a_job_from_being_requeued(
+    run: Run, job: FakeSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Journal, "write", full)
+    assert main(str(run.path), 1, preempted=False) == REQUEUE
+    said = f"runyard: {run.journal_path}: No space left on device: requeue not written down\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_container_without_slurms_commands_is_enough_for_the_decision(run: Run, job: FakeSlurm) -> None:
