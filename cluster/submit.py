@@ -27,6 +27,7 @@ from runyard.config import ClusterConfig, Config
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.fields import written
+from runyard.files import write_atomic
 from runyard.learned import FREE, differences
 from runyard.run import Run, new_id
 
@@ -143,9 +144,16 @@ def resume(run: Run, overrides: list[str]) -> Job:
         inner[leaf] = new
     config = schema.from_dict(values)
     preflight(subject([config], manifest.prepare_command([*given, *overrides])))
-    if changed:
-        run.amend(config, [*given, *overrides], said=overrides)
-    return launch(run)
+    if not changed:
+        return launch(run)
+    as_it_was = {path: path.read_bytes() for path in (run.path / "config.yaml", run.path / "run.json")}
+    run.amend(config, [*given, *overrides], said=overrides)  # before the launch: a job may begin at once
+    try:
+        return launch(run)
+    except BaseException:
+        for path, content in as_it_was.items():
+            write_atomic(path, content)
+        raise
 
 
 def layout(cluster: ClusterConfig) -> tuple[int, int]:
