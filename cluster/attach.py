@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from types import FrameType
@@ -16,6 +15,7 @@ import submitit
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cluster import queue
 from cluster.glance import glance
 from runyard.run import Run
 from runyard.tracking import journal
@@ -23,7 +23,8 @@ from runyard.tracking.words import clock, say
 
 POLL_S = 0.5
 QUEUE_POLL_S = 5.0  # a controller answers many
-OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
+        "NODE_FAIL", "PREEMPTED"}  # fmt: skip
 SILENT = "the job ended without a word: killed, perhaps for want of memory"
 DEAD_AFTER_POLLS = 10  # a journal may reach a shared disk some seconds after its writer ended
 
@@ -80,10 +81,9 @@ class SlurmJob:
     def over(self) -> bool:
         if not self._over and time.monotonic() - self._asked_at >= QUEUE_POLL_S:
             self._asked_at = time.monotonic()
-            asked = ["squeue", "--noheader", f"--jobs={self.id}", "--states=all", "--format=%T"]
-            said = subprocess.run(asked, capture_output=True, text=True)
-            gone = said.returncode != 0 and "Invalid job id" in said.stderr
-            self._over = gone or (said.returncode == 0 and set(said.stdout.split()) <= OVER)
+            answer = queue.squeue([self.id])
+            states = {job.state for job in answer.jobs.values() if job.id == self.id}
+            self._over = answer.problem is None and states <= OVER
         return self._over
 
     def interrupt(self) -> str:

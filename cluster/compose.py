@@ -9,7 +9,6 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,18 +72,6 @@ def expand(overrides: list[str]) -> list[list[str]]:
         UserError: an override that cannot be read.
     """
     return [list(point) for point in itertools.product(*map(_choices, overrides))]
-
-
-def differences(one: Mapping[str, Any], other: Mapping[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted names of the settings that differ, with both values; None where one side lacks it."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for name in dict.fromkeys([*one, *other]):
-        a, b = one.get(name), other.get(name)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found |= differences(a, b, f"{path}{name}.")
-        elif a != b:
-            found[path + name] = (a, b)
-    return found
 
 
 def pick_experiment(cluster: schema.ClusterConfig) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cluster.compose import compose, differences
+from cluster.compose import compose
 from cluster.preflight import planned
 from cluster.submit import Plan, layout
 from runyard.config import to_dict
 from runyard.fields import written
+from runyard.learned import differences
 
 
 def show(plan: Plan, *, as_json: bool) -> None:

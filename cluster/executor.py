@@ -21,8 +21,8 @@ from runyard.config import ClusterConfig
 from runyard.errors import UserError
 from runyard.run import Run
 
-PYTHON = Path(__file__).resolve().parents[1] / "slurm" / "python.sh"
-REQUEUE = PYTHON.with_name("requeue.sh")
+CHECKOUT = Path(__file__).resolve().parents[1]
+PYTHON = CHECKOUT / "slurm" / "python.sh"
 # sbatch's variables that go by another name than the option which they override.
 VARIABLES = {
     "time": ("TIMELIMIT",),
@@ -35,6 +35,8 @@ ANSWER_TIMEOUT_S = 60  # of sbatch on a busy controller
 # By it cluster.requeue tells what this start wrote from what earlier ones did.
 BEGAN = "export RUNYARD_BEGAN=$(date +%s)"
 # Until SLURM 23.02 a job is not told when its time limit ends it. squeue may not answer: to date nothing is midnight.
+# At the time limit SLURM sends TERM to this shell too, which must live to requeue the job. What it starts hears TERM.
+SURVIVE = "trap : TERM"
 END_TIME = (
     "export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-"
     '$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e || echo unknown)" +%s)}'
@@ -68,6 +70,8 @@ class Batch:
         """
         if "%" in str(self.folder):
             raise UserError(f"runs_dir: SLURM would expand the % in {self.folder}, where logs go; set one without it")
+        if odd := next((c for c in str(self.folder) if c in "'\"\\" or not c.isprintable()), None):
+            raise UserError(f"runs_dir: sbatch would misread the {odd!r} in {self.folder}; set one without it")
         count = len(self.runs) if len(self.runs) > 1 else None
         command = f"{self._start} -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
         text = str(_make_sbatch_string(command, self.folder, map_count=count, **self.parameters))
@@ -116,22 +120,32 @@ class Batch:
 
     @property
     def _start(self) -> str:
-        return f"{shlex.quote(self.cluster.python or str(PYTHON))} -m cluster.task"
+        return f"{self._python} -m cluster.task"
+
+    @property
+    def _python(self) -> str:
+        return shlex.quote(self.cluster.python or str(self._scripts / "python.sh"))
+
+    @property
+    def _scripts(self) -> Path:
+        """The snapshot's, as the rest of the code; the checkout's for a run from before these were part of it."""
+        code = self.runs[0].code
+        return CHECKOUT / "slurm" if code.exists() and not (code / "slurm").exists() else code / "slurm"
 
     def _setup(self) -> list[str]:
         code = shlex.quote(str(self.runs[0].code))
         # The snapshot of the code that was taken when the run was created, and not what lies in the checkout by now.
         snapshot = f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1'
+        root = f"export RUNYARD_ROOT={shlex.quote(str(CHECKOUT))}"  # by it the snapshot's python.sh finds .venv
         # set +e: where a line of env_setup set it, the script would end with srun and requeue nothing.
-        return [*self.cluster.env_setup, "set +e", snapshot, BEGAN, END_TIME]
+        return [*self.cluster.env_setup, "set +e", SURVIVE, snapshot, root, BEGAN, END_TIME]
 
     def _teardown(self) -> list[str]:
         """After srun, whatever ended it: put the job back into the queue where the run can go on; say how it ended."""
-        python = shlex.quote(self.cluster.python or str(PYTHON))
         run = shlex.quote(str(self.runs[0].path))
         if len(self.runs) > 1:
             run = f'"$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(self.folder / "runs.txt"))})"'
-        return [f"ended=$?; exec {shlex.quote(str(REQUEUE))} {python} {run} $ended"]
+        return [f"ended=$?; exec {shlex.quote(str(self._scripts / 'requeue.sh'))} {self._python} {run} $ended"]
 
     def _list_runs(self) -> None:
         if len(self.runs) > 1:

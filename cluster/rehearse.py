@@ -22,17 +22,14 @@ from typing import Any
 
 from cluster.compose import Composed, compose
 from cluster.rehearsal import Rehearsal
+from cluster.scaled import EPOCHS, STEPS_PER_EPOCH, scaled
 from cluster.submit import Plan, submit
 from runyard.errors import UserError
 from runyard.run import Run
 from runyard.tracking import journal
 
-EPOCHS, STEPS_PER_EPOCH = 9, 6
-IMAGES_PER_TASK = 4  # in a micro-batch
 WITHIN_S = 300.0  # for one stretch between two interruptions
 LEARNED_EPOCHS = (1, 3, 5)  # after which it is interrupted
-# SLURM looks every half minute for jobs near their limit: the tasks are held still until its signal wakes them.
-LIMIT = ("cluster.timeout_min=2", "cluster.signal_delay_s=85")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Stage:
 
     def __init__(self, overrides: list[str], say: Callable[[str], None]) -> None:
         self.say = say
-        self.composed = scaled(overrides)
+        self.composed = scaled(overrides, say)
         self.cluster = self.composed.config.cluster
 
     def perform(self) -> Told:
@@ -142,42 +139,6 @@ class Stage:
                 words = [line for log in logs for line in log.read_text(errors="replace").splitlines()[-1:]]
                 raise UserError(f"no progress within {WITHIN_S:g} s; the tasks said: {'; '.join(words) or 'nothing'}")
             time.sleep(0.1)
-
-
-def scaled(overrides: list[str]) -> Composed:
-    """The experiment with tiny synthetic data, few steps and what one machine can carry of its tasks.
-
-    Raises:
-        UserError: what was asked for cannot be composed, or asks for another cluster.
-    """
-    given = [o.lstrip("+") for o in overrides]
-    if other := next((o for o in given if o.startswith("cluster=") and o != "cluster=rehearsal"), None):
-        raise UserError(f"{other}: a rehearsal has a throwaway cluster of its own; leave that out")
-    asked = compose([*(o for o in given if not o.startswith("cluster=")), "cluster=rehearsal"])
-    config = asked.config
-    world = config.cluster.nodes * (config.cluster.tasks_per_node or 1)
-    batch = world * config.accumulate * IMAGES_PER_TASK
-    warmup = min(config.schedule.warmup_epochs, EPOCHS - 1)
-    tiny = {
-        "data": "synthetic",
-        "data.samples": f"[{batch * STEPS_PER_EPOCH},{2 * batch}]",
-        "data.num_classes": "10",
-        "data.image_size": str(config.data.image_size),
-        "data.validation_fraction": "0",
-        "batch_size": str(batch),
-        "epochs": str(EPOCHS),
-        "schedule.warmup_epochs": f"{warmup:g}",
-        "evaluate_every_epochs": "1",
-        "checkpoint.every_s": "1",
-        "checkpoint.every_epochs": "1",
-        "checkpoint.keep_last": "3",
-        "precision": "fp32" if config.precision == "fp16" else config.precision,
-        "compile": "none",
-        "workers": "1",
-        "cluster.gpus_per_node": "0",
-    }
-    kept = [o for o in asked.overrides if not o.startswith(("data=", "data.", *tiny))]
-    return compose([*kept, "tracking=none", *(f"{name}={value}" for name, value in tiny.items()), *LIMIT])
 
 
 def prepare(composed: Composed) -> None:

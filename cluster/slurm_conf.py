@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 CONTROLLER = "controller"
+CPUS, MEMORY_MB = 64, 256_000  # of each node, by its claim
+PARTITIONS = ("main", "low", "high")  # the first is the default
 GRACE_S = 10  # before the end of a preempted job that is signalled; SLURM itself adds up to five
 
 # cred_expire, KillWait: a job is requeued cred_expire + 1 s after its end, and the old srun must be gone by then.
@@ -51,7 +53,9 @@ PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 PREEMPT_SIGNAL = "SlurmctldParameters=preempt_send_user_signal\n"
-NODE = "NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs=64 RealMemory=256000 Gres=gpu:2\n"
+NODE = (
+    "NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory={memory_mb} Gres=gpu:2\n"
+)
 # Two "GPUs" a node: SLURM wants device files, counts them, and never opens them.
 GRES = "Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n"
 
@@ -68,6 +72,6 @@ def write(
     """
     grace_s = GRACE_S if preempt_signal else 0
     text = CONFIGURATION.format(controller=CONTROLLER, port=controller_port, folder=folder, user=user, grace=grace_s)
-    text += "".join(NODE.format(name=name, port=port) for name, port in nodes.items())
+    text += "".join(NODE.format(name=name, port=port, cpus=CPUS, memory_mb=MEMORY_MB) for name, port in nodes.items())
     (folder / "slurm.conf").write_text(text + accounting + (PREEMPT_SIGNAL if preempt_signal else ""))
     (folder / "gres.conf").write_text(GRES)

@@ -118,6 +118,9 @@ def stand(run: Glance, waiting: Answer, ended: Answer, now: float) -> Standing:
         return Standing(run, "running", f"running: {writer}", nodes=here)
     if not run.job and not run.starts:
         return Standing(run, "new", f"not submitted: runyard resume {run.reference}")
+    if job is None and ended.problem and run.on_slurm:
+        words = f"its job is gone, and nobody says how ({ended.problem}); go on with: runyard resume {run.reference}"
+        return Standing(run, "unknown", words, nodes=here, problem=ended.problem)
     gone = own(run, ended) or job  # accounting knows more of how, squeue of why
     return _vanished(run, replace(gone, reason=job.reason) if gone and job else gone, here)
 

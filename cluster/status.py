@@ -34,7 +34,7 @@ class View:
     Args:
         folder: Where runs are looked for.
         named: Directories of those that were asked for; none: all in ``folder``.
-        sweep: Only the points of this sweep, by its id or the beginning of it.
+        sweep: Only the points of this sweep, by its id, the beginning of it, or ``@last``.
 
     Attributes:
         found: How they stand, newest first, or in the order they were named in.
@@ -84,6 +84,7 @@ class View:
         if self._sweep is not None:
             ids = sorted({str(run.record["sweep"]) for run in runs if run.record.get("sweep")})
             fits = [i for i in ids if i == self._sweep] or [i for i in ids if i.startswith(self._sweep)]
+            fits = ids[-1:] if self._sweep == "@last" else fits
             if len(fits) != 1:
                 known = f"there are {', '.join(ids[-3:])}" if ids else "no run there belongs to one"
                 raise UserError(f"--sweep {self._sweep}: fits {len(fits) or 'none'} in {self._folder}, {known}")

@@ -18,7 +18,7 @@ import submitit
 
 from cluster.attach import Job, LocalJob, SlurmJob
 from cluster.check import Subject
-from cluster.compose import Composed, compose, differences, expand, gpu_count, visible_gpus
+from cluster.compose import Composed, compose, expand, gpu_count, visible_gpus
 from cluster.executor import Batch, require_sbatch, tasks_per_node
 from cluster.job import TrainJob
 from cluster.preflight import can_go_on, planned, preflight
@@ -27,11 +27,10 @@ from runyard.config import ClusterConfig, Config
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.fields import written
+from runyard.files import write_atomic
+from runyard.learned import FREE, differences
 from runyard.run import Run, new_id
 from runyard.tracking.wandb_agent import Handed
-
-# What a run may go on with: nothing that changes what it learns.
-FREE = ("cluster.", "checkpoint.", "tracking.", "data.root", "workers", "loader", "eval_batch_size")
 
 
 @dataclass(frozen=True)
@@ -163,9 +162,16 @@ def resume(run: Run, overrides: list[str]) -> Job:
         inner[leaf] = new
     config = schema.from_dict(values)
     preflight(subject([config], manifest.prepare_command([*given, *overrides])))
-    if changed:
-        run.amend(config, [*given, *overrides], said=overrides)
-    return launch(run)
+    if not changed:
+        return launch(run)
+    as_it_was = {path: path.read_bytes() for path in (run.path / "config.yaml", run.path / "run.json")}
+    run.amend(config, [*given, *overrides], said=overrides)  # before the launch: a job may begin at once
+    try:
+        return launch(run)
+    except BaseException:
+        for path, content in as_it_was.items():
+            write_atomic(path, content)
+        raise
 
 
 def layout(cluster: ClusterConfig) -> tuple[int, int]:

@@ -4,9 +4,10 @@
 #   RUNYARD_CONTAINER=runyard.sif slurm/python.sh ...    in that Apptainer/Singularity image (slurm/runyard.def)
 #   RUNYARD_OVERLAY=env.ext3 besides                     with an overlay, read-only as jobs must open it
 #   RUNYARD_PYTHON=/ext3/env/bin/python                  which Python: inside the container, or on the machine
+#   RUNYARD_ROOT=/the/checkout                           where .venv is, for a copy of this file outside of it
 # Every step is an exec, so that a signal from SLURM reaches Python and no shell in between.
 set -eu
-root=$(cd -P "$(dirname "$0")/.." && pwd)
+root=${RUNYARD_ROOT:-$(cd -P "$(dirname "$0")/.." && pwd)}
 
 fail() { echo "slurm/python.sh: $*" >&2; exit 2; }
 

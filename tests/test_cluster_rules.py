@@ -129,7 +129,7 @@ def test_setup_lines_are_any_shell_command_else() -> None:
 LOCALLY_IGNORED: dict[str, Any] = {
     "account": "a", "partition": "p", "qos": "q", "constraint": "c", "gres": "gpu:1", "comment": "c", "exclude": "n1",
     "nodelist": "n1", "mail_type": "END", "mem_gb": 4, "cpus_per_task": 2, "python": "p", "env_setup": ["true"],
-    "stage_data": "/tmp", "requeue": True}
+    "stage_data": "/tmp", "requeue": True, "array_parallelism": 4}
 
 
 @pytest.mark.parametrize("name", LOCALLY_IGNORED)

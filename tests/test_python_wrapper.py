@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,15 @@ def test_it_becomes_python_itself_so_that_signals_arrive() -> None:
     with subprocess.Popen([WRAPPER, "-c", "import os; print(os.getpid())"], stdout=subprocess.PIPE, text=True,
                           env={"PATH": os.environ["PATH"], "RUNYARD_PYTHON": sys.executable}) as process:
         assert process.communicate()[0] == f"{process.pid}\n"
+
+
+def test_a_copy_of_it_finds_the_environment_of_the_checkout(tmp_path: Path) -> None:
+    copy = Path(shutil.copy2(WRAPPER, tmp_path / "python.sh"))
+    (tmp_path / "checkout" / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / "checkout" / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    for root, code in ((tmp_path / "checkout", 0), (tmp_path, 2)):
+        done = subprocess.run([copy, "-c", ""], env={"RUNYARD_ROOT": str(root)}, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
 
 
 def test_without_an_environment_it_says_how_to_make_one() -> None:

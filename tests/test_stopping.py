@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from runyard.stopping import STOP_SIGNALS, Stop, StopFlag
+from runyard.stopping import STOP_SIGNALS, UNSAVED_AT_S, Stop, StopFlag
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +21,7 @@ def handlers() -> Iterator[None]:
     numbers = (*STOP_SIGNALS, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
     yield
+    faulthandler.cancel_dump_traceback_later()
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
 
@@ -50,6 +55,27 @@ def test_the_runs_own_clock_asks_before_the_jobs_end() -> None:
     stop.before_the_limit({"SLURM_JOB_END_TIME": str(now + 1000)}, 1001)
     assert stop() is Stop.TIME_LIMIT
     assert stop().words == "time limit"
+
+
+HANGS = """
+import os, sys, time
+from runyard.stopping import StopFlag
+StopFlag().before_the_limit(os.environ, 0)
+while time.time() < float(sys.argv[1]):
+    pass
+"""
+
+
+def test_who_hangs_says_where_and_is_gone_just_before_the_limit() -> None:
+    now = int(time.time())
+    ends = {}
+    for end in (now + UNSAVED_AT_S + 2, now + 1000):  # and a control
+        ends[end] = subprocess.run([sys.executable, "-c", HANGS, str(now + 4)], capture_output=True, text=True,
+                                   env=os.environ | {"SLURM_JOB_END_TIME": str(end)})  # fmt: skip
+    hung, control = ends.values()
+    assert hung.returncode == 1
+    assert 'File "<string>", line 5 in <module>' in hung.stderr
+    assert (control.returncode, control.stderr) == (0, "")
 
 
 def test_what_was_asked_by_a_signal_comes_before_the_clock() -> None:

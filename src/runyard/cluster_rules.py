@@ -37,7 +37,9 @@ PATTERNS = {  # of each: what fits wholly, and what to say to whom it does not
 MAIL_TYPES = ("NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT", "TIME_LIMIT",
               "TIME_LIMIT_90", "TIME_LIMIT_80", "TIME_LIMIT_50", "ARRAY_TASKS")  # fmt: skip
 OF_SLURM = ("account", "partition", "qos", "constraint", "gres", "comment", "exclude", "nodelist", "mail_user",
-            "mail_type", "mem_gb", "cpus_per_task", "python", "env_setup", "stage_data", "requeue")  # fmt: skip
+            "mail_type", "mem_gb", "cpus_per_task", "python", "env_setup", "stage_data", "requeue",
+            "array_parallelism")  # fmt: skip
+UNSAID = {"env_setup": "[]", "requeue": "false", "array_parallelism": "16"}  # as configs/cluster has them; others null
 
 
 def check_cluster(cluster: ClusterConfig) -> None:
@@ -103,8 +105,8 @@ def _check_env_setup(lines: list[str]) -> None:
 
 def _check_local(cluster: ClusterConfig) -> None:
     for name in OF_SLURM:
-        if value := getattr(cluster, name):
-            off = {"env_setup": "[]", "requeue": "false"}.get(name, "null")
+        value, off = getattr(cluster, name), UNSAID.get(name, "null")
+        if value and written(value) != off:
             raise UserError(
                 f"cluster.{name}={written(value)}: said to SLURM, and cluster=local starts processes on this machine; "
                 f"set cluster=slurm or your cluster's profile, or cluster.{name}={off}"

@@ -7,9 +7,11 @@ import secrets
 import shutil
 from pathlib import Path
 
+SCRIPTS = ("python.sh", "requeue.sh")  # what starts a job's tasks, and what puts it back into the queue
+
 
 def snapshot(store: Path) -> str:
-    """Copy the packages into ``store``/HASH, once per content, and return the hash.
+    """Copy packages and the scripts of jobs into ``store``/HASH, once per content, and return the hash.
 
     The store is shared by all runs: equal code keeps one path, so its compiled kernels are cached across runs.
     """
@@ -21,6 +23,8 @@ def snapshot(store: Path) -> str:
     files = {
         f"{name}/{p.relative_to(folder)}": p for name, folder in packages.items() for p in sorted(folder.rglob("*.py"))
     }
+    scripts = [root.parents[1] / "slurm" / name for name in SCRIPTS]
+    files |= {f"slurm/{script.name}": script for script in scripts if script.exists()}
     digest = hashlib.sha256()
     for name, source in files.items():
         digest.update(f"{name}\0".encode() + hashlib.sha256(source.read_bytes()).digest())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import faulthandler
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+UNSAVED_AT_S = 5  # before the time limit: who has not ended by then hangs
 
 
 class Stop(enum.IntEnum):
@@ -48,9 +50,15 @@ class StopFlag:
         return self._asked
 
     def before_the_limit(self, env: Mapping[str, str], margin_s: float) -> None:
-        """Also stop ``margin_s`` before the job's end (SLURM_JOB_END_TIME, unix s): a signal may never come."""
+        """Also stop ``margin_s`` before the job's end (SLURM_JOB_END_TIME, unix s): a signal may never come.
+
+        Where ranks hang, none can. Then this process says where it stands and dies just before the limit, so that the
+        batch script outlives srun: at the limit SLURM would end both, and nobody would requeue the job.
+        """
         if (end := env.get("SLURM_JOB_END_TIME", "")).isdigit():
             self._stop_at = int(end) - margin_s
+            if (left_s := int(end) - UNSAVED_AT_S - time.time()) > 0:
+                faulthandler.dump_traceback_later(left_s, exit=True, file=2)
 
     def ignore(self) -> None:
         """Hear no request any more, also while Python ends, when handlers of its own are gone already."""

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,6 +117,18 @@ def test_a_folder_whose_name_slurm_would_expand_is_refused(tmp_path: Path, slurm
     assert slurm.calls() == []
 
 
+@pytest.mark.parametrize("odd", ["'", '"', "\\", "\n", "\t", "\u2028"])
+def test_a_folder_whose_name_sbatch_would_misread_is_refused_with_nothing_created(
+    tmp_path: Path, slurm: FakeSlurm, odd: str
+) -> None:
+    with pytest.raises(UserError, match="runs_dir: sbatch would misread the") as refused:
+        batch(tmp_path / f"my{odd}runs").submit()
+    assert "\n" not in str(refused.value)
+    assert slurm.calls() == []
+    assert list(tmp_path.iterdir()) == [slurm.folder]
+    batch(tmp_path / "my runs").script()  # the control
+
+
 def test_a_command_before_the_last_parameter_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = executor._make_sbatch_string
     monkeypatch.setattr(
@@ -177,6 +192,47 @@ def test_the_judge_that_a_script_calls_is_the_snapshots_own(small: list[str], sl
     assert done.returncode == REQUEUE
     assert slurm.calls("scontrol")[-1] == f"scontrol requeue {NUMBER}"
     assert (run.code / "cluster" / "__pycache__").exists(), "what was imported from there left its bytecode there"
+
+
+def test_what_is_done_to_the_checkout_changes_nothing_for_a_job_that_waits(
+    small: list[str], slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    checkout = tmp_path / "checkout"
+    for name in ("src", "cluster", "configs", "slurm"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    submit = [sys.executable, "-m", "runyard", "submit", "experiment=null", *small, "cluster=slurm"]
+    subprocess.run(submit, cwd=checkout, check=True, capture_output=True,
+                   env=os.environ | {"PYTHONPATH": f"{checkout / 'src'}:{checkout}"})  # fmt: skip
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    for name in ("requeue.sh", "python.sh"):
+        (checkout / "slurm" / name).write_text("#!/bin/sh\nexit 99\n")
+    slurm.program("srun", 'while [ "${1##*/}" != python.sh ]; do shift; done; exec "$1" -c "raise SystemExit(7)"\n')
+    done = slurm.run_script()
+    assert done.returncode == REQUEUE, done.stderr
+    assert done.stdout == "runyard: crash: back into the queue, to go on at step 0\n"
+
+
+def test_a_run_from_before_the_scripts_were_kept_uses_the_checkouts(tmp_path: Path) -> None:
+    made = batch(tmp_path)
+    (made.runs[0].path / "code" / "cluster").mkdir(parents=True)
+    assert f"exec {ROOT}/slurm/requeue.sh {ROOT}/slurm/python.sh" in batch(tmp_path).script()
+    (made.runs[0].path / "code" / "slurm").mkdir()
+    assert f"exec {tmp_path}/RUN/code/slurm/requeue.sh {tmp_path}/RUN/code/slurm/python.sh" in batch(tmp_path).script()
+
+
+def test_the_script_outlives_the_term_of_the_time_limit_and_what_it_starts_hears_it(
+    small: list[str], slurm: FakeSlurm
+) -> None:
+    submitted(small)
+    slurm.program("srun", "kill -TERM $PPID; kill -TERM $$; sleep 5\n")
+    slurm.says("shown", "JobState=COMPLETING Reason=TimeLimit Dependency=(null)\n")
+    done = slurm.run_script()
+    assert done.returncode == REQUEUE, done.stderr
+    assert done.stdout == "runyard: time limit: back into the queue, to go on at step 0\n"
+    script = slurm.folder / "script"
+    script.write_text(script.read_text().replace("trap : TERM\n", ""))
+    assert slurm.run_script().returncode == -signal.SIGTERM, "the control"
 
 
 def test_a_set_e_of_the_users_does_not_keep_a_job_from_being_judged(small: list[str], slurm: FakeSlurm) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cluster.requeue import REQUEUE, Verdict, judge
+from cluster.requeue import REQUEUE, Verdict, judge, main
 from runyard.config import Config
 from runyard.run import Run
 from runyard.tracking import journal
@@ -22,6 +25,8 @@ START: Row = {"event": "start", "t": BEGAN + 1}
 FINISHED: Row = {"event": "stop", "t": BEGAN + 2, "reason": "finished"}
 GIVEN_UP: Row = {"event": "stop", "t": BEGAN - 1, "reason": "failed", "message": "given up: it", "retry": False}
 CRASH = Verdict(1, requeue="crash", without_progress=1)
+LIMIT = Verdict(130, requeue="time limit", without_progress=1)
+LIMIT_REACHED = "its time limit, which leaves it no time to get further: set a longer cluster.timeout_min"
 
 
 def interrupted(cause: str | None, t: float = BEGAN + 2) -> Row:
@@ -41,6 +46,10 @@ def crashes(times: int, step: int = 40) -> list[Row]:
     return [START, requeued("crash", step)] * times
 
 
+def limits(times: int, step: int = 40) -> list[Row]:
+    return [START, interrupted("USR2", BEGAN - 2), requeued("time limit", step)] * times
+
+
 def given_up(said: str) -> Verdict:
     message = f"given up: 3 restarts without progress at step 40; the last ended with: {said}"
     return Verdict(1, given_up=message, without_progress=3)
@@ -52,17 +61,23 @@ CASES: dict[str, tuple[list[Row], int, bool, Verdict]] = {
     "finished, and then W&B failed": ([START, FINISHED], 1, False, Verdict(0)),
     "finished while being preempted": ([START, FINISHED], 0, True, Verdict(0)),
     "stopped before the time limit by its clock": (
-        [START, interrupted("time limit")], 0, False, Verdict(130, requeue="time limit")),
-    "stopped by SLURM's USR2": ([START, interrupted("USR2")], 0, False, Verdict(130, requeue="time limit")),
+        [START, interrupted("time limit")], 0, False, LIMIT),
+    "stopped by SLURM's USR2": ([START, interrupted("USR2")], 0, False, LIMIT),
     "stopped by USR2 and preempted": ([START, interrupted("USR2")], 0, True, Verdict(130, requeue="preemption")),
     "stopped by TERM: somebody's wish": ([START, interrupted("TERM")], 0, False, Verdict(130)),
     "stopped by TERM and preempted": ([START, interrupted("TERM")], 0, True, Verdict(130, requeue="preemption")),
-    "a time limit after crashes": (
-        [*crashes(3), START, interrupted("time limit")], 0, False, Verdict(130, requeue="time limit")),
+    "a time limit, further than before": (
+        [*crashes(3, 30), *limits(3, 39), START, interrupted("time limit")], 0, False, LIMIT),
+    "a third time limit at the same step": (
+        [*limits(2), START, interrupted("USR2")], 0, False, Verdict(130, "time limit", None, 3)),
+    "three time limits got no further": (
+        [*limits(3), START, interrupted("USR2")], 0, False, given_up(LIMIT_REACHED)),
+    "a time limit after crashes, no further": (
+        [*crashes(2), *limits(1), START, interrupted("time limit")], 0, False, given_up(LIMIT_REACHED)),
     "a rank died": ([START, failed(retry=True)], 1, False, CRASH),
     "rank 0 died without a word": ([START], 137, False, CRASH),
     "no start at all": ([], 1, False, CRASH),
-    "no start after a requeue": ([START, requeued("time limit", 40)], 1, False, CRASH),
+    "no start after a requeue": ([START, requeued("time limit", 30)], 1, False, CRASH),
     "srun itself says all is well, the journal does not": ([START], 0, False, CRASH),
     "a second crash at the same step": ([*crashes(1), START], 1, False, Verdict(1, "crash", None, 2)),
     "a third crash at the same step": ([*crashes(2), START], 1, False, Verdict(1, "crash", None, 3)),
@@ -78,12 +93,13 @@ CASES: dict[str, tuple[list[Row], int, bool, Verdict]] = {
         [*crashes(1), requeued("preemption", 40), *crashes(1), requeued("preemption", 40), START], 1, False,
         Verdict(1, "crash", None, 3)),
     "preemptions between crashes do not hide them": (
-        [*crashes(2), requeued("preemption", 40), *crashes(1), requeued("time limit", 40), START], 1, False,
+        [*crashes(2), requeued("preemption", 40), *crashes(1), requeued("preemption", 40), START], 1, False,
         given_up("srun ended with 1 and the tasks said nothing")),
     "preemptions without end": ([requeued("preemption", 40)] * 50 + [START, interrupted("TERM")], 0, True,
                                 Verdict(130, requeue="preemption")),
     "a rank was ended by the preemption": (
         [*crashes(3), START, failed(retry=True)], 1, True, Verdict(1, requeue="preemption")),
+    "preempted after time limits": ([*limits(3), START, interrupted("USR2")], 0, True, Verdict(130, "preemption")),
     "resumed after it was given up: counted anew": ([*crashes(3), GIVEN_UP, START], 1, False, CRASH),
     "resumed after it was given up, and no start": ([*crashes(3), GIVEN_UP], 1, False, CRASH),
     "resumed after a cancel, and no start": ([START, interrupted("TERM", BEGAN - 1)], 1, False, CRASH),
@@ -94,6 +110,29 @@ CASES: dict[str, tuple[list[Row], int, bool, Verdict]] = {
     "diverged: it would again": ([START, failed(retry=False)], 1, False, Verdict(1)),
     "an older journal without retry": ([START, {"event": "stop", "t": BEGAN + 2, "reason": "failed"}], 1, False, CRASH),
 }  # fmt: skip
+
+
+# What follows where nobody could save before the time limit: SLURM says that it ends the job for it, or the clock does.
+AT_THE_LIMIT: dict[str, tuple[list[Row], int, Verdict]] = {
+    "a rank hung": ([START], 1, Verdict(1, "time limit", None, 1)),
+    "a rank hung, and another missed it": ([START, failed(retry=True)], 1, Verdict(1, "time limit", None, 1)),
+    "a rank hung before the start": ([], 1, Verdict(1, "time limit", None, 1)),
+    "a rank always hangs": ([*limits(3), START], 1, given_up(LIMIT_REACHED)),
+    "finished": ([START, FINISHED], 0, Verdict(0)),
+    "a user's mistake": ([START, failed(retry=False, user_error=True)], 2, Verdict(2)),
+}
+
+
+@pytest.mark.parametrize(("rows", "ended", "verdict"), AT_THE_LIMIT.values(), ids=AT_THE_LIMIT)
+def test_a_limit_that_comes_unsaved_is_a_time_limit(rows: list[Row], ended: int, verdict: Verdict) -> None:
+    for told in ({"limit": True}, {"late": True}):
+        assert judge(rows, ended, 40, preempted=False, began=BEGAN, **told) == verdict
+
+
+def test_the_term_of_a_time_limit_is_nobodys_wish() -> None:
+    rows = [START, interrupted("TERM")]
+    assert judge(rows, 0, 40, preempted=False, limit=True, began=BEGAN) == LIMIT
+    assert judge(rows, 0, 40, preempted=False, late=True, began=BEGAN) == Verdict(130), "the control: a late cancel"
 
 
 @pytest.mark.parametrize(("rows", "ended", "preempted", "verdict"), CASES.values(), ids=CASES)
@@ -182,6 +221,39 @@ def test_a_preemption_is_told_by_slurm(run: Run, job: FakeSlurm) -> None:
     assert job.calls("scontrol")[-1] == "scontrol requeue 12"
 
 
+COMPLETING = "JobId=12\n   JobState=COMPLETING Reason={} Dependency=(null)\n   Requeue=1 Restarts={} BatchFlag=1\n"
+
+
+def test_what_slurm_itself_ends_is_left_to_it_but_for_the_time_limit(
+    run: Run, job: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    for reason, restarts, kind in (("None", 2, "scancel"), ("None", 3, "scontrol requeue")):
+        job.says("shown", COMPLETING.format(reason, restarts))
+        assert end(run, 143).returncode == 143, kind
+        assert told(run) == [], kind
+    assert [call for call in job.calls() if "show" not in call] == []
+    job.says("shown", COMPLETING.format("TimeLimit", 2))
+    assert end(run, 143).returncode == REQUEUE
+    assert told(run) == [{"event": "requeue", "cause": "time limit", "step": 0, "without_progress": 1}]
+    assert job.calls()[-1] == "scontrol requeue 12"
+
+
+def test_a_job_whose_time_has_come_is_judged_so_before_slurm_sees_it(
+    run: Run, job: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for left_s, cause in ((3, "time limit"), (60, "crash")):
+        monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + left_s))
+        assert end(run, 1).returncode == REQUEUE
+        assert told(run)[-1]["cause"] == cause
+
+
+def test_the_decision_outlives_the_term_of_the_time_limit(run: Run, job: FakeSlurm) -> None:
+    slow = job.program("slow", f'kill -TERM $PPID; kill -TERM $$; exec {sys.executable} "$@"\n')
+    assert end(run, 1, slow).returncode == REQUEUE
+    assert job.calls("scontrol")[-1] == "scontrol requeue 12"
+
+
 def test_a_run_that_is_not_to_be_requeued_is_only_judged(
     tmp_path: Path, job: FakeSlurm, make_config: Callable[..., Config]
 ) -> None:
@@ -214,6 +286,26 @@ def test_a_requeue_that_fails_is_told_with_what_mends_it(run: Run, job: FakeSlur
     mend = f"this job could not be requeued ({why or 'no word'}); go on with: runyard resume {run.path}"
     assert told(run)[-1] == {"event": "warning", "message": mend}
     assert done.stderr == f"runyard: {mend}\n"
+
+
+def test_a_run_whose_record_is_damaged_is_not_requeued_and_says_so_in_one_line(run: Run, job: FakeSlurm) -> None:
+    (run.path / "run.json").write_text("{")
+    done = end(run, 1)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"runyard: .*run\.json: damaged .*\n", done.stderr)
+    assert job.calls("scontrol") == ["scontrol show job 12"]
+
+
+def test_a_full_disk_does_not_keep_a_job_from_being_requeued(
+    run: Run, job: FakeSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Journal, "write", full)
+    assert main(str(run.path), 1, preempted=False) == REQUEUE
+    said = f"runyard: {run.journal_path}: No space left on device: requeue not written down\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_container_without_slurms_commands_is_enough_for_the_decision(run: Run, job: FakeSlurm) -> None:

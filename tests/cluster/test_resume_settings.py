@@ -111,6 +111,19 @@ def test_what_does_not_fit_together_is_refused_with_nothing_changed(
     assert slurm.submissions == []
 
 
+def test_what_sbatch_refuses_leaves_the_run_as_it_was(
+    run: Run, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = [(run.path / name).read_bytes() for name in ("config.yaml", "run.json")]
+    slurm.says("refusal", "sbatch: error: Batch job submission failed: Job violates policy\n")
+    assert main(["resume", str(run.path), "cluster.nodes=1"]) == 2
+    assert "Job violates policy" in capsys.readouterr().err
+    assert [(run.path / name).read_bytes() for name in ("config.yaml", "run.json")] == before
+    (slurm.folder / "refusal").unlink()
+    assert main(["resume", str(run.path), "cluster.nodes=1"]) == 0, "the control"
+    assert Run.open(run.path).config.cluster.nodes == 1
+
+
 def test_without_slurm_nothing_changes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "bash").symlink_to("/bin/bash")

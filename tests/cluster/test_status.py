@@ -287,10 +287,24 @@ def test_what_runs_is_shown_however_old_and_the_rest_is_counted(folder: Folder, 
     assert len(json.loads(status("--json")[1])) == 51
 
 
+def test_where_accounting_does_not_answer_a_job_that_is_gone_is_unknown(folder: Folder, status: Any) -> None:
+    folder.run(start(1))
+    folder.queue()
+    assert json.loads(status("--json")[1])[0]["state"] == "died", "the control"
+    folder.slurm.program("sacct", 'echo "sacct: error: Problem talking to the database" >&2; exit 1\n')
+    code, out, err = status("--json")
+    (run,) = json.loads(out)
+    assert (code, run["state"]) == (2, "unknown")
+    assert "memory" not in run["words"]
+    assert "Problem talking to the database" in run["words"]
+    assert "Problem talking to the database" in err
+
+
 def test_a_sweep_is_shown_alone(folder: Folder, status: Any) -> None:
     for sweep in ("20260921-a", "20260921-b", None):
         folder.run(start(1), stop(9, "finished"), sweep=sweep)
     assert [run["sweep"] for run in json.loads(status("--sweep", "20260921-b", "--json")[1])] == ["20260921-b"]
+    assert [run["sweep"] for run in json.loads(status("--sweep", "@last", "--json")[1])] == ["20260921-b"]
     code, _, err = status("--sweep", "20260921")
     assert (code, err.count("\n")) == (2, 1)
     assert "fits 2 in" in err

@@ -136,6 +136,22 @@ def test_after_a_run_that_has_no_job_is_refused(refused: Refused, tmp_path: Path
     assert "no run 7x in runs" in refused("submit", "cluster=slurm", "--after", "7x")
 
 
+def test_a_run_to_wait_for_is_looked_for_where_the_new_one_would_lie(small: list[str], slurm: FakeSlurm) -> None:
+    first, _ = launcher.submit(launcher.plan(["experiment=null", *small, "cluster=slurm"]))[0]
+    slurm.says("known", f"{NUMBER}|PENDING|None|0:00|10:00|N/A||{first.id}\n")
+    for grid in ([], ["-m", "seed=0,1"]):
+        assert main(["submit", *small, "experiment=null", "cluster=slurm", "--after", first.id, *grid]) == 0
+        assert f"#SBATCH --dependency=afterok:{NUMBER}" in (slurm.folder / "script").read_text().splitlines()
+
+
+def test_a_sweep_on_slurm_is_not_followed_and_nothing_is_submitted(
+    refused: Refused, small: list[str], slurm: FakeSlurm
+) -> None:
+    said = refused("submit", "-m", *small, "experiment=null", "cluster=slurm", "seed=0,1", "--attach")
+    assert said.startswith("--attach follows one run, and these are 2: leave it out")
+    assert slurm.submissions == []
+
+
 GRIDS: list[tuple[list[str], list[list[str]]]] = [
     (["seed=1"], [["seed=1"]]),
     (["a=1,2", "b=x,y", "c=3"], [["a=1", "b=x", "c=3"], ["a=1", "b=y", "c=3"], ["a=2", "b=x", "c=3"],

@@ -12,8 +12,10 @@ import pytest
 
 from runyard.config import Config
 from runyard.data import manifest
+from runyard.data import stage as staging
 from runyard.data.prepare import prepare
 from runyard.data.stage import stage
+from runyard.files import sha256
 
 SMALL = ("data=synthetic", "data.samples=[40,20]", "data.num_classes=4", "data.image_size=16")
 
@@ -25,12 +27,14 @@ def config(tmp_path_factory: pytest.TempPathFactory, make_config: Callable[..., 
     return made
 
 
-def staged(config: Config, disk: Path | str, loader: str = "ffcv") -> tuple[Path, str | None]:
+def staged(
+    config: Config, disk: Path | str, loader: str = "ffcv", start: str = "first"
+) -> tuple[Path, str | None]:
     asked = dataclasses.replace(
         config, loader=loader, cluster=dataclasses.replace(config.cluster, stage_data=str(disk))
     )
     folder = manifest.folder(config.data)
-    return stage(asked, manifest.load(folder), folder)
+    return stage(asked, manifest.load(folder), folder, start)
 
 
 def _in_a_process(config: Config, disk: Path) -> tuple[Path, str | None]:
@@ -42,7 +46,7 @@ def test_what_the_loader_reads_is_copied_and_equal(config: Config, tmp_path: Pat
     copy, warning = staged(config, tmp_path / "disk", loader)
     assert warning is None
     assert copy.parent == tmp_path / "disk"
-    names = {p.name for p in copy.iterdir()} - {"lock"}
+    names = {p.name for p in copy.iterdir()} - {"lock", "verified-first"}
     assert any(name.endswith(".beton") for name in names) == (loader == "ffcv")
     assert len(names) == (2 if loader == "ffcv" else 4)
     for name in names:
@@ -51,16 +55,30 @@ def test_what_the_loader_reads_is_copied_and_equal(config: Config, tmp_path: Pat
 
 def test_nothing_is_copied_unless_asked(config: Config) -> None:
     folder = manifest.folder(config.data)
-    assert stage(config, manifest.load(folder), folder) == (folder, None)
+    assert stage(config, manifest.load(folder), folder, "first") == (folder, None)
 
 
 def test_tasks_that_ask_at_once_share_one_copy(config: Config, tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(3) as tasks:
         found = tasks.starmap(_in_a_process, [(config, tmp_path)] * 3)
     assert len(set(found)) == 1
-    inodes = {p.name: p.stat().st_ino for p in found[0][0].iterdir()}
-    staged(config, tmp_path)
-    assert {p.name: p.stat().st_ino for p in found[0][0].iterdir()} == inodes, "a copy that is right is used again"
+    inodes = {p.name: p.stat().st_ino for p in found[0][0].glob("*.beton")}
+    staged(config, tmp_path, start="second")
+    assert {p.name: p.stat().st_ino for p in found[0][0].glob("*.beton")} == inodes, "a right copy is used again"
+
+
+def test_what_one_task_verified_the_others_of_its_start_do_not_read_again(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(staging, "sha256", lambda path: read.append(path.name) or sha256(path))
+    for start, files in (("first", 2), ("first", 0), ("second", 2), ("second", 0)):
+        copy, warning = staged(config, tmp_path, start=start)
+        assert (len(read), warning) == (files, None)
+        read.clear()
+    next(copy.glob("*train*.beton")).unlink()
+    staged(config, tmp_path, start="second")
+    assert len(read) == 2, "what is gone is not trusted"
 
 
 def test_a_copy_that_is_damaged_is_made_anew(config: Config, tmp_path: Path) -> None:
@@ -68,7 +86,7 @@ def test_a_copy_that_is_damaged_is_made_anew(config: Config, tmp_path: Path) -> 
     (beton,) = copy.glob("*train*.beton")
     whole = beton.read_bytes()
     beton.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert staged(config, tmp_path) == (copy, None)
+    assert staged(config, tmp_path, start="second") == (copy, None)
     assert beton.read_bytes() == whole
 
 

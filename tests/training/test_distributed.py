@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,8 @@ from runyard.training.usage import Usage
 
 SUBMITIT = {"SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_LOCALID": "1",
             "SUBMITIT_LOCAL_JOB_ID": "4711"}
-TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "abc"}
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "abc",
+            "MASTER_ADDR": "node1", "MASTER_PORT": "29400"}
 SLURM = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "2",
          "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "99", "SLURM_RESTART_COUNT": "2"}
 RANKS, IMAGES, CLASSES = 3, 100, 4
@@ -44,9 +48,15 @@ PATIENCE_S = 60  # well below JOIN_TIMEOUT_S: nobody may wait for that when a ra
         (SLURM, Dist(3, 4, 1, 2, "SLURM", "99-2-0")),
         (SLURM | SUBMITIT, Dist(1, 2, 1, 2, "submitit, local", "4711")),
         ({n: v for n, v in SLURM.items() if n != "SLURM_STEP_ID"}, Dist(0, 1, 0, 1, "none", str(os.getpid()))),
+        (SLURM | {"SLURM_STEP_ID": "4294967290"}, Dist(0, 1, 0, 1, "none", str(os.getpid()))),
+        (SLURM | {"WORLD_SIZE": "4", "MASTER_ADDR": "node1"}, Dist(3, 4, 1, 2, "SLURM", "99-2-0")),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+         Dist(0, 1, 0, 1, "torchrun", "alone")),
+        ({"LOCAL_WORLD_SIZE": "1"}, Dist(0, 1, 0, 1, "none", str(os.getpid()))),
         ({}, Dist(0, 1, 0, 1, "none", str(os.getpid()))),
     ],
-    ids=["submitit", "torchrun", "srun", "submitit within SLURM", "a batch script without srun", "nothing"],
+    ids=["submitit", "torchrun", "srun", "submitit within SLURM", "a batch script without srun", "salloc's shell",
+         "srun in a script that exports torchrun's", "a torchrun of one", "what joining set", "nothing"],
 )
 def test_each_launcher_says_who_i_am(env: dict[str, str], place: Dist) -> None:
     assert from_environment(env) == place
@@ -54,8 +64,9 @@ def test_each_launcher_says_who_i_am(env: dict[str, str], place: Dist) -> None:
 
 @pytest.mark.parametrize(
     ("env", "missing"),
-    [(SUBMITIT, "SUBMITIT_LOCAL_NTASKS"), (TORCHRUN, "LOCAL_RANK"), (TORCHRUN, "LOCAL_WORLD_SIZE"),
-     (SLURM, "SLURM_LOCALID")],
+    [(SUBMITIT, "SUBMITIT_LOCAL_NTASKS"), (SUBMITIT, "SUBMITIT_LOCAL_GLOBALID"), (TORCHRUN, "LOCAL_RANK"),
+     (TORCHRUN, "LOCAL_WORLD_SIZE"), (TORCHRUN, "RANK"), (TORCHRUN, "MASTER_ADDR"), (TORCHRUN, "MASTER_PORT"),
+     (SLURM, "SLURM_LOCALID"), (SLURM, "SLURM_PROCID")],
 )
 def test_an_environment_set_in_part_is_refused_by_the_name_of_what_is_missing(
     env: dict[str, str], missing: str
@@ -79,7 +90,19 @@ def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(RankLost, match=r"ranks \[1, 2\] of 3 did not come"), joined(place(0, 3), tmp_path):
         pytest.fail("it went on alone")
     assert not list(tmp_path.iterdir()), "a later job could find this address"
-    with pytest.raises(UserError, match="rank 0 did not open"), joined(place(1, 3), tmp_path):
+    with pytest.raises(RankLost, match="rank 0 did not open"), joined(place(1, 3), tmp_path):
+        pytest.fail("it went on alone")
+
+
+def test_a_rank_0_that_is_reached_at_none_of_its_addresses_may_be_so_at_another_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "JOIN_TIMEOUT_S", 0.3)
+    there = {"hosts": ["127.0.0.1"], "port": 1, "secret": "s"}
+    (tmp_path / "meeting-test.json").write_text(json.dumps(there))
+    with pytest.raises(RankLost, match=r"rank 0 is reached at none of 127\.0\.0\.1, port 1"), joined(
+        place(1, 3), tmp_path
+    ):
         pytest.fail("it went on alone")
 
 
@@ -168,6 +191,37 @@ def dying(place: Dist) -> None:
     torch.distributed.all_reduce(torch.zeros(1))
 
 
+def hanging(place: Dist) -> None:
+    distributed.JOIN_TIMEOUT_S = 1  # type: ignore[attr-defined]
+    vote = Vote(place)
+    if place.rank == RANKS - 1:
+        time.sleep(8)
+        return
+    vote.now([0])
+
+
+def preparing(place: Dist) -> Any:
+    """The last rank needs longer for what comes first than the group would wait."""
+    if place.rank == RANKS - 1:
+        time.sleep(6)
+    return place.rank
+
+
+def stumbling(place: Dist) -> Any:
+    if place.rank == RANKS - 1:
+        raise UserError("data/test.beton: truncated")
+
+
+def as_rank_that_prepares(rank: int, folder: Path, work: Callable[[Dist], Any], said: Any) -> None:
+    distributed.JOIN_TIMEOUT_S = 4
+    me = place(rank, RANKS)
+    try:
+        with joined(me, folder, lambda: work(me)) as prepared:
+            said.put((rank, prepared))
+    except Exception as error:
+        said.put((rank, (type(error).__name__, str(error))))
+
+
 def as_rank(rank: int, folder: Path, work: Callable[[Dist], Any], said: Any) -> None:
     me = place(rank, RANKS)
     try:
@@ -177,7 +231,7 @@ def as_rank(rank: int, folder: Path, work: Callable[[Dist], Any], said: Any) -> 
         said.put((rank, (type(error).__name__, str(error))))
 
 
-Together = Callable[[Callable[[Dist], Any], int], list[Any]]
+Together = Callable[..., list[Any]]
 
 
 @pytest.fixture
@@ -186,9 +240,9 @@ def together(tmp_path: Path) -> Together:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", __name__])
 
-    def run(work: Callable[[Dist], Any], speakers: int) -> list[Any]:
+    def run(work: Callable[[Dist], Any], speakers: int, begin: Callable[..., None] = as_rank) -> list[Any]:
         said = context.Queue()
-        ranks = [context.Process(target=as_rank, args=(r, tmp_path, work, said)) for r in range(RANKS)]
+        ranks = [context.Process(target=begin, args=(r, tmp_path, work, said)) for r in range(RANKS)]
         for process in ranks:
             process.start()
         if speakers < RANKS:
@@ -253,10 +307,29 @@ def test_what_one_rank_fails_of_is_what_every_rank_says(together: Together) -> N
 
 
 @pytest.mark.slow
+def test_what_comes_first_may_take_a_rank_longer_than_the_group_waits(together: Together) -> None:
+    assert together(preparing, RANKS, as_rank_that_prepares) == list(range(RANKS))
+
+
+@pytest.mark.slow
+def test_a_rank_that_cannot_get_ready_is_named_at_once(together: Together) -> None:
+    *others, last = together(stumbling, RANKS, as_rank_that_prepares)
+    assert last == ("UserError", "data/test.beton: truncated")
+    assert others == [("UserError", f"rank {RANKS - 1}: data/test.beton: truncated")] * (RANKS - 1)
+
+
+@pytest.mark.slow
 def test_a_killed_rank_is_named_and_nobody_waits_for_it(together: Together) -> None:
     said = together(dying, RANKS - 1)
     assert {kind for kind, _ in said} == {"RankLost"}
     assert any(message.startswith(f"rank {RANKS - 1} of {RANKS} ended without a word") for _, message in said)
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_named_by_those_that_wait_for_its_vote(together: Together) -> None:
+    assert together(hanging, RANKS - 1) == [
+        ("RankLost", f"ranks [{RANKS - 1}] of {RANKS} do not answer: look into their logs, on {socket.gethostname()}")
+    ] * (RANKS - 1)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from runyard.run import Run
 from runyard.tracking import journal
@@ -133,4 +135,35 @@ def test_data_that_changed_since_the_run_began_is_refused(whole: Run, tmp_path: 
     (run.path / "data.json").write_text(json.dumps(noted))
     ranks = Ranks(run, 1, "second")
     assert ranks.wait() == [2]
-    assert "changed since run" in ranks.errors[0]
+    assert "train changed since run" in ranks.errors[0]
+    assert len(set(re.findall(r"\b[0-9a-f]{8}\b", ranks.errors[0].partition("sha256")[2]))) == 2, "both are named"
+
+
+@pytest.mark.parametrize(("group", "name", "value", "words"), [
+    ("optim", "lr", 0.2, "optim.lr=0.2: run {id} was begun with 0.05,"),
+    ("model", "widths", [8, 8], "model.widths=[8, 8]: run {id} was begun with [16, 32],"),
+    (None, "batch_size", 64, "batch_size=64: run {id} was begun with 32,"),
+])  # fmt: skip
+def test_a_configuration_edited_to_learn_something_else_is_refused_with_both_values(
+    whole: Run, tmp_path: Path, group: str | None, name: str, value: object, words: str
+) -> None:
+    run = edited(copy_of(whole, tmp_path), group, name, value)
+    ranks = Ranks(run, 1, "second")
+    assert ranks.wait() == [2]
+    assert words.format(id=run.id) in ranks.errors[0]
+    assert "Traceback" not in ranks.errors[0]
+    assert journal.read(run.journal_path)[0][-1]["user_error"]
+
+
+def test_a_configuration_edited_where_nothing_is_learned_from_goes_on(whole: Run, tmp_path: Path) -> None:
+    run = copy_of(whole, tmp_path)
+    shutil.rmtree(checkpoint.valid(run.checkpoints)[-1].path)
+    train(edited(run, None, "eval_batch_size", 50), job="second")
+    assert same(final_state(whole), final_state(run))
+
+
+def edited(run: Run, group: str | None, name: str, value: object) -> Run:
+    values = yaml.safe_load((run.path / "config.yaml").read_text())
+    (values[group] if group else values)[name] = value
+    (run.path / "config.yaml").write_text(yaml.safe_dump(values))
+    return Run.open(run.path)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 from pathlib import Path
 
 from runyard.config import Config
 from runyard.data.manifest import Manifest
-from runyard.files import sha256
+from runyard.files import sha256, write_atomic
 
 SPARE = 1.05  # of what is copied must be free
 
 
-def stage(config: Config, manifest: Manifest, folder: Path) -> tuple[Path, str | None]:
+def stage(config: Config, manifest: Manifest, folder: Path, start: str) -> tuple[Path, str | None]:
     """The folder to read the data from: a verified copy on this node's disk, or ``folder`` and why it is that.
 
-    Every task of a node may call this at the same time: the first copies, the others wait for it. A copy that is there
-    from an earlier start is verified and used again.
+    Every task of a node may call this at the same time: the first copies and verifies, the others wait for it and trust
+    what it has noted. A copy that is there from an earlier start is verified once more and used again.
+
+    Args:
+        start: A name that no other start of a job has (``Dist.job``).
     """
     wanted = config.cluster.stage_data
     if wanted is None:
@@ -32,8 +36,11 @@ def stage(config: Config, manifest: Manifest, folder: Path) -> tuple[Path, str |
         copy.mkdir(parents=True, exist_ok=True)
         with open(copy / "lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for name, digest in files.items():
-                _fetch(folder / name, copy / name, digest)
+            noted = copy / f"verified-{start}"
+            if not (noted.exists() and json.loads(noted.read_text()) == files and _there(copy, files)):
+                for name, digest in files.items():
+                    _fetch(folder / name, copy / name, digest)
+                write_atomic(noted, json.dumps(files))
     except OSError as error:
         return folder, f"cluster.stage_data={wanted}: {error.strerror or error}; reading {folder}"
     return copy, None
@@ -46,6 +53,10 @@ def _files(config: Config, manifest: Manifest) -> dict[str, str]:
     return {name: digest for part in manifest.splits.values() for name, digest in part.arrays_sha256.items()}
 
 
+def _there(copy: Path, files: dict[str, str]) -> bool:
+    return all((copy / name).exists() for name in files)
+
+
 def _fetch(source: Path, target: Path, digest: str) -> None:
     if target.exists() and sha256(target) == digest:
         return
@@ -55,6 +66,8 @@ def _fetch(source: Path, target: Path, digest: str) -> None:
     making = target.with_suffix(".making")
     try:
         shutil.copyfile(source, making)
+        with open(making, "rb") as file:
+            os.fsync(file.fileno())
         if sha256(making) != digest:
             raise OSError(f"{source} was copied to {making}, and reads back differently")
         making.rename(target)

@@ -28,18 +28,27 @@ State = dict[str, Any]  # tensors and primitives only, so that reading one runs 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that verified: its folder, its step and its score (top-1 at that step, if it was measured)."""
+    """A checkpoint that verified: its folder, its step and its score (top-1 at that step, if it was measured).
+
+    ``settings`` are those that decided what was learned (``runyard.learned``), by name; None of an older version.
+    """
 
     path: Path
     step: int
     score: float | None
+    settings: dict[str, Any] | None = None
 
     def load(self) -> State:
         return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
 
 
 def write(
-    folder: Path, state: State, step: int, score: float | None, check: Callable[[], None] = lambda: None
+    folder: Path,
+    state: State,
+    step: int,
+    score: float | None,
+    check: Callable[[], None] = lambda: None,
+    settings: dict[str, Any] | None = None,
 ) -> Path:
     """Save ``state`` as ``folder/step_00000000``. Nothing is left under that name unless it reads back whole.
 
@@ -52,7 +61,7 @@ def write(
     making = folder / f".making-{name}-{secrets.token_hex(4)}"  # no other writer's, were there one
     making.mkdir()
     try:
-        _fill(making, state, step, score)
+        _fill(making, state, {"step": step, "score": score, "settings": settings})
         check()
     except BaseException:  # on a full disk what is half-made would keep the next from fitting
         shutil.rmtree(making, ignore_errors=True)
@@ -69,7 +78,7 @@ def write(
     return target
 
 
-def _fill(making: Path, state: State, step: int, score: float | None) -> None:
+def _fill(making: Path, state: State, manifest: dict[str, Any]) -> None:
     """Write the state and its manifest, and read back what the disk has."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -81,7 +90,7 @@ def _fill(making: Path, state: State, step: int, score: float | None) -> None:
         raise OSError(
             f"{making / 'state.pt'} reads back differently from what was written: the disk is failing or full"
         )
-    write_atomic(making / "manifest.json", json.dumps({"step": step, "score": score, "sha256": digest}))
+    write_atomic(making / "manifest.json", json.dumps({**manifest, "sha256": digest}))
 
 
 def valid(folder: Path) -> list[Checkpoint]:
@@ -110,7 +119,7 @@ def _read(path: Path) -> Checkpoint | None:
         manifest = json.loads((path / "manifest.json").read_text())
         if sha256(path / "state.pt") != manifest["sha256"]:
             return None
-        return Checkpoint(path, int(manifest["step"]), manifest["score"])
+        return Checkpoint(path, int(manifest["step"]), manifest["score"], manifest.get("settings"))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # half-made or damaged: as if it were not there
 
@@ -132,7 +141,9 @@ class Saver:
         *,
         check: Callable[[], None] = lambda: None,
         saved: Callable[[int, float], None] = lambda step, seconds: None,
+        settings: dict[str, Any] | None = None,
     ) -> None:
+        self._settings = settings
         self._folder, self._keep_last, self._keep_best = folder, keep_last, keep_best
         self._check, self._saved = check, saved
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -158,7 +169,7 @@ class Saver:
             self._worker.shutdown()
 
     def _write(self, state: State, step: int, score: float | None, began: float) -> None:
-        written = write(self._folder, state, step, score, self._check)
+        written = write(self._folder, state, step, score, self._check, self._settings)
         self._saved(step, time.monotonic() - began)
         self._check()
         for leftover in self._folder.glob(f"{ASIDE}*"):

@@ -8,9 +8,12 @@ from pathlib import Path
 from runyard.data import manifest
 from runyard.data.manifest import Manifest
 from runyard.errors import UserError
+from runyard.fields import written
 from runyard.files import write_atomic
+from runyard.learned import differences, learned
 from runyard.run import MEND, Run
 from runyard.tracking import journal
+from runyard.training.checkpoint import Checkpoint
 from runyard.training.distributed import Dist
 
 
@@ -28,11 +31,26 @@ def check_same_data(run: Run, folder: Path, data: Manifest, place: Dist) -> None
         ]
         if changed:
             raise UserError(
-                f"{folder}: {', '.join(changed)} changed since run {run.id} began (other sha256): "
-                "restore the data set it began with, or start a new run"
+                f"{folder}: {', '.join(changed)} changed since run {run.id} began (sha256 {data.sha256[:8]}, then "
+                f"{then.sha256[:8]}): restore the data set it began with, or start a new run"
             )
     elif place.rank == 0:
         write_atomic(noted, json.dumps(now))
+
+
+def check_same_settings(run: Run, found: Checkpoint | None) -> None:
+    """A run goes on only with the settings that decided what its checkpoint has learned: config.yaml may be edited.
+
+    Raises:
+        UserError: one differs; it is named with its new and its old value.
+    """
+    if found is None or found.settings is None:
+        return
+    for name, (old, new) in differences(found.settings, learned(run.config)).items():
+        raise UserError(
+            f"{name}={written(new)}: run {run.id} was begun with {written(old)}, and would learn something else; "
+            f"put that back into {run.path / 'config.yaml'}, or start a new run"
+        )
 
 
 def another_world(run: Run, place: Dist) -> str | None:

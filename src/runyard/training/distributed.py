@@ -8,10 +8,11 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -30,12 +31,20 @@ LAUNCHERS: dict[str, tuple[str, str, str, str]] = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }
+AT_TORCHRUNS = ("MASTER_ADDR", "MASTER_PORT")  # where its agent has the ranks meet
+SHELLS = ("4294967290", "4294967291")  # SLURM_STEP_ID of salloc's shell and of a batch script: no srun started those
 JOIN_TIMEOUT_S = 120.0
+POLL_S = 0.05
+READY_TIMEOUT_S = 3600.0  # a node may copy its data for long
 
 
 @dataclass(frozen=True)
 class Dist:
-    """A task's place among the tasks of its run."""
+    """A task's place among the tasks of its run.
+
+    Where the ranks meet is no part of it: rank 0 chooses address and port when they do (``joined``), or torchrun's
+    agent has (MASTER_ADDR, MASTER_PORT). Which nodes they are on stands in the journal's start row.
+    """
 
     rank: int
     world_size: int
@@ -66,18 +75,14 @@ def from_environment(env: Mapping[str, str]) -> Dist:
     Raises:
         UserError: a launcher's variables are set in part, or are no numbers.
     """
+    in_step = env.get("SLURM_STEP_ID", SHELLS[0]) not in SHELLS  # else SLURM's variables speak of the whole job
     for launcher, names in LAUNCHERS.items():
-        rank_name, *others = names
-        if rank_name not in env or (launcher == "SLURM" and "SLURM_STEP_ID" not in env):
-            continue  # SLURM_PROCID is also set in a batch script outside of srun
+        if names[0] not in env or (launcher == "SLURM" and not in_step):
+            continue
         if launcher == "SLURM":
             env = {**env, names[3]: _slurm_tasks_here(env)}
-        missing = [n for n in others if not env.get(n)]
-        if missing:
-            raise UserError(
-                f"{rank_name}={env[rank_name]} is set but {', '.join(missing)} is not: "
-                f"started by {launcher} in part; set all of {', '.join(names)} or none"
-            )
+        needed = names + (AT_TORCHRUNS if launcher == "torchrun" and env.get(names[1]) != "1" else ())
+        _refuse_half(launcher, needed, env)
         try:
             rank, world_size, local_rank, local_world_size = (int(env[n]) for n in names)
         except ValueError as error:
@@ -85,9 +90,21 @@ def from_environment(env: Mapping[str, str]) -> Dist:
                 f"{', '.join(f'{n}={env.get(n)}' for n in names)}: expected whole numbers from {launcher} ({error})"
             ) from None
         if not 0 <= rank < world_size:
-            raise UserError(f"{rank_name}={rank}: expected below {names[1]}={world_size}")
+            raise UserError(f"{names[0]}={rank}: expected below {names[1]}={world_size}")
         return Dist(rank, world_size, local_rank, local_world_size, launcher, _job(env))
+    for launcher, names in LAUNCHERS.items():  # without its rank each task would take itself for the only one
+        if launcher != "SLURM" or in_step:
+            _refuse_half(launcher, names, env)
     return Dist(0, 1, 0, 1, "none", str(os.getpid()))
+
+
+def _refuse_half(launcher: str, names: tuple[str, ...], env: Mapping[str, str]) -> None:
+    given = [n for n in names if env.get(n) and n != "LOCAL_WORLD_SIZE"]  # which `joined` itself sets
+    if given and (missing := list(dict.fromkeys(n for n in names if not env.get(n)))):
+        raise UserError(
+            f"{given[0]}={env[given[0]]} is set but {', '.join(missing)} is not: "
+            f"started by {launcher} in part; set all of {', '.join(names)} or none"
+        )
 
 
 def _slurm_tasks_here(env: Mapping[str, str]) -> str:
@@ -108,12 +125,15 @@ def _job(env: Mapping[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def joined(place: Dist, meeting_folder: Path) -> Iterator[None]:
+def joined(place: Dist, meeting_folder: Path, first: Callable[[], Any] = lambda: None) -> Iterator[Any]:
     """Within the block this task belongs to the process group: NCCL on GPUs, gloo without. A world of one joins none.
 
     Rank 0 opens a store on a free port and writes its address into ``meeting_folder``, which all ranks see. Under
     torchrun they meet where its agent says. What a rank fails of it tells the others, which otherwise would learn only
     that a connection was lost.
+
+    Once all have come each does what is to be ``first``, which may take it up to an hour: the group's time limits begin
+    after it. What it returns is the block's.
 
     Raises:
         UserError: another rank met one.
@@ -124,15 +144,17 @@ def joined(place: Dist, meeting_folder: Path) -> Iterator[None]:
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
     if place.world_size == 1:
-        yield
+        yield first()
         return
     store, places = _meet(place, meeting_folder), []
     try:
         try:
-            places = _wait_for_all(store, place)
+            places = _wait_for_all(store, place, "come", JOIN_TIMEOUT_S)
         finally:
             if place.rank == 0:  # a later job of the same number must not find it
                 _address_file(place, meeting_folder).unlink(missing_ok=True)
+        prepared = first()
+        _wait_for_all(store, place, "get ready", READY_TIMEOUT_S)
         meeting.choose_network(store, [host for host, _ in places], *_where(place, store))
         dist.init_process_group(
             "nccl" if place.device.type == "cuda" else "gloo",
@@ -141,29 +163,35 @@ def joined(place: Dist, meeting_folder: Path) -> Iterator[None]:
             world_size=place.world_size,
             timeout=datetime.timedelta(seconds=JOIN_TIMEOUT_S),
         )
-        yield
+        yield prepared
     except BaseException as error:
         if not last_word.is_lost_connection(error):
             last_word.tell(store, place.rank, error)
             raise
-        raise last_word.first_cause(store, places) from error
+        raise last_word.first_cause(store, places, place.rank) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _wait_for_all(store: dist.Store, place: Dist) -> list[tuple[str, int]]:
-    """Host and process id of each rank."""
-    store.set(f"here/{place.rank}", json.dumps([socket.gethostname(), os.getpid()]))
-    try:
-        store.wait([f"here/{r}" for r in range(place.world_size)], datetime.timedelta(seconds=JOIN_TIMEOUT_S))
-    except dist.DistStoreError:
-        missing = [r for r in range(place.world_size) if not store.check([f"here/{r}"])]
-        raise last_word.RankLost(  # which another start may mend: a node was slow, or died
-            f"ranks {missing} of {place.world_size} did not come within {JOIN_TIMEOUT_S:g} s: "
-            "look into their logs for why they did not start"
-        ) from None
-    return [tuple(json.loads(store.get(f"here/{r}"))) for r in range(place.world_size)]
+def _wait_for_all(store: dist.Store, place: Dist, did: str, timeout_s: float) -> list[tuple[str, int]]:
+    """Host and process id of each rank, once all did this."""
+    ranks = [f"{did}/{r}" for r in range(place.world_size)]
+    store.set(ranks[place.rank], json.dumps([socket.gethostname(), os.getpid()]))
+    deadline = time.monotonic() + timeout_s
+    while not store.check(ranks):
+        if store.check(["failed"]):
+            cause = last_word.first_cause(store, [], place.rank)
+            time.sleep(0 if place.rank else 10 * POLL_S)  # rank 0 has the store, where the others are to read it too
+            raise cause
+        if time.monotonic() > deadline:
+            missing = [r for r, key in enumerate(ranks) if not store.check([key])]
+            raise last_word.RankLost(  # which another start may mend: a node was slow, or died
+                f"ranks {missing} of {place.world_size} did not {did} within {timeout_s:g} s: "
+                "look into their logs for why they did not"
+            )
+        time.sleep(POLL_S)
+    return [tuple(json.loads(store.get(key))) for key in ranks]
 
 
 def _address_file(place: Dist, folder: Path) -> Path:
@@ -196,7 +224,8 @@ class Vote:
     """
 
     def __init__(self, place: Dist) -> None:
-        self._group = dist.new_group(backend="gloo") if place.world_size > 1 else None
+        timeout = datetime.timedelta(seconds=JOIN_TIMEOUT_S)  # gloo's own is half an hour
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if place.world_size > 1 else None
         self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
 
     def exchange(self, flags: list[int]) -> list[int]:

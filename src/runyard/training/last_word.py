@@ -31,9 +31,11 @@ def tell(store: dist.Store, rank: int, error: BaseException) -> None:
         store.compare_set("failed", "", json.dumps(word))
 
 
-def first_cause(store: dist.Store, places: list[tuple[str, int]]) -> UserError | RankLost:
-    """What the others say they failed of, or who of them on this machine is gone without a word."""
+def first_cause(store: dist.Store, places: list[tuple[str, int]], rank: int) -> UserError | RankLost:
+    """What the others say they failed of, or who of them is gone without a word or does not answer."""
     deadline = time.monotonic() + LAST_WORD_S
+    with contextlib.suppress(RuntimeError):
+        store.set(f"waits/{rank}", "")
     while time.monotonic() < deadline:
         with contextlib.suppress(RuntimeError):
             if store.check(["failed"]):
@@ -45,6 +47,10 @@ def first_cause(store: dist.Store, places: list[tuple[str, int]]) -> UserError |
                 "killed, perhaps for want of memory"
             )
         time.sleep(0.05)
+    with contextlib.suppress(RuntimeError):
+        if silent := [r for r in range(len(places)) if not store.check([f"waits/{r}"])]:
+            hosts = ", ".join(sorted({places[r][0] for r in silent}))
+            return RankLost(f"ranks {silent} of {len(places)} do not answer: look into their logs, on {hosts}")
     return RankLost("the connection to another rank was lost: look into the ranks' logs")
 
 

@@ -6,9 +6,11 @@ import contextlib
 import enum
 import io
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +23,7 @@ from runyard.data.batch import Batch
 from runyard.data.stage import stage
 from runyard.errors import UserError
 from runyard.files import write_atomic
+from runyard.learned import learned
 from runyard.lease import LeaseLost
 from runyard.run import Run
 from runyard.stopping import Stop
@@ -55,8 +58,12 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
     lease = run.lease() if place.rank == 0 else None
     record = Recorder(run, active=place.rank == 0, lease=lease)
     try:
-        with distributed.joined(place, run.path / "slurm"), run.writing(), contextlib.ExitStack() as open_parts:
-            training = Training(run, place, record, should_stop, open_parts)
+        with (
+            distributed.joined(place, run.path / "slurm", lambda: _stage(run, place)) as staged,
+            run.writing(),
+            contextlib.ExitStack() as open_parts,
+        ):
+            training = Training(run, place, record, should_stop, open_parts, staged)
             outcome = training.to_the_end()
         with run.writing():
             record.event("stop", reason=str(outcome), message="", cause=training.stopped_by.words)
@@ -80,6 +87,18 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
             lease.release()
 
 
+def _stage(run: Run, place: Dist) -> tuple[Path, str | None]:
+    """Where to read the data from, and why it is not the node's own copy where that was asked for."""
+    folder = manifest.folder(run.config.data)
+    if run.config.cluster.stage_data is None:
+        return folder, None
+    data = manifest.load(folder, manifest.prepare_command(run.record.get("overrides", [])))
+    staged, not_staged = stage(run.config, data, folder, place.job)
+    if not_staged and place.rank > 0 and place.local_rank == 0:  # rank 0's stands in the journal
+        print(f"runyard: warning: {not_staged}", file=sys.stderr, flush=True)
+    return staged, not_staged
+
+
 def _write_report(run: Run, record: Recorder) -> None:
     from runyard.report.page import write_report
 
@@ -100,16 +119,24 @@ class Training:
     """One start of a run on one rank, between a checkpoint (or nothing) and the next end."""
 
     def __init__(
-        self, run: Run, place: Dist, record: Recorder, should_stop: Callable[[], Stop], parts: contextlib.ExitStack
+        self,
+        run: Run,
+        place: Dist,
+        record: Recorder,
+        should_stop: Callable[[], Stop],
+        parts: contextlib.ExitStack,
+        staged: tuple[Path, str | None],
     ) -> None:
         self.run, self.config, self.place, self.record, self.should_stop = run, run.config, place, record, should_stop
         self.stopped_by = Stop.NO
         check_world(self.config, place.world_size)
-        self.folder = manifest.folder(self.config.data)
-        self.data = manifest.load(self.folder, manifest.prepare_command(run.record.get("overrides", [])))
+        prepared = manifest.folder(self.config.data)
+        self.data = manifest.load(prepared, manifest.prepare_command(run.record.get("overrides", [])))
         machine.check(self.config, place.device)
-        continuity.check_same_data(run, self.folder, self.data, place)
-        self.folder, not_staged = stage(self.config, self.data, self.folder)
+        continuity.check_same_data(run, prepared, self.data, place)
+        self.found = checkpoint.newest(run.checkpoints)
+        continuity.check_same_settings(run, self.found)
+        self.folder, not_staged = staged
         for warning in (*machine.ignored(self.config, place.device), continuity.another_world(run, place), not_staged):
             if warning is not None:
                 record.warning(warning)
@@ -128,6 +155,7 @@ class Training:
                     self.config.checkpoint.keep_best,
                     check=record.check,
                     saved=self._saved,
+                    settings=learned(self.config),
                 )
             )
         )
@@ -150,7 +178,7 @@ class Training:
 
     def _begin(self) -> None:
         """Go on from the newest valid checkpoint, or initialise; then connect the ranks."""
-        found = checkpoint.newest(self.run.checkpoints)
+        found = self.found
         begin = f"step_{found.step:08d}" if found else ""
         if damaged := sorted(path.name for path in self.run.checkpoints.glob("step_*") if path.name > begin):
             self.record.warning(f"{', '.join(damaged)}: damaged, passed over; going on from {begin or 'the beginning'}")

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from runyard.errors import UserError
 from runyard.files import write_atomic
+from runyard.training.last_word import RankLost
 
 CONNECT_TIMEOUT_S = 3.0  # for one address: packets to another site's private network are often dropped in silence
 SIOCGIFADDR = 0x8915  # Linux: an interface's IPv4 address
@@ -43,7 +43,8 @@ def find_store(address_file: Path, *, timeout_s: float) -> dist.TCPStore:
     """The other ranks' part.
 
     Raises:
-        UserError: rank 0 wrote no address in time, or none that it wrote leads to it.
+        RankLost: rank 0 wrote no address in time, or none that it wrote leads to it. It may be slow: another start may
+            mend that.
     """
     deadline, address = time.monotonic() + timeout_s, dict[str, Any](hosts=[])
     while time.monotonic() < deadline:
@@ -55,8 +56,8 @@ def find_store(address_file: Path, *, timeout_s: float) -> dist.TCPStore:
                 return store
         time.sleep(0.05)
     if not address["hosts"]:
-        raise UserError(f"rank 0 did not open the meeting at {address_file} within {timeout_s:g} s: look into its log")
-    raise UserError(
+        raise RankLost(f"rank 0 did not open the meeting at {address_file} within {timeout_s:g} s: look into its log")
+    raise RankLost(
         f"rank 0 is reached at none of {', '.join(address['hosts'])}, port {address['port']}, within {timeout_s:g} s: "
         "do the nodes' firewalls let each other's jobs through?"
     )

@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     runs_dir(parser)
     parser.add_argument("-w", "--watch", action="store_true", help="go on showing it, until Ctrl-C")
     parser.add_argument("--all", action="store_true", help="all runs, and not only the newest that fit the terminal")
-    parser.add_argument("--sweep", metavar="ID", help="the points of one sweep only")
+    parser.add_argument("--sweep", metavar="ID", help="the points of one sweep only: its id or its beginning, or @last")
     parser.add_argument("--json", action="store_true", help="print all runs' raw values as JSON, and nothing else")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 
 from runyard.arguments import overrides
 from runyard.errors import INTERRUPTED, UserError
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
         print(yaml.safe_dump(compose(wanted).values, sort_keys=False), end="")
         return 0
-    after = None if args.after is None else job_number(args.after)
+    after = None if args.after is None else job_number(args.after, lambda: composed_runs_dir(wanted, args.multirun))
     handed = handed_out(os.environ)
     if handed is not None:
         if args.multirun or args.detach:
@@ -52,12 +53,12 @@ def run(args: argparse.Namespace) -> int:
     local = plan.config.cluster.launcher == "local"
     if local and len(plan.points) > 1:
         return one_after_the_other(plan, args)
+    if args.attach and len(plan.points) > 1:
+        raise UserError(f"--attach follows one run, and these are {len(plan.points)}: leave it out")
     started = [go_on] if (go_on := handed_out_again(plan)) is not None else launcher.submit(plan)
     if args.detach or not (local or args.attach or handed):
         announce(started, as_json=args.json)
         return 0
-    if len(started) > 1:
-        raise UserError(f"--attach follows one run, and {len(started)} were submitted; see: runyard status")
     return follow(*started[0], as_json=args.json)
 
 
@@ -90,13 +91,20 @@ def one_after_the_other(plan: launcher.Plan, args: argparse.Namespace) -> int:  
     return worst
 
 
-def job_number(reference: str) -> str:
-    """What --after waits for: a job's number as it is, of a run its newest job."""
+def composed_runs_dir(overrides: list[str], sweep: bool) -> str:
+    """Where the runs of this submission would lie."""
+    from cluster.compose import compose, expand
+
+    return compose(expand(overrides)[0] if sweep else overrides).config.runs_dir
+
+
+def job_number(reference: str, runs_dir: Callable[[], str]) -> str:
+    """What --after waits for: a job's number as it is, of a run in ``runs_dir`` its newest job."""
     from runyard.run import Run
 
     if reference.replace("_", "").isdigit() and len(reference) < 12:
         return reference
-    jobs = Run.find(reference).record["jobs"]
+    jobs = Run.find(reference, runs_dir()).record["jobs"]
     if not jobs or jobs[-1].get("launcher") != "slurm":
         raise UserError(f"--after {reference}: that run has no job on SLURM; give a job number or another run")
     return str(jobs[-1]["id"])

@@ -24,7 +24,9 @@
 
 # setup
 set +e
+trap : TERM
 export PYTHONPATH=/RUNS/RUN/code"${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
+export RUNYARD_ROOT=/CHECKOUT
 export RUNYARD_BEGAN=$(date +%s)
 export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e || echo unknown)" +%s)}
 
@@ -34,4 +36,4 @@ srun --unbuffered --output /RUNS/RUN/slurm/%j_%t_log.out --error /RUNS/RUN/slurm
 
 
 # teardown
-ended=$?; exec /CHECKOUT/slurm/requeue.sh /opt/env/bin/python /RUNS/RUN $ended
+ended=$?; exec /RUNS/RUN/code/slurm/requeue.sh /opt/env/bin/python /RUNS/RUN $ended

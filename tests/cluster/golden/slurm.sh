@@ -15,14 +15,16 @@
 
 # setup
 set +e
+trap : TERM
 export PYTHONPATH=/RUNS/RUN/code"${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
+export RUNYARD_ROOT=/CHECKOUT
 export RUNYARD_BEGAN=$(date +%s)
 export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e || echo unknown)" +%s)}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /RUNS/RUN/slurm/%j_%t_log.out --error /RUNS/RUN/slurm/%j_%t_log.err --kill-on-bad-exit=1 --open-mode=append /CHECKOUT/slurm/python.sh -m cluster.task -u -m submitit.core._submit /RUNS/RUN/slurm
+srun --unbuffered --output /RUNS/RUN/slurm/%j_%t_log.out --error /RUNS/RUN/slurm/%j_%t_log.err --kill-on-bad-exit=1 --open-mode=append /RUNS/RUN/code/slurm/python.sh -m cluster.task -u -m submitit.core._submit /RUNS/RUN/slurm
 
 
 # teardown
-ended=$?; exec /CHECKOUT/slurm/requeue.sh /CHECKOUT/slurm/python.sh /RUNS/RUN $ended
+ended=$?; exec /RUNS/RUN/code/slurm/requeue.sh /RUNS/RUN/code/slurm/python.sh /RUNS/RUN $ended

@@ -1,0 +1,59 @@
+"""What a rehearsal makes of an experiment: as many tasks as this machine carries, and a word where that is fewer."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster import scaled as module
+from cluster.scaled import most_tasks, scaled
+from runyard.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def carries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "most_tasks", lambda: 8)
+
+
+@pytest.mark.parametrize(("asked", "nodes", "tasks", "words"), [
+    ("cluster.nodes=2", 2, 1, ""),
+    ("cluster.nodes=2 cluster.tasks_per_node=4", 2, 4, ""),
+    ("cluster.nodes=2 cluster.gpus_per_node=4", 2, 4,
+     "asked for: 2 nodes of 4 tasks, 4 GPUs each; rehearsed: 2 nodes of 4 tasks each, without GPUs"),
+    ("cluster.nodes=2 cluster.gpus_per_node=4 cluster.gres=gpu:h200:4", 2, 4, "asked for: 2 nodes of 4 tasks, 4 GPUs"),
+    ("cluster.nodes=4 cluster.tasks_per_node=4", 4, 2, "asked for: 4 nodes of 4 tasks each; rehearsed: 4 nodes of 2"),
+    ("cluster.nodes=40 cluster.tasks_per_node=8", 8, 1, "asked for: 40 nodes of 8 tasks each; rehearsed: 8 nodes of 1"),
+    ("cluster.tasks_per_node=40", 1, 8, "(this machine carries 8 tasks)"),
+])  # fmt: skip
+def test_a_gpu_becomes_a_task_and_no_more_are_started_than_the_machine_carries(
+    asked: str, nodes: int, tasks: int, words: str
+) -> None:
+    said: list[str] = []
+    config = scaled(["experiment=starter", *asked.split()], said.append).config
+    assert (config.cluster.nodes, config.cluster.tasks_per_node, config.cluster.gpus_per_node) == (nodes, tasks, 0)
+    assert config.batch_size == nodes * tasks * config.accumulate * module.IMAGES_PER_TASK
+    assert len(said) == bool(words)
+    assert words in "".join(said)
+
+
+def test_what_a_machine_carries_is_two_tasks_at_least() -> None:
+    assert 2 <= most_tasks() <= 4 * 1024
+
+
+@pytest.mark.parametrize(("asked", "said"), [
+    ("cluster=nyu_torch", "cluster=nyu_torch: a rehearsal has a throwaway cluster of its own"),
+    ("cluster.partition=gpu", "cluster.partition=gpu: the throwaway cluster has main, low, high"),
+    ("cluster.account=physics", "cluster.account=physics: the throwaway cluster knows no such name"),
+    ("cluster.constraint=h200", "cluster.constraint=h200: "),
+    ("cluster.nodelist=gpu7", "cluster.nodelist=gpu7: "),
+    ("cluster.requeue=false", "cluster.requeue=false: what is rehearsed is"),
+    ("cluster.cpus_per_task=33 cluster.tasks_per_node=2", "cluster.cpus_per_task=33: with 2 tasks more than the 64"),
+    ("cluster.mem_gb=300", "cluster.mem_gb=300: a node of the throwaway cluster has 250"),
+])  # fmt: skip
+def test_what_the_throwaway_cluster_cannot_give_is_refused_before_there_is_one(asked: str, said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        scaled(["experiment=starter", *asked.split()], pytest.fail)
+    assert str(refused.value).startswith(said)
+
+
+def test_what_the_throwaway_cluster_has_is_taken() -> None:
+    assert scaled(["experiment=starter", "cluster.partition=low"], pytest.fail).config.cluster.partition == "low"
