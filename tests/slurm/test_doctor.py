@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cluster.site import Site
-from tests.slurm.conftest import ROOT, Cluster
+from tests.slurm.lab import ROOT, Cluster
 from tests.training.conftest import SMALL
 
 PARTITIONS = ("day Nodes=node1 MaxTime=1-00:00:00", "shut Nodes=node1 State=DOWN",
