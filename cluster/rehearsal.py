@@ -27,6 +27,7 @@ from runyard.errors import UserError
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", *parts.PROGRAMS)
 SOCKET_PATH_BYTES = 78  # Linux takes 107, and a step's socket is /node1/node1_1234.4294967295
+PORTS = range(12_000, 32_000)
 CONTROLLER_SAVES_WITHIN_S = 5
 ORPHANS_S = 2  # a task was seen alive 25 s after its node's link was back
 
@@ -233,11 +234,15 @@ def missing(with_accounting: bool = True) -> str | None:
 
 
 def _free_ports(count: int) -> list[int]:
+    """From below those that the kernel gives to any connection: one of these could be gone before it is listened on."""
+    found: list[int] = []
     with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+        while len(found) < count:
+            probe, port = held.enter_context(socket.socket()), PORTS.start + secrets.randbelow(len(PORTS))
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+    return found
 
 
 def _raise_on_terminate() -> object:
