@@ -27,6 +27,7 @@ from runyard.errors import UserError
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", *parts.PROGRAMS)
 SOCKET_PATH_BYTES = 78  # Linux takes 107, and a step's socket is /node1/node1_1234.4294967295
+PORTS = range(12_000, 32_000)
 CONTROLLER_SAVES_WITHIN_S = 5
 ORPHANS_S = 2  # a task was seen alive 25 s after its node's link was back
 
@@ -53,7 +54,8 @@ class Rehearsal:
         self.folder = folder.absolute()
         self.nodes = [f"node{k}" for k in range(1, nodes + 1)]
         ours = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
-        self.environment = ours | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        # All nodes share this machine's cores: a thread that waits by spinning keeps them from what it waits for.
+        self.environment = {"OMP_WAIT_POLICY": "PASSIVE"} | ours | {"SLURM_CONF": str(self.folder / "slurm.conf")}
         self._accounting, self._preempt_signal, self._preempt_signal_now = accounting, preempt_signal, preempt_signal
         self._user = pwd.getpwuid(os.getuid()).pw_name
         self._parts = parts.Parts(self.folder, self.environment)
@@ -232,11 +234,15 @@ def missing(with_accounting: bool = True) -> str | None:
 
 
 def _free_ports(count: int) -> list[int]:
+    """From below those that the kernel gives to any connection: one of these could be gone before it is listened on."""
+    found: list[int] = []
     with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+        while len(found) < count:
+            probe, port = held.enter_context(socket.socket()), PORTS.start + secrets.randbelow(len(PORTS))
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+    return found
 
 
 def _raise_on_terminate() -> object:

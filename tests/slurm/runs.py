@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from cluster.rehearsal import Rehearsal
 from runyard.run import Run
 from runyard.tracking import journal
 from runyard.training import checkpoint
-from tests.slurm.conftest import ROOT
+from tests.slurm.lab import ROOT, Cluster
 from tests.training.conftest import SMALL, final_state, same
 
-EPOCHS, STEPS_PER_EPOCH = 16, 8
+EPOCHS, STEPS_PER_EPOCH = 8, 8
 STEPS = EPOCHS * STEPS_PER_EPOCH
 # Saved at stops alone, so that what is lost shows: tests that need saving by time ask for it.
 RARE = ("checkpoint.every_s=null", "checkpoint.keep_best=false")
 OFTEN = ("checkpoint.every_s=0.2", "checkpoint.keep_best=false", "checkpoint.keep_last=3")
-PATIENCE_S = 150
+PATIENCE_S = 180
+AT_ONCE = 4  # stories: enough that SLURM's timers run out beside each other, few enough for two cores
+nobody_listens = threading.Event()  # to stories any more: the tests were interrupted
 
 
 class Runs:
-    """Submits the small run of tests/training to ``lab``, two nodes of one task unless asked otherwise."""
+    """Submits the small run of tests/training to ``cluster``, two nodes of one task unless asked otherwise."""
 
-    def __init__(self, lab: Rehearsal, data_root: Path, folder: Path) -> None:
-        self.lab = lab
+    def __init__(self, cluster: Cluster, data_root: Path, folder: Path) -> None:
+        self.cluster, self.lab = cluster, cluster.lab
         self.settings = ("experiment=null", *SMALL, f"data.root={data_root}", f"runs_dir={folder}", f"epochs={EPOCHS}",
                          "cluster=rehearsal", "cluster.nodes=2")  # fmt: skip
         self.folder = folder
@@ -45,11 +50,38 @@ class Runs:
         assert done.returncode == 0, done.stderr
         return Run.open(json.loads(done.stdout)["path"])
 
+    def create(self, *settings: str) -> Run:
+        """A run for one of the plain scripts."""
+        done = self.command("create", *self.settings, *settings)
+        assert done.returncode == 0, done.stderr
+        return Run.open(done.stdout.strip())
+
     def resume(self, run: Run, *settings: str) -> subprocess.CompletedProcess[str]:
         return self.command("resume", str(run.path), *settings)
 
     def queue(self) -> list[str]:
         return self.lab.run("squeue", "--noheader", "--array", "--format=%i").split()
+
+    def nodes(self, start: dict[str, Any]) -> list[str]:
+        """Where a start of a run was, its batch script's node first."""
+        return self.lab.run("scontrol", "show", "hostnames", start["nodelist"]).split()
+
+
+@contextlib.contextmanager
+def at_once(runs: Runs, *stories: Callable[[Runs], Any]) -> Iterator[Callable[[Callable[[Runs], Any]], Any]]:
+    """Tell ``stories`` side by side, each in a thread, the first first: nearly all of each is waiting.
+
+    Gives what says how a story came out, once it has. A story starts no part of the cluster: that would end with its
+    thread.
+    """
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        told = {story: pool.submit(story, runs) for story in stories}
+        try:
+            yield lambda story: told[story].result()
+        finally:
+            nobody_listens.set()
+            pool.shutdown(cancel_futures=True)
+            nobody_listens.clear()
 
 
 def rows(run: Run, event: str | None = None) -> list[dict[str, Any]]:
@@ -59,8 +91,9 @@ def rows(run: Run, event: str | None = None) -> list[dict[str, Any]]:
 def until(true: Callable[[], object], run: Run, patience_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + patience_s
     while not true():
+        assert not nobody_listens.is_set()
         assert time.monotonic() < deadline, f"waited in vain:\n{said(run)}"
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def said(run: Run) -> str:
@@ -72,8 +105,19 @@ def job(run: Run) -> str:
     return str(Run.open(run.path).record["jobs"][-1]["id"])
 
 
-def until_learning(run: Run, epochs: int = 2) -> None:
-    until(lambda: len(rows(run, "epoch")) >= epochs, run)
+def until_learning(run: Run, epochs: int = 1, start: int = 1) -> None:
+    """Until its so manieth start has learned an epoch, or more."""
+
+    def learned() -> bool:
+        found = rows(run)
+        starts = [at for at, row in enumerate(found) if row["event"] == "start"]
+        return len(starts) >= start and sum(row["event"] == "epoch" for row in found[starts[start - 1] :]) >= epochs
+
+    until(learned, run)
+
+
+def until_started(run: Run, start: int) -> None:
+    until(lambda: len(rows(run, "start")) >= start, run)
 
 
 def until_finished(run: Run) -> None:
@@ -94,3 +138,25 @@ def went_on(run: Run, whole: Run, *, most_restarts: int = 1) -> dict[str, Any]:
 def saved_step(run: Run) -> int:
     newest = checkpoint.newest(run.checkpoints)
     return 0 if newest is None else newest.step
+
+
+def last_save(run: Run, before: float) -> int:
+    """Step of the last checkpoint that was on disk at a time, by the journal: what comes after it may be lost."""
+    return max((int(row["step"]) for row in rows(run, "checkpoint") if row["t"] <= before), default=0)
+
+
+def learned_step(run: Run) -> int:
+    """The step that the run was last seen at, half a second ago at most, by what `runyard status` reads too."""
+    return int(json.loads((run.path / "progress.json").read_text())["step"])
+
+
+def plain_tasks(run: Run) -> list[int]:
+    """Process ids of the tasks that one of the plain scripts trains ``run`` with."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            trains = words[-5:-1] == [b"-m", b"runyard", b"train", os.fsencode(run.path)] and b"python" in words[0]
+            if trains and b"torch.distributed.run" not in words:
+                found.append(int(process.name))
+    return found

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from cluster.site import Site
-from tests.slurm.conftest import ROOT, Cluster
+from tests.slurm.lab import ROOT, Cluster
 from tests.training.conftest import SMALL
 
+pytestmark = pytest.mark.xdist_group("cluster")
 PARTITIONS = ("day Nodes=node1 MaxTime=1-00:00:00", "shut Nodes=node1 State=DOWN",
               "wee Nodes=node2 MaxTime=30 MaxNodes=1")
 

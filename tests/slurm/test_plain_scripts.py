@@ -1,120 +1,113 @@
-"""slurm/*.sbatch on a real SLURM: several nodes, signals, killed ranks, other numbers of tasks, and the same bits."""
+"""slurm/*.sbatch on a real SLURM: several nodes, signals, killed ranks, and the bits that `runyard submit` comes to."""
 
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runyard.run import Run
-from runyard.tracking import journal
-from runyard.training import checkpoint
-from tests.slurm.conftest import Cluster
-from tests.training.conftest import final_state, same
+from tests.slurm.lab import Cluster
+from tests.slurm.runs import (
+    OFTEN,
+    RARE,
+    Runs,
+    at_once,
+    last_save,
+    learned_step,
+    plain_tasks,
+    rows,
+    said,
+    saved_step,
+    until_finished,
+    until_learning,
+    went_on,
+)
 
-pytestmark = pytest.mark.slow
-EPOCHS, STEPS_PER_EPOCH = 24, 8
-SETTINGS = (f"epochs={EPOCHS}", "checkpoint.every_s=0.2", "checkpoint.every_epochs=1", "checkpoint.keep_last=3")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
 
 
-def rows(run: Run, event: str) -> list[dict[str, Any]]:
-    return [row for row in journal.read(run.journal_path)[0] if row["event"] == event]
+def torchrun_struck_twice(runs: Runs) -> tuple[Run, str, float]:
+    """By the time limit's signal, then by the death of a rank. It puts itself back into the queue."""
+    run = runs.create(*OFTEN, "cluster.tasks_per_node=2", "cluster.requeue=true")
+    job = runs.cluster.submit("train_torchrun.sbatch", run.path)
+    until_learning(run)
+    runs.lab.run("scancel", "--signal=USR2", job)
+    until_learning(run, start=2)
+    killed_at = time.time()
+    os.kill(plain_tasks(run)[-1], signal.SIGKILL)
+    until_finished(run)
+    return run, job, killed_at
+
+
+def srun_struck(runs: Runs) -> tuple[Run, str]:
+    run = runs.create(*OFTEN, "cluster.requeue=true")
+    job = runs.cluster.submit("train.sbatch", run.path, tasks=1)
+    until_learning(run)
+    os.kill(plain_tasks(run)[-1], signal.SIGKILL)
+    until_finished(run)
+    return run, job
+
+
+def srun_submitted_again(runs: Runs) -> tuple[Run, tuple[str, str], int, int]:
+    run = runs.create(*RARE, "cluster.requeue=false")
+    job = runs.cluster.submit("train.sbatch", run.path, tasks=1)
+    until_learning(run)
+    runs.lab.run("scancel", "--signal=USR2", job)
+    ended, learned, saved = runs.cluster.end(job), learned_step(run), saved_step(run)
+    runs.cluster.submit("train.sbatch", run.path, tasks=1)
+    until_finished(run)
+    return run, ended, learned, saved
 
 
 @pytest.fixture(scope="module")
-def whole(slurm: Cluster, make_run: Callable[..., Run]) -> Run:
-    """A run that train.sbatch took to its end on two nodes of two tasks, and nothing interrupted."""
-    run = make_run(*SETTINGS)
-    job = slurm.submit("train.sbatch", run.path)
-    assert slurm.end(job) == ("COMPLETED", "0:0"), slurm.said(job)
-    return run
+def told(runs: Runs) -> Iterator[Callable[[Callable[[Runs], Any]], Any]]:
+    with at_once(runs, torchrun_struck_twice, srun_submitted_again, srun_struck) as told:
+        yield told
 
 
-def interrupted(slurm: Cluster, run: Run, how: Callable[[str], object], script: str = "train.sbatch") -> str:
-    """Start ``run``, do ``how`` to its job once some epochs are learned; the job, which ended within 15 seconds."""
-    job = slurm.submit(script, run.path)
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and len(rows(run, "epoch")) < 3:
-        time.sleep(0.05)
-    how(job)
-    slurm.end(job, timeout_s=15)
-    return job
-
-
-def goes_on_to_the_bits_of(whole: Run, slurm: Cluster, run: Run, script: str = "train.sbatch") -> None:
-    found = checkpoint.newest(run.checkpoints)
-    assert found is not None
-    assert 0 < found.step < EPOCHS * STEPS_PER_EPOCH, "it was to be interrupted on its way"
-    job = slurm.submit(script, run.path)
-    assert slurm.end(job) == ("COMPLETED", "0:0"), slurm.said(job)
-    start = rows(run, "start")[-1]
-    assert (start["step"], start["world_size"]) == (found.step, 4)
-    assert same(final_state(whole), final_state(run))
-
-
-def test_srun_trains_over_two_nodes_to_the_end(whole: Run) -> None:
-    (start,) = rows(whole, "start")
-    assert (start["launcher"], start["world_size"], start["nodes"]) == ("SLURM", 4, 2)
-    assert rows(whole, "stop")[-1]["reason"] == "finished"
-
-
-def test_torchrun_over_two_nodes_saves_when_asked_and_learns_the_same_bits(
-    whole: Run, slurm: Cluster, make_run: Callable[..., Run]
+def test_torchrun_over_two_nodes_goes_on_by_itself_after_a_signal_and_a_killed_rank(
+    told: Any, runs: Runs, whole_of_four: Run
 ) -> None:
-    run, script = make_run(*SETTINGS), "train_torchrun.sbatch"
-    interrupted(slurm, run, lambda job: slurm.lab.run("scancel", "--signal=USR2", job), script)
-    assert rows(run, "stop")[-1]["reason"] == "interrupted"
-    goes_on_to_the_bits_of(whole, slurm, run, script)
-    start = rows(run, "start")[-1]
-    assert (start["launcher"], start["world_size"], start["nodes"]) == ("torchrun", 4, 2)
+    run, job, killed_at = told(torchrun_struck_twice)
+    start = went_on(run, whole_of_four, most_restarts=2)
+    assert (start["launcher"], start["world_size"], start["nodes"], start["restarts"]) == ("torchrun", 4, 2, 2)
+    assert [row["cause"] for row in rows(run, "requeue")] == ["time limit", "crash"]
+    assert last_save(run, killed_at) <= start["step"], "no more is lost than was not saved"
+    assert runs.cluster.end(job) == ("COMPLETED", "0:0"), runs.cluster.said(job)
 
 
-def test_the_time_limits_signal_saves_and_the_same_line_goes_on_to_the_same_bits(
-    whole: Run, slurm: Cluster, make_run: Callable[..., Run]
-) -> None:
-    run = make_run(*SETTINGS)
-    job = interrupted(slurm, run, lambda job: slurm.lab.run("scancel", "--signal=USR2", job))
-    assert slurm.end(job) == ("FAILED", "130:0"), slurm.said(job)
-    stop, saved = rows(run, "stop")[-1], rows(run, "checkpoint")[-1]
-    assert stop["reason"] == "interrupted"
-    newest = checkpoint.newest(run.checkpoints)
-    assert newest is not None
-    assert newest.step == saved["step"]
-    goes_on_to_the_bits_of(whole, slurm, run)
+def test_srun_over_two_nodes_goes_on_by_itself_after_a_killed_rank(told: Any, runs: Runs, whole: Run) -> None:
+    run, job = told(srun_struck)
+    start = went_on(run, whole)
+    assert (start["launcher"], start["world_size"], start["nodes"], start["restarts"]) == ("SLURM", 2, 2, 1)
+    assert [row["cause"] for row in rows(run, "requeue")] == ["crash"]
+    assert runs.cluster.end(job) == ("COMPLETED", "0:0"), runs.cluster.said(job)
 
 
-def test_a_run_of_four_tasks_goes_on_with_one_and_with_two(whole: Run, slurm: Cluster, tmp_path: Path) -> None:
-    jobs = {}
-    for tasks in (1, 2):
-        shutil.copytree(whole.path, tmp_path / f"{tasks}" / whole.id, symlinks=True)
-        run = Run.open(tmp_path / f"{tasks}" / whole.id)
-        (run.path / "code").unlink()
-        (run.path / "code").symlink_to(whole.code)
-        *_, before, newest = checkpoint.valid(run.checkpoints)
-        shutil.rmtree(newest.path)
-        jobs[tasks] = (run, before.step, slurm.submit("train.sbatch", run.path, nodes=1, tasks=tasks))
-    for tasks, (run, step, job) in jobs.items():
-        assert slurm.end(job) == ("COMPLETED", "0:0"), slurm.said(job)
-        start = rows(run, "start")[-1]
-        assert (start["step"], start["world_size"], start["nodes"]) == (step, tasks, 1)
-        assert final_state(run)["step"] == EPOCHS * STEPS_PER_EPOCH
+def test_the_time_limits_signal_saves_and_the_same_line_goes_on_to_the_same_bits(told: Any, whole: Run) -> None:
+    run, ended, learned, saved = told(srun_submitted_again)
+    assert ended == ("FAILED", "130:0"), said(run)
+    assert (rows(run, "stop")[0]["reason"], rows(run, "requeue")) == ("interrupted", [])
+    assert 0 < learned <= saved == went_on(run, whole)["step"]
 
 
-def test_prepare_writes_a_data_set_on_a_node(slurm: Cluster, tmp_path: Path) -> None:
+def test_prepare_writes_a_data_set_on_a_node(wide: Cluster, tmp_path: Path) -> None:
     settings = ("data=synthetic", "data.samples=[40,20]", f"data.root={tmp_path}")
-    job = slurm.submit("prepare.sbatch", *settings, nodes=1, tasks=1)
-    assert slurm.end(job) == ("COMPLETED", "0:0"), slurm.said(job)
+    job = wide.submit("prepare.sbatch", *settings, nodes=1, tasks=1)
+    assert wide.end(job) == ("COMPLETED", "0:0"), wide.said(job)
     (manifest,) = tmp_path.glob("*/manifest.json")
     assert json.loads(manifest.read_text())["splits"]["train"]["samples"] == 40
 
 
 @pytest.mark.parametrize("script", ["train.sbatch", "train_torchrun.sbatch"])
-def test_what_is_no_run_is_refused_in_one_line(slurm: Cluster, tmp_path: Path, script: str) -> None:
-    job = slurm.submit(script, tmp_path)
-    assert slurm.end(job) == ("FAILED", "2:0")
-    assert slurm.said(job) == f"{script}: {tmp_path}: expected a run's directory, as runyard create prints\n"
+def test_what_is_no_run_is_refused_in_one_line(wide: Cluster, tmp_path: Path, script: str) -> None:
+    job = wide.submit(script, tmp_path)
+    assert wide.end(job) == ("FAILED", "2:0")
+    assert wide.said(job) == f"{script}: {tmp_path}: expected a run's directory, as runyard create prints\n"

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.conftest import ROOT, Cluster
+from tests.slurm.lab import ROOT, Cluster
 from tests.slurm.test_rehearsal import processes_of
 from tests.training.conftest import SMALL
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 COMMAND = [sys.executable, "-m", "runyard", "rehearse", "--json", "experiment=null", *SMALL, "cluster.nodes=2"]
 
 

@@ -2,114 +2,168 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from runyard.run import Run
-from tests.slurm.conftest import ROOT, Cluster
-from tests.slurm.runs import OFTEN, STEPS, Runs, job, rows, said, until, until_finished, until_learning
+from tests.slurm.lab import ROOT
+from tests.slurm.runs import (
+    EPOCHS,
+    OFTEN,
+    RARE,
+    STEPS,
+    Runs,
+    at_once,
+    job,
+    rows,
+    said,
+    until,
+    until_finished,
+    until_learning,
+)
 from tests.training.conftest import final_state
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("submission")]
 
 
-@pytest.fixture(scope="module")
-def runs(slurm: Cluster, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(slurm.lab, data_root, tmp_path_factory.mktemp("runs"))
+def other_sizes(runs: Runs) -> Run:
+    """One run on four tasks, on one and on two."""
+    run = runs.submit(*OFTEN, f"epochs={2 * EPOCHS}", "cluster.tasks_per_node=2")
+    for start, (nodes, tasks) in enumerate(((1, 1), (2, 1)), 1):
+        until_learning(run, start=start)
+        runs.lab.run("scancel", job(run))
+        until(lambda start=start: len(rows(run, "stop")) == start, run)
+        until(lambda: job(run) not in runs.queue(), run)
+        resumed = runs.resume(run, f"cluster.nodes={nodes}", f"cluster.tasks_per_node={tasks}")
+        assert resumed.returncode == 0, resumed.stderr
+    until_finished(run)
+    return run
 
 
-def test_a_grid_is_one_array_and_a_point_that_fails_stops_no_other(runs: Runs) -> None:
-    grid = ("optim.lr=0.05,1e30", "seed=0,1", "epochs=2", "schedule=constant", "cluster.nodes=1")
-    before = set(runs.folder.iterdir())
-    done = runs.command("submit", "-m", *runs.settings, *grid)
-    assert done.returncode == 0, done.stderr
-    points = [Run.open(path) for path in sorted(set(runs.folder.iterdir()) - before) if path.name[0] != "."]
-    assert len(points) == 4
-    assert len({job(point).partition("_")[0] for point in points}) == 1, "one array"
-    assert len({point.record["sweep"] for point in points}) == 1
-    for point in points:
-        until(lambda point=point: rows(point, "stop"), point)
-    ended = {(p.config.optim.lr, p.config.seed): rows(p, "stop")[0]["reason"] for p in points}
-    assert ended == {(0.05, 0): "finished", (0.05, 1): "finished", (1e30, 0): "failed", (1e30, 1): "failed"}
-    assert [row for point in points for row in rows(point, "requeue")] == [], "what diverges would do so again"
-
-
-def test_prepare_then_train_then_train_again_is_a_chain(runs: Runs, slurm: Cluster, tmp_path: Path) -> None:
+def chain(runs: Runs) -> tuple[Run, Run]:
     """The second waits for data that is not there yet, the third for the second; each reports by itself."""
-    data = ("data.samples=[64,40]", f"data.root={tmp_path}", "epochs=1", "cluster.nodes=1")
-    prepared = slurm.submit("prepare.sbatch", "data=synthetic", "data.num_classes=4", "data.image_size=16", *data[:2],
-                            nodes=1, tasks=1, options=("--hold",))  # fmt: skip
+    root = runs.folder.with_name("chain")
+    data = ("data.samples=[64,40]", f"data.root={root}", "epochs=1", "cluster.nodes=1")
+    prepared = runs.cluster.submit("prepare.sbatch", "data=synthetic", "data.num_classes=4", "data.image_size=16",
+                                   *data[:2], nodes=1, tasks=1, options=("--hold",))  # fmt: skip
     first = runs.submit(*data, options=("--after", prepared))
     second = runs.submit(*data, "seed=1", options=("--after", job(first)))
     assert set(runs.lab.run("squeue", "-h", "-o", "%r", f"--jobs={job(first)},{job(second)}").split()) == {"Dependency"}
     runs.lab.run("scontrol", "release", prepared)
     until_finished(second)
+    return first, second
+
+
+def grid(runs: Runs) -> list[Run]:
+    points = ("optim.lr=0.05,1e30", "seed=0,1", "epochs=2", "schedule=constant", "cluster.nodes=1")
+    done = runs.command("submit", "--json", "-m", *runs.settings, *points)
+    assert done.returncode == 0, done.stderr
+    found = [Run.open(point["path"]) for point in json.loads(done.stdout)]
+    for point in found:
+        until(lambda point=point: rows(point, "stop"), point)
+    return found
+
+
+def submitted_twice(runs: Runs) -> tuple[Run, list[tuple[str, str, str]], subprocess.CompletedProcess[str]]:
+    """Both jobs wait and are let go at once. The run goes on until it is cancelled: the loser never comes too late."""
+    run = runs.create(*RARE, "epochs=100000", "cluster.nodes=1", "cluster.requeue=false")
+    jobs = [runs.cluster.submit("train.sbatch", run.path, nodes=1, tasks=1, options=("--hold",)) for _ in range(2)]
+    runs.lab.run("scontrol", "release", ",".join(jobs))
+    until_learning(run)
+    until(lambda: len(set(jobs) & set(runs.queue())) == 1, run)
+    asked = runs.resume(run)
+    until_learning(run, epochs=4)
+    runs.lab.run("scancel", *jobs, check=False)
+    ended = [(*runs.cluster.end(number), runs.cluster.said(number)) for number in jobs]
+    return run, ended, asked
+
+
+def edited_meanwhile(runs: Runs) -> tuple[Run, int]:
+    """The checkout is broken while a job of it waits for its node."""
+    checkout = runs.folder.with_name("checkout")
+    for part in ("src", "cluster", "configs", "slurm"):
+        shutil.copytree(ROOT / part, checkout / part)
+    blocker = runs.lab.run("sbatch", "--parsable", "--nodelist=node10", "--exclusive", "--output=/dev/null",
+                           "--wrap", "sleep 600").strip()  # fmt: skip
+    run = runs.submit("epochs=1", "cluster.nodes=1", "cluster.nodelist=node10", cwd=checkout)
+    (checkout / "src/runyard/training/loop.py").write_text("raise SystemExit(7)\n")
+    (checkout / "configs/model/starter.yaml").write_text("nonsense\n")
+    own = runs.lab.environment | {"PYTHONPATH": f"{checkout / 'src'}:{checkout}"}
+    broken = subprocess.run([sys.executable, "-c", "import runyard.training.loop"], cwd=checkout, env=own)
+    runs.lab.run("scancel", blocker)
+    until_finished(run)
+    return run, broken.returncode
+
+
+def plain_array(runs: Runs) -> tuple[list[Run], str]:
+    made = runs.command("create", "-m", *runs.settings, "seed=0,1", "epochs=1", "cluster.nodes=1")
+    assert made.returncode == 0, made.stderr
+    listed = runs.folder.with_name("points.txt")
+    listed.write_text(made.stdout)
+    array = runs.cluster.submit("sweep.sbatch", listed, nodes=1, tasks=1, options=("--array=0-1",))
+    points = [Run.open(line) for line in made.stdout.splitlines()]
+    for point in points:
+        until_finished(point)
+    return points, array
+
+
+@pytest.fixture(scope="module")
+def told(runs: Runs) -> Iterator[Callable[[Callable[[Runs], Any]], Any]]:
+    with at_once(runs, other_sizes, chain, submitted_twice, grid, edited_meanwhile, plain_array) as told:
+        yield told
+
+
+def test_a_grid_is_one_array_and_a_point_that_fails_stops_no_other(told: Any) -> None:
+    points = told(grid)
+    assert len(points) == 4
+    assert len({job(point).partition("_")[0] for point in points}) == 1, "one array"
+    assert len({point.record["sweep"] for point in points}) == 1
+    ended = {(p.config.optim.lr, p.config.seed): rows(p, "stop")[0]["reason"] for p in points}
+    assert ended == {(0.05, 0): "finished", (0.05, 1): "finished", (1e30, 0): "failed", (1e30, 1): "failed"}
+    assert [row for point in points for row in rows(point, "requeue")] == [], "what diverges would do so again"
+
+
+def test_prepare_then_train_then_train_again_is_a_chain(told: Any) -> None:
+    first, second = told(chain)
     assert first.finished
     assert rows(first, "stop")[-1]["t"] < rows(second, "start")[0]["t"]
     until(lambda: (second.path / "report" / "index.html").exists(), second)
 
 
-def test_two_jobs_of_one_run_never_write_at_once(runs: Runs, slurm: Cluster) -> None:
-    run = runs.submit(*OFTEN, "cluster.nodes=1")
-    until_learning(run, 1)
-    second = slurm.submit("train.sbatch", run.path, nodes=1, tasks=1, options=("--no-requeue",))
-    state, code = slurm.end(second)
-    assert (state, code) == ("FAILED", "2:0"), slurm.said(second)
-    assert "is being written by" in slurm.said(second)
-    refused = runs.resume(run)
-    assert refused.returncode == 2
-    assert len(refused.stderr.splitlines()) == 1
-    until_finished(run)
+def test_of_two_jobs_of_one_run_let_go_at_once_one_trains_and_the_other_says_who(told: Any) -> None:
+    run, ended, asked = told(submitted_twice)
+    (state, code, told_why), (winner, _, _) = sorted(ended, key=lambda job: "is being written by" not in job[2])
+    assert (state, code) == ("FAILED", "2:0")
+    assert "is being written by" in told_why
+    assert winner in ("CANCELLED", "FAILED"), "until it was cancelled it trained"
+    assert (asked.returncode, len(asked.stderr.splitlines())) == (2, 1), "nor is what runs resumed"
     assert len(rows(run, "start")) == 1, said(run)
+    assert len(rows(run, "stop")) <= 1, "the other wrote nothing"
 
 
-def test_a_run_goes_on_with_another_number_of_tasks_and_says_so(runs: Runs) -> None:
-    run = runs.submit(*OFTEN, "cluster.tasks_per_node=2")
-    sizes = (("cluster.nodes=1", "cluster.tasks_per_node=1"), ("cluster.nodes=2", "cluster.tasks_per_node=1"))
-    for start, size in enumerate(sizes, 1):
-        until(lambda start=start: len(rows(run, "start")) == start, run)
-        until_learning(run, 3 * start)
-        runs.lab.run("scancel", job(run))
-        until(lambda start=start: len(rows(run, "stop")) == start, run)
-        until(lambda: job(run) not in runs.queue(), run)
-        resumed = runs.resume(run, *size)
-        assert resumed.returncode == 0, resumed.stderr
-    until_finished(run)
+def test_a_run_goes_on_with_another_number_of_tasks_and_says_so(told: Any) -> None:
+    run = told(other_sizes)
     assert [row["world_size"] for row in rows(run, "start")] == [4, 1, 2]
     assert [row["message"].partition(":")[0] for row in rows(run, "warning")] == [
         "going on with 1 ranks, before with 4", "going on with 2 ranks, before with 1"]  # fmt: skip
-    assert final_state(run)["step"] == STEPS
+    assert final_state(run)["step"] == 2 * STEPS
 
 
-def test_a_waiting_job_trains_what_was_submitted_though_the_checkout_changes(runs: Runs, tmp_path: Path) -> None:
-    checkout = tmp_path / "checkout"
-    for part in ("src", "cluster", "configs", "slurm"):
-        shutil.copytree(ROOT / part, checkout / part)
-    blocker = runs.lab.run("sbatch", "--parsable", "--nodes=3", "--exclusive", "--output=/dev/null",
-                           "--wrap", "sleep 600").strip()  # fmt: skip
-    run = runs.submit("epochs=1", "cluster.nodes=1", cwd=checkout)
-    (checkout / "src/runyard/training/loop.py").write_text("raise SystemExit(7)\n")
-    (checkout / "configs/model/starter.yaml").write_text("nonsense\n")
-    own = runs.lab.environment | {"PYTHONPATH": f"{checkout / 'src'}:{checkout}"}
-    broken = subprocess.run([sys.executable, "-c", "import runyard.training.loop"], cwd=checkout, env=own)
-    assert broken.returncode == 7, "the control"
-    runs.lab.run("scancel", blocker)
-    until_finished(run)
+def test_a_waiting_job_trains_what_was_submitted_though_the_checkout_changes(told: Any) -> None:
+    run, broken = told(edited_meanwhile)
+    assert broken == 7, "the control"
+    assert run.finished
 
 
-def test_the_plain_array_script_trains_each_run_of_a_list(runs: Runs, slurm: Cluster, tmp_path: Path) -> None:
-    made = runs.command("create", "-m", *runs.settings, "seed=0,1", "epochs=1", "cluster.nodes=1")
-    assert made.returncode == 0, made.stderr
-    (tmp_path / "points.txt").write_text(made.stdout)
-    array = slurm.submit("sweep.sbatch", tmp_path / "points.txt", nodes=1, tasks=1, options=("--array=0-1",))
-    points = [Run.open(line) for line in made.stdout.splitlines()]
-    for point in points:
-        until_finished(point)
+def test_the_plain_array_script_trains_each_run_of_a_list(told: Any) -> None:
+    points, array = told(plain_array)
     assert {row["job_id"] for point in points for row in rows(point, "start")} == {f"{array}_0", f"{array}_1"}
 
 
@@ -125,7 +179,7 @@ def settled(runs: Runs) -> list[str]:
     (("cluster.partition=nowhere",), "cluster.partition=nowhere"),
     (("cluster.account=nobody",), "cluster.account=nobody"),
     (("cluster.gpus_per_node=3", "cluster.tasks_per_node=3", "batch_size=36"), "3"),
-    (("cluster.nodes=9", "batch_size=36"), "nodes=9"),
+    (("cluster.nodes=11", "batch_size=33"), "nodes=11"),
     (("cluster.timeout_min=2", "cluster.signal_delay_s=110"), "cluster.timeout_min=2"),
     (('cluster.comment="a\\nb"',), "cluster.comment"),
     (("cluster.account='la\"b'",), "cluster.account"),

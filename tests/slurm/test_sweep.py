@@ -8,22 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from cluster.glance import glance
 from cluster.study import runs_of
-from tests.slurm.conftest import ROOT, Cluster
+from tests.slurm.lab import ROOT
 from tests.slurm.runs import Runs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("submission")]
 DRIVE_S = 200
-
-
-@pytest.fixture(scope="module")
-def runs(slurm: Cluster, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(slurm.lab, data_root, tmp_path_factory.mktemp("runs"))
 
 
 def test_a_search_whose_command_was_killed_goes_on_with_its_array_and_runs_no_trial_twice(runs: Runs) -> None:

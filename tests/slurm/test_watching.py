@@ -8,22 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runyard.run import Run
-from tests.slurm.conftest import ROOT, Cluster
+from tests.slurm.lab import ROOT
 from tests.slurm.runs import OFTEN, Runs, job, rows, said, saved_step, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("submission")]
 ENDLESS = ("epochs=100000", *OFTEN)
-
-
-@pytest.fixture(scope="module")
-def runs(slurm: Cluster, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(slurm.lab, data_root, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture

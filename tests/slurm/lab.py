@@ -1,0 +1,45 @@
+"""A throwaway SLURM as the tests use it: plain scripts of this machine's size, and how their jobs end."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from pathlib import Path
+
+from cluster.rehearsal import Rehearsal
+
+ROOT = Path(__file__).resolve().parents[2]
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+
+class Cluster:
+    """The rehearsal and a folder for its jobs' output. Jobs are submitted from ``checkout``."""
+
+    def __init__(self, lab: Rehearsal, output: Path) -> None:
+        self.lab, self.output = lab, output
+        lab.environment |= {"OMP_NUM_THREADS": "1", "RUNYARD_PYTHON": sys.executable}
+
+    def submit(self, script: str, *arguments: object, nodes: int = 2, tasks: int = 2, options: tuple[str, ...] = (),
+               checkout: Path = ROOT) -> str:
+        """The job's number. Resources of this machine's size take the place of the script's."""
+        size = [f"--nodes={nodes}", f"--ntasks-per-node={tasks}", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=2G",
+                f"--chdir={checkout}", f"--output={self.output}/%j.out"]
+        printed = self.lab.run("sbatch", "--parsable", *size, *options, f"{checkout}/slurm/{script}",
+                               *map(str, arguments))
+        return printed.strip()
+
+    def end(self, job: str, timeout_s: float = 120) -> tuple[str, str]:
+        """State and exit code of ``job`` once it has ended."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            shown = self.lab.run("scontrol", "show", "job", job)
+            state, code = re.findall(r"JobState=(\w+)|ExitCode=(\d+:\d+)", shown)
+            if state[0] in ENDED:
+                return state[0], code[1]
+            time.sleep(0.2)
+        raise TimeoutError(f"job {job} goes on:\n{self.said(job)}")
+
+    def said(self, job: str) -> str:
+        path = self.output / f"{job}.out"
+        return path.read_text() if path.exists() else ""
