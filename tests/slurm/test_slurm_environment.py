@@ -1,4 +1,4 @@
-"""What SLURM says to a task, and how tasks on several nodes find rank 0 where no name can be trusted.."""
+"""What SLURM says to a task, and how tasks on several nodes find rank 0 where no name can be trusted."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from runyard.errors import UserError
 from runyard.training import meeting
 from runyard.training.distributed import from_environment
+from runyard.training.last_word import RankLost
 
 TASK = {"SLURM_PROCID": "4", "SLURM_NTASKS": "7", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "3", "SLURM_JOB_ID": "99"}
 
@@ -48,7 +49,7 @@ def test_another_runs_store_at_the_same_address_is_passed_over(tmp_path: Path) -
     other = meeting.open_store(tmp_path / "other.json", one_node=True, timeout_s=10)
     mine = json.loads((tmp_path / "other.json").read_text()) | {"secret": "mine"}
     (tmp_path / "mine.json").write_text(json.dumps(mine))
-    with pytest.raises(UserError, match=f"rank 0 is reached at none of 127.0.0.1, port {other.port}"):
+    with pytest.raises(RankLost, match=f"rank 0 is reached at none of 127.0.0.1, port {other.port}"):
         meeting.find_store(tmp_path / "mine.json", timeout_s=0.5)
 
 

@@ -16,7 +16,7 @@ from tests.tracking.life import KEY
 from tests.tracking.wandb_server import ENTITY, ServedSweep, WandbServer
 from tests.training.conftest import SMALL
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 PATIENCE_S = 150
 SETTINGS = [s for s in SMALL if not s.startswith(("tracking", "epochs", "optim.lr"))]
 
@@ -81,7 +81,7 @@ def test_its_run_is_saved_and_goes_on_by_a_later_agent_but_not_after_a_cancel(
     (path,) = journals()
     assert Run.open(path.parent).wandb_id == "sweep0r0"
     assert list(server.runs) == ["sweep0r0"]
-    until(lambda: server.runs["sweep0r0"].ends [-1:] == [0], said)
+    until(lambda: server.runs["sweep0r0"].ends[-1:] == [0], said)
     assert server.runs["sweep0r0"].values("epoch")[:60] == list(range(1, 61))
 
 
