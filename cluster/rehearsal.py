@@ -55,7 +55,9 @@ class Rehearsal:
         self.nodes = [f"node{k}" for k in range(1, nodes + 1)]
         ours = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
         # All nodes share this machine's cores: a thread that waits by spinning keeps them from what it waits for.
-        self.environment = {"OMP_WAIT_POLICY": "PASSIVE"} | ours | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        # And torch's folder for compiled code, which it makes though nothing is compiled, is to go with the cluster.
+        jobs = {"OMP_WAIT_POLICY": "PASSIVE", "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor")}
+        self.environment = jobs | ours | {"SLURM_CONF": str(self.folder / "slurm.conf")}
         self._accounting, self._preempt_signal, self._preempt_signal_now = accounting, preempt_signal, preempt_signal
         self._user = pwd.getpwuid(os.getuid()).pw_name
         self._parts = parts.Parts(self.folder, self.environment)

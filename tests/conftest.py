@@ -8,9 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from runyard.config import Config, from_dict
 
+# Files of tests/slurm that share clusters and runs.
+TOGETHER = {
+    "faults.py": "runs", "plain_scripts.py": "runs",
+    "rehearsal.py": "cluster", "rehearse.py": "cluster", "doctor.py": "cluster",
+    "submission.py": "queue", "sweep.py": "queue", "watching.py": "queue",
+}  # fmt: skip
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
@@ -37,6 +44,19 @@ def compose(*overrides: str) -> Config:
 def make_config() -> Callable[..., Config]:
     """``make_config("epochs=2", "data=synthetic")`` gives a checked ``Config``."""
     return compose
+
+
+class Together(LoadScopeScheduling):
+    """Any test to any worker, but those of ``TOGETHER`` by the group."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return TOGETHER.get(nodeid.partition("::")[0].removeprefix("tests/slurm/test_"), nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Together | None:
+    """In place of xdist's own groups: its 3.8.0 writes them into what pytest 9.2 does not read any more."""
+    return Together(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 @pytest.hookimpl(tryfirst=True)  # before the terminal's own, which prints the exit code's meaning

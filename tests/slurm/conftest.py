@@ -1,7 +1,7 @@
 """Real SLURMs for the session, with accounting and two fake GPUs a node. Skipped, saying why, where the programs lack.
 
-One that does not start fails the tests. Of two workers each has its own clusters, and modules that share fixtures lie
-in one ``xdist_group``, so that nothing is trained twice.
+One that does not start fails the tests. Of two workers each has its own clusters; ``TOGETHER`` in tests/conftest.py
+says which files one of them takes whole, so that nothing is trained twice.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from cluster.site import Site
 from tests.slurm.lab import ROOT, Cluster
 from tests.training.conftest import SMALL
 
-pytestmark = pytest.mark.xdist_group("cluster")
 PARTITIONS = ("day Nodes=node1 MaxTime=1-00:00:00", "shut Nodes=node1 State=DOWN",
               "wee Nodes=node2 MaxTime=30 MaxNodes=1")
 

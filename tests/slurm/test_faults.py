@@ -39,7 +39,7 @@ from tests.slurm.runs import (
 )
 from tests.training.conftest import final_state, same
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.slow
 QUIET = "cluster.nodelist='node[1-2]'"
 ENDS_IN_S, GOES_ON_IN_S = 10, 30  # promised of a killed rank, where cred_expire is 8 s
 

@@ -30,7 +30,7 @@ from tests.slurm.runs import (
     went_on,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.slow
 
 
 def torchrun_struck_twice(runs: Runs) -> tuple[Run, str, float]:

@@ -22,7 +22,7 @@ from cluster.slurm_conf import GRACE_S
 from runyard.errors import UserError
 from tests.slurm.lab import ROOT, Cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.slow
 HOLD = """
 import sys, time
 from pathlib import Path

@@ -16,7 +16,7 @@ from tests.slurm.lab import ROOT, Cluster
 from tests.slurm.test_rehearsal import processes_of
 from tests.training.conftest import SMALL
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-m", "runyard", "rehearse", "--json", "experiment=null", *SMALL, "cluster.nodes=2"]
 
 

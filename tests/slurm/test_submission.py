@@ -30,7 +30,7 @@ from tests.slurm.runs import (
 )
 from tests.training.conftest import final_state
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("submission")]
+pytestmark = pytest.mark.slow
 
 
 def other_sizes(runs: Runs) -> Run:

@@ -16,7 +16,7 @@ from cluster.study import runs_of
 from tests.slurm.lab import ROOT
 from tests.slurm.runs import Runs
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("submission")]
+pytestmark = pytest.mark.slow
 DRIVE_S = 200
 
 

@@ -16,7 +16,7 @@ from runyard.run import Run
 from tests.slurm.lab import ROOT
 from tests.slurm.runs import OFTEN, Runs, job, rows, said, saved_step, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("submission")]
+pytestmark = pytest.mark.slow
 ENDLESS = ("epochs=100000", *OFTEN)
 
 
