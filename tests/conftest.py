@@ -15,7 +15,7 @@ from runyard.config import Config, from_dict
 # Files of tests/slurm that share clusters and runs.
 TOGETHER = {
     "faults.py": "runs", "plain_scripts.py": "runs",
-    "rehearsal.py": "cluster", "rehearse.py": "cluster", "doctor.py": "cluster",
+    "rehearsal.py": "cluster", "rehearse.py": "cluster", "doctor.py": "cluster", "wandb_agent.py": "cluster",
     "submission.py": "queue", "sweep.py": "queue", "watching.py": "queue",
 }  # fmt: skip
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

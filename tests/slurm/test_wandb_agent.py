@@ -16,7 +16,7 @@ from tests.tracking.life import KEY
 from tests.tracking.wandb_server import ENTITY, ServedSweep, WandbServer
 from tests.training.conftest import SMALL
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.slow
 PATIENCE_S = 150
 SETTINGS = [s for s in SMALL if not s.startswith(("tracking", "epochs", "optim.lr"))]
 
