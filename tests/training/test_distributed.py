@@ -52,14 +52,33 @@ PATIENCE_S = 60  # well below JOIN_TIMEOUT_S: nobody may wait for that when a ra
         (SLURM | {"WORLD_SIZE": "4", "MASTER_ADDR": "node1"}, Dist(3, 4, 1, 2, "SLURM", "99-2-0")),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
          Dist(0, 1, 0, 1, "torchrun", "alone")),
-        ({"LOCAL_WORLD_SIZE": "1"}, Dist(0, 1, 0, 1, "none", str(os.getpid()))),
         ({}, Dist(0, 1, 0, 1, "none", str(os.getpid()))),
     ],
     ids=["submitit", "torchrun", "srun", "submitit within SLURM", "a batch script without srun", "salloc's shell",
-         "srun in a script that exports torchrun's", "a torchrun of one", "what joining set", "nothing"],
+         "srun in a script that exports torchrun's", "a torchrun of one", "nothing"],
 )
 def test_each_launcher_says_who_i_am(env: dict[str, str], place: Dist) -> None:
     assert from_environment(env) == place
+
+
+@pytest.mark.parametrize(
+    ("env", "bound", "threads"),
+    [
+        (SLURM, 4, 4),  # srun bound it: they are its own
+        (SLURM, 16, 8),  # nobody did: shared with the task beside it
+        (SLURM | {"SLURM_CPUS_PER_TASK": "3"}, 4, 3),  # bound to the job's, of which it was given a part
+        (SLURM | {"SLURM_CPUS_PER_TASK": "3"}, 16, 3),
+        (SLURM | {"SLURM_CPUS_PER_TASK": "3"} | SUBMITIT, 16, 8),  # a local run in a job shares the machine's
+        (TORCHRUN, 16, 4),
+        (TORCHRUN, 2, 1),
+    ],
+)
+def test_a_task_computes_on_the_cpus_that_are_its_own(
+    env: dict[str, str], bound: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(bound)))
+    assert from_environment(env).threads == threads
 
 
 @pytest.mark.parametrize(

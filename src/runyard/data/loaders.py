@@ -7,9 +7,8 @@ reader, nor the number of workers or ranks, nor a restart in mid-epoch changes a
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import islice, pairwise
@@ -29,7 +28,6 @@ from runyard.data.prefetch import Prefetch, Transfer
 from runyard.errors import UserError
 
 # what launchers call the number of tasks on a machine
-TASKS_HERE = ("LOCAL_WORLD_SIZE", "SUBMITIT_LOCAL_NTASKS", "SLURM_NTASKS_PER_NODE")
 PIECE = 32  # images a thread takes at least: less is not worth handing over
 
 
@@ -109,12 +107,9 @@ def open_source(config: Config, manifest: Manifest, folder: Path, split: str) ->
     return _array_source(images, labels, identity, config.loader == "resident")
 
 
-def default_workers(env: Mapping[str, str] = os.environ) -> int:
-    """CPUs this task may use, less one for the training thread. Tasks that share one set of CPUs share the count."""
-    cpus = len(os.sched_getaffinity(0))
-    if cpus == os.cpu_count():  # nobody bound this task to a part of the machine
-        cpus //= int(next((env[name] for name in TASKS_HERE if name in env), 1))
-    return max(1, cpus - 1)
+def default_workers() -> int:
+    """CPUs this task may use, which torch's threads were set to, less one for the training thread."""
+    return max(1, torch.get_num_threads() - 1)
 
 
 class _Loader:

@@ -52,6 +52,7 @@ class Dist:
     local_world_size: int
     launcher: str
     job: str
+    cpus_given: int | None = None  # by SLURM to each task, whether or not it binds them to it
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +67,8 @@ class Dist:
         """CPUs this task may use: its own allocation's, shared with the tasks beside it where they share one mask."""
         cpus = len(os.sched_getaffinity(0))
         shared = self.launcher != "SLURM" or cpus == os.cpu_count()  # where srun binds, each task has CPUs of its own
-        return max(1, cpus // self.local_world_size if shared else cpus)
+        mine = cpus // self.local_world_size if shared else cpus
+        return max(1, min(mine, self.cpus_given or mine))
 
 
 def from_environment(env: Mapping[str, str]) -> Dist:
@@ -91,7 +93,9 @@ def from_environment(env: Mapping[str, str]) -> Dist:
             ) from None
         if not 0 <= rank < world_size:
             raise UserError(f"{names[0]}={rank}: expected below {names[1]}={world_size}")
-        return Dist(rank, world_size, local_rank, local_world_size, launcher, _job(env))
+        given = env.get("SLURM_CPUS_PER_TASK", "") if launcher == "SLURM" else ""
+        cpus = int(given) if given.isdigit() else None
+        return Dist(rank, world_size, local_rank, local_world_size, launcher, _job(env), cpus)
     for launcher, names in LAUNCHERS.items():  # without its rank each task would take itself for the only one
         if launcher != "SLURM" or in_step:
             _refuse_half(launcher, names, env)
@@ -99,7 +103,7 @@ def from_environment(env: Mapping[str, str]) -> Dist:
 
 
 def _refuse_half(launcher: str, names: tuple[str, ...], env: Mapping[str, str]) -> None:
-    given = [n for n in names if env.get(n) and n != "LOCAL_WORLD_SIZE"]  # which `joined` itself sets
+    given = [n for n in names if env.get(n)]
     if given and (missing := list(dict.fromkeys(n for n in names if not env.get(n)))):
         raise UserError(
             f"{given[0]}={env[given[0]]} is set but {', '.join(missing)} is not: "
@@ -139,8 +143,7 @@ def joined(place: Dist, meeting_folder: Path, first: Callable[[], Any] = lambda:
         UserError: another rank met one.
         RankLost: ranks are missing after two minutes (the message names them), another rank failed, or was killed.
     """
-    os.environ.setdefault("LOCAL_WORLD_SIZE", str(place.local_world_size))  # the loader counts its CPUs by it
-    torch.set_num_threads(place.threads)
+    torch.set_num_threads(place.threads)  # by which the loader counts its CPUs, too
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
     if place.world_size == 1:
