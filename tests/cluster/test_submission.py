@@ -56,6 +56,21 @@ def test_a_submission_prints_run_job_and_directory_and_what_comes_next(
     assert slurm.queue == [run.id]
 
 
+def test_what_create_made_and_report_wrote_is_there_for_a_script(
+    small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["create", *small, "experiment=null", "--json"]) == 0
+    one = json.loads(capsys.readouterr().out)
+    assert main(["create", "-m", *small, "experiment=null", "seed=0,1", "--json"]) == 0
+    grid = json.loads(capsys.readouterr().out)
+    assert [Run.open(made["path"]).id for made in (one, *grid)] == [made["run"] for made in (one, *grid)]
+    assert [Run.open(made["path"]).config.seed for made in grid] == [0, 1]
+    assert main(["report", one["path"], "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written == {"run": one["run"], "report": f"{one['path']}/report/index.html"}
+    assert Path(written["report"]).is_file()
+
+
 def test_a_sweep_is_one_array_with_a_run_per_point(
     small: list[str], slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from runyard.arguments import overrides
 
@@ -13,6 +14,7 @@ EXAMPLE = "runyard create experiment=paper"
 def arguments(parser: argparse.ArgumentParser) -> None:
     overrides(parser)
     parser.add_argument("-m", "--multirun", action="store_true", help="each comma in a value spans a grid: seed=0,1,2")
+    parser.add_argument("--json", action="store_true", help="print the runs as JSON: one, or a list of a grid's")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -21,5 +23,10 @@ def run(args: argparse.Namespace) -> None:
 
     points = [compose(point) for point in (expand(args.overrides) if args.multirun else [args.overrides])]
     sweep = new_id(points[0].config.name) if len(points) > 1 else None
-    for point in points:
-        print(Run.create(point.config, point.overrides, sweep).path)
+    made = [Run.create(point.config, point.overrides, sweep) for point in points]
+    if args.json:
+        rows = [{"run": run.id, "path": str(run.path)} for run in made]
+        print(json.dumps(rows[0] if sweep is None else rows))
+        return
+    for run in made:
+        print(run.path)

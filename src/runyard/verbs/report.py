@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from runyard.arguments import of_a_run
 
@@ -12,10 +13,13 @@ EXAMPLE = "runyard report @last"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     of_a_run(parser)
+    parser.add_argument("--json", action="store_true", help="print run and page as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
     from runyard.report.page import write_report
     from runyard.run import Run
 
-    print(write_report(Run.find(args.run, args.runs_dir)))
+    run = Run.find(args.run, args.runs_dir)
+    page = write_report(run)
+    print(json.dumps({"run": run.id, "report": str(page)}) if args.json else page)
