@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,11 +68,12 @@ def run(args: argparse.Namespace) -> None:
         conditions=args.where,
         runs_dir=runs_dir,
     )
+    chosen = replace(chosen, notes=[*passed_over, *chosen.notes])
     groups = group(chosen.runs, by_run=args.by_run)
     rows = table.ordered(table.rows(groups, target), args.sort)
     pairs = compare([row.group for row in rows], args.baseline)
     found = importance.sweep(groups, chosen.refused) if chosen.sweep else None
-    for note in [*passed_over, *chosen.notes]:
+    for note in chosen.notes:
         print(f"runyard: {note}", file=sys.stderr)
     _print(args, chosen, rows, target, pairs, found)
     # After the table, which an unwritable file must not cost.
