@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.commands import cost
 from runyard.compare.statistics import welch
 from runyard.config import Config
 from tests.compare.conftest import Compare, Make
 from tests.compare.fabricate import fabricate
 
 HEAVY = ("torch", "torchvision", "ffcv", "wandb", "numba", "cv2", "hydra", "submitit")
+ROOT = Path(__file__).resolve().parents[2]
+MEASURED = "import sys; from benchmarks.commands import cost; print(*cost(sys.argv[1:]))"
 SWEEP = "20260901-120000-grid-0001"
 
 
@@ -301,6 +302,8 @@ def test_two_hundred_runs_are_compared_in_bounded_time_and_memory(runs_dir: Path
     for at in range(200):
         settings = {"seed": at % 3, "optim.lr": 1e-3 * (1 + at // 3)}
         fabricate(runs_dir, config, f"20260901-{at:06d}-paper-ab12", settings=settings, test_images=1000)
-    seconds, memory_mb = cost([sys.executable, "-m", "runyard", "compare", "--all", "--runs-dir", str(runs_dir)])
+    command = [sys.executable, "-m", "runyard", "compare", "--all", "--runs-dir", str(runs_dir)]
+    measured = [sys.executable, "-c", MEASURED, *command]  # a fork's peak begins with its parent's, and ours is large
+    seconds, memory_mb = map(float, subprocess.run(measured, cwd=ROOT, capture_output=True, check=True).stdout.split())
     assert seconds < 20
     assert memory_mb < 300
