@@ -83,6 +83,8 @@ def _curves(groups: Sequence[Group], over: str, x_title: str) -> Any:
                 if group in able:
                     _line(axis, group, look, measure, factor, over, many=by_score(groups))
             furnish(axis, "", title)
+            if over == "epoch":
+                axis.xaxis.get_major_locator().set_params(integer=True)
         made.axes[-1].set_xlabel(x_title)
         about = ["line: mean over seeds; band: ± standard deviation"] * any(group.n > 1 for group in able)
         about += ["triangle: went on after an interruption"] * any(a.get_gid() == RESTARTS for a in made.axes[0].lines)

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if bool(args.runs) == args.all:
         raise UserError(f"sync needs RUN… or --all, and not both; example: {EXAMPLE}")
     runs, unreadable = _chosen(args)
-    console = Console(stderr=True, quiet=args.json, soft_wrap=True, highlight=False)
+    console = Console(stderr=True, quiet=args.json or not sys.stderr.isatty(), soft_wrap=True, highlight=False)
     done: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     for at, each in enumerate(runs, 1):
