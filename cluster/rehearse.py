@@ -224,7 +224,7 @@ def show(told: Told, *, as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(title=f"{told.nodes} nodes, {told.tasks} tasks")
-    for heading in ("interrupted by", "at step", "requeued by", "resumed at", "lost steps", "lost s"):
+    for heading in ("interrupted by", "at step", "requeued by", "resumed at", "steps lost", "s lost"):
         table.add_column(heading, justify="left" if heading.endswith("by") else "right", no_wrap=True)
     for i in told.interruptions:
         table.add_row(
