@@ -16,14 +16,17 @@ from runyard.errors import UserError
 PROGRAMS = ("unshare", "setpriv")
 START_TIMEOUT_S, END_TIMEOUT_S = 30.0, 3.0
 MARK = "RUNYARD_PART_OF"
-# The end of the process that began it, whatever it is, closes its pipe. A part that was just being made then may have
-# been made too late for the kernel to end it, and what is dying may still write a file.
+# The end of the process that began it, whatever it is, closes its pipe; one that ended all parts says so first. Else a
+# part that was just being made may have been made too late for the kernel to end it, and for a moment shows no
+# environment by which to know it; and what is dying may still write a file: nothing must be there three times in a row.
 CLEANER = f"""
-read -r _
+read -r ended
+clean=0
 for _ in 1 2 3 4 5 6 7 8 9; do
     left=$(grep -lszxF "{MARK}=$1" /proc/[0-9]*/environ | cut -d/ -f3)
     [ -z "$left" ] || kill -KILL $left
-    rm -rf "$1" && [ -z "$left" ] && exit
+    if rm -rf "$1" && [ -z "$left" ]; then clean=$((clean + 1)); else clean=0; fi
+    [ "$clean" -lt "${{ended:-3}}" ] || exit
     sleep 0.2
 done"""
 
@@ -113,7 +116,7 @@ class Parts:
         for name in reversed(list(self._running)):
             self.end(name)
         if self._cleaner is not None:
-            self._cleaner.communicate()
+            self._cleaner.communicate(b"1\n")
 
     def freeze(self, name: str) -> None:
         """Stop all processes of a part that is alone, where they are."""
