@@ -114,7 +114,7 @@ class Stage:
         return self._interrupt(run, LEARNED_EPOCHS[2], "node without power", cut)
 
     def _interrupt(self, run: Run, epochs: int, what: str, do: Callable[[], None]) -> Interruption:
-        self._until(run, lambda: len(journal.epochs(rows(run))) >= epochs)
+        self._until(run, lambda: len(journal.epochs(rows(run))) >= epochs and got_further(run))
         before = len(starts(run))
         do()
         at, step = time.time(), max(row.get("step", 0) for row in rows(run))
@@ -185,6 +185,12 @@ def rows(run: Run) -> list[dict[str, Any]]:
 
 def starts(run: Run) -> list[dict[str, Any]]:
     return [row for row in rows(run) if row["event"] == "start"]
+
+
+def got_further(run: Run) -> bool:
+    """Whether more was saved since its newest start: else what strikes it next would show nothing of the one before."""
+    begun = starts(run)[-1]["step"]
+    return any(row["event"] == "checkpoint" and row["step"] > begun for row in rows(run))
 
 
 def tasks_of(run: Run) -> dict[int, int]:

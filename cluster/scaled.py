@@ -13,7 +13,7 @@ from runyard.config import ClusterConfig
 from runyard.errors import UserError
 from runyard.fields import written
 
-EPOCHS, STEPS_PER_EPOCH = 9, 6
+EPOCHS, STEPS_PER_EPOCH = 12, 6  # room for three interruptions, each after more was saved
 IMAGES_PER_TASK = 4  # in a micro-batch
 # SLURM looks every half minute for jobs near their limit: the tasks are held still until its signal wakes them.
 LIMIT = ("cluster.timeout_min=2", "cluster.signal_delay_s=85")
