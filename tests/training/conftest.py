@@ -60,11 +60,18 @@ def make_run(
 class Ranks:
     """The processes that train one run together."""
 
-    def __init__(self, run: Run, world_size: int, job: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        world_size: int,
+        job: str,
+        environment: dict[str, str] | None = None,
+        command: list[str] | None = None,
+    ) -> None:
         self.run = run
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "runyard", "train", str(run.path)],
+                command or [sys.executable, "-m", "runyard", "train", str(run.path)],
                 env=os.environ
                 | {
                     "SUBMITIT_LOCAL_GLOBALID": str(rank),

@@ -29,6 +29,7 @@ from runyard.training.distributed import Dist, Vote, from_environment, joined
 from runyard.training.last_word import RankLost
 from runyard.training.metrics import Counters, evaluate
 from runyard.training.usage import Usage
+from tests.training.conftest import Ranks
 
 SUBMITIT = {"SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_LOCALID": "1",
             "SUBMITIT_LOCAL_JOB_ID": "4711"}
@@ -349,6 +350,29 @@ def test_a_rank_that_hangs_is_named_by_those_that_wait_for_its_vote(together: To
     assert together(hanging, RANKS - 1) == [
         ("RankLost", f"ranks [{RANKS - 1}] of {RANKS} do not answer: look into their logs, on {socket.gethostname()}")
     ] * (RANKS - 1)
+
+
+ENDING = """
+import atexit, os, pathlib, sys
+@atexit.register  # before runyard's own, so that it is called after them
+def threads():
+    print(*(p.read_text().strip() for p in pathlib.Path("/proc/self/task").glob("*/comm")), file=sys.stderr)
+from runyard.training import distributed
+if sys.argv[2] == "unmended":
+    atexit.unregister(distributed._end_threads)
+from runyard.cli import main
+sys.exit(main(["train", sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize(("end", "left"), [("mended", False), ("unmended", True)])
+def test_no_thread_of_gloo_outlives_the_interpreter_and_aborts_a_rank_that_trained_well(
+    make_run: Callable[..., Run], end: str, left: bool
+) -> None:
+    run = make_run("epochs=1")
+    ranks = Ranks(run, 2, "first", command=[sys.executable, "-c", ENDING, str(run.path), end])
+    ranks.wait()  # the unmended one may abort
+    assert [said.count("pt_gloo_runloop") > 0 for said in ranks.errors] == [left, left], ranks.errors
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
+import gc
 import json
 import os
 import re
@@ -16,6 +18,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # DDP would import it within a group, and its defaults would keep that for ever
 
 from runyard.errors import UserError
 from runyard.training import last_word, meeting
@@ -36,6 +39,7 @@ SHELLS = ("4294967290", "4294967291")  # SLURM_STEP_ID of salloc's shell and of 
 JOIN_TIMEOUT_S = 120.0
 POLL_S = 0.05
 READY_TIMEOUT_S = 3600.0  # a node may copy its data for long
+_groups: list[Any] = []  # for their threads to be waited for at the process's end
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,7 @@ def joined(place: Dist, meeting_folder: Path, first: Callable[[], Any] = lambda:
             world_size=place.world_size,
             timeout=datetime.timedelta(seconds=JOIN_TIMEOUT_S),
         )
+        _groups.append(dist.group.WORLD)
         yield prepared
     except BaseException as error:
         if not last_word.is_lost_connection(error):
@@ -175,6 +180,19 @@ def joined(place: Dist, meeting_folder: Path, first: Callable[[], Any] = lambda:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@atexit.register
+def _end_threads() -> None:
+    """Wait for gloo's threads, while they can still let go of the tensors that they were given.
+
+    For that they need the GIL, and a thread that asks an ending interpreter for it aborts the process (SIGABRT): a rank
+    would have failed after a run that went well. A group's end waits for its threads, without the GIL if the last who
+    held the group is Python. DDP, which also holds it, ends in cycles.
+    """
+    if _groups:
+        gc.collect()
+        _groups.clear()
 
 
 def _wait_for_all(store: dist.Store, place: Dist, did: str, timeout_s: float) -> list[tuple[str, int]]:
@@ -229,6 +247,7 @@ class Vote:
     def __init__(self, place: Dist) -> None:
         timeout = datetime.timedelta(seconds=JOIN_TIMEOUT_S)  # gloo's own is half an hour
         self._group = dist.new_group(backend="gloo", timeout=timeout) if place.world_size > 1 else None
+        _groups.extend([self._group] if self._group else [])
         self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
 
     def exchange(self, flags: list[int]) -> list[int]:
