@@ -19,6 +19,7 @@ TOGETHER = {
     "submission.py": "queue", "sweep.py": "queue", "watching.py": "queue",
 }  # fmt: skip
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SMALL_DATA = ("data=synthetic", "data.samples=[256,100]", "data.num_classes=4", "data.image_size=16")
 
 
 # A thread that waits for another by spinning takes the core which that one needs: where more threads than cores were
@@ -44,6 +45,26 @@ def compose(*overrides: str) -> Config:
 def make_config() -> Callable[..., Config]:
     """``make_config("epochs=2", "data=synthetic")`` gives a checked ``Config``."""
     return compose
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root for data that is prepared once for all workers: who comes second waits. Not to be changed: take a copy."""
+    mine = tmp_path_factory.getbasetemp()
+    root = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "data"
+    root.mkdir(exist_ok=True)
+    return root
+
+
+@pytest.fixture(scope="session")
+def data_root(shared: Path) -> Path:
+    """Where the small data set is prepared."""
+    from runyard.data.prepare import prepare
+
+    root = shared / "small"
+    root.mkdir(exist_ok=True)
+    prepare(compose(*SMALL_DATA, f"data.root={root}").data, progress=False)
+    return root
 
 
 class Together(LoadScopeScheduling):

@@ -17,27 +17,17 @@ import pytest
 
 from cluster.completion import answer
 from runyard.cli import main
-from runyard.config import Config
 from runyard.data import manifest
 from runyard.run import Run
 from runyard.tracking.journal import Journal
 from runyard.verbs import NAMES
+from tests.conftest import SMALL_DATA
 
-SMALL = ("data=synthetic", "data.samples=[256,100]", "data.num_classes=4", "data.image_size=16", "model=starter",
-         "model.widths=[16,32]", "loader=resident", "epochs=1", "batch_size=32", "tracking=none")
+SMALL = (*SMALL_DATA, "model=starter", "model.widths=[16,32]", "loader=resident", "epochs=1", "batch_size=32",
+         "tracking=none")
 OF_A_RUN = [("report",), ("train",), ("resume",), ("predict", "--images", "x.npy", "--out", "o.csv")]
 
 Refused = Callable[..., str]
-
-
-@pytest.fixture(scope="session")
-def data_root(tmp_path_factory: pytest.TempPathFactory, make_config: Callable[..., Config]) -> Path:
-    """Where the small data set is prepared, once."""
-    from runyard.data.prepare import prepare
-
-    root = tmp_path_factory.mktemp("data")
-    prepare(make_config(*SMALL, f"data.root={root}").data, progress=False)
-    return root
 
 
 @pytest.fixture
@@ -408,6 +398,7 @@ import errno, sys
 from runyard import cli
 from runyard.training import checkpoint
 from runyard.verbs import NAMES
+from tests.conftest import SMALL_DATA
 
 def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from runyard.config import Config
 from runyard.run import Run
 from runyard.tracking import journal
 from tests.cluster.fake_slurm import FakeSlurm
@@ -21,16 +20,6 @@ from tests.training.conftest import SMALL
 ROOT = Path(__file__).resolve().parents[2]
 API_KEY = "5ec7e75ec7e75ec7e75ec7e75ec7e75ec7e75ec7"
 PATIENCE_S = 90  # below the two minutes after which ranks give each other up by themselves
-
-
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory, make_config: Callable[..., Config]) -> Path:
-    """Where the small data set is prepared, once."""
-    from runyard.data.prepare import prepare
-
-    root = tmp_path_factory.mktemp("data")
-    prepare(make_config(*SMALL, f"data.root={root}").data, progress=False)
-    return root
 
 
 @pytest.fixture
@@ -42,9 +31,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 
 
 @pytest.fixture
-def small(prepared: Path, tmp_path: Path) -> list[str]:
+def small(data_root: Path, tmp_path: Path) -> list[str]:
     """Overrides that make a small run which would work."""
-    return [*SMALL, f"data.root={prepared}", f"runs_dir={tmp_path / 'runs'}"]
+    return [*SMALL, f"data.root={data_root}", f"runs_dir={tmp_path / 'runs'}"]
 
 
 @dataclass(frozen=True)
@@ -52,10 +41,10 @@ class Runs:
     """The folder that holds the runs of these tests, and what one says to make one."""
 
     folder: Path
-    prepared: Path
+    data_root: Path
 
     def settings(self, *overrides: str) -> list[str]:
-        return ["experiment=null", *SMALL, f"data.root={self.prepared}", f"runs_dir={self.folder}", *overrides]
+        return ["experiment=null", *SMALL, f"data.root={self.data_root}", f"runs_dir={self.folder}", *overrides]
 
     def start(self, *arguments: str, program: tuple[str, ...] = ("-m", "runyard")) -> Command:
         return Command([sys.executable, *program, *arguments], self.folder)
@@ -68,8 +57,8 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Runs:
-    return Runs(tmp_path_factory.mktemp("runs"), prepared)
+def runs(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Runs:
+    return Runs(tmp_path_factory.mktemp("runs"), data_root)
 
 
 def environment() -> dict[str, str]:

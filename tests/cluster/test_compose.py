@@ -168,18 +168,18 @@ def test_a_time_limit_leaves_time_to_save() -> None:
     ],
 )
 def test_what_cannot_train_is_refused_before_anything_is_made(
-    gpus: Callable[[int], None], prepared: Path, tmp_path: Path, changed: list[str], named: str
+    gpus: Callable[[int], None], data_root: Path, tmp_path: Path, changed: list[str], named: str
 ) -> None:
     gpus(0)
     with pytest.raises(UserError, match=named):
-        submit.plan([*SMALL, f"data.root={prepared}", f"runs_dir={tmp_path / 'runs'}", *changed])
+        submit.plan([*SMALL, f"data.root={data_root}", f"runs_dir={tmp_path / 'runs'}", *changed])
     assert not list(tmp_path.glob("runs/*"))
 
 
 def test_a_truncated_data_set_is_refused_by_its_file(
-    prepared: Path, tmp_path: Path, make_config: Callable[..., Config]
+    data_root: Path, tmp_path: Path, make_config: Callable[..., Config]
 ) -> None:
-    copy = shutil.copytree(prepared, tmp_path / "data")
+    copy = shutil.copytree(data_root, tmp_path / "data")
     beton = next(copy.glob("*/test.beton"))
     beton.write_bytes(beton.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"test\.beton"):
@@ -187,9 +187,9 @@ def test_a_truncated_data_set_is_refused_by_its_file(
 
 
 def test_a_full_disk_is_refused(
-    prepared: Path, tmp_path: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+    data_root: Path, tmp_path: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(*SMALL, f"data.root={prepared}", f"runs_dir={tmp_path}")
+    config = make_config(*SMALL, f"data.root={data_root}", f"runs_dir={tmp_path}")
     submit.preflight(submit.subject([config], "prepare"))
     usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
     monkeypatch.setattr(submit.shutil, "disk_usage", lambda path: usage)

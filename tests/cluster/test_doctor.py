@@ -71,11 +71,11 @@ def test_this_machine_can_do_what_the_other_tests_do(small: list[str], tmp_path:
 
 
 def test_damaged_data_makes_the_exit_code_2_and_is_told_with_its_mend(
-    small: list[str], prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: list[str], data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import shutil
 
-    copy = shutil.copytree(prepared, tmp_path / "data")
+    copy = shutil.copytree(data_root, tmp_path / "data")
     image = next(copy.glob("*/train_images.npy"))
     content = bytearray(image.read_bytes())
     content[-1] ^= 1

@@ -30,9 +30,10 @@ def settings() -> Callable[..., DataConfig]:
 
 
 @pytest.fixture(scope="session")
-def prepared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared_root(shared: Path) -> Path:
     """A root in which the small synthetic set is prepared. Not to be changed: take ``root``."""
-    root = tmp_path_factory.mktemp("prepared")
+    root = shared / "tiny"
+    root.mkdir(exist_ok=True)
     prepare(data_config(root=str(root)), progress=False)
     return root
 

@@ -13,18 +13,14 @@ import pytest
 from runyard.config import Config
 from runyard.data import manifest
 from runyard.data import stage as staging
-from runyard.data.prepare import prepare
 from runyard.data.stage import stage
 from runyard.files import sha256
-
-SMALL = ("data=synthetic", "data.samples=[40,20]", "data.num_classes=4", "data.image_size=16")
+from tests.conftest import SMALL_DATA
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, make_config: Callable[..., Config]) -> Config:
-    made = make_config(*SMALL, f"data.root={tmp_path_factory.mktemp('data')}")
-    prepare(made.data, progress=False)
-    return made
+def config(data_root: Path, make_config: Callable[..., Config]) -> Config:
+    return make_config(*SMALL_DATA, f"data.root={data_root}")
 
 
 def staged(

@@ -15,11 +15,8 @@ import pytest
 
 from cluster.rehearsal import Rehearsal, missing
 from runyard.run import Run
-from tests.slurm.lab import ROOT, Cluster
+from tests.slurm.lab import Cluster
 from tests.slurm.runs import RARE, Runs, until_finished
-from tests.training.conftest import data_root
-
-__all__ = ["ROOT", "Cluster", "data_root"]  # the small data of tests/training, here too
 
 
 @contextlib.contextmanager

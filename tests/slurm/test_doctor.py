@@ -17,6 +17,7 @@ from cluster.site import Site
 from tests.slurm.lab import ROOT, Cluster
 from tests.training.conftest import SMALL
 
+pytestmark = pytest.mark.slow
 PARTITIONS = ("day Nodes=node1 MaxTime=1-00:00:00", "shut Nodes=node1 State=DOWN",
               "wee Nodes=node2 MaxTime=30 MaxNodes=1")
 
@@ -119,7 +120,6 @@ def test_a_comment_arrives_as_it_was_given(site: Cluster, settings: list[str], v
     assert f"   Comment={value} \n" in shown or f"   Comment={value}\n" in shown
 
 
-@pytest.mark.slow
 def test_doctor_looks_at_a_compute_node_and_leaves_nothing(site: Cluster, settings: list[str], tmp_path: Path) -> None:
     done = runyard(site, "doctor", *settings, "cluster.constraint=fast", "cluster.account=lab", "--json")
     checks: dict[str, Any] = {check["name"]: check for check in json.loads(done.stdout)}

@@ -19,7 +19,6 @@ import yaml
 
 from runyard.cli import main
 from runyard.config import Config
-from runyard.data.prepare import prepare
 from runyard.errors import UserError
 from runyard.run import Run
 from runyard.tracking import journal, wandb_record
@@ -42,9 +41,9 @@ SETTINGS = [s for s in SMALL if not s.startswith(("tracking", "epochs", "optim.l
 class Sweep:
     """Made by `wandb sweep`; agents are started in ``folder``, and their runs lie there."""
 
-    def __init__(self, folder: Path, server: WandbServer, *settings: str) -> None:
+    def __init__(self, folder: Path, data_root: Path, server: WandbServer, *settings: str) -> None:
         self.folder, self._server = folder, server
-        command = [sys.executable, "-m", "runyard", "submit", "experiment=null", *SETTINGS, f"data.root={folder}",
+        command = [sys.executable, "-m", "runyard", "submit", "experiment=null", *SETTINGS, f"data.root={data_root}",
                    f"runs_dir={folder / 'runs'}", *settings, "${args_no_hyphens}"]  # fmt: skip
         described = {"program": "runyard", "method": "grid", "command": command,
                      "parameters": {name: {"value": value} for name, value in DRAWN.items()}}  # fmt: skip
@@ -83,17 +82,11 @@ def stops(run: Run) -> list[journal.Row]:
     return [row for row in journal.read(run.journal_path)[0] if row["event"] == "stop"]
 
 
-@pytest.fixture
-def folder(tmp_path: Path, make_config: Callable[..., Config], server: WandbServer) -> Path:
-    prepare(make_config(*SMALL, f"data.root={tmp_path}").data, progress=False)
-    return tmp_path
-
-
 @pytest.mark.slow
 def test_an_agent_trains_the_run_that_it_was_handed_with_what_was_drawn_and_no_other_appears(
-    folder: Path, server: WandbServer
+    tmp_path: Path, data_root: Path, server: WandbServer
 ) -> None:
-    sweep = Sweep(folder, server, "tracking=online", "epochs=3")
+    sweep = Sweep(tmp_path, data_root, server, "tracking=online", "epochs=3")
     said, _ = sweep.agent(DRAWN).communicate(timeout=PATIENCE_S)
     (run,) = sweep.runs()
     ((name, served),) = server.runs.items()
@@ -112,9 +105,9 @@ def test_an_agent_trains_the_run_that_it_was_handed_with_what_was_drawn_and_no_o
 
 @pytest.mark.slow
 def test_a_run_that_slurm_interrupts_is_preempted_and_the_next_agent_goes_on_in_its_directory(
-    folder: Path, server: WandbServer
+    tmp_path: Path, data_root: Path, server: WandbServer
 ) -> None:
-    sweep = Sweep(folder, server, "tracking=online", "epochs=40")
+    sweep = Sweep(tmp_path, data_root, server, "tracking=online", "epochs=40")
     first = sweep.agent(DRAWN)
     run = sweep.until_learning()
     first.send_signal(signal.SIGUSR2)  # as wandb_agent.sbatch does at SLURM's warning
@@ -134,9 +127,9 @@ def test_a_run_that_slurm_interrupts_is_preempted_and_the_next_agent_goes_on_in_
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["SLURM", "W&B"])
 def test_a_run_that_somebody_stops_is_saved_and_not_handed_out_again(
-    folder: Path, server: WandbServer, who: str
+    tmp_path: Path, data_root: Path, server: WandbServer, who: str
 ) -> None:
-    sweep = Sweep(folder, server, "tracking=online", "epochs=10000")
+    sweep = Sweep(tmp_path, data_root, server, "tracking=online", "epochs=10000")
     agent = sweep.agent(DRAWN)
     run = sweep.until_learning()
     if who == "W&B":  # a person's Stop, or hyperband's

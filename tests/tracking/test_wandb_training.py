@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from runyard.config import Config
-from runyard.data.prepare import prepare
 from runyard.run import Run
 from runyard.tracking import journal
 from tests.tracking.test_wandb_run import is_one_history, wait_for
@@ -24,11 +23,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def make_run(tmp_path: Path, make_config: Callable[..., Config], server: WandbServer) -> MakeRun:
+def make_run(data_root: Path, tmp_path: Path, make_config: Callable[..., Config], server: WandbServer) -> MakeRun:
     def make(*overrides: str) -> Run:
-        ours = (*SMALL, f"data.root={tmp_path}", f"runs_dir={tmp_path / 'runs'}", "tracking=online", "epochs=20")
+        ours = (*SMALL, f"data.root={data_root}", f"runs_dir={tmp_path / 'runs'}", "tracking=online", "epochs=20")
         config = make_config(*[setting for setting in ours if setting != "tracking=none"], *overrides)
-        prepare(config.data, progress=False)
         return Run.create(config, [])
 
     return make

@@ -13,12 +13,10 @@ import pytest
 
 from runyard.config import Config
 from runyard.run import Run
+from tests.conftest import SMALL_DATA
 
 SMALL = (
-    "data=synthetic",
-    "data.samples=[256,100]",
-    "data.num_classes=4",
-    "data.image_size=16",
+    *SMALL_DATA,
     "model=starter",
     "model.widths=[16,32]",
     "optim=sgd",
@@ -31,16 +29,6 @@ SMALL = (
     "batch_size=32",
     "eval_batch_size=33",
 )
-
-
-@pytest.fixture(scope="session")
-def data_root(tmp_path_factory: pytest.TempPathFactory, make_config: Callable[..., Config]) -> Path:
-    """Where the small data set is prepared, once."""
-    from runyard.data.prepare import prepare
-
-    root = tmp_path_factory.mktemp("data")
-    prepare(make_config(*SMALL, f"data.root={root}").data, progress=False)
-    return root
 
 
 @pytest.fixture(scope="session")

@@ -365,6 +365,7 @@ sys.exit(main(["train", sys.argv[1]]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("end", "left"), [("mended", False), ("unmended", True)])
 def test_no_thread_of_gloo_outlives_the_interpreter_and_aborts_a_rank_that_trained_well(
     make_run: Callable[..., Run], end: str, left: bool
