@@ -229,8 +229,8 @@ def show(told: Told, *, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{told.nodes} nodes, {told.tasks} tasks")
-    for heading in ("interrupted by", "at step", "requeued by", "resumed at", "steps lost", "s lost"):
+    table = Table(title=f"{told.nodes} nodes, {told.tasks} tasks", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("interrupted by", "at step", "requeued by", "resumed at", "steps lost", "seconds lost"):
         table.add_column(heading, justify="left" if heading.endswith("by") else "right", no_wrap=True)
     for i in told.interruptions:
         table.add_row(
