@@ -31,9 +31,12 @@ VARIABLES = {
     "requeue": ("REQUEUE", "NO_REQUEUE"),
     "no-requeue": ("REQUEUE", "NO_REQUEUE"),
 }
+OF_OTHER_JOBS = ("WAIT", "ARRAY_INX", "TEST_ONLY")  # what no submission of ours is, whatever the environment says
 ANSWER_TIMEOUT_S = 60  # of sbatch on a busy controller
 # By it cluster.requeue tells what this start wrote from what earlier ones did.
 BEGAN = "export RUNYARD_BEGAN=$(date +%s)"
+# Where a centre has SBATCH_EXPORT=NONE, srun would pass on none of what the script exports.
+EXPORT = "export SLURM_EXPORT_ENV=ALL"
 # Until SLURM 23.02 a job is not told when its time limit ends it. squeue may not answer: to date nothing is midnight.
 # At the time limit SLURM sends TERM to this shell too, which must live to requeue the job. What it starts hears TERM.
 SURVIVE = "trap : TERM"
@@ -138,7 +141,7 @@ class Batch:
         snapshot = f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1'
         root = f"export RUNYARD_ROOT={shlex.quote(str(CHECKOUT))}"  # by it the snapshot's python.sh finds .venv
         # set +e: where a line of env_setup set it, the script would end with srun and requeue nothing.
-        return [*self.cluster.env_setup, "set +e", SURVIVE, snapshot, root, BEGAN, END_TIME]
+        return [*self.cluster.env_setup, "set +e", EXPORT, SURVIVE, snapshot, root, BEGAN, END_TIME]
 
     def _teardown(self) -> list[str]:
         """After srun, whatever ended it: put the job back into the queue where the run can go on; say how it ended."""
@@ -221,9 +224,10 @@ def _saying_only(script: str) -> Iterator[None]:
     A user's SBATCH_ACCOUNT and the like still fill what ``script`` leaves open.
     """
     before = dict(os.environ)
-    for option in re.findall(r"^#SBATCH --([\w-]+)", script, flags=re.MULTILINE):
-        for name in VARIABLES.get(option, (option.replace("-", "_").upper(),)):
-            os.environ.pop(f"SBATCH_{name}", None)
+    options = re.findall(r"^#SBATCH --([\w-]+)", script, flags=re.MULTILINE)
+    given = [name for o in options for name in VARIABLES.get(o, (o.replace("-", "_").upper(),))]
+    for name in (*given, *OF_OTHER_JOBS):
+        os.environ.pop(f"SBATCH_{name}", None)
     if "SLURM_JOB_ID" in before:
         for name in [name for name in before if name.startswith("SLURM_") and name != "SLURM_CONF"]:
             del os.environ[name]

@@ -109,7 +109,9 @@ class Glance:
         """The last line of an error log of the newest job: of our own words if there are any."""
         folder = self.path / self.job.get("logs", "slurm")
         logs = sorted(folder.glob(f"{self.job.get('id')}_*_log.err"))
-        said = [line for log in logs for line in _tail(log).splitlines()[-1:] if line.strip()]
+        lines = [[line for line in _tail(log).splitlines() if line.strip()] for log in logs]
+        tasks = [[line for line in log if not line.startswith("srun: ")] for log in lines]  # which tells of ending them
+        said = [line for log in (tasks if any(tasks) else lines) for line in log[-1:]]
         ours = [line.removeprefix("runyard: ") for line in said if line.startswith("runyard: ")]
         return next(iter([*ours, *said]), None)
 
@@ -140,7 +142,7 @@ def glance(path: Path) -> Glance:
         if record["format"] != FORMAT or not isinstance(record["jobs"], list) or not isinstance(record["id"], str):
             raise ValueError("not of this version")
     except OSError as error:
-        raise UserError(f"{path}/run.json: cannot read it ({error.strerror})") from None
+        raise UserError(f"{path}/run.json: cannot read it ({error.strerror}); name a run by id or path") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}/run.json: damaged ({error}); {MEND}") from None
     found = Glance(path.absolute(), record)

@@ -121,7 +121,10 @@ def can_go_on(run: Run) -> None:
             f"or write its report again: runyard report {run.reference}"
         )
     if (writer := run.holder()) is not None:
-        raise UserError(f"run {run.id} is being written by {writer}: wait for it, or stop it first")
+        raise UserError(
+            f"run {run.id} is being written by {writer}: wait for it, or stop it first: "
+            f"runyard cancel {run.reference}"
+        )
     now = standing(glance(run.path))
     if now.going:
         job = f" (job {now.job.id})" if now.job is not None else ""

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -152,6 +153,11 @@ def prepare(composed: Composed) -> None:
 @contextlib.contextmanager
 def folder_for_a_while() -> Iterator[Path]:
     """A folder that is gone afterwards, even if this process is killed: a small one waits for that and deletes it."""
+    where = tempfile.gettempdir()
+    if not re.fullmatch(r"/[A-Za-z0-9._/-]{0,54}", where):
+        raise UserError(
+            f"TMPDIR={where}: a rehearsal needs a path of at most 55 letters, digits and . _ - /; try TMPDIR=/tmp"
+        )
     folder = Path(tempfile.mkdtemp(prefix="runyard-"))
     ours, theirs = os.pipe()
     waiting = subprocess.Popen(

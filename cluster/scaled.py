@@ -23,7 +23,7 @@ ELSEWHERE = ("account", "qos", "constraint", "exclude", "nodelist")  # names tha
 
 
 def scaled(overrides: list[str], say: Callable[[str], None]) -> Composed:
-    """The experiment with tiny synthetic data, few steps and what one machine can carry of its tasks.
+    """The experiment with tiny synthetic data, few steps, no W&B and what one machine can carry of its tasks.
 
     A task takes the place of a GPU. ``say`` is told where there are fewer than were asked for, or no GPUs.
 
@@ -60,7 +60,7 @@ def scaled(overrides: list[str], say: Callable[[str], None]) -> Composed:
         "cluster.nodes": str(nodes),
         "cluster.tasks_per_node": str(tasks),
     }
-    kept = [o for o in asked.overrides if not o.startswith(("data=", "data.", *tiny))]
+    kept = [o for o in asked.overrides if not o.startswith(("data=", "data.", "tracking=", "tracking.", *tiny))]
     return compose([*kept, "tracking=none", *(f"{name}={value}" for name, value in tiny.items()), *LIMIT])
 
 

@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from runyard.errors import UserError
 
 WORD = re.compile(r"\+*(?P<name>[\w.]+)=(?P<word>log|uniform|int|logint|choice)\((?P<inside>.*)\)")
+BEGUN = re.compile(r"\+*[\w.]+=(log|uniform|logint|choice)\((?!.*\)$)")
 FIXED = ("cluster", "checkpoint", "tracking", "data", "runs_dir", "experiment", "workers", "loader", "eval_batch_size")
 EXAMPLE = "as optim.lr=log(1e-3,1)"
 
@@ -38,6 +39,8 @@ def take_out(overrides: list[str]) -> tuple[list[str], Space]:
         if name in space:
             raise UserError(f"{override}: {name} was given twice; leave one out")
         space[name] = _distribution(override, read["word"], _parts(read["inside"]))
+    if odd := next((o for o in fixed if BEGUN.match(o)), None):
+        raise UserError(f"{odd}: a range that cannot be read; expected a closing bracket, {EXAMPLE}")
     if not space:
         raise UserError(f"nothing to search: give at least one setting a range, {EXAMPLE}")
     if twice := [o for o in fixed if o.lstrip("+").partition("=")[0] in space]:

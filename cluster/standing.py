@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from cluster import queue, reasons
 from cluster.glance import Glance, glance
 from cluster.queue import Answer, Job
+from runyard.errors import UserError
 
 SKEW_S = 5  # by which the clocks of a cluster's nodes may differ
 GOING = ("waiting", "starting", "running", "ending")
@@ -54,8 +57,9 @@ class Standing:
         newest = epochs[-1] if epochs else {}
         live = now if self.state == "running" else {}
         best = final.get("top1_best")
+        steps = [step for step in (now.get("step"), newest.get("step"), run.saved_step) if step is not None]
         return {
-            "step": max((s for s in (now.get("step"), newest.get("step")) if s is not None), default=None),
+            "step": max(steps, default=None),
             "steps": now.get("steps"),
             "epoch": newest.get("epoch", 0),
             "epochs": now.get("epochs"),
@@ -76,7 +80,10 @@ def ask(runs: Sequence[Glance]) -> tuple[list[Glance], Answer, Answer]:
     """
     asked = [run for run in runs if run.on_slurm and not run.settled]
     waiting = queue.squeue(number for run in asked for number in run.slurm_jobs)
-    again = {run.path: glance(run.path) for run in asked}
+    again: dict[Path, Glance] = {}
+    for run in asked:
+        with contextlib.suppress(UserError):  # gone since: as it was a moment ago
+            again[run.path] = glance(run.path)
     unsaid = [run for run in again.values() if _needs_accounting(run, waiting)]
     now = [again.get(run.path, run) for run in runs]
     return now, waiting, queue.sacct(run.slurm_jobs[-1] for run in unsaid if run.slurm_jobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 import time
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ STYLES = {"waiting": "yellow", "starting": "yellow", "running": "green", "ending
           "died": "red", "unknown": "magenta", "stopped": "cyan", "cancelled": "cyan"}  # fmt: skip
 HEADS = (("", "run"), ("", "name"), ("", "state"), ("step", "/total"), ("top-1 %", "last/best"), ("images", "/s"),
          ("data", "wait"), ("re-", "starts"), ("", "nodes"), ("time", "left"))  # fmt: skip
+DISPENSABLE = (6,)  # data wait, where ids that begin alike leave no room for the time left
 LEFT = 3  # columns of words; the others are figures
 
 
@@ -57,9 +59,11 @@ class View:
 
     def look_at_files(self) -> None:
         """Read again what still runs, by what SLURM said at the last look."""
-        self.found = [
-            stand(glance(s.run.path), *self._answers, time.time()) if s.going else s for s in self.found
-        ]
+        found = self.found
+        self.found = []
+        for s in found:
+            with contextlib.suppress(UserError):  # a person removed it; one that was named is told of at the next look
+                self.found.append(stand(glance(s.run.path), *self._answers, time.time()) if s.going else s)
 
     def table(self, width: int, lines: int | None) -> Text:
         """What fits ``lines`` of a terminal, None for all, with a word on what does not."""
@@ -82,7 +86,8 @@ class View:
             except UserError as error:
                 self.broken.append(str(error))
         if self._sweep is not None:
-            ids = sorted({str(run.record["sweep"]) for run in runs if run.record.get("sweep")})
+            old_first = sorted(runs, key=lambda run: str(run.record.get("created")))
+            ids = list(dict.fromkeys(str(run.record["sweep"]) for run in old_first if run.record.get("sweep")))
             fits = [i for i in ids if i == self._sweep] or [i for i in ids if i.startswith(self._sweep)]
             fits = ids[-1:] if self._sweep == "@last" else fits
             if len(fits) != 1:
@@ -122,7 +127,8 @@ def table(shown: Sequence[Standing], among: Sequence[str], width: int) -> Text:
     short = shortest([s.run.id for s in shown], among)
     wide = width >= WIDE
     columns = [k for k in range(len(HEADS)) if wide or k != 1]
-    for brief in (False, True):
+    for brief, too_many in ((False, ()), (True, ()), (True, DISPENSABLE)):
+        columns = [k for k in columns if k not in too_many]
         rows = [_cells(s, short[s.run.id], brief) for s in shown]
         widths = [max(len(text) for text in (*HEADS[k], *(row[k] for row in rows))) for k in range(len(HEADS))]
         taken = sum(widths[k] for k in columns) + len(columns) - 1

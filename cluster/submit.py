@@ -144,7 +144,8 @@ def resume(run: Run, overrides: list[str]) -> Job:
     can_go_on(run)
     given = run.record.get("overrides", [])
     before = compose(given).values
-    if any(o.startswith("cluster=") for o in overrides):  # another place: what was said of the one before goes with it
+    if any(o.lstrip("+").startswith("cluster=") for o in overrides):
+        # Another place: what was said of the one before goes with it.
         given = [o for o in given if not o.startswith(("cluster=", "cluster."))]
     changed = differences(before, compose([*given, *overrides]).values)
     for name, (old, new) in changed.items():

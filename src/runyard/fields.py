@@ -67,9 +67,9 @@ def read(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
 def unknown(key: str, known: list[str]) -> str:
     """The message for a name that does not exist, with the nearest that does."""
     leaves = {k.rpartition(".")[2]: k for k in reversed(known)}
-    near = [leaves[key]] if key in leaves else difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = [leaves[key]] if key in leaves else difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not near and "." not in key:  # a bare leaf name, misspelt: look for it in every group
-        near = [leaves[leaf] for leaf in difflib.get_close_matches(key, leaves, n=1, cutoff=0.5)]
+        near = [leaves[leaf] for leaf in difflib.get_close_matches(key, leaves, n=1, cutoff=0.6)]
     few = f"known: {', '.join(known)}" if len(known) <= FEW else "`runyard settings` lists what there is"
     return f"unknown setting {key}: {f'did you mean {near[0]}?' if near else few}"
 

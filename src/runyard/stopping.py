@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import faulthandler
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
@@ -66,6 +67,19 @@ class StopFlag:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._asked = max(self._asked, Stop.TERM if number == signal.SIGTERM else Stop.USR2)
+
+
+@contextlib.contextmanager
+def as_ctrl_c() -> Iterator[None]:
+    """Within the block a command ends of SIGTERM and of SIGHUP (a connection that was lost) as of Ctrl-C: it takes back
+    what it had begun. What is ignored, by nohup say, stays so."""
+    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _forget_handlers() -> None:

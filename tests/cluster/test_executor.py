@@ -175,7 +175,8 @@ def link(python: Path, small: list[str]) -> Path:
 def test_variables_that_would_override_the_script_do_not_reach_sbatch(
     small: list[str], slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = {"TIMELIMIT": "1", "MEM_PER_CPU": "1", "NO_REQUEUE": "1", "SIGNAL": "INT@1", "OUTPUT": "/x", "PARTITION": "a"}
+    own = {"TIMELIMIT": "1", "MEM_PER_CPU": "1", "NO_REQUEUE": "1", "SIGNAL": "INT@1", "OUTPUT": "/x", "PARTITION": "a",
+           "WAIT": "1", "ARRAY_INX": "0-2", "TEST_ONLY": "1"}  # fmt: skip
     for name, value in own.items():
         monkeypatch.setenv(f"SBATCH_{name}", value)
     monkeypatch.setenv("SBATCH_ACCOUNT", "physics")

@@ -132,8 +132,11 @@ def test_without_slurm_nothing_changes(run: Run, tmp_path: Path, monkeypatch: py
     assert contents(run) == before
 
 
-def test_another_cluster_takes_the_place_of_the_first_and_of_what_was_said_of_it(run: Run, slurm: FakeSlurm) -> None:
-    assert main(["resume", str(run.path), "cluster=nyu_torch", "cluster.account=pr_1"]) == 0
+@pytest.mark.parametrize("plus", ["", "++"])
+def test_another_cluster_takes_the_place_of_the_first_and_of_what_was_said_of_it(
+    run: Run, slurm: FakeSlurm, plus: str
+) -> None:
+    assert main(["resume", str(run.path), f"{plus}cluster=nyu_torch", "cluster.account=pr_1"]) == 0
     now = Run.open(run.path)
     assert (now.config.cluster.name, now.config.cluster.nodes) == ("nyu_torch", 1)
     assert now.config.cluster.partition is None, "short is a partition of the cluster before"

@@ -55,5 +55,11 @@ def test_what_the_throwaway_cluster_cannot_give_is_refused_before_there_is_one(a
     assert str(refused.value).startswith(said)
 
 
+def test_a_rehearsal_never_speaks_to_wandb() -> None:
+    config = scaled(["experiment=starter", "tracking=online", "tracking.mode=online", "tracking.entity=me"],
+                    pytest.fail).config  # fmt: skip
+    assert (config.tracking.mode, config.tracking.entity) == ("none", None)
+
+
 def test_what_the_throwaway_cluster_has_is_taken() -> None:
     assert scaled(["experiment=starter", "cluster.partition=low"], pytest.fail).config.cluster.partition == "low"

@@ -139,6 +139,12 @@ def test_the_last_words_of_a_log_are_told(folder: Folder) -> None:
     (run / "slurm" / "12_0_log.err").write_text("noise\nslurmstepd: error: killed\n")
     (run / "slurm" / "12_1_log.err").write_text("runyard: no room left\n")
     assert said(run)[1] == "died without a word: no room left"
+    (run / "slurm" / "12_1_log.err").unlink()
+    for words in ("python.sh: no Python at x\nsrun: launch/slurm: ends it\n", "python.sh: no Python at x\n\n"):
+        (run / "slurm" / "12_0_log.err").write_text(words)
+        assert said(run)[1] == "died without a word: python.sh: no Python at x"
+    (run / "slurm" / "12_0_log.err").write_text("srun: error: Unable to create step\n")
+    assert said(run)[1] == "died without a word: srun: error: Unable to create step"
 
 
 def test_a_stop_before_the_newest_job_says_nothing_of_that_job(folder: Folder) -> None:
@@ -305,6 +311,9 @@ def test_a_sweep_is_shown_alone(folder: Folder, status: Any) -> None:
         folder.run(start(1), stop(9, "finished"), sweep=sweep)
     assert [run["sweep"] for run in json.loads(status("--sweep", "20260921-b", "--json")[1])] == ["20260921-b"]
     assert [run["sweep"] for run in json.loads(status("--sweep", "@last", "--json")[1])] == ["20260921-b"]
+    folder.run(start(1), stop(9, "finished"), sweep="20260922-grid")
+    folder.run(start(1), stop(9, "finished"), sweep="named", created=BEGAN - 86400)
+    assert [run["sweep"] for run in json.loads(status("--sweep", "@last", "--json")[1])] == ["20260922-grid"]
     code, _, err = status("--sweep", "20260921")
     assert (code, err.count("\n")) == (2, 1)
     assert "fits 2 in" in err

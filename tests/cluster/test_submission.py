@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +20,9 @@ from cluster.compose import compose, expand
 from runyard.cli import main
 from runyard.errors import UserError
 from runyard.run import Run
+from runyard.tracking.journal import Journal
 from runyard.verbs import submit as verb
-from tests.cluster.fake_slurm import NUMBER, FakeSlurm
+from tests.cluster.fake_slurm import NUMBER, SBATCH, FakeSlurm
 
 Refused = Callable[..., str]
 
@@ -148,7 +154,38 @@ def test_after_a_run_means_after_its_newest_job_and_needs_no_data_yet(
 def test_after_a_run_that_has_no_job_is_refused(refused: Refused, tmp_path: Path, slurm: FakeSlurm) -> None:
     run = Run.create(compose([f"runs_dir={tmp_path / 'elsewhere'}"]).config, [])
     assert "that run has no job on SLURM" in refused("submit", "cluster=slurm", "--after", str(run.path))
-    assert "no run 7x in runs" in refused("submit", "cluster=slurm", "--after", "7x")
+    for odd in ("7x", "\u00b2", "5_", "1_2_3"):
+        assert f"no run {odd} in runs" in refused("submit", "cluster=slurm", "--after", odd)
+
+
+def test_after_a_run_means_also_a_job_that_another_command_put_on_slurm(small: list[str], slurm: FakeSlurm) -> None:
+    first = Run.create(compose(["experiment=null", *small, "cluster=slurm"]).config, [])
+    Journal(first.journal_path).write("start", job_id="40", launcher="SLURM", nodes=1)
+    slurm.says("known", f"40|RUNNING|None|0:00|10:00|N/A|node1|{first.id}\n")
+    assert main(["submit", *small, "experiment=null", "cluster=slurm", "--after", str(first.path)]) == 0
+    assert "#SBATCH --dependency=afterok:40" in (slurm.folder / "script").read_text().splitlines()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_submission_that_ends_while_sbatch_answers_leaves_no_job_and_no_run(
+    small: list[str], slurm: FakeSlurm, tmp_path: Path, sent: signal.Signals
+) -> None:
+    slurm.program("sbatch", SBATCH.replace("echo \"Submitted", "sleep 60; echo \"Submitted"))
+    command = [sys.executable, "-m", "runyard", "submit", *small, "experiment=null", "cluster=slurm"]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as submitting:
+        while not slurm.queue:
+            assert submitting.poll() is None, submitting.communicate()
+            time.sleep(0.05)
+        submitting.send_signal(sent)
+        assert submitting.wait(60) == 130
+        os.killpg(submitting.pid, signal.SIGKILL)  # sbatch itself, which sleeps on
+    assert slurm.queue == []
+    assert list((tmp_path / "runs").glob("[!.]*")) == []
+
+
+def test_one_configuration_is_printed_and_not_a_grid(refused: Refused, small: list[str]) -> None:
+    for more in (["-m", "seed=0,1"], ["--json"]):
+        assert refused("submit", *small, "--cfg", "job", *more).startswith("--cfg job prints one configuration")
 
 
 def test_a_run_to_wait_for_is_looked_for_where_the_new_one_would_lie(small: list[str], slurm: FakeSlurm) -> None:
@@ -219,9 +256,9 @@ class Here:
         self.sweeps.append(sweep)
         return point, None
 
-    def follow(self, run: Any, job: Any, *, as_json: bool) -> int:
+    def follow(self, run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, Any]]:
         self.followed += 1
-        return self.codes.pop(0)
+        return self.codes.pop(0), {"run": self.seeds[-1]}
 
 
 @pytest.mark.parametrize(("codes", "seeds", "code"), [
@@ -237,11 +274,21 @@ def test_the_points_of_a_sweep_here_run_one_after_the_other_and_can_be_compared(
 ) -> None:
     here = Here(*codes)
     monkeypatch.setattr(launcher, "start_here", here.start)
-    monkeypatch.setattr(verb, "follow", here.follow)
+    monkeypatch.setattr(verb, "followed", here.follow)
     assert main(["submit", *small, "experiment=null", "-m", "seed=3,1,2"]) == code
     assert here.seeds == seeds
     (sweep,) = set(here.sweeps)
     assert capsys.readouterr().out.splitlines()[-1] == f"compare them: runyard compare --sweep {sweep}"
+
+
+def test_the_points_of_a_sweep_here_are_one_json_document(
+    small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = Here(0, 1)
+    monkeypatch.setattr(launcher, "start_here", here.start)
+    monkeypatch.setattr(verb, "followed", here.follow)
+    assert main(["submit", *small, "experiment=null", "-m", "seed=3,1", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == [{"run": 3}, {"run": 1}]
 
 
 def test_a_run_started_here_says_in_its_record_of_which_sweep_it_is(

@@ -90,6 +90,7 @@ def test_two_commands_do_not_drive_one_search(tmp_path: Path) -> None:
     (["--name", "unheard"], "no search of that name"),
     ([], "a range is log"),
     (["optim.lr=0.1"], "nothing to search"),
+    (["optim.lr=log(0.1,1"], "optim.lr=log(0.1,1: a range that cannot be read"),
     (["optim.lrr=log(0.1,1)"], "optim.lrr"),
     (["seed=0,1", *WORDS], "seed=0,1: expected one value"),
 ])  # fmt: skip

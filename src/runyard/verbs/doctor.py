@@ -7,6 +7,7 @@ from typing import Any
 
 from runyard.arguments import overrides
 from runyard.errors import USER_ERROR, UserError
+from runyard.stopping import as_ctrl_c
 
 HELP = "check whether a submission would work: cluster, data, disks, W&B, and the environment on a compute node"
 EXAMPLE = "runyard doctor experiment=paper cluster=nyu_torch cluster.account=YOURS"
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     named = any(o.lstrip("+").startswith("experiment=") for o in args.overrides)
     composed = compose(args.overrides if named else ["experiment=auto", *args.overrides])
     asked = subject([composed.config], manifest.prepare_command(composed.overrides))
-    with Console(stderr=True, quiet=args.json).status("") as shown:
+    with as_ctrl_c(), Console(stderr=True, quiet=args.json).status("") as shown:
         checks = list(examine(asked, lambda name: shown.update(f"{name} …"), job=not args.no_job, wait_s=args.wait_s))
     if args.json:
         print(json.dumps([dataclasses.asdict(check) for check in checks], indent=1))

@@ -28,24 +28,33 @@ def announce(started: list[tuple[Any, Any]], *, as_json: bool) -> None:
 
 
 def follow(run: Any, job: Any, *, as_json: bool) -> int:
-    """Show a started job to its end and say what comes next."""
+    """Show a started job to its end and say what comes next, or print run, job and outcome as JSON."""
+    code, row = followed(run, job, quiet=as_json)
+    if as_json:
+        print(json.dumps(row))
+    return code
+
+
+def followed(run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, Any]]:
+    """The exit code of a job that is shown to its end, and run, job and outcome as JSON has them."""
     from rich.console import Console
 
     from cluster.attach import Attached
 
-    console = Console(quiet=as_json, soft_wrap=True)
+    console = Console(quiet=quiet, soft_wrap=True)
     console.print(f"run {run.id}, job {job.id}, in {run.path}", highlight=False)
-    end = Attached(run, console).follow(job)
-    code = {"finished": 0, "interrupted": INTERRUPTED}.get(
+    try:
+        end = Attached(run, console).follow(job)
+    except KeyboardInterrupt:
+        end = {"reason": "left", "message": "it goes on without this terminal"}
+    code = {"finished": 0, "interrupted": INTERRUPTED, "left": INTERRUPTED}.get(
         end["reason"], USER_ERROR if end.get("user_error") else FAILED
     )
-    if as_json:
-        said = {"outcome": end["reason"], "message": end["message"]}
-        print(json.dumps({"run": run.id, "job": job.id, "path": str(run.path)} | said))
-    elif code == 0:
+    if not quiet and code == 0:
         print(f"report: {run.path}/report/index.html")
-    elif code == INTERRUPTED:
+    elif not quiet and end["reason"] == "interrupted":
         print(f"stopped, saved. Go on with: runyard resume {run.reference}")
-    else:
+    elif not quiet and end["reason"] != "left":
         print(f"runyard: run {run.id} failed: {end['message']} (logs: {job.logs})", file=sys.stderr)
-    return code
+    row = {"run": run.id, "job": job.id, "path": str(run.path), "outcome": end["reason"], "message": end["message"]}
+    return code, row

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from runyard.arguments import of_a_run, overrides
+from runyard.stopping import as_ctrl_c
 from runyard.verbs.following import announce, follow
 
 HELP = "go on with a run from its newest checkpoint, also elsewhere or on other nodes"
@@ -25,7 +26,8 @@ def run(args: argparse.Namespace) -> int:
     from runyard.run import Run
 
     run = Run.find(args.run, args.runs_dir)
-    started = run, launcher.resume(run, args.overrides)
+    with as_ctrl_c():
+        started = run, launcher.resume(run, args.overrides)
     if args.detach or (run.config.cluster.launcher == "slurm" and not args.attach):
         announce([started], as_json=args.json)
         return 0

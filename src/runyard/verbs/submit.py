@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import sys
 from collections.abc import Callable
 
 from runyard.arguments import overrides
 from runyard.errors import INTERRUPTED, UserError
-from runyard.verbs.following import announce, follow
+from runyard.stopping import as_ctrl_c
+from runyard.verbs.following import announce, follow, followed
 
 HELP = "create a run and start it: here, followed to its end, or on SLURM's queue"
 EXAMPLE = "runyard submit experiment=paper cluster=slurm cluster.nodes=2 cluster.gpus_per_node=4"
@@ -38,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     if args.cfg:
         import yaml
 
+        if args.json or args.multirun:
+            raise UserError(f"--cfg {args.cfg} prints one configuration, as YAML: leave out --json and -m")
         print(yaml.safe_dump(compose(wanted).values, sort_keys=False), end="")
         return 0
     after = None if args.after is None else job_number(args.after, lambda: composed_runs_dir(wanted, args.multirun))
@@ -55,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
         return one_after_the_other(plan, args)
     if args.attach and len(plan.points) > 1:
         raise UserError(f"--attach follows one run, and these are {len(plan.points)}: leave it out")
-    started = [go_on] if (go_on := handed_out_again(plan)) is not None else launcher.submit(plan)
+    with as_ctrl_c():
+        started = [go_on] if (go_on := handed_out_again(plan)) is not None else launcher.submit(plan)
     if args.detach or not (local or args.attach or handed):
         announce(started, as_json=args.json)
         return 0
@@ -81,13 +87,16 @@ def one_after_the_other(plan: launcher.Plan, args: argparse.Namespace) -> int:  
 
     if args.detach:
         raise UserError("--detach: the points of a sweep on this machine run one after the other; leave it out")
-    sweep, worst = new_id(plan.config.name), 0
+    sweep, worst, ends = new_id(plan.config.name), 0, []
     for point in plan.points:
-        worst = max(worst, follow(*launcher.start_here(point, sweep), as_json=args.json))
+        with as_ctrl_c():
+            started = launcher.start_here(point, sweep)
+        code, row = followed(*started, quiet=args.json)
+        ends.append(row)
+        worst = max(worst, code)
         if worst == INTERRUPTED:  # who stops a sweep means all of it
             break
-    if not args.json:
-        print(f"compare them: runyard compare --sweep {sweep}")
+    print(json.dumps(ends) if args.json else f"compare them: runyard compare --sweep {sweep}")
     return worst
 
 
@@ -100,11 +109,12 @@ def composed_runs_dir(overrides: list[str], sweep: bool) -> str:
 
 def job_number(reference: str, runs_dir: Callable[[], str]) -> str:
     """What --after waits for: a job's number as it is, of a run in ``runs_dir`` its newest job."""
+    from cluster.glance import glance
     from runyard.run import Run
 
-    if reference.replace("_", "").isdigit() and len(reference) < 12:
+    if re.fullmatch(r"[0-9]{1,11}(_[0-9]{1,11})?", reference):
         return reference
-    jobs = Run.find(reference, runs_dir()).record["jobs"]
-    if not jobs or jobs[-1].get("launcher") != "slurm":
+    jobs = glance(Run.locate(reference, runs_dir())).slurm_jobs
+    if not jobs:
         raise UserError(f"--after {reference}: that run has no job on SLURM; give a job number or another run")
-    return str(jobs[-1]["id"])
+    return jobs[-1]

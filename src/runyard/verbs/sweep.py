@@ -6,12 +6,12 @@ import argparse
 import json
 import re
 import shlex
-import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
 from runyard.arguments import overrides, runs_dir
 from runyard.errors import FAILED, INTERRUPTED, UserError
+from runyard.stopping import as_ctrl_c
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 HELP = "search for better settings with Optuna, here or in arrays on SLURM"
 EXAMPLE = "runyard sweep experiment=starter 'optim.lr=log(0.1,3)' 'model.widths=choice([16,32],[32,64])' --trials 20"
+BEGINS_WITH: dict[str, Any] = {"seed": 0, "sampler": "tpe", "prune": True, "measure": "auto"}
 WORDS = "a range is log(a,b), uniform(a,b), int(a,b), int(a,b,step), logint(a,b) or choice(x,y,...)"
 
 
@@ -29,11 +30,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trials", type=int, default=20, metavar="N", help="how many there shall be (default: 20)")
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="how many at once (default: 1)")
     parser.add_argument("--name", help="of the search; one that was begun goes on with what it was begun with")
-    parser.add_argument("--measure", choices=["auto", "val_top1", "test_top1"], default="auto",
+    parser.add_argument("--measure", choices=["auto", "val_top1", "test_top1"],
                         help="of the last epoch (default: val_top1 where part of the data is held out)")  # fmt: skip
-    parser.add_argument("--sampler", choices=["tpe", "random"], default="tpe", help="how points are drawn")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampler (default: 0)")
-    parser.add_argument("--no-prune", action="store_true", help="let trials below the median go on to their end")
+    parser.add_argument("--sampler", choices=["tpe", "random"], help="how points are drawn (default: tpe)")
+    parser.add_argument("--seed", type=int, help="of the sampler (default: 0)")
+    parser.add_argument("--no-prune", dest="prune", action="store_const", const=False,
+                        help="let trials below the median go on to their end")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the trials as JSON at the end, and nothing else")
     runs_dir(parser)
 
@@ -58,18 +60,16 @@ def run(args: argparse.Namespace) -> int:
         settings.save(folder)
         study = Study(folder, settings, space, config.epochs)
         search = Search(study, folder, args.parallel, local, console.print)
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        doing = f"sweep {study.id}: {args.trials} trials, {args.parallel} at once; runyard status -w"
         try:
-            with console.status(f"sweep {study.id}: {args.trials} trials, {args.parallel} at once; runyard status -w"):
+            with as_ctrl_c(), console.status(doing):
                 search.to_the_end(args.trials)
         except KeyboardInterrupt:
             search.leave()
             goes_on = "its runs have saved and stopped" if local else "its jobs go on"
             print(f"left: {goes_on}; go on with: {_same(args, study.id)}", file=sys.stderr)
             return INTERRUPTED
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        return _show(study, fixed, folder, as_json=args.json)
+        return _show(study, fixed, folder, _elsewhere(args), as_json=args.json)
 
 
 def _begun(args: argparse.Namespace) -> tuple[Path, Settings]:
@@ -84,39 +84,52 @@ def _begun(args: argparse.Namespace) -> tuple[Path, Settings]:
     from cluster.study import Settings
     from runyard.run import new_id
 
-    said = [o for o in args.overrides if o.startswith("runs_dir=")]
+    said = [o for o in args.overrides if is_runs_dir(o)]
     runs = Path(said[-1].partition("=")[2] if said else args.runs_dir).absolute()
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", args.name):
         raise UserError(f"--name {args.name!r}: expected letters, digits and . _ -, at most 61")
     folder = runs / ".sweeps" / (args.name or new_id("sweep"))
     found = Settings.load(folder)
+    given = {name: value for name in BEGINS_WITH if (value := getattr(args, name)) is not None}
     if not args.overrides:
         if found is None:
             raise UserError(f"no search of that name in {runs}; begin one: {EXAMPLE}" if args.name else f"{WORDS}; "
                             f"example: {EXAMPLE}")  # fmt: skip
+        _as_it_was(args, found, given)
         return folder, found
     words = [o for o in args.overrides if WORD.fullmatch(o)]
-    fixed = [o for o in args.overrides if o not in words and not o.startswith("runs_dir=")]
+    fixed = [o for o in args.overrides if o not in words and not is_runs_dir(o)]
     if not any(o.lstrip("+").startswith("experiment=") for o in fixed):
         fixed = ["experiment=auto", *fixed]
-    asked = Settings(
-        [*fixed, f"runs_dir={json.dumps(str(runs))}"], words, args.seed, args.sampler, not args.no_prune, args.measure
-    )
-    for name, value in vars(asked).items():
-        if found is not None and (was := getattr(found, name)) != value:
-            raise UserError(f"--name {args.name}: was begun with {name} {was}, and not with {value}; "
-                            "leave the settings out to go on with it, or give another name")  # fmt: skip
+    asked = Settings([*fixed, f"runs_dir={json.dumps(str(runs))}"], words, **(BEGINS_WITH | given))
+    if found is not None:
+        _as_it_was(args, found, vars(asked))
     return folder, asked
 
 
+def _as_it_was(args: argparse.Namespace, found: Settings, asked: dict[str, Any]) -> None:
+    for name, value in asked.items():
+        if (was := getattr(found, name)) != value:
+            raise UserError(f"--name {args.name}: was begun with {name} {was}, and not with {value}; "
+                            "leave the settings out to go on with it, or give another name")  # fmt: skip
+
+
+def is_runs_dir(override: str) -> bool:
+    return override.lstrip("+").startswith("runs_dir=")
+
+
 def _same(args: argparse.Namespace, name: str) -> str:
-    where = "" if args.runs_dir == "runs" else f" --runs-dir {args.runs_dir}"
-    said = [o.partition("=")[2] for o in args.overrides if o.startswith("runs_dir=")]
-    where = f" --runs-dir {said[-1]}" if said else where
-    return f"runyard sweep --name {name} --trials {args.trials} --parallel {args.parallel}{where}"
+    return f"runyard sweep --name {name} --trials {args.trials} --parallel {args.parallel}{_elsewhere(args)}"
 
 
-def _show(study: Study, fixed: list[str], folder: Path, *, as_json: bool) -> int:
+def _elsewhere(args: argparse.Namespace) -> str:
+    """What a command typed next must say to find the runs."""
+    said = [o.partition("=")[2] for o in args.overrides if is_runs_dir(o)]
+    where = said[-1] if said else args.runs_dir
+    return "" if where == "runs" else f" --runs-dir {shlex.quote(where)}"
+
+
+def _show(study: Study, fixed: list[str], folder: Path, elsewhere: str, *, as_json: bool) -> int:
     from cluster.study import runs_of
 
     runs, best = runs_of(study.id, folder.parents[1]), study.best
@@ -131,7 +144,7 @@ def _show(study: Study, fixed: list[str], folder: Path, *, as_json: bool) -> int
         }
         for trial in study.trials
     ]
-    again = [o for o in fixed if not o.startswith("runs_dir=")]
+    again = [o for o in fixed if elsewhere or not is_runs_dir(o)]
     command = shlex.join([*again, *study.drawn(best)]) if best else ""
     if as_json:
         number = None if best is None else best.number
@@ -146,5 +159,6 @@ def _show(study: Study, fixed: list[str], folder: Path, *, as_json: bool) -> int
         return FAILED
     chosen = f"chosen among {len(trials)}, which flatters: train it with other seeds"
     print(f"best: trial {best.number}, {100 * (best.value or 0):.2f} %, {chosen}")
-    print(f"train it:      runyard submit {command} seed=1\nwhat mattered: runyard compare --sweep {study.id}")
+    print(f"train it:      runyard submit {command} seed=1")
+    print(f"what mattered: runyard compare --sweep {study.id}{elsewhere}")
     return 0

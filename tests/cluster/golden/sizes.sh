@@ -20,6 +20,7 @@
 module purge
 module load cuda/12.4
 set +e
+export SLURM_EXPORT_ENV=ALL
 trap : TERM
 export PYTHONPATH=/RUNS/RUN/code"${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 export RUNYARD_ROOT=/CHECKOUT

@@ -15,6 +15,7 @@
 
 # setup
 set +e
+export SLURM_EXPORT_ENV=ALL
 trap : TERM
 export PYTHONPATH='/tmp/my runs/RUN/code'"${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 export RUNYARD_ROOT=/CHECKOUT
