@@ -39,8 +39,8 @@ class Runs:
                          "cluster=rehearsal", "cluster.nodes=2")  # fmt: skip
         self.folder = folder
 
-    def command(self, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-        own = self.lab.environment | {"PYTHONPATH": f"{cwd / 'src'}:{cwd}"}
+    def command(self, *words: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+        own = self.lab.environment | {"PYTHONPATH": f"{cwd / 'src'}:{cwd}"} | variables
         return subprocess.run(
             [sys.executable, "-m", "runyard", *words], cwd=cwd, env=own, capture_output=True, text=True, timeout=60
         )

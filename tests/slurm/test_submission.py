@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cluster.executor import EXPORT
 from runyard.run import Run
 from tests.slurm.lab import ROOT
 from tests.slurm.runs import (
@@ -71,6 +72,24 @@ def grid(runs: Runs) -> list[Run]:
     return found
 
 
+def exported_nothing(runs: Runs) -> tuple[Run, str, str]:
+    """As at a centre that says so for all; and what a script's srun passes on there, as it is and with our line."""
+    known = f"export SLURM_CONF={runs.lab.environment['SLURM_CONF']}"
+    done = runs.command("submit", "--json", *runs.settings, "epochs=1", f"cluster.env_setup=['{known}']",
+                        SBATCH_EXPORT="NONE")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = Run.open(json.loads(done.stdout)["path"])
+    passed_on = []
+    for line in (":", EXPORT):
+        script = f"{known}; export OURS=passed; {line}; srun printenv OURS || echo lost"
+        options = ("--parsable", "--export=NONE", f"--output={runs.cluster.output}/%j.out")
+        number = runs.lab.run("sbatch", *options, f"--wrap={script}").strip()
+        runs.cluster.end(number)
+        passed_on.append(runs.cluster.said(number).split()[-1])
+    until_finished(run)
+    return run, *passed_on
+
+
 def submitted_twice(runs: Runs) -> tuple[Run, list[tuple[str, str, str]], subprocess.CompletedProcess[str]]:
     """Both jobs wait and are let go at once. The run goes on until it is cancelled: the loser never comes too late."""
     run = runs.create(*RARE, "epochs=100000", "cluster.nodes=1", "cluster.requeue=false")
@@ -116,7 +135,8 @@ def plain_array(runs: Runs) -> tuple[list[Run], str]:
 
 @pytest.fixture(scope="module")
 def told(runs: Runs) -> Iterator[Callable[[Callable[[Runs], Any]], Any]]:
-    with at_once(runs, other_sizes, chain, submitted_twice, grid, edited_meanwhile, plain_array) as told:
+    stories = (other_sizes, chain, submitted_twice, grid, edited_meanwhile, plain_array, exported_nothing)
+    with at_once(runs, *stories) as told:
         yield told
 
 
@@ -128,6 +148,12 @@ def test_a_grid_is_one_array_and_a_point_that_fails_stops_no_other(told: Any) ->
     ended = {(p.config.optim.lr, p.config.seed): rows(p, "stop")[0]["reason"] for p in points}
     assert ended == {(0.05, 0): "finished", (0.05, 1): "finished", (1e30, 0): "failed", (1e30, 1): "failed"}
     assert [row for point in points for row in rows(point, "requeue")] == [], "what diverges would do so again"
+
+
+def test_where_sbatch_exports_nothing_the_tasks_get_what_the_script_exports(told: Any) -> None:
+    run, bare, ours = told(exported_nothing)
+    assert (bare, ours) == ("lost", "passed")
+    assert run.finished, said(run)
 
 
 def test_prepare_then_train_then_train_again_is_a_chain(told: Any) -> None:
