@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from cluster import scaled as module
+from cluster.rehearse import folder_for_a_while
 from cluster.scaled import most_tasks, scaled
 from runyard.errors import UserError
 
@@ -53,6 +57,20 @@ def test_what_the_throwaway_cluster_cannot_give_is_refused_before_there_is_one(a
     with pytest.raises(UserError) as refused:
         scaled(["experiment=starter", *asked.split()], pytest.fail)
     assert str(refused.value).startswith(said)
+
+
+@pytest.mark.parametrize("folder", ["a b", "per%cent", "it's", "long" * 20])
+def test_a_folder_in_which_no_slurm_could_live_is_refused_by_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    (tmp_path / folder).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / folder))
+    with pytest.raises(UserError, match=r"^TMPDIR=.*; try TMPDIR=/tmp$"), folder_for_a_while():
+        pytest.fail("there is one")
+    assert list((tmp_path / folder).iterdir()) == []
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    with folder_for_a_while() as taken:
+        assert taken.is_dir(), "the control"
 
 
 def test_a_rehearsal_never_speaks_to_wandb() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from cluster.study import Settings, Study, alone, runs_of
 from runyard.cli import main
 from runyard.errors import UserError
 from runyard.tracking import journal
+from runyard.verbs import sweep as verb
 from tests.cluster.conftest import PATIENCE_S, Runs, environment
 from tests.cluster.fabricated import Folder, epoch, start
 from tests.cluster.fake_slurm import FakeSlurm
@@ -103,6 +105,32 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert told in said
     assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("option", "told"), [
+    (["--seed", "5"], "was begun with seed 0, and not with 5"),
+    (["--sampler", "random"], "was begun with sampler tpe, and not with random"),
+    (["--no-prune"], "was begun with prune True, and not with False"),
+    (["--measure", "test_top1"], "was begun with measure auto, and not with test_top1"),
+])  # fmt: skip
+@pytest.mark.parametrize("words", [[], WORDS], ids=["its name alone", "its settings too"])
+def test_a_search_goes_on_with_nothing_else_than_it_was_begun_with(
+    words: list[str], option: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    begun = Settings(["experiment=auto", f'runs_dir="{runs}"'], WORDS, 0, "tpe", True, "auto")
+    begun.save(runs / ".sweeps" / "q")
+    assert main(["sweep", "--name", "q", "--runs-dir", str(runs), *option, *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", [["--runs-dir", "there is"], ["+runs_dir=there is"]], ids=["option", "setting"])
+def test_the_commands_that_come_next_say_where_the_runs_are(where: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    verb.arguments(parser)
+    args = parser.parse_args([*where, *WORDS])
+    assert verb._elsewhere(args) == " --runs-dir 'there is'"
+    assert verb._elsewhere(parser.parse_args(WORDS)) == "", "the control"
 
 
 class Searches:
