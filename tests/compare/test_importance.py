@@ -29,6 +29,7 @@ def test_noise_is_given_nothing_on_average() -> None:
 
 @pytest.mark.parametrize(("levels", "scores"), [
     ("aaa", [1, 2, 3]), ("abc", [1, 2, 3]), ("aabb", [1, 1, 1, 1]), ("", []),
+    ("aab", [0.913] * 3),
 ])
 def test_what_cannot_be_told_is_not(levels: str, scores: list[float]) -> None:
     assert explained(list(levels), np.array(scores, float)) is None
