@@ -35,11 +35,13 @@ class Group:
     def counted(self) -> tuple[History, ...]:
         """The runs that figures are made of: those that finished, or all where none did; of each seed one, the newest.
 
-        A run repeated with its seed is no independent repetition, and a run under way would drag a mean down.
+        A run repeated with its seed is no independent repetition, and a run under way would drag a mean down. One that
+        was never evaluated does not count beside one that was: ``n`` is what the means are made of.
         """
-        finished = [run for run in self.runs if run.state == "finished"]
+        able = [run for run in self.runs if run.state == "finished"] or self.runs
+        able = [run for run in able if np.isfinite(run.last)] or able
         of_seed: dict[int | None, History] = {}
-        for run in sorted(finished or self.runs, key=lambda run: (len(run.series["epoch"]) > 0, run.created)):
+        for run in sorted(able, key=lambda run: (len(run.series["epoch"]) > 0, run.created)):
             of_seed[run.seed] = run
         return tuple(run for run in self.runs if run is of_seed.get(run.seed))
 

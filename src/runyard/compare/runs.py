@@ -159,7 +159,7 @@ class History:
     def best(self) -> float:
         """Test top-1 at the best epoch. Chosen by the test set itself (``chosen_by``), it flatters."""
         at = self._best_at()
-        return float("nan") if at is None else float(self.measure("test_top1")[at])
+        return number(self.final.get("top1_best")) if at is None else float(self.measure("test_top1")[at])
 
     @property
     def best_epoch(self) -> int | None:

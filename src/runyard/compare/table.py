@@ -21,6 +21,7 @@ SPREAD = ("last", "best")  # shown with their standard deviation over seeds
 class Row:
     """A group in numbers. ``values`` has every measure's mean over seeds, and what --target adds; NaN: not known.
 
+    ``last`` and ``best`` are of all n seeds or NaN.
     ``restarts`` is the sum over all of the group's runs, ``gpu_hours_total`` and ``core_hours_total`` what all of them
     have cost, those that failed included; times to the target are medians over seeds, infinite where most never came.
     """
@@ -160,8 +161,9 @@ def _values(g: Group, target: float | None) -> dict[str, float]:
     values = {name: g.mean(name) for name in MEASURES}
     for name in SPREAD:
         seen = g.values(name)
-        seen = seen[np.isfinite(seen)]
         values[f"{name}_sd"] = float(seen.std(ddof=1)) if len(seen) > 1 else NAN
+        if np.isnan(seen).any():  # what fewer runs than n have is not the row's
+            values[name] = NAN
     values["restarts"] = float(sum(len(run.restarts) for run in g.runs))
     for name, _ in HOURS:
         values[f"{name}_total"] = float(sum(getattr(run, name) for run in g.runs))
