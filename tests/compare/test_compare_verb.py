@@ -228,6 +228,15 @@ def test_a_file_that_cannot_be_written_does_not_cost_the_table(
     assert "90.00" in out
 
 
+@pytest.mark.parametrize("name", [".", "/", ""])
+def test_a_page_without_a_name_is_refused_in_one_line_after_the_table(compare: Compare, make: Make, name: str) -> None:
+    make(0.9)
+    code, out, err = compare("--all", "--html", name)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "cannot write it" in err
+    assert "90.00" in out
+
+
 def test_an_empty_folder_and_runs_without_metrics_are_refused_in_one_line(compare: Compare, make: Make) -> None:
     code, out, err = compare("--all")
     assert (code, out, len(err.splitlines())) == (2, "", 1)

@@ -21,9 +21,9 @@ SPREAD = ("last", "best")  # shown with their standard deviation over seeds
 class Row:
     """A group in numbers. ``values`` has every measure's mean over seeds, and what --target adds; NaN: not known.
 
-    ``last`` and ``best`` are of all n seeds or NaN.
-    ``restarts`` is the sum over all of the group's runs, ``gpu_hours_total`` and ``core_hours_total`` what all of them
-    have cost, those that failed included; times to the target are medians over seeds, infinite where most never came.
+    ``last`` and ``best`` are of all n seeds or NaN. ``restarts`` is the sum over all of the group's runs,
+    ``gpu_hours_total`` and ``core_hours_total`` what all of them have cost, those that failed included; times to the
+    target are medians over seeds, infinite where most never came.
     """
 
     group: Group
