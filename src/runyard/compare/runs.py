@@ -73,7 +73,7 @@ class History:
         id, name: The run's id, and the name of its experiment (the setting ``name``).
         directory: Its folder, absolute.
         settings: The frozen configuration, flat, by dotted name: ``{"optim.lr": 0.001, ...}``. Lists stay lists.
-        seed: The setting, or None.
+        seed: The setting, or None where it is no whole number.
         settings_sha256: Of all settings that say what is learned, but for the seed: equal in runs that differ only in
             seed. Settings that only say where (folders, tracking, checkpoints, the cluster's but for how many nodes,
             tasks and GPUs) do not count, and one that is missing counts as null.
@@ -128,7 +128,8 @@ class History:
 
     @property
     def seed(self) -> int | None:
-        return self.settings.get("seed")
+        seed = self.settings.get("seed")
+        return seed if type(seed) is int else None
 
     @property
     def epochs(self) -> int | None:
