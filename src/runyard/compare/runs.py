@@ -201,6 +201,11 @@ class History:
         square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
         return matrix.astype(np.int64) if square and matrix.dtype.kind in "iu" else None
 
+    def classes_of(self, matrix: np.ndarray) -> tuple[str, ...]:
+        """Names of a confusion matrix's classes: its own, or "class 0" and so on where they are not as many."""
+        fits = len(self.classes) == len(matrix)
+        return self.classes if fits else tuple(f"class {label}" for label in range(len(matrix)))
+
     def predictions(self) -> Predictions | None:
         """Read from predictions.npz at each call; None where it was not kept or is damaged."""
         import zipfile
