@@ -40,6 +40,8 @@ def boards(
 ) -> list[Board]:
     """One for each set of test images, by its mark ("cifar10", "cifar10 (2)"); means over seeds are what is ranked.
 
+    Some may have nothing ranked, but not all.
+
     Raises:
         UserError: ``data`` is none of the data sets there, or nothing is left to rank.
     """
@@ -54,13 +56,14 @@ def boards(
     made = [_board(mark, members[mark], METRICS[metric], max_parameters) for mark in sorted(members)]
     if not any(board.ranked for board in made):
         large, unknown = sum(board.too_large for board in made), sum(board.unknown_size for board in made)
-        raise UserError(
+        why = (
             f"--max-parameters {max_parameters:g}: all {large + unknown} finished are larger"
             + " or of unknown size" * bool(unknown)
             if large + unknown and max_parameters is not None
             else "no run has finished: nothing to rank yet"
         )
-    return [board for board in made if board.ranked]
+        raise UserError(f"{why}. {left_out(made, max_parameters)}")
+    return made
 
 
 def columns(board: Board, metric: str) -> list[Column]:

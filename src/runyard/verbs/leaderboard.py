@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         width = terminal_width()
         paragraphs = []
-        for board in boards:
+        for board in (board for board in boards if board.ranked):
             columns = leaderboard.columns(board.top(args.top), args.metric)
             more = f", the first {args.top}" if len(board.ranked) > args.top else ""
             paragraphs.append(f"{board.data}: {len(board.ranked)} ranked{more}")
