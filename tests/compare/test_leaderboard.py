@@ -111,6 +111,13 @@ def test_where_there_is_no_answer_one_line_says_why(compare: Compare, argv: tupl
     assert said in err
 
 
+def test_the_newest_run_is_the_last_created_and_not_the_one_of_the_highest_seed(compare: Compare, make: Make) -> None:
+    older, newer = make(seed=5), make(seed=0)
+    _, out, _ = compare(verb="leaderboard", width=200)
+    assert newer.id in out
+    assert older.id not in out
+
+
 def test_without_a_finished_run_there_is_no_board(compare: Compare, make: Make) -> None:
     make(done=3, end="failed", message="x")
     code, out, err = compare(verb="leaderboard")

@@ -88,7 +88,8 @@ def columns(board: Board, metric: str) -> list[Column]:
     for hours, short in (("gpu_hours", "GPU-h"), ("core_hours", "core-h")):
         if any(value == value for value in of(hours)):
             out.append(Column(short, numbers(of(hours))))
-    out.append(Column("newest run", [row.group.counted[-1].id for row in table], right=False))
+    newest = [max(row.group.counted, key=lambda run: run.created) for row in table]
+    out.append(Column("newest run", [run.id for run in newest], right=False))
     return out
 
 
