@@ -274,6 +274,21 @@ def test_different_data_sets_are_marked_and_never_paired(compare: Compare, make:
     assert [pair["mcnemar"] for pair in document(compare, "--all")["pairs"]] == [None]
 
 
+def test_which_seeds_networks_mcnemar_held_against_each_other_is_said(compare: Compare, make: Make) -> None:
+    def said() -> str:
+        return " ".join(compare("--all")[1].split())
+
+    make(0.9, seed=0, test_images=100)
+    make(0.91, seed=0, lr=3e-3, test_images=100)
+    assert "test images, of the lowest seed that both have; 1 pair." in said()
+    make(0.92, seed=1, lr=1e-2, test_images=100)
+    mixed = "of the lowest seed that both have, or where they have none in common each row's lowest; p is adjusted"
+    assert mixed in said()
+    code, out, _ = compare("--all", "--where", "optim.lr>=3e-3")
+    assert code == 0
+    assert "of each row's lowest seed; 1 pair." in " ".join(out.split())
+
+
 def test_one_seed_is_said_to_be_not_enough(compare: Compare, make: Make) -> None:
     make(0.9)
     make(0.91, lr=3e-3)

@@ -205,8 +205,11 @@ def _family(count: int) -> str:
 
 
 def _seeds(pairs: Pairs) -> str:
-    same = all(p.paired.first.seed == p.paired.second.seed for p in pairs.pairs if p.paired)
-    return "of the lowest seed that both have" if same else "of each row's lowest seed"
+    same = {p.paired.first.seed == p.paired.second.seed for p in pairs.pairs if p.paired}
+    if same == {False}:
+        return "of each row's lowest seed"
+    rest = ", or where they have none in common each row's lowest" * (False in same)
+    return f"of the lowest seed that both have{rest}"
 
 
 def _missing(pairs: Pairs) -> list[str]:
