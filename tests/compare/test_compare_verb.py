@@ -289,6 +289,44 @@ def test_which_seeds_networks_mcnemar_held_against_each_other_is_said(compare: C
     assert "of each row's lowest seed; 1 pair." in " ".join(out.split())
 
 
+def test_where_nothing_is_tested_it_is_said_why(compare: Compare, make: Make) -> None:
+    def said(*argv: str) -> str:
+        return " ".join(compare("--all", *argv)[1].split())
+
+    for seed in range(3):
+        make(0.913, seed=seed)
+        make(0.914, seed=seed, lr=3e-3, test_images=100 * (seed == 0))
+    out = said()
+    assert "No spread between seeds: paper-b vs paper-a." in out
+    assert "No predictions kept: without a predictions.npz of both" in out
+    assert "p Welch" not in out
+    for seed in range(3):  # where a column says it of each pair, no sentence does
+        make(0.92 + seed / 1000, seed=seed, lr=1e-2, test_images=100)
+    out = said()
+    assert out.count("no spread between seeds") == 1
+    assert out.count("no predictions kept") == 2
+    assert "No spread" not in out
+    assert "No predictions" not in out
+
+
+def test_without_a_pair_it_is_said_what_was_not_tested(compare: Compare, make: Make) -> None:
+    make(0.9)
+    assert "Not tested" not in compare("--all")[1]
+    make(lr=3e-3, done=2, end="failed", message="x")
+    out = compare("--all")[1]
+    assert out.rstrip().endswith("Not tested: paper-a (the only one of its data set); paper-b (unfinished).")
+    assert "Is it real?" not in out
+
+
+def test_predictions_that_cannot_be_read_are_named_and_those_that_were_not_kept_are_not(
+    compare: Compare, make: Make
+) -> None:
+    damaged, _, _ = make(0.9, test_images=100), make(0.91, lr=3e-3), make(0.92, lr=1e-2, test_images=100)
+    path = damaged.directory / "predictions.npz"
+    path.write_bytes(path.read_bytes()[:500])
+    assert compare("--all")[2] == f"runyard: predictions.npz cannot be read: run {damaged.id} (finished)\n"
+
+
 def test_one_seed_is_said_to_be_not_enough(compare: Compare, make: Make) -> None:
     make(0.9)
     make(0.91, lr=3e-3)

@@ -140,6 +140,8 @@ def _notes(runs: list[History]) -> list[str]:
             notes.append(f"run {run.id}: the last line of metrics.jsonl is half-written, skipped")
     if empty := [run for run in runs if not len(run.series["epoch"])]:
         notes.append(f"without metrics so far: {_named(empty)}")
+    if damaged := [r for r in runs if (r.directory / "predictions.npz").exists() and r.predictions() is None]:
+        notes.append(f"predictions.npz cannot be read: {_named(damaged)}")
     if edited := [run for run in runs if run.edited]:
         notes.append(f"config.yaml was edited after the run was created: {_named(edited)}")
     return notes

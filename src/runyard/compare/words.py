@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 from runyard.compare.choose import Choice
 from runyard.compare.groups import Group, written
 from runyard.compare.importance import METHOD, Sweep
-from runyard.compare.pairs import OTHER, UNKNOWN, Pair, Pairs
+from runyard.compare.pairs import NO_SPREAD, NOT_KEPT, OTHER, UNKNOWN, Pair, Pairs
 from runyard.compare.runs import History
 from runyard.compare.statistics import CONFIDENCE
 from runyard.compare.table import Row, as_dict
@@ -56,7 +57,7 @@ def wrapped(paragraph: str, width: int) -> str:
 def of_pairs(pairs: Pairs, lay_out: Layout) -> list[str]:
     """Paragraphs: what was tested and how, the table of pairs, and what is missing to say more. [] for one group."""
     if not pairs.pairs:
-        return []
+        return _missing(pairs) if len(pairs.left_out) > 1 else []
     title = "Is it real? Differences of the last test top-1 in percentage points, first less second"
     if pairs.against is not None:
         title += f", against {pairs.against.label}" + (
@@ -220,6 +221,12 @@ def _missing(pairs: Pairs) -> list[str]:
         free = max((run.seed or 0 for g in single for run in g.runs), default=0) + 1
         out.append(f"Not enough seeds (n=1): {_few([g.label for g in single])}. How much seeds alone differ is unknown "
                    f"there: train the same with seed={free},{free + 1}.")
+    if not any(p.means for p in pairs.pairs) and (alike := [p for p in pairs.pairs if p.no_means == NO_SPREAD]):
+        out.append(f"No spread between seeds: {_few([_couple(p, pairs) for p in alike])}. Where all seeds of both came "
+                   "to one accuracy there is no test over seeds.")
+    if not any(p.paired for p in pairs.pairs) and any(p.no_paired == NOT_KEPT for p in pairs.pairs):
+        out.append("No predictions kept: without a predictions.npz of both nobody knows which images a network got "
+                   "right, so there is no paired test.")
     if any(p.no_paired == OTHER for p in pairs.pairs):
         out.append("Networks that saw different test images are not held against each other by a paired test.")
     if any(p.no_paired == UNKNOWN for p in pairs.pairs):
@@ -228,7 +235,8 @@ def _missing(pairs: Pairs) -> list[str]:
     compared = {g.runs[0].data_name for g in groups.values()}
     alone = "of another data set" if pairs.against is not None and not pairs.chosen else "the only one of its data set"
     for g in pairs.left_out:
-        why = ("unfinished" if not g.finished else alone if g.runs[0].data_name not in compared
+        why = ("unfinished" if not g.finished else "never evaluated" if math.isnan(g.mean("last"))
+               else alone if g.runs[0].data_name not in compared
                else "not among the foremost")
         reasons.setdefault(why, []).append(g.label)
     if reasons:
