@@ -309,6 +309,22 @@ def test_where_nothing_is_tested_it_is_said_why(compare: Compare, make: Make) ->
     assert "No predictions" not in out
 
 
+def test_by_run_nobody_is_told_to_train_seeds_that_are_rows_beside_it(compare: Compare, make: Make) -> None:
+    def said(*argv: str) -> str:
+        return " ".join(compare("--all", *argv)[1].split())
+
+    for seed in range(3):
+        make(0.91 + seed / 1000, seed=seed)
+    assert "One run a row: leave --by-run out for tests over seeds." in said("--by-run")
+    assert "train the same" not in said("--by-run")
+    alone = make(0.92, seed=5, lr=3e-3)
+    assert f"Not enough seeds (n=1): {alone.id}. How much seeds alone differ is unknown there: train the same with " \
+        "seed=6,7." in said("--by-run")
+    assert "leave --by-run out" in said("--by-run")
+    assert "leave --by-run out" not in said()
+    assert "Not enough seeds (n=1): paper-b." in said()
+
+
 def test_without_a_pair_it_is_said_what_was_not_tested(compare: Compare, make: Make) -> None:
     make(0.9)
     assert "Not tested" not in compare("--all")[1]

@@ -217,7 +217,13 @@ def _missing(pairs: Pairs) -> list[str]:
     """Why some pairs have no test, and some groups are in no pair."""
     groups = {g.label: g for p in pairs.pairs for g in (p.first, p.second)}
     out = []
-    if single := [g for g in groups.values() if g.n < 2]:
+    single = [g for g in groups.values() if g.n < 2]
+    seeds: dict[tuple[str, str | None], set[int | None]] = {}
+    for g in [*groups.values(), *(g for g in pairs.left_out if g.finished)]:
+        seeds.setdefault(_repeats(g), set()).update(run.seed for run in g.counted)
+    if any(len(seeds[_repeats(g)]) > 1 for g in single):
+        out.append("One run a row: leave --by-run out for tests over seeds.")
+    if single := [g for g in single if len(seeds[_repeats(g)]) < 2]:
         free = max((run.seed or 0 for g in single for run in g.runs), default=0) + 1
         out.append(f"Not enough seeds (n=1): {_few([g.label for g in single])}. How much seeds alone differ is unknown "
                    f"there: train the same with seed={free},{free + 1}.")
@@ -242,6 +248,11 @@ def _missing(pairs: Pairs) -> list[str]:
     if reasons:
         out.append(f"Not tested: {'; '.join(f'{_few(labels)} ({why})' for why, labels in reasons.items())}.")
     return out
+
+
+def _repeats(group: Group) -> tuple[str, str | None]:
+    """Equal in rows that are seeds of the same, as each is a row with --by-run."""
+    return group.runs[0].settings_sha256, group.runs[0].test_sha256
 
 
 def _open(found: Sweep) -> str:
