@@ -216,6 +216,20 @@ def test_trials_that_were_refused_are_counted_with_their_reason(compare: Compare
     assert "refused" not in compare("--sweep", "lr")[1]
 
 
+def test_a_torn_line_of_the_refused_trials_costs_that_line(compare: Compare, make: Make, runs_dir: Path) -> None:
+    make(sweep="lr")
+    (runs_dir / ".sweeps" / "lr").mkdir(parents=True)
+    path = runs_dir / ".sweeps" / "lr" / "refused.jsonl"
+    whole = '{"trial": 1, "why": "too many"}\n{"trial": 2, "why": "too few"}\n'
+    path.write_text(whole)
+    assert compare("--sweep", "lr")[2] == ""
+    for torn in ('{"trial": 3, "wh', "[1]", '{"trial": 3}', '{"trial": [3], "why": "x"}'):
+        path.write_text(whole + torn)
+        _, out, err = compare("--sweep", "lr")
+        assert "1 finished; 2 more trials were refused" in out
+        assert err == "runyard: sweep lr: 1 broken line in refused.jsonl, skipped\n"
+
+
 @pytest.mark.parametrize("option", ["--html", "--png"])
 def test_a_file_that_cannot_be_written_does_not_cost_the_table(
     compare: Compare, make: Make, tmp_path: Path, option: str

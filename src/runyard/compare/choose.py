@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +73,7 @@ def choose(
     if all(run.state == "not started" for run in fitting):
         raise UserError(f"{_named(fitting)}: without metrics, {'it has' if len(fitting) == 1 else 'they have'} not "
                         "started: nothing to compare yet")
-    refused = _refused(Path(runs_dir) / ".sweeps" / sweep) if sweep is not None else ()
+    refused = _refused(Path(runs_dir) / ".sweeps" / sweep, notes) if sweep is not None else ()
     return Choice(sorted(fitting, key=lambda run: (run.created, run.id)), notes + _notes(fitting), sweep, refused)
 
 
@@ -110,13 +111,23 @@ def _of_sweep(wanted: str, directories: list[Path], runs_dir: Path | str, notes:
     raise UserError(f"--sweep {wanted}: no such sweep in {runs_dir}: {there}")
 
 
-def _refused(folder: Path) -> tuple[str, ...]:
+def _refused(folder: Path, notes: list[str]) -> tuple[str, ...]:
     """What ``cluster.sweep`` wrote of the trials that it could make no run of, each trial once."""
     try:
-        rows = [json.loads(line) for line in (folder / "refused.jsonl").read_bytes().splitlines()]
-        return tuple({row["trial"]: str(row["why"]) for row in rows}.values())
-    except (OSError, ValueError, KeyError, TypeError):
+        lines = (folder / "refused.jsonl").read_bytes().splitlines()
+    except OSError:
         return ()
+    found: dict[Any, str] = {}
+    broken = 0
+    for line in lines:
+        try:
+            row = json.loads(line)
+            found[row["trial"]] = str(row["why"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            broken += 1
+    if broken:
+        notes.append(f"sweep {folder.name}: {broken} broken line{'s' * (broken > 1)} in refused.jsonl, skipped")
+    return tuple(found.values())
 
 
 def _of_tag(tag: str, runs: list[History], runs_dir: Path | str) -> list[History]:
