@@ -216,6 +216,22 @@ def test_trials_that_were_refused_are_counted_with_their_reason(compare: Compare
     assert "refused" not in compare("--sweep", "lr")[1]
 
 
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "beside a run"])
+def test_of_a_search_whose_trials_were_all_refused_the_reason_is_said(
+    compare: Compare, make: Make, runs_dir: Path, others: bool
+) -> None:
+    if others:
+        make(sweep="other")
+    (runs_dir / ".sweeps" / "large").mkdir(parents=True)
+    rows = [{"trial": at, "why": f"batch_size {at}: too\nlarge"} for at in (1, 2)]
+    (runs_dir / ".sweeps" / "large" / "refused.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("large", "lar"):
+        code, out, err = compare("--sweep", name)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert "--sweep large: none of its 2 trials became a run: batch_size 1: too" in err
+    assert "none of its" not in compare("--sweep", "larger")[2]
+
+
 def test_a_torn_line_of_the_refused_trials_costs_that_line(compare: Compare, make: Make, runs_dir: Path) -> None:
     make(sweep="lr")
     (runs_dir / ".sweeps" / "lr").mkdir(parents=True)

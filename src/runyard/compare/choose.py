@@ -57,7 +57,10 @@ def choose(
         else sorted(path.parent for path in Path(runs_dir).glob("[!.]*/run.json"))
     )
     if not directories:
-        raise UserError(f"no runs in {runs_dir}: `runyard submit` makes one; --runs-dir looks elsewhere")
+        raise UserError(
+            _without_runs(sweep, runs_dir)
+            or f"no runs in {runs_dir}: `runyard submit` makes one; --runs-dir looks elsewhere"
+        )
     if sweep is not None:
         sweep, directories = _of_sweep(sweep, directories, runs_dir, notes)
     runs = _loaded(directories, notes)
@@ -107,8 +110,21 @@ def _of_sweep(wanted: str, directories: list[Path], runs_dir: Path | str, notes:
         return fits[0], members[fits[0]]
     if fits:
         raise UserError(f"--sweep {wanted}: fits {len(fits)} sweeps, as {fits[0]} and {fits[1]}: give more of it")
+    if said := _without_runs(wanted, runs_dir):
+        raise UserError(said)
     there = f"the newest there is {known[-1]}" if known else "no run there belongs to one"
     raise UserError(f"--sweep {wanted}: no such sweep in {runs_dir}: {there}")
+
+
+def _without_runs(wanted: str | None, runs_dir: Path | str) -> str:
+    """Why the one search that is wanted has no run, where all of its trials were refused; else ""."""
+    found = {path.parent.name: why for path in sorted(Path(runs_dir).glob(".sweeps/*/refused.jsonl"))
+             if wanted and path.parent.name.startswith(wanted) and (why := _refused(path.parent, []))}
+    name = wanted if wanted in found else next(iter(found)) if len(found) == 1 else None
+    if name is None:
+        return ""
+    count = len(found[name])
+    return f"--sweep {name}: none of its {count} trial{'s' * (count > 1)} became a run: {found[name][0]}"
 
 
 def _refused(folder: Path, notes: list[str]) -> tuple[str, ...]:
