@@ -373,6 +373,24 @@ def test_predictions_that_cannot_be_read_are_named_and_those_that_were_not_kept_
     assert compare("--all")[2] == f"runyard: predictions.npz cannot be read: run {damaged.id} (finished)\n"
 
 
+def test_json_is_json_whatever_the_settings_are(compare: Compare, make: Make) -> None:
+    nan, inf = float("nan"), float("inf")
+    make(0.9, lr=nan, settings={"epochs": 10, "model.widths": [1.0, -inf]}, sweep="odd")
+    make(0.91, lr=inf, sweep="odd")
+
+    def read(*argv: str, verb: str = "compare") -> Any:
+        code, out, _ = compare(*argv, "--json", verb=verb)
+        assert code == 0
+        return json.loads(out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+    rows = read("--sweep", "odd")["rows"]
+    assert [row["settings"]["optim.lr"] for row in rows] == ["inf", "nan"]
+    assert rows[1]["settings"]["model.widths"] == [1.0, "-inf"]
+    assert len(read(verb="leaderboard")) == 2
+    with pytest.raises(pytest.fail.Exception):
+        json.loads('{"optim.lr": NaN}', parse_constant=lambda word: pytest.fail(word))
+
+
 def test_one_seed_is_said_to_be_not_enough(compare: Compare, make: Make) -> None:
     make(0.9)
     make(0.91, lr=3e-3)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from runyard.compare.groups import Group
-from runyard.compare.table import SPREAD, Row, data_marks, rows
+from runyard.compare.table import SPREAD, Row, data_marks, plain, rows
 from runyard.compare.text import Column, numbers, percent
 from runyard.errors import UserError
 
@@ -102,11 +103,11 @@ def as_dicts(board: Board, metric: str) -> list[dict[str, Any]]:
             "place": place,
             "run": row.group.label,
             "recipe": row.group.name,
-            "model": row.group.settings.get("model.name"),
-            "epochs": row.group.settings.get("epochs"),
+            "model": plain(row.group.settings.get("model.name")),
+            "epochs": plain(row.group.settings.get("epochs")),
             "n": row.group.n,
             "seeds": " ".join(str(run.seed) for run in row.group.counted),
-            **{name: None if row.values[name] != row.values[name] else row.values[name] for name in names},
+            **{name: row.values[name] if math.isfinite(row.values[name]) else None for name in names},
             "ids": " ".join(run.id for run in row.group.counted),
         }
         for place, row in enumerate(board.ranked, 1)

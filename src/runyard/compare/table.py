@@ -136,13 +136,22 @@ def as_dict(row: Row) -> dict[str, Any]:
         "seeds": [run.seed for run in g.counted],
         "state": g.state or "finished",
         "data": row.data,
-        "settings": row.settings,
+        "settings": plain(row.settings),
         **{name: value if np.isfinite(value) else None for name, value in row.values.items()},
         "runs": [
             {"id": run.id, "seed": run.seed, "state": run.state, "message": run.message, "counted": run in g.counted}
             for run in g.runs
         ],
     }
+
+
+def plain(value: Any) -> Any:
+    """A setting for JSON, which knows no nan and no infinity: they become words."""
+    if isinstance(value, dict):
+        return {name: plain(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return written(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def as_line(row: Row) -> dict[str, Any]:

@@ -166,11 +166,8 @@ def sweep_as_dict(found: Sweep, name: str) -> dict[str, Any]:
                                     for e in found.effects}},
         "failures": {why: [run.id for run in runs] for why, runs in found.failures.items()},
         "refused": list(found.refused),
-        "gpu_hours": found.gpu_hours,
-        "gpu_hours_lost": found.gpu_hours_lost,
-        "core_hours": found.core_hours,
-        "core_hours_lost": found.core_hours_lost,
-        "wall_s": found.wall_s,
+        **{name: value if math.isfinite(value := getattr(found, name)) else None
+           for name in ("gpu_hours", "gpu_hours_lost", "core_hours", "core_hours_lost", "wall_s")},
     }
 
 

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"runyard: {note}", file=sys.stderr)
     places = [place for board in boards for place in leaderboard.as_dicts(board, args.metric)]
     if args.json:
-        print(json.dumps(places, indent=1))
+        print(json.dumps(places, indent=1, default=str, allow_nan=False))
     elif args.csv:
         print(as_csv(places), end="")
     else:
