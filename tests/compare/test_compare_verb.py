@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -389,6 +390,26 @@ def test_json_is_json_whatever_the_settings_are(compare: Compare, make: Make) ->
     assert len(read(verb="leaderboard")) == 2
     with pytest.raises(pytest.fail.Exception):
         json.loads('{"optim.lr": NaN}', parse_constant=lambda word: pytest.fail(word))
+
+
+@pytest.mark.parametrize("verb", ["compare", "leaderboard"])
+def test_line_breaks_and_control_characters_in_names_and_settings_break_no_table(
+    compare: Compare, make: Make, verb: str
+) -> None:
+    evil = "a\nb\x1b[31mc\rd\u2028e\tg"
+    for at, name in enumerate((evil, evil, "plain")):
+        make(0.9 + at / 100, name=name, lr=1e-3 * (at + 1), settings={"model.name": name, "data.name": evil})
+    failed = make(lr=1.0, name="plain", done=1, end="failed", message=f"{evil}{evil}", settings={"data.name": evil})
+    assert "\x1b" in failed.message
+    every = ["--all"] if verb == "compare" else []
+    for form in ([], ["--md"], ["--md", "--by-run"][: 1 + len(every)]):
+        code, out, _ = compare(*every, *form, verb=verb, width=400)
+        assert code == 0
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028]", out)
+        assert r"a\nb\x1b[31mc\rd\u2028e\tg" in out
+        table = [line for line in out.splitlines() if re.search(r"9[0-2]\.00", line)]
+        assert len(table) == 3
+        assert "--md" not in form or all(line.startswith("|") and line.endswith("|") for line in table)
 
 
 def test_one_seed_is_said_to_be_not_enough(compare: Compare, make: Make) -> None:

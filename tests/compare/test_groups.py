@@ -125,6 +125,7 @@ def test_by_run_each_run_is_a_row_named_by_its_id(make: Make) -> None:
 @pytest.mark.parametrize(("value", "text"), [
     (0.001, "0.001"), (1e-7, "1e-07"), (None, "null"), (True, "true"), ([1, 0.5], "[1,0.5]"), ("adamw", "adamw"),
     (12, "12"), (0.1234567891, "0.1234567891"),
+    ("two\nlines", r"two\nlines"), ("\x1b[2J\ud800", r"\x1b[2J\ud800"), ("猫 é \\n", "猫 é \\n"), (["a\tb"], r"[a\tb]"),
 ])
 def test_values_are_written_as_the_command_line_has_them(value: object, text: str) -> None:
     assert written(value) == text

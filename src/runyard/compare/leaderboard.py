@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runyard.compare.groups import Group
+from runyard.compare.groups import Group, written
 from runyard.compare.table import SPREAD, Row, data_marks, plain, rows
-from runyard.compare.text import Column, numbers, percent
+from runyard.compare.text import Column, numbers, on_one_line, percent
 from runyard.errors import UserError
 
 METRICS = {"top1": "last", "best": "best"}  # as the journal's final row calls them: the last and the best test top-1
@@ -83,14 +83,14 @@ def columns(board: Board, metric: str) -> list[Column]:
     out += [
         Column("seeds", [str(row.group.n) for row in table]),
         Column("parameters", numbers(of("parameters"))),
-        Column("model", [str(row.group.settings.get("model.name", "")) for row in table], right=False),
-        Column("epochs", [str(row.group.settings.get("epochs", "")) for row in table]),
+        Column("model", [written(row.group.settings.get("model.name", "")) for row in table], right=False),
+        Column("epochs", [written(row.group.settings.get("epochs", "")) for row in table]),
     ]
     for hours, short in (("gpu_hours", "GPU-h"), ("core_hours", "core-h")):
         if any(value == value for value in of(hours)):
             out.append(Column(short, numbers(of(hours))))
     newest = [max(row.group.counted, key=lambda run: run.created) for row in table]
-    out.append(Column("newest run", [run.id for run in newest], right=False))
+    out.append(Column("newest run", [on_one_line(run.id) for run in newest], right=False))
     return out
 
 

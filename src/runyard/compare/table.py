@@ -10,7 +10,7 @@ import numpy as np
 
 from runyard.compare.groups import Group, differing, written
 from runyard.compare.measures import MEASURES, reached
-from runyard.compare.text import NONE, Column, clocks, numbers, percent
+from runyard.compare.text import NONE, Column, clocks, numbers, on_one_line, percent
 from runyard.errors import UserError
 
 NAN = float("nan")
@@ -52,7 +52,8 @@ def data_marks(groups: Sequence[Group]) -> list[str]:
     for g in groups:
         name, test = g.runs[0].data_name, _test(g)
         several = len(met.get(name, [])) > 1
-        out.append(f"{name} ({met[name].index(test) + 1})" if several and test is not None else name)
+        mark = f"{name} ({met[name].index(test) + 1})" if several and test is not None else name
+        out.append(on_one_line(mark))
     return out
 
 
@@ -89,7 +90,7 @@ def columns(table: Sequence[Row], target: float | None = None) -> list[Column]:
     out = [Column("run", [g.label for g in groups], right=False)]
     if any(len(g.runs) > 1 for g in groups):
         out.append(Column("n", [str(g.n) for g in groups]))
-    if all(g.label == g.runs[0].id for g in groups):  # by run
+    if all(g.label == on_one_line(g.runs[0].id) for g in groups):  # by run
         out.append(Column("seed", [written(g.runs[0].seed) for g in groups]))
     several = len({row.data for row in table}) > 1
     if several:

@@ -15,7 +15,7 @@ from runyard.compare.pairs import NO_SPREAD, NOT_KEPT, OTHER, UNKNOWN, Pair, Pai
 from runyard.compare.runs import History
 from runyard.compare.statistics import CONFIDENCE
 from runyard.compare.table import Row, as_dict
-from runyard.compare.text import Column, chance, numbers
+from runyard.compare.text import Column, chance, numbers, on_one_line
 
 Layout = Callable[[Sequence[Column]], str]
 CHOSEN_BY = {"val": "the last top-1 on the held-out part",
@@ -109,7 +109,9 @@ def of_sweep(found: Sweep, name: str, lay_out: Layout) -> list[str]:
         paragraphs.append(lay_out([Column("setting", labels, right=False), Column("share", shares)]))
         paragraphs.append(f"({METHOD}{_open(found)}.)")
     paragraphs += of_failures(found.failures, most=len(found.failures))
-    paragraphs += [f"Refused before it became a run, {count}: {why}" for why, count in Counter(found.refused).items()]
+    paragraphs += [
+        on_one_line(f"Refused before it became a run, {count}: {why}") for why, count in Counter(found.refused).items()
+    ]
     paragraphs.append(f"Cost: {_cost(found)}, {_span(found.wall_s)} from the first start to the last end.")
     return paragraphs
 
@@ -120,7 +122,7 @@ def of_failures(found: Mapping[str, Sequence[History]], most: int = 3) -> list[s
     for why, runs in [*found.items()][:most]:
         ids, more = ", ".join(run.id for run in runs[:3]), ", ..." * (len(runs) > 3)
         said = runs[0].message.partition("\n")[0] if len(runs) == 1 else ""  # with its numbers
-        lines.append(f"Failed, {len(runs)}: {said or why} ({ids}{more})")
+        lines.append(on_one_line(f"Failed, {len(runs)}: {said or why} ({ids}{more})"))
     if rest := sum(map(len, [*found.values()][most:])):
         lines.append(f"Failed, {rest} more: see --json.")
     return lines
