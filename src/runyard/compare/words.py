@@ -255,7 +255,9 @@ def _repeats(group: Group) -> tuple[str, str | None]:
 
 
 def _open(found: Sweep) -> str:
-    """What the shares leave open, which depends on how the runs were laid out."""
+    """What the shares leave open, which depends on how the runs were laid out; "" where there are none."""
+    if all(effect.share is None for effect in found.effects):
+        return ""
     if not found.crossed:
         return "; values were not combined evenly, so that shares overlap and need not add up to 100 %"
     rest = ["what settings do only together"] * (len(found.effects) > 1)
