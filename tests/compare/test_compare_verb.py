@@ -137,6 +137,22 @@ def test_rows_come_best_first_or_by_any_column(compare: Compare) -> None:
     assert len(unknown_last) == 4
 
 
+def test_rows_come_by_state_and_by_data_which_are_columns_too(compare: Compare, make: Make) -> None:
+    make(0.9, settings={"data.name": "mnist"}, data="1")
+    make(0.8, settings={"data.name": "cifar10"}, data="2")
+    make(0.7, settings={"data.name": "stl10"}, data="3", done=2, end="failed")
+
+    def order(*argv: str) -> list[tuple[str, str]]:
+        return [(row["data"], row["state"].partition(" ")[0]) for row in document(compare, "--all", *argv)["rows"]]
+
+    a, b, c = ("cifar10", "finished"), ("mnist", "finished"), ("stl10", "failed")
+    assert order("--sort", "data") == [a, b, c]
+    assert order("--sort=-data") == [c, b, a]
+    assert order("--sort", "state")[0] == order("--sort=-state")[2] == c
+    assert order() == [b, a, c]
+    assert "run, n, state, data, and every setting" in compare("--all", "--sort", "beauty")[2]
+
+
 @pytest.mark.usefixtures("grid")
 def test_csv_has_a_line_a_row_in_full_precision(compare: Compare) -> None:
     _, out, _ = compare("--all", "--by-run", "--csv")

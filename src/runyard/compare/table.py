@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ def ordered(table: list[Row], column: str) -> list[Row]:
         UserError: there is no such column.
     """
     name, turned = column.removeprefix("-"), column.startswith("-")
-    keys = list(dict.fromkeys([*MEASURES, *(k for row in table for k in (*row.values, *row.settings)), "run", "n"]))
+    keys = list(dict.fromkeys([*MEASURES, *(k for row in table for k in (*row.values, *row.settings)), *WORDS]))
     every = list(dict.fromkeys([*keys, *(k for row in table for k in row.group.settings)]))
     if name not in every:
         raise UserError(f"--sort {column}: no such column; there are {', '.join(keys)}, and every setting")
@@ -73,7 +73,7 @@ def ordered(table: list[Row], column: str) -> list[Row]:
     def value(row: Row) -> Any:
         if name in row.values:
             return None if np.isnan(row.values[name]) else row.values[name]
-        return {"run": row.group.label, "n": row.group.n}.get(name, row.group.settings.get(name))
+        return WORDS[name](row) if name in WORDS else row.group.settings.get(name)
 
     def key(row: Row) -> tuple[bool, float, str]:
         v = value(row)
@@ -82,6 +82,14 @@ def ordered(table: list[Row], column: str) -> list[Row]:
 
     known = sorted((r for r in table if value(r) is not None), key=key, reverse=good_high is not turned)
     return known + [r for r in table if value(r) is None]
+
+
+WORDS: dict[str, Callable[[Row], Any]] = {  # columns that are neither a measure nor a setting
+    "run": lambda row: row.group.label,
+    "n": lambda row: row.group.n,
+    "state": lambda row: row.group.state or "finished",
+    "data": lambda row: row.data,
+}
 
 
 def columns(table: Sequence[Row], target: float | None = None) -> list[Column]:
