@@ -377,8 +377,16 @@ def test_without_a_pair_it_is_said_what_was_not_tested(compare: Compare, make: M
     assert "Not tested" not in compare("--all")[1]
     make(lr=3e-3, done=2, end="failed", message="x")
     out = compare("--all")[1]
-    assert out.rstrip().endswith("Not tested: paper-a (the only one of its data set); paper-b (unfinished).")
+    said = "Not tested: paper-a (the only one of its data set that finished); paper-b (unfinished)."
+    assert out.rstrip().endswith(said)
     assert "Is it real?" not in out
+
+
+def test_a_baseline_that_is_alone_on_its_data_set_is_not_called_of_another(compare: Compare, make: Make) -> None:
+    make(0.9, name="base")
+    make(0.8, name="far", settings={"data.name": "cifar100"}, data="1")
+    out = compare("--all", "--baseline", "base")[1]
+    assert out.rstrip().endswith("Not tested: far (of another data set).")
 
 
 def test_predictions_that_cannot_be_read_are_named_and_those_that_were_not_kept_are_not(

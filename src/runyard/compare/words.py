@@ -238,8 +238,9 @@ def _missing(pairs: Pairs) -> list[str]:
         out.append("Without its data.json nobody knows which test images a run saw: it is in no paired test.")
     reasons: dict[str, list[str]] = {}
     compared = {g.runs[0].data_name for g in groups.values()}
-    alone = "of another data set" if pairs.against is not None and not pairs.chosen else "the only one of its data set"
-    for g in pairs.left_out:
+    elsewhere = pairs.against is not None and not pairs.chosen
+    alone = "of another data set" if elsewhere else "the only one of its data set that finished"
+    for g in (g for g in pairs.left_out if g is not pairs.against):
         why = ("unfinished" if not g.finished else "never evaluated" if math.isnan(g.mean("last"))
                else alone if g.runs[0].data_name not in compared
                else "not among the foremost")
