@@ -242,7 +242,7 @@ def test_of_a_search_whose_trials_were_all_refused_the_reason_is_said(
     (runs_dir / ".sweeps" / "large").mkdir(parents=True)
     rows = [{"trial": at, "why": f"batch_size {at}: too\nlarge"} for at in (1, 2)]
     (runs_dir / ".sweeps" / "large" / "refused.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name in ("large", "lar"):
+    for name in ("large", "lar", *["@last"] * (not others)):
         code, out, err = compare("--sweep", name)
         assert (code, out, len(err.splitlines())) == (2, "", 1)
         assert "--sweep large: none of its 2 trials became a run: batch_size 1: too" in err

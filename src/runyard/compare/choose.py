@@ -118,8 +118,11 @@ def _of_sweep(wanted: str, directories: list[Path], runs_dir: Path | str, notes:
 
 def _without_runs(wanted: str | None, runs_dir: Path | str) -> str:
     """Why the one search that is wanted has no run, where all of its trials were refused; else ""."""
-    found = {path.parent.name: why for path in sorted(Path(runs_dir).glob(".sweeps/*/refused.jsonl"))
-             if wanted and path.parent.name.startswith(wanted) and (why := _refused(path.parent, []))}
+    found = {
+        path.parent.name: why
+        for path in sorted(Path(runs_dir).glob(".sweeps/*/refused.jsonl"))
+        if wanted and (wanted == "@last" or path.parent.name.startswith(wanted)) and (why := _refused(path.parent, []))
+    }
     name = wanted if wanted in found else next(iter(found)) if len(found) == 1 else None
     if name is None:
         return ""
