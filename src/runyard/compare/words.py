@@ -29,7 +29,7 @@ def of_table(groups: Sequence[Group]) -> list[str]:
     if any(group.n > 1 for group in groups):
         out.append("Mean ± standard deviation over n seeds.")
     if any(group.finished and len(group.counted) < len(group.runs) for group in groups):
-        out.append("Of each seed the newest finished run counts.")
+        out.append("Of each seed the newest finished run that was evaluated counts.")
     if any(run.chosen_by == "test_top1" for group in groups for run in group.counted):
         out.append("best is chosen by the test set itself and flatters, where no images are held out for it.")
     if len({group.runs[0].test_sha256 for group in groups if group.runs[0].test_sha256}) > 1:
