@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 import warnings
@@ -216,6 +217,21 @@ def test_of_mixed_data_sets_the_classes_of_one_are_drawn(make: Callable[..., lis
     assert "of cifar10 alone" in classes(found).axes[0].get_xlabel()
     assert classes(found[:2]).axes[0].get_xlabel() == "Right, % of the class"
     assert confusion_difference(found) is not None
+
+
+def test_a_matrix_of_another_size_than_the_classes_is_drawn_with_numbers_and_beside_no_other(
+    make: Callable[..., list[Group]], tmp_path: Path
+) -> None:
+    make({"settings": {"name": "a"}}, {"settings": {"name": "b"}})
+    path = tmp_path / "runs" / "run-001" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [row | {"confusion": [[90, 10], [20, 80]]} if row["event"] == "final" else row for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = groups.group(choose.choose([], everything=True, runs_dir=tmp_path / "runs").runs)
+    assert len(classes(found).axes[0].get_yticks()) == 10
+    assert confusion_difference(found) is None
+    alone = confusions(found[1:])
+    assert [tick.get_text() for tick in alone.axes[0].get_xticklabels()] == ["class 0", "class 1"]
 
 
 def test_a_picture_instead_of_a_folder_is_refused(make: Callable[..., list[Group]], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -136,6 +137,22 @@ def test_rows_come_best_first_or_by_any_column(compare: Compare) -> None:
     assert len(unknown_last) == 4
 
 
+def test_rows_come_by_state_and_by_data_which_are_columns_too(compare: Compare, make: Make) -> None:
+    make(0.9, settings={"data.name": "mnist"}, data="1")
+    make(0.8, settings={"data.name": "cifar10"}, data="2")
+    make(0.7, settings={"data.name": "stl10"}, data="3", done=2, end="failed")
+
+    def order(*argv: str) -> list[tuple[str, str]]:
+        return [(row["data"], row["state"].partition(" ")[0]) for row in document(compare, "--all", *argv)["rows"]]
+
+    a, b, c = ("cifar10", "finished"), ("mnist", "finished"), ("stl10", "failed")
+    assert order("--sort", "data") == [a, b, c]
+    assert order("--sort=-data") == [c, b, a]
+    assert order("--sort", "state")[0] == order("--sort=-state")[2] == c
+    assert order() == [b, a, c]
+    assert "run, n, state, data, and every setting" in compare("--all", "--sort", "beauty")[2]
+
+
 @pytest.mark.usefixtures("grid")
 def test_csv_has_a_line_a_row_in_full_precision(compare: Compare) -> None:
     _, out, _ = compare("--all", "--by-run", "--csv")
@@ -216,6 +233,36 @@ def test_trials_that_were_refused_are_counted_with_their_reason(compare: Compare
     assert "refused" not in compare("--sweep", "lr")[1]
 
 
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "beside a run"])
+def test_of_a_search_whose_trials_were_all_refused_the_reason_is_said(
+    compare: Compare, make: Make, runs_dir: Path, others: bool
+) -> None:
+    if others:
+        make(sweep="other")
+    (runs_dir / ".sweeps" / "large").mkdir(parents=True)
+    rows = [{"trial": at, "why": f"batch_size {at}: too\nlarge"} for at in (1, 2)]
+    (runs_dir / ".sweeps" / "large" / "refused.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("large", "lar", *["@last"] * (not others)):
+        code, out, err = compare("--sweep", name)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert "--sweep large: none of its 2 trials became a run: batch_size 1: too" in err
+    assert "none of its" not in compare("--sweep", "larger")[2]
+
+
+def test_a_torn_line_of_the_refused_trials_costs_that_line(compare: Compare, make: Make, runs_dir: Path) -> None:
+    make(sweep="lr")
+    (runs_dir / ".sweeps" / "lr").mkdir(parents=True)
+    path = runs_dir / ".sweeps" / "lr" / "refused.jsonl"
+    whole = '{"trial": 1, "why": "too many"}\n{"trial": 2, "why": "too few"}\n'
+    path.write_text(whole)
+    assert compare("--sweep", "lr")[2] == ""
+    for torn in ('{"trial": 3, "wh', "[1]", '{"trial": 3}', '{"trial": [3], "why": "x"}'):
+        path.write_text(whole + torn)
+        _, out, err = compare("--sweep", "lr")
+        assert "1 finished; 2 more trials were refused" in out
+        assert err == "runyard: sweep lr: 1 broken line in refused.jsonl, skipped\n"
+
+
 @pytest.mark.parametrize("option", ["--html", "--png"])
 def test_a_file_that_cannot_be_written_does_not_cost_the_table(
     compare: Compare, make: Make, tmp_path: Path, option: str
@@ -225,6 +272,15 @@ def test_a_file_that_cannot_be_written_does_not_cost_the_table(
     code, out, err = compare("--all", option, str(tmp_path / "file" / "x"))
     assert (code, len(err.splitlines())) == (2, 1)
     assert f"{option} {tmp_path / 'file' / 'x'}: cannot write" in err
+    assert "90.00" in out
+
+
+@pytest.mark.parametrize("name", [".", "/", ""])
+def test_a_page_without_a_name_is_refused_in_one_line_after_the_table(compare: Compare, make: Make, name: str) -> None:
+    make(0.9)
+    code, out, err = compare("--all", "--html", name)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "cannot write it" in err
     assert "90.00" in out
 
 
@@ -263,6 +319,121 @@ def test_different_data_sets_are_marked_and_never_paired(compare: Compare, make:
     for mark in marks:
         assert mark in out
     assert [pair["mcnemar"] for pair in document(compare, "--all")["pairs"]] == [None]
+
+
+def test_which_seeds_networks_mcnemar_held_against_each_other_is_said(compare: Compare, make: Make) -> None:
+    def said() -> str:
+        return " ".join(compare("--all")[1].split())
+
+    make(0.9, seed=0, test_images=100)
+    make(0.91, seed=0, lr=3e-3, test_images=100)
+    assert "test images, of the lowest seed that both have; 1 pair." in said()
+    make(0.92, seed=1, lr=1e-2, test_images=100)
+    mixed = "of the lowest seed that both have, or where they have none in common each row's lowest; p is adjusted"
+    assert mixed in said()
+    code, out, _ = compare("--all", "--where", "optim.lr>=3e-3")
+    assert code == 0
+    assert "of each row's lowest seed; 1 pair." in " ".join(out.split())
+
+
+def test_where_nothing_is_tested_it_is_said_why(compare: Compare, make: Make) -> None:
+    def said(*argv: str) -> str:
+        return " ".join(compare("--all", *argv)[1].split())
+
+    for seed in range(3):
+        make(0.913, seed=seed)
+        make(0.914, seed=seed, lr=3e-3, test_images=100 * (seed == 0))
+    out = said()
+    assert "No spread between seeds: paper-b vs paper-a." in out
+    assert "No predictions kept: without a predictions.npz of both" in out
+    assert "p Welch" not in out
+    for seed in range(3):  # where a column says it of each pair, no sentence does
+        make(0.92 + seed / 1000, seed=seed, lr=1e-2, test_images=100)
+    out = said()
+    assert out.count("no spread between seeds") == 1
+    assert out.count("no predictions kept") == 2
+    assert "No spread" not in out
+    assert "No predictions" not in out
+
+
+def test_by_run_nobody_is_told_to_train_seeds_that_are_rows_beside_it(compare: Compare, make: Make) -> None:
+    def said(*argv: str) -> str:
+        return " ".join(compare("--all", *argv)[1].split())
+
+    for seed in range(3):
+        make(0.91 + seed / 1000, seed=seed)
+    assert "One run a row: leave --by-run out for tests over seeds." in said("--by-run")
+    assert "train the same" not in said("--by-run")
+    alone = make(0.92, seed=5, lr=3e-3)
+    assert f"Not enough seeds (n=1): {alone.id}. How much seeds alone differ is unknown there: train the same with " \
+        "seed=6,7." in said("--by-run")
+    assert "leave --by-run out" in said("--by-run")
+    assert "leave --by-run out" not in said()
+    assert "Not enough seeds (n=1): paper-b." in said()
+
+
+def test_without_a_pair_it_is_said_what_was_not_tested(compare: Compare, make: Make) -> None:
+    make(0.9)
+    assert "Not tested" not in compare("--all")[1]
+    make(lr=3e-3, done=2, end="failed", message="x")
+    out = compare("--all")[1]
+    said = "Not tested: paper-a (the only one of its data set that finished); paper-b (unfinished)."
+    assert out.rstrip().endswith(said)
+    assert "Is it real?" not in out
+
+
+def test_a_baseline_that_is_alone_on_its_data_set_is_not_called_of_another(compare: Compare, make: Make) -> None:
+    make(0.9, name="base")
+    make(0.8, name="far", settings={"data.name": "cifar100"}, data="1")
+    out = compare("--all", "--baseline", "base")[1]
+    assert out.rstrip().endswith("Not tested: far (of another data set).")
+
+
+def test_predictions_that_cannot_be_read_are_named_and_those_that_were_not_kept_are_not(
+    compare: Compare, make: Make
+) -> None:
+    damaged, _, _ = make(0.9, test_images=100), make(0.91, lr=3e-3), make(0.92, lr=1e-2, test_images=100)
+    path = damaged.directory / "predictions.npz"
+    path.write_bytes(path.read_bytes()[:500])
+    assert compare("--all")[2] == f"runyard: predictions.npz cannot be read: run {damaged.id} (finished)\n"
+
+
+def test_json_is_json_whatever_the_settings_are(compare: Compare, make: Make) -> None:
+    nan, inf = float("nan"), float("inf")
+    make(0.9, lr=nan, settings={"epochs": 10, "model.widths": [1.0, -inf]}, sweep="odd")
+    make(0.91, lr=inf, sweep="odd")
+
+    def read(*argv: str, verb: str = "compare") -> Any:
+        code, out, _ = compare(*argv, "--json", verb=verb)
+        assert code == 0
+        return json.loads(out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+    rows = read("--sweep", "odd")["rows"]
+    assert [row["settings"]["optim.lr"] for row in rows] == ["inf", "nan"]
+    assert rows[1]["settings"]["model.widths"] == [1.0, "-inf"]
+    assert len(read(verb="leaderboard")) == 2
+    with pytest.raises(pytest.fail.Exception):
+        json.loads('{"optim.lr": NaN}', parse_constant=lambda word: pytest.fail(word))
+
+
+@pytest.mark.parametrize("verb", ["compare", "leaderboard"])
+def test_line_breaks_and_control_characters_in_names_and_settings_break_no_table(
+    compare: Compare, make: Make, verb: str
+) -> None:
+    evil = "a\nb\x1b[31mc\rd\u2028e\tg"
+    for at, name in enumerate((evil, evil, "plain")):
+        make(0.9 + at / 100, name=name, lr=1e-3 * (at + 1), settings={"model.name": name, "data.name": evil})
+    failed = make(lr=1.0, name="plain", done=1, end="failed", message=f"{evil}{evil}", settings={"data.name": evil})
+    assert "\x1b" in failed.message
+    every = ["--all"] if verb == "compare" else []
+    for form in ([], ["--md"], ["--md", "--by-run"][: 1 + len(every)]):
+        code, out, _ = compare(*every, *form, verb=verb, width=400)
+        assert code == 0
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028]", out)
+        assert r"a\nb\x1b[31mc\rd\u2028e\tg" in out
+        table = [line for line in out.splitlines() if re.search(r"9[0-2]\.00", line)]
+        assert len(table) == 3
+        assert "--md" not in form or all(line.startswith("|") and line.endswith("|") for line in table)
 
 
 def test_one_seed_is_said_to_be_not_enough(compare: Compare, make: Make) -> None:

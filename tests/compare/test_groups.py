@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from runyard.compare.groups import differing, group, written
+from runyard.compare.reading import load
+from runyard.compare.runs import History
+from runyard.compare.table import rows
 from tests.compare.conftest import Make
 
 
@@ -42,8 +46,6 @@ def test_the_same_settings_on_other_test_images_are_no_repetition(make: Make) ->
 def test_a_run_that_has_not_met_its_data_yet_goes_with_those_of_its_settings(make: Make) -> None:
     waiting = make(seed=1)
     (waiting.directory / "data.json").unlink()
-    from runyard.compare.reading import load
-
     assert len(group([make(seed=0), load(waiting.directory)])) == 1
     assert len(group([make(seed=0), make(seed=2, data="1"), load(waiting.directory)])) == 3  # which one is not known
 
@@ -72,6 +74,40 @@ def test_a_run_under_way_does_not_drag_a_mean_down_and_is_shown_where_it_is_alon
     assert alone.state == "silent 2/10"
 
 
+def test_a_run_that_was_never_evaluated_is_not_counted_beside_one_that_was(make: Make) -> None:
+    first, second, waiting = (make(0.9, seed=seed, done=done, end="") for seed, done in ((0, 4), (1, 5), (2, 0)))
+    (g,) = group([first, second, waiting])
+    assert (g.counted, g.n, g.values("last").shape) == ((first, second), 2, (2,))
+    assert g.mean("last") == pytest.approx((first.last + second.last) / 2)
+    assert group([waiting])[0].counted == (waiting,)  # but a row has something to show where it is alone
+
+
+def without_epochs(run: History, *, final: str = "final") -> History:
+    """The same run, of whose evaluations only the journal's final row is left."""
+    path = run.directory / "metrics.jsonl"
+    rows = [line for line in path.read_text().splitlines(keepends=True) if '"event": "epoch"' not in line]
+    path.write_text("".join(rows).replace('"event": "final"', f'"event": "{final}"'))
+    return load(run.directory)
+
+
+def test_of_several_runs_of_a_seed_one_that_was_evaluated_counts(make: Make) -> None:
+    older, newer = make(0.9, seed=0), without_epochs(make(0.9, seed=0), final="lost")
+    assert newer.state == "finished"
+    assert np.isnan(newer.last)
+    assert group([older, newer])[0].counted == (older,)
+
+
+def test_best_is_of_all_the_seeds_that_the_row_says_or_not_known(make: Make) -> None:
+    runs = [make(0.91, seed=0), without_epochs(make(0.95, seed=1))]
+    (row,) = rows(group(runs))
+    assert (row.group.n, row.values["best"]) == (2, pytest.approx(0.93))  # the final row tells it too
+    path = runs[1].directory / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"top1_best"', '"forgotten"'))
+    (row,) = rows(group([runs[0], load(runs[1].directory)]))
+    assert row.values["last"] == pytest.approx(0.93)
+    assert np.isnan([row.values["best"], row.values["best_sd"]]).all()
+
+
 def test_labels_are_unique_and_say_the_experiments_name(make: Make) -> None:
     runs = [make(lr=lr, name=name) for lr, name in ((1e-3, "a"), (2e-3, "a"), (1e-3, "a-a"), (1e-3, "b"))]
     assert [g.label for g in group(runs)] == ["a-b", "a-c", "a-a", "b"]
@@ -89,6 +125,7 @@ def test_by_run_each_run_is_a_row_named_by_its_id(make: Make) -> None:
 @pytest.mark.parametrize(("value", "text"), [
     (0.001, "0.001"), (1e-7, "1e-07"), (None, "null"), (True, "true"), ([1, 0.5], "[1,0.5]"), ("adamw", "adamw"),
     (12, "12"), (0.1234567891, "0.1234567891"),
+    ("two\nlines", r"two\nlines"), ("\x1b[2J\ud800", r"\x1b[2J\ud800"), ("猫 é \\n", "猫 é \\n"), (["a\tb"], r"[a\tb]"),
 ])
 def test_values_are_written_as_the_command_line_has_them(value: object, text: str) -> None:
     assert written(value) == text

@@ -29,6 +29,7 @@ def test_noise_is_given_nothing_on_average() -> None:
 
 @pytest.mark.parametrize(("levels", "scores"), [
     ("aaa", [1, 2, 3]), ("abc", [1, 2, 3]), ("aabb", [1, 1, 1, 1]), ("", []),
+    ("aab", [0.913] * 3),
 ])
 def test_what_cannot_be_told_is_not(levels: str, scores: list[float]) -> None:
     assert explained(list(levels), np.array(scores, float)) is None
@@ -85,6 +86,10 @@ def test_what_the_shares_leave_open_is_said_as_the_runs_were_laid_out(make: Make
     assert once.endswith("is what settings do only together and what seeds do.)")
     assert "shares overlap" in said(*grid[:-1])
     assert said((1e-3, 5.0, 0), (1e-3, 5.0, 1), (3e-3, 5.0, 0)).endswith("corrected for chance.)")  # of one, no overlap
+    untold = said((1e-3, 5.0, 0), (3e-3, 10.0, 0), (1e-3, 10.0, 0), (3e-3, 5.0, 0), (2e-3, 7.0, 0))
+    assert "shares overlap" in untold
+    alone = said((1e-3, 5.0, 0), (3e-3, 10.0, 0))  # as many levels as runs: no share can be told, and none is missing
+    assert alone.endswith("corrected for chance.)")
     drawn = [(1e-3 * (1 + at / 7), 5.0, 0) for at in range(16)]
     assert said(*drawn).endswith("is what values do within a bin and what seeds do.)")
 

@@ -60,6 +60,22 @@ def test_a_run_of_unknown_size_is_under_no_limit_and_is_counted(compare: Compare
 
 
 @pytest.mark.usefixtures("runs")
+def test_a_data_set_of_failed_runs_alone_has_no_board_but_they_are_counted(compare: Compare, make: Make) -> None:
+    for lr in (1e-3, 3e-3):
+        make(name="fell", lr=lr, settings={"data.name": "mnist"}, data="2", done=1, end="failed", message="x")
+    code, out, _ = compare(verb="leaderboard")
+    assert code == 0
+    assert "mnist" not in out
+    assert "Not ranked: 3 without a finished run." in out
+    assert {place["data"] for place in json.loads(compare("--json", verb="leaderboard")[1])} == {"cifar10", "cifar100"}
+    code, out, err = compare("--data", "mnist", verb="leaderboard")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "no run has finished: nothing to rank yet. Not ranked: 2 without a finished run." in err
+    said = "all 3 finished are larger. Not ranked: 3 with more than 1,000 parameters and 3 without a finished run."
+    assert said in compare("--max-parameters", "1e3", verb="leaderboard")[2]
+
+
+@pytest.mark.usefixtures("runs")
 def test_the_best_epoch_may_rank_instead_of_the_last(compare: Compare, runs_dir: Path) -> None:
     path = next(runs_dir.glob("*small*")) / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -93,6 +109,13 @@ def test_where_there_is_no_answer_one_line_says_why(compare: Compare, argv: tupl
     code, out, err = compare(*argv, verb="leaderboard")
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert said in err
+
+
+def test_the_newest_run_is_the_last_created_and_not_the_one_of_the_highest_seed(compare: Compare, make: Make) -> None:
+    older, newer = make(seed=5), make(seed=0)
+    _, out, _ = compare(verb="leaderboard", width=200)
+    assert newer.id in out
+    assert older.id not in out
 
 
 def test_without_a_finished_run_there_is_no_board(compare: Compare, make: Make) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from runyard.compare.reading import SIGN_OF_LIFE_S, load
 from runyard.compare.runs import History
@@ -55,6 +56,21 @@ def test_gpu_hours_are_time_under_way_times_gpus_without_the_wait_between_starts
     assert restarted.series["gpu_hours"][-1] == pytest.approx(restarted.gpu_hours)
     assert restarted.series["t"][-1] - whole.series["t"][-1] == pytest.approx(1000 + 60)
     assert [start.ended_by for start in restarted.starts] == ["interrupted", "finished"]
+
+
+@pytest.mark.parametrize("seed", ["seven", [1, 2], True, 0.5, float("nan"), float("inf"), None])
+def test_a_seed_that_is_no_whole_number_is_none_and_costs_no_table(
+    make: Make, compare: Compare, tmp_path: Path, seed: object
+) -> None:
+    edited = make(0.9, seed=7, test_images=50)
+    path = edited.directory / "config.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"seed": seed}))
+    assert edited.seed == 7
+    assert load(edited.directory).seed is None
+    make(0.91, seed=1, test_images=50)
+    make(0.92, lr=3e-3, test_images=50)
+    for form in ((), ("--by-run",), ("--json",), ("--html", str(tmp_path / "page.html"))):
+        assert compare("--all", *form)[0] == 0
 
 
 def test_a_run_without_a_gpu_costs_core_hours_and_no_gpu_hours(make: Make) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from runyard.compare.measures import decimal, reached, share
 from runyard.compare.runs import History
 from runyard.compare.where import read
 from runyard.errors import UserError
@@ -32,6 +34,28 @@ def runs(make: Make) -> list[History]:
 def test_a_condition_keeps_exactly_the_runs_that_fit(runs: list[History], condition: str, seeds: list[int]) -> None:
     conditions = read([condition], runs)
     assert [run.seed for run in runs if all(c.holds(run) for c in conditions)] == seeds
+
+
+def test_a_percentage_is_the_number_that_it_says_to_the_last_bit() -> None:
+    for hundredths in range(1, 10_001):
+        text = f"{hundredths // 100}.{hundredths % 100:02}"
+        assert decimal(f"{text}%") == share(f"{text} %", "--target") == hundredths / 10_000
+
+
+def test_dividing_by_a_hundred_would_miss_it() -> None:
+    assert float("99.62") / 100 > 0.9962 == decimal("99.62%")
+    assert decimal("9e1%") == decimal("0.9") == 0.9
+    for text in ("%", "high%", "1e9999999999999999999999%"):
+        with pytest.raises(ValueError, match=text):
+            decimal(text)
+
+
+def test_a_run_that_stands_exactly_at_a_percentage_meets_it(make: Make) -> None:
+    run = make(0.9962)
+    (condition,) = read(["last>=99.62%"], [run])
+    assert condition.holds(run)
+    assert reached(run, share("99.62%", "--target")).epoch == 10
+    assert reached(run, share("99.63%", "--target")).epoch == np.inf
 
 
 def test_several_conditions_all_have_to_hold(runs: list[History]) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,10 @@ def choose(
         else sorted(path.parent for path in Path(runs_dir).glob("[!.]*/run.json"))
     )
     if not directories:
-        raise UserError(f"no runs in {runs_dir}: `runyard submit` makes one; --runs-dir looks elsewhere")
+        raise UserError(
+            _without_runs(sweep, runs_dir)
+            or f"no runs in {runs_dir}: `runyard submit` makes one; --runs-dir looks elsewhere"
+        )
     if sweep is not None:
         sweep, directories = _of_sweep(sweep, directories, runs_dir, notes)
     runs = _loaded(directories, notes)
@@ -72,7 +76,7 @@ def choose(
     if all(run.state == "not started" for run in fitting):
         raise UserError(f"{_named(fitting)}: without metrics, {'it has' if len(fitting) == 1 else 'they have'} not "
                         "started: nothing to compare yet")
-    refused = _refused(Path(runs_dir) / ".sweeps" / sweep) if sweep is not None else ()
+    refused = _refused(Path(runs_dir) / ".sweeps" / sweep, notes) if sweep is not None else ()
     return Choice(sorted(fitting, key=lambda run: (run.created, run.id)), notes + _notes(fitting), sweep, refused)
 
 
@@ -106,17 +110,43 @@ def _of_sweep(wanted: str, directories: list[Path], runs_dir: Path | str, notes:
         return fits[0], members[fits[0]]
     if fits:
         raise UserError(f"--sweep {wanted}: fits {len(fits)} sweeps, as {fits[0]} and {fits[1]}: give more of it")
+    if said := _without_runs(wanted, runs_dir):
+        raise UserError(said)
     there = f"the newest there is {known[-1]}" if known else "no run there belongs to one"
     raise UserError(f"--sweep {wanted}: no such sweep in {runs_dir}: {there}")
 
 
-def _refused(folder: Path) -> tuple[str, ...]:
+def _without_runs(wanted: str | None, runs_dir: Path | str) -> str:
+    """Why the one search that is wanted has no run, where all of its trials were refused; else ""."""
+    found = {
+        path.parent.name: why
+        for path in sorted(Path(runs_dir).glob(".sweeps/*/refused.jsonl"))
+        if wanted and (wanted == "@last" or path.parent.name.startswith(wanted)) and (why := _refused(path.parent, []))
+    }
+    name = wanted if wanted in found else next(iter(found)) if len(found) == 1 else None
+    if name is None:
+        return ""
+    count = len(found[name])
+    return f"--sweep {name}: none of its {count} trial{'s' * (count > 1)} became a run: {found[name][0]}"
+
+
+def _refused(folder: Path, notes: list[str]) -> tuple[str, ...]:
     """What ``cluster.sweep`` wrote of the trials that it could make no run of, each trial once."""
     try:
-        rows = [json.loads(line) for line in (folder / "refused.jsonl").read_bytes().splitlines()]
-        return tuple({row["trial"]: str(row["why"]) for row in rows}.values())
-    except (OSError, ValueError, KeyError, TypeError):
+        lines = (folder / "refused.jsonl").read_bytes().splitlines()
+    except OSError:
         return ()
+    found: dict[Any, str] = {}
+    broken = 0
+    for line in lines:
+        try:
+            row = json.loads(line)
+            found[row["trial"]] = str(row["why"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            broken += 1
+    if broken:
+        notes.append(f"sweep {folder.name}: {broken} broken line{'s' * (broken > 1)} in refused.jsonl, skipped")
+    return tuple(found.values())
 
 
 def _of_tag(tag: str, runs: list[History], runs_dir: Path | str) -> list[History]:
@@ -140,6 +170,8 @@ def _notes(runs: list[History]) -> list[str]:
             notes.append(f"run {run.id}: the last line of metrics.jsonl is half-written, skipped")
     if empty := [run for run in runs if not len(run.series["epoch"])]:
         notes.append(f"without metrics so far: {_named(empty)}")
+    if damaged := [r for r in runs if (r.directory / "predictions.npz").exists() and r.predictions() is None]:
+        notes.append(f"predictions.npz cannot be read: {_named(damaged)}")
     if edited := [run for run in runs if run.edited]:
         notes.append(f"config.yaml was edited after the run was created: {_named(edited)}")
     return notes

@@ -137,6 +137,9 @@ def _best_first(groups: Sequence[Group]) -> tuple[list[str], list[Group]]:
 
 def _alike(groups: Sequence[Group]) -> tuple[list[str], list[Group]]:
     """The classes' names that most groups have, and those groups: of different classes there is no one picture."""
-    named = [next(run.classes for run in group.counted if run.confusion() is not None) for group in groups]
+    named = [
+        next(run.classes_of(matrix) for run in group.counted if (matrix := run.confusion()) is not None)
+        for group in groups
+    ]
     most = max(named, key=named.count, default=())
     return list(most), [group for group, names in zip(groups, named, strict=True) if names == most]

@@ -14,6 +14,7 @@ import numpy as np
 from runyard.compare.measures import MEASURES
 from runyard.compare.reading import matters
 from runyard.compare.runs import History, Settings
+from runyard.compare.text import on_one_line
 
 STATES = ("finished", "running", "waiting", "interrupted", "pruned", "failed", "silent", "not started")
 
@@ -35,11 +36,13 @@ class Group:
     def counted(self) -> tuple[History, ...]:
         """The runs that figures are made of: those that finished, or all where none did; of each seed one, the newest.
 
-        A run repeated with its seed is no independent repetition, and a run under way would drag a mean down.
+        A run repeated with its seed is no independent repetition, and a run under way would drag a mean down. One that
+        was never evaluated does not count beside one that was: ``n`` is what the means are made of.
         """
-        finished = [run for run in self.runs if run.state == "finished"]
+        able = [run for run in self.runs if run.state == "finished"] or self.runs
+        able = [run for run in able if np.isfinite(run.last)] or able
         of_seed: dict[int | None, History] = {}
-        for run in sorted(finished or self.runs, key=lambda run: (len(run.series["epoch"]) > 0, run.created)):
+        for run in sorted(able, key=lambda run: (len(run.series["epoch"]) > 0, run.created)):
             of_seed[run.seed] = run
         return tuple(run for run in self.runs if run is of_seed.get(run.seed))
 
@@ -99,7 +102,8 @@ def group(runs: Iterable[History], *, by_run: bool = False) -> list[Group]:
         data = run.test_sha256 or (min(there) if len(there) == 1 else "")
         found.setdefault((str(run.directory),) if by_run else (run.settings_sha256, data), []).append(run)
     made = list(found.values())
-    labels = [m[0].id for m in made] if by_run else _letters([m[0].name for m in made])
+    names = [on_one_line(m[0].id if by_run else m[0].name) for m in made]
+    labels = names if by_run else _letters(names)
     return [
         Group(label, tuple(sorted(m, key=lambda run: (run.seed is None, run.seed or 0, run.created))))
         for label, m in zip(labels, made, strict=True)
@@ -114,9 +118,9 @@ def differing(groups: Iterable[Group]) -> list[str]:
 
 
 def written(value: Any) -> str:
-    """A setting's value as the command line has it."""
+    """A setting's value as the command line has it, on one line."""
     if isinstance(value, str):
-        return value
+        return on_one_line(value)
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     if isinstance(value, list):

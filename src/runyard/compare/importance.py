@@ -105,9 +105,9 @@ def explained(levels: Sequence[Any], scores: np.ndarray) -> float | None:
     None where it cannot be told: one level, as many levels as scores, or scores that are all alike.
     """
     names = sorted(set(levels), key=str)
-    total = float(((scores - scores.mean()) ** 2).sum()) if len(scores) else 0.0
-    if not 1 < len(names) < len(scores) or total == 0:
+    if not 1 < len(names) < len(scores) or np.ptp(scores) == 0:
         return None
+    total = float(((scores - scores.mean()) ** 2).sum())
     parts = [scores[[level == name for level in levels]] for name in names]
     within = sum(float(((part - part.mean()) ** 2).sum()) for part in parts)
     chance = within / (len(scores) - len(names))  # the variance within levels, by its degrees of freedom

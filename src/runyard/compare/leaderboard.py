@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runyard.compare.groups import Group
-from runyard.compare.table import SPREAD, Row, data_marks, rows
-from runyard.compare.text import Column, numbers, percent
+from runyard.compare.groups import Group, written
+from runyard.compare.table import SPREAD, Row, data_marks, plain, rows
+from runyard.compare.text import Column, numbers, on_one_line, percent
 from runyard.errors import UserError
 
 METRICS = {"top1": "last", "best": "best"}  # as the journal's final row calls them: the last and the best test top-1
@@ -40,6 +41,8 @@ def boards(
 ) -> list[Board]:
     """One for each set of test images, by its mark ("cifar10", "cifar10 (2)"); means over seeds are what is ranked.
 
+    Some may have nothing ranked, but not all.
+
     Raises:
         UserError: ``data`` is none of the data sets there, or nothing is left to rank.
     """
@@ -54,13 +57,14 @@ def boards(
     made = [_board(mark, members[mark], METRICS[metric], max_parameters) for mark in sorted(members)]
     if not any(board.ranked for board in made):
         large, unknown = sum(board.too_large for board in made), sum(board.unknown_size for board in made)
-        raise UserError(
+        why = (
             f"--max-parameters {max_parameters:g}: all {large + unknown} finished are larger"
             + " or of unknown size" * bool(unknown)
             if large + unknown and max_parameters is not None
             else "no run has finished: nothing to rank yet"
         )
-    return [board for board in made if board.ranked]
+        raise UserError(f"{why}. {left_out(made, max_parameters)}")
+    return made
 
 
 def columns(board: Board, metric: str) -> list[Column]:
@@ -79,13 +83,14 @@ def columns(board: Board, metric: str) -> list[Column]:
     out += [
         Column("seeds", [str(row.group.n) for row in table]),
         Column("parameters", numbers(of("parameters"))),
-        Column("model", [str(row.group.settings.get("model.name", "")) for row in table], right=False),
-        Column("epochs", [str(row.group.settings.get("epochs", "")) for row in table]),
+        Column("model", [written(row.group.settings.get("model.name", "")) for row in table], right=False),
+        Column("epochs", [written(row.group.settings.get("epochs", "")) for row in table]),
     ]
     for hours, short in (("gpu_hours", "GPU-h"), ("core_hours", "core-h")):
         if any(value == value for value in of(hours)):
             out.append(Column(short, numbers(of(hours))))
-    out.append(Column("newest run", [row.group.counted[-1].id for row in table], right=False))
+    newest = [max(row.group.counted, key=lambda run: run.created) for row in table]
+    out.append(Column("newest run", [on_one_line(run.id) for run in newest], right=False))
     return out
 
 
@@ -98,11 +103,11 @@ def as_dicts(board: Board, metric: str) -> list[dict[str, Any]]:
             "place": place,
             "run": row.group.label,
             "recipe": row.group.name,
-            "model": row.group.settings.get("model.name"),
-            "epochs": row.group.settings.get("epochs"),
+            "model": plain(row.group.settings.get("model.name")),
+            "epochs": plain(row.group.settings.get("epochs")),
             "n": row.group.n,
             "seeds": " ".join(str(run.seed) for run in row.group.counted),
-            **{name: None if row.values[name] != row.values[name] else row.values[name] for name in names},
+            **{name: row.values[name] if math.isfinite(row.values[name]) else None for name in names},
             "ids": " ".join(run.id for run in row.group.counted),
         }
         for place, row in enumerate(board.ranked, 1)

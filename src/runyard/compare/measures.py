@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 
@@ -46,6 +47,20 @@ def reached(run: History, target: float) -> Reached:
     return Reached(epoch, clock_s, NAN if run.cpu_only else gpu_hours, core_hours if run.core_hours else NAN)
 
 
+def decimal(text: str) -> float:
+    """A number as it is written; 99.62% is the float that 0.9962 is, which 99.62 / 100 is not.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    if not text.endswith("%"):
+        return float(text)
+    try:
+        return float(Decimal(text[:-1]) / 100)
+    except ArithmeticError:
+        raise ValueError(f"{text}: no number") from None
+
+
 def share(text: str, where: str) -> float:
     """An accuracy: 0.92 or 92%.
 
@@ -53,7 +68,7 @@ def share(text: str, where: str) -> float:
         UserError: no part of 1.
     """
     try:
-        value = float(text.rstrip("% ")) / (100 if text.rstrip().endswith("%") else 1)
+        value = decimal(text.strip())
     except ValueError:
         value = NAN
     if not 0 < value <= 1:

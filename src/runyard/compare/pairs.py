@@ -15,6 +15,7 @@ from runyard.errors import UserError
 
 PAIRWISE = 4  # groups up to which each is held against each
 OTHER, UNKNOWN = "other test images", "test images not known"
+NOT_KEPT, NO_SPREAD = "no predictions kept", "no spread between seeds"
 AGAINST_ONE = 12  # beyond, only the foremost of them are held against the best
 
 
@@ -118,7 +119,7 @@ def _pair(first: Group, second: Group, kept: dict[History, Predictions | None]) 
         no_means = f"not enough seeds (n=1): {' and '.join(few)}"
     else:
         means = welch(a, b)
-        no_means = "" if means else "no spread between seeds"
+        no_means = "" if means else NO_SPREAD
     paired, no_paired = _paired(first, second, kept)
     return Pair(first, second, float(a.mean() - b.mean()), means, 1.0, no_means, paired, no_paired)
 
@@ -135,12 +136,12 @@ def _paired(first: Group, second: Group, kept: dict[History, Predictions | None]
             kept[run] = run.predictions()
     of_first, of_second = ([run for run in g.counted if kept[run] is not None] for g in (first, second))
     if not of_first or not of_second:
-        return None, "no predictions kept"
+        return None, NOT_KEPT
     shared = [(a, b) for a in of_first for b in of_second if a.seed == b.seed]
     a, b = shared[0] if shared else (of_first[0], of_second[0])
     ours, theirs = kept[a], kept[b]
     if ours is None or theirs is None:
-        return None, "no predictions kept"
+        return None, NOT_KEPT
     if not (np.array_equal(ours.index, theirs.index) and np.array_equal(ours.label, theirs.label)):
         return None, OTHER
     right_a, right_b = ours.predicted == ours.label, theirs.predicted == theirs.label

@@ -73,7 +73,7 @@ class History:
         id, name: The run's id, and the name of its experiment (the setting ``name``).
         directory: Its folder, absolute.
         settings: The frozen configuration, flat, by dotted name: ``{"optim.lr": 0.001, ...}``. Lists stay lists.
-        seed: The setting, or None.
+        seed: The setting, or None where it is no whole number.
         settings_sha256: Of all settings that say what is learned, but for the seed: equal in runs that differ only in
             seed. Settings that only say where (folders, tracking, checkpoints, the cluster's but for how many nodes,
             tasks and GPUs) do not count, and one that is missing counts as null.
@@ -128,7 +128,8 @@ class History:
 
     @property
     def seed(self) -> int | None:
-        return self.settings.get("seed")
+        seed = self.settings.get("seed")
+        return seed if type(seed) is int else None
 
     @property
     def epochs(self) -> int | None:
@@ -159,7 +160,7 @@ class History:
     def best(self) -> float:
         """Test top-1 at the best epoch. Chosen by the test set itself (``chosen_by``), it flatters."""
         at = self._best_at()
-        return float("nan") if at is None else float(self.measure("test_top1")[at])
+        return number(self.final.get("top1_best")) if at is None else float(self.measure("test_top1")[at])
 
     @property
     def best_epoch(self) -> int | None:
@@ -199,6 +200,11 @@ class History:
             return None
         square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
         return matrix.astype(np.int64) if square and matrix.dtype.kind in "iu" else None
+
+    def classes_of(self, matrix: np.ndarray) -> tuple[str, ...]:
+        """Names of a confusion matrix's classes: its own, or "class 0" and so on where they are not as many."""
+        fits = len(self.classes) == len(matrix)
+        return self.classes if fits else tuple(f"class {label}" for label in range(len(matrix)))
 
     def predictions(self) -> Predictions | None:
         """Read from predictions.npz at each call; None where it was not kept or is damaged."""

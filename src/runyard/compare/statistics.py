@@ -31,7 +31,7 @@ def welch(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndar
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if len(a) < 2 or len(b) < 2:
         return None
-    va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    va, vb = (x.var(ddof=1) / len(x) if np.ptp(x) else 0.0 for x in (a, b))  # of equal floats var is not quite 0
     if va + vb == 0:
         return None
     difference, error = float(a.mean() - b.mean()), math.sqrt(va + vb)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from runyard.compare.groups import Group, differing, written
 from runyard.compare.measures import MEASURES, reached
-from runyard.compare.text import NONE, Column, clocks, numbers, percent
+from runyard.compare.text import NONE, Column, clocks, numbers, on_one_line, percent
 from runyard.errors import UserError
 
 NAN = float("nan")
@@ -21,8 +21,9 @@ SPREAD = ("last", "best")  # shown with their standard deviation over seeds
 class Row:
     """A group in numbers. ``values`` has every measure's mean over seeds, and what --target adds; NaN: not known.
 
-    ``restarts`` is the sum over all of the group's runs, ``gpu_hours_total`` and ``core_hours_total`` what all of them
-    have cost, those that failed included; times to the target are medians over seeds, infinite where most never came.
+    ``last`` and ``best`` are of all n seeds or NaN. ``restarts`` is the sum over all of the group's runs,
+    ``gpu_hours_total`` and ``core_hours_total`` what all of them have cost, those that failed included; times to the
+    target are medians over seeds, infinite where most never came.
     """
 
     group: Group
@@ -51,7 +52,8 @@ def data_marks(groups: Sequence[Group]) -> list[str]:
     for g in groups:
         name, test = g.runs[0].data_name, _test(g)
         several = len(met.get(name, [])) > 1
-        out.append(f"{name} ({met[name].index(test) + 1})" if several and test is not None else name)
+        mark = f"{name} ({met[name].index(test) + 1})" if several and test is not None else name
+        out.append(on_one_line(mark))
     return out
 
 
@@ -62,7 +64,7 @@ def ordered(table: list[Row], column: str) -> list[Row]:
         UserError: there is no such column.
     """
     name, turned = column.removeprefix("-"), column.startswith("-")
-    keys = list(dict.fromkeys([*MEASURES, *(k for row in table for k in (*row.values, *row.settings)), "run", "n"]))
+    keys = list(dict.fromkeys([*MEASURES, *(k for row in table for k in (*row.values, *row.settings)), *WORDS]))
     every = list(dict.fromkeys([*keys, *(k for row in table for k in row.group.settings)]))
     if name not in every:
         raise UserError(f"--sort {column}: no such column; there are {', '.join(keys)}, and every setting")
@@ -71,7 +73,7 @@ def ordered(table: list[Row], column: str) -> list[Row]:
     def value(row: Row) -> Any:
         if name in row.values:
             return None if np.isnan(row.values[name]) else row.values[name]
-        return {"run": row.group.label, "n": row.group.n}.get(name, row.group.settings.get(name))
+        return WORDS[name](row) if name in WORDS else row.group.settings.get(name)
 
     def key(row: Row) -> tuple[bool, float, str]:
         v = value(row)
@@ -82,13 +84,21 @@ def ordered(table: list[Row], column: str) -> list[Row]:
     return known + [r for r in table if value(r) is None]
 
 
+WORDS: dict[str, Callable[[Row], Any]] = {  # columns that are neither a measure nor a setting
+    "run": lambda row: row.group.label,
+    "n": lambda row: row.group.n,
+    "state": lambda row: row.group.state or "finished",
+    "data": lambda row: row.data,
+}
+
+
 def columns(table: Sequence[Row], target: float | None = None) -> list[Column]:
     """What is shown to a person: results, settings, costs. A column that would say nothing is left out."""
     groups = [row.group for row in table]
     out = [Column("run", [g.label for g in groups], right=False)]
     if any(len(g.runs) > 1 for g in groups):
         out.append(Column("n", [str(g.n) for g in groups]))
-    if all(g.label == g.runs[0].id for g in groups):  # by run
+    if all(g.label == on_one_line(g.runs[0].id) for g in groups):  # by run
         out.append(Column("seed", [written(g.runs[0].seed) for g in groups]))
     several = len({row.data for row in table}) > 1
     if several:
@@ -135,13 +145,22 @@ def as_dict(row: Row) -> dict[str, Any]:
         "seeds": [run.seed for run in g.counted],
         "state": g.state or "finished",
         "data": row.data,
-        "settings": row.settings,
+        "settings": plain(row.settings),
         **{name: value if np.isfinite(value) else None for name, value in row.values.items()},
         "runs": [
             {"id": run.id, "seed": run.seed, "state": run.state, "message": run.message, "counted": run in g.counted}
             for run in g.runs
         ],
     }
+
+
+def plain(value: Any) -> Any:
+    """A setting for JSON, which knows no nan and no infinity: they become words."""
+    if isinstance(value, dict):
+        return {name: plain(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return written(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def as_line(row: Row) -> dict[str, Any]:
@@ -160,8 +179,9 @@ def _values(g: Group, target: float | None) -> dict[str, float]:
     values = {name: g.mean(name) for name in MEASURES}
     for name in SPREAD:
         seen = g.values(name)
-        seen = seen[np.isfinite(seen)]
         values[f"{name}_sd"] = float(seen.std(ddof=1)) if len(seen) > 1 else NAN
+        if np.isnan(seen).any():  # what fewer runs than n have is not the row's
+            values[name] = NAN
     values["restarts"] = float(sum(len(run.restarts) for run in g.runs))
     for name, _ in HOURS:
         values[f"{name}_total"] = float(sum(getattr(run, name) for run in g.runs))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from runyard.compare.measures import MEASURES, WORDS
+from runyard.compare.measures import MEASURES, WORDS, decimal
 from runyard.compare.runs import History
 from runyard.errors import UserError
 from runyard.fields import unknown
@@ -88,7 +88,7 @@ def _value(text: str) -> Any:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return text[1:-1]
     try:
-        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        return decimal(text)
     except ValueError:
         return text
 

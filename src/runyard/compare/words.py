@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +11,11 @@ from typing import Any
 from runyard.compare.choose import Choice
 from runyard.compare.groups import Group, written
 from runyard.compare.importance import METHOD, Sweep
-from runyard.compare.pairs import OTHER, UNKNOWN, Pair, Pairs
+from runyard.compare.pairs import NO_SPREAD, NOT_KEPT, OTHER, UNKNOWN, Pair, Pairs
 from runyard.compare.runs import History
 from runyard.compare.statistics import CONFIDENCE
 from runyard.compare.table import Row, as_dict
-from runyard.compare.text import Column, chance, numbers
+from runyard.compare.text import Column, chance, numbers, on_one_line
 
 Layout = Callable[[Sequence[Column]], str]
 CHOSEN_BY = {"val": "the last top-1 on the held-out part",
@@ -28,7 +29,7 @@ def of_table(groups: Sequence[Group]) -> list[str]:
     if any(group.n > 1 for group in groups):
         out.append("Mean ± standard deviation over n seeds.")
     if any(group.finished and len(group.counted) < len(group.runs) for group in groups):
-        out.append("Of each seed the newest finished run counts.")
+        out.append("Of each seed the newest finished run that was evaluated counts.")
     if any(run.chosen_by == "test_top1" for group in groups for run in group.counted):
         out.append("best is chosen by the test set itself and flatters, where no images are held out for it.")
     if len({group.runs[0].test_sha256 for group in groups if group.runs[0].test_sha256}) > 1:
@@ -56,7 +57,7 @@ def wrapped(paragraph: str, width: int) -> str:
 def of_pairs(pairs: Pairs, lay_out: Layout) -> list[str]:
     """Paragraphs: what was tested and how, the table of pairs, and what is missing to say more. [] for one group."""
     if not pairs.pairs:
-        return []
+        return _missing(pairs) if len(pairs.left_out) > 1 else []
     title = "Is it real? Differences of the last test top-1 in percentage points, first less second"
     if pairs.against is not None:
         title += f", against {pairs.against.label}" + (
@@ -108,7 +109,9 @@ def of_sweep(found: Sweep, name: str, lay_out: Layout) -> list[str]:
         paragraphs.append(lay_out([Column("setting", labels, right=False), Column("share", shares)]))
         paragraphs.append(f"({METHOD}{_open(found)}.)")
     paragraphs += of_failures(found.failures, most=len(found.failures))
-    paragraphs += [f"Refused before it became a run, {count}: {why}" for why, count in Counter(found.refused).items()]
+    paragraphs += [
+        on_one_line(f"Refused before it became a run, {count}: {why}") for why, count in Counter(found.refused).items()
+    ]
     paragraphs.append(f"Cost: {_cost(found)}, {_span(found.wall_s)} from the first start to the last end.")
     return paragraphs
 
@@ -119,7 +122,7 @@ def of_failures(found: Mapping[str, Sequence[History]], most: int = 3) -> list[s
     for why, runs in [*found.items()][:most]:
         ids, more = ", ".join(run.id for run in runs[:3]), ", ..." * (len(runs) > 3)
         said = runs[0].message.partition("\n")[0] if len(runs) == 1 else ""  # with its numbers
-        lines.append(f"Failed, {len(runs)}: {said or why} ({ids}{more})")
+        lines.append(on_one_line(f"Failed, {len(runs)}: {said or why} ({ids}{more})"))
     if rest := sum(map(len, [*found.values()][most:])):
         lines.append(f"Failed, {rest} more: see --json.")
     return lines
@@ -165,11 +168,8 @@ def sweep_as_dict(found: Sweep, name: str) -> dict[str, Any]:
                                     for e in found.effects}},
         "failures": {why: [run.id for run in runs] for why, runs in found.failures.items()},
         "refused": list(found.refused),
-        "gpu_hours": found.gpu_hours,
-        "gpu_hours_lost": found.gpu_hours_lost,
-        "core_hours": found.core_hours,
-        "core_hours_lost": found.core_hours_lost,
-        "wall_s": found.wall_s,
+        **{name: value if math.isfinite(value := getattr(found, name)) else None
+           for name in ("gpu_hours", "gpu_hours_lost", "core_hours", "core_hours_lost", "wall_s")},
     }
 
 
@@ -205,27 +205,44 @@ def _family(count: int) -> str:
 
 
 def _seeds(pairs: Pairs) -> str:
-    same = all(p.paired.first.seed == p.paired.second.seed for p in pairs.pairs if p.paired)
-    return "of the lowest seed that both have" if same else "of each row's lowest seed"
+    same = {p.paired.first.seed == p.paired.second.seed for p in pairs.pairs if p.paired}
+    if same == {False}:
+        return "of each row's lowest seed"
+    rest = ", or where they have none in common each row's lowest" * (False in same)
+    return f"of the lowest seed that both have{rest}"
 
 
 def _missing(pairs: Pairs) -> list[str]:
     """Why some pairs have no test, and some groups are in no pair."""
     groups = {g.label: g for p in pairs.pairs for g in (p.first, p.second)}
     out = []
-    if single := [g for g in groups.values() if g.n < 2]:
+    single = [g for g in groups.values() if g.n < 2]
+    seeds: dict[tuple[str, str | None], set[int | None]] = {}
+    for g in [*groups.values(), *(g for g in pairs.left_out if g.finished)]:
+        seeds.setdefault(_repeats(g), set()).update(run.seed for run in g.counted)
+    if any(len(seeds[_repeats(g)]) > 1 for g in single):
+        out.append("One run a row: leave --by-run out for tests over seeds.")
+    if single := [g for g in single if len(seeds[_repeats(g)]) < 2]:
         free = max((run.seed or 0 for g in single for run in g.runs), default=0) + 1
         out.append(f"Not enough seeds (n=1): {_few([g.label for g in single])}. How much seeds alone differ is unknown "
                    f"there: train the same with seed={free},{free + 1}.")
+    if not any(p.means for p in pairs.pairs) and (alike := [p for p in pairs.pairs if p.no_means == NO_SPREAD]):
+        out.append(f"No spread between seeds: {_few([_couple(p, pairs) for p in alike])}. Where all seeds of both came "
+                   "to one accuracy there is no test over seeds.")
+    if not any(p.paired for p in pairs.pairs) and any(p.no_paired == NOT_KEPT for p in pairs.pairs):
+        out.append("No predictions kept: without a predictions.npz of both nobody knows which images a network got "
+                   "right, so there is no paired test.")
     if any(p.no_paired == OTHER for p in pairs.pairs):
         out.append("Networks that saw different test images are not held against each other by a paired test.")
     if any(p.no_paired == UNKNOWN for p in pairs.pairs):
         out.append("Without its data.json nobody knows which test images a run saw: it is in no paired test.")
     reasons: dict[str, list[str]] = {}
     compared = {g.runs[0].data_name for g in groups.values()}
-    alone = "of another data set" if pairs.against is not None and not pairs.chosen else "the only one of its data set"
-    for g in pairs.left_out:
-        why = ("unfinished" if not g.finished else alone if g.runs[0].data_name not in compared
+    elsewhere = pairs.against is not None and not pairs.chosen
+    alone = "of another data set" if elsewhere else "the only one of its data set that finished"
+    for g in (g for g in pairs.left_out if g is not pairs.against):
+        why = ("unfinished" if not g.finished else "never evaluated" if math.isnan(g.mean("last"))
+               else alone if g.runs[0].data_name not in compared
                else "not among the foremost")
         reasons.setdefault(why, []).append(g.label)
     if reasons:
@@ -233,8 +250,15 @@ def _missing(pairs: Pairs) -> list[str]:
     return out
 
 
+def _repeats(group: Group) -> tuple[str, str | None]:
+    """Equal in rows that are seeds of the same, as each is a row with --by-run."""
+    return group.runs[0].settings_sha256, group.runs[0].test_sha256
+
+
 def _open(found: Sweep) -> str:
-    """What the shares leave open, which depends on how the runs were laid out."""
+    """What the shares leave open, which depends on how the runs were laid out; "" where there are none."""
+    if all(effect.share is None for effect in found.effects):
+        return ""
     if not found.crossed:
         return "; values were not combined evenly, so that shares overlap and need not add up to 100 %"
     rest = ["what settings do only together"] * (len(found.effects) > 1)

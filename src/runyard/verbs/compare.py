@@ -99,7 +99,7 @@ def _print(
     from runyard.compare.text import as_csv, grid, markdown, terminal_width
 
     if args.json:
-        print(json.dumps(words.document(rows, pairs, found, chosen), indent=1, default=str))
+        print(json.dumps(words.document(rows, pairs, found, chosen), indent=1, default=str, allow_nan=False))
     elif args.csv:
         print(as_csv([table.as_line(row) for row in rows]), end="")
     else:

@@ -45,13 +45,13 @@ def run(args: argparse.Namespace) -> None:
         print(f"runyard: {note}", file=sys.stderr)
     places = [place for board in boards for place in leaderboard.as_dicts(board, args.metric)]
     if args.json:
-        print(json.dumps(places, indent=1))
+        print(json.dumps(places, indent=1, default=str, allow_nan=False))
     elif args.csv:
         print(as_csv(places), end="")
     else:
         width = terminal_width()
         paragraphs = []
-        for board in boards:
+        for board in (board for board in boards if board.ranked):
             columns = leaderboard.columns(board.top(args.top), args.metric)
             more = f", the first {args.top}" if len(board.ranked) > args.top else ""
             paragraphs.append(f"{board.data}: {len(board.ranked)} ranked{more}")

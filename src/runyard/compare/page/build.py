@@ -95,8 +95,9 @@ def write_page(
     )
     try:
         write_atomic(out, page)
-    except OSError as error:
-        why = f"cannot write it ({error.strerror}); name a file in a folder you can write"
+    except (OSError, ValueError) as error:  # a ValueError where it names no file, as "." does
+        said = error.strerror if isinstance(error, OSError) else error
+        why = f"cannot write it ({said}); name a file in a folder you can write"
         raise UserError(f"--html {out}: {why}") from error
     return out
 

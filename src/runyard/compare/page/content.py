@@ -157,17 +157,12 @@ def _sweep(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 def _classes(runs: Sequence[History]) -> tuple[tuple[str, ...], str]:
     """The class names that most runs with a confusion matrix have; and of which data set, where some have others."""
-    seen = [(_named(run, matrix), run) for run in runs if (matrix := run.confusion()) is not None]
+    seen = [(run.classes_of(matrix), run) for run in runs if (matrix := run.confusion()) is not None]
     names = Counter(named for named, _ in seen)
     if not names:
         return (), ""
     most = names.most_common(1)[0][0]
     return most, "" if len(names) == 1 else next(run.data_name for named, run in seen if named == most)
-
-
-def _named(run: History, matrix: np.ndarray) -> tuple[str, ...]:
-    fits = len(run.classes) == len(matrix)
-    return run.classes if fits else tuple(f"class {label}" for label in range(len(matrix)))
 
 
 def _confusions(runs: Sequence[History], classes: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -183,7 +178,7 @@ def _confusions(runs: Sequence[History], classes: tuple[str, ...]) -> tuple[dict
         if matrix is None:
             missing[str(at)] = "without a confusion matrix, which comes with the final evaluation"
             continue
-        if _named(run, matrix) != classes:
+        if run.classes_of(matrix) != classes:
             missing[str(at)] = f"its classes are others, those of {run.data_name}"
             continue
         out[str(at)] = {"right": np.diag(matrix).tolist(), "of": matrix.sum(axis=1).tolist()}
