@@ -17,14 +17,22 @@ from tensorboard.plugins.text import metadata as text
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from runyard.compare.runs import History
+from runyard.errors import UserError
 from runyard.export.rows import measures, outcome, written
 
+EVENTS = "tfevents"  # in the name of each file of an export
 STATUS = {"finished": api_pb2.STATUS_SUCCESS, "failed": api_pb2.STATUS_FAILURE}
 
 
 def export(run: History, folder: Path) -> Path:
-    """Write ``folder/ID``, in the place of what an earlier export wrote there. Returns it."""
+    """Write ``folder/ID``, in the place of what an earlier export wrote there. Returns it.
+
+    Raises:
+        UserError: something else is there, as the run itself.
+    """
     place, making = folder / run.id, folder / f".making-{run.id}"
+    if other := [path.name for path in place.glob("*") if EVENTS not in path.name]:
+        raise UserError(f"--to {folder}: {place} holds {other[0]}, which no export wrote; give another folder")
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
     writer = EventFileWriter(str(making))
