@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tensorboard.plugins.hparams import metadata
 from runyard.cli import main
 from runyard.compare.reading import load
 from runyard.config import Config
+from runyard.export.to_mlflow import PATIENCE
 from runyard.tracking import journal
 from tests.compare.fabricate import fabricate
 
@@ -49,6 +51,12 @@ def export(runs_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def epochs(runs_dir: Path, run_id: str) -> list[dict[str, Any]]:
     return journal.epochs(journal.read(runs_dir / run_id / "metrics.jsonl")[0])
+
+
+def change(path: Path, **values: Any) -> None:
+    """Other values in run.json; ``...`` leaves one out."""
+    record = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({key: value for key, value in record.items() if value is not ...}))
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -125,6 +133,27 @@ def test_a_line_that_cannot_be_read_is_named(
     assert [Path(p).name for p in json.loads(said.out)["written"]] == [f"{i}.csv" for i in IDS] + ["runs.csv"]
 
 
+@pytest.mark.parametrize("program", ["tensorboard", "csv"])
+@pytest.mark.parametrize("place", ["../victim", "{}/victim"])
+def test_an_id_leads_nowhere_else(
+    program: str, place: str, export: Callable[..., str], runs_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "kept").write_text("mine")
+    change(runs_dir / IDS[0] / "run.json", id=place.format(tmp_path))
+    export(program)
+    assert [path.name for path in (tmp_path / "victim").iterdir()] == ["kept"]
+    assert not (tmp_path / "victim.csv").exists()
+    assert [path.stem for path in (tmp_path / "to").glob("*-ab12*")] == [IDS[1]], "the other one is written"
+
+
+def test_tensorboard_replaces_nothing_but_an_export(export: Callable[..., str], runs_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "to").symlink_to(runs_dir)
+    before = sorted(path.name for path in (runs_dir / IDS[0]).iterdir())
+    assert "which no export wrote; give another folder" in export("tensorboard", code=2)
+    assert sorted(path.name for path in (runs_dir / IDS[0]).iterdir()) == before
+
+
 def test_what_cannot_be_is_one_line(export: Callable[..., str], runs_dir: Path, tmp_path: Path) -> None:
     assert "which runs?" in export("csv", "--json", code=2)
     assert "no run 2020" in export("csv", "2020", code=2)
@@ -148,6 +177,39 @@ def test_a_run_that_mlflow_does_not_take_is_one_line_and_the_next_export_is_whol
     client = MlflowClient(f"sqlite:///{tmp_path / 'to' / 'mlflow.db'}")
     (experiment,) = client.search_experiments(filter_string="name = 'paper'")
     assert len(client.search_runs([experiment.experiment_id])) == 2
+
+
+@pytest.mark.parametrize(("to", "told"), [
+    ("sqlite:///{}/nowhere/e.db", "nowhere is no folder"), ("sqlite:///{}/runs", "runs is a folder"),
+    ("sqlite:///{}/text", "file is not a database"), ("http://127.0.0.1:9", "MLflow cannot open it"),
+])  # fmt: skip
+def test_a_store_that_mlflow_cannot_open_is_one_line_within_seconds(
+    to: str,
+    told: str,
+    runs_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in PATIENCE:
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "text").write_text("no database, but long enough to be taken for the head of one" * 9)
+    began = time.monotonic()
+    assert main(["export", "mlflow", IDS[0], "--runs-dir", str(runs_dir), "--to", to.format(tmp_path)]) == 2
+    assert time.monotonic() - began < 30, "MLflow's own patience is of minutes"
+    said = capsys.readouterr().err
+    assert f"--to {to.format(tmp_path)}: " in said
+    assert told in said
+    assert said.count("\n") == 1
+
+
+def test_an_sqlite_file_beside_others_is_taken(
+    runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MLflow puts the artifacts here
+    to = f"sqlite:///{tmp_path}/e.db"
+    assert main(["export", "mlflow", IDS[0], "--runs-dir", str(runs_dir), "--to", to]) == 0
+    assert MlflowClient(to).get_experiment_by_name("paper") is not None
 
 
 @pytest.mark.parametrize("program", ["tensorboard", "mlflow"])
