@@ -107,6 +107,40 @@ def test_mlflow_reads_the_journals_numbers_once(
         assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["config.yaml"]
 
 
+@pytest.mark.parametrize("created", [..., "yesterday", 1e300])
+@pytest.mark.parametrize("program", ["tensorboard", "mlflow", "csv"])
+def test_what_has_no_time_or_step_keeps_its_place_and_stops_no_other(
+    program: str, created: Any, export: Callable[..., str], runs_dir: Path, tmp_path: Path
+) -> None:
+    change(runs_dir / IDS[0] / "run.json", created=created)
+    path = runs_dir / IDS[0] / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    first, second, third, _ = (row for row in rows if row["event"] == "epoch")
+    del first["t"], second["step"]
+    third |= {"t": 1e300, "step": 10**400}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with open(runs_dir / IDS[0] / "config.yaml", "a") as config:
+        config.write("measured: 2026-01-01\nwhen: [2026-01-02]\n")
+    assert "2 runs in" in export(program)
+    exact = epochs(runs_dir, IDS[0])
+    steps, times = [exact[0]["step"], 2, 3, exact[3]["step"]], [0, exact[1]["t"], 0, exact[3]["t"]]
+    if program == "tensorboard":
+        read = EventAccumulator(str(tmp_path / "to" / IDS[0]))
+        read.Reload()
+        assert [(e.step, e.wall_time) for e in read.Scalars("test/top1")] == list(zip(steps, times, strict=True))
+        assert b'measured: "2026-01-01"' in read.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
+    if program == "mlflow":
+        client = MlflowClient(f"sqlite:///{tmp_path / 'to' / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name("paper")
+        assert experiment is not None
+        (run,) = client.search_runs([experiment.experiment_id], filter_string=f"run_name = '{IDS[0]}'")
+        history = client.get_metric_history(run.info.run_id, "test/top1")
+        assert {(m.step, m.timestamp) for m in history} == {
+            (step, int(1000 * t)) for step, t in zip(steps, times, strict=True)
+        }
+        assert run.data.params["when"] == '["2026-01-02"]'
+
+
 def test_csv_has_every_digit_of_the_journal(export: Callable[..., str], runs_dir: Path, tmp_path: Path) -> None:
     export("csv")
     for run_id in IDS:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from runyard.compare.runs import History
 from runyard.errors import UserError
-from runyard.export.rows import facts, measures, outcome, written
+from runyard.export.rows import began, facts, measures, outcome, points, written
 
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100  # what MLflow takes in one call
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
@@ -63,24 +63,24 @@ class Target:
     def _export(self, run: History) -> str:
         experiment = self._experiment(run.name)
         before = self._client.search_runs([experiment], filter_string=f"tags.`{ID}` = '{run.id}'")
-        times, steps = run.measure("t"), run.measure("step")
-        end_ms = int(1000 * (times[-1] if len(times) else run.created))
+        times, steps = points(run)
+        end_ms = int(1000 * (times[-1] if times else began(run)))
         tags = {ID: run.id} | {f"runyard.{name}": value for name, value in facts(run).items()}
-        made = self._client.create_run(experiment, start_time=int(1000 * run.created), run_name=run.id, tags=tags)
+        made = self._client.create_run(experiment, start_time=int(1000 * began(run)), run_name=run.id, tags=tags)
         log = self._client.log_batch
         params = [Param(name, written(value)) for name, value in run.settings.items()]
         for at in range(0, len(params), PARAMS_AT_ONCE):
             log(made.info.run_id, params=params[at : at + PARAMS_AT_ONCE])
-        points = [
-            Metric(name, value, int(1000 * t), int(step))
+        metrics = [
+            Metric(name, value, int(1000 * t), step)
             for name, values in measures(run).items()
             for t, step, value in zip(times, steps, values.tolist(), strict=True)
             if value == value
         ]
-        last = int(steps[-1]) if len(steps) else 0
-        points += [Metric(f"result/{name}", value, end_ms, last) for name, value in outcome(run).items()]
-        for at in range(0, len(points), METRICS_AT_ONCE):
-            log(made.info.run_id, metrics=points[at : at + METRICS_AT_ONCE])
+        last = steps[-1] if steps else 0
+        metrics += [Metric(f"result/{name}", value, end_ms, last) for name, value in outcome(run).items()]
+        for at in range(0, len(metrics), METRICS_AT_ONCE):
+            log(made.info.run_id, metrics=metrics[at : at + METRICS_AT_ONCE])
         if (config := run.directory / "config.yaml").exists():
             self._client.log_artifact(made.info.run_id, str(config))
         self._client.set_terminated(made.info.run_id, STATUS.get(run.state, "RUNNING"), end_ms)
