@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -186,6 +187,24 @@ def test_tensorboard_replaces_nothing_but_an_export(export: Callable[..., str], 
     before = sorted(path.name for path in (runs_dir / IDS[0]).iterdir())
     assert "which no export wrote; give another folder" in export("tensorboard", code=2)
     assert sorted(path.name for path in (runs_dir / IDS[0]).iterdir()) == before
+
+
+@pytest.mark.parametrize("program", ["tensorboard", "mlflow", "csv"])
+def test_of_two_runs_with_one_id_the_second_is_skipped_and_named(
+    program: str, runs_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "elsewhere" / IDS[0]
+    shutil.copytree(runs_dir / IDS[0], copy)
+    (copy / "metrics.jsonl").write_text("")
+    places = [str(runs_dir / IDS[0]), str(copy), str(runs_dir / IDS[1])]
+    assert main(["export", program, *places, "--to", str(tmp_path / "to"), "--json"]) == 0
+    said = capsys.readouterr()
+    assert f"runyard: skipped {copy}: run {IDS[0]} is exported from {runs_dir / IDS[0]}\n" in said.err
+    assert said.err.count("skipped ") == 1, "and no other"
+    assert len(json.loads(said.out)["written"]) == 2 + (program == "csv")
+    if program == "csv":
+        assert len((tmp_path / "to" / f"{IDS[0]}.csv").read_text().splitlines()) == 5
+        assert len((tmp_path / "to" / "runs.csv").read_text().splitlines()) == 3
 
 
 def test_what_cannot_be_is_one_line(export: Callable[..., str], runs_dir: Path, tmp_path: Path) -> None:
