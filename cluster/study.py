@@ -168,10 +168,17 @@ def alone(folder: Path) -> Iterator[None]:
     """No second command searches in ``folder`` meanwhile.
 
     Raises:
-        UserError: one does.
+        UserError: one does, or the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
+    with contextlib.ExitStack() as held_open:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = held_open.enter_context(open(folder / ".lock", "w"))
+        except OSError as error:
+            raise UserError(
+                f"runs_dir={folder.parent.parent}: cannot be written ({error.strerror}); "
+                "set runs_dir to a folder you can write"
+            ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -100,10 +100,21 @@ def test_a_run_in_the_making_is_not_found(create: Callable[..., Run], tmp_path: 
         Run.find("@last", tmp_path / "runs")
 
 
+def record(**values: Any) -> str:
+    return json.dumps({"format": "runyard-run-1", "id": "x", "jobs": []} | values)
+
+
 @pytest.mark.parametrize(("file", "content", "message"), [
     ("run.json", None, "no run directory"), ("run.json", "", "run.json: damaged"), ("run.json", "[]", "no mapping"),
     ("run.json", '{"format": "other"}', "format 'other', expected 'runyard-run-1'"),
     ("run.json", '{"format": "runyard-run-1"}', r"damaged \(id or jobs\)"),
+    ("run.json", record(id="../victim"), r"run.json: damaged \(id '../victim': no plain name\)"),
+    ("run.json", record(id=".code"), "no plain name"), ("run.json", record(id=""), "no plain name"),
+    ("run.json", record(id="a\0"), "no plain name"), ("run.json", record(jobs={}), r"damaged \(id or jobs\)"),
+    ("run.json", record(jobs=[1]), r"damaged \(jobs: 1: no mapping with an id\)"),
+    ("run.json", record(jobs=[{"launcher": "slurm"}]), "no mapping with an id"),
+    ("run.json", record(jobs=[{"id": "abc", "launcher": "slurm"}]), "'abc' is no job of SLURM"),
+    ("run.json", record(jobs=[{"id": "7", "submitted": "noon"}]), "7: submitted='noon'"),
     ("run.json", "[" * 100_000, "run.json: damaged"),
     ("config.yaml", None, "lacks config.yaml"), ("config.yaml", "", "no mapping"),
     ("config.yaml", "a: [1", "config.yaml: damaged"),
@@ -121,6 +132,16 @@ def test_a_damaged_run_is_refused_with_the_file_named(
     with pytest.raises(UserError, match=message) as refusal:
         Run.open(path)
     assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize("jobs", [
+    [], [{"id": "12", "launcher": "slurm", "submitted": 1.5, "logs": "slurm", "nodes": 2}],
+    [{"id": "12_3", "launcher": "slurm"}], [{"id": "abc", "launcher": "local"}],
+])  # fmt: skip
+def test_a_record_in_order_is_taken_as_it_is(create: Callable[..., Run], jobs: list[Any]) -> None:
+    path = create().path
+    (path / "run.json").write_text(record(id="2026.a-b_c ü", jobs=jobs))
+    assert Run.open(path).record["jobs"] == jobs
 
 
 def test_a_configuration_changed_by_hand_is_known(create: Callable[..., Run]) -> None:

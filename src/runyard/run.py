@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -28,6 +29,7 @@ from runyard.tracking import journal
 
 FORMAT = "runyard-run-1"
 MEND = "restore it, or start another run with `runyard submit`"
+JOB: dict[str, type | tuple[type, ...]] = {"launcher": str, "logs": str, "submitted": (int, float), "nodes": int}
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -151,8 +153,11 @@ class Run:
             raise UserError(
                 f"{path}/run.json: format {record.get('format')!r}, expected {FORMAT!r}: not of this version"
             )
-        if not isinstance(record.get("id"), str) or not isinstance(record.setdefault("jobs", []), list):
-            raise UserError(f"{path}/run.json: damaged (id or jobs); {MEND}")
+        record.setdefault("jobs", [])
+        try:
+            check_record(record)
+        except ValueError as error:
+            raise UserError(f"{path}/run.json: damaged ({error}); {MEND}") from None
         try:
             config = schema.from_dict(_mapping(path / "config.yaml", yaml.safe_load))
         except UserError as error:
@@ -268,6 +273,31 @@ class Run:
 def new_id(name: str) -> str:
     """Of a run or a sweep: sorts by time, and is no other's."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{secrets.token_hex(2)}"
+
+
+def plain(name: str) -> bool:
+    """Whether it names one thing within a folder, and nothing hidden: a run's files go wherever its id says."""
+    return name == Path(name).name != "" and not name.startswith(".") and name.isprintable()
+
+
+def check_record(record: dict[str, Any]) -> None:
+    """See that ``run.json``'s id names a directory, and that its jobs can be asked for.
+
+    Raises:
+        ValueError: what is wrong, in words.
+    """
+    if not isinstance(record.get("id"), str) or not isinstance(record.get("jobs"), list):
+        raise ValueError("id or jobs")
+    if not plain(record["id"]):
+        raise ValueError(f"id {record['id']!r}: no plain name")
+    for job in record["jobs"]:
+        if not isinstance(job, dict) or not isinstance(job.get("id"), str):
+            raise ValueError(f"jobs: {job!r}: no mapping with an id")
+        for key in job.keys() & JOB.keys():
+            if not isinstance(job[key], JOB[key]):
+                raise ValueError(f"jobs: {job['id']}: {key}={job[key]!r}")
+        if job.get("launcher") == "slurm" and not re.fullmatch(r"[0-9]+(_[0-9]+)?", job["id"]):
+            raise ValueError(f"jobs: {job['id']!r} is no job of SLURM")
 
 
 def _mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:

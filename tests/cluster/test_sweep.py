@@ -86,6 +86,17 @@ def test_two_commands_do_not_drive_one_search(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_of_runs_that_cannot_be_written_is_one_line_and_the_searchs_own_errors_stay(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.write_text("a file")  # root writes into any folder
+    told = rf"runs_dir={runs}: cannot be written \(Not a directory\); set runs_dir"
+    with pytest.raises(UserError, match=told), alone(runs / ".sweeps" / "first"):
+        pass
+    runs.unlink()
+    with pytest.raises(FileNotFoundError), alone(runs / ".sweeps" / "first"):
+        raise FileNotFoundError
+
+
 @pytest.mark.parametrize(("words", "told"), [
     (["--name", "a/b", *WORDS], "--name 'a/b': expected letters"),
     (["--trials", "0", *WORDS], "--trials 0: expected a number from 1"),

@@ -193,6 +193,17 @@ def test_a_damaged_directory_is_refused_by_the_name_of_its_file(make: Make, file
         load(path)
 
 
+@pytest.mark.parametrize("run_id", ["../victim", "/tmp/victim", "a/b", "..", ".code", ""])
+def test_an_id_that_names_another_place_is_damaged(make: Make, run_id: str) -> None:
+    path = make().directory
+    record = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps(record | {"id": run_id}))
+    with pytest.raises(UserError, match=r"run\.json: damaged \(id '.*': no plain name\)"):
+        load(path)
+    (path / "run.json").write_text(json.dumps(record | {"id": "another"}))
+    assert load(path).id == "another"
+
+
 @pytest.mark.parametrize("row", [
     {"event": "start", "world_size": 2, "device": "cuda"}, {"event": "start", "t": "noon"},
     {"event": "start", "t": 1e300, "device": "cpu"}, {"event": "start", "t": BEGAN, "world_size": 10**400},

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tensorboard.plugins.hparams import metadata
 from runyard.cli import main
 from runyard.compare.reading import load
 from runyard.config import Config
+from runyard.export.to_mlflow import PATIENCE
 from runyard.tracking import journal
 from tests.compare.fabricate import fabricate
 
@@ -49,6 +52,12 @@ def export(runs_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def epochs(runs_dir: Path, run_id: str) -> list[dict[str, Any]]:
     return journal.epochs(journal.read(runs_dir / run_id / "metrics.jsonl")[0])
+
+
+def change(path: Path, **values: Any) -> None:
+    """Other values in run.json; ``...`` leaves one out."""
+    record = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({key: value for key, value in record.items() if value is not ...}))
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -99,6 +108,40 @@ def test_mlflow_reads_the_journals_numbers_once(
         assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["config.yaml"]
 
 
+@pytest.mark.parametrize("created", [..., "yesterday", 1e300])
+@pytest.mark.parametrize("program", ["tensorboard", "mlflow", "csv"])
+def test_what_has_no_time_or_step_keeps_its_place_and_stops_no_other(
+    program: str, created: Any, export: Callable[..., str], runs_dir: Path, tmp_path: Path
+) -> None:
+    change(runs_dir / IDS[0] / "run.json", created=created)
+    path = runs_dir / IDS[0] / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    first, second, third, _ = (row for row in rows if row["event"] == "epoch")
+    del first["t"], second["step"]
+    third |= {"t": 1e300, "step": 10**400}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with open(runs_dir / IDS[0] / "config.yaml", "a") as config:
+        config.write("measured: 2026-01-01\nwhen: [2026-01-02]\n")
+    assert "2 runs in" in export(program)
+    exact = epochs(runs_dir, IDS[0])
+    steps, times = [exact[0]["step"], 2, 3, exact[3]["step"]], [0, exact[1]["t"], 0, exact[3]["t"]]
+    if program == "tensorboard":
+        read = EventAccumulator(str(tmp_path / "to" / IDS[0]))
+        read.Reload()
+        assert [(e.step, e.wall_time) for e in read.Scalars("test/top1")] == list(zip(steps, times, strict=True))
+        assert b'measured: "2026-01-01"' in read.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
+    if program == "mlflow":
+        client = MlflowClient(f"sqlite:///{tmp_path / 'to' / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name("paper")
+        assert experiment is not None
+        (run,) = client.search_runs([experiment.experiment_id], filter_string=f"run_name = '{IDS[0]}'")
+        history = client.get_metric_history(run.info.run_id, "test/top1")
+        assert {(m.step, m.timestamp) for m in history} == {
+            (step, int(1000 * t)) for step, t in zip(steps, times, strict=True)
+        }
+        assert run.data.params["when"] == '["2026-01-02"]'
+
+
 def test_csv_has_every_digit_of_the_journal(export: Callable[..., str], runs_dir: Path, tmp_path: Path) -> None:
     export("csv")
     for run_id in IDS:
@@ -125,6 +168,45 @@ def test_a_line_that_cannot_be_read_is_named(
     assert [Path(p).name for p in json.loads(said.out)["written"]] == [f"{i}.csv" for i in IDS] + ["runs.csv"]
 
 
+@pytest.mark.parametrize("program", ["tensorboard", "csv"])
+@pytest.mark.parametrize("place", ["../victim", "{}/victim"])
+def test_an_id_leads_nowhere_else(
+    program: str, place: str, export: Callable[..., str], runs_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "kept").write_text("mine")
+    change(runs_dir / IDS[0] / "run.json", id=place.format(tmp_path))
+    export(program)
+    assert [path.name for path in (tmp_path / "victim").iterdir()] == ["kept"]
+    assert not (tmp_path / "victim.csv").exists()
+    assert [path.stem for path in (tmp_path / "to").glob("*-ab12*")] == [IDS[1]], "the other one is written"
+
+
+def test_tensorboard_replaces_nothing_but_an_export(export: Callable[..., str], runs_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "to").symlink_to(runs_dir)
+    before = sorted(path.name for path in (runs_dir / IDS[0]).iterdir())
+    assert "which no export wrote; give another folder" in export("tensorboard", code=2)
+    assert sorted(path.name for path in (runs_dir / IDS[0]).iterdir()) == before
+
+
+@pytest.mark.parametrize("program", ["tensorboard", "mlflow", "csv"])
+def test_of_two_runs_with_one_id_the_second_is_skipped_and_named(
+    program: str, runs_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "elsewhere" / IDS[0]
+    shutil.copytree(runs_dir / IDS[0], copy)
+    (copy / "metrics.jsonl").write_text("")
+    places = [str(runs_dir / IDS[0]), str(copy), str(runs_dir / IDS[1])]
+    assert main(["export", program, *places, "--to", str(tmp_path / "to"), "--json"]) == 0
+    said = capsys.readouterr()
+    assert f"runyard: skipped {copy}: run {IDS[0]} is exported from {runs_dir / IDS[0]}\n" in said.err
+    assert said.err.count("skipped ") == 1, "and no other"
+    assert len(json.loads(said.out)["written"]) == 2 + (program == "csv")
+    if program == "csv":
+        assert len((tmp_path / "to" / f"{IDS[0]}.csv").read_text().splitlines()) == 5
+        assert len((tmp_path / "to" / "runs.csv").read_text().splitlines()) == 3
+
+
 def test_what_cannot_be_is_one_line(export: Callable[..., str], runs_dir: Path, tmp_path: Path) -> None:
     assert "which runs?" in export("csv", "--json", code=2)
     assert "no run 2020" in export("csv", "2020", code=2)
@@ -148,6 +230,39 @@ def test_a_run_that_mlflow_does_not_take_is_one_line_and_the_next_export_is_whol
     client = MlflowClient(f"sqlite:///{tmp_path / 'to' / 'mlflow.db'}")
     (experiment,) = client.search_experiments(filter_string="name = 'paper'")
     assert len(client.search_runs([experiment.experiment_id])) == 2
+
+
+@pytest.mark.parametrize(("to", "told"), [
+    ("sqlite:///{}/nowhere/e.db", "nowhere is no folder"), ("sqlite:///{}/runs", "runs is a folder"),
+    ("sqlite:///{}/text", "file is not a database"), ("http://127.0.0.1:9", "MLflow cannot open it"),
+])  # fmt: skip
+def test_a_store_that_mlflow_cannot_open_is_one_line_within_seconds(
+    to: str,
+    told: str,
+    runs_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in PATIENCE:
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "text").write_text("no database, but long enough to be taken for the head of one" * 9)
+    began = time.monotonic()
+    assert main(["export", "mlflow", IDS[0], "--runs-dir", str(runs_dir), "--to", to.format(tmp_path)]) == 2
+    assert time.monotonic() - began < 30, "MLflow's own patience is of minutes"
+    said = capsys.readouterr().err
+    assert f"--to {to.format(tmp_path)}: " in said
+    assert told in said
+    assert said.count("\n") == 1
+
+
+def test_an_sqlite_file_beside_others_is_taken(
+    runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MLflow puts the artifacts here
+    to = f"sqlite:///{tmp_path}/e.db"
+    assert main(["export", "mlflow", IDS[0], "--runs-dir", str(runs_dir), "--to", to]) == 0
+    assert MlflowClient(to).get_experiment_by_name("paper") is not None
 
 
 @pytest.mark.parametrize("program", ["tensorboard", "mlflow"])

@@ -174,6 +174,15 @@ def test_a_run_that_fails_to_be_sent_does_not_end_the_others(server: WandbServer
     assert list(server.runs) == [second.id]
 
 
+def test_a_journal_that_cannot_be_read_does_not_end_the_others(server: WandbServer, make_run: MakeRun) -> None:
+    first, second = sorted((restarted(make_run), restarted(make_run)), key=lambda run: run.id)
+    first.journal_path.unlink()
+    first.journal_path.mkdir()  # root reads a file whatever its permissions
+    done = sync("--all", "--runs-dir", str(first.path.parent), "--dry-run", code=1)
+    assert f"{second.id}: would send 5 of 5 points" in done.stdout
+    assert done.stderr == f"runyard: not sent: {first.journal_path}: cannot read it (Is a directory)\n"
+
+
 def test_what_is_wrong_for_all_is_said_once(
     server: WandbServer, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +235,17 @@ def test_without_a_server_a_key_or_a_sensible_answer_it_is_one_line(
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     assert "does not answer" in refusal(str(run.path))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:notaport", "http://[::1", "nonsense", "http://127.0.0.1:99999"])
+def test_an_address_that_is_none_is_one_line(
+    url: str, server: WandbServer, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = restarted(make_run)
+    monkeypatch.setenv("WANDB_BASE_URL", url)
+    assert f"WANDB_BASE_URL={url} is no address" in refusal(str(run.path))
+    monkeypatch.delenv("WANDB_API_KEY")
+    assert f"WANDB_BASE_URL={url} is no address" in refusal(str(run.path)), "the key is looked up by it"
 
 
 def test_a_server_that_never_answers_is_waited_for_within_a_limit(server: WandbServer, make_run: MakeRun) -> None:

@@ -19,6 +19,7 @@ import yaml
 
 from runyard.compare.runs import History, Settings, Start, number
 from runyard.errors import UserError
+from runyard.run import plain
 from runyard.tracking import journal
 from runyard.tracking.journal import Row
 
@@ -115,6 +116,8 @@ def read_record(directory: Path) -> dict[str, Any]:
         record = None
     if not isinstance(record, dict):
         raise UserError(f"{directory}/run.json: damaged (no JSON object)")
+    if not plain(named := str(record.get("id", directory.name))):
+        raise UserError(f"{directory}/run.json: damaged (id {named!r}: no plain name)")
     return record
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from runyard.compare.runs import History
 from runyard.tracking.wandb_history import NAMES
 
+LATEST = 1e11  # unix seconds; no machine's clock has gone further
+MOST = 2**53  # beyond, floats lose count
 SPENT = {"gpu_hours": "cost/gpu_hours", "core_hours": "cost/core_hours"}
 
 
@@ -17,6 +19,18 @@ def measures(run: History) -> dict[str, np.ndarray]:
     """float64 [epochs measured] by name, as train/loss; NaN where not measured, and none that is so everywhere."""
     found = {name: run.measure(key) for key, name in {**NAMES, **SPENT}.items()}
     return {name: values for name, values in found.items() if np.isfinite(values).any()}
+
+
+def began(run: History) -> float:
+    """When the run was created, unix seconds; 0 where its record has no time."""
+    return run.created if 0 <= run.created <= LATEST else 0.0
+
+
+def points(run: History) -> tuple[list[float], list[int]]:
+    """Each measured epoch's time, unix seconds, and step; for what the journal lacks, ``began`` and the epoch."""
+    times, steps, epochs = run.measure("t"), run.measure("step"), run.series["epoch"]
+    timed, counted = (times >= 0) & (times <= LATEST), (steps >= 0) & (steps <= MOST)  # NaN is neither
+    return np.where(timed, times, began(run)).tolist(), np.where(counted, steps, epochs).astype(np.int64).tolist()
 
 
 def outcome(run: History) -> dict[str, float]:
@@ -48,5 +62,5 @@ def facts(run: History) -> dict[str, str]:
 
 
 def written(value: Any) -> str:
-    """A setting's value as JSON, text as it is."""
-    return value if isinstance(value, str) else json.dumps(value)
+    """A setting's value as JSON, text as it is; what JSON has no word for, as YAML's dates, as text."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)

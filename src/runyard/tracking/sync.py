@@ -58,9 +58,12 @@ def plan(run: Run) -> Plan:
     """Compare a run's journal with what the server has.
 
     Raises:
-        UserError: no key, no server, or nobody who could answer.
+        UserError: the journal cannot be read, no key, no server, or nobody who could answer.
     """
-    rows, broken = journal.read(run.journal_path)
+    try:
+        rows, broken = journal.read(run.journal_path)
+    except OSError as error:
+        raise UserError(f"{run.journal_path}: cannot read it ({error.strerror})") from None
     history = History(run.config)
     history.take(rows)
     server: Held = held(run)

@@ -31,12 +31,16 @@ HELD = """query RunResumeStatus($project: String, $entity: String, $name: String
 
 
 def obstacle() -> str | None:
-    """Why this machine cannot send to W&B: no key (environment or netrc), or no answer. None if it can."""
+    """Why this machine cannot send to W&B: no address, no key (environment or netrc), or no answer. None if it can."""
     url = base_url()
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port or {"http": 80, "https": 443}[parts.scheme], parts.hostname or ""
+    except (ValueError, KeyError):
+        return f"WANDB_BASE_URL={url} is no address: expected https://HOST or http://HOST:PORT"
     if key() is None:
         return f"there is no key for {url}: run `wandb login`, or set WANDB_API_KEY"
-    if not _answers(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)):
+    if not _answers(host, port):
         return f"{url} does not answer within {REACH_TIMEOUT_S:g} s: try again from a machine with a network"
     return None
 

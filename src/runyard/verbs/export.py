@@ -39,24 +39,34 @@ def run(args: argparse.Namespace) -> None:
 
     to = args.to or f"export/{args.program}"
     chosen = choose(args.runs, everything=args.all, tag=args.tag, sweep=args.sweep, runs_dir=args.runs_dir)
-    for note in chosen.notes:
+    runs, copies = _once(chosen.runs)
+    for note in [*chosen.notes, *copies]:
         print(f"runyard: {note}", file=sys.stderr)
     console = Console(stderr=True, quiet=args.json or not sys.stderr.isatty())
     try:
         write = _writer(args.program, to)
-        written = [write(each) for each in track(chosen.runs, args.program, console=console, transient=True)]
+        written = [write(each) for each in track(runs, args.program, console=console, transient=True)]
         if args.program == "csv":
             from pathlib import Path
 
             from runyard.export.to_csv import export_table
 
-            written.append(str(export_table(chosen.runs, Path(to))))
+            written.append(str(export_table(runs, Path(to))))
     except OSError as error:
         raise UserError(f"--to {to}: cannot be written ({error.strerror}); give another folder") from None
     if args.json:
         print(json.dumps({"program": args.program, "to": to, "written": written}))
         return
-    print(f"{len(chosen.runs)} runs in {to}{_next(args.program, to)}")
+    print(f"{len(runs)} runs in {to}{_next(args.program, to)}")
+
+
+def _once(runs: list[History]) -> tuple[list[History], list[str]]:
+    """One run of each id, which names what is written of it; and a line for each that another stands before."""
+    first: dict[str, History] = {}
+    copies = [run for run in runs if first.setdefault(run.id, run) is not run]
+    return list(first.values()), [
+        f"skipped {run.directory}: run {run.id} is exported from {first[run.id].directory}" for run in copies
+    ]
 
 
 def _writer(program: str, to: str) -> Callable[[History], str]:
