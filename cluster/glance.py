@@ -11,7 +11,7 @@ from typing import Any
 from runyard import lease
 from runyard.errors import UserError
 from runyard.holder import Holder
-from runyard.run import FORMAT, MEND
+from runyard.run import FORMAT, MEND, check_record
 from runyard.tracking import journal
 from runyard.tracking.journal import Row
 
@@ -139,8 +139,9 @@ def glance(path: Path) -> Glance:
     """
     try:
         record = json.loads((path / "run.json").read_bytes())
-        if record["format"] != FORMAT or not isinstance(record["jobs"], list) or not isinstance(record["id"], str):
+        if record["format"] != FORMAT:
             raise ValueError("not of this version")
+        check_record(record)
     except OSError as error:
         raise UserError(f"{path}/run.json: cannot read it ({error.strerror}); name a run by id or path") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -390,10 +390,15 @@ def test_no_runs_at_all_cost_a_line(folder: Folder, status: Any) -> None:
     assert "`runyard submit` makes one" in err
 
 
-def test_a_damaged_run_is_named_and_the_others_are_shown(folder: Folder, status: Any) -> None:
+@pytest.mark.parametrize("record", [
+    "{", "[]", '{"format": "runyard-run-1", "id": "x", "jobs": [1]}',
+    '{"format": "runyard-run-1", "id": "x", "jobs": [{"id": "abc", "launcher": "slurm"}]}',
+    '{"format": "runyard-run-1", "id": "../x", "jobs": []}',
+])  # fmt: skip
+def test_a_damaged_run_is_named_and_the_others_are_shown(folder: Folder, status: Any, record: str) -> None:
     folder.run(start(1), stop(9, "finished"))
     damaged = folder.run()
-    (damaged / "run.json").write_text("{")
+    (damaged / "run.json").write_text(record)
     torn = folder.run(start(1), stop(9, "finished"))
     with open(torn / "metrics.jsonl", "a") as journal:
         journal.write('{"event": "st')
