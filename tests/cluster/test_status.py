@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from rich.cells import cell_len
 
 from cluster.glance import MANY, glance
 from cluster.standing import shortest, standing
+from cluster.status import View, table
 from runyard.cli import main
+from runyard.errors import UserError
 from runyard.lease import Lease
 from runyard.tracking.journal import Journal
 from tests.cluster.fabricated import BEGAN, Folder, epoch, row, start, stop
@@ -337,6 +340,32 @@ def test_where_slurm_does_not_answer_the_rest_is_shown_and_the_exit_code_says_so
     assert "finished" in out
     assert "unknown" in out
     assert err == "runyard: no squeue on this machine: ask on the cluster's login node\n"
+
+
+def test_watching_goes_on_where_a_run_is_removed(folder: Folder) -> None:
+    goes, stays = (folder.run(start(1, job_id=job), job=job) for job in ("12", "13"))
+    running = [f"{job}|RUNNING|None|1:00|9:00|N/A|node1|{run.name}\n" for job, run in (("12", goes), ("13", stays))]
+    folder.slurm.says("squeue.txt", "".join(running))
+    view = View(folder.path)
+    assert [s.going for s in view.found] == [True, True]
+    shutil.rmtree(goes)
+    view.look_at_files()
+    assert [s.run.path for s in view.found] == [stays]
+    view = View(folder.path, [stays])
+    shutil.rmtree(stays)
+    with pytest.raises(UserError, match="cannot read it"):
+        view.look()  # of one that was named it is said
+
+
+def test_the_points_of_a_sweep_leave_room_for_the_time_that_is_left(folder: Folder) -> None:
+    going, running = {"step": 150, "steps": 39000, "eta_s": 7505.0}, ""
+    ids = ["20261125-120000-paper-a7ba", "20261125-120000-paper-b8cb"]
+    for job, name in zip(("12", "13"), ids, strict=True):
+        folder.run(start(time.time() - BEGAN, job_id=job), epoch(5, 1, 0.5), job=job, progress=going, id=name)
+        running += f"{job}|RUNNING|None|1:00|9:00|N/A|node1|{name}\n"
+    folder.slurm.says("squeue.txt", running)
+    shown = table(View(folder.path).found, ids, 80).plain
+    assert shown.count("2:05:05") == 2, shown
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -291,6 +291,18 @@ def test_the_points_of_a_sweep_here_are_one_json_document(
     assert json.loads(capsys.readouterr().out) == [{"run": 3}, {"run": 1}]
 
 
+def test_ctrl_c_while_a_job_on_slurm_is_followed_leaves_it_and_a_script_its_number(
+    small: list[str], slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(self: object, job: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cluster.attach.Attached.follow", interrupted)
+    assert main(["submit", *small, "experiment=null", "cluster=slurm", "--attach", "--json"]) == 130
+    said = json.loads(capsys.readouterr().out)
+    assert (said["job"], said["outcome"], slurm.queue) == (NUMBER, "left", [said["run"]])
+
+
 def test_a_run_started_here_says_in_its_record_of_which_sweep_it_is(
     small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
