@@ -24,7 +24,7 @@ from runyard.data.order import evaluation_indices
 from runyard.errors import UserError
 from runyard.run import Run
 from runyard.tracking import journal
-from runyard.training import distributed
+from runyard.training import distributed, last_word
 from runyard.training.distributed import Dist, Vote, from_environment, joined
 from runyard.training.last_word import RankLost
 from runyard.training.metrics import Counters, evaluate
@@ -220,6 +220,11 @@ def hanging(place: Dist) -> None:
     vote.now([0])
 
 
+def hanging_where_one_looks_longer(place: Dist) -> None:
+    last_word.LAST_WORD_S += place.rank  # beyond the end of rank 0's own look, who has the store
+    hanging(place)
+
+
 def preparing(place: Dist) -> Any:
     """The last rank needs longer for what comes first than the group would wait."""
     if place.rank == RANKS - 1:
@@ -346,8 +351,11 @@ def test_a_killed_rank_is_named_and_nobody_waits_for_it(together: Together) -> N
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_is_named_by_those_that_wait_for_its_vote(together: Together) -> None:
-    assert together(hanging, RANKS - 1) == [
+@pytest.mark.parametrize("work", [hanging, hanging_where_one_looks_longer])
+def test_a_rank_that_hangs_is_named_by_those_that_wait_for_its_vote(
+    together: Together, work: Callable[[Dist], None]
+) -> None:
+    assert together(work, RANKS - 1) == [
         ("RankLost", f"ranks [{RANKS - 1}] of {RANKS} do not answer: look into their logs, on {socket.gethostname()}")
     ] * (RANKS - 1)
 

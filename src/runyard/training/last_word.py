@@ -32,7 +32,21 @@ def tell(store: dist.Store, rank: int, error: BaseException) -> None:
 
 
 def first_cause(store: dist.Store, places: list[tuple[str, int]], rank: int) -> UserError | RankLost:
-    """What the others say they failed of, or who of them is gone without a word or does not answer."""
+    """What the others say they failed of, or who of them is gone without a word or does not answer.
+
+    Rank 0 has the store, and stays until the others who look into it have seen what they need: they may be slower.
+    """
+    cause = _found(store, places, rank)
+    with contextlib.suppress(RuntimeError):
+        store.set(f"knows/{rank}", "")
+        looking = [r for r in range(len(places)) if store.check([f"waits/{r}"])] if rank == 0 else []
+        deadline = time.monotonic() + LAST_WORD_S
+        while looking and not store.check([f"knows/{r}" for r in looking]) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    return cause
+
+
+def _found(store: dist.Store, places: list[tuple[str, int]], rank: int) -> UserError | RankLost:
     deadline = time.monotonic() + LAST_WORD_S
     with contextlib.suppress(RuntimeError):
         store.set(f"waits/{rank}", "")
