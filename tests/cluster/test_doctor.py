@@ -59,6 +59,7 @@ def checks_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int,
     return code, {check["name"]: check for check in json.loads(said.out)}
 
 
+@pytest.mark.slow
 def test_this_machine_can_do_what_the_other_tests_do(small: list[str], tmp_path: Path) -> None:
     said = subprocess.run([sys.executable, "-m", "runyard", "doctor", *small, "--json"], cwd=ROOT, text=True,
                           capture_output=True)  # fmt: skip
@@ -191,6 +192,7 @@ def test_a_node_without_a_network_is_no_fault_where_the_run_can_do_without() -> 
     assert "the run logs offline" in on_a_node({"reached": False}, "tracking=auto")["internet"].found
 
 
+@pytest.mark.slow
 def test_the_probe_tells_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "login").touch()
     monkeypatch.setenv("MINE", str(tmp_path))

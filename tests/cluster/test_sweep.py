@@ -229,6 +229,7 @@ def test_a_trial_that_fails_is_told_so_and_the_search_goes_on_without_torch(sear
     assert all("16,0" in trial["why"] or "width" in trial["why"] for trial in trials if trial["why"])
 
 
+@pytest.mark.slow
 def test_a_trial_that_makes_no_run_is_written_down_for_those_who_compare(
     tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

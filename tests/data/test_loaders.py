@@ -220,6 +220,7 @@ def test_an_error_in_the_reader_reaches_the_consumer_with_its_cause(config: Conf
     assert not prefetch_threads()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning", FFCVS_OWN)
 def test_ffcvs_own_iterator_waits_for_ever_on_that_error(prepared: Any, monkeypatch: Any) -> None:
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
@@ -323,6 +324,7 @@ print(len(next(running)))
 """
 
 
+@pytest.mark.slow
 def test_a_program_that_ends_without_closing_its_worker_processes_does_end(config: Config, prepared: Any,
                                                                            tmp_path: Path) -> None:
     (tmp_path / "given").write_bytes(pickle.dumps((replace(config, loader="torch", batch_size=20), prepared)))

@@ -236,6 +236,7 @@ def test_a_run_that_mlflow_does_not_take_is_one_line_and_the_next_export_is_whol
     ("sqlite:///{}/nowhere/e.db", "nowhere is no folder"), ("sqlite:///{}/runs", "runs is a folder"),
     ("sqlite:///{}/text", "file is not a database"), ("http://127.0.0.1:9", "MLflow cannot open it"),
 ])  # fmt: skip
+@pytest.mark.slow
 def test_a_store_that_mlflow_cannot_open_is_one_line_within_seconds(
     to: str,
     told: str,
