@@ -29,7 +29,7 @@ from runyard.tracking import journal
 
 FORMAT = "runyard-run-1"
 MEND = "restore it, or start another run with `runyard submit`"
-JOB: dict[str, type | tuple[type, ...]] = {"launcher": str, "logs": str, "submitted": (int, float), "nodes": int}
+JOB_TYPES: dict[str, type | tuple[type, ...]] = {"launcher": str, "logs": str, "submitted": (int, float), "nodes": int}
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -275,7 +275,7 @@ def new_id(name: str) -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{secrets.token_hex(2)}"
 
 
-def plain(name: str) -> bool:
+def is_plain_name(name: str) -> bool:
     """Whether it names one thing within a folder, and nothing hidden: a run's files go wherever its id says."""
     return name == Path(name).name != "" and not name.startswith(".") and name.isprintable()
 
@@ -288,13 +288,13 @@ def check_record(record: dict[str, Any]) -> None:
     """
     if not isinstance(record.get("id"), str) or not isinstance(record.get("jobs"), list):
         raise ValueError("id or jobs")
-    if not plain(record["id"]):
+    if not is_plain_name(record["id"]):
         raise ValueError(f"id {record['id']!r}: no plain name")
     for job in record["jobs"]:
         if not isinstance(job, dict) or not isinstance(job.get("id"), str):
             raise ValueError(f"jobs: {job!r}: no mapping with an id")
-        for key in job.keys() & JOB.keys():
-            if not isinstance(job[key], JOB[key]):
+        for key in job.keys() & JOB_TYPES.keys():
+            if not isinstance(job[key], JOB_TYPES[key]):
                 raise ValueError(f"jobs: {job['id']}: {key}={job[key]!r}")
         if job.get("launcher") == "slurm" and not re.fullmatch(r"[0-9]+(_[0-9]+)?", job["id"]):
             raise ValueError(f"jobs: {job['id']!r} is no job of SLURM")

@@ -19,7 +19,7 @@ import yaml
 
 from runyard.compare.runs import History, Settings, Start, number
 from runyard.errors import UserError
-from runyard.run import plain
+from runyard.run import is_plain_name
 from runyard.tracking import journal
 from runyard.tracking.journal import Row
 
@@ -116,7 +116,7 @@ def read_record(directory: Path) -> dict[str, Any]:
         record = None
     if not isinstance(record, dict):
         raise UserError(f"{directory}/run.json: damaged (no JSON object)")
-    if not plain(named := str(record.get("id", directory.name))):
+    if not is_plain_name(named := str(record.get("id", directory.name))):
         raise UserError(f"{directory}/run.json: damaged (id {named!r}: no plain name)")
     return record
 

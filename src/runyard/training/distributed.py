@@ -247,7 +247,8 @@ class Vote:
     def __init__(self, place: Dist) -> None:
         timeout = datetime.timedelta(seconds=JOIN_TIMEOUT_S)  # gloo's own is half an hour
         self._group = dist.new_group(backend="gloo", timeout=timeout) if place.world_size > 1 else None
-        _groups.extend([self._group] if self._group else [])
+        if self._group is not None:
+            _groups.append(self._group)
         self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
 
     def exchange(self, flags: list[int]) -> list[int]:

@@ -84,7 +84,7 @@ def _begun(args: argparse.Namespace) -> tuple[Path, Settings]:
     from cluster.study import Settings
     from runyard.run import new_id
 
-    said = [o for o in args.overrides if is_runs_dir(o)]
+    said = [o for o in args.overrides if _is_runs_dir(o)]
     runs = Path(said[-1].partition("=")[2] if said else args.runs_dir).absolute()
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", args.name):
         raise UserError(f"--name {args.name!r}: expected letters, digits and . _ -, at most 61")
@@ -98,7 +98,7 @@ def _begun(args: argparse.Namespace) -> tuple[Path, Settings]:
         _as_it_was(args, found, given)
         return folder, found
     words = [o for o in args.overrides if WORD.fullmatch(o)]
-    fixed = [o for o in args.overrides if o not in words and not is_runs_dir(o)]
+    fixed = [o for o in args.overrides if o not in words and not _is_runs_dir(o)]
     if not any(o.lstrip("+").startswith("experiment=") for o in fixed):
         fixed = ["experiment=auto", *fixed]
     asked = Settings([*fixed, f"runs_dir={json.dumps(str(runs))}"], words, **(BEGINS_WITH | given))
@@ -114,7 +114,7 @@ def _as_it_was(args: argparse.Namespace, found: Settings, asked: dict[str, Any])
                             "leave the settings out to go on with it, or give another name")  # fmt: skip
 
 
-def is_runs_dir(override: str) -> bool:
+def _is_runs_dir(override: str) -> bool:
     return override.lstrip("+").startswith("runs_dir=")
 
 
@@ -124,7 +124,7 @@ def _same(args: argparse.Namespace, name: str) -> str:
 
 def _elsewhere(args: argparse.Namespace) -> str:
     """What a command typed next must say to find the runs."""
-    said = [o.partition("=")[2] for o in args.overrides if is_runs_dir(o)]
+    said = [o.partition("=")[2] for o in args.overrides if _is_runs_dir(o)]
     where = said[-1] if said else args.runs_dir
     return "" if where == "runs" else f" --runs-dir {shlex.quote(where)}"
 
@@ -144,7 +144,7 @@ def _show(study: Study, fixed: list[str], folder: Path, elsewhere: str, *, as_js
         }
         for trial in study.trials
     ]
-    again = [o for o in fixed if elsewhere or not is_runs_dir(o)]
+    again = [o for o in fixed if elsewhere or not _is_runs_dir(o)]
     command = shlex.join([*again, *study.drawn(best)]) if best else ""
     if as_json:
         number = None if best is None else best.number
