@@ -6,8 +6,9 @@ import errno
 import hashlib
 import os
 import stat
+import weakref
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -19,11 +20,15 @@ _KINDS = {
 }
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write ``content`` so that after any crash ``path`` holds the old content or the new, never a part."""
+def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o666) -> None:
+    """Write ``content`` so that after any crash ``path`` holds the old content or the new, never a part.
+
+    Args:
+        mode: Permissions of the file, less what the umask takes away.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as f:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as f:
             f.write(content.encode() if isinstance(content, str) else content)
             f.flush()
             os.fsync(f.fileno())
@@ -43,7 +48,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def open_regular(path: Path | str, *, follow_links: bool = True) -> BinaryIO:
+def open_regular(path: Path | str, *, follow_links: bool = True) -> BufferedReader:
     """Open a regular file to read its bytes. Never waits for a FIFO's writer, never begins to read an endless device.
 
     Args:
@@ -65,7 +70,7 @@ def open_regular(path: Path | str, *, follow_links: bool = True) -> BinaryIO:
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         raise _not_regular(mode, path)
-    return os.fdopen(descriptor, "rb")
+    return open(descriptor, "rb")
 
 
 def _not_regular(mode: int, path: Path | str) -> OSError:
@@ -77,6 +82,13 @@ def read_regular(path: Path | str, *, follow_links: bool = True) -> bytes:
     """The bytes of a regular file; see ``open_regular``."""
     with open_regular(path, follow_links=follow_links) as file:
         return file.read()
+
+
+def keep_open(file: BufferedReader, owner: object) -> int:
+    """A descriptor of an open file that lives as long as ``owner``, whatever becomes of ``file``."""
+    descriptor = os.dup(file.fileno())
+    weakref.finalize(owner, os.close, descriptor)
+    return descriptor
 
 
 def sha256(path: Path) -> str:
