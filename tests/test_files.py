@@ -1,4 +1,4 @@
-"""Only regular files are opened: nothing that a stranger puts in a file's place makes a command wait, or read for ever."""
+"""Only regular files are opened: nothing put in a file's place makes a command wait, or read for ever."""
 
 from __future__ import annotations
 
