@@ -14,6 +14,7 @@ from runyard.holder import Holder
 from runyard.run import FORMAT, MEND, check_record
 from runyard.tracking import journal
 from runyard.tracking.journal import Row
+from runyard.training import saved
 
 # How the journal begins the lines that there are many of: they are parsed only where somebody asks.
 MANY = {b'{"event": "epoch"': "epoch", b'{"event": "checkpoint"': "checkpoint"}
@@ -102,8 +103,14 @@ class Glance:
     @property
     def saved_step(self) -> int | None:
         """Step of the newest checkpoint that was saved, by the journal."""
-        saved = _parsed(self._lines.get("checkpoint", []))
-        return int(saved[-1]["step"]) if saved else None
+        rows = _parsed(self._lines.get("checkpoint", []))
+        return int(rows[-1]["step"]) if rows else None
+
+    @property
+    def saved_doubt(self) -> str:
+        """In words, that the newest checkpoint is gone or damaged; empty where it seems whole, or there was none."""
+        doubt = None if self.saved_step is None else saved.doubt(self.path / "checkpoints", self.saved_step)
+        return f", but {doubt}" if doubt else ""
 
     def last_words(self) -> str | None:
         """The last line of an error log of the newest job: of our own words if there are any."""

@@ -135,7 +135,7 @@ def test_lost_code_that_the_checkout_does_not_hold_is_refused_with_the_way_back(
 def test_code_that_was_changed_since_the_submission_is_refused(run: Run) -> None:
     with open(run.code / "cluster" / "task.py", "a") as file:
         file.write("import planted\n")
-    with pytest.raises(UserError, match="its code in .* is not what was submitted: it was changed"):
+    with pytest.raises(UserError, match=r"its code in .* is not what was submitted: it was changed"):
         restore(run)
 
 

@@ -123,7 +123,7 @@ def read(path: Path) -> Checkpoint:
         Unusable: half-made or damaged.
     """
     try:
-        manifest = json.loads(read_regular(path / "manifest.json"))
+        manifest = _manifest(path)
         if sha256(path / "state.pt") != manifest["sha256"]:
             raise Unusable("its sha256 is another than when it was saved")
         score = None if manifest["score"] is None else float(manifest["score"])
@@ -132,6 +132,31 @@ def read(path: Path) -> Checkpoint:
         raise Unusable(f"{Path(error.filename or path).name}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Unusable("manifest.json: not of this program") from None
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """What stands beside the state, whose size is compared with it: older versions noted none."""
+    manifest = json.loads(read_regular(path / "manifest.json"))
+    size = (path / "state.pt").stat().st_size
+    if manifest.get("bytes", size) != size:
+        raise Unusable(f"{size} bytes, and {manifest['bytes']} were saved")
+    return dict(manifest)
+
+
+def doubt(folder: Path, step: int) -> str | None:
+    """Why the checkpoint of this step is of no use, as far as that shows without reading it; None where it seems whole.
+
+    For tables of many runs: ``read`` tells for certain.
+    """
+    name = f"step_{step:08d}"
+    path = next((path for path in candidates(folder) if _name(path) == name), None)
+    if path is None:
+        return f"{name} is missing"
+    try:
+        _manifest(path)
+    except (Unusable, OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return f"{name} is damaged"
+    return None
 
 
 def valid(folder: Path) -> list[Checkpoint]:
