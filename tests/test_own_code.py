@@ -80,6 +80,20 @@ def test_python_that_would_not_take_the_runs_code_is_not_started_for_ever(
     assert executed == []
 
 
+def test_a_file_of_another_user_is_known_and_ones_own_and_roots_are_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ownership.owner(tmp_path) is None
+    assert ownership.owner(Path("/")) is None
+    if os.getuid() == 0:
+        os.chown(tmp_path, 54321, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 54321)
+    assert ownership.owner(tmp_path) is not None
+    with pytest.raises(UserError, match=r"the run belongs to .*; ask them"):
+        ownership.require_own(tmp_path, "the run", "ask them")
+
+
 @pytest.mark.parametrize("whose", ["run", "code"])
 def test_another_users_code_is_not_run_unasked(
     run: Run, executed: Executed, monkeypatch: pytest.MonkeyPatch, whose: str

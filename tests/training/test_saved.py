@@ -96,7 +96,7 @@ def test_what_is_passed_over_is_named_with_its_reason(run: Run, damage: str) -> 
     assert choice.checkpoint.step == 16
     assert choice.warning is not None
     assert f"step_00000024 {words}" in choice.warning
-    assert choice.warning.endswith("passed over; going on from step_00000016")
+    assert choice.warning.endswith(": passed over for step_00000016")
 
 
 @pytest.mark.parametrize("how", ["gone", "damaged"])

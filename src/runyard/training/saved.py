@@ -67,8 +67,8 @@ class Choice:
         """What was passed over, as one line; None if nothing was."""
         if not self.passed_over:
             return None
-        begin = self.checkpoint.path.name.removeprefix(ASIDE) if self.checkpoint else "the beginning"
-        return f"{'; '.join(self.passed_over)}: passed over; going on from {begin}"
+        instead = f"for {_name(self.checkpoint.path)}" if self.checkpoint else "to begin again at step 0"
+        return f"{'; '.join(self.passed_over)}: passed over {instead}"
 
 
 def choose(run: Run, use: Callable[[Checkpoint], Any] = lambda checkpoint: None) -> Choice:
