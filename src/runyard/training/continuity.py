@@ -46,7 +46,8 @@ def check_same_settings(run: Run, found: Checkpoint | None) -> None:
     """
     if found is None or found.settings is None:
         return
-    now = {name: value for name, value in learned(run.config).items() if name in found.settings}  # an older one has fewer
+    # An older version's checkpoint names fewer.
+    now = {name: value for name, value in learned(run.config).items() if name in found.settings}
     for name, (old, new) in differences(found.settings, now).items():
         raise UserError(
             f"{name}={written(new)}: run {run.id} was begun with {written(old)}, and would learn something else; "
