@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)
 UNSAVED_AT_S = 5  # before the time limit: who has not ended by then hangs
 
 
