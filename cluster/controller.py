@@ -62,7 +62,11 @@ class Controller:
 
     def _started(self, rank: int) -> subprocess.Popen[bytes]:
         number = str(rank)
-        place = {"SUBMITIT_LOCAL_JOB_ID": self._job, "SUBMITIT_LOCAL_LOCALID": number, "SUBMITIT_LOCAL_GLOBALID": number}
+        place = {
+            "SUBMITIT_LOCAL_JOB_ID": self._job,
+            "SUBMITIT_LOCAL_LOCALID": number,
+            "SUBMITIT_LOCAL_GLOBALID": number,
+        }
         env = os.environ | place | {"RUNYARD_START": self._start}
         with open(self._log(rank, "out"), "a") as out, open(self._log(rank, "err"), "a") as err:
             return subprocess.Popen(self._command, env=env, stdout=out, stderr=err)
@@ -79,7 +83,7 @@ class Controller:
     def _watch(self) -> None:
         """Until all have ended, or one has failed and the others had their time, or the job has had its own."""
         began, failed_at, warned = time.monotonic(), 0.0, False
-        while any([task.poll() is None for task in self._tasks]):  # each is reaped
+        while any(task.poll() is None for task in self._tasks):
             now = time.monotonic()
             self._note_ended()
             failed_at = failed_at or (now if self._ended else 0.0)
@@ -94,8 +98,8 @@ class Controller:
 
     def _note_ended(self) -> None:
         for rank, task in enumerate(self._tasks):
-            if task.returncode and rank not in self._ended:
-                self._ended[rank] = self._how(rank, task.returncode)
+            if (code := task.poll()) and rank not in self._ended:
+                self._ended[rank] = self._how(rank, code)
                 with open(self._notes, "a") as notes:
                     notes.write(json.dumps({"rank": rank, "message": self._ended[rank]}) + "\n")
 
@@ -108,7 +112,7 @@ class Controller:
         return f"ended with {code}{': ' + said[-1] if said else ''}"
 
     def _end(self) -> None:
-        """Let the rest show where they stand, then kill them; what only a look from outside tells goes to their logs."""
+        """Let the rest show where they stand, and kill them; what only a look from outside tells goes to their logs."""
         hung = [(rank, task) for rank, task in enumerate(self._tasks) if task.poll() is None]
         for _, task in hung:
             task.send_signal(signal.SIGQUIT)  # StopFlag has its stack printed
@@ -134,8 +138,7 @@ class Controller:
 
     def _concluded(self) -> bool:
         rows, _ = journal.read(self._folder.parent / "metrics.jsonl")
-        last = next((row for row in reversed(rows) if row["event"] in ("start", "stop")), {"event": ""})
-        return bool(last["event"] == "stop" and last["t"] >= self._began)
+        return any(row["event"] == "stop" and row["t"] >= self._began for row in rows[-1:])
 
     @property
     def _notes(self) -> Path:
@@ -153,7 +156,9 @@ class Controller:
 def _stands(pid: int) -> str:
     """What the kernel tells of a process: its state, and what it waits for as far as we may know."""
     try:
-        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+        status = dict(
+            line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+        )
         waits = Path(f"/proc/{pid}/wchan").read_text().strip("0\n")
     except OSError:
         return "was gone already"

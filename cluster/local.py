@@ -16,7 +16,7 @@ CONTROLLER = Path(__file__).with_name("controller.py")
 class LocalExecutor(submitit.LocalExecutor):
     """Starts a job as submitit does, but for what leads its tasks."""
 
-    def _submit_command(self, command: str) -> LocalJob[str]:
+    def _submit_command(self, command: str) -> LocalJob[str]:  # type: ignore[override]
         p = self.parameters
         gpus = p["visible_gpus"][: p["gpus_per_node"]] or range(p["gpus_per_node"])
         env = os.environ | {

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from runyard.config import check_world
 from runyard.data import loaders, manifest
@@ -26,7 +25,7 @@ from runyard.files import write_atomic
 from runyard.learned import learned
 from runyard.lease import LeaseLost
 from runyard.run import Run
-from runyard.stopping import Stop
+from runyard.stopping import Stop, Stopped, at_once
 from runyard.tracking.recorder import Recorder
 from runyard.training import checkpoint, continuity, distributed, machine, step_timer
 from runyard.training.distributed import Dist, Vote
@@ -60,7 +59,13 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
     record = Recorder(run, active=place.rank == 0, lease=lease)
     try:
         with (
-            distributed.joined(place, run.path / "slurm", lambda: _stage(run, place)) as staged,
+            distributed.joined(
+                place,
+                run.path / "slurm",
+                lambda: _stage(run, place),
+                should_stop,
+                compiles=run.config.compile != "none",
+            ) as staged,
             run.writing(),
             contextlib.ExitStack() as open_parts,
         ):
@@ -70,10 +75,14 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
             record.event("stop", reason=str(outcome), message="", cause=training.stopped_by.words)
         record.close()
         if place.rank == 0 and outcome is Outcome.FINISHED:
-            _write_report(run, record)
+            _write_report(run, record, should_stop)
         return outcome
     except LeaseLost:  # the journal is another's now, and so is the W&B record
         raise
+    except Stopped as stopped:
+        with run.writing():
+            record.event("stop", reason="interrupted", message="before it began to learn", cause=stopped.stop.words)
+        return Outcome.INTERRUPTED
     except BaseException as error:
         message = str(error) or type(error).__name__
         with contextlib.suppress(OSError):  # a full disk has no room for these words either
@@ -100,14 +109,15 @@ def _stage(run: Run, place: Dist) -> tuple[Path, str | None]:
     return staged, not_staged
 
 
-def _write_report(run: Run, record: Recorder) -> None:
+def _write_report(run: Run, record: Recorder, should_stop: Callable[[], Stop]) -> None:
     from runyard.report.page import write_report
 
     record.check()
     try:
-        write_report(run)
-    except Exception as error:  # a picture that fails does not undo a training that went well
-        if not isinstance(error, UserError):
+        with at_once(should_stop):
+            write_report(run)
+    except (Exception, Stopped) as error:  # a picture that fails does not undo a training that went well
+        if not isinstance(error, (UserError, Stopped)):
             traceback.print_exc()
         with contextlib.suppress(OSError):
             record.warning(
@@ -201,8 +211,9 @@ class Training:
                 self.learner.network.init_from_data(
                     self.learner.normalise(torch.from_numpy(images).to(self.place.device))
                 )
-        self.learner.connect()
-        self._warm_up()
+        with at_once(self.should_stop):  # all that it could lose is saved
+            self.learner.connect()
+            self._warm_up()
         facts = machine.facts(self.run, self.learner, found.path.name if found else None)
         self.record.event("start", **facts)
         self.record.open_wandb(facts)
@@ -392,5 +403,4 @@ class Training:
             if "deterministic implementation" not in str(error):
                 raise
             raise UserError(f"deterministic=true: {str(error).partition(',')[0]}; set deterministic=false") from error
-        if dist.is_initialized():
-            dist.barrier()
+        distributed.end_of_warm_up(self.place)
