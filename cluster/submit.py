@@ -20,8 +20,9 @@ from cluster.compose import Composed, compose, expand, gpu_count, visible_gpus
 from cluster.executor import Batch, require_sbatch, tasks_per_node
 from cluster.job import TrainJob
 from cluster.local import LocalExecutor
-from cluster.preflight import can_go_on, planned, preflight
+from cluster.preflight import can_go_on, planned, preflight, python_is_elsewhere, where_it_goes_on
 from runyard import config as schema
+from runyard import own_code
 from runyard.config import ClusterConfig, Config
 from runyard.data import manifest
 from runyard.errors import UserError
@@ -68,6 +69,8 @@ def plan(
     prepare = manifest.prepare_command(first.overrides)
     # As many as the grid has: to compose a thousand takes a minute, and what SLURM would refuse shows in the first.
     preflight(subject([first.config] * len(grid), prepare, after, needs_data=needs_data), of_slurm=not dry_run)
+    if (doubt := python_is_elsewhere(first.config)) is not None:
+        print(f"runyard: warning: {doubt}", file=sys.stderr, flush=True)
     points = [first, *map(compose, grid[1:])]
     if len({repr(point.config.cluster) for point in points}) > 1:
         raise UserError("a sweep is one array of equal jobs: leave the cluster's settings out of what it varies")
@@ -135,13 +138,19 @@ def launch(run: Run, after: str | None = None) -> Job:
     return LocalJob(job)
 
 
-def resume(run: Run, overrides: list[str]) -> Job:
+def resume(run: Run, overrides: list[str], *, from_scratch: bool = False) -> Job:
     """Start a job that goes on with ``run``, with other settings of the kind that does not change what the run learns.
+
+    Args:
+        from_scratch: Begin again at step 0, where no checkpoint is left of those the run had.
 
     Raises:
         UserError: one that does, named with its old and its new value; or the run cannot go on (``can_go_on``).
     """
     can_go_on(run)
+    for said in (own_code.restore(run), where_it_goes_on(run, from_scratch=from_scratch)):
+        if said is not None:
+            print(f"runyard: {said}", file=sys.stderr, flush=True)
     given = run.record.get("overrides", [])
     before = compose(given).values
     if any(o.lstrip("+").startswith("cluster=") for o in overrides):
