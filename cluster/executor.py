@@ -33,13 +33,14 @@ VARIABLES = {
 }
 OF_OTHER_JOBS = ("WAIT", "ARRAY_INX", "TEST_ONLY")  # what no submission of ours is, whatever the environment says
 ANSWER_TIMEOUT_S = 60  # of sbatch on a busy controller
-# By it cluster.requeue tells what this start wrote from what earlier ones did.
-BEGAN = "export RUNYARD_BEGAN=$(date +%s)"
+# By these cluster.requeue tells what this start wrote, in the journal and in this log, from what earlier ones did.
+BEGAN = "export RUNYARD_BEGAN=$(date +%s) RUNYARD_LOG_BEGAN=$(stat -Lc %s /dev/stderr)"
 # Where a centre has SBATCH_EXPORT=NONE, srun would pass on none of what the script exports.
 EXPORT = "export SLURM_EXPORT_ENV=ALL"
 # Until SLURM 23.02 a job is not told when its time limit ends it. squeue may not answer: to date nothing is midnight.
-# At the time limit SLURM sends TERM to this shell too, which must live to requeue the job. What it starts hears TERM.
-SURVIVE = "trap : TERM"
+# At the time limit SLURM sends TERM to this shell too, which must live to requeue the job; some sites preempt by
+# another. What it starts hears them.
+SURVIVE = "trap : TERM USR1 USR2"
 END_TIME = (
     "export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-"
     '$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e || echo unknown)" +%s)}'

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from runyard import causes
 from runyard.config import check_world
 from runyard.data import loaders, manifest
 from runyard.data.batch import Batch
@@ -28,7 +29,7 @@ from runyard.lease import LeaseLost
 from runyard.run import Run
 from runyard.stopping import Stop
 from runyard.tracking.recorder import Recorder
-from runyard.training import checkpoint, continuity, distributed, machine
+from runyard.training import checkpoint, continuity, distributed, last_word, machine
 from runyard.training.distributed import Dist, Vote
 from runyard.training.learner import Diverged, Learner
 from runyard.training.metrics import Predictions, evaluate
@@ -64,7 +65,8 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
             contextlib.ExitStack() as open_parts,
         ):
             training = Training(run, place, record, should_stop, open_parts, staged)
-            outcome = training.to_the_end()
+            with last_word.at_step(lambda: training.learner.step):
+                outcome = training.to_the_end()
         with run.writing():
             record.event("stop", reason=str(outcome), message="", cause=training.stopped_by.words)
         record.close()
@@ -74,12 +76,11 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
     except LeaseLost:  # the journal is another's now, and so is the W&B record
         raise
     except BaseException as error:
-        message = str(error) or type(error).__name__
+        failure = last_word.failure(error, place.rank)
+        to_blame = isinstance(error, (UserError, Diverged)) or not causes.can_help(failure)  # and would do so again
+        said = {"message": causes.said(error), "user_error": isinstance(error, UserError), "retry": not to_blame}
         with contextlib.suppress(OSError):  # a full disk has no room for these words either
-            to_blame = isinstance(error, (UserError, Diverged))  # and would do so again
-            record.event(
-                "stop", reason="failed", message=message, user_error=isinstance(error, UserError), retry=not to_blame
-            )
+            record.event("stop", reason="failed", **said, **failure)
         record.close(failed=True)
         raise
     finally:
