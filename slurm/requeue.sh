@@ -36,7 +36,7 @@ requeue() { # NODES: all that it is to leave out from now on; "": no others than
 # Where Python itself fails on this node, it can be neither asked nor told: another node is tried, three at most.
 if [ "$ended" -ne 0 ] && ! "$python" -c 'import cluster.requeue'; then
     node=${SLURMD_NODENAME:-$(hostname -s)} list=$(field ExcNodeList)
-    tried=$(grep -c '^{"event": "exclude", .*"job": "'"$SLURM_JOB_ID"'"' "$run/metrics.jsonl")
+    tried=$(grep -c '^{"event": "exclude", .*"job": "'"$SLURM_JOB_ID"'"' "$run/metrics.jsonl" 2>/dev/null)
     others=$(nodes | grep -Ec "^[^|]*\|(idle|mix|alloc|comp|resv|plnd|pow)[^|*]*\|")
     said="runyard: Python failed on $node"
     if [ "${tried:-${SLURM_RESTART_COUNT:-0}}" -ge 3 ]; then said="$said, as on others before"
