@@ -63,10 +63,9 @@ class LocalJob:
         return "stopping: saving a checkpoint first (Ctrl-C again to leave it to finish alone)"
 
     def warn(self) -> None:
-        """To the tasks alone: the process that leads them would end of it."""
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{self.id}/task/{self.id}/children").read_text().split():
-                os.kill(int(task), signal.SIGUSR2)
+        """To the process that leads the tasks, which passes it on."""
+        if not self.over():
+            os.kill(int(self.id), signal.SIGUSR2)
 
 
 class SlurmJob:
