@@ -13,6 +13,7 @@ from typing import Any
 from cluster import queue, reasons
 from cluster.glance import Glance, glance
 from cluster.queue import Answer, Job
+from runyard import causes
 from runyard.errors import UserError
 from runyard.tracking.words import straggler
 
@@ -147,7 +148,7 @@ def _waiting(run: Glance, job: Job, accounted: Job | None, now: float) -> Standi
         step = run.last.get("step") if run.last["event"] == "requeue" else run.saved_step
         where = f" at step {step}" if step else " from the beginning" if step == 0 else ""
         again = f"{cause + ', ' if cause else ''}waiting to go on{where} "
-    words = f"{again or 'waiting '}({code}): {meaning}"
+    words = f"{again or 'waiting '}{_left_out(run)}({code}): {meaning}"
     if job.start is not None and job.start > now:
         words += f"; expected to start {reasons.clock_time(job.start, now)}"
     return Standing(run, "waiting", words, code, job)
@@ -161,18 +162,28 @@ def _running(run: Glance, job: Job, now: float) -> Standing:
     if heard and last["event"] == "requeue":
         state, words = "ending", f"{REQUEUED.get(last['cause'], last['cause'])}: about to wait again"
     elif heard and last["event"] == "stop":
-        state, words = "ending", f"ending {on}: {last.get('message') or last.get('reason')}"
+        why = causes.in_words(last) if last.get("reason") == "failed" else last.get("message") or last.get("reason")
+        state, words = "ending", f"ending {on}: {why}"
     elif job.state == "SUSPENDED":
         words = f"suspended {on} by SLURM: it goes on by itself"
     left = f", {reasons.span(since + job.left_s + (job.elapsed_s or 0) - now)} left" if job.left_s is not None else ""
-    words = words or f"{state} {on} for {reasons.span(now - since)}{left}{_slow(run, state)}"
-    return Standing(run, state, words, None, job, job.nodes)
+    words = words or f"{state} {on} for {reasons.span(now - since)}{left}"
+    if state != "ending" and (without := _left_out(run)):
+        words += f", {without.strip()}"
+    return Standing(run, state, words + _slow(run, state), None, job, job.nodes)
 
 
 def _slow(run: Glance, state: str) -> str:
     """Which rank the others wait for, as far as the newest epoch says."""
     words = straggler(run.epochs[-1]) if run.epochs and state == "running" else None
     return f"; {words}" if words else ""
+
+
+def _left_out(run: Glance) -> str:
+    """The nodes that its newest job leaves out since starts failed there, and why the last one was."""
+    rows = [row for row in run.rows if row["event"] == "exclude" and row["t"] >= run.job.get("submitted", 0)]
+    nodes = ", ".join(dict.fromkeys(str(row.get("node")) for row in rows))
+    return f"without {nodes} ({rows[-1].get('why')}) " if rows else ""
 
 
 def _concluded(run: Glance, here: tuple[str, ...]) -> Standing:
@@ -186,7 +197,8 @@ def _concluded(run: Glance, here: tuple[str, ...]) -> Standing:
         return Standing(run, "stopped", words, last.get("cause"), nodes=here)
     if last.get("reason") == "finished":
         return Standing(run, "finished", "finished", nodes=here)
-    return Standing(run, "failed", f"failed: {message or 'without a message'}", None, nodes=here)
+    why = message if last.get("given_up") else causes.in_words(last)
+    return Standing(run, "failed", f"failed: {why}", last.get("cause"), nodes=here)
 
 
 def _vanished(run: Glance, job: Job | None, here: tuple[str, ...]) -> Standing:
@@ -200,7 +212,8 @@ def _vanished(run: Glance, job: Job | None, here: tuple[str, ...]) -> Standing:
         why = "cancelled: the job it was to follow failed" if reason else why
         return Standing(run, "cancelled", f"{why}{' while it waited' if waited else ''}{step}; {on}", reason, job, here)
     said = run.last_words()
-    why = why or (f"died without a word: {said}" if said else "died without a word: killed, perhaps for want of memory")
+    ended = f"its batch script ended: {causes.end_in_words(job.end)}" if job is not None and job.end else ""
+    why = why or "died without a word" + (f": {said or ended}" if said or ended else "")
     return Standing(run, "died", f"{why}{step}; {on}", job.state if job else None, job, here)
 
 

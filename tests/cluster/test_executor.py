@@ -150,13 +150,15 @@ def submitted(small: list[str], *overrides: str) -> list[Run]:
 def test_srun_runs_the_snapshot_and_its_exit_code_reaches_the_judge(
     small: list[str], slurm: FakeSlurm, element: int | None
 ) -> None:
-    python = slurm.program("python", 'env > "$here/python.env"; exit 42\n')
+    python = slurm.program("python", '[ "$1" != -c ] || exit 0; env > "$here/python.env"; exit 42\n')
     runs = submitted(small, f"cluster.python={link(python, small)}", *(["seed=0,1"] * (element is not None)))
     run = runs[element or 0]
     array = {} if element is None else {"SLURM_ARRAY_JOB_ID": NUMBER, "SLURM_ARRAY_TASK_ID": str(element)}
     done = slurm.run_script(srun_ends_with=7, PYTHONPATH="/before", **array)
     assert (done.returncode, done.stderr) == (42, ""), "the judge's own exit code is the job's"
-    assert slurm.calls("python") == [f"python -m cluster.requeue {run.path} 7 0"]
+    job = f"{NUMBER}_{element}" if array else NUMBER
+    judge = f"python -m cluster.requeue {run.path} 7 0 {run.path}/slurm/exclude-{job}"
+    assert slurm.calls("python") == ["python -c import cluster.requeue", judge]
     for program in ("srun", "python"):
         path = slurm.env(f"{program}.env")["PYTHONPATH"].split(":")
         assert path == [str(run.code), "/before"]

@@ -32,6 +32,8 @@ def say(row: Row, epochs: int) -> str | None:
             )
         case "requeue":
             return f"{row['cause']}: back into the queue, to go on at step {row['step']}"
+        case "exclude":
+            return f"{row['node']} is left out from now on: {row['why']}"
         case "warning":
             return f"warning: {row['message']}"
     return None

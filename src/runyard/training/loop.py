@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from runyard import causes
 from runyard.config import check_world
 from runyard.data import loaders, manifest
 from runyard.data.batch import Batch
@@ -28,7 +29,7 @@ from runyard.lease import LeaseLost
 from runyard.run import Run
 from runyard.stopping import Stop, Stopped, at_once
 from runyard.tracking.recorder import Recorder
-from runyard.training import checkpoint, continuity, distributed, machine, step_timer
+from runyard.training import checkpoint, continuity, distributed, last_word, machine, step_timer
 from runyard.training.distributed import Dist, Vote
 from runyard.training.evaluation import Evaluation, Part
 from runyard.training.learner import Diverged, Learner
@@ -71,7 +72,8 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
             contextlib.ExitStack() as open_parts,
         ):
             training = Training(run, place, record, should_stop, open_parts, staged)
-            outcome = training.to_the_end()
+            with last_word.at_step(lambda: training.learner.step):
+                outcome = training.to_the_end()
         with run.writing():
             record.event("stop", reason=str(outcome), message="", cause=training.stopped_by.words)
         record.close()
@@ -85,12 +87,11 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
             record.event("stop", reason="interrupted", message="before it began to learn", cause=stopped.stop.words)
         return Outcome.INTERRUPTED
     except BaseException as error:
-        message = str(error) or type(error).__name__
+        failure = last_word.failure(error, place.rank)
+        to_blame = isinstance(error, (UserError, Diverged)) or not causes.can_help(failure)  # and would do so again
+        said = {"message": causes.said(error), "user_error": isinstance(error, UserError), "retry": not to_blame}
         with contextlib.suppress(OSError):  # a full disk has no room for these words either
-            to_blame = isinstance(error, (UserError, Diverged))  # and would do so again
-            record.event(
-                "stop", reason="failed", message=message, user_error=isinstance(error, UserError), retry=not to_blame
-            )
+            record.event("stop", reason="failed", **said, **failure)
         record.close(failed=True)
         raise
     finally:
