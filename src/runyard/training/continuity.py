@@ -17,6 +17,7 @@ from runyard.tracking import journal
 from runyard.training import optimiser
 from runyard.training.checkpoint import check_finite, check_shape
 from runyard.training.distributed import Dist
+from runyard.training.evaluation import Evaluation
 from runyard.training.learner import Learner
 from runyard.training.saved import Checkpoint, State, Unusable, choose
 
@@ -47,8 +48,11 @@ def _differ(then: Split, now: Split) -> bool:
     return then.beton_sha256 != now.beton_sha256 or any(then.arrays_sha256[a] != now.arrays_sha256[a] for a in arrays)
 
 
-def go_on(run: Run, learner: Learner, warn: Callable[[str], None]) -> Checkpoint | None:
-    """Give ``learner`` the state of the newest checkpoint that is whole and fits it. None: the run begins at step 0.
+def go_on(
+    run: Run, learner: Learner, evaluation: Evaluation, samples: dict[str, int], warn: Callable[[str], None]
+) -> Checkpoint | None:
+    """Give ``learner`` and ``evaluation`` the state of the newest checkpoint that is whole and fits them. None: the run
+    begins at step 0. ``samples`` is how many each split has.
 
     Raises:
         UserError: no checkpoint is left of those the run had, or one was saved under settings that learn otherwise.
@@ -62,6 +66,7 @@ def go_on(run: Run, learner: Learner, warn: Callable[[str], None]) -> Checkpoint
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise Unusable(f"no state that this program saved: {type(error).__name__}") from None
         learner.restore(state)
+        evaluation.restore(state.get("evaluation"), samples)
 
     choice = choose(run, restore)
     if choice.warning is not None:
@@ -94,7 +99,8 @@ def check_same_settings(run: Run, found: Checkpoint | None) -> None:
     """
     if found is None or found.settings is None:
         return
-    now = {name: value for name, value in learned(run.config).items() if name in found.settings}  # an older one has fewer
+    # An older version's checkpoint names fewer.
+    now = {name: value for name, value in learned(run.config).items() if name in found.settings}
     for name, (old, new) in differences(found.settings, now).items():
         raise UserError(
             f"{name}={written(new)}: run {run.id} was begun with {written(old)}, and would learn something else; "

@@ -33,7 +33,6 @@ def run(args: argparse.Namespace) -> int:
     if args.from_scratch:
         run.record["from_scratch"] = time.time()  # for this start alone: `resume --from-scratch` writes it down
     stop = StopFlag()  # before torch, whose import takes seconds
-    stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
     from runyard.lease import LeaseLost
     from runyard.training.distributed import from_environment
     from runyard.training.last_word import RankLost
@@ -41,6 +40,9 @@ def run(args: argparse.Namespace) -> int:
     from runyard.training.loop import Outcome
     from runyard.training.loop import train as train_run
 
+    rank = from_environment(os.environ).rank
+    if rank == 0:
+        stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
     try:
         outcome = train_run(run, stop)
     except (Diverged, RankLost, LeaseLost) as error:
@@ -49,4 +51,4 @@ def run(args: argparse.Namespace) -> int:
     if outcome is Outcome.INTERRUPTED:
         stop.ignore()  # all is saved, and srun ends ranks that are still leaving when rank 0 has left
     # Rank 0 speaks for all, and last: srun --kill-on-bad-exit=1 would end it, saving, at another rank's 130.
-    return INTERRUPTED if outcome is Outcome.INTERRUPTED and from_environment(os.environ).rank == 0 else 0
+    return INTERRUPTED if outcome is Outcome.INTERRUPTED and rank == 0 else 0
