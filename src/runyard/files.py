@@ -19,11 +19,15 @@ _KINDS = {
 }
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write ``content`` so that after any crash ``path`` holds the old content or the new, never a part."""
+def write_atomic(path: Path, content: bytes | str, mode: int = 0o666) -> None:
+    """Write ``content`` so that after any crash ``path`` holds the old content or the new, never a part.
+
+    A link at ``path`` is replaced, and none is written through. ``mode`` is what the umask leaves of it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)  # of a process that died and whose number came again
     try:
-        with open(temporary, "wb") as f:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as f:
             f.write(content.encode() if isinstance(content, str) else content)
             f.flush()
             os.fsync(f.fileno())
