@@ -28,6 +28,7 @@ class TrainJob:
 
         try:
             run = Run.open(Path(self.run_dir))
+            run.keep_private()
             stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
             return str(train(run, stop))
         except (UserError, Diverged, RankLost, LeaseLost) as error:

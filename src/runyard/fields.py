@@ -25,9 +25,13 @@ def setting(
     above: float | None = None,
     most: float | None = None,
     below: float | None = None,
+    default: Any = dataclasses.MISSING,
 ) -> Any:
-    """A field with its documentation and its range: ``least <= value <= most``, ``above < value < below``."""
-    return field(metadata={"doc": doc, "least": least, "above": above, "most": most, "below": below})
+    """A field with its documentation and its range: ``least <= value <= most``, ``above < value < below``.
+
+    ``default`` is for a setting that runs of earlier versions lack; the values of new runs stand in configs/.
+    """
+    return field(default=default, metadata={"doc": doc, "least": least, "above": above, "most": most, "below": below})
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from runyard.config import Config
 from runyard.errors import UserError
 from runyard.files import sha256, write_atomic
 from runyard.lease import Lease, holder, successor
+from runyard.ownership import keep_private, of_this_user, private_folder
 from runyard.snapshot import snapshot
 from runyard.tracking import journal
 
@@ -104,13 +105,16 @@ class Run:
         Raises:
             UserError: the folder cannot be written.
         """
-        runs_dir = Path(config.runs_dir).absolute()
+        runs_dir, group_reads = Path(config.runs_dir).absolute(), config.runs_group_readable
+        keep_private(group_reads=group_reads)
         run_id = new_id(config.name)
         making = runs_dir / f".making-{run_id}"
+        store = of_this_user(".code")
         try:
-            making.mkdir(parents=True)
+            runs_dir.mkdir(parents=True, exist_ok=True)
+            private_folder(making, group_reads=group_reads)
             try:
-                code_hash = snapshot(runs_dir / ".code")
+                code_hash = snapshot(runs_dir / store, group_reads=group_reads)
                 write_atomic(making / "config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False))
                 record = {
                     "format": FORMAT,
@@ -127,7 +131,7 @@ class Run:
                 }
                 (making / "checkpoints").mkdir()
                 (making / "slurm").mkdir()
-                (making / "code").symlink_to(Path("..") / ".code" / code_hash[:16])
+                (making / "code").symlink_to(Path("..") / store / code_hash[:16])
                 write_atomic(making / "run.json", json.dumps(record, indent=1))
                 making.rename(runs_dir / run_id)
             except BaseException:
@@ -226,6 +230,10 @@ class Run:
         with self.writing():
             write_atomic(self.path / "run.json", json.dumps(self.record, indent=1))
 
+    def keep_private(self) -> None:
+        """What this process and its children write from here on, nobody else can read, or as the run's setting says."""
+        keep_private(group_reads=self.config.runs_group_readable)
+
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Within the block a disk that is full or cannot be written is the user's to mend: UserError, not OSError."""
@@ -268,6 +276,11 @@ class Run:
     def successor(self) -> str | None:
         """Who writes this run in the place of the SLURM job that asks: a later start of it, or another process."""
         return successor(self.path)
+
+
+def sweeps(runs_dir: Path | str) -> Path:
+    """Where this user's sweeps keep what belongs to all of their runs, a folder each: what jobs unpickle, for one."""
+    return Path(runs_dir).absolute() / of_this_user(".sweeps")
 
 
 def new_id(name: str) -> str:

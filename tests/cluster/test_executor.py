@@ -55,6 +55,7 @@ def script(name: str, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_batch_script_is_the_golden_one(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     made = script(name, capsys).replace(str(ROOT), "/CHECKOUT") + "\n"
+    made = made.replace(f".sweeps-{os.getuid()}", ".sweeps-UID").replace(f" in {os.getuid()}|'')", " in UID|'')")
     golden = GOLDEN / f"{name}.sh"
     if os.environ.get("WRITE_GOLDEN"):
         golden.write_text(made)

@@ -25,7 +25,7 @@ from runyard.tracking.journal import Row
 
 MOST = 2**53  # no epoch, step or rank of a journal that is in order; beyond, floats lose count
 SIGN_OF_LIFE_S = 600.0  # an unfinished run that wrote something within this long is said to be running
-ELSEWHERE = ("runs_dir", "data.root", "data.path", "data.sources", "tracking.", "checkpoint.", "cluster.")
+ELSEWHERE = ("runs_", "data.root", "data.path", "data.sources", "tracking.", "checkpoint.", "cluster.")
 NOT_ELSEWHERE = ("cluster.nodes", "cluster.tasks_per_node", "cluster.gpus_per_node")
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
 

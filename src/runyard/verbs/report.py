@@ -21,5 +21,6 @@ def run(args: argparse.Namespace) -> None:
     from runyard.run import Run
 
     run = Run.find(args.run, args.runs_dir)
+    run.keep_private()
     page = write_report(run)
     print(json.dumps({"run": run.id, "report": str(page)}) if args.json else page)

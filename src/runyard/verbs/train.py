@@ -22,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from runyard.stopping import StopFlag
 
     run = Run.find(args.run, args.runs_dir)
+    run.keep_private()
     stop = StopFlag()  # before torch, whose import takes seconds
     stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
     from runyard.lease import LeaseLost
