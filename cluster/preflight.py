@@ -20,7 +20,6 @@ from runyard.config import Config, check_world
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.fields import written
-from runyard.ownership import require_own
 from runyard.run import Run, sweeps
 
 LEAST_FREE_MB = 500
@@ -147,8 +146,7 @@ def is_ours(run: Run, *, trusted: bool = False) -> None:
     Raises:
         UserError: saying whose it is.
     """
-    if not trusted:
-        require_own(run.path, f"run {run.id}", f"{BEGIN}; or --trust, if you would run anything that they wrote")
+    run.require_own(trusted=trusted, instead=f"{BEGIN}; or --trust, if you would run anything that they wrote")
     if not os.access(run.path, os.W_OK | os.X_OK):
         raise UserError(
             f"run {run.id}: its directory cannot be written ({stat.filemode(run.path.stat().st_mode)}); "

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -22,9 +22,9 @@ import yaml
 from runyard import config as schema
 from runyard.config import Config
 from runyard.errors import UserError
-from runyard.files import sha256, write_atomic
+from runyard.files import read_within, sha256, write_atomic
 from runyard.lease import Lease, holder, successor
-from runyard.ownership import keep_private, of_this_user, private_folder
+from runyard.ownership import keep_private, of_this_user, private_folder, require_own
 from runyard.snapshot import snapshot
 from runyard.tracking import journal
 
@@ -230,6 +230,15 @@ class Run:
         with self.writing():
             write_atomic(self.path / "run.json", json.dumps(self.record, indent=1))
 
+    def require_own(self, *, instead: str, trusted: bool = False) -> None:
+        """Refuse to act for another user's run, unless a person has said that it is ``trusted``.
+
+        Raises:
+            UserError: saying whose it is, and what to do ``instead``.
+        """
+        if not trusted:
+            require_own(self.path, f"run {self.id}", instead)
+
     def keep_private(self) -> None:
         """What this process and its children write from here on, nobody else can read, or as the run's setting says."""
         keep_private(group_reads=self.config.runs_group_readable)
@@ -309,13 +318,22 @@ def check_record(record: dict[str, Any]) -> None:
         for key in job.keys() & JOB_TYPES.keys():
             if not isinstance(job[key], JOB_TYPES[key]):
                 raise ValueError(f"jobs: {job['id']}: {key}={job[key]!r}")
+        if not _holds_logs(job.get("logs", "slurm")):
+            raise ValueError(f"jobs: {job['id']}: logs={job['logs']!r}: neither in the run nor beside it")
         if job.get("launcher") == "slurm" and not re.fullmatch(r"[0-9]+(_[0-9]+)?", job["id"]):
             raise ValueError(f"jobs: {job['id']!r} is no job of SLURM")
 
 
+def _holds_logs(place: str) -> bool:
+    """Whether it is a folder in the run's directory, or in the folder of runs, where sweeps have theirs."""
+    parts = PurePosixPath(place).parts
+    inside = parts[1:] if parts[:1] == ("..",) else parts
+    return bool(inside) and all(is_plain_name(part.removeprefix(".")) for part in inside)
+
+
 def _mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
-        values = parse(file.read_text())
+        values = parse(read_within(file.parent, file.name).decode())
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{file.parent}: no run directory (it lacks {file.name}); give an id, @last or a path; "

@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from pathlib import Path
 
 from runyard.errors import UserError
@@ -62,9 +63,9 @@ def snapshot(store: Path, *, group_reads: bool = False) -> str:
             for name, source in files.items():
                 (making / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, making / name)
-                (making / name).chmod(0o750 if os.access(source, os.X_OK) else 0o640)
+                (making / name).chmod(0o700 if os.access(source, os.X_OK) else 0o600)
             for folder in (making, *(path for path in making.rglob("*") if path.is_dir())):
-                folder.chmod(0o750 if group_reads else 0o700)
+                folder.chmod(0o700)
             making.rename(target)
         except OSError:
             if not target.exists():  # not merely a second submission that was quicker
@@ -73,8 +74,8 @@ def snapshot(store: Path, *, group_reads: bool = False) -> str:
             shutil.rmtree(making, ignore_errors=True)
     verify(target, code_hash)
     if group_reads:
-        for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
-            folder.chmod(0o750)
+        for path in (target, *target.rglob("*")):
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | (0o050 if os.access(path, os.X_OK) else 0o040))
     return code_hash
 
 
