@@ -25,13 +25,14 @@ def setting(
     above: float | None = None,
     most: float | None = None,
     below: float | None = None,
-    default: Any = dataclasses.MISSING,
+    before: Any = dataclasses.MISSING,
 ) -> Any:
     """A field with its documentation and its range: ``least <= value <= most``, ``above < value < below``.
 
-    ``default`` is for a setting that runs of earlier versions lack; the values of new runs stand in configs/.
+    ``before`` is the value of runs made before there was this setting: what the code did then.
     """
-    return field(default=default, metadata={"doc": doc, "least": least, "above": above, "most": most, "below": below})
+    metadata = {"doc": doc, "least": least, "above": above, "most": most, "below": below}
+    return field(metadata=metadata, default=before)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

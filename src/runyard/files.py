@@ -107,11 +107,11 @@ def open_lock(path: Path) -> BinaryIO:
         OSError: it cannot be made, or is no regular file.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    file = open(os.open(path, flags, 0o666), "rb+", buffering=0)
-    if not stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode):
-        file.close()
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise _not_regular(mode, path)
-    return file
+    return open(descriptor, "rb+", buffering=0)
 
 
 def _not_regular(mode: int, path: Path | str) -> OSError:
