@@ -185,6 +185,15 @@ class Config:
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = setting(
         "Mode of torch.compile for the network"
     )
+    sync_batch_norm: bool = setting(
+        "Batch norm over the global batch, not over each rank's part: what is learned then does not depend on the "
+        "number of ranks, but for rounding",
+        before=False,
+    )
+    deterministic: bool = setting(
+        "Use only kernels that give the same bits each time, or refuse: GPUs then go on to the same bits, more slowly",
+        before=False,
+    )
     ema_decay: float | None = setting(
         "Average of the weights, per step; evaluated instead of them. null: none", above=0, below=1
     )

@@ -46,7 +46,8 @@ def check_same_settings(run: Run, found: Checkpoint | None) -> None:
     """
     if found is None or found.settings is None:
         return
-    for name, (old, new) in differences(found.settings, learned(run.config)).items():
+    now = {name: value for name, value in learned(run.config).items() if name in found.settings}  # an older one has fewer
+    for name, (old, new) in differences(found.settings, now).items():
         raise UserError(
             f"{name}={written(new)}: run {run.id} was begun with {written(old)}, and would learn something else; "
             f"put that back into {run.path / 'config.yaml'}, or start a new run"
@@ -59,7 +60,12 @@ def another_world(run: Run, place: Dist) -> str | None:
     before = next((row["world_size"] for row in reversed(rows) if row["event"] == "start"), place.world_size)
     if before == place.world_size:
         return None
-    return (
-        f"going on with {place.world_size} ranks, before with {before}: the same images in the same steps, augmented "
-        "alike; sums are taken in another order, so the last bits may differ"
-    )
+    same = "the same images meet in the same steps, augmented alike"
+    if run.config.sync_batch_norm:
+        differs = "sums are taken in another order, so results differ by rounding"
+    else:
+        differs = (
+            "each rank's batch norm sees another part of the batch, so what is learned differs by more than rounding "
+            "(sync_batch_norm=true, set from the start, avoids that)"
+        )
+    return f"going on with {place.world_size} ranks, before with {before}: {same}; {differs}"

@@ -28,7 +28,7 @@ from runyard.lease import LeaseLost
 from runyard.run import Run
 from runyard.stopping import Stop
 from runyard.tracking.recorder import Recorder
-from runyard.training import checkpoint, continuity, distributed, machine
+from runyard.training import checkpoint, continuity, distributed, machine, step_timer
 from runyard.training.distributed import Dist, Vote
 from runyard.training.learner import Diverged, Learner
 from runyard.training.metrics import Predictions, evaluate
@@ -133,6 +133,8 @@ class Training:
         prepared = manifest.folder(self.config.data)
         self.data = manifest.load(prepared, manifest.prepare_command(run.record.get("overrides", [])))
         machine.check(self.config, place.device)
+        if self.config.deterministic:
+            machine.use_deterministic_kernels()
         continuity.check_same_data(run, prepared, self.data, place)
         self.found = checkpoint.newest(run.checkpoints)
         continuity.check_same_settings(run, self.found)
@@ -197,8 +199,7 @@ class Training:
                     self.learner.normalise(torch.from_numpy(images).to(self.place.device))
                 )
         self.learner.connect()
-        if self.config.compile != "none":
-            self._warm_up()
+        self._warm_up()
         facts = machine.facts(self.run, self.learner, found.path.name if found else None)
         self.record.event("start", **facts)
         self.record.open_wandb(facts)
@@ -253,6 +254,7 @@ class Training:
             eval_s=evaluated.get("seconds", 0.0),
             peak_memory_mb=machine.peak_memory_mb(self.place.device),
             **self.usage.take(),
+            **self._times_by_rank(wait_s),
             clock_s=learner.clock_s,
         )
         best = score is not None and score > learner.best.get("top1", -1.0)
@@ -261,6 +263,10 @@ class Training:
         every_epochs = self.config.checkpoint.every_epochs
         if last or (best and self.config.checkpoint.keep_best) or (every_epochs and (epoch + 1) % every_epochs == 0):
             self._save(score, wait=last)
+
+    def _times_by_rank(self, wait_s: float) -> dict[str, Any]:
+        steps = max(self.learner.step - self.first_step, 1)
+        return step_timer.by_rank(self.learner.timer.take_ms(self.config.accumulate), 1000 * wait_s / steps)
 
     def _finish(self) -> None:
         """The confusion matrix and every prediction over the test set, from the weights that were saved last."""
@@ -327,9 +333,23 @@ class Training:
         )
 
     def _warm_up(self) -> None:
+        """See ``Learner.warm_up``.
+
+        Raises:
+            UserError: with ``deterministic``, the network needs a kernel of which there is no such kind.
+        """
+        if self.config.compile == "none" and self.place.world_size == 1 and not self.config.deterministic:
+            return
         size, share = self.data.image_size, self.config.batch_size // self.place.world_size // self.config.accumulate
+        if self.config.compile == "none":  # then any number of images will do
+            share = 2
         dummy = torch.zeros((share, size, size, 3), dtype=torch.uint8, device=self.place.device)
         labels = torch.zeros(share, dtype=torch.int64, device=self.place.device)
-        self.learner.warm_up(Batch(dummy, labels, labels))
+        try:
+            self.learner.warm_up(Batch(dummy, labels, labels))
+        except RuntimeError as error:
+            if "deterministic implementation" not in str(error):
+                raise
+            raise UserError(f"deterministic=true: {str(error).partition(',')[0]}; set deterministic=false") from error
         if dist.is_initialized():
             dist.barrier()
