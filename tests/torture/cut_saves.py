@@ -1,4 +1,4 @@
-"""Row 3: a save that is cut off anywhere, or whose bytes change afterwards, leaves the checkpoint before it loadable."""
+"""Row 3: a save that is cut off anywhere, or whose bytes change afterwards, leaves the one before it loadable."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Row:
 
     Attributes:
         control: What the control broke of, which it must; None while it was not made.
-        struck: How many attacks struck where.
+        struck: How many attacks struck where; one may have struck several times.
         failures: ``{"attack": its number, "broke": in words}``; make one again with --only and --attack.
         unable: What this machine lacks to attack at all, in words.
     """
@@ -97,7 +97,7 @@ class Harness:
             if broke is not None:
                 row.failures.append({"attack": number, "broke": in_words(broke)})
             else:
-                row.struck[where] += 1
+                row.struck.update(where.split(", "))
         self._told(row)
 
     def result(self) -> dict[str, Any]:

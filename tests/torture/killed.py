@@ -46,7 +46,7 @@ def strike(a: Attacker) -> str:
     a.ground.finish(run, world)
     compare(a.ground, run, world, kind)
     discard(run)
-    return f"{world} ranks, {', '.join(struck)}"
+    return ", ".join(struck)
 
 
 def kill(ground: Ground, rng: random.Random, run: Run, world: int, kind: tuple[str, ...]) -> str:
@@ -67,7 +67,7 @@ def kill(ground: Ground, rng: random.Random, run: Run, world: int, kind: tuple[s
         for each in rng.choice(([rank], range(world))):
             ranks.signal(each, signal.SIGKILL)
         ranks.wait()
-    return way
+    return way if way not in MOMENTS or rank else f"{way} (rank 0)"
 
 
 def start_and_wait(ground: Ground, run: Run, world: int, first: dict[int, First], *, report: bool = False) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runyard.run import Run
 from runyard.tracking import journal
-from tests.torture.ground import HANGS_AFTER_S, Ground, discard, until
+from tests.torture.ground import HANGS_AFTER_S, discard, until
 from tests.torture.promise import Attacker, Promise, hold
 
 

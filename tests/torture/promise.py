@@ -1,4 +1,4 @@
-"""What a promise is to the harness: a sentence, an attack on it, and the same attack with the mechanism switched off."""
+"""What a promise is to the harness: a sentence, an attack on it, and the same attack where the mechanism is off."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from tests.torture import cut_saves, killed, one_writer
+from tests.torture import betons, corrupt, cut_saves, foreign_checkpoints, killed, one_writer, stopped
 
-PROMISES = tuple(sorted((m.PROMISE for m in (cut_saves, killed, one_writer)), key=lambda promise: promise.number))
+MODULES = (betons, corrupt, cut_saves, foreign_checkpoints, killed, one_writer, stopped)
+PROMISES = tuple(sorted((module.PROMISE for module in MODULES), key=lambda promise: promise.number))
