@@ -19,7 +19,8 @@ from runyard.errors import UserError
 from runyard.holder import Holder
 from runyard.lease import LeaseLost
 from runyard.run import Run
-from tests.lease.conftest import PATIENCE_S, until
+from tests.conftest import PATIENCE_S
+from tests.lease.conftest import until
 
 
 @pytest.fixture

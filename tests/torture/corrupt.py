@@ -89,8 +89,8 @@ def without_a_word(a: Attacker) -> str:
 
 PROMISE = Promise(
     number=4,
-    promise="With the newest k checkpoints damaged a run goes on from the next older one, to the same bits, and says so "
-    "once; with all damaged it is refused, never begun anew in silence.",
+    promise="With the newest k checkpoints damaged a run goes on from the next older one, to the same bits, and says "
+    "so once; with all damaged it is refused, never begun anew in silence.",
     attack="k from none to all of six, each damaged in a way of its own: a bit, an end, a file missing or empty, a "
     "manifest of rubbish.",
     at_least=28,

@@ -20,11 +20,10 @@ from typing import Any
 from runyard.config import Config
 from runyard.run import Run
 from runyard.tracking import journal
-from tests.conftest import compose
+from tests.conftest import PATIENCE_S, compose
 from tests.training.conftest import SMALL, final_state, same
 
 ROOT = Path(__file__).resolve().parents[2]
-HANGS_AFTER_S = 900  # a guard against hangs, whatever the machine's load
 STEPS_PER_EPOCH, EPOCHS = 8, 3
 # A global batch that 1, 2, 3, 4 and 6 ranks divide, with two micro-batches each.
 SETTINGS = (
@@ -153,14 +152,14 @@ class Zygote:
         assert self._process.stdin is not None
         request = {"said": str(said), "call": list(call), "env": env or {}, "first": [list(f) for f in first]}
         self._process.stdin.write(json.dumps(request) + "\n")
-        pid = self._started.get(timeout=HANGS_AFTER_S)
+        pid = self._started.get(timeout=PATIENCE_S)
         self._living.add(pid)
         return pid
 
     def wait(self, pid: int) -> int:
         """Its exit code, negative if a signal ended it."""
         with self._news:
-            ended = self._news.wait_for(lambda: pid in self._codes, HANGS_AFTER_S)
+            ended = self._news.wait_for(lambda: pid in self._codes, PATIENCE_S)
         if not ended:
             raise TimeoutError(f"process {pid} hangs: {Path(f'/proc/{pid}/wchan').read_text()}")
         self._living.discard(pid)
@@ -176,7 +175,7 @@ class Zygote:
                     os.kill(pid, signal.SIGKILL)
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(HANGS_AFTER_S)
+        self._process.wait(PATIENCE_S)
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -239,7 +238,7 @@ def leave_out_the_report() -> None:
 
 def until(true: Callable[[], object], what: str) -> None:
     """Wait for a condition, within the guard against hangs."""
-    deadline = time.monotonic() + HANGS_AFTER_S
+    deadline = time.monotonic() + PATIENCE_S
     while not true():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited in vain for {what}")

@@ -9,7 +9,6 @@ import random
 import subprocess
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -42,7 +41,7 @@ class Row:
     survived: int = 0
     seconds: float = 0.0
     control: str | None = None
-    struck: Counter[str] = field(default_factory=Counter)
+    struck: dict[str, int] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
     unable: str | None = None
 
@@ -97,7 +96,8 @@ class Harness:
             if broke is not None:
                 row.failures.append({"attack": number, "broke": in_words(broke)})
             else:
-                row.struck.update(where.split(", "))
+                for place in where.split(", "):
+                    row.struck[place] = row.struck.get(place, 0) + 1
         self._told(row)
 
     def result(self) -> dict[str, Any]:

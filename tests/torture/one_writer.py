@@ -13,7 +13,8 @@ from pathlib import Path
 
 from runyard.run import Run
 from runyard.tracking import journal
-from tests.torture.ground import HANGS_AFTER_S, discard, until
+from tests.conftest import PATIENCE_S
+from tests.torture.ground import discard, until
 from tests.torture.promise import Attacker, Promise, hold
 
 
@@ -118,7 +119,7 @@ def epochs(run: Run) -> int:
 
 def stopped(pid: int) -> bool:
     """Whether it is held still by now; False if it ended first."""
-    deadline = time.monotonic() + HANGS_AFTER_S
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         try:
             status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -11,7 +11,8 @@ import time
 from runyard.run import Run
 from runyard.tracking import journal
 from runyard.training import checkpoint
-from tests.torture.ground import EPOCHS, HANGS_AFTER_S, ROOT, STEPS_PER_EPOCH, First, Ranks, discard, until
+from tests.conftest import PATIENCE_S
+from tests.torture.ground import EPOCHS, ROOT, STEPS_PER_EPOCH, First, Ranks, discard, until
 from tests.torture.killed import KINDS, WORLDS, compare
 from tests.torture.promise import Attacker, Promise, hold
 
@@ -106,7 +107,7 @@ def to_command(a: Attacker) -> str:
                 command.send_signal(signal.SIGTERM)
         elif a.rng.random() < 0.3:
             os.kill(target, number)
-        said, _ = command.communicate(timeout=HANGS_AFTER_S)
+        said, _ = command.communicate(timeout=PATIENCE_S)
     finally:
         command.kill()
     hold(command.returncode == 130, f"{words}: the command ended with {command.returncode}: {said[-300:]}")
