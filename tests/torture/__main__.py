@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
@@ -26,7 +27,18 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="torture-", dir=args.folder))
     console.print(f"seed {args.seed}, {len(chosen)} promises, at most {args.minutes:g} min, in {folder}")
     with Ground(folder) as ground, Live(console=console, refresh_per_second=2) as live:
-        harness = Harness(chosen, ground, args.seed, lambda row: live.update(table(list(harness.rows.values()))))
+
+        def told(row: Row) -> None:
+            live.update(table(list(harness.rows.values())))
+            for failure in row.failures[shown[row.number] :]:
+                shown[row.number] += 1
+                again = CONTROL if failure["attack"] == "control" else failure["attack"]
+                console.print(f"{row.number}: {failure['broke']}", style="red", markup=False, highlight=False)
+                words = f"--seed {args.seed} --only {row.number} --attack {again}"
+                console.print(f"   again: python -m tests.torture {words}", highlight=False)
+
+        shown: Counter[int] = Counter()
+        harness = Harness(chosen, ground, args.seed, told)
         if args.attack is not None:
             for promise in chosen:
                 harness.make(promise, args.attack)
@@ -34,11 +46,6 @@ def main() -> int:
             counts = {p.number: p.short if args.counts == "short" else p.at_least for p in chosen}
             harness.run(counts, args.minutes or math.inf)
     rows = list(harness.rows.values())
-    for row in rows:
-        for failure in row.failures:
-            attack = CONTROL if failure["attack"] == "control" else failure["attack"]
-            again = f"python -m tests.torture --seed {args.seed} --only {row.number} --attack {attack}"
-            console.print(f"[red]{row.number}[/] {failure['broke']}\n   again: {again}", highlight=False)
     result = harness.result()
     if args.json:
         write(result, args.json)

@@ -51,7 +51,11 @@ class Ground:
 
     @functools.cached_property
     def zygote(self) -> Zygote:
-        return self._stack.enter_context(contextlib.closing(Zygote()))
+        return self.closing(Zygote())
+
+    def closing(self, zygote: Zygote) -> Zygote:
+        """The same, ended when this is left."""
+        return self._stack.enter_context(contextlib.closing(zygote))
 
     @functools.cached_property
     def data_root(self) -> Path:
@@ -63,23 +67,37 @@ class Ground:
         prepare(compose(*SETTINGS, f"data.root={root}").data, progress=False)
         return root
 
+    def words(self, *overrides: str) -> list[str]:
+        """The small kind's settings, as one says them on a command line."""
+        return ["experiment=null", *SETTINGS, f"data.root={self.data_root}", f"runs_dir={self.runs_dir}", *overrides]
+
     @functools.cache  # noqa: B019  it lives as long as the harness
     def config(self, *overrides: str) -> Config:
-        return compose(*SETTINGS, f"data.root={self.data_root}", f"runs_dir={self.runs_dir}", *overrides)
+        return compose(*self.words(*overrides)[1:])
 
     def run(self, *overrides: str) -> Run:
         """A new run of the small kind."""
         return Run.create(self.config(*overrides), list(overrides))
 
-    def start(self, run: Run, ranks: int, first: dict[int, First] | None = None, *, report: bool = False) -> Ranks:
+    def start(
+        self,
+        run: Run,
+        ranks: int,
+        first: dict[int, First] | None = None,
+        *,
+        report: bool = False,
+        zygote: Zygote | None = None,
+        env: dict[str, str] | None = None,
+    ) -> Ranks:
         """A new start of ``run`` on so many ranks; ``first`` says by rank what is called in it before it begins.
 
-        Without a ``report``, whose figures take seconds: all that most attacks aim at is on disk before it.
+        Without a ``report``, whose figures take seconds: all that most attacks aim at is on disk before it. Of another
+        ``zygote`` than this one's, and with variables of ``env`` in the ranks' environment, where these are given.
         """
         own = dict(first or {})
         if not report:
             own[0] = [("tests.torture.ground:leave_out_the_report",), *own.get(0, ())]
-        return Ranks(self.zygote, run, ranks, own)
+        return Ranks(zygote or self.zygote, run, ranks, own, env or {})
 
     def finish(self, run: Run, ranks: int) -> None:
         """Start it until it is finished, undisturbed."""
@@ -132,10 +150,10 @@ def discard(run: Run) -> None:
 
 
 class Zygote:
-    """The process that forks (tests/torture/zygote.py), and what it says."""
+    """The process that forks (tests/torture/zygote.py), and what it says. It begins with these ``variables``."""
 
-    def __init__(self) -> None:
-        variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    def __init__(self, **variables: str) -> None:
+        variables |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.torture.zygote"], cwd=ROOT, env=os.environ | variables, text=True, bufsize=1,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -192,14 +210,14 @@ class Zygote:
 class Ranks:
     """The processes of one start of a run, as a local job has them."""
 
-    def __init__(self, zygote: Zygote, run: Run, count: int, first: dict[int, First]) -> None:
+    def __init__(self, zygote: Zygote, run: Run, count: int, first: dict[int, First], env: dict[str, str]) -> None:
         self._zygote, self.run = zygote, run
         job = str(time.monotonic_ns())
         self._logs = [run.path / "slurm" / f"{job}_{rank}.log" for rank in range(count)]
         self.pids = [
             zygote.start(self._logs[rank], ("tests.torture.ground:train", str(run.path)), {
                 "SUBMITIT_LOCAL_GLOBALID": str(rank), "SUBMITIT_LOCAL_LOCALID": str(rank),
-                "SUBMITIT_LOCAL_NTASKS": str(count), "SUBMITIT_LOCAL_JOB_ID": job,
+                "SUBMITIT_LOCAL_NTASKS": str(count), "SUBMITIT_LOCAL_JOB_ID": job, **env,
             }, first.get(rank, ()))
             for rank in range(count)
         ]  # fmt: skip

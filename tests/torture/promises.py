@@ -4,18 +4,41 @@ from __future__ import annotations
 
 from tests.torture import (
     betons,
+    command_lines,
     corrupt,
     cut_saves,
     foreign_checkpoints,
+    full_disk,
+    hung,
     killed,
     leaks,
     one_writer,
+    other_users,
     permissions,
+    planted_keys,
     scale,
     stopped,
     submitted_code,
-)  # fmt: skip
+    tracking_trouble,
+)
 
-MODULES = (betons, corrupt, cut_saves, foreign_checkpoints, killed, leaks, one_writer, permissions, scale, stopped,
-           submitted_code)  # fmt: skip
+MODULES = (
+    betons,
+    command_lines,
+    corrupt,
+    cut_saves,
+    foreign_checkpoints,
+    full_disk,
+    hung,
+    killed,
+    leaks,
+    one_writer,
+    other_users,
+    permissions,
+    planted_keys,
+    scale,
+    stopped,
+    submitted_code,
+    tracking_trouble,
+)
 PROMISES = tuple(sorted((module.PROMISE for module in MODULES), key=lambda promise: promise.number))

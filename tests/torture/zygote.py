@@ -20,7 +20,7 @@ from typing import Any
 from runyard.stopping import STOP_SIGNALS
 
 # The last is what the first optimizer of a process would import, for seconds.
-PRELOAD = ("cluster.job", "runyard.report.page", "runyard.training.loop", "torch._dynamo")
+PRELOAD = ("cluster.job", "cluster.submit", "runyard.report.page", "runyard.training.loop", "torch._dynamo")
 
 
 def named(name: str) -> Any:
