@@ -31,7 +31,7 @@ def faulty(ground: Ground) -> Zygote:
         subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
     except OSError:
         raise Unable("no gcc") from None
-    return ground.closing(Zygote(LD_PRELOAD=str(library)))
+    return ground.within(contextlib.closing(Zygote(LD_PRELOAD=str(library))))
 
 
 def strike(a: Attacker) -> str:

@@ -14,8 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from runyard.config import Config
 from runyard.run import Run
@@ -30,6 +31,7 @@ SETTINGS = (
     *SMALL, "data.samples=[384,60]", "model.widths=[8,16]", f"epochs={EPOCHS}", "batch_size=48", "eval_batch_size=11",
     "checkpoint.every_epochs=1", "checkpoint.every_s=0.2", "checkpoint.keep_last=2",
 )  # fmt: skip
+T = TypeVar("T")
 First = Sequence[Sequence[Any]]  # functions to call in a rank before it begins: names, each with its arguments
 SHOWN = ("epoch", "step", "train_loss", "train_top1", "test_loss", "test_top1", "lr", "grad_norm")
 
@@ -51,11 +53,11 @@ class Ground:
 
     @functools.cached_property
     def zygote(self) -> Zygote:
-        return self.closing(Zygote())
+        return self.within(contextlib.closing(Zygote()))
 
-    def closing(self, zygote: Zygote) -> Zygote:
-        """The same, ended when this is left."""
-        return self._stack.enter_context(contextlib.closing(zygote))
+    def within(self, opened: AbstractContextManager[T]) -> T:
+        """What it gives; it is closed when this is left."""
+        return self._stack.enter_context(opened)
 
     @functools.cached_property
     def data_root(self) -> Path:

@@ -57,13 +57,25 @@ def strike(a: Attacker) -> str:
     return name
 
 
+# VmHWM, since ru_maxrss would count the memory of whoever forked it, too.
+MEASURE = """
+import re, resource, sys
+from runyard.cli import main
+code, used = main(sys.argv[1:]), resource.getrusage(resource.RUSAGE_SELF)
+peak = re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read()).group(1)
+print(used.ru_utime + used.ru_stime, int(peak) / 1024, file=sys.stderr)
+sys.exit(code)
+"""
+
+
 def measured(*words: str) -> tuple[float, float]:
     """CPU seconds, which a busy neighbour does not lengthen much, and peak MB of a command."""
-    command = subprocess.Popen([sys.executable, "-m", "runyard", *words], cwd=ROOT, stdout=subprocess.DEVNULL,
-                               env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"})  # fmt: skip
-    _, status, usage = os.wait4(command.pid, 0)
-    hold(status == 0, f"{words[0]} ended with status {status}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    done = subprocess.run([sys.executable, "-c", MEASURE, *words], cwd=ROOT, text=True, timeout=PATIENCE_S,
+                          env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    hold(done.returncode == 0, f"{words[0]} ended with {done.returncode}: {done.stderr[-300:]}")
+    cpu_s, peak_mb = map(float, done.stderr.splitlines()[-1].split())
+    return cpu_s, peak_mb
 
 
 def quadratic(a: Attacker) -> str:

@@ -130,8 +130,8 @@ def each_for_itself(a: Attacker) -> str:
     run = a.ground.run(*KINDS[1])
     first = steps_noted(run, 2)
     at = ("tests.torture.moments:raise_at", STEP, 5, "after", signal.SIGTERM)
-    deaf = ("tests.torture.stopped:without_a_vote",)
-    ranks = a.ground.start(run, 2, {0: [*first[0], deaf], 1: [*first[1], deaf, at]})
+    deaf = (("tests.torture.stopped:without_a_vote",), ("tests.torture.hung:hasty", 5))
+    ranks = a.ground.start(run, 2, {0: [*first[0], *deaf], 1: [*first[1], *deaf, at]})
     stopped_well(run, ranks, ranks.wait())
     return ""
 

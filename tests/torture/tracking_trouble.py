@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from runyard.errors import USER_ERROR
 from runyard.run import Run
 from tests.torture.ground import EPOCHS, Ranks, discard, until
 from tests.torture.one_writer import epochs
@@ -98,7 +97,7 @@ def sync(a: Attacker, run: Run, env: dict[str, str], trouble: str) -> None:
     log = run.path / "slurm" / "sync.log"
     call = ("tests.torture.full_disk:command", "sync", str(run.path))
     code = a.ground.zygote.wait(a.ground.zygote.start(log, call, env))
-    hold(code == 0, f"{trouble}: sync ended with {code}{' (a mistake)' * (code == USER_ERROR)}: {log.read_text()[-300:]}")
+    hold(code == 0, f"{trouble}: sync ended with {code}: {log.read_text()[-300:]}")
 
 
 def once(server: WandbServer, run: Run, trouble: str) -> None:
