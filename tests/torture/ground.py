@@ -8,7 +8,6 @@ import json
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -163,7 +162,6 @@ class Zygote:
         self._started: queue.Queue[int] = queue.Queue()
         self._codes: dict[int, int] = {}
         self._news = threading.Condition()
-        self._living: set[int] = set()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -173,7 +171,6 @@ class Zygote:
         request = {"said": str(said), "call": list(call), "env": env or {}, "first": [list(f) for f in first]}
         self._process.stdin.write(json.dumps(request) + "\n")
         pid = self._started.get(timeout=PATIENCE_S)
-        self._living.add(pid)
         return pid
 
     def wait(self, pid: int) -> int:
@@ -182,17 +179,13 @@ class Zygote:
             ended = self._news.wait_for(lambda: pid in self._codes, PATIENCE_S)
         if not ended:
             raise TimeoutError(f"process {pid} hangs: {Path(f'/proc/{pid}/wchan').read_text()}")
-        self._living.discard(pid)
         return self._codes[pid]
 
     def alive(self, pid: int) -> bool:
         return pid not in self._codes
 
     def close(self) -> None:
-        for pid in list(self._living):
-            if self.alive(pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        """It ends, and what it forked with it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(PATIENCE_S)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from runyard.stopping import STOP_SIGNALS
 
 # The last is what the first optimizer of a process would import, for seconds.
 PRELOAD = ("cluster.job", "cluster.submit", "runyard.report.page", "runyard.training.loop", "torch._dynamo")
+living: set[int] = set()  # what was forked and not yet reaped
 
 
 def named(name: str) -> Any:
@@ -38,12 +40,20 @@ def main() -> None:
     _load_kernels()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # as cluster.task does: children inherit it
     signal.signal(signal.SIGCHLD, _reap)
+    gc.collect()
+    gc.freeze()  # a rank that collects at its end need not go through all that was imported
     os.write(1, b"ready\n")
     for line in sys.stdin:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # not reaped before it is noted
         pid = os.fork()
         if pid == 0:
             _become(json.loads(line))
+        living.add(pid)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         os.write(1, f"started {pid}\n".encode())
+    for pid in list(living):  # whoever asked for them is gone
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _load_kernels() -> None:
@@ -62,12 +72,14 @@ def _load_kernels() -> None:
 def _reap(*_: object) -> None:
     with contextlib.suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            living.discard(found[0])
             os.write(1, f"ended {found[0]} {os.waitstatus_to_exitcode(found[1])}\n".encode())
 
 
 def _become(request: dict[str, Any]) -> None:
     """The child: a task of a local job, as submitit and cluster.task start one. Never returns."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setsid()
     with open(os.devnull) as nothing, open(request["said"], "ab") as said:

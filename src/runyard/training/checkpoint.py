@@ -180,8 +180,8 @@ class Saver:
             if needed or self._failed == MOST_FAILED:
                 raise
             self._warn(
-                f"step {step} is not saved ({error.strerror or error}), {self._failed} of {MOST_FAILED} in a row before "
-                f"the run ends of it: see to the disk of {self._folder}"
+                f"step {step} is not saved ({error.strerror or error}), {self._failed} of {MOST_FAILED} in a row "
+                f"before the run ends of it: see to the disk of {self._folder}"
             )
             return
         self._failed = 0
