@@ -140,9 +140,23 @@ class Undisturbed:
         return ", ".join(found)
 
 
+def epochs(run: Run) -> int:
+    """How many its journal tells of, those that were learned again among them."""
+    return sum(row["event"] == "epoch" for row in journal.read(run.journal_path)[0])
+
+
 def curves(run: Run) -> list[dict[str, Any]]:
     """The journal's epochs, less what is no result: times."""
     return [{k: row[k] for k in SHOWN} for row in journal.epochs(journal.read(run.journal_path)[0])]
+
+
+def typed(*words: str) -> subprocess.Popen[str]:
+    """A command in a terminal of its own, in processes of its own; all that it says comes on one pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "runyard", *words], cwd=ROOT, text=True, start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
 
 
 def discard(run: Run) -> None:
@@ -170,8 +184,7 @@ class Zygote:
         assert self._process.stdin is not None
         request = {"said": str(said), "call": list(call), "env": env or {}, "first": [list(f) for f in first]}
         self._process.stdin.write(json.dumps(request) + "\n")
-        pid = self._started.get(timeout=PATIENCE_S)
-        return pid
+        return self._started.get(timeout=PATIENCE_S)
 
     def wait(self, pid: int) -> int:
         """Its exit code, negative if a signal ended it."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import random
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from runyard.run import Run
-from tests.torture.ground import EPOCHS, STEPS_PER_EPOCH, First, Ground, discard
+from tests.conftest import PATIENCE_S
+from tests.torture.ground import EPOCHS, STEPS_PER_EPOCH, First, Ground, discard, epochs, typed, until
 from tests.torture.promise import Attacker, Promise, hold
 
 WORLDS = (2, 3, 4, 6)
@@ -36,6 +40,40 @@ OF_RANK_0 = ("save", "purge", "journal", "report")
 
 
 def strike(a: Attacker) -> str:
+    return through_the_command_line(a) if a.number % 20 == 19 else through_forks(a)
+
+
+def through_the_command_line(a: Attacker) -> str:
+    """`runyard resume`, a rank of its job killed once some epochs are done, and `runyard resume` again."""
+    kind = a.rng.choice(KINDS)
+    run, after = a.ground.run(*kind), a.rng.randrange(EPOCHS)
+    command = typed("resume", str(run.path))
+    until(lambda: (epochs(run) >= after and ranks_of(run)) or command.poll() is not None, "ranks")
+    if ranks := ranks_of(run):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(a.rng.choice(ranks), signal.SIGKILL)
+    said, _ = command.communicate(timeout=PATIENCE_S)
+    if not run.finished:
+        again = typed("resume", str(run.path))
+        said, _ = again.communicate(timeout=PATIENCE_S)
+        hold(again.returncode == 0, f"resume ended with {again.returncode}: {said[-300:]}")
+    hold(run.finished, f"it did not finish: {said[-300:]}")
+    compare(a.ground, run, 2, kind)
+    discard(run)
+    return "through the command line"
+
+
+def ranks_of(run: Run) -> list[int]:
+    """Process ids of the tasks of its newest job: the controller's children."""
+    jobs = Run.open(run.path).record["jobs"]
+    with contextlib.suppress(OSError):
+        if jobs:
+            controller = jobs[-1]["id"]
+            return [int(pid) for pid in Path(f"/proc/{controller}/task/{controller}/children").read_text().split()]
+    return []
+
+
+def through_forks(a: Attacker) -> str:
     """One to three kills of one run, each of a start of its own, then undisturbed to the end."""
     world, kind = WORLDS[a.number % len(WORLDS)], KINDS[a.number // len(WORLDS) % len(KINDS)]
     run, struck = a.ground.run(*kind), []

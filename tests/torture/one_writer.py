@@ -14,7 +14,7 @@ from pathlib import Path
 from runyard.run import Run
 from runyard.tracking import journal
 from tests.conftest import PATIENCE_S
-from tests.torture.ground import discard, until
+from tests.torture.ground import discard, epochs, until
 from tests.torture.promise import Attacker, Promise, hold
 
 
@@ -111,10 +111,6 @@ def silence(run: Run) -> None:
     holder = json.loads(path.read_text())
     path.write_text(json.dumps(holder | {"host": "elsewhere", "boot": "another"}))
     os.utime(path, (time.time() - 3600,) * 2)
-
-
-def epochs(run: Run) -> int:
-    return sum(row["event"] == "epoch" for row in journal.read(run.journal_path)[0])
 
 
 def stopped(pid: int) -> bool:

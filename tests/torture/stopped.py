@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 from runyard.run import Run
 from runyard.tracking import journal
 from runyard.training import checkpoint
 from tests.conftest import PATIENCE_S
-from tests.torture.ground import EPOCHS, ROOT, STEPS_PER_EPOCH, First, Ranks, discard, until
+from tests.torture.ground import EPOCHS, STEPS_PER_EPOCH, First, Ranks, discard, epochs, typed, until
 from tests.torture.killed import KINDS, WORLDS, compare
 from tests.torture.promise import Attacker, Promise, hold
 
@@ -92,17 +90,16 @@ def stopped_well(run: Run, ranks: Ranks, codes: list[int]) -> None:
 def to_command(a: Attacker) -> str:
     """The command line in a terminal, with a job of two ranks, and its controller are what is told."""
     run, number = a.ground.run("epochs=100000"), a.rng.choice(TO_COMMAND)
-    command = resume(run)
+    command = typed("resume", str(run.path))
     try:
-        until(lambda: journal.epochs(journal.read(run.journal_path)[0]) or command.poll() is not None, "an epoch")
+        until(lambda: epochs(run) or command.poll() is not None, "an epoch")
         controller = a.rng.random() < 0.5
         target = int(Run.open(run.path).record["jobs"][-1]["id"]) if controller else command.pid
         words = f"{number.name} to the {'controller' if controller else 'command'}"
         os.kill(target, number)
         if number == signal.SIGUSR1 or (controller and number == signal.SIGUSR2):  # no wish to stop, or not theirs
-            more = len(journal.epochs(journal.read(run.journal_path)[0])) + 3
-            until(lambda: len(journal.epochs(journal.read(run.journal_path)[0])) > more or command.poll() is not None,
-                  "more epochs, or the end")  # fmt: skip
+            more = epochs(run) + 3
+            until(lambda: epochs(run) > more or command.poll() is not None, "more epochs, or the end")
             if command.poll() is None:
                 command.send_signal(signal.SIGTERM)
         elif a.rng.random() < 0.3:
@@ -115,14 +112,6 @@ def to_command(a: Attacker) -> str:
     hold((last["event"], last.get("reason")) == ("stop", "interrupted"), f"{words}: the journal ends with {last}")
     discard(run)
     return words
-
-
-def resume(run: Run) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "runyard", "resume", str(run.path)], cwd=ROOT, text=True, start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
 
 
 def each_for_itself(a: Attacker) -> str:

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runyard.run import Run
-from tests.torture.ground import EPOCHS, Ranks, discard, until
-from tests.torture.one_writer import epochs
+from tests.torture.ground import EPOCHS, Ranks, discard, epochs, until
 from tests.torture.promise import Attacker, Promise, hold
 from tests.tracking.life import KEY
 from tests.tracking.test_wandb_run import is_one_history
