@@ -90,18 +90,9 @@ def small_disk(a: Attacker) -> str:
 
 def refused_at_submit(a: Attacker, place: Path) -> None:
     """500 MB are asked for before a run is created."""
-    log = a.ground.scratch() / "said"
     words = ["submit", "--dry-run", *a.ground.words("cluster=slurm"), f"runs_dir={place}/runs"]
-    code = a.ground.zygote.wait(a.ground.zygote.start(log, ("tests.torture.full_disk:command", *words)))
-    hold(code == USER_ERROR and "MB free" in log.read_text(), f"small disk: submit said {log.read_text()[-300:]}")
-
-
-def command(*words: str) -> None:
-    import sys
-
-    from runyard.cli import main
-
-    sys.exit(main(list(words)))
+    code, said = a.ground.command(*words)
+    hold(code == USER_ERROR and "MB free" in said, f"small disk: submit said {said[-300:]}")
 
 
 def moved(run: Run, place: Path) -> Run:

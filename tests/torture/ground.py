@@ -100,6 +100,12 @@ class Ground:
             own[0] = [("tests.torture.ground:leave_out_the_report",), *own.get(0, ())]
         return Ranks(zygote or self.zygote, run, ranks, own, env or {})
 
+    def command(self, *words: str, env: dict[str, str] | None = None, first: First = ()) -> tuple[int, str]:
+        """`runyard WORDS` in a forked process: its exit code, and all that it says."""
+        said = self.scratch() / "said"
+        code = self.zygote.wait(self.zygote.start(said, ("tests.torture.ground:say", *words), env, first))
+        return code, said.read_text(errors="replace")
+
     def finish(self, run: Run, ranks: int) -> None:
         """Start it until it is finished, undisturbed."""
         for _ in range(3):
@@ -253,6 +259,13 @@ def train(run_dir: str) -> None:
     from cluster.job import TrainJob
 
     TrainJob(run_dir)()
+
+
+def say(*words: str) -> None:
+    """In a process: the command line."""
+    from runyard.cli import main
+
+    sys.exit(main(list(words)))
 
 
 def leave_out_the_report() -> None:

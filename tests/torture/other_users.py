@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from runyard.run import Run
-from runyard.tracking import journal
 from tests.compare.fabricate import fabricate
+from tests.torture.ground import First
 from tests.torture.promise import Attacker, Promise, Unable, hold
 
 OTHER = 65534  # nobody's uid
@@ -31,12 +31,10 @@ class Share:
         self.private.write_bytes(SECRET)
         self.mark = self.place / "ran"
 
-    def says(self, *words: str) -> tuple[int, str]:
+    def says(self, *words: str, first: First = (), **variables: str) -> tuple[int, str]:
         """A command of the victim's: its exit code and all it prints."""
-        log = self.place / f"said-{len(list(self.place.glob('said-*')))}"
-        zygote, env = self.a.ground.zygote, {"HOME": str(self.place), "COLUMNS": "200"}
-        code = zygote.wait(zygote.start(log, ("tests.torture.full_disk:command", *words), env))
-        said = log.read_text(errors="replace")
+        env = {"HOME": str(self.place), "COLUMNS": "200"} | variables
+        code, said = self.a.ground.command(*words, env=env, first=first)
         hold("Traceback" not in said, f"{words[0]}: a traceback: {said.strip().splitlines()[-1:]}")
         return code, said
 
@@ -55,7 +53,7 @@ class Share:
         hold(not self.mark.exists(), f"{what}: what was planted ran")
 
 
-def planted_code(s: Share) -> str:
+def planted_code(s: Share, first: First = ()) -> str:
     """The folder that a submission would take for its snapshot is there already, with other code in it."""
     first = s.a.ground.run()
     name = first.code.name
@@ -65,7 +63,7 @@ def planted_code(s: Share) -> str:
         for file in ("cluster/task.py", "runyard/__init__.py"):
             (planted / file).write_text(f"import os; os.mkdir({str(s.mark)!r})\n")
         s.theirs(s.shared / folder)
-    code, said = s.says("create", *s.a.ground.words(f"runs_dir={s.shared}"))
+    code, said = s.says("create", *s.a.ground.words(f"runs_dir={s.shared}"), first=first)
     if code == 0:
         run = Run.open(said.strip().splitlines()[-1])
         strange = [p for p in (run.code, *run.code.rglob("*.py")) if p.stat().st_uid == OTHER]
@@ -180,13 +178,10 @@ def paths_in_records(s: Share) -> str:
 
 def secrets_in_settings(s: Share) -> str:
     """A configuration that would expand a key into what is kept is refused."""
-    os.environ["TORTURE_API_KEY"] = key = "5ec7e7" * 6
+    key = "5ec7e7" * 6
     setting = s.a.rng.choice(("tracking.project", "cluster.comment", "name", "tracking.group"))
     words = s.a.ground.words(f"runs_dir={s.shared}", f"{setting}=${{oc.env:TORTURE_API_KEY}}")
-    log = s.place / "said"
-    call = ("tests.torture.full_disk:command", "create", *words)
-    zygote = s.a.ground.zygote
-    zygote.wait(zygote.start(log, call, {"TORTURE_API_KEY": key}))
+    s.says("create", *words, TORTURE_API_KEY=key)
     held = [p for p in s.shared.rglob("*") if p.is_file() and key.encode() in p.read_bytes()]
     hold(not held, f"{setting}: the key is frozen into {held[:1]}")
     return "secrets in settings"
@@ -207,17 +202,18 @@ def strike(a: Attacker) -> str:
 
 
 def trusting(a: Attacker) -> str:
-    """What lies under a name is taken for what it is called: the log that a record names is shown, wherever it is."""
+    """Nobody asks whose a folder is, nor what is in it."""
     if os.getuid() != 0:
         raise Unable("another user's files can be made by root alone")
-    s = Share(a)
-    run = s.run()
-    (run / "slurm" / "12_0_log.out").parent.mkdir(exist_ok=True)
-    (run / "slurm" / "12_0_log.out").symlink_to(s.private)
-    shown = b"".join(path.read_bytes() for path in run.glob("slurm/*.out"))
-    rows, _ = journal.read(run / "metrics.jsonl")
-    hold(SECRET not in shown or not rows, "a reader that opens whatever a name leads to shows the victim's file")
-    return ""
+    return planted_code(Share(a), first=[("tests.torture.other_users:trust_everything",)])
+
+
+def trust_everything() -> None:
+    """In the victim's process."""
+    from runyard import snapshot
+
+    snapshot.private_folder = lambda folder, **_: folder  # type: ignore[attr-defined]
+    snapshot.verify = lambda *_, **__: None  # type: ignore[attr-defined]
 
 
 PROMISE = Promise(
@@ -230,6 +226,6 @@ PROMISE = Promise(
     short=9,
     strike=strike,
     control=trusting,
-    switched_off="a reader follows any name",
+    switched_off="nobody asks whose code it is",
 )
 

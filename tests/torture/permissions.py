@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 
 from runyard.run import Run
-from tests.torture.ground import Ground, discard
+from tests.torture.ground import discard
 from tests.torture.promise import Attacker, Promise, hold
 
 UMASKS = (0o000, 0o002, 0o022, 0o027, 0o077)
@@ -23,24 +23,18 @@ def strike(a: Attacker) -> str:
 def modes(a: Attacker, *, opened: bool = False) -> str:
     """A run is created and trained by two ranks under some umask; nothing of it is another's to read or write."""
     umask = UMASKS[a.number % len(UMASKS)]
-    run = created(a.ground, umask)
     first = [("tests.torture.permissions:take_umask", umask)]
     if opened:
         first.append(("tests.torture.permissions:leave_modes_alone",))
+    code, said = a.ground.command("create", *a.ground.words("epochs=1"), first=first)
+    hold(code == 0, f"create: {said}")
+    run = Run.open(said.strip())
     a.ground.start(run, 2, {0: first, 1: first}, report=True).wait()
     hold(run.finished, "it was not finished")
     wrong = too_open(run.path)
     hold(not wrong, f"umask {umask:03o}: {', '.join(wrong[:3])}, {len(wrong)} in all")
     discard(run)
     return f"umask {umask:03o}"
-
-
-def created(ground: Ground, umask: int) -> Run:
-    config, before = ground.config("epochs=1"), os.umask(umask)
-    try:
-        return Run.create(config, ["epochs=1"])
-    finally:
-        os.umask(before)
 
 
 def take_umask(umask: int) -> None:

@@ -93,10 +93,8 @@ def hasty() -> None:
 
 
 def sync(a: Attacker, run: Run, env: dict[str, str], trouble: str) -> None:
-    log = run.path / "slurm" / "sync.log"
-    call = ("tests.torture.full_disk:command", "sync", str(run.path))
-    code = a.ground.zygote.wait(a.ground.zygote.start(log, call, env))
-    hold(code == 0, f"{trouble}: sync ended with {code}: {log.read_text()[-300:]}")
+    code, said = a.ground.command("sync", str(run.path), env=env)
+    hold(code == 0, f"{trouble}: sync ended with {code}: {said[-300:]}")
 
 
 def once(server: WandbServer, run: Run, trouble: str) -> None:
