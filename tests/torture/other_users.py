@@ -96,7 +96,7 @@ def planted_data(s: Share) -> str:
         for start in ("alone", "0", "1"):
             (copy / f"verified-{start}").write_text(json.dumps(files))
         s.theirs(copy)
-    run = s.a.ground.run(f"cluster.stage_data={s.shared}")
+    run = s.a.ground.run("cluster=slurm", f"cluster.stage_data={s.shared}")
     ranks = s.a.ground.start(run, 1)
     codes = ranks.wait()
     hold(codes == [0] or "Traceback" not in ranks.said, f"planted data: a traceback: {ranks.said[-200:]}")
