@@ -26,6 +26,8 @@ from runyard.training.saved import ASIDE, Checkpoint, Choice, State, Unusable, n
 
 __all__ = ["Checkpoint", "Saver", "State", "load_network", "newest", "valid", "write"]
 
+MOST_FAILED = 3  # saves in a row: then nothing says that the disk will recover
+
 def write(
     folder: Path,
     state: State,
@@ -117,7 +119,9 @@ def _fill(making: Path, state: State, manifest: dict[str, Any]) -> None:
 class Saver:
     """Writes checkpoints beside the training, one at a time, and thins them out.
 
-    ``save`` returns once the state is copied to host memory; an error of the writing is raised by the next call.
+    ``save`` returns once the state is copied to host memory; an error of the writing is raised by the next call. A disk
+    that fails, or has no room, costs two saves in a row and a warning each (``warn``): the training goes on, what was
+    saved before stays. The third is raised, and so is every one that is waited for.
     ``check`` is asked before anything gets its name or is deleted, and raises if this process may not write any more.
     ``saved`` is told each step that is on disk and verified, with the seconds from the call of ``save`` to that; both
     are called in the thread that writes.
@@ -132,8 +136,9 @@ class Saver:
         check: Callable[[], None] = lambda: None,
         saved: Callable[[int, float], None] = lambda step, seconds: None,
         settings: dict[str, Any] | None = None,
+        warn: Callable[[str], None] = lambda message: None,
     ) -> None:
-        self._settings = settings
+        self._settings, self._warn, self._failed = settings, warn, 0
         self._folder, self._keep_last, self._keep_best = folder, keep_last, keep_best
         self._check, self._saved = check, saved
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -142,7 +147,7 @@ class Saver:
     def save(self, state: State, step: int, score: float | None, *, wait: bool) -> None:
         began = time.monotonic()
         self.settle()
-        self._pending = self._worker.submit(self._write, _to_host(state), step, score, began)
+        self._pending = self._worker.submit(self._write, _to_host(state), step, score, began, wait)
         if wait:
             self.settle()
 
@@ -158,8 +163,19 @@ class Saver:
         finally:
             self._worker.shutdown()
 
-    def _write(self, state: State, step: int, score: float | None, began: float) -> None:
-        written = write(self._folder, state, step, score, self._check, self._settings)
+    def _write(self, state: State, step: int, score: float | None, began: float, needed: bool) -> None:
+        try:
+            written = write(self._folder, state, step, score, self._check, self._settings)
+        except OSError as error:
+            self._failed += 1
+            if needed or self._failed == MOST_FAILED:
+                raise
+            self._warn(
+                f"step {step} is not saved ({error.strerror or error}), {self._failed} of {MOST_FAILED} in a row "
+                f"before the run ends of it: see to the disk of {self._folder}"
+            )
+            return
+        self._failed = 0
         self._saved(step, time.monotonic() - began)
         self._check()
         for leftover in self._folder.glob(f"{ASIDE}*"):

@@ -174,6 +174,7 @@ class Training:
                     check=record.check,
                     saved=self._saved,
                     settings=learned(self.config),
+                    warn=record.warning,
                 )
             )
         )
