@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from runyard.cli import main
+from runyard.fields import written
 from tests.cluster.conftest import API_KEY
 from tests.cluster.fake_slurm import FakeSlurm
 
@@ -53,7 +54,7 @@ def test_it_says_size_and_cost_in_words(
 def test_a_python_that_this_machine_lacks_is_warned_of(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
     for python, lacking in (("/nowhere/python", True), ("pyth0n", True), (sys.executable, False)):
         assert main(["submit", "experiment=starter", "cluster=slurm", f"cluster.python={python}", "--dry-run"]) == 0
-        said = f"runyard: warning: cluster.python={python}: no such program on this machine" in capsys.readouterr().err
+        said = f"runyard: warning: cluster.python={written(python)}: no such program on this machine" in capsys.readouterr().err
         assert said == lacking
 
 

@@ -6,6 +6,7 @@ No torch before one is loaded: the login node asks, too.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,8 @@ def read(path: Path) -> Checkpoint:
 def _manifest(path: Path) -> dict[str, Any]:
     """What stands beside the state, whose size is compared with it: older versions noted none."""
     manifest = json.loads(read_regular(path / "manifest.json"))
-    size = (path / "state.pt").stat().st_size
+    with open_regular(path / "state.pt") as file:
+        size = os.fstat(file.fileno()).st_size
     if manifest.get("bytes", size) != size:
         raise Unusable(f"{size} bytes, and {manifest['bytes']} were saved")
     return dict(manifest)
