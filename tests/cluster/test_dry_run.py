@@ -54,8 +54,8 @@ def test_it_says_size_and_cost_in_words(
 def test_a_python_that_this_machine_lacks_is_warned_of(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
     for python, lacking in (("/nowhere/python", True), ("pyth0n", True), (sys.executable, False)):
         assert main(["submit", "experiment=starter", "cluster=slurm", f"cluster.python={python}", "--dry-run"]) == 0
-        said = f"runyard: warning: cluster.python={written(python)}: no such program on this machine" in capsys.readouterr().err
-        assert said == lacking
+        words = f"runyard: warning: cluster.python={written(python)}: no such program on this machine"
+        assert (words in capsys.readouterr().err) == lacking
 
 
 def test_it_says_what_differs_from_the_defaults_and_between_points(capsys: pytest.CaptureFixture[str]) -> None:
