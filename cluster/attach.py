@@ -25,7 +25,7 @@ POLL_S = 0.5
 QUEUE_POLL_S = 5.0  # a controller answers many
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
         "NODE_FAIL", "PREEMPTED"}  # fmt: skip
-SILENT = "the job ended without a word: killed, perhaps for want of memory"
+SILENT = "the job ended without a word: its log may have one"
 DEAD_AFTER_POLLS = 10  # a journal may reach a shared disk some seconds after its writer ended
 
 

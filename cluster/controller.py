@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from runyard import lease
+from runyard import causes, lease, oom
 from runyard.tracking import journal
 
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # what asks the tasks to save and stop
@@ -47,6 +47,7 @@ class Controller:
         self._tasks: list[subprocess.Popen[bytes]] = []
         self._ended: dict[int, str] = {}  # by rank, how it ended badly
         self._asked: signal.Signals | None = None
+        self._oom = oom.Watch()
 
     def run(self) -> None:
         """Start the tasks, and wait for them."""
@@ -106,8 +107,8 @@ class Controller:
 
     def _how(self, rank: int, code: int) -> str:
         if code < 0:
-            memory = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
-            return f"was ended by {signal.Signals(-code).name}{memory}"
+            struck = self._oom.words()
+            return f"was ended by {causes.end(code)}{f', {struck}' if struck else ''}"
         lines = [line for line in self._tail(rank).splitlines() if line.strip()]
         said = [line.removeprefix("runyard: ") for line in lines if line.startswith("runyard: ")] or lines
         return f"ended with {code}{': ' + said[-1] if said else ''}"

@@ -19,6 +19,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from cluster.job import TrainJob
 from runyard.config import ClusterConfig
 from runyard.errors import UserError
+from runyard.ownership import UMASK, UMASK_WITH_GROUP
 from runyard.run import Run
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -33,17 +34,6 @@ VARIABLES = {
 }
 OF_OTHER_JOBS = ("WAIT", "ARRAY_INX", "TEST_ONLY")  # what no submission of ours is, whatever the environment says
 ANSWER_TIMEOUT_S = 60  # of sbatch on a busy controller
-# By it cluster.requeue tells what this start wrote from what earlier ones did.
-BEGAN = "export RUNYARD_BEGAN=$(date +%s)"
-# Where a centre has SBATCH_EXPORT=NONE, srun would pass on none of what the script exports.
-EXPORT = "export SLURM_EXPORT_ENV=ALL"
-# Until SLURM 23.02 a job is not told when its time limit ends it. squeue may not answer: to date nothing is midnight.
-# At the time limit SLURM sends TERM to this shell too, which must live to requeue the job. What it starts hears TERM.
-SURVIVE = "trap : TERM"
-END_TIME = (
-    "export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-"
-    '$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e || echo unknown)" +%s)}'
-)
 
 
 class Batch:
@@ -133,15 +123,28 @@ class Batch:
     def _scripts(self) -> Path:
         """The snapshot's, as the rest of the code; the checkout's for a run from before these were part of it."""
         code = self.runs[0].code
-        return CHECKOUT / "slurm" if code.exists() and not (code / "slurm").exists() else code / "slurm"
+        kept = not code.exists() or (code / "slurm" / "begin.sh").exists()
+        return code / "slurm" if kept else CHECKOUT / "slurm"
 
     def _setup(self) -> list[str]:
         code = shlex.quote(str(self.runs[0].code))
         # The snapshot of the code that was taken when the run was created, and not what lies in the checkout by now.
         snapshot = f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1'
         root = f"export RUNYARD_ROOT={shlex.quote(str(CHECKOUT))}"  # by it the snapshot's python.sh finds .venv
+        # What a job writes is its user's alone. Who can write runs_dir may have put code of their own there meanwhile.
+        config = self.runs[0].config
+        private = f"umask {UMASK_WITH_GROUP if config.runs_group_readable else UMASK:03o}"
+        whose = f"case $(stat -c %u {code} 2>/dev/null) in {self._owner}|'') ;; *)"
+        mine = f"{whose} echo runyard: not run, another user owns it now: {code} >&2; exit 2 ;; esac"
         # set +e: where a line of env_setup set it, the script would end with srun and requeue nothing.
-        return [*self.cluster.env_setup, "set +e", EXPORT, SURVIVE, snapshot, root, BEGAN, END_TIME]
+        begin = f". {shlex.quote(str(self._scripts / 'begin.sh'))}"
+        return [*self.cluster.env_setup, "set +e", private, mine, snapshot, root, begin]
+
+    @property
+    def _owner(self) -> int:
+        """User id of whoever owns the code now, when a person has it run."""
+        code = self.runs[0].code
+        return code.stat().st_uid if code.exists() else os.getuid()
 
     def _teardown(self) -> list[str]:
         """After srun, whatever ended it: put the job back into the queue where the run can go on; say how it ended."""
