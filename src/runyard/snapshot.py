@@ -7,7 +7,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-SCRIPTS = ("python.sh", "requeue.sh")  # what starts a job's tasks, and what puts it back into the queue
+SCRIPTS = ("ask.sh", "begin.sh", "python.sh", "requeue.sh")  # what a batch script calls
 
 
 def snapshot(store: Path) -> str:
