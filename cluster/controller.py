@@ -91,7 +91,8 @@ class Controller:
             if now - began > self._limit_s - self._warning_s and not warned:
                 warned = True
                 self._send(signal.SIGUSR2)
-            late = failed_at and now - failed_at > (CLOSING_S if self._concluded() else GRACE_S)
+            closing = self._tasks[0].poll() is None and self._concluded()
+            late = failed_at and now - failed_at > (CLOSING_S if closing else GRACE_S)
             if late or now - began > self._limit_s:
                 self._end()
             time.sleep(POLL_S)
@@ -119,8 +120,9 @@ class Controller:
             task.send_signal(signal.SIGQUIT)  # StopFlag has its stack printed
         time.sleep(SHOW_S)
         for rank, task in hung:
+            self._ended = {rank: f"did not end, and was killed; it was {_stands(task.pid)}"} | self._ended
             with open(self._log(rank, "err"), "a") as err:
-                err.write(f"runyard: rank {rank} did not end, and was killed; it {_stands(task.pid)}\n")
+                err.write(f"runyard: rank {rank} {self._ended[rank]}\n")
             task.kill()
             task.wait()
 
@@ -129,7 +131,7 @@ class Controller:
         run = self._folder.parent
         if self._concluded() or not self._ended or lease.holder(run) is not None:
             return
-        rank, how = min(self._ended.items())
+        rank, how = next(iter(self._ended.items()))  # who hung, else who failed first
         stopped = self._asked is signal.SIGTERM
         with contextlib.suppress(OSError):
             journal.Journal(run / "metrics.jsonl").write(
@@ -139,7 +141,7 @@ class Controller:
 
     def _concluded(self) -> bool:
         rows, _ = journal.read(self._folder.parent / "metrics.jsonl")
-        return any(row["event"] == "stop" and row["t"] >= self._began for row in rows[-1:])
+        return any(row["event"] == "stop" and row["t"] >= self._began for row in rows[-2:])  # a warning may follow
 
     @property
     def _notes(self) -> Path:
@@ -162,8 +164,8 @@ def _stands(pid: int) -> str:
         )
         waits = Path(f"/proc/{pid}/wchan").read_text().strip("0\n")
     except OSError:
-        return "was gone already"
-    return f"was in state {status.get('State', '?').strip()}{', in ' + waits if waits else ''}"
+        return "gone already"
+    return f"in state {status.get('State', '?').strip()}{', in ' + waits if waits else ''}"
 
 
 if __name__ == "__main__":

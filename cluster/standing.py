@@ -15,6 +15,7 @@ from cluster.glance import Glance, glance
 from cluster.queue import Answer, Job
 from runyard import causes
 from runyard.errors import UserError
+from runyard.tracking.words import straggler
 
 SKEW_S = 5  # by which the clocks of a cluster's nodes may differ
 GOING = ("waiting", "starting", "running", "ending")
@@ -68,6 +69,9 @@ class Standing:
             "top1_best": best if best is not None else max(top1, default=None),
             "images_per_s": live.get("images_per_s", newest.get("images_per_s")),
             "data_wait_pct": live.get("data_wait_pct", newest.get("data_wait_pct")),
+            "slowest_rank": newest.get("slowest_rank"),
+            "slowest_node": newest.get("slowest_node"),
+            "slowest_to_median": newest.get("slowest_to_median"),
             "restarts": max(0, len(run.starts) - 1),
             "nodes": len(self.nodes) or run.job.get("nodes"),
             "eta_s": live.get("eta_s"),
@@ -117,7 +121,8 @@ def stand(run: Glance, waiting: Answer, ended: Answer, now: float) -> Standing:
     if not run.on_slurm and (pid := run.local_process()) is not None:
         began = any(row["t"] >= run.job.get("submitted", 0) for row in run.starts)
         state = "ending" if run.concluded else "running" if began else "starting"
-        return Standing(run, state, f"{state} here, process {pid}", nodes=(os.uname().nodename,))
+        words = f"{state} here, process {pid}{_slow(run, state)}"
+        return Standing(run, state, words, nodes=(os.uname().nodename,))
     if run.concluded:
         return _concluded(run, here)
     if waiting.problem and run.on_slurm:
@@ -165,7 +170,13 @@ def _running(run: Glance, job: Job, now: float) -> Standing:
     words = words or f"{state} {on} for {reasons.span(now - since)}{left}"
     if state != "ending" and (without := _left_out(run)):
         words += f", {without.strip()}"
-    return Standing(run, state, words, None, job, job.nodes)
+    return Standing(run, state, words + _slow(run, state), None, job, job.nodes)
+
+
+def _slow(run: Glance, state: str) -> str:
+    """Which rank the others wait for, as far as the newest epoch says."""
+    words = straggler(run.epochs[-1]) if run.epochs and state == "running" else None
+    return f"; {words}" if words else ""
 
 
 def _left_out(run: Glance) -> str:

@@ -26,6 +26,7 @@ from runyard.lease import Lease
 from runyard.tracking.journal import Journal
 from tests.cluster.fabricated import BEGAN, Folder, epoch, row, start, stop
 from tests.cluster.fake_slurm import FakeSlurm
+from tests.conftest import PATIENCE_S
 
 ON = "; go on with: runyard resume "
 
@@ -393,7 +394,7 @@ def test_watching_shows_what_comes_until_ctrl_c(folder: Folder, terminal: bool) 
         until(b"77/400")
     watching.send_signal(signal.SIGINT)
     try:
-        assert watching.wait(20) == 0
+        assert watching.wait(PATIENCE_S) == 0
     finally:
         watching.kill()
         watching.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +15,7 @@ from runyard import models
 from runyard.config import Config
 from runyard.data.batch import Batch, Normalise
 from runyard.data.manifest import Manifest
+from runyard.ownership import compiler_cache
 from runyard.training import optimiser, sync_batch_norm
 from runyard.training.checkpoint import State
 from runyard.training.distributed import Dist
@@ -43,7 +45,7 @@ class Learner:
         torch.manual_seed(config.seed)
         memory = torch.channels_last if config.channels_last else torch.contiguous_format
         network = models.build(config.model, len(manifest.classes), manifest.image_size)
-        if config.sync_batch_norm and place.world_size > 1:
+        if config.sync_batch_norm:
             network = sync_batch_norm.convert(network, self.device)
         self.dropout = SampleDropout.convert(network)
         self.network = network.to(self.device, memory_format=memory)  # type: ignore[call-overload]
@@ -56,6 +58,8 @@ class Learner:
         self.counters = Counters(self.device)
         self.timer = StepTimer(self.device)
         compiled = config.compile != "none"
+        if compiled and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # else /tmp/torchinductor_NAME, whoever made it
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiler_cache("inductor"))
         self._forward = torch.compile(self.network, mode=config.compile) if compiled else self.network
         self._wrapped: DistributedDataParallel | None = None
         self._bad_step = torch.full((), NEVER, dtype=torch.int64, device=self.device)

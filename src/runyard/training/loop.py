@@ -21,6 +21,7 @@ from runyard.config import check_world
 from runyard.data import loaders, manifest
 from runyard.data.batch import Batch
 from runyard.data.stage import stage
+from runyard.data.verified import check_content, files_read
 from runyard.errors import UserError
 from runyard.files import write_atomic
 from runyard.learned import learned
@@ -28,7 +29,7 @@ from runyard.lease import LeaseLost
 from runyard.run import Run
 from runyard.stopping import Stop, Stopped, at_once
 from runyard.tracking.recorder import Recorder
-from runyard.training import checkpoint, continuity, distributed, last_word, machine, step_timer
+from runyard.training import checkpoint, continuity, distributed, health, last_word, machine, step_timer
 from runyard.training.distributed import Dist, Vote
 from runyard.training.evaluation import Evaluation, Part
 from runyard.training.learner import Diverged, Learner
@@ -71,6 +72,7 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
             contextlib.ExitStack() as open_parts,
         ):
             training = Training(run, place, record, should_stop, open_parts, staged)
+            health.check(run, place, training.data, training.folder, training.learner.parameters)
             with last_word.at_step(lambda: training.learner.step):
                 outcome = training.to_the_end()
         with run.writing():
@@ -101,10 +103,10 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
 def _stage(run: Run, place: Dist) -> tuple[Path, str | None]:
     """Where to read the data from, and why it is not the node's own copy where that was asked for."""
     folder = manifest.folder(run.config.data)
-    if run.config.cluster.stage_data is None:
-        return folder, None
     data = manifest.load(folder, manifest.prepare_command(run.record.get("overrides", [])))
     staged, not_staged = stage(run.config, data, folder, place.job)
+    if staged == folder and place.local_rank == 0:  # a copy on the node's disk was hashed as it was made
+        check_content(folder, data, files_read(run.config, data))
     if not_staged and place.rank > 0 and place.local_rank == 0:  # rank 0's stands in the journal
         print(f"runyard: warning: {not_staged}", file=sys.stderr, flush=True)
     return staged, not_staged
@@ -148,8 +150,6 @@ class Training:
         if self.config.deterministic:
             machine.use_deterministic_kernels()
         continuity.check_same_data(run, prepared, self.data, place)
-        self.found = checkpoint.newest(run.checkpoints)
-        continuity.check_same_settings(run, self.found)
         self.folder, not_staged = staged
         for warning in (*machine.ignored(self.config, place.device), continuity.another_world(run, place), not_staged):
             if warning is not None:
@@ -170,6 +170,7 @@ class Training:
                     check=record.check,
                     saved=self._saved,
                     settings=learned(self.config),
+                    warn=record.warning,
                 )
             )
         )
@@ -190,17 +191,10 @@ class Training:
         return Outcome.INTERRUPTED if self._finish() else Outcome.FINISHED
 
     def _begin(self) -> None:
-        """Go on from the newest valid checkpoint, or initialise; then connect the ranks."""
-        found = self.found
-        begin = f"step_{found.step:08d}" if found else ""
-        if damaged := sorted(path.name for path in self.run.checkpoints.glob("step_*") if path.name > begin):
-            self.record.warning(f"{', '.join(damaged)}: damaged, passed over; going on from {begin or 'the beginning'}")
-        if found is not None:
-            state = found.load()
-            self.learner.restore(state)
-            samples = {name: split.samples for name, split in self.data.splits.items()}
-            self.evaluation.restore(state.get("evaluation"), samples)
-        elif hasattr(self.learner.network, "init_from_data"):
+        """Go on from the newest checkpoint that is whole, or initialise; then connect the ranks."""
+        samples = {name: split.samples for name, split in self.data.splits.items()}
+        found = self.found = continuity.go_on(self.run, self.learner, self.evaluation, samples, self.record.warning)
+        if found is None and hasattr(self.learner.network, "init_from_data"):
             images = loaders.sample_images(
                 self.config,
                 self.data,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 
 from runyard.arguments import of_a_run
 from runyard.errors import FAILED, INTERRUPTED
@@ -15,13 +16,23 @@ EXAMPLE = "torchrun --nproc-per-node 4 -m runyard train runs/ID"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     of_a_run(parser)
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="begin again at step 0 where no checkpoint is left of those it had"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    from runyard import own_code
     from runyard.run import Run
     from runyard.stopping import StopFlag
 
     run = Run.find(args.run, args.runs_dir)
+    own_code.enter(run, args.argv)
+    if not run.code.is_dir() and (restored := own_code.restore(run)) is not None:
+        print(f"runyard: {restored}", file=sys.stderr, flush=True)
+    if args.from_scratch:
+        run.record["from_scratch"] = time.time()  # for this start alone: `resume --from-scratch` writes it down
+    run.keep_private()
     stop = StopFlag()  # before torch, whose import takes seconds
     from runyard.lease import LeaseLost
     from runyard.training.distributed import from_environment
