@@ -14,7 +14,7 @@ from runyard.files import read_regular
 from runyard.ownership import of_this_user, private_folder, writable_by_others
 
 STORE = of_this_user(".code")  # beside the runs
-SCRIPTS = ("python.sh", "requeue.sh")  # what starts a job's tasks, and what puts it back into the queue
+SCRIPTS = ("ask.sh", "begin.sh", "python.sh", "requeue.sh")  # what a batch script calls
 
 
 def checkout() -> dict[str, Path]:
