@@ -20,7 +20,7 @@ from runyard.run import Run
 from runyard.tracking.journal import Row
 
 # Nothing but what is inlined may load, whatever a class name or a message tries to smuggle in.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 WIDE_CLASSES = 58  # beyond, the confusion matrix is wider than the page and is scrolled
 PAPER_DPI, PAGE_DPI = 300, 170
 
