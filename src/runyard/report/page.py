@@ -11,7 +11,7 @@ import yaml
 
 from runyard import config as schema
 from runyard.errors import UserError
-from runyard.files import write_atomic
+from runyard.files import folder_within, write_atomic
 from runyard.report import confusion, curves, style, tables
 from runyard.report.facts import Facts, gather, number
 from runyard.report.tables import data, loss, note, percent, section
@@ -41,7 +41,7 @@ def write_report(run: Run) -> Path:
         figures["confusion"] = lambda theme: confusion.draw(matrix, facts.classes, theme)
     pictures: dict[str, bytes] = {}
     try:
-        folder.mkdir(exist_ok=True)
+        folder_within(run.path, folder.name)
         for name, draw in figures.items():
             figure = draw(LIGHT)
             pictures[name] = save(figure, "png", PAPER_DPI)
