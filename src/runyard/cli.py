@@ -21,7 +21,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str] | None) -> int:
     try:
+        argv = sys.argv[1:] if argv is None else argv
         args = parse(argv)
+        args.argv = argv
         if args.verb not in FOR_OTHERS:
             keep_private(group_reads=False)  # until a run's own setting is known
         return int(args.run_verb(args) or 0)

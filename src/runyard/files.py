@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import stat
+import weakref
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -22,10 +23,13 @@ _KINDS = {
 }
 
 
-def write_atomic(path: Path, content: bytes | str, mode: int = 0o666) -> None:
+def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o666) -> None:
     """Write ``content`` so that after any crash ``path`` holds the old content or the new, never a part.
 
-    A link at ``path`` is replaced, and none is written through. ``mode`` is what the umask leaves of it.
+    A link at ``path`` is replaced, and none is written through.
+
+    Args:
+        mode: Permissions of the file, less what the umask takes away.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)  # of a process that died and whose number came again
@@ -139,6 +143,13 @@ def read_regular(path: Path | str, *, follow_links: bool = True) -> bytes:
     """The bytes of a regular file; see ``open_regular``."""
     with open_regular(path, follow_links=follow_links) as file:
         return file.read()
+
+
+def keep_open(file: BufferedReader, owner: object) -> int:
+    """A descriptor of an open file that lives as long as ``owner``, whatever becomes of ``file``."""
+    descriptor = os.dup(file.fileno())
+    weakref.finalize(owner, os.close, descriptor)
+    return descriptor
 
 
 def read_within(folder: Path, name: str, *, most: int = MOST_BYTES) -> bytes:

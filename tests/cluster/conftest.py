@@ -15,11 +15,11 @@ import pytest
 from runyard.run import Run
 from runyard.tracking import journal
 from tests.cluster.fake_slurm import FakeSlurm
+from tests.conftest import PATIENCE_S
 from tests.training.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 API_KEY = "5ec7e75ec7e75ec7e75ec7e75ec7e75ec7e75ec7"
-PATIENCE_S = 90  # below the two minutes after which ranks give each other up by themselves
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from cluster.executor import EXPORT
 from runyard.run import Run
+from tests.conftest import PATIENCE_S
 from tests.slurm.lab import ROOT
 from tests.slurm.runs import (
     EPOCHS,
@@ -80,7 +80,7 @@ def exported_nothing(runs: Runs) -> tuple[Run, str, str]:
     assert done.returncode == 0, done.stderr
     run = Run.open(json.loads(done.stdout)["path"])
     passed_on = []
-    for line in (":", EXPORT):
+    for line in (":", "export SLURM_EXPORT_ENV=ALL"):
         script = f"{known}; export OURS=passed; {line}; srun printenv OURS || echo lost"
         options = ("--parsable", "--export=NONE", f"--output={runs.cluster.output}/%j.out")
         number = runs.lab.run("sbatch", *options, f"--wrap={script}").strip()
@@ -195,7 +195,7 @@ def test_the_plain_array_script_trains_each_run_of_a_list(told: Any) -> None:
 
 def settled(runs: Runs) -> list[str]:
     """The queue, once jobs of earlier tests that are ending have ended."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while runs.queue() and time.monotonic() < deadline:
         time.sleep(0.1)
     return runs.queue()

@@ -11,7 +11,7 @@ import numpy as np
 
 from runyard.data import manifest
 from runyard.errors import UserError
-from runyard.files import open_within, read_within
+from runyard.files import open_regular, open_within, read_within
 from runyard.report.facts import Facts
 
 LARGEST_PX = 96  # an image on the page; larger ones are made smaller
@@ -115,7 +115,8 @@ def test_images(folder: Path, data_json: Path, index: np.ndarray, label: np.ndar
 
 def _array(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        with open_regular(path):
+            return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
     except FileNotFoundError:
         raise UserError(f"the prepared images are no longer at {path}") from None
     except (OSError, ValueError, EOFError) as error:

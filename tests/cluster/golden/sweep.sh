@@ -18,12 +18,9 @@
 set +e
 umask 077
 case $(stat -c %u /RUNS/RUN0/code 2>/dev/null) in UID|'') ;; *) echo runyard: not run, another user owns it now: /RUNS/RUN0/code >&2; exit 2 ;; esac
-export SLURM_EXPORT_ENV=ALL
-trap : TERM
 export PYTHONPATH=/RUNS/RUN0/code"${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 export RUNYARD_ROOT=/CHECKOUT
-export RUNYARD_BEGAN=$(date +%s)
-export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e || echo unknown)" +%s)}
+. /RUNS/RUN0/code/slurm/begin.sh
 
 # command
 export SUBMITIT_EXECUTOR=slurm
