@@ -17,8 +17,10 @@ from runyard import own_code, ownership, snapshot
 from runyard.cli import main
 from runyard.errors import UserError
 from runyard.own_code import TRUST, enter, restore
+from runyard.ownership import of_this_user
 from runyard.run import Run
 from runyard.tracking import journal
+from tests.second_user import NOBODY, needs_root
 from tests.training.conftest import train
 
 Rewrite = Callable[[str, str, str], None]
@@ -29,7 +31,7 @@ def run(make_run: Callable[..., Run], tmp_path: Path) -> Run:
     """One with a snapshot that no other run shares."""
     made = make_run("epochs=1")
     (tmp_path / "runs").mkdir()
-    shutil.copytree(made.path.parent / ".code", tmp_path / "runs" / ".code")
+    shutil.copytree(made.path.parent / of_this_user(".code"), tmp_path / "runs" / of_this_user(".code"))
     return Run.open(shutil.copytree(made.path, tmp_path / "runs" / made.id, symlinks=True))
 
 
@@ -102,6 +104,10 @@ def test_another_users_run_of_our_own_code_is_read_without_asking(
     assert executed == []
 
 
+def other_content(code: Path) -> None:
+    (code / "cluster" / "task.py").write_text("")
+
+
 LOST: dict[str, Callable[[Run], None]] = {
     "the snapshot is gone": lambda run: shutil.rmtree(run.code),
     "the link is gone": lambda run: (run.path / "code").unlink(),
@@ -128,14 +134,29 @@ def test_lost_code_that_the_checkout_does_not_hold_is_refused_with_the_way_back(
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert "its code is gone" in said
-        assert f"copy .code/{run.record['code_sha256'][:16]} from" in said
+        assert f"copy {run.record['code_sha256'][:16]} from .code-" in said
     assert not run.journal_path.exists()
+
+
+@needs_root
+@pytest.mark.parametrize("change", [
+    lambda code: os.chown(code / "cluster" / "task.py", NOBODY, -1), lambda code: (code / "runyard").chmod(0o770),
+    lambda code: (code / "yaml.py").symlink_to("/tmp/yaml.py"),
+    other_content,
+], ids=["another's file", "a directory that others can write", "a link", "other content"])  # fmt: skip
+def test_code_that_another_could_have_put_there_is_not_run(run: Run, change: Callable[[Path], object]) -> None:
+    restore(run)
+    change(run.code)
+    with pytest.raises(UserError, match=r"belongs to nobody|others can write|symbolic link|not what was submitted"):
+        restore(run)
+    if change is not other_content:
+        restore(run, trusted=True)
 
 
 def test_code_that_was_changed_since_the_submission_is_refused(run: Run) -> None:
     with open(run.code / "cluster" / "task.py", "a") as file:
         file.write("import planted\n")
-    with pytest.raises(UserError, match="its code in .* is not what was submitted: it was changed"):
+    with pytest.raises(UserError, match=r"the code in .* is not what was submitted: it was changed"):
         restore(run)
 
 
@@ -163,7 +184,7 @@ def test_predict_labels_by_the_network_of_the_run_and_not_by_the_checkouts(
     made = make_run("epochs=1")
     train(made, world_size=1)
     (tmp_path / "runs").mkdir()
-    shutil.copytree(made.path.parent / ".code", tmp_path / "runs" / ".code")
+    shutil.copytree(made.path.parent / of_this_user(".code"), tmp_path / "runs" / of_this_user(".code"))
     run = Run.open(shutil.copytree(made.path, tmp_path / "runs" / made.id, symlinks=True))
     turned = """
 class Turned(nn.Module):

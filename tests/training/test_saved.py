@@ -53,7 +53,7 @@ def origin(make_run: Callable[..., Run]) -> Run:
 @pytest.fixture
 def run(origin: Run, tmp_path: Path) -> Run:
     (tmp_path / "runs").mkdir()
-    shutil.copytree(origin.path.parent / ".code", tmp_path / "runs" / ".code")
+    shutil.copytree(origin.code.parent, tmp_path / "runs" / origin.code.parent.name)
     return Run.open(shutil.copytree(origin.path, tmp_path / "runs" / origin.id, symlinks=True))
 
 
