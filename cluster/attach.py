@@ -25,7 +25,7 @@ POLL_S = 0.5
 QUEUE_POLL_S = 5.0  # a controller answers many
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
         "NODE_FAIL", "PREEMPTED"}  # fmt: skip
-SILENT = "the job ended without a word: killed, perhaps for want of memory"
+SILENT = "the job ended without a word: its log may have one"
 DEAD_AFTER_POLLS = 10  # a journal may reach a shared disk some seconds after its writer ended
 
 
@@ -63,10 +63,9 @@ class LocalJob:
         return "stopping: saving a checkpoint first (Ctrl-C again to leave it to finish alone)"
 
     def warn(self) -> None:
-        """To the tasks alone: the process that leads them would end of it."""
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{self.id}/task/{self.id}/children").read_text().split():
-                os.kill(int(task), signal.SIGUSR2)
+        """To the process that leads the tasks, which passes it on."""
+        if not self.over():
+            os.kill(int(self.id), signal.SIGUSR2)
 
 
 class SlurmJob:

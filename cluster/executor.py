@@ -33,17 +33,6 @@ VARIABLES = {
 }
 OF_OTHER_JOBS = ("WAIT", "ARRAY_INX", "TEST_ONLY")  # what no submission of ours is, whatever the environment says
 ANSWER_TIMEOUT_S = 60  # of sbatch on a busy controller
-# By it cluster.requeue tells what this start wrote from what earlier ones did.
-BEGAN = "export RUNYARD_BEGAN=$(date +%s)"
-# Where a centre has SBATCH_EXPORT=NONE, srun would pass on none of what the script exports.
-EXPORT = "export SLURM_EXPORT_ENV=ALL"
-# Until SLURM 23.02 a job is not told when its time limit ends it. squeue may not answer: to date nothing is midnight.
-# At the time limit SLURM sends TERM to this shell too, which must live to requeue the job. What it starts hears TERM.
-SURVIVE = "trap : TERM"
-END_TIME = (
-    "export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-"
-    '$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e || echo unknown)" +%s)}'
-)
 
 
 class Batch:
@@ -133,7 +122,8 @@ class Batch:
     def _scripts(self) -> Path:
         """The snapshot's, as the rest of the code; the checkout's for a run from before these were part of it."""
         code = self.runs[0].code
-        return CHECKOUT / "slurm" if code.exists() and not (code / "slurm").exists() else code / "slurm"
+        kept = not code.exists() or (code / "slurm" / "begin.sh").exists()
+        return code / "slurm" if kept else CHECKOUT / "slurm"
 
     def _setup(self) -> list[str]:
         code = shlex.quote(str(self.runs[0].code))
@@ -141,7 +131,8 @@ class Batch:
         snapshot = f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1'
         root = f"export RUNYARD_ROOT={shlex.quote(str(CHECKOUT))}"  # by it the snapshot's python.sh finds .venv
         # set +e: where a line of env_setup set it, the script would end with srun and requeue nothing.
-        return [*self.cluster.env_setup, "set +e", EXPORT, SURVIVE, snapshot, root, BEGAN, END_TIME]
+        begin = f". {shlex.quote(str(self._scripts / 'begin.sh'))}"
+        return [*self.cluster.env_setup, "set +e", snapshot, root, begin]
 
     def _teardown(self) -> list[str]:
         """After srun, whatever ended it: put the job back into the queue where the run can go on; say how it ended."""

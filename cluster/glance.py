@@ -180,9 +180,10 @@ def _parsed(lines: list[bytes]) -> list[Row]:
 
 
 def _is_controller(pid: str, run: Path) -> bool:
-    """Whether a process is submitit's, for a folder of this run: numbers of processes come round again."""
+    """Whether a process leads a job, for a folder of this run: numbers of processes come round again."""
     words = _text(Path("/proc", pid, "cmdline")).split("\0")
-    return any("submitit" in word for word in words) and any(word.startswith(f"{run}/") for word in words)
+    leads = any("submitit" in word or word.endswith("/cluster/controller.py") for word in words)
+    return leads and any(word.startswith(f"{run}/") for word in words)
 
 
 def _holds(pid: int, file: Path) -> bool:

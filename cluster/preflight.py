@@ -18,11 +18,14 @@ from cluster.slurm_checks import QUESTIONS as OF_SLURM
 from cluster.standing import standing
 from runyard.config import Config, check_world
 from runyard.data import manifest
+from runyard.data.verified import check_content, files_read
 from runyard.errors import UserError
 from runyard.fields import written
 from runyard.run import Run
+from runyard.training import saved
 
 LEAST_FREE_MB = 500
+MOST_HASHED_BYTES = 1 << 30  # on the login node; the job hashes what is more
 
 
 def ranks(subject: Subject) -> str:
@@ -33,12 +36,13 @@ def ranks(subject: Subject) -> str:
 
 
 def data(subject: Subject) -> str:
-    """Prepared, of the structure and size that its manifest says, and large enough for one batch."""
+    """Prepared, what its manifest says, and large enough for one batch."""
     if not subject.needs_data:
         raise CannotTell("it may come to be while the job waits")
     config, folder = subject.config, manifest.folder(subject.config.data)
     found = manifest.load(folder, subject.prepare)
     manifest.verify(folder, found, list(found.splits), hash_files=False)
+    check_content(folder, found, files_read(config, found), at_most_bytes=MOST_HASHED_BYTES)
     samples = found.splits["train"].samples
     if config.batch_size > samples:
         raise UserError(f"batch_size={config.batch_size}: {folder} holds {samples} training images; set at most that")
@@ -75,6 +79,17 @@ def script_is_whole(subject: Subject) -> str:
         lines = written(subject.config.cluster.env_setup)
         raise UserError(f"cluster.env_setup={lines}: bash cannot read the script ({said.splitlines()[0]}); mend these")
     return "can be read"
+
+
+def python_is_elsewhere(config: Config) -> str | None:
+    """What to warn of: that ``cluster.python`` cannot be found here. Nodes may have it, or ``env_setup`` bring it."""
+    program = config.cluster.python
+    if config.cluster.launcher != "slurm" or program is None or shutil.which(program) is not None:
+        return None
+    return (
+        f"cluster.python={written(program)}: no such program on this machine; the job dies at once unless its nodes "
+        "have it, which `runyard doctor` asks one of them"
+    )
 
 
 OF_TRAINING: list[tuple[str, Question]] = [("ranks", ranks), ("data", data), ("precision", precision), ("room", room)]
@@ -132,6 +147,25 @@ def can_go_on(run: Run) -> None:
             f"run {run.id} is {now.state} already{job}; see: runyard status {run.reference}, "
             f"or stop it first: runyard cancel {run.reference}"
         )
+
+
+def where_it_goes_on(run: Run, *, from_scratch: bool) -> str | None:
+    """What is to be said of the checkpoints that a job would pass over; None: nothing.
+
+    Args:
+        from_scratch: Whether it may begin at step 0 again, where no checkpoint is left.
+
+    Raises:
+        UserError: none is left, and it may not; or one is, and it is not to be gone on from.
+    """
+    if from_scratch:
+        if (found := saved.newest(run.checkpoints)) is not None:
+            raise UserError(
+                f"--from-scratch: run {run.id} has {found.path} to go on from: leave the option out; "
+                "to learn from the beginning, start another run with `runyard submit`, or move that away first"
+            )
+        run.begin_again()
+    return saved.choose(run).warning
 
 
 def is_ours(run: Run) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from runyard import causes
 from runyard.errors import UserError
 
 SQUEUE_FIELDS = "%i|%T|%r|%M|%L|%S|%N|%j"  # the name comes last: somebody else's may hold a bar
@@ -33,6 +34,7 @@ class Job:
         start: When it started, or is expected to, unix seconds.
         nodes: Their names.
         before: The states that its earlier attempts ended in, oldest first; known to accounting only.
+        end: How its batch script ended, ``exit code 3`` or a signal's name; "" where nothing says so or all was well.
     """
 
     id: str
@@ -44,6 +46,7 @@ class Job:
     start: float | None = None
     nodes: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
+    end: str = ""
 
     @property
     def waits(self) -> bool:
@@ -128,7 +131,7 @@ def parse_sacct(text: str) -> dict[str, Job]:
         fields = line.split("|", 6)
         if len(fields) != 7:
             continue
-        number, said, _code, elapsed, start, nodes, name = fields
+        number, said, code, elapsed, start, nodes, name = fields
         state = said.partition(" ")[0]  # CANCELLED by 1000
         job, _, step = number.partition(".")
         if not re.fullmatch(r"\d+(_\d+)?", job):
@@ -139,8 +142,16 @@ def parse_sacct(text: str) -> dict[str, Job]:
             continue
         before = (*jobs[job].before, jobs[job].state) if job in jobs else ()
         seconds = int(elapsed) if elapsed.isdigit() else None
-        jobs[job] = Job(job, name, state, "", seconds, None, moment(start), hosts(nodes), before)
+        jobs[job] = Job(job, name, state, "", seconds, None, moment(start), hosts(nodes), before, _end(code))
     return jobs
+
+
+def _end(code: str) -> str:
+    """Of SLURM's ``exit code:signal``."""
+    exit_code, _, number = code.partition(":")
+    if not exit_code.isdigit() or not number.isdigit() or code == "0:0":
+        return ""
+    return causes.end(-int(number) if int(number) else int(exit_code))
 
 
 def duration_s(text: str) -> int | None:

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import submitit
-
 from cluster.attach import Job, LocalJob, SlurmJob
 from cluster.check import Subject
 from cluster.compose import Composed, compose, expand, gpu_count, visible_gpus
 from cluster.executor import Batch, require_sbatch, tasks_per_node
 from cluster.job import TrainJob
-from cluster.preflight import can_go_on, planned, preflight
+from cluster.local import LocalExecutor
+from cluster.preflight import can_go_on, planned, preflight, python_is_elsewhere, where_it_goes_on
 from runyard import config as schema
+from runyard import own_code
 from runyard.config import ClusterConfig, Config
 from runyard.data import manifest
 from runyard.errors import UserError
@@ -30,6 +30,7 @@ from runyard.fields import written
 from runyard.files import write_atomic
 from runyard.learned import FREE, differences
 from runyard.run import Run, new_id
+from runyard.stopping import STOP_SIGNALS
 from runyard.tracking.wandb_agent import Handed
 
 
@@ -68,6 +69,8 @@ def plan(
     prepare = manifest.prepare_command(first.overrides)
     # As many as the grid has: to compose a thousand takes a minute, and what SLURM would refuse shows in the first.
     preflight(subject([first.config] * len(grid), prepare, after, needs_data=needs_data), of_slurm=not dry_run)
+    if (doubt := python_is_elsewhere(first.config)) is not None:
+        print(f"runyard: warning: {doubt}", file=sys.stderr, flush=True)
     points = [first, *map(compose, grid[1:])]
     if len({repr(point.config.cluster) for point in points}) > 1:
         raise UserError("a sweep is one array of equal jobs: leave the cluster's settings out of what it varies")
@@ -120,7 +123,7 @@ def launch(run: Run, after: str | None = None) -> Job:
         return enqueue([run], run.id, run.path / "slurm", after)[0]
     tasks, gpus = layout(run.config.cluster)
     python = f"{shlex.quote(sys.executable)} -m cluster.task"
-    executor = submitit.LocalExecutor(run.path / "slurm", python=python)  # AutoExecutor takes no signal_delay_s here
+    executor = LocalExecutor(run.path / "slurm", python=python)  # AutoExecutor takes no signal_delay_s here
     executor.update_parameters(
         tasks_per_node=tasks,
         gpus_per_node=gpus,
@@ -135,13 +138,19 @@ def launch(run: Run, after: str | None = None) -> Job:
     return LocalJob(job)
 
 
-def resume(run: Run, overrides: list[str]) -> Job:
+def resume(run: Run, overrides: list[str], *, from_scratch: bool = False) -> Job:
     """Start a job that goes on with ``run``, with other settings of the kind that does not change what the run learns.
+
+    Args:
+        from_scratch: Begin again at step 0, where no checkpoint is left of those the run had.
 
     Raises:
         UserError: one that does, named with its old and its new value; or the run cannot go on (``can_go_on``).
     """
     can_go_on(run)
+    for said in (own_code.restore(run), where_it_goes_on(run, from_scratch=from_scratch)):
+        if said is not None:
+            print(f"runyard: {said}", file=sys.stderr, flush=True)
     given = run.record.get("overrides", [])
     before = compose(given).values
     if any(o.lstrip("+").startswith("cluster=") for o in overrides):
@@ -238,7 +247,8 @@ def note(run: Run, job_id: str, logs: Path, name: str | None = None) -> None:
 
 @contextlib.contextmanager
 def _job_environment(run: Run) -> Iterator[None]:
-    """What a job inherits: the code snapshot alone, a log for submitit's own words, no Ctrl-C and no hang-up.
+    """What a job inherits: the code snapshot alone, a log for submitit's own words, no Ctrl-C and no hang-up; and
+    requests to stop held back, until it can answer them.
 
     Ctrl-C reaches a terminal's whole process group; only the attached command may act on it, by asking the job to save.
     A job that held the command's output would keep ``$(runyard submit --detach --json)`` waiting for its end.
@@ -247,6 +257,7 @@ def _job_environment(run: Run) -> Iterator[None]:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(run.code), before.get("PYTHONPATH")]))
     os.environ["PYTHONSAFEPATH"] = "1"  # else `python -m` would find the checkout in the working directory first
     handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     outputs = {number: os.dup(number) for number in (0, 1, 2)}
     with open(os.devnull) as nothing, open(run.path / "slurm" / "controller.log", "a") as log:
         sys.stdout.flush()
@@ -259,6 +270,7 @@ def _job_environment(run: Run) -> Iterator[None]:
         for number, kept in outputs.items():
             os.dup2(kept, number)
             os.close(kept)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         os.environ.clear()

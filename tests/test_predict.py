@@ -259,11 +259,19 @@ def test_a_crash_while_writing_leaves_the_old_file(run, pictures, tmp_path, monk
     assert out.read_text() == "old"
 
 
-def test_an_array_on_disk_is_not_read_whole(pictures, tmp_path):
+def test_an_array_on_disk_is_not_read_whole_and_one_cut_short_meanwhile_is_named(pictures, tmp_path):
     np.save(tmp_path / "a.npy", pictures[0])
-    part = open_images(tmp_path / "a.npy", SIZE).read(2, 4)
-    assert isinstance(part, np.memmap)
-    assert part.shape == (2, SIZE, SIZE, 3)
+    images = open_images(tmp_path / "a.npy", SIZE)
+    os.truncate(tmp_path / "a.npy", (tmp_path / "a.npy").stat().st_size - 1)
+    np.testing.assert_array_equal(images.read(2, 4), pictures[0][2:4])
+    with pytest.raises(UserError, match=r"a\.npy: changed while it was read: \d+ bytes, and it had \d+"):
+        images.read(8, 10)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_array_in_any_order_is_read(pictures, tmp_path, order):
+    np.save(tmp_path / "a.npy", np.asarray(pictures[0], order=order))
+    np.testing.assert_array_equal(open_images(tmp_path / "a.npy", SIZE).read(2, 4), pictures[0][2:4])
 
 
 def refused(run, images, folder):

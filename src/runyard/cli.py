@@ -11,7 +11,9 @@ from runyard.errors import FAILED, INTERRUPTED, USER_ERROR, UserError
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Exit codes: 0 done, 1 the training failed, 2 a mistake that can be mended, 130 stopped."""
     try:
+        argv = sys.argv[1:] if argv is None else argv
         args = parse(argv)
+        args.argv = argv
         return int(args.run_verb(args) or 0)
     except UserError as error:
         print(f"runyard: {error}", file=sys.stderr)

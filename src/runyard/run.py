@@ -220,6 +220,12 @@ class Run:
             write_atomic(self.path / "run.json", json.dumps(self.record, indent=1))
         self.config = config
 
+    def begin_again(self) -> None:
+        """Note that the checkpoints saved until now are given up: the run may begin at step 0 again."""
+        self.record["from_scratch"] = time.time()
+        with self.writing():
+            write_atomic(self.path / "run.json", json.dumps(self.record, indent=1))
+
     def note_pruned(self) -> None:
         """Note that its search stopped it for doing worse than the others: it was not interrupted from outside."""
         self.record["pruned"] = True

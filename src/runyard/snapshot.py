@@ -7,7 +7,38 @@ import secrets
 import shutil
 from pathlib import Path
 
+from runyard.files import read_regular
+
 SCRIPTS = ("python.sh", "requeue.sh")  # what starts a job's tasks, and what puts it back into the queue
+
+
+def checkout() -> dict[str, Path]:
+    """The sources of the running program that jobs need, by their place in a snapshot."""
+    root = Path(__file__).parent
+    return _sources({"runyard": root, "cluster": root.parents[1] / "cluster", "slurm": root.parents[1] / "slurm"})
+
+
+def kept(folder: Path) -> dict[str, Path]:
+    """The sources in a snapshot, as ``checkout`` names them."""
+    return _sources({name: folder / name for name in ("runyard", "cluster", "slurm")})
+
+
+def _sources(places: dict[str, Path]) -> dict[str, Path]:
+    files = {
+        f"{name}/{p.relative_to(places[name])}": p
+        for name in ("runyard", "cluster")
+        for p in sorted(places[name].rglob("*.py"))
+    }
+    scripts = [places["slurm"] / name for name in SCRIPTS]
+    return files | {f"slurm/{script.name}": script for script in scripts if script.exists()}
+
+
+def content_hash(files: dict[str, Path]) -> str:
+    """The sha256 of sources: of their names and contents."""
+    digest = hashlib.sha256()
+    for name, source in files.items():
+        digest.update(f"{name}\0".encode() + hashlib.sha256(read_regular(source)).digest())
+    return digest.hexdigest()
 
 
 def snapshot(store: Path) -> str:
@@ -15,20 +46,9 @@ def snapshot(store: Path) -> str:
 
     The store is shared by all runs: equal code keeps one path, so its compiled kernels are cached across runs.
     """
-    root = Path(__file__).parent
-    packages = {"runyard": root}
-    launcher = root.parents[1] / "cluster"
-    if launcher.is_dir():
-        packages["cluster"] = launcher
-    files = {
-        f"{name}/{p.relative_to(folder)}": p for name, folder in packages.items() for p in sorted(folder.rglob("*.py"))
-    }
-    scripts = [root.parents[1] / "slurm" / name for name in SCRIPTS]
-    files |= {f"slurm/{script.name}": script for script in scripts if script.exists()}
-    digest = hashlib.sha256()
-    for name, source in files.items():
-        digest.update(f"{name}\0".encode() + hashlib.sha256(source.read_bytes()).digest())
-    target = store / digest.hexdigest()[:16]
+    files = checkout()
+    code_hash = content_hash(files)
+    target = store / code_hash[:16]
     if not target.exists():
         making = store / f".making-{secrets.token_hex(4)}"
         try:
@@ -41,4 +61,4 @@ def snapshot(store: Path) -> str:
                 raise
         finally:
             shutil.rmtree(making, ignore_errors=True)
-    return digest.hexdigest()
+    return code_hash

@@ -11,6 +11,15 @@ BEGIN = """#!/bin/bash
 here={folder}
 printf '%s\\n' "${{0##*/}} $*" >> "$here/calls"
 """
+# "down" holds for how many calls the controller is away, or nothing.
+AWAY = """
+if [ -e "$here/down" ]; then
+    left=$(cat "$here/down")
+    case $left in "") ;; 1) rm "$here/down" ;; *) echo $((left - 1)) > "$here/down" ;; esac
+    echo "${0##*/}: error: Unable to contact slurm controller (connect failure)" >&2
+    exit 1
+fi
+"""
 SBATCH = """
 case $1 in --version) echo slurm 22.05.8; exit ;; --test-only) exit ;; esac
 cp "$1" "$here/script"; env > "$here/sbatch.env"
@@ -20,30 +29,35 @@ sed -n 's/^#SBATCH --job-name=//p' "$1" >> "$here/queue"
 [ ! -e "$here/banner" ] || cat "$here/banner"
 [ -e "$here/silent" ] || echo "Submitted batch job 4711"
 """
-SQUEUE = """
-[ ! -e "$here/down" ] || { echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1; }
+SQUEUE = AWAY + """
 for word in "$@"; do
     case $word in
     --name=*) ! grep -qsx "${word#--name=}" "$here/queue" || echo 4711 ;;
-    %e) echo 2030-01-01T00:00:00 ;;
     --jobs=*) cat "$here/known" 2>/dev/null ;;
     esac
 done
 """
-SCANCEL = """
+SCANCEL = AWAY + """
 for word in "$@"; do
     case $word in --name=*) [ ! -e "$here/queue" ] || sed -i "/^${word#--name=}\\$/d" "$here/queue" ;; esac
 done
 """
-SCONTROL = """
+SCONTROL = AWAY + """
+env > "$here/scontrol.env"
 case "$1 $2" in
+ping*) echo "Slurmctld(primary) at here is UP"; exit ;;
 "show config") printf "%s\\n" "SLURM_VERSION = 22.05.8" "MaxArraySize = 1001" "AccountingStorageEnforce = none"; exit ;;
-show*) cat "$here/shown" 2>/dev/null; exit ;;
+"show job") cat "$here/shown" 2>/dev/null || date -d "+1 hour" "+   StartTime=2026-01-01T00:00:00 EndTime=%FT%T"; exit ;;
 esac
 [ ! -e "$here/broken" ] || { cat "$here/broken" >&2; exit 1; }
 """
 SRUN = """
+if [ -e "$here/down" ]; then
+    echo "srun: error: Unable to confirm allocation for job 4711: Unable to contact slurm controller" >&2
+    exit 1
+fi
 env > "$here/srun.env"
+[ ! -e "$here/srun says" ] || cat "$here/srun says" >&2
 exit "$(cat "$here/srun ends with" 2>/dev/null || echo 0)"
 """
 # Two partitions of nodes that have everything.

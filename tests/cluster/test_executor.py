@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from runyard.run import Run
 from tests.cluster.conftest import API_KEY, ROOT
 from tests.cluster.fake_slurm import NUMBER, FakeSlurm
 
+IN_AN_HOUR = str(int(time.time()) + 3600)
 GOLDEN = Path(__file__).with_name("golden")
 SCRIPTS = {
     "nyu_torch": ["cluster=nyu_torch", "cluster.account=torch_pr_1", "cluster.nodes=2", "cluster.gpus_per_node=4"],
@@ -148,13 +150,15 @@ def submitted(small: list[str], *overrides: str) -> list[Run]:
 def test_srun_runs_the_snapshot_and_its_exit_code_reaches_the_judge(
     small: list[str], slurm: FakeSlurm, element: int | None
 ) -> None:
-    python = slurm.program("python", 'env > "$here/python.env"; exit 42\n')
+    python = slurm.program("python", '[ "$1" != -c ] || exit 0; env > "$here/python.env"; exit 42\n')
     runs = submitted(small, f"cluster.python={link(python, small)}", *(["seed=0,1"] * (element is not None)))
     run = runs[element or 0]
     array = {} if element is None else {"SLURM_ARRAY_JOB_ID": NUMBER, "SLURM_ARRAY_TASK_ID": str(element)}
     done = slurm.run_script(srun_ends_with=7, PYTHONPATH="/before", **array)
     assert (done.returncode, done.stderr) == (42, ""), "the judge's own exit code is the job's"
-    assert slurm.calls("python") == [f"python -m cluster.requeue {run.path} 7 0"]
+    job = f"{NUMBER}_{element}" if array else NUMBER
+    judge = f"python -m cluster.requeue {run.path} 7 0 {run.path}/slurm/exclude-{job}"
+    assert slurm.calls("python") == ["python -c import cluster.requeue", judge]
     for program in ("srun", "python"):
         path = slurm.env(f"{program}.env")["PYTHONPATH"].split(":")
         assert path == [str(run.code), "/before"]
@@ -232,7 +236,7 @@ def test_the_script_outlives_the_term_of_the_time_limit_and_what_it_starts_hears
     assert done.returncode == REQUEUE, done.stderr
     assert done.stdout == "runyard: time limit: back into the queue, to go on at step 0\n"
     script = slurm.folder / "script"
-    script.write_text(script.read_text().replace("trap : TERM\n", ""))
+    script.write_text(script.read_text().replace("srun --unb", "trap - TERM; srun --unb"))
     assert slurm.run_script().returncode == -signal.SIGTERM, "the control"
 
 
@@ -243,13 +247,67 @@ def test_a_set_e_of_the_users_does_not_keep_a_job_from_being_judged(small: list[
     assert slurm.env("srun.env")["FROM_SETUP"] == "1"
 
 
-def test_a_controller_that_does_not_answer_gives_the_job_no_end_at_midnight(small: list[str], slurm: FakeSlurm) -> None:
+@pytest.fixture
+def hasty(slurm: FakeSlurm) -> FakeSlurm:
+    """Where the batch script waits a moment before it asks again, and not five seconds."""
+    slurm.program("sleep", "exec /bin/sleep 0.02\n")
+    return slurm
+
+
+def test_a_controller_that_is_away_at_a_jobs_start_is_asked_until_it_is_back(
+    small: list[str], hasty: FakeSlurm
+) -> None:
     submitted(small)
-    slurm.says("down")
-    slurm.run_script()
-    assert slurm.env("srun.env")["SLURM_JOB_END_TIME"] == ""
-    slurm.run_script(SLURM_JOB_END_TIME="1900000000")
-    assert slurm.env("srun.env")["SLURM_JOB_END_TIME"] == "1900000000", "since 23.02 SLURM says it itself"
+    hasty.says("down", "40")
+    done = hasty.run_script()
+    assert 0 < int(hasty.env("srun.env")["SLURM_JOB_END_TIME"]) - time.time() <= 3600
+    assert len(hasty.calls("srun")) == 1, done.stderr
+
+
+def test_srun_that_got_no_step_because_the_controller_went_away_is_begun_again(
+    small: list[str], hasty: FakeSlurm
+) -> None:
+    submitted(small)
+    hasty.says("down", "6")
+    done = hasty.run_script(SLURM_JOB_END_TIME=IN_AN_HOUR)
+    assert len(hasty.calls("srun")) > 1
+    assert hasty.env("srun.env")["SLURM_JOB_ID"] == NUMBER, "it began in the end"
+    assert "Unable to confirm allocation" in done.stderr, "and what it said is kept"
+
+
+def test_srun_that_is_refused_a_step_while_the_controller_is_up_ends_the_job(
+    small: list[str], hasty: FakeSlurm
+) -> None:
+    submitted(small)
+    hasty.says("srun says", "srun: error: Unable to create step for job 4711: Invalid node count\n")
+    assert "crash: back into the queue" in hasty.run_script(srun_ends_with=1).stdout
+    assert len(hasty.calls("srun")) == 2
+    hasty.says("srun says", "srun: error: node1: task 0: Exited with exit code 1\n")
+    hasty.run_script(srun_ends_with=1)
+    assert len(hasty.calls("srun")) == 3, "a task's own end is not tried again here"
+
+
+@pytest.mark.parametrize("end", ["Unknown", "N/A", "", "2001-01-01T00:00:00", "2099-01-01T00:00:00"])
+def test_an_end_that_is_no_time_to_come_is_no_end(small: list[str], slurm: FakeSlurm, end: str) -> None:
+    submitted(small)
+    slurm.says("shown", f"   StartTime=2029-12-31T00:00:00 EndTime={end} Deadline=N/A\n")
+    for said in ({}, {"SLURM_JOB_END_TIME": "5"}, {"SLURM_JOB_END_TIME": "soon"}):
+        slurm.run_script(**said)
+        assert "SLURM_JOB_END_TIME" not in slurm.env("srun.env")
+    slurm.run_script(SLURM_JOB_END_TIME=IN_AN_HOUR)
+    assert slurm.env("srun.env")["SLURM_JOB_END_TIME"] == IN_AN_HOUR, "since 23.02 SLURM says it itself"
+
+
+def test_how_a_person_likes_squeue_to_look_never_reaches_a_jobs_own_questions(
+    small: list[str], slurm: FakeSlurm
+) -> None:
+    submitted(small)
+    own = {"SQUEUE_STATES": "PD", "SLURM_TIME_FORMAT": "relative", "SCONTROL_ALL": "1", "SACCT_FORMAT": "x"}
+    slurm.run_script(**own, SLURM_CONF="/etc/slurm.conf")
+    for program in ("scontrol", "srun"):
+        seen = slurm.env(f"{program}.env")
+        assert not own.keys() & seen.keys()
+        assert seen["SLURM_CONF"] == "/etc/slurm.conf"
 
 
 ANSWERS = {

@@ -23,7 +23,8 @@ from tests.cluster.fake_slurm import FakeSlurm
 BEGAN = 1000.0  # when the start that is judged began
 START: Row = {"event": "start", "t": BEGAN + 1}
 FINISHED: Row = {"event": "stop", "t": BEGAN + 2, "reason": "finished"}
-GIVEN_UP: Row = {"event": "stop", "t": BEGAN - 1, "reason": "failed", "message": "given up: it", "retry": False}
+GIVEN_UP: Row = {"event": "stop", "t": BEGAN - 1, "reason": "failed", "message": "given up: it", "retry": False,
+                 "given_up": True}  # fmt: skip
 CRASH = Verdict(1, requeue="crash", without_progress=1)
 LIMIT = Verdict(130, requeue="time limit", without_progress=1)
 LIMIT_REACHED = "its time limit, which leaves it no time to get further: set a longer cluster.timeout_min"
@@ -193,7 +194,8 @@ def test_it_is_written_down_before_the_job_goes_back_into_the_queue(run: Run, jo
     job.program("scontrol", f'[ "$1" = show ] || cp {run.journal_path} "$here/journal then"\n')
     done = end(run, 1)
     assert done.returncode == REQUEUE
-    row = {"event": "requeue", "cause": "crash", "step": 24, "without_progress": 1}
+    row = {"event": "requeue", "cause": "crash", "step": 24, "without_progress": 1,
+           "failure": {"step": 24, "before_first_step": True}}  # fmt: skip
     assert told(run) == [row]
     assert '"requeue"' in (job.folder / "journal then").read_text()
     assert job.calls("scontrol")[-1] == "scontrol requeue 12"
@@ -242,10 +244,57 @@ def test_what_slurm_itself_ends_is_left_to_it_but_for_the_time_limit(
 def test_a_job_whose_time_has_come_is_judged_so_before_slurm_sees_it(
     run: Run, job: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    job.says("shown", "JobId=12\n   JobState=RUNNING Reason=None\n")
     for left_s, cause in ((3, "time limit"), (60, "crash")):
         monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + left_s))
         assert end(run, 1).returncode == REQUEUE
         assert told(run)[-1]["cause"] == cause
+
+
+@pytest.mark.parametrize(("shown_in_s", "began_with_in_s", "cause"), [(3600, 3, "crash"), (4, 3600, "time limit")])
+def test_a_limit_that_was_raised_or_lowered_since_the_start_is_the_one_that_counts(
+    run: Run, job: FakeSlurm, monkeypatch: pytest.MonkeyPatch, shown_in_s: int, began_with_in_s: int, cause: str
+) -> None:
+    now = time.time()
+    end_time = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now + shown_in_s))
+    job.says("shown", f"JobId=12\n   JobState=RUNNING Reason=None\n   StartTime=x EndTime={end_time} Deadline=N/A\n")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(now) + began_with_in_s))
+    assert end(run, 1).returncode == REQUEUE
+    assert told(run)[-1]["cause"] == cause
+
+
+AWAY = "36"  # calls, which at five seconds each are well over two minutes
+
+
+def test_a_rank_that_dies_while_the_controller_is_away_is_requeued_when_it_is_back(run: Run, job: FakeSlurm) -> None:
+    job.program("sleep", "exec /bin/sleep 0.02\n")
+    job.says("down", AWAY)
+    assert end(run, 1).returncode == REQUEUE
+    assert [row["event"] for row in told(run)] == ["requeue"]
+    assert job.calls("scontrol")[-1] == "scontrol requeue 12"
+
+
+def test_a_controller_that_goes_away_between_the_question_and_the_requeue_is_waited_for(
+    run: Run, job: FakeSlurm
+) -> None:
+    job.program("sleep", "exec /bin/sleep 0.02\n")
+    goes = job.program("goes", f'echo {AWAY} > "$here/down"; exec {sys.executable} "$@"\n')
+    assert end(run, 1, goes).returncode == REQUEUE
+    assert not (job.folder / "down").exists()
+
+
+def test_asked_once_as_before_the_run_would_have_ended_there(run: Run, job: FakeSlurm, tmp_path: Path) -> None:
+    """The control."""
+    scripts = tmp_path / "slurm"
+    scripts.mkdir()
+    (scripts / "requeue.sh").write_text(SCRIPT.read_text())
+    asks = SCRIPT.with_name("ask.sh").read_text()
+    assert "is_refused() {\n" in asks
+    (scripts / "ask.sh").write_text(asks.replace("is_refused() {\n", "is_refused() {\n return 0\n"))
+    job.says("down", AWAY)
+    done = subprocess.run(["bash", scripts / "requeue.sh", sys.executable, run.path, "1"], capture_output=True)
+    assert done.returncode == 1
+    assert "could not be requeued" in told(run)[-1]["message"]
 
 
 def test_the_decision_outlives_the_term_of_the_time_limit(run: Run, job: FakeSlurm) -> None:
@@ -270,7 +319,7 @@ def test_a_run_that_gets_no_further_is_given_up_in_words(run: Run, job: FakeSlur
     *rows, last = told(run)
     assert [row["without_progress"] for row in rows] == [1, 2, 3]
     assert last == {
-        "event": "stop", "reason": "failed", "user_error": False, "retry": False,
+        "event": "stop", "reason": "failed", "user_error": False, "retry": False, "given_up": True, "step": 0,
         "message": "given up: 3 restarts without progress at step 0; the last ended with: "
                    "srun ended with 9 and the tasks said nothing",
     }  # fmt: skip

@@ -116,11 +116,13 @@ def test_a_requeued_run_says_what_ended_it_and_where_it_goes_on(
         ("12|TIMEOUT|0:0|9|Unknown|node1|@", "died", "time limit reached before it could save"),
         ("12|NODE_FAIL|0:0|9|Unknown|node1|@", "died", "node failed, saved at step 40"),
         ("12|CANCELLED by 7|0:0|9|Unknown|node1|@", "cancelled", "cancelled (scancel), saved at step 40"),
-        ("12|FAILED|1:0|9|Unknown|node1|@", "died", "died without a word: killed, perhaps for want of memory"),
+        ("12|FAILED|1:0|9|Unknown|node1|@", "died", "died without a word: its batch script ended: exit code 1"),
+        ("12|FAILED|0:9|9|Unknown|node1|@", "died",
+         "died without a word: its batch script ended: killed by SIGKILL (signal 9)"),
         ("12|COMPLETED|0:0|9|Unknown|node1|somebody else's", "died", "died without a word"),
-        ("", "died", "died without a word: killed, perhaps for want of memory, saved at step 40"),
+        ("", "died", "died without a word, saved at step 40"),
     ],
-)
+)  # fmt: skip
 def test_a_job_that_vanished_is_said_to_have_and_how_to_go_on(
     folder: Folder, accounted: str, state: str, words: str
 ) -> None:

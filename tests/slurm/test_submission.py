@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from cluster.executor import EXPORT
 from runyard.run import Run
 from tests.conftest import PATIENCE_S
 from tests.slurm.lab import ROOT
@@ -81,7 +80,7 @@ def exported_nothing(runs: Runs) -> tuple[Run, str, str]:
     assert done.returncode == 0, done.stderr
     run = Run.open(json.loads(done.stdout)["path"])
     passed_on = []
-    for line in (":", EXPORT):
+    for line in (":", "export SLURM_EXPORT_ENV=ALL"):
         script = f"{known}; export OURS=passed; {line}; srun printenv OURS || echo lost"
         options = ("--parsable", "--export=NONE", f"--output={runs.cluster.output}/%j.out")
         number = runs.lab.run("sbatch", *options, f"--wrap={script}").strip()

@@ -26,8 +26,9 @@ from runyard.run import Run
 from runyard.tracking import journal
 from runyard.training import distributed, last_word
 from runyard.training.distributed import Dist, Vote, from_environment, joined
+from runyard.training.evaluation import Part
 from runyard.training.last_word import RankLost
-from runyard.training.metrics import Counters, evaluate
+from runyard.training.metrics import Counters
 from runyard.training.usage import Usage
 from tests.conftest import PATIENCE_S
 from tests.training.conftest import Ranks
@@ -154,7 +155,10 @@ def measuring(place: Dist) -> Any:
     labels = torch.from_numpy(rng.integers(0, CLASSES, size=IMAGES))
     mine = torch.from_numpy(np.asarray(evaluation_indices(IMAGES, place.rank, place.world_size)))
     batches = [Batch(images[part], labels[part], part) for part in mine.split(7)]
-    p = evaluate(logits_of, batches, torch.device("cpu"), 0.1)
+    part = Part(IMAGES, place.world_size, 7)
+    assert len(list(part.go_on(logits_of, batches, 0.1))) == {1: 15, RANKS: 5}[place.world_size], "on each rank"
+    assert part.complete
+    p = part.predictions()
     return p.loss, p.top1, p.confusion(CLASSES), p.index.tolist(), p.predicted.tolist(), p.confidence.tolist()
 
 

@@ -141,6 +141,12 @@ class History:
         return int(epochs[-1]) if len(epochs) else 0
 
     @property
+    def ranks(self) -> tuple[int, ...]:
+        """Numbers of ranks it was trained on, in turn: of one number throughout (that number,)."""
+        every = [start.ranks for start in self.starts]
+        return tuple(n for i, n in enumerate(every) if i == 0 or n != every[i - 1])
+
+    @property
     def restarts(self) -> tuple[Start, ...]:
         return self.starts[1:]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from runyard.config import Config
 from runyard.data.manifest import Manifest
+from runyard.data.verified import files_read
 from runyard.files import sha256, write_atomic
 
 SPARE = 1.05  # of what is copied must be free
@@ -30,7 +31,7 @@ def stage(config: Config, manifest: Manifest, folder: Path, start: str) -> tuple
     disk = Path(os.path.expandvars(wanted)).expanduser()
     if "$" in str(disk):
         return folder, f"cluster.stage_data={wanted}: not set on this node; reading {folder}"
-    files = _files(config, manifest)
+    files = files_read(config, manifest)
     copy = disk / f"runyard-{manifest.sha256[:16]}"
     try:
         copy.mkdir(parents=True, exist_ok=True)
@@ -44,13 +45,6 @@ def stage(config: Config, manifest: Manifest, folder: Path, start: str) -> tuple
     except OSError as error:
         return folder, f"cluster.stage_data={wanted}: {error.strerror or error}; reading {folder}"
     return copy, None
-
-
-def _files(config: Config, manifest: Manifest) -> dict[str, str]:
-    """What this configuration's loader reads, by name, and each file's sha256."""
-    if config.loader == "ffcv":
-        return {part.beton: part.beton_sha256 for part in manifest.splits.values()}
-    return {name: digest for part in manifest.splits.values() for name, digest in part.arrays_sha256.items()}
 
 
 def _there(copy: Path, files: dict[str, str]) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from runyard.data import manifest
 from runyard.errors import UserError
-from runyard.files import sha256
+from runyard.files import open_regular, sha256
 from runyard.report import facts
 from runyard.report.samples import png, test_images
 from runyard.run import Run
@@ -86,7 +86,7 @@ def _samples(run: Run, classes: list[str]) -> list[list[Any]]:
     from PIL import Image
 
     try:
-        with np.load(run.path / "predictions.npz", allow_pickle=False) as kept:
+        with open_regular(run.path / "predictions.npz") as file, np.load(file, allow_pickle=False) as kept:
             index, label, said, sure = (kept[key] for key in ("index", "label", "predicted", "confidence"))
         images = test_images(manifest.folder(run.config.data), run.path / "data.json", index, label)
     except (UserError, OSError, ValueError, KeyError):  # not kept, or the data is elsewhere: no table

@@ -48,8 +48,8 @@ class SampleDropout(nn.Dropout):
         """[b, ...] with each element dropped (zeroed) with probability ``p``, the others scaled by 1 / (1 - p)."""
         if not self.training:
             return input
-        keys = self.samples["keys"]
-        if len(keys) != len(input):  # samples do not lie along the first dimension here
+        keys = self.samples.get("keys")
+        if keys is None or len(keys) != len(input):  # samples do not lie along the first dimension here
             return super().forward(input)
         elements = torch.arange(input[0].numel(), dtype=torch.int32, device=input.device)
         drawn = _mix(keys[:, None] + _mix(elements * GOLDEN + self.layer)[None, :]) & 0x7FFFFFFF

@@ -43,7 +43,7 @@ class Learner:
         torch.manual_seed(config.seed)
         memory = torch.channels_last if config.channels_last else torch.contiguous_format
         network = models.build(config.model, len(manifest.classes), manifest.image_size)
-        if config.sync_batch_norm and place.world_size > 1:
+        if config.sync_batch_norm:
             network = sync_batch_norm.convert(network, self.device)
         self.dropout = SampleDropout.convert(network)
         self.network = network.to(self.device, memory_format=memory)  # type: ignore[call-overload]

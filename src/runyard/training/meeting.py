@@ -22,7 +22,7 @@ from typing import Any
 import torch.distributed as dist
 
 from runyard.files import write_atomic
-from runyard.training.last_word import RankLost
+from runyard.training.last_word import RankLost, ended
 
 CONNECT_TIMEOUT_S = 3.0  # for one address: packets to another site's private network are often dropped in silence
 SIOCGIFADDR = 0x8915  # Linux: an interface's IPv4 address
@@ -39,17 +39,19 @@ def open_store(address_file: Path, *, one_node: bool, timeout_s: float) -> dist.
     return store
 
 
-def find_store(address_file: Path, *, timeout_s: float) -> dist.TCPStore:
-    """The other ranks' part.
+def find_store(address_file: Path, notes: Path, *, timeout_s: float) -> dist.TCPStore:
+    """The other ranks' part. Who leads them puts into ``notes`` what rank has ended.
 
     Raises:
-        RankLost: rank 0 wrote no address in time, or none that it wrote leads to it. It may be slow: another start may
-            mend that.
+        RankLost: a rank has ended, rank 0 wrote no address in time, or none that it wrote leads to it. It may be slow:
+            another start may mend that.
     """
     deadline, address = time.monotonic() + timeout_s, dict[str, Any](hosts=[])
     while time.monotonic() < deadline:
         if not address["hosts"] and address_file.exists():
             address = json.loads(address_file.read_text())
+        if (lost := ended(notes)) is not None:
+            raise lost
         for host in address["hosts"]:
             if store := _connect(host, address["port"], address["secret"]):
                 store.set_timeout(datetime.timedelta(seconds=timeout_s))

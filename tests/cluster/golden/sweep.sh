@@ -16,12 +16,9 @@
 
 # setup
 set +e
-export SLURM_EXPORT_ENV=ALL
-trap : TERM
 export PYTHONPATH=/RUNS/RUN0/code"${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 export RUNYARD_ROOT=/CHECKOUT
-export RUNYARD_BEGAN=$(date +%s)
-export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e || echo unknown)" +%s)}
+. /RUNS/RUN0/code/slurm/begin.sh
 
 # command
 export SUBMITIT_EXECUTOR=slurm

@@ -1,0 +1,44 @@
+# How a batch script speaks with SLURM. Sourced by slurm/begin.sh and slurm/requeue.sh, in bash.
+
+# What people set for their own eyes, as SQUEUE_STATES=PD, would hide this job or write its times otherwise.
+unset "${!SQUEUE_@}" "${!SACCT_@}" "${!SINFO_@}" "${!SCANCEL_@}" "${!SCONTROL_@}" SLURM_TIME_FORMAT
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+terminated=  # set once SLURM ends this job, where the script lives on to requeue it
+
+# ask COMMAND...: prints what a command of SLURM's prints. It is asked until SLURM has answered, or ends this job.
+ask() {
+    local said noes=0
+    command -v "$1" >/dev/null || { echo "$1: not found on this node"; return 127; }
+    until said=$(timeout 60 "$@" 2>&1); do
+        if is_refused "$said"; then printf '%s\n' "$said"; return 1; fi
+    done
+    printf '%s\n' "$said"
+}
+
+# is_refused SAID: whether the command that just failed so was refused, for the second time by noes. An error alone is no
+# answer: while the controller is away scontrol requeue says "Unexpected message received". Waits a little where it is not.
+is_refused() {
+    case $1 in
+    *"timed out"* | *"Unable to contact"*) noes=0 ;;
+    *) if timeout 60 scontrol ping 2>/dev/null | grep -q 'is UP'; then noes=$((noes + 1)); else noes=0; fi ;;
+    esac
+    [ "$noes" -lt 2 ] && [ -z "$terminated" ] || return 0
+    if [ "$noes" -eq 1 ]; then sleep 1; else sleep 5; fi
+    return 1
+}
+
+# end_time SHOWN: when the time limit ends this job, unix seconds, by what scontrol show job says; fails where it does not.
+end_time() {
+    local end
+    end=$(printf '%s\n' "$1" | sed -n '/ EndTime=[0-9]/{s/.* EndTime=\([0-9T:-]*\).*/\1/p;q}')
+    [ -n "$end" ] && date -d "$end" +%s  # to date no answer would be midnight
+}
+
+# is_to_come SECONDS: whether this is a time between now and a year from now.
+is_to_come() {
+    local now
+    now=$(date +%s)
+    case $1 in '' | *[!0-9]*) return 1 ;; esac
+    [ "${#1}" -lt 12 ] && [ "$1" -gt "$now" ] && [ "$1" -le $((now + 366 * 86400)) ]
+}
