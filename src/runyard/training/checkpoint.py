@@ -167,6 +167,7 @@ class Saver:
             written = write(self._folder, state, step, score, self._check, self._settings)
         except OSError as error:
             self._failed += 1
+            error.filename = error.filename or str(self._folder)  # an fsync does not say of what
             if needed or self._failed == MOST_FAILED:
                 raise
             self._warn(
