@@ -19,6 +19,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from cluster.job import TrainJob
 from runyard.config import ClusterConfig
 from runyard.errors import UserError
+from runyard.ownership import UMASK, UMASK_WITH_GROUP
 from runyard.run import Run
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -130,9 +131,20 @@ class Batch:
         # The snapshot of the code that was taken when the run was created, and not what lies in the checkout by now.
         snapshot = f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1'
         root = f"export RUNYARD_ROOT={shlex.quote(str(CHECKOUT))}"  # by it the snapshot's python.sh finds .venv
+        # What a job writes is its user's alone. Who can write runs_dir may have put code of their own there meanwhile.
+        config = self.runs[0].config
+        private = f"umask {UMASK_WITH_GROUP if config.runs_group_readable else UMASK:03o}"
+        whose = f"case $(stat -c %u {code} 2>/dev/null) in {self._owner}|'') ;; *)"
+        mine = f"{whose} echo runyard: not run, another user owns it now: {code} >&2; exit 2 ;; esac"
         # set +e: where a line of env_setup set it, the script would end with srun and requeue nothing.
         begin = f". {shlex.quote(str(self._scripts / 'begin.sh'))}"
-        return [*self.cluster.env_setup, "set +e", snapshot, root, begin]
+        return [*self.cluster.env_setup, "set +e", private, mine, snapshot, root, begin]
+
+    @property
+    def _owner(self) -> int:
+        """User id of whoever owns the code now, when a person has it run."""
+        code = self.runs[0].code
+        return code.stat().st_uid if code.exists() else os.getuid()
 
     def _teardown(self) -> list[str]:
         """After srun, whatever ended it: put the job back into the queue where the run can go on; say how it ended."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from runyard import lease
 from runyard.errors import UserError
+from runyard.files import open_within, read_within
 from runyard.holder import Holder
 from runyard.run import FORMAT, MEND, check_record
 from runyard.tracking import journal
@@ -105,10 +108,22 @@ class Glance:
         saved = _parsed(self._lines.get("checkpoint", []))
         return int(saved[-1]["step"]) if saved else None
 
+    def logs(self, job: dict[str, Any], stream: str) -> dict[int, BinaryIO]:
+        """What the tasks of a job of this run wrote to ``out`` or ``err``, open to be read, by rank."""
+        inside, folder = os.path.realpath(self.path), str(job.get("logs", "slurm"))
+        if folder.startswith("../"):  # with those of the other points of its sweep
+            inside, folder = os.path.dirname(inside), folder.removeprefix("../")
+        name = re.compile(rf"{re.escape(str(job.get('id')))}_(\d{{1,9}})_log\.{stream}")
+        opened = {}
+        for path in sorted(Path(inside, folder).glob(f"*_log.{stream}")):
+            if found := name.fullmatch(path.name):
+                with contextlib.suppress(OSError):  # gone meanwhile; or no log, but a link that leads elsewhere
+                    opened[int(found[1])] = open_within(Path(inside), f"{folder}/{path.name}")
+        return dict(sorted(opened.items()))
+
     def last_words(self) -> str | None:
         """The last line of an error log of the newest job: of our own words if there are any."""
-        folder = self.path / self.job.get("logs", "slurm")
-        logs = sorted(folder.glob(f"{self.job.get('id')}_*_log.err"))
+        logs = self.logs(self.job, "err").values()
         lines = [[line for line in _tail(log).splitlines() if line.strip()] for log in logs]
         tasks = [[line for line in log if not line.startswith("srun: ")] for log in lines]  # which tells of ending them
         said = [line for log in (tasks if any(tasks) else lines) for line in log[-1:]]
@@ -120,7 +135,7 @@ class Glance:
         if self.job.get("launcher") == "local" and _is_controller(self.job["id"], self.path):
             return int(self.job["id"])
         try:
-            them, me = Holder.read((self.path / lease.FILE).read_bytes()), Holder.this_process({})
+            them, me = Holder.read(read_within(self.path, lease.FILE, most=lease.MOST_BYTES)), Holder.this_process({})
         except OSError:  # nobody writes the run
             return None
         here = (them.host, them.boot) == (me.host, me.boot) and _holds(them.pid, self.path / lease.FILE)
@@ -138,7 +153,7 @@ def glance(path: Path) -> Glance:
         UserError: it holds none, or ``run.json`` is damaged.
     """
     try:
-        record = json.loads((path / "run.json").read_bytes())
+        record = json.loads(read_within(path, "run.json"))
         if record["format"] != FORMAT:
             raise ValueError("not of this version")
         check_record(record)
@@ -148,9 +163,11 @@ def glance(path: Path) -> Glance:
         raise UserError(f"{path}/run.json: damaged ({error}); {MEND}") from None
     found = Glance(path.absolute(), record)
     try:
-        content = found.journal_path.read_bytes()
-    except OSError:  # it has not begun
+        content = read_within(path, "metrics.jsonl", most=journal.MOST_BYTES)
+    except FileNotFoundError:  # it has not begun
         content = b""
+    except OSError as error:
+        raise UserError(f"{found.journal_path}: cannot read it ({error.strerror})") from None
     few: list[bytes] = []
     lines: dict[str, list[bytes]] = {"epoch": [], "checkpoint": []}
     for line in content.split(b"\n"):
@@ -160,7 +177,7 @@ def glance(path: Path) -> Glance:
     final = any(row["event"] == "final" for row in found.rows)
     found._lines = {"epoch": lines["epoch"][-1:] if final else lines["epoch"], "checkpoint": lines["checkpoint"][-1:]}
     try:
-        progress = json.loads((path / "progress.json").read_bytes())
+        progress = json.loads(read_within(path, "progress.json"))
         found.progress = progress if isinstance(progress, dict) else {}
     except (OSError, ValueError):
         found.progress = {}
@@ -201,7 +218,7 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _tail(path: Path) -> str:
-    with open(path, "rb") as file:
+def _tail(log: BinaryIO) -> str:
+    with log as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
         return file.read().decode(errors="replace")

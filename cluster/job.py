@@ -29,6 +29,7 @@ class TrainJob:
 
         try:
             run = Run.open(Path(self.run_dir))
+            run.keep_private()
             if from_environment(os.environ).rank == 0:
                 stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
             return str(train(run, stop))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import stat
 import subprocess
@@ -16,16 +15,18 @@ from cluster.glance import glance
 from cluster.site import CannotTell
 from cluster.slurm_checks import QUESTIONS as OF_SLURM
 from cluster.standing import standing
+from runyard import snapshot
 from runyard.config import Config, check_world
 from runyard.data import manifest
 from runyard.data.verified import check_content, files_read
 from runyard.errors import UserError
 from runyard.fields import written
-from runyard.run import Run
+from runyard.run import Run, sweeps
 from runyard.training import saved
 
 LEAST_FREE_MB = 500
 MOST_HASHED_BYTES = 1 << 30  # on the login node; the job hashes what is more
+BEGIN = "begin one of your own with `runyard submit`"
 
 
 def ranks(subject: Subject) -> str:
@@ -119,17 +120,22 @@ def planned(configs: list[Config], after: str | None = None) -> Batch:
     runs_dir, several = Path(configs[0].runs_dir).absolute(), len(configs) > 1
     names = [f"RUN{number}" for number in range(len(configs))] if several else ["RUN"]
     runs = [Run(runs_dir / name, c, {"id": name, "jobs": []}) for name, c in zip(names, configs, strict=True)]
-    folder = runs_dir / ".sweeps" / "SWEEP" if several else runs[0].path / "slurm"
+    folder = sweeps(runs_dir) / "SWEEP" if several else runs[0].path / "slurm"
     return Batch("SWEEP" if several else "RUN", folder, runs, after)
 
 
-def can_go_on(run: Run) -> None:
+def can_go_on(run: Run, *, trusted: bool = False) -> None:
     """Refuse to start another job for ``run`` where one is on its way, it has reached its end, or it is not ours.
+
+    Args:
+        trusted: A person has said that this run, another's, and the code in it are to be trusted.
 
     Raises:
         UserError: saying which of these, and what to do instead.
     """
-    is_ours(run)
+    is_ours(run, trusted=trusted)
+    if run.code.exists():
+        snapshot.verify(run.code, run.record.get("code_sha256"), trusted=trusted)
     if run.finished:
         raise UserError(
             f"run {run.id} is finished: there is nothing to go on with; start another with `runyard submit`, "
@@ -168,22 +174,16 @@ def where_it_goes_on(run: Run, *, from_scratch: bool) -> str | None:
     return saved.choose(run).warning
 
 
-def is_ours(run: Run) -> None:
-    """Refuse a run that another user owns, or whose directory cannot be written.
+def is_ours(run: Run, *, trusted: bool = False) -> None:
+    """Refuse a run that another user owns, unless it is ``trusted``, or whose directory cannot be written.
 
     Raises:
         UserError: saying whose it is.
     """
-    owner = run.path.stat()
-    if owner.st_uid != os.getuid():
-        try:
-            name = pwd.getpwuid(owner.st_uid).pw_name
-        except KeyError:
-            name = f"user {owner.st_uid}"
-        raise UserError(f"run {run.id} belongs to {name}; begin one of your own with `runyard submit`")
+    run.require_own(trusted=trusted, instead=f"{BEGIN}; or --trust, if you would run anything that they wrote")
     if not os.access(run.path, os.W_OK | os.X_OK):
         raise UserError(
-            f"run {run.id}: its directory cannot be written ({stat.filemode(owner.st_mode)}); "
+            f"run {run.id}: its directory cannot be written ({stat.filemode(run.path.stat().st_mode)}); "
             f"mend it with: chmod u+rwx {run.path}"
         )
 

@@ -29,7 +29,8 @@ from runyard.errors import UserError
 from runyard.fields import written
 from runyard.files import write_atomic
 from runyard.learned import FREE, differences
-from runyard.run import Run, new_id
+from runyard.ownership import private_folder
+from runyard.run import Run, new_id, sweeps
 from runyard.stopping import STOP_SIGNALS
 from runyard.tracking.wandb_agent import Handed
 
@@ -96,9 +97,9 @@ def submit(made: Plan) -> list[tuple[Run, Job]]:
             runs.append(create(point, sweep, made.handed))
         if sweep is None:
             return [(runs[0], launch(runs[0], made.after))]
-        return list(zip(runs, enqueue(runs, sweep, sweeps(made.config) / sweep, made.after), strict=True))
+        return list(zip(runs, enqueue(runs, sweep, sweeps(made.config.runs_dir) / sweep, made.after), strict=True))
     except BaseException:
-        for path in [run.path for run in runs] + ([sweeps(made.config) / sweep] if sweep else []):
+        for path in [run.path for run in runs] + ([sweeps(made.config.runs_dir) / sweep] if sweep else []):
             shutil.rmtree(path, ignore_errors=True)
         raise
 
@@ -118,6 +119,7 @@ def create(point: Composed, sweep: str | None, handed: Handed | None) -> Run:
 
 def launch(run: Run, after: str | None = None) -> Job:
     """Start a job for ``run``, new or to be resumed. The job runs the code snapshot in the run's directory."""
+    run.keep_private()
     if run.config.cluster.launcher == "slurm":
         require_sbatch()
         return enqueue([run], run.id, run.path / "slurm", after)[0]
@@ -138,16 +140,17 @@ def launch(run: Run, after: str | None = None) -> Job:
     return LocalJob(job)
 
 
-def resume(run: Run, overrides: list[str], *, from_scratch: bool = False) -> Job:
+def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, trusted: bool = False) -> Job:
     """Start a job that goes on with ``run``, with other settings of the kind that does not change what the run learns.
 
     Args:
         from_scratch: Begin again at step 0, where no checkpoint is left of those the run had.
+        trusted: A person has said that the code in it is to be run though it is another user's.
 
     Raises:
         UserError: one that does, named with its old and its new value; or the run cannot go on (``can_go_on``).
     """
-    can_go_on(run)
+    can_go_on(run, trusted=trusted)
     for said in (own_code.restore(run), where_it_goes_on(run, from_scratch=from_scratch)):
         if said is not None:
             print(f"runyard: {said}", file=sys.stderr, flush=True)
@@ -218,6 +221,10 @@ def enqueue(runs: list[Run], name: str, folder: Path, after: str | None = None) 
     Raises:
         UserError: sbatch refused. Nothing is on the queue then.
     """
+    runs[0].keep_private()
+    config = runs[0].config
+    if (shared := sweeps(config.runs_dir)) in folder.parents:
+        private_folder(shared, group_reads=config.runs_group_readable)
     folder.mkdir(parents=True, exist_ok=True)
     batch = Batch(name, folder, runs, after)
     ids = batch.submit()
@@ -228,11 +235,6 @@ def enqueue(runs: list[Run], name: str, folder: Path, after: str | None = None) 
         batch.take_back()
         raise
     return [SlurmJob(job_id, folder) for job_id in ids]
-
-
-def sweeps(config: Config) -> Path:
-    """Where sweeps keep what belongs to all of their runs, a folder each."""
-    return Path(config.runs_dir).absolute() / ".sweeps"
 
 
 def note(run: Run, job_id: str, logs: Path, name: str | None = None) -> None:

@@ -6,6 +6,8 @@ import sys
 
 from runyard.arguments import parse
 from runyard.errors import FAILED, INTERRUPTED, USER_ERROR, UserError
+from runyard.ownership import keep_private
+from runyard.verbs import FOR_OTHERS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,6 +16,8 @@ def main(argv: list[str] | None = None) -> int:
         argv = sys.argv[1:] if argv is None else argv
         args = parse(argv)
         args.argv = argv
+        if args.verb not in FOR_OTHERS:
+            keep_private(group_reads=False)  # until a run's own setting is known
         return int(args.run_verb(args) or 0)
     except UserError as error:
         print(f"runyard: {error}", file=sys.stderr)

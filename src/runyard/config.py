@@ -169,6 +169,9 @@ class Config:
     name: str = setting("Name of the experiment, part of the run's id")
     seed: int = setting("Seed of everything random", least=0, below=2**63)
     runs_dir: str = setting("Folder that holds run directories")
+    runs_group_readable: bool = setting(
+        "Let the group read run directories, which are otherwise this user's alone, whatever the umask", before=False
+    )
     epochs: int = setting("Passes over the training images", least=1)
     batch_size: int = setting("Global batch: images per optimiser step over all ranks", least=1)
     accumulate: int = setting("Micro-batches per optimiser step on each rank", least=1)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import shutil
+import stat
 from pathlib import Path
 
+from runyard.errors import UserError
 from runyard.files import read_regular
+from runyard.ownership import private_folder, writable_by_others
 
 SCRIPTS = ("python.sh", "requeue.sh")  # what starts a job's tasks, and what puts it back into the queue
 
@@ -41,24 +45,56 @@ def content_hash(files: dict[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def snapshot(store: Path) -> str:
+def snapshot(store: Path, *, group_reads: bool = False) -> str:
     """Copy packages and the scripts of jobs into ``store``/HASH, once per content, and return the hash.
 
-    The store is shared by all runs: equal code keeps one path, so its compiled kernels are cached across runs.
+    The store is shared by all runs of this user, and by no other's: what lies there is run.
+
+    Raises:
+        OSError: the disk is full or unwritable, or ``store`` is not this user's alone.
+        UserError: the copy that is there is not what its name says.
     """
     files = checkout()
     code_hash = content_hash(files)
-    target = store / code_hash[:16]
+    target = private_folder(store, group_reads=group_reads) / code_hash[:16]
     if not target.exists():
         making = store / f".making-{secrets.token_hex(4)}"
         try:
             for name, source in files.items():
                 (making / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, making / name)
+                shutil.copyfile(source, making / name)
+                (making / name).chmod(0o700 if os.access(source, os.X_OK) else 0o600)
+            for folder in (making, *(path for path in making.rglob("*") if path.is_dir())):
+                folder.chmod(0o700)
             making.rename(target)
         except OSError:
             if not target.exists():  # not merely a second submission that was quicker
                 raise
         finally:
             shutil.rmtree(making, ignore_errors=True)
+    verify(target, code_hash)
+    if group_reads:
+        for path in (target, *target.rglob("*")):
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | (0o050 if os.access(path, os.X_OK) else 0o040))
     return code_hash
+
+
+def verify(code: Path, code_hash: str | None, *, trusted: bool = False) -> None:
+    """See that what is about to be run is what was submitted, and that nobody but this user could have changed it.
+
+    Args:
+        code: A snapshot.
+        code_hash: As ``run.json`` has it; None of a run that has none.
+        trusted: A person has said that this code, another user's, is to be run.
+
+    Raises:
+        UserError: it is not.
+        OSError: it cannot be read.
+    """
+    if not trusted and (words := writable_by_others(code)) is not None:
+        raise UserError(f"code of the run: {words}")
+    if code_hash is not None and content_hash(kept(code)) != code_hash:
+        raise UserError(
+            f"{code}: not the code that was submitted: it was changed there; delete that directory, and the next "
+            "`runyard submit` of the same code writes it anew"
+        )

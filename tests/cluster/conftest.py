@@ -72,8 +72,9 @@ class Command:
     def __init__(self, command: list[str], folder: Path) -> None:
         self._out, self._err = (open(folder / f".said-{time.monotonic_ns()}", "w+") for _ in range(2))  # noqa: SIM115
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env=environment(), start_new_session=True, stdout=self._out, stderr=self._err
-        )
+            command, cwd=ROOT, env=environment(), start_new_session=True, stdout=self._out, stderr=self._err,
+            umask=0,  # the most open there is: what a run holds is its user's alone all the same
+        )  # fmt: skip
 
     def wait(self) -> int:
         return self.process.wait(PATIENCE_S)

@@ -24,6 +24,7 @@ from runyard.run import Run
 from runyard.tracking.journal import Journal
 from tests.cluster.fake_slurm import FakeSlurm
 from tests.conftest import compose
+from tests.second_user import NOBODY, needs_root
 from tests.training.conftest import SMALL
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -322,9 +323,24 @@ def test_a_run_that_waits_in_the_queue_is_refused(run: Run, slurm: FakeSlurm) ->
     can_go_on(run)
 
 
-def test_another_users_run_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "getuid", lambda: os.stat(run.path).st_uid + 1)
-    with pytest.raises(UserError, match=f"^run {run.id} belongs to .*; begin one of your own"):
+@needs_root
+def test_another_users_run_is_refused_unless_a_person_trusts_it(run: Run) -> None:
+    os.chown(run.path, NOBODY, -1)
+    with pytest.raises(UserError, match=f"^run {run.id} belongs to nobody; begin one of your own.*--trust"):
+        can_go_on(run)
+    can_go_on(run, trusted=True)
+
+
+@needs_root
+@pytest.mark.parametrize("change", [
+    lambda code: os.chown(code / "cluster" / "task.py", NOBODY, -1), lambda code: (code / "runyard").chmod(0o770),
+    lambda code: (code / "yaml.py").symlink_to("/tmp/yaml.py"),
+    lambda code: (code / "cluster" / "task.py").write_text(""),
+], ids=["another's file", "a directory that others can write", "a link", "other content"])  # fmt: skip
+def test_code_that_another_could_have_put_there_is_not_run(run: Run, change: Callable[[Path], object]) -> None:
+    can_go_on(run)
+    change(run.code)
+    with pytest.raises(UserError, match=r"belongs to nobody|others can write|is a symbolic link|not the code that was"):
         can_go_on(run)
 
 

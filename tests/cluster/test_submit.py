@@ -67,6 +67,14 @@ def test_no_file_of_the_run_holds_the_api_key(finished: Command) -> None:
     assert any(b"one_cycle" in content for path, content in files.items() if path.suffix == ".wandb"), "the control"
 
 
+def test_nothing_of_the_run_can_be_read_by_others_whatever_the_umask(finished: Command) -> None:
+    run = finished.run()
+    written = [path for place in (run.path, run.code.parent) for path in (place, *place.rglob("*"))]
+    assert [path for path in written if not path.is_symlink() and path.stat().st_mode & 0o077] == []
+    assert {"state.pt", "metrics.jsonl", "index.html", "controller.log"} < {path.name for path in written}
+    assert any(path.suffix == ".pkl" for path in written)
+
+
 def test_the_job_ran_the_runs_own_copy_of_the_code(finished: Command) -> None:
     compiled = {p.name.partition(".")[0] for p in finished.run().code.rglob("__pycache__/*.pyc")}
     assert {"job", "task", "loop", "recorder"} <= compiled, "what was imported from there left its bytecode there"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import stat
 import threading
 from pathlib import Path
 
@@ -44,6 +45,20 @@ def test_rank_0_is_found_though_its_name_resolves_nowhere(tmp_path: Path, monkey
     opened = meeting.open_store(tmp_path / "meeting.json", one_node=False, timeout_s=PATIENCE_S)
     opened.set("said", "hello")
     assert meeting.find_store(tmp_path / "meeting.json", timeout_s=PATIENCE_S).get("said") == b"hello"
+
+
+@pytest.mark.parametrize("one_node", [True, False])  # the store of several nodes shows that the test can see one
+def test_the_store_of_one_node_is_reached_on_loopback_alone(tmp_path: Path, one_node: bool) -> None:
+    store = meeting.open_store(tmp_path / "meeting.json", one_node=one_node, timeout_s=10)
+    assert stat.S_IMODE((tmp_path / "meeting.json").stat().st_mode) == 0o600
+    assert meeting.find_store(tmp_path / "meeting.json", timeout_s=10).get("secret") == store.get("secret")
+    listening = {
+        local.rpartition(":")[0]
+        for table in ("tcp", "tcp6")
+        for _, local, _, state, *_ in map(str.split, Path("/proc/net", table).read_text().splitlines()[1:])
+        if local.endswith(f":{store.port:04X}") and state == "0A"
+    }
+    assert (listening == {"0100007F"}) is one_node, listening
 
 
 def test_another_runs_store_at_the_same_address_is_passed_over(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from runyard.files import open_within
 from runyard.tracking.journal import Row
 
 Settings = dict[str, Any]
@@ -218,8 +219,7 @@ class History:
         import zlib
 
         try:
-            path = self.directory / "predictions.npz"
-            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            with open_within(self.directory, "predictions.npz") as opened, np.load(opened, allow_pickle=False) as file:
                 index, label, predicted, confidence = (
                     file[k] for k in ("index", "label", "predicted", "confidence")
                 )

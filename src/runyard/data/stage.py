@@ -1,4 +1,4 @@
-"""A copy of the data on each node's own disk, made once per node, verified, and used by every task there."""
+"""A copy of the data on each node's own disk, made once per node and user, verified, and used by every task there."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from runyard.config import Config
 from runyard.data.manifest import Manifest
 from runyard.data.verified import files_read
 from runyard.files import sha256, write_atomic
+from runyard.ownership import of_this_user, private_folder
 
 SPARE = 1.05  # of what is copied must be free
 
@@ -32,9 +33,10 @@ def stage(config: Config, manifest: Manifest, folder: Path, start: str) -> tuple
     if "$" in str(disk):
         return folder, f"cluster.stage_data={wanted}: not set on this node; reading {folder}"
     files = files_read(config, manifest)
-    copy = disk / f"runyard-{manifest.sha256[:16]}"
+    copy = disk / of_this_user(f"runyard-{manifest.sha256[:16]}")
     try:
-        copy.mkdir(parents=True, exist_ok=True)
+        disk.mkdir(parents=True, exist_ok=True)
+        private_folder(copy)  # others use this disk too: they may have made a directory of that name
         with open(copy / "lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             noted = copy / f"verified-{start}"

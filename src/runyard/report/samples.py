@@ -11,7 +11,7 @@ import numpy as np
 
 from runyard.data import manifest
 from runyard.errors import UserError
-from runyard.files import open_regular, read_regular
+from runyard.files import open_regular, open_within, read_within
 from runyard.report.facts import Facts
 
 LARGEST_PX = 96  # an image on the page; larger ones are made smaller
@@ -74,9 +74,8 @@ def png(image: np.ndarray) -> bytes:
 
 def _predictions(facts: Facts) -> dict[str, np.ndarray]:
     """The run's predictions over the test set: index, label, predicted int64 [N], confidence float32 [N]."""
-    path = facts.run.path / "predictions.npz"
     try:
-        with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
+        with open_within(facts.run.path, "predictions.npz") as opened, np.load(opened, allow_pickle=False) as file:
             found = {key: file[key] for key in ("index", "label", "predicted", "confidence")}
     except FileNotFoundError:
         raise UserError("the run left no predictions.npz") from None
@@ -98,7 +97,7 @@ def test_images(folder: Path, data_json: Path, index: np.ndarray, label: np.ndar
         UserError: they are not there, or no longer those the run was tested on.
     """
     try:
-        values = json.loads(read_regular(data_json))
+        values = json.loads(read_within(data_json.parent, data_json.name))
     except (OSError, ValueError):
         raise UserError("the run's data.json is missing or damaged") from None
     split = manifest.from_dict(values, "data.json").splits["test"]

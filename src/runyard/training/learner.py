@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +15,7 @@ from runyard import models
 from runyard.config import Config
 from runyard.data.batch import Batch, Normalise
 from runyard.data.manifest import Manifest
+from runyard.ownership import compiler_cache
 from runyard.training import optimiser, sync_batch_norm
 from runyard.training.checkpoint import State
 from runyard.training.distributed import Dist
@@ -56,6 +58,8 @@ class Learner:
         self.counters = Counters(self.device)
         self.timer = StepTimer(self.device)
         compiled = config.compile != "none"
+        if compiled and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # else /tmp/torchinductor_NAME, whoever made it
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiler_cache("inductor"))
         self._forward = torch.compile(self.network, mode=config.compile) if compiled else self.network
         self._wrapped: DistributedDataParallel | None = None
         self._bad_step = torch.full((), NEVER, dtype=torch.int64, device=self.device)

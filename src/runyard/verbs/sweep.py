@@ -82,13 +82,13 @@ def _begun(args: argparse.Namespace) -> tuple[Path, Settings]:
 
     from cluster.space import WORD
     from cluster.study import Settings
-    from runyard.run import new_id
+    from runyard.run import new_id, sweeps
 
     said = [o for o in args.overrides if _is_runs_dir(o)]
     runs = Path(said[-1].partition("=")[2] if said else args.runs_dir).absolute()
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", args.name):
         raise UserError(f"--name {args.name!r}: expected letters, digits and . _ -, at most 61")
-    folder = runs / ".sweeps" / (args.name or new_id("sweep"))
+    folder = sweeps(runs) / (args.name or new_id("sweep"))
     found = Settings.load(folder)
     given = {name: value for name in BEGINS_WITH if (value := getattr(args, name)) is not None}
     if not args.overrides:

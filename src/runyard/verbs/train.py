@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"runyard: {restored}", file=sys.stderr, flush=True)
     if args.from_scratch:
         run.record["from_scratch"] = time.time()  # for this start alone: `resume --from-scratch` writes it down
+    run.keep_private()
     stop = StopFlag()  # before torch, whose import takes seconds
     from runyard.lease import LeaseLost
     from runyard.training.distributed import from_environment
