@@ -170,7 +170,7 @@ def test_code_that_another_could_have_put_there_is_not_run(run: Run, change: Cal
 def test_code_that_was_changed_since_the_submission_is_refused(run: Run) -> None:
     with open(run.code / "cluster" / "task.py", "a") as file:
         file.write("import planted\n")
-    with pytest.raises(UserError, match="not the code that was submitted: it was changed there"):
+    with pytest.raises(UserError, match=r"the code in .* is not what was submitted: it was changed"):
         restore(run)
 
 
