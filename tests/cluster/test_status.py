@@ -174,6 +174,16 @@ def test_a_job_whose_dependency_failed_is_cancelled_for_that(folder: Folder) -> 
     assert said(run) == ("cancelled", "cancelled: the job it was to follow failed while it waited")
 
 
+def test_the_rank_that_all_others_wait_for_is_named(folder: Folder) -> None:
+    slow = {"slowest_rank": 3, "slowest_node": "node2", "slowest_to_median": 1.8}
+    now = time.time() - BEGAN
+    run = folder.run(start(now - 100), epoch(now - 50, 1, 0.5, **slow))
+    folder.queue("12|RUNNING|None|3:05|57:00|N/A|node[1-2]|@")
+    assert said(run)[1].endswith("; rank 3 on node2 takes 1.8x the median rank's time")
+    folder.append(run, epoch(now - 9, 2, 0.6, **slow | {"slowest_to_median": 1.2}))
+    assert "median" not in said(run)[1]
+
+
 def test_another_runs_job_of_the_same_number_is_not_taken_for_this_runs(folder: Folder) -> None:
     run = folder.run(start(1))
     folder.queue("12|RUNNING|None|3:05|57:00|N/A|node1|a job of another cluster")

@@ -28,6 +28,7 @@ __all__ = ["Checkpoint", "Saver", "State", "load_network", "newest", "valid", "w
 
 MOST_FAILED = 3  # saves in a row: then nothing says that the disk will recover
 
+
 def write(
     folder: Path,
     state: State,
@@ -168,6 +169,7 @@ class Saver:
             written = write(self._folder, state, step, score, self._check, self._settings)
         except OSError as error:
             self._failed += 1
+            error.filename = error.filename or str(self._folder)  # an fsync does not say of what
             if needed or self._failed == MOST_FAILED:
                 raise
             self._warn(
