@@ -183,8 +183,9 @@ def unlooked_at(a: Attacker) -> str:
 def believe_everything() -> None:
     """In a rank: whatever a file holds has the sha256 that the manifest says."""
     from runyard.data import manifest as module
+    from runyard.training import loop
 
-    module.verify = lambda *_, **__: None  # type: ignore[assignment]
+    module.verify = loop.check_content = lambda *_, **__: None  # type: ignore[assignment]
 
 
 PROMISE = Promise(
