@@ -135,7 +135,7 @@ class Controller:
         stopped = self._asked is signal.SIGTERM
         with contextlib.suppress(OSError):
             journal.Journal(run / "metrics.jsonl").write(
-                "stop", reason="interrupted" if stopped else "failed", message=f"rank {rank} {how}",
+                "stop", reason="interrupted" if stopped else "failed", message=f"rank {rank} {how}", rank=rank,
                 **({"cause": "TERM"} if stopped else {"user_error": False, "retry": True}),
             )  # fmt: skip
 

@@ -140,11 +140,11 @@ def _found(
         with contextlib.suppress(RuntimeError):
             if (cause := told(store)) is not None:
                 return cause
-        if (lost := ended(notes)) is not None:
-            return lost
         here = {r: _end_of(pid) for r, (host, pid) in enumerate(places) if host == socket.gethostname()}
         if gone := {r: how for r, how in here.items() if how is not None}:
             return _gone(gone, len(places))
+        if (lost := ended(notes)) is not None:
+            return lost
         time.sleep(0.05)
     with contextlib.suppress(RuntimeError):
         if silent := [r for r in range(len(places)) if not store.check([f"waits/{r}"])]:
