@@ -15,6 +15,7 @@ from typing import Any
 
 from runyard.errors import UserError
 
+OUT_OF_MEMORY = "OutOfMemory"  # how a process ended, where the kernel or SLURM says so
 MOST_CHARACTERS = 400  # of a message: a person reads one line
 # From here on torch speaks of its own C++ code, and of how to debug it.
 FRAMES = re.compile(
@@ -165,6 +166,8 @@ def end(code: int) -> str:
 
 
 def end_in_words(how: str) -> str:
-    """An ``end`` for a person: by the signal alone, which is all that is known."""
+    """An ``end``, or ``OUT_OF_MEMORY``, for a person: by the signal alone where that is all that is known."""
+    if how == OUT_OF_MEMORY:
+        return "killed by the kernel's out-of-memory killer"
     number = getattr(signal, how, None) if how.startswith("SIG") else None
     return f"killed by {how} (signal {number:d})" if number is not None else how
