@@ -52,7 +52,8 @@ def _how(words: str) -> str:
 def _failure(how: str, said: str) -> dict[str, Any]:
     """``exception`` is the one that the task's last line names, or its exit code where that says more."""
     raised = EXCEPTION.match(said)
-    exception = None if how.startswith(("SIG", causes.OUT_OF_MEMORY)) else raised["kind"] if raised and how == "exit code 1" else how
+    exception = raised["kind"] if raised and how == "exit code 1" else how
+    exception = None if how.startswith("SIG") or how == causes.OUT_OF_MEMORY else exception
     cause = causes.known(how, "") or (causes.known(None, said) if raised and exception == raised["kind"] else None)
     message = f"{causes.end_in_words(how)}{f': {said}' if said else ''}"
     known = {"exception": exception, "cause": cause and cause.name, "message": message}

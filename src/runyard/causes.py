@@ -64,7 +64,8 @@ CAUSES: tuple[Cause, ...] = (
            r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"),
     _cause("GPU fault", Help.ELSEWHERE, "tell the administrators: `dmesg` on the node shows the Xid",
            r"uncorrectable ECC|\bECC error|\bXid\b|fallen off the bus|GPU (is|was) lost|device is lost|"
-           r"hardware stack error|unspecified launch failure|no CUDA-capable device|CUDA unknown error|"
+           r"hardware stack error|unspecified launch failure|no CUDA-capable device|No CUDA GPUs are available|"
+           r"CUDA unknown error|"
            r"nvml.*(Unknown Error|GPU is lost)|system not yet initialized|(CUDA|cuDNN) driver (initialization|error)|"
            r"devices? unavailable|devices?\(s\) is/are busy|NVLink error|memory page retirement|row remap"),
     _cause("error in a GPU kernel", Help.AGAIN,
