@@ -15,7 +15,6 @@ from cluster.glance import glance
 from cluster.site import CannotTell
 from cluster.slurm_checks import QUESTIONS as OF_SLURM
 from cluster.standing import standing
-from runyard import snapshot
 from runyard.config import Config, check_world
 from runyard.data import manifest
 from runyard.data.verified import check_content, files_read
@@ -128,14 +127,12 @@ def can_go_on(run: Run, *, trusted: bool = False) -> None:
     """Refuse to start another job for ``run`` where one is on its way, it has reached its end, or it is not ours.
 
     Args:
-        trusted: A person has said that this run, another's, and the code in it are to be trusted.
+        trusted: A person has said that this run is to be gone on with though it is another's.
 
     Raises:
         UserError: saying which of these, and what to do instead.
     """
     is_ours(run, trusted=trusted)
-    if run.code.exists():
-        snapshot.verify(run.code, run.record.get("code_sha256"), trusted=trusted)
     if run.finished:
         raise UserError(
             f"run {run.id} is finished: there is nothing to go on with; start another with `runyard submit`, "

@@ -38,6 +38,7 @@ from tests.slurm.runs import (
     went_on,
 )
 from tests.training.conftest import final_state, same
+from tests.training.starts import train_starts
 
 pytestmark = pytest.mark.slow
 QUIET = "cluster.nodelist='node[1-2]'"
@@ -258,4 +259,21 @@ def test_a_controller_that_is_killed_and_comes_back_changes_nothing(runs: Runs, 
     signal_tasks(run, signal.SIGCONT)
     until_finished(run)
     assert len(rows(run, "start")) == 1
+    assert same(final_state(whole), final_state(run))
+
+
+def test_six_ranks_on_three_nodes_stopped_twice_end_with_the_bits_of_six_that_were_not(runs: Runs) -> None:
+    """Once near the first step, once in mid-epoch; in fp32, where the order of a sum of six shows."""
+    six = (*RARE, "precision=fp32", "batch_size=48", "epochs=40")
+    whole = runs.create(*six)
+    train_starts(6, [(whole, None, None)])
+    run = runs.submit(*six, "cluster.nodes=3", "cluster.tasks_per_node=2", "cluster.exclude='node[5-10]'")
+    for start in (1, 2):
+        until_started(run, start)
+        runs.lab.run("scancel", "--signal=USR2", job(run))
+        until_started(run, start + 1)
+    until_finished(run)
+    (first, *others) = rows(run, "start")
+    assert (first["world_size"], first["nodes"], len(others)) == (6, 3, 2), said(run)
+    assert 0 < others[0]["step"] < others[1]["step"] < 200, "it was to be stopped on its way"
     assert same(final_state(whole), final_state(run))
