@@ -226,7 +226,7 @@ def test_a_journal_that_cannot_be_read_is_named_and_the_other_runs_are_shown(mak
     run = make()
     (run.directory / "metrics.jsonl").unlink()
     (run.directory / "metrics.jsonl").mkdir()  # root reads a file whatever its permissions
-    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot read it \(Is a directory\)"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot read it \(a directory, not a regular file\)"):
         load(run.directory)
     make(0.9, lr=3e-3)
     code, out, err = compare("--all")
