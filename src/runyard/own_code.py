@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runyard import snapshot
 from runyard.errors import UserError
-from runyard.ownership import of_this_user, require_own
+from runyard.ownership import require_own
 from runyard.run import Run
 
 ENTERED = "RUNYARD_OWN_CODE"  # set for the program that ``enter`` starts, which must not start another
@@ -20,7 +20,7 @@ def restore(run: Run, *, trusted: bool = False) -> str | None:
     """See that the run's snapshot is there and what it was; take it anew where it is gone and this program is the same.
 
     Args:
-        trusted: Whether it may be code that another user could have put there.
+        trusted: A person has said that this code, another user's, is to be run.
 
     Returns:
         In words, that it was gone and was taken anew; None if it was there.
@@ -35,20 +35,20 @@ def restore(run: Run, *, trusted: bool = False) -> str | None:
         return None
     if wanted is None or snapshot.content_hash(snapshot.checkout()) != wanted:
         raise UserError(f"run {run.id}: its code is gone ({link} leads to nothing): {_way_back(run)}")
-    store = of_this_user(".code")
+    store = run.path.parent / snapshot.STORE
     with run.writing():
-        snapshot.snapshot(run.path.parent / store, group_reads=run.config.runs_group_readable)
+        snapshot.snapshot(store, group_reads=run.config.runs_group_readable)
         if not run.code.is_dir():
             link.unlink(missing_ok=True)
             with contextlib.suppress(FileExistsError):  # another rank was quicker
-                link.symlink_to(Path("..") / store / wanted[:16])
+                link.symlink_to(Path("..") / snapshot.STORE / wanted[:16])
     return f"run {run.id}: its code was gone, and was taken anew from this checkout, which holds the same"
 
 
 def _way_back(run: Run) -> str:
     name = str(run.record.get("code_sha256"))[:16]
     return (
-        f"copy {name} from .code-* beside the run where it was created to {run.path.parent / of_this_user('.code')}, "
+        f"copy {snapshot.STORE}/{name} from beside the run where it was created to {run.path.parent / snapshot.STORE}, "
         "or check out the version that it was created with, and try again"
     )
 
@@ -67,12 +67,9 @@ def enter(run: Run, argv: list[str], *, trusted: bool = False) -> None:
         return
     if run.record.get("code_sha256") in (None, snapshot.content_hash(snapshot.checkout())):
         return
-    if not trusted:
-        for path in filter(Path.exists, (run.path, run.code)):
-            require_own(
-                path, f"run {run.id} ({path})", f"its code differs from this checkout's and would be run: read it "
-                f"first, then say {TRUST}"
-            )  # fmt: skip
+    if run.code.is_dir() and not trusted:
+        for path in (run.path, run.code):
+            require_own(path, f"run {run.id}: {path}", f"its code would be run: read it first, then say {TRUST}")
     if (restored := restore(run, trusted=trusted)) is not None:
         print(f"runyard: {restored}", file=sys.stderr, flush=True)
     if os.environ.get(ENTERED) == str(run.code):

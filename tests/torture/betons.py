@@ -194,7 +194,7 @@ PROMISE = Promise(
     attack="Mutants of raw and JPEG betons (header, fields, records, pixels, table, ends), of arrays and of the "
     "manifest; a directory, FIFO, device or loop in a file's place; files cut or replaced while they are read.",
     at_least=500,
-    short=8,
+    short=6,
     strike=strike,
     control=unlooked_at,
     switched_off="no file is looked at",

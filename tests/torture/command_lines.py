@@ -113,7 +113,7 @@ PROMISE = Promise(
     attack="Command lines drawn from verbs, settings, odd values (numbers, quotes, brackets, interpolations, paths, "
     "control characters, 300 letters, 400 digits), references and options.",
     at_least=1000,
-    short=60,
+    short=40,
     strike=strike,
     control=in_the_raw,
     switched_off="mistakes are not turned into lines",

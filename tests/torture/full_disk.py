@@ -54,10 +54,11 @@ def faults(a: Attacker, *, first: tuple[str, ...] = ()) -> str:
     ranks = a.ground.start(run, 2, {0: [first]} if first else {}, zygote=faulty(a.ground), env=fault)
     codes, said = ranks.wait(), ranks.said
     hold(all(code >= 0 for code in codes), f"{words} of {place}: ended with {codes}")
-    hold("Traceback" not in said, f"{words} of {place}: a traceback: {said[-400:]}")
+    mendable = error != errno.EIO  # by the user: any other is the machine's, and another start may meet none
+    hold("Traceback" not in said or not mendable, f"{words} of {place}: a traceback: {said[-400:]}")
     if codes[0]:
         hold(os.strerror(error) in said, f"{words} of {place}: says nothing of it: {said[-300:]}")
-        hold(codes[0] == USER_ERROR or error == errno.EIO, f"{words} of {place}: exit {codes[0]}")
+        hold(codes[0] == USER_ERROR or not mendable, f"{words} of {place}: exit {codes[0]}")
     left = checkpoint.newest(run.checkpoints)
     hold(left is not None or count > 1 or call != "fsync" or not run.finished, f"{words}: no checkpoint is left")
     a.ground.finish(run, 2)

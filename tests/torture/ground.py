@@ -8,6 +8,7 @@ import json
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ SETTINGS = (
     *SMALL, "data.samples=[384,60]", "model.widths=[8,16]", f"epochs={EPOCHS}", "batch_size=48", "eval_batch_size=11",
     "checkpoint.every_epochs=1", "checkpoint.every_s=0.2", "checkpoint.keep_last=2",
 )  # fmt: skip
+GRACE_S = 5  # for the other ranks, once one has ended badly; what they do of it themselves is row 5's
 T = TypeVar("T")
 First = Sequence[Sequence[Any]]  # functions to call in a rank before it begins: names, each with its arguments
 SHOWN = ("epoch", "step", "train_loss", "train_top1", "test_loss", "test_top1", "lr", "grad_norm")
@@ -200,6 +202,20 @@ class Zygote:
             raise TimeoutError(f"process {pid} hangs: {Path(f'/proc/{pid}/wchan').read_text()}")
         return self._codes[pid]
 
+    def first_to_fail(self, pids: list[int]) -> int | None:
+        """Waits until one of them has ended badly, or all have ended well: then None."""
+        with self._news:
+            ended = self._news.wait_for(
+                lambda: any(self._codes.get(p) for p in pids) or all(p in self._codes for p in pids), PATIENCE_S
+            )
+            if not ended:
+                raise TimeoutError(f"processes {pids} hang")
+            return next((pid for pid in pids if self._codes.get(pid)), None)
+
+    def all_ended(self, pids: list[int], within_s: float) -> bool:
+        with self._news:
+            return self._news.wait_for(lambda: all(pid in self._codes for pid in pids), within_s)
+
     def alive(self, pid: int) -> bool:
         return pid not in self._codes
 
@@ -222,16 +238,18 @@ class Zygote:
 
 
 class Ranks:
-    """The processes of one start of a run, as a local job has them."""
+    """The processes of one start of a run, led as cluster/controller.py and srun lead them: once one has ended badly
+    the others are told, and are killed where they do not end of it."""
 
     def __init__(self, zygote: Zygote, run: Run, count: int, first: dict[int, First], env: dict[str, str]) -> None:
         self._zygote, self.run = zygote, run
         job = str(time.monotonic_ns())
+        self._notes = run.path / "slurm" / f"ended-{job}-0.jsonl"
         self._logs = [run.path / "slurm" / f"{job}_{rank}.log" for rank in range(count)]
         self.pids = [
             zygote.start(self._logs[rank], ("tests.torture.ground:train", str(run.path)), {
                 "SUBMITIT_LOCAL_GLOBALID": str(rank), "SUBMITIT_LOCAL_LOCALID": str(rank),
-                "SUBMITIT_LOCAL_NTASKS": str(count), "SUBMITIT_LOCAL_JOB_ID": job, **env,
+                "SUBMITIT_LOCAL_NTASKS": str(count), "SUBMITIT_LOCAL_JOB_ID": job, "RUNYARD_START": "0", **env,
             }, first.get(rank, ()))
             for rank in range(count)
         ]  # fmt: skip
@@ -243,6 +261,13 @@ class Ranks:
                 os.kill(self.pids[rank], number)
 
     def wait(self) -> list[int]:
+        """Their exit codes, by rank, once all have ended."""
+        if (failed := self._zygote.first_to_fail(self.pids)) is not None:
+            note = {"rank": self.pids.index(failed), "message": "ended badly"}
+            self._notes.write_text(json.dumps(note) + "\n")
+            if not self._zygote.all_ended(self.pids, GRACE_S):
+                for rank in range(len(self.pids)):
+                    self.signal(rank, signal.SIGKILL)
         return [self._zygote.wait(pid) for pid in self.pids]
 
     def alive(self) -> bool:

@@ -153,7 +153,7 @@ PROMISE = Promise(
     attack="SIGKILL to one rank or all of 2, 3, 4 and 6: while they start, meet, learn, evaluate, save, thin out "
     "checkpoints, report; at any function call; at any time; up to three times; bf16 and fp32.",
     at_least=200,
-    short=8,
+    short=4,
     strike=strike,
     control=without_momentum,
     switched_off="the optimizer's state is not restored",

@@ -141,7 +141,7 @@ PROMISE = Promise(
     attack="Races of 2 to 8 processes for the lease; a start that is held still, succeeded by another, and wakes while "
     "that trains.",
     at_least=100,
-    short=8,
+    short=4,
     strike=strike,
     control=everybody_takes_it,
     switched_off="whoever asks for the lease gets it",

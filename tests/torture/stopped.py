@@ -139,7 +139,7 @@ PROMISE = Promise(
     attack="TERM and USR2 to one rank or all of 2, 3, 4 and 6, once or twice, while they start, learn, evaluate, save; "
     "TERM, USR2, INT and USR1 to the command line and to the controller of its job.",
     at_least=200,
-    short=5,
+    short=3,
     strike=strike,
     control=each_for_itself,
     switched_off="ranks do not vote",

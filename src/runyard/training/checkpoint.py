@@ -28,6 +28,7 @@ __all__ = ["Checkpoint", "Saver", "State", "load_network", "newest", "valid", "w
 
 MOST_FAILED = 3  # saves in a row: then nothing says that the disk will recover
 
+
 def write(
     folder: Path,
     state: State,
@@ -112,7 +113,8 @@ def _fill(making: Path, state: State, manifest: dict[str, Any]) -> None:
         raise OSError(
             f"{making / 'state.pt'} reads back differently from what was written: the disk is failing or full"
         )
-    write_atomic(making / "manifest.json", json.dumps({**manifest, "sha256": digest}))
+    manifest |= {"sha256": digest, "bytes": buffer.getbuffer().nbytes}
+    write_atomic(making / "manifest.json", json.dumps(manifest))
 
 
 class Saver:
@@ -167,6 +169,7 @@ class Saver:
             written = write(self._folder, state, step, score, self._check, self._settings)
         except OSError as error:
             self._failed += 1
+            error.filename = error.filename or str(self._folder)  # an fsync does not say of what
             if needed or self._failed == MOST_FAILED:
                 raise
             self._warn(
