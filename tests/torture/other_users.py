@@ -55,14 +55,13 @@ class Share:
 
 def planted_code(s: Share, first: First = ()) -> str:
     """The folder that a submission would take for its snapshot is there already, with other code in it."""
-    first = s.a.ground.run()
-    name = first.code.name
-    for folder in {first.code.parent.name, ".code"}:
-        planted = s.shared / folder / name
-        shutil.copytree(first.code, planted)
+    honest = s.a.ground.run().code
+    for store in {honest.parent.name, ".code"}:
+        planted = s.shared / store / honest.name
+        shutil.copytree(honest, planted)
         for file in ("cluster/task.py", "runyard/__init__.py"):
             (planted / file).write_text(f"import os; os.mkdir({str(s.mark)!r})\n")
-        s.theirs(s.shared / folder)
+        s.theirs(s.shared / store)
     code, said = s.says("create", *s.a.ground.words(f"runs_dir={s.shared}"), first=first)
     if code == 0:
         run = Run.open(said.strip().splitlines()[-1])
