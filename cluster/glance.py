@@ -17,6 +17,7 @@ from runyard.holder import Holder
 from runyard.run import FORMAT, MEND, check_record
 from runyard.tracking import journal
 from runyard.tracking.journal import Row
+from runyard.training import saved
 
 # How the journal begins the lines that there are many of: they are parsed only where somebody asks.
 MANY = {b'{"event": "epoch"': "epoch", b'{"event": "checkpoint"': "checkpoint"}
@@ -105,8 +106,14 @@ class Glance:
     @property
     def saved_step(self) -> int | None:
         """Step of the newest checkpoint that was saved, by the journal."""
-        saved = _parsed(self._lines.get("checkpoint", []))
-        return int(saved[-1]["step"]) if saved else None
+        rows = _parsed(self._lines.get("checkpoint", []))
+        return int(rows[-1]["step"]) if rows else None
+
+    @property
+    def saved_doubt(self) -> str:
+        """In words, that the newest checkpoint is gone or damaged; empty where it seems whole, or there was none."""
+        doubt = None if self.saved_step is None else saved.doubt(self.path / "checkpoints", self.saved_step)
+        return f", but {doubt}" if doubt else ""
 
     def logs(self, job: dict[str, Any], stream: str) -> dict[int, BinaryIO]:
         """What the tasks of a job of this run wrote to ``out`` or ``err``, open to be read, by rank."""

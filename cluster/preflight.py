@@ -15,7 +15,6 @@ from cluster.glance import glance
 from cluster.site import CannotTell
 from cluster.slurm_checks import QUESTIONS as OF_SLURM
 from cluster.standing import standing
-from runyard import snapshot
 from runyard.config import Config, check_world
 from runyard.data import manifest
 from runyard.data.verified import check_content, files_read
@@ -134,8 +133,6 @@ def can_go_on(run: Run, *, trusted: bool = False) -> None:
         UserError: saying which of these, and what to do instead.
     """
     is_ours(run, trusted=trusted)
-    if run.code.exists():
-        snapshot.verify(run.code, run.record.get("code_sha256"), trusted=trusted)
     if run.finished:
         raise UserError(
             f"run {run.id} is finished: there is nothing to go on with; start another with `runyard submit`, "

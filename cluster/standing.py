@@ -192,7 +192,7 @@ def _concluded(run: Glance, here: tuple[str, ...]) -> Standing:
     if last.get("reason") == "interrupted":
         cause = CAUSES.get(str(last.get("cause")), "")
         step = run.saved_step
-        at = f"stopped at step {step}, saved" if step is not None else "stopped before the first step"
+        at = f"stopped at step {step}, saved{run.saved_doubt}" if step is not None else "stopped before the first step"
         words = f"{at}{f' ({message or cause})' if message or cause else ''}; {on}"
         return Standing(run, "stopped", words, last.get("cause"), nodes=here)
     if last.get("reason") == "finished":
@@ -204,7 +204,7 @@ def _concluded(run: Glance, here: tuple[str, ...]) -> Standing:
 def _vanished(run: Glance, job: Job | None, here: tuple[str, ...]) -> Standing:
     """Its job is gone and the journal has no end of it: what SLURM says instead, or nobody does."""
     on = f"go on with: runyard resume {run.reference}"
-    step = f", saved at step {run.saved_step}" if run.saved_step is not None else ""
+    step = f", saved at step {run.saved_step}{run.saved_doubt}" if run.saved_step is not None else ""
     why = reasons.how_it_ended(job) if job else ""
     if job is not None and job.state == "CANCELLED":
         waited = run.last["event"] != "start"

@@ -151,7 +151,7 @@ def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, truste
         UserError: one that does, named with its old and its new value; or the run cannot go on (``can_go_on``).
     """
     can_go_on(run, trusted=trusted)
-    for said in (own_code.restore(run), where_it_goes_on(run, from_scratch=from_scratch)):
+    for said in (own_code.restore(run, trusted=trusted), where_it_goes_on(run, from_scratch=from_scratch)):
         if said is not None:
             print(f"runyard: {said}", file=sys.stderr, flush=True)
     given = run.record.get("overrides", [])

@@ -18,6 +18,7 @@ from runyard.cli import main
 from runyard.errors import UserError
 from runyard.own_code import TRUST, enter, restore
 from runyard.run import Run
+from runyard.snapshot import STORE
 from runyard.tracking import journal
 from tests.training.conftest import train
 
@@ -29,18 +30,18 @@ def run(make_run: Callable[..., Run], tmp_path: Path) -> Run:
     """One with a snapshot that no other run shares."""
     made = make_run("epochs=1")
     (tmp_path / "runs").mkdir()
-    shutil.copytree(made.path.parent / ".code", tmp_path / "runs" / ".code")
+    shutil.copytree(made.path.parent / STORE, tmp_path / "runs" / STORE)
     return Run.open(shutil.copytree(made.path, tmp_path / "runs" / made.id, symlinks=True))
 
 
 def older(run: Run, file: str = "runyard/models/starter.py", text: str = "\n# as it was\n") -> Run:
     """Make it one that was created by a version of the program which ends ``file`` with ``text``."""
-    code = run.path.parent / ".code" / "older"
+    code = run.path.parent / STORE / "older"
     shutil.copytree(run.code, code)
     with open(code / file, "a") as source:
         source.write(text)
     (run.path / "code").unlink()
-    (run.path / "code").symlink_to("../.code/older")
+    (run.path / "code").symlink_to(f"../{STORE}/older")
     record = run.record | {"code_sha256": snapshot.content_hash(snapshot.kept(code))}
     (run.path / "run.json").write_text(json.dumps(record))
     return Run.open(run.path)
@@ -78,6 +79,20 @@ def test_python_that_would_not_take_the_runs_code_is_not_started_for_ever(
     with pytest.raises(UserError, match="Python does not take its code from"):
         enter(run, [])
     assert executed == []
+
+
+def test_a_file_of_another_user_is_known_and_ones_own_and_roots_are_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ownership.owner(tmp_path) is None
+    assert ownership.owner(Path("/")) is None
+    if os.getuid() == 0:
+        os.chown(tmp_path, 54321, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 54321)
+    assert ownership.owner(tmp_path) is not None
+    with pytest.raises(UserError, match=r"the run belongs to .*; ask them"):
+        ownership.require_own(tmp_path, "the run", "ask them")
 
 
 @pytest.mark.parametrize("whose", ["run", "code"])
@@ -128,14 +143,14 @@ def test_lost_code_that_the_checkout_does_not_hold_is_refused_with_the_way_back(
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert "its code is gone" in said
-        assert f"copy .code/{run.record['code_sha256'][:16]} from" in said
+        assert f"copy {STORE}/{run.record['code_sha256'][:16]} from" in said
     assert not run.journal_path.exists()
 
 
 def test_code_that_was_changed_since_the_submission_is_refused(run: Run) -> None:
     with open(run.code / "cluster" / "task.py", "a") as file:
         file.write("import planted\n")
-    with pytest.raises(UserError, match="its code in .* is not what was submitted: it was changed"):
+    with pytest.raises(UserError, match="not the code that was submitted: it was changed there"):
         restore(run)
 
 
@@ -163,7 +178,7 @@ def test_predict_labels_by_the_network_of_the_run_and_not_by_the_checkouts(
     made = make_run("epochs=1")
     train(made, world_size=1)
     (tmp_path / "runs").mkdir()
-    shutil.copytree(made.path.parent / ".code", tmp_path / "runs" / ".code")
+    shutil.copytree(made.path.parent / STORE, tmp_path / "runs" / STORE)
     run = Run.open(shutil.copytree(made.path, tmp_path / "runs" / made.id, symlinks=True))
     turned = """
 class Turned(nn.Module):

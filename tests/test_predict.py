@@ -284,3 +284,14 @@ def refused(run, images, folder):
     assert images.name in message or run.id in message
     assert sorted(p.name for p in folder.iterdir()) == before
     return message
+
+
+@pytest.mark.parametrize("where", ["in place of the file", "in the folder"])
+def test_a_fifo_is_refused_and_not_waited_for(run, pictures, tmp_path, where):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    os.mkfifo(folder / "a.png")
+    images = folder / "a.png" if where == "in place of the file" else folder
+    with pytest.raises(UserError, match=r"a\.png.*a FIFO \(named pipe\), not a regular file"):
+        predict(run, images, tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()

@@ -13,11 +13,14 @@ from runyard.ownership import require_own
 from runyard.run import Run
 
 ENTERED = "RUNYARD_OWN_CODE"  # set for the program that ``enter`` starts, which must not start another
-TRUST = "--trust-code"
+TRUST = "--trust"
 
 
-def restore(run: Run) -> str | None:
+def restore(run: Run, *, trusted: bool = False) -> str | None:
     """See that the run's snapshot is there and what it was; take it anew where it is gone and this program is the same.
+
+    Args:
+        trusted: A person has said that this code, another user's, is to be run.
 
     Returns:
         In words, that it was gone and was taken anew; None if it was there.
@@ -28,29 +31,24 @@ def restore(run: Run) -> str | None:
     wanted = run.record.get("code_sha256")
     link = run.path / "code"
     if run.code.is_dir():
-        if wanted is not None and snapshot.content_hash(snapshot.kept(run.code)) != wanted:
-            raise UserError(
-                f"run {run.id}: its code in {run.code} is not what was submitted: it was changed; move it away, "
-                f"then {_way_back(run)}"
-            )
+        snapshot.verify(run.code, wanted, trusted=trusted)
         return None
     if wanted is None or snapshot.content_hash(snapshot.checkout()) != wanted:
         raise UserError(f"run {run.id}: its code is gone ({link} leads to nothing): {_way_back(run)}")
-    store = run.path.parent / ".code"
+    store = run.path.parent / snapshot.STORE
     with run.writing():
-        store.mkdir(exist_ok=True)
-        snapshot.snapshot(store)
+        snapshot.snapshot(store, group_reads=run.config.runs_group_readable)
         if not run.code.is_dir():
             link.unlink(missing_ok=True)
             with contextlib.suppress(FileExistsError):  # another rank was quicker
-                link.symlink_to(Path("..") / ".code" / wanted[:16])
+                link.symlink_to(Path("..") / snapshot.STORE / wanted[:16])
     return f"run {run.id}: its code was gone, and was taken anew from this checkout, which holds the same"
 
 
 def _way_back(run: Run) -> str:
     name = str(run.record.get("code_sha256"))[:16]
     return (
-        f"copy .code/{name} from beside the run where it was created to {run.path.parent / '.code'}, "
+        f"copy {snapshot.STORE}/{name} from beside the run where it was created to {run.path.parent / snapshot.STORE}, "
         "or check out the version that it was created with, and try again"
     )
 
@@ -69,14 +67,11 @@ def enter(run: Run, argv: list[str], *, trusted: bool = False) -> None:
         return
     if run.record.get("code_sha256") in (None, snapshot.content_hash(snapshot.checkout())):
         return
-    if (restored := restore(run)) is not None:
-        print(f"runyard: {restored}", file=sys.stderr, flush=True)
-    if not trusted:
+    if run.code.is_dir() and not trusted:
         for path in (run.path, run.code):
-            require_own(
-                path, f"run {run.id} ({path})", f"its code differs from this checkout's and would be run: read it "
-                f"first, then say {TRUST}"
-            )  # fmt: skip
+            require_own(path, f"run {run.id}: {path}", f"its code would be run: read it first, then say {TRUST}")
+    if (restored := restore(run, trusted=trusted)) is not None:
+        print(f"runyard: {restored}", file=sys.stderr, flush=True)
     if os.environ.get(ENTERED) == str(run.code):
         raise UserError(f"run {run.id}: Python does not take its code from {run.code}: unset PYTHONHOME, and -I or -E")
     print(f"runyard: run {run.id} was made by other code than this checkout's: going on by its own", file=sys.stderr)

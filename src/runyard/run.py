@@ -25,7 +25,7 @@ from runyard.errors import UserError
 from runyard.files import read_within, sha256, write_atomic
 from runyard.lease import Lease, holder, successor
 from runyard.ownership import keep_private, of_this_user, private_folder, require_own
-from runyard.snapshot import snapshot
+from runyard.snapshot import STORE, snapshot
 from runyard.tracking import journal
 
 FORMAT = "runyard-run-1"
@@ -109,12 +109,11 @@ class Run:
         keep_private(group_reads=group_reads)
         run_id = new_id(config.name)
         making = runs_dir / f".making-{run_id}"
-        store = of_this_user(".code")
         try:
             runs_dir.mkdir(parents=True, exist_ok=True)
             private_folder(making, group_reads=group_reads)
             try:
-                code_hash = snapshot(runs_dir / store, group_reads=group_reads)
+                code_hash = snapshot(runs_dir / STORE, group_reads=group_reads)
                 write_atomic(making / "config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False))
                 record = {
                     "format": FORMAT,
@@ -131,7 +130,7 @@ class Run:
                 }
                 (making / "checkpoints").mkdir()
                 (making / "slurm").mkdir()
-                (making / "code").symlink_to(Path("..") / store / code_hash[:16])
+                (making / "code").symlink_to(Path("..") / STORE / code_hash[:16])
                 write_atomic(making / "run.json", json.dumps(record, indent=1))
                 making.rename(runs_dir / run_id)
             except BaseException:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from runyard.errors import UserError
 from runyard.files import read_regular
-from runyard.ownership import private_folder, writable_by_others
+from runyard.ownership import of_this_user, private_folder, writable_by_others
 
+STORE = of_this_user(".code")  # beside the runs
 SCRIPTS = ("python.sh", "requeue.sh")  # what starts a job's tasks, and what puts it back into the queue
 
 

@@ -68,6 +68,14 @@ def test_the_journal_says_how_it_ended(folder: Folder) -> None:
         assert said(folder.run(start(1), row("checkpoint", 8, step=50), end)) == (state, words)
 
 
+def test_a_saved_checkpoint_that_is_gone_or_cut_short_is_said_where_its_step_is(folder: Folder) -> None:
+    run = folder.run(start(1), row("checkpoint", 8, step=50), stop(9, "interrupted", cause="TERM"))
+    (run / "checkpoints" / "step_00000050" / "state.pt").write_bytes(b"x")
+    assert said(run)[1] == "stopped at step 50, saved, but step_00000050 is damaged (cancelled)"
+    (run / "checkpoints" / "step_00000050").rename(run / "elsewhere")
+    assert said(run)[1] == "stopped at step 50, saved, but step_00000050 is missing (cancelled)"
+
+
 def test_slurm_says_what_waits_and_why(folder: Folder) -> None:
     run = folder.run()
     folder.queue("12|PENDING|Priority|0:00|9:00|N/A||@")

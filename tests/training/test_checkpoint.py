@@ -233,7 +233,8 @@ class Code:
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = write(tmp_path, state(8), 8, None)
     torch.save({"step": 8, "network": Code()}, target / "state.pt")
-    manifest = json.loads((target / "manifest.json").read_text()) | {"sha256": sha256(target / "state.pt")}
+    fits = {"sha256": sha256(target / "state.pt"), "bytes": (target / "state.pt").stat().st_size}
+    manifest = json.loads((target / "manifest.json").read_text()) | fits
     (target / "manifest.json").write_text(json.dumps(manifest))
     best = newest(tmp_path)
     assert best is not None

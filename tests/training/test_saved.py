@@ -18,6 +18,7 @@ from runyard.data.batch import Batch
 from runyard.errors import UserError
 from runyard.files import sha256
 from runyard.run import Run
+from runyard.snapshot import STORE
 from runyard.tracking.journal import Journal, read
 from runyard.training import checkpoint, continuity, saved
 from runyard.training.distributed import Dist
@@ -53,7 +54,7 @@ def origin(make_run: Callable[..., Run]) -> Run:
 @pytest.fixture
 def run(origin: Run, tmp_path: Path) -> Run:
     (tmp_path / "runs").mkdir()
-    shutil.copytree(origin.path.parent / ".code", tmp_path / "runs" / ".code")
+    shutil.copytree(origin.path.parent / STORE, tmp_path / "runs" / STORE)
     return Run.open(shutil.copytree(origin.path, tmp_path / "runs" / origin.id, symlinks=True))
 
 
@@ -96,7 +97,7 @@ def test_what_is_passed_over_is_named_with_its_reason(run: Run, damage: str) -> 
     assert choice.checkpoint.step == 16
     assert choice.warning is not None
     assert f"step_00000024 {words}" in choice.warning
-    assert choice.warning.endswith("passed over; going on from step_00000016")
+    assert choice.warning.endswith(": passed over for step_00000016")
 
 
 @pytest.mark.parametrize("how", ["gone", "damaged"])
@@ -195,8 +196,9 @@ def test_a_checkpoint_whose_sum_fits_and_whose_content_does_not_is_passed_over_f
 ) -> None:
     state = torch.load(folder(run, 24) / "state.pt", weights_only=True)
     torch.save(FOREIGN[what](state), folder(run, 24) / "state.pt")
+    fits = {"sha256": sha256(folder(run, 24) / "state.pt"), "bytes": (folder(run, 24) / "state.pt").stat().st_size}
     noted = json.loads((folder(run, 24) / "manifest.json").read_text())
-    (folder(run, 24) / "manifest.json").write_text(json.dumps(noted | {"sha256": sha256(folder(run, 24) / "state.pt")}))
+    (folder(run, 24) / "manifest.json").write_text(json.dumps(noted | fits))
     assert saved.choose(run).passed_over == [], "its sum alone does not tell"
     warnings: list[str] = []
     resumed = fresh(run)

@@ -34,18 +34,26 @@ def files_read(config: Config, data: Manifest) -> dict[str, str]:
     return {name: digest for part in data.splits.values() for name, digest in part.arrays_sha256.items()}
 
 
-def check_content(folder: Path, data: Manifest, files: dict[str, str], *, at_most_bytes: int | None = None) -> None:
+def check_content(
+    folder: Path,
+    data: Manifest,
+    files: dict[str, str],
+    *,
+    at_most_bytes: int | None = None,
+    in_process: Remembered | None = None,
+) -> None:
     """Refuse files that are not what was prepared: by size and, where they changed since they were last hashed, sha256.
 
     Args:
         files: Names within ``folder``, and the sha256 that each must have.
         at_most_bytes: Hash nothing if there is more than this to hash.
+        in_process: What this process remembers, for where no file can be written; it is brought up to date.
 
     Raises:
         UserError: one is missing, unreadable, or holds something else; it is named.
     """
     sizes = {part.beton: part.beton_bytes for part in data.splits.values()}
-    known = _recall(folder)
+    known = _recall(folder) | (in_process or {})
     unknown: dict[str, str] = {}
     total = 0
     for name, digest in files.items():
@@ -68,6 +76,8 @@ def check_content(folder: Path, data: Manifest, files: dict[str, str], *, at_mos
         if stamp is not None:
             known[name] = [*stamp, digest]
     _remember(folder, known)
+    if in_process is not None:
+        in_process.update(known)
 
 
 def _stamp(found: os.stat_result) -> list[int]:

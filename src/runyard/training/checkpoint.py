@@ -113,7 +113,8 @@ def _fill(making: Path, state: State, manifest: dict[str, Any]) -> None:
         raise OSError(
             f"{making / 'state.pt'} reads back differently from what was written: the disk is failing or full"
         )
-    write_atomic(making / "manifest.json", json.dumps({**manifest, "sha256": digest}))
+    manifest |= {"sha256": digest, "bytes": buffer.getbuffer().nbytes}
+    write_atomic(making / "manifest.json", json.dumps(manifest))
 
 
 class Saver:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import io
 import os
 import sys
@@ -150,6 +151,10 @@ class Training:
             machine.use_deterministic_kernels()
         continuity.check_same_data(run, prepared, self.data, place)
         self.folder, not_staged = staged
+        self.check_data: Callable[[], None] = lambda: None
+        if self.folder == prepared and self.config.loader != "resident" and place.local_rank == 0:  # read until the end
+            files = files_read(self.config, self.data)
+            self.check_data = functools.partial(check_content, prepared, self.data, files, in_process={})
         for warning in (*machine.ignored(self.config, place.device), continuity.another_world(run, place), not_staged):
             if warning is not None:
                 record.warning(warning)
@@ -250,6 +255,7 @@ class Training:
 
     def _conclude(self, epoch: int) -> bool:
         """Measure the epoch over all ranks, write it down, and save where the settings say. True: stopped before."""
+        self.check_data()  # costs a stat of each file: what was replaced in the meantime must not count as learned
         learner, every = self.learner, self.config.evaluate_every_epochs
         last = epoch + 1 == self.config.epochs
         evaluated = self._evaluate() if last or (epoch + 1) % every == 0 else {}

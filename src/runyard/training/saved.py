@@ -6,6 +6,7 @@ No torch before one is loaded: the login node asks, too.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,8 @@ class Choice:
         """What was passed over, as one line; None if nothing was."""
         if not self.passed_over:
             return None
-        begin = self.checkpoint.path.name.removeprefix(ASIDE) if self.checkpoint else "the beginning"
-        return f"{'; '.join(self.passed_over)}: passed over; going on from {begin}"
+        instead = f"for {_name(self.checkpoint.path)}" if self.checkpoint else "to begin again at step 0"
+        return f"{'; '.join(self.passed_over)}: passed over {instead}"
 
 
 def choose(run: Run, use: Callable[[Checkpoint], Any] = lambda checkpoint: None) -> Choice:
@@ -123,7 +124,7 @@ def read(path: Path) -> Checkpoint:
         Unusable: half-made or damaged.
     """
     try:
-        manifest = json.loads(read_regular(path / "manifest.json"))
+        manifest = _manifest(path)
         if sha256(path / "state.pt") != manifest["sha256"]:
             raise Unusable("its sha256 is another than when it was saved")
         score = None if manifest["score"] is None else float(manifest["score"])
@@ -132,6 +133,32 @@ def read(path: Path) -> Checkpoint:
         raise Unusable(f"{Path(error.filename or path).name}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Unusable("manifest.json: not of this program") from None
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """What stands beside the state, whose size is compared with it: older versions noted none."""
+    manifest = json.loads(read_regular(path / "manifest.json"))
+    with open_regular(path / "state.pt") as file:
+        size = os.fstat(file.fileno()).st_size
+    if manifest.get("bytes", size) != size:
+        raise Unusable(f"{size} bytes, and {manifest['bytes']} were saved")
+    return dict(manifest)
+
+
+def doubt(folder: Path, step: int) -> str | None:
+    """Why the checkpoint of this step is of no use, as far as that shows without reading it; None where it seems whole.
+
+    For tables of many runs: ``read`` tells for certain.
+    """
+    name = f"step_{step:08d}"
+    path = next((path for path in candidates(folder) if _name(path) == name), None)
+    if path is None:
+        return f"{name} is missing"
+    try:
+        _manifest(path)
+    except (Unusable, OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return f"{name} is damaged"
+    return None
 
 
 def valid(folder: Path) -> list[Checkpoint]:
