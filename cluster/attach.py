@@ -17,6 +17,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cluster import queue
 from cluster.glance import glance
+from runyard.files import read_within
+from runyard.printable import printable
 from runyard.run import Run
 from runyard.tracking import journal
 from runyard.tracking.words import clock, say
@@ -167,10 +169,10 @@ class Attached:
             self._began |= row["event"] == "start"
             self._end = {"stop": row, "start": None, "requeue": None}.get(row["event"], self._end)
             if (line := say(row, self._run.config.epochs)) is not None:
-                self._console.print(line, highlight=False)
+                self._console.print(printable(line), highlight=False)
         self._seen = max(self._seen, len(rows))
         try:
-            now = json.loads((self._run.path / "progress.json").read_text())
+            now = json.loads(read_within(self._run.path, "progress.json"))
         except (OSError, ValueError):
             return
         self._bar.update(

@@ -19,6 +19,7 @@ from cluster.glance import Glance, glance
 from cluster.queue import Job
 from cluster.standing import SKEW_S, ours, standing
 from runyard.errors import UserError
+from runyard.printable import printable
 from runyard.tracking.journal import Journal
 
 POLL_S = 1.0
@@ -218,4 +219,4 @@ def _progress(console: Console, run_id: str) -> Iterator[Callable[[Path, float],
 
 
 def _step(path: Path) -> str:
-    return str(glance(path).progress.get("step", "–"))
+    return printable(str(glance(path).progress.get("step", "–")))

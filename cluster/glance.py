@@ -71,7 +71,8 @@ class Glance:
         """
         noted: dict[str, Any] = self.record["jobs"][-1] if self.record["jobs"] else {}
         began = next(iter(reversed(self.starts)), {})
-        another = began.get("job_id") and began.get("launcher") != "submitit, local"
+        numbered = re.fullmatch(r"[0-9]+(_[0-9]+)?", str(began.get("job_id")))
+        another = numbered and began.get("launcher") != "submitit, local"
         if another and began["t"] > noted.get("submitted", 0) and began["job_id"] != noted.get("id"):
             where = {"launcher": "slurm", "submitted": began["t"], "nodes": began.get("nodes")}
             return {"id": str(began["job_id"])} | where

@@ -127,7 +127,7 @@ def can_go_on(run: Run, *, trusted: bool = False) -> None:
     """Refuse to start another job for ``run`` where one is on its way, it has reached its end, or it is not ours.
 
     Args:
-        trusted: A person has said that this run, another's, and the code in it are to be trusted.
+        trusted: A person has said that this run is to be gone on with though it is another's.
 
     Raises:
         UserError: saying which of these, and what to do instead.

@@ -11,7 +11,7 @@ from runyard import causes
 from runyard.causes import Help
 from runyard.tracking.journal import Row
 
-MOST_LEFT_OUT = 8  # nodes of one job: where more fail it is hardly the nodes
+MOST_LEFT_OUT = 5  # nodes of one job: where more fail it is hardly the nodes
 MOST_UNSEEN = 2  # where nobody says how many others there are
 UP = ("idle", "mix", "alloc", "comp", "resv", "plnd", "pow")  # as sinfo's %t begins
 

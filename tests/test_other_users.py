@@ -85,7 +85,7 @@ def test_two_users_share_a_folder_of_runs(create: Callable[..., Run], shared_pla
 def test_a_snapshot_whose_content_is_not_what_its_name_says_is_not_used(create: Callable[..., Run]) -> None:
     code = create().code
     (code / "cluster" / "task.py").write_text("raise SystemExit('changed')")
-    with pytest.raises(UserError, match=f"{code}: not the code that was submitted.*delete that directory"):
+    with pytest.raises(UserError, match=f"the code in {code} is not what was submitted.*move that directory away"):
         create()
 
 

@@ -20,6 +20,7 @@ from runyard.own_code import TRUST, enter, restore
 from runyard.run import Run
 from runyard.snapshot import STORE
 from runyard.tracking import journal
+from tests.second_user import NOBODY, needs_root
 from tests.training.conftest import train
 
 Rewrite = Callable[[str, str, str], None]
@@ -117,6 +118,10 @@ def test_another_users_run_of_our_own_code_is_read_without_asking(
     assert executed == []
 
 
+def other_content(code: Path) -> None:
+    (code / "cluster" / "task.py").write_text("")
+
+
 LOST: dict[str, Callable[[Run], None]] = {
     "the snapshot is gone": lambda run: shutil.rmtree(run.code),
     "the link is gone": lambda run: (run.path / "code").unlink(),
@@ -147,10 +152,25 @@ def test_lost_code_that_the_checkout_does_not_hold_is_refused_with_the_way_back(
     assert not run.journal_path.exists()
 
 
+@needs_root
+@pytest.mark.parametrize("change", [
+    lambda code: os.chown(code / "cluster" / "task.py", NOBODY, -1), lambda code: (code / "runyard").chmod(0o770),
+    lambda code: (code / "yaml.py").symlink_to("/tmp/yaml.py"),
+    other_content,
+], ids=["another's file", "a directory that others can write", "a link", "other content"])  # fmt: skip
+def test_code_that_another_could_have_put_there_is_not_run(run: Run, change: Callable[[Path], object]) -> None:
+    restore(run)
+    change(run.code)
+    with pytest.raises(UserError, match=r"belongs to nobody|others can write|symbolic link|not what was submitted"):
+        restore(run)
+    if change is not other_content:
+        restore(run, trusted=True)
+
+
 def test_code_that_was_changed_since_the_submission_is_refused(run: Run) -> None:
     with open(run.code / "cluster" / "task.py", "a") as file:
         file.write("import planted\n")
-    with pytest.raises(UserError, match="not the code that was submitted: it was changed there"):
+    with pytest.raises(UserError, match=r"the code in .* is not what was submitted: it was changed"):
         restore(run)
 
 

@@ -80,7 +80,7 @@ CAUSES: tuple[Cause, ...] = (
            r"\bNCCL\b|nccl\w*Error"),
     _cause("quota exceeded", Help.NO, "make room in your quota, or set runs_dir to another disk",
            r"Errno 122\b|Disk quota exceeded"),
-    _cause("shared memory full", Help.NO, "loader=ffcv or fewer workers; a container needs a larger /dev/shm",
+    _cause("shared memory full", Help.ONCE_ELSEWHERE, "loader=ffcv, fewer workers, or a container's larger /dev/shm",
            r"/dev/shm|out of shared memory|unable to (allocate|open|mmap) shared memory|"
            r"torch_\d+_\d+_\d+.*No space left"),
     _cause("disk full", Help.NO, "make room on that disk, or set runs_dir to another",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -102,6 +103,21 @@ def open_within(folder: Path, name: str) -> BufferedReader:
         return open_regular(last, follow_links=False, dir_fd=at)
     finally:
         os.close(at)
+
+
+def folder_within(folder: Path, name: str) -> Path:
+    """A directory in ``folder``, made now if need be.
+
+    Raises:
+        OSError: it cannot be made; or a link or a file has its name, as ``strerror`` says.
+    """
+    path = folder / name
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+    mode = path.lstat().st_mode
+    if not stat.S_ISDIR(mode):
+        raise OSError(errno.ENOTDIR, f"{_KINDS.get(stat.S_IFMT(mode), 'a file')}, not a directory", str(path))
+    return path
 
 
 def open_lock(path: Path) -> BinaryIO:

@@ -26,7 +26,7 @@ def restore(run: Run, *, trusted: bool = False) -> str | None:
         In words, that it was gone and was taken anew; None if it was there.
 
     Raises:
-        UserError: it is gone and this program is another, or it was changed. Says how to get it back.
+        UserError: it is gone and this program is another, or it was changed, or others can write it. Says what to do.
     """
     wanted = run.record.get("code_sha256")
     link = run.path / "code"

@@ -14,7 +14,7 @@ from runyard.files import read_regular
 from runyard.ownership import of_this_user, private_folder, writable_by_others
 
 STORE = of_this_user(".code")  # beside the runs
-SCRIPTS = ("python.sh", "requeue.sh")  # what starts a job's tasks, and what puts it back into the queue
+SCRIPTS = ("ask.sh", "begin.sh", "python.sh", "requeue.sh")  # what a batch script calls
 
 
 def checkout() -> dict[str, Path]:
@@ -93,9 +93,9 @@ def verify(code: Path, code_hash: str | None, *, trusted: bool = False) -> None:
         OSError: it cannot be read.
     """
     if not trusted and (words := writable_by_others(code)) is not None:
-        raise UserError(f"code of the run: {words}")
+        raise UserError(f"the code in {code} is not run: {words}")
     if code_hash is not None and content_hash(kept(code)) != code_hash:
         raise UserError(
-            f"{code}: not the code that was submitted: it was changed there; delete that directory, and the next "
-            "`runyard submit` of the same code writes it anew"
+            f"the code in {code} is not what was submitted: it was changed there; move that directory away, and it is "
+            "taken anew from a checkout that holds the same"
         )

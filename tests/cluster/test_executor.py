@@ -229,6 +229,7 @@ def test_a_run_from_before_the_scripts_were_kept_uses_the_checkouts(tmp_path: Pa
     (made.runs[0].path / "code" / "cluster").mkdir(parents=True)
     assert f"exec {ROOT}/slurm/requeue.sh {ROOT}/slurm/python.sh" in batch(tmp_path).script()
     (made.runs[0].path / "code" / "slurm").mkdir()
+    (made.runs[0].path / "code" / "slurm" / "begin.sh").touch()
     assert f"exec {tmp_path}/RUN/code/slurm/requeue.sh {tmp_path}/RUN/code/slurm/python.sh" in batch(tmp_path).script()
 
 

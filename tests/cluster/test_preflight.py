@@ -331,19 +331,6 @@ def test_another_users_run_is_refused_unless_a_person_trusts_it(run: Run) -> Non
     can_go_on(run, trusted=True)
 
 
-@needs_root
-@pytest.mark.parametrize("change", [
-    lambda code: os.chown(code / "cluster" / "task.py", NOBODY, -1), lambda code: (code / "runyard").chmod(0o770),
-    lambda code: (code / "yaml.py").symlink_to("/tmp/yaml.py"),
-    lambda code: (code / "cluster" / "task.py").write_text(""),
-], ids=["another's file", "a directory that others can write", "a link", "other content"])  # fmt: skip
-def test_code_that_another_could_have_put_there_is_not_run(run: Run, change: Callable[[Path], object]) -> None:
-    can_go_on(run)
-    change(run.code)
-    with pytest.raises(UserError, match=r"belongs to nobody|others can write|is a symbolic link|not the code that was"):
-        can_go_on(run)
-
-
 def test_a_run_that_cannot_be_written_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anything
     with pytest.raises(UserError, match=r"its directory cannot be written \(d.*\); mend it with: chmod u\+rwx "):

@@ -37,7 +37,7 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
         code = main(list(argv))
         out, err = capsys.readouterr()
         assert (code, out, len(err.splitlines())) == (2, "", 1), (code, out, err)
-        left = [p for p in (tmp_path / "runs").rglob("*") if ".code" not in p.parts and not p.name.startswith(".")]
+        left = [p for p in (tmp_path / "runs").rglob("*") if not p.relative_to(tmp_path).parts[1].startswith(".")]
         assert left == [], "something half-made was left"
         return err.removeprefix("runyard: ").strip()
 

@@ -97,7 +97,7 @@ def test_where_python_fails_the_shell_alone_goes_on_elsewhere_and_the_journal_sa
 
 def test_a_broken_gpu_costs_one_restart_and_the_verdict_names_node_rank_and_step(told: Any, runs: Runs) -> None:
     run = told(broken_gpu)
-    failed, finished = rows(run, "stop")
+    failed, _ = rows(run, "stop")
     assert failed["message"] == "rank 1: CUDA error: uncorrectable ECC error encountered"
     known = {"rank": 1, "node": "node6", "step": 0, "exception": "RuntimeError", "cause": "GPU fault"}
     assert known.items() <= failed.items()

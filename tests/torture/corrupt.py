@@ -78,7 +78,7 @@ def refused(a: Attacker, run: Run) -> None:
 
 def copied(run: Run, folder: Path) -> Run:
     shutil.copytree(run.path, folder / run.id, symlinks=True)
-    (folder / ".code").symlink_to(run.path.parent / ".code")
+    (folder / run.code.parent.name).symlink_to(run.code.parent)
     return Run.open(folder / run.id)
 
 

@@ -99,7 +99,7 @@ def refused_at_submit(a: Attacker, place: Path) -> None:
 def moved(run: Run, place: Path) -> Run:
     shutil.copytree(run.path, place / run.id, symlinks=True)
     discard(run)
-    (place / ".code").symlink_to(run.path.parent / ".code")
+    (place / run.code.parent.name).symlink_to(run.code.parent)
     return Run.open(place / run.id)
 
 

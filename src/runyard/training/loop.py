@@ -30,7 +30,7 @@ from runyard.lease import LeaseLost
 from runyard.run import Run
 from runyard.stopping import Stop, Stopped, at_once
 from runyard.tracking.recorder import Recorder
-from runyard.training import checkpoint, continuity, distributed, last_word, machine, step_timer
+from runyard.training import checkpoint, continuity, distributed, health, last_word, machine, step_timer
 from runyard.training.distributed import Dist, Vote
 from runyard.training.evaluation import Evaluation, Part
 from runyard.training.learner import Diverged, Learner
@@ -73,6 +73,7 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
             contextlib.ExitStack() as open_parts,
         ):
             training = Training(run, place, record, should_stop, open_parts, staged)
+            health.check(run, place, training.data, training.folder, training.learner.parameters)
             with last_word.at_step(lambda: training.learner.step):
                 outcome = training.to_the_end()
         with run.writing():

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from cluster.space import corner, take_out
     from cluster.study import Study, alone
     from cluster.sweep import Search
+    from runyard.printable import printable
 
     for name in ("trials", "parallel"):
         if getattr(args, name) < 1:
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     with alone(folder):
         settings.save(folder)
         study = Study(folder, settings, space, config.epochs)
-        search = Search(study, folder, args.parallel, local, console.print)
+        search = Search(study, folder, args.parallel, local, lambda line: console.print(printable(line)))
         doing = f"sweep {study.id}: {args.trials} trials, {args.parallel} at once; runyard status -w"
         try:
             with as_ctrl_c(), console.status(doing):
