@@ -155,7 +155,8 @@ def escapes(s: Share) -> str:
     s.theirs(run)
     for words in (["status"], ["compare"], ["logs", str(run)]):
         _, said = s.says(*words, "--runs-dir", str(s.shared))
-        hold(not ESCAPE.search(said), f"{words[0]}: control characters reach the terminal: {said[:200]!r}")
+        found = ESCAPE.findall(said)
+        hold(not found, f"{words[0]}: {found[:3]} reach the terminal")
     return "terminal escapes"
 
 
