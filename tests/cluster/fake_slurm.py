@@ -48,7 +48,8 @@ case "$1 $2" in
 ping*) echo "Slurmctld(primary) at here is UP"; exit ;;
 "show config")
     printf "%s\\n" "SLURM_VERSION = 22.05.8" "MaxArraySize = 1001" "AccountingStorageEnforce = none"; exit ;;
-"show job") cat "$here/shown" 2>/dev/null || date -d "+1 hour" "+   StartTime=2026-01-01T00:00:00 EndTime=%FT%T"; exit ;;
+"show job")
+    cat "$here/shown" 2>/dev/null || date -d "+1 hour" "+   StartTime=2026-01-01T00:00:00 EndTime=%FT%T"; exit ;;
 esac
 [ ! -e "$here/broken" ] || { cat "$here/broken" >&2; exit 1; }
 """
