@@ -412,7 +412,7 @@ sys.exit(cli.main(["train", sys.argv[1]]))
 def test_a_disk_that_fills_in_training_is_said_in_one_line(run: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", TRAIN_ON_A_FULL_DISK, str(run)], capture_output=True, text=True)
     assert ended.returncode == 2
-    assert ended.stderr == (f"runyard: {run}: No space left on device; mend that, "
+    assert ended.stderr == (f"runyard: {run}/checkpoints: No space left on device; mend that, "
                             f"then go on with: runyard resume {run}\n")
 
 
