@@ -174,6 +174,7 @@ def test_code_that_was_changed_since_the_submission_is_refused(run: Run) -> None
         restore(run)
 
 
+@pytest.mark.slow
 def test_a_run_copied_elsewhere_without_its_code_goes_on_by_the_same_code_and_says_so(
     make_run: Callable[..., Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
