@@ -169,7 +169,7 @@ def _gone(ends: dict[int, str], of: int) -> RankLost:
     which = f"rank{'s' * (len(ends) > 1)} {', '.join(map(str, ends))} of {of} ended without a word"
     struck = _oom.words()
     known = ", ".join(filter(None, [causes.end_in_words(how), struck]))
-    cause = causes.known("OutOfMemory" if struck else how, "")
+    cause = causes.known(causes.OUT_OF_MEMORY if struck else how, "")
     named = {} if cause is None else {"cause": cause.name}
     return RankLost(f"{which}{known and ': '}{known}", rank=first, node=this_node(), **named)
 
