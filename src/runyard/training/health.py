@@ -17,6 +17,7 @@ from runyard.config import Config
 from runyard.data.loaders import default_workers
 from runyard.data.manifest import Manifest
 from runyard.errors import UserError
+from runyard.files import open_regular
 from runyard.run import Run
 from runyard.training.distributed import Dist
 from runyard.training.last_word import RankLost, failure
@@ -116,7 +117,7 @@ def _readable(config: Config, data: Manifest, folder: Path) -> None:
     """Both ends of each file of the data that the loader reads."""
     names = [(s.beton,) if config.loader == "ffcv" else (s.images, s.labels) for s in data.splits.values()]
     for name in {name for names_of_split in names for name in names_of_split if name}:
-        with open(folder / name, "rb") as file:
+        with open_regular(folder / name) as file:
             file.read(READ_BYTES)
             file.seek(-min(READ_BYTES, file.seek(0, 2)), 2)
             file.read(READ_BYTES)
