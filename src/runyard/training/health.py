@@ -23,7 +23,7 @@ from runyard.training.distributed import Dist
 from runyard.training.last_word import RankLost, failure
 
 SIDE = 256  # of the matrices: sums of so many ones are exact in fp32, tf32, fp16 and bf16
-PRODUCTS = {"cuda": 256, "cpu": 4}  # enough to keep all of a GPU busy for a moment
+PRODUCTS = {"cuda": 64, "cpu": 4}  # enough for every part of a large GPU to have one
 LEAST_MEMORY = {"cuda": 1 << 30, "cpu": 256 << 20}  # bytes; below, something else fills the node
 STATE_BYTES = 16  # of a checkpoint per parameter: weights, two moments, an average, in fp32
 READ_BYTES = 1 << 16  # at both ends of each file
