@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cluster.queue import SEPARATOR
 from runyard.run import FORMAT
 from tests.cluster.fake_slurm import FakeSlurm
 
@@ -64,8 +65,10 @@ class Folder:
             journal.writelines(json.dumps(row | {"t": made + row["t"]}) + "\n" for row in rows)
 
     def queue(self, *lines: str) -> None:
-        """What squeue answers; ``@`` in a line becomes the newest run's id."""
-        self._answer("squeue.txt", lines)
+        """What squeue answers; ``@`` in a line becomes the newest run's id. Its jobs they are."""
+        newest = max((path for path in self.path.iterdir()), default=self.path)
+        run = f"{SEPARATOR}/{SEPARATOR}{newest}/slurm/submission_0.sh"
+        self._answer("squeue.txt", tuple(line if SEPARATOR in line else line + run for line in lines))
 
     def accounting(self, *lines: str) -> None:
         """What sacct answers."""

@@ -16,11 +16,12 @@ import pytest
 from cluster import slurm_checks
 from cluster.check import Subject, answer
 from cluster.preflight import can_go_on, data, planned, preflight, questions
-from cluster.site import Association, CannotTell, Nodes, Refused, Site, ask, in_one_line, parse_gres, parse_sinfo
+from cluster.site import Association, Nodes, Site, parse_gres, parse_sinfo
 from cluster.slurm_checks import refusal
 from runyard.config import Config
 from runyard.errors import UserError
 from runyard.run import Run
+from runyard.slurm_commands import CannotTell, Refused, ask, in_one_line
 from runyard.tracking.journal import Journal
 from tests.cluster.fake_slurm import FakeSlurm
 from tests.conftest import compose

@@ -18,6 +18,7 @@ set +e
 export PYTHONPATH='/tmp/my runs/RUN/code'"${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 export RUNYARD_ROOT=/CHECKOUT
 . '/tmp/my runs/RUN/code/slurm/begin.sh'
+ln -sf submission_TOKEN"${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".pkl '/tmp/my runs/RUN/slurm'/"$job"_submitted.pkl
 
 # command
 export SUBMITIT_EXECUTOR=slurm
