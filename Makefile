@@ -2,7 +2,10 @@
 RUNYARD := .venv/bin/runyard
 PYTEST := .venv/bin/python -m pytest -q --durations=10 --numprocesses=2 --dist=loadgroup
 
-.PHONY: help setup data train test check rehearsal-tools browser lint types lock clean
+SEED ?= 1
+MINUTES ?= 60
+
+.PHONY: help setup data train test torture check rehearsal-tools browser lint types lock clean
 .DEFAULT_GOAL := help
 
 help: ## List these targets
@@ -19,6 +22,9 @@ train: data ## Set up, get the data, train on all GPUs or two CPU ranks, write t
 
 test: data rehearsal-tools browser lint types ## Set up, SLURM and a browser where it may, then lint, types and every test
 	@$(PYTEST) $(ARGS)
+
+torture: setup ## Attack every promise and write docs/guarantees.md; SEED=1 MINUTES=60 (0: until all is done)
+	@.venv/bin/python -m tests.torture --page --seed $(SEED) --minutes $(MINUTES) $(ARGS)
 
 check: setup lint types ## Set up, then lint, types and the fast tests that need no data set
 	@$(PYTEST) -m "not slow and not data" $(ARGS)

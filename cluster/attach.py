@@ -17,6 +17,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cluster import queue
 from cluster.glance import glance
+from runyard.files import read_within
+from runyard.printable import printable
 from runyard.run import Run
 from runyard.tracking import journal
 from runyard.tracking.words import clock, say
@@ -25,7 +27,7 @@ POLL_S = 0.5
 QUEUE_POLL_S = 5.0  # a controller answers many
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
         "NODE_FAIL", "PREEMPTED"}  # fmt: skip
-SILENT = "the job ended without a word: killed, perhaps for want of memory"
+SILENT = "the job ended without a word: its log may have one"
 DEAD_AFTER_POLLS = 10  # a journal may reach a shared disk some seconds after its writer ended
 
 
@@ -63,10 +65,9 @@ class LocalJob:
         return "stopping: saving a checkpoint first (Ctrl-C again to leave it to finish alone)"
 
     def warn(self) -> None:
-        """To the tasks alone: the process that leads them would end of it."""
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{self.id}/task/{self.id}/children").read_text().split():
-                os.kill(int(task), signal.SIGUSR2)
+        """To the process that leads the tasks, which passes it on."""
+        if not self.over():
+            os.kill(int(self.id), signal.SIGUSR2)
 
 
 class SlurmJob:
@@ -168,10 +169,10 @@ class Attached:
             self._began |= row["event"] == "start"
             self._end = {"stop": row, "start": None, "requeue": None}.get(row["event"], self._end)
             if (line := say(row, self._run.config.epochs)) is not None:
-                self._console.print(line, highlight=False)
+                self._console.print(printable(line), highlight=False)
         self._seen = max(self._seen, len(rows))
         try:
-            now = json.loads((self._run.path / "progress.json").read_text())
+            now = json.loads(read_within(self._run.path, "progress.json"))
         except (OSError, ValueError):
             return
         self._bar.update(

@@ -19,6 +19,7 @@ from cluster.queue import Job
 from cluster.standing import SKEW_S, standing
 from cluster.submission import one_at_a_time
 from runyard.errors import UserError
+from runyard.printable import printable
 from runyard.slurm_commands import PATIENCE_S, CannotTell, insist
 from runyard.tracking.journal import Journal
 
@@ -222,4 +223,4 @@ def _progress(console: Console, run_id: str) -> Iterator[Callable[[Path, float],
 
 
 def _step(path: Path) -> str:
-    return str(glance(path).progress.get("step", "–"))
+    return printable(str(glance(path).progress.get("step", "–")))

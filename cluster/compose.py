@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cluster.secret import refuse_secrets
 from runyard import config as schema
 from runyard.config import Config
 from runyard.errors import UserError
@@ -44,6 +45,8 @@ def compose(overrides: list[str]) -> Composed:
     Raises:
         UserError: an unknown setting or group option, a wrong type or value, or settings at odds.
     """
+    given = {o.partition("=")[0]: o.partition("=")[2] for o in overrides}
+    refuse_secrets(given, given, os.environ)  # before anything can say what they are
     overrides = [o for o in map(_readable, overrides) if o != "experiment=null"]  # none is what there is by default
     if "experiment=auto" in overrides:
         others = [o for o in overrides if not o.startswith("experiment=")]
@@ -51,15 +54,17 @@ def compose(overrides: list[str]) -> Composed:
         overrides = [picked if o == "experiment=auto" else o for o in overrides]
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            values = OmegaConf.to_container(
-                hydra_compose("train", overrides=overrides), resolve=True, throw_on_missing=True
-            )
+            composed = hydra_compose("train", overrides=overrides)
+            asked = OmegaConf.to_container(composed)
+            values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     except HydraException as error:
         raise UserError(_of_hydra(str(error))) from None
     assert isinstance(values, dict)
+    assert isinstance(asked, dict)
     known = {str(k): v for k, v in values.items()}
+    refuse_secrets({str(k): v for k, v in asked.items()}, known, os.environ)
     config = schema.from_dict(known)
     _check_model(config.model)
     return Composed(config, known, overrides)

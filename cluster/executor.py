@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shlex
@@ -19,6 +20,7 @@ from cluster.submission import script_name
 from runyard import slurm_commands
 from runyard.config import ClusterConfig
 from runyard.errors import UserError
+from runyard.ownership import UMASK, UMASK_WITH_GROUP
 from runyard.run import Run
 from runyard.slurm_commands import ASK_AGAIN_S, CannotTell, NoAnswer, ask, environment, in_one_line, insist
 
@@ -184,12 +186,23 @@ class Batch:
         # The snapshot of the code that was taken when the run was created, and not what lies in the checkout by now.
         snapshot = f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1'
         root = f"export RUNYARD_ROOT={shlex.quote(str(CHECKOUT))}"  # by it the snapshot's python.sh finds .venv
+        # What a job writes is its user's alone. Who can write runs_dir may have put code of their own there meanwhile.
+        config = self.runs[0].config
+        private = f"umask {UMASK_WITH_GROUP if config.runs_group_readable else UMASK:03o}"
+        whose = f"case $(stat -c %u {code} 2>/dev/null) in {self._owner}|'') ;; *)"
+        mine = f"{whose} echo runyard: not run, another user owns it now: {code} >&2; exit 2 ;; esac"
         # set +e: where a line of env_setup set it, the script would end with srun and requeue nothing.
         begin = f". {shlex.quote(str(self._scripts / 'begin.sh'))}"
         # Each task reads its pickle by the job's number, which nobody knows before sbatch answers, if ever it does.
         element = '${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}'
         pickle = f'ln -sf {self.path.stem}"{element}".pkl {shlex.quote(str(self.folder))}/"$job"_submitted.pkl'
-        return [*self.cluster.env_setup, "set +e", snapshot, root, begin, pickle]
+        return [*self.cluster.env_setup, "set +e", private, mine, snapshot, root, begin, pickle]
+
+    @property
+    def _owner(self) -> int:
+        """User id of whoever owns the code now, when a person has it run."""
+        code = self.runs[0].code
+        return code.stat().st_uid if code.exists() else os.getuid()
 
     def _teardown(self) -> list[str]:
         """After srun, whatever ended it: put the job back into the queue where the run can go on; say how it ended."""

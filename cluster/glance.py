@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from runyard import lease
 from runyard.errors import UserError
+from runyard.files import open_within, read_within
 from runyard.holder import Holder
 from runyard.run import FORMAT, MEND, check_record
 from runyard.tracking import journal
 from runyard.tracking.journal import Row
+from runyard.training import saved
 
 # How the journal begins the lines that there are many of: they are parsed only where somebody asks.
 MANY = {b'{"event": "epoch"': "epoch", b'{"event": "checkpoint"': "checkpoint"}
@@ -67,7 +71,8 @@ class Glance:
         """
         noted: dict[str, Any] = self.record["jobs"][-1] if self.record["jobs"] else {}
         began = next(iter(reversed(self.starts)), {})
-        another = began.get("job_id") and began.get("launcher") != "submitit, local"
+        numbered = re.fullmatch(r"[0-9]+(_[0-9]+)?", str(began.get("job_id")))
+        another = numbered and began.get("launcher") != "submitit, local"
         if another and began["t"] > noted.get("submitted", 0) and began["job_id"] != noted.get("id"):
             where = {"launcher": "slurm", "submitted": began["t"], "nodes": began.get("nodes")}
             return {"id": str(began["job_id"])} | where
@@ -108,13 +113,31 @@ class Glance:
     @property
     def saved_step(self) -> int | None:
         """Step of the newest checkpoint that was saved, by the journal."""
-        saved = _parsed(self._lines.get("checkpoint", []))
-        return int(saved[-1]["step"]) if saved else None
+        rows = _parsed(self._lines.get("checkpoint", []))
+        return int(rows[-1]["step"]) if rows else None
+
+    @property
+    def saved_doubt(self) -> str:
+        """In words, that the newest checkpoint is gone or damaged; empty where it seems whole, or there was none."""
+        doubt = None if self.saved_step is None else saved.doubt(self.path / "checkpoints", self.saved_step)
+        return f", but {doubt}" if doubt else ""
+
+    def logs(self, job: dict[str, Any], stream: str) -> dict[int, BinaryIO]:
+        """What the tasks of a job of this run wrote to ``out`` or ``err``, open to be read, by rank."""
+        inside, folder = os.path.realpath(self.path), str(job.get("logs", "slurm"))
+        if folder.startswith("../"):  # with those of the other points of its sweep
+            inside, folder = os.path.dirname(inside), folder.removeprefix("../")
+        name = re.compile(rf"{re.escape(str(job.get('id')))}_(\d{{1,9}})_log\.{stream}")
+        opened = {}
+        for path in sorted(Path(inside, folder).glob(f"*_log.{stream}")):
+            if found := name.fullmatch(path.name):
+                with contextlib.suppress(OSError):  # gone meanwhile; or no log, but a link that leads elsewhere
+                    opened[int(found[1])] = open_within(Path(inside), f"{folder}/{path.name}")
+        return dict(sorted(opened.items()))
 
     def last_words(self) -> str | None:
         """The last line of an error log of the newest job: of our own words if there are any."""
-        folder = self.path / self.job.get("logs", "slurm")
-        logs = sorted(folder.glob(f"{self.job.get('id')}_*_log.err"))
+        logs = self.logs(self.job, "err").values()
         lines = [[line for line in _tail(log).splitlines() if line.strip()] for log in logs]
         tasks = [[line for line in log if not line.startswith("srun: ")] for log in lines]  # which tells of ending them
         said = [line for log in (tasks if any(tasks) else lines) for line in log[-1:]]
@@ -126,7 +149,7 @@ class Glance:
         if self.job.get("launcher") == "local" and _is_controller(self.job["id"], self.path):
             return int(self.job["id"])
         try:
-            them, me = Holder.read((self.path / lease.FILE).read_bytes()), Holder.this_process({})
+            them, me = Holder.read(read_within(self.path, lease.FILE, most=lease.MOST_BYTES)), Holder.this_process({})
         except OSError:  # nobody writes the run
             return None
         here = (them.host, them.boot) == (me.host, me.boot) and _holds(them.pid, self.path / lease.FILE)
@@ -144,7 +167,7 @@ def glance(path: Path) -> Glance:
         UserError: it holds none, or ``run.json`` is damaged.
     """
     try:
-        record = json.loads((path / "run.json").read_bytes())
+        record = json.loads(read_within(path, "run.json"))
         if record["format"] != FORMAT:
             raise ValueError("not of this version")
         check_record(record)
@@ -154,9 +177,11 @@ def glance(path: Path) -> Glance:
         raise UserError(f"{path}/run.json: damaged ({error}); {MEND}") from None
     found = Glance(path.absolute(), record)
     try:
-        content = found.journal_path.read_bytes()
-    except OSError:  # it has not begun
+        content = read_within(path, "metrics.jsonl", most=journal.MOST_BYTES)
+    except FileNotFoundError:  # it has not begun
         content = b""
+    except OSError as error:
+        raise UserError(f"{found.journal_path}: cannot read it ({error.strerror})") from None
     few: list[bytes] = []
     lines: dict[str, list[bytes]] = {"epoch": [], "checkpoint": []}
     for line in content.split(b"\n"):
@@ -166,7 +191,7 @@ def glance(path: Path) -> Glance:
     final = any(row["event"] == "final" for row in found.rows)
     found._lines = {"epoch": lines["epoch"][-1:] if final else lines["epoch"], "checkpoint": lines["checkpoint"][-1:]}
     try:
-        progress = json.loads((path / "progress.json").read_bytes())
+        progress = json.loads(read_within(path, "progress.json"))
         found.progress = progress if isinstance(progress, dict) else {}
     except (OSError, ValueError):
         found.progress = {}
@@ -186,9 +211,10 @@ def _parsed(lines: list[bytes]) -> list[Row]:
 
 
 def _is_controller(pid: str, run: Path) -> bool:
-    """Whether a process is submitit's, for a folder of this run: numbers of processes come round again."""
+    """Whether a process leads a job, for a folder of this run: numbers of processes come round again."""
     words = _text(Path("/proc", pid, "cmdline")).split("\0")
-    return any("submitit" in word for word in words) and any(word.startswith(f"{run}/") for word in words)
+    leads = any("submitit" in word or word.endswith("/cluster/controller.py") for word in words)
+    return leads and any(word.startswith(f"{run}/") for word in words)
 
 
 def _holds(pid: int, file: Path) -> bool:
@@ -206,7 +232,7 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _tail(path: Path) -> str:
-    with open(path, "rb") as file:
+def _tail(log: BinaryIO) -> str:
+    with log as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
         return file.read().decode(errors="replace")

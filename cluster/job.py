@@ -22,14 +22,19 @@ class TrainJob:
         from runyard.errors import UserError
         from runyard.lease import LeaseLost
         from runyard.run import Run
+        from runyard.training.distributed import from_environment
         from runyard.training.last_word import RankLost
         from runyard.training.learner import Diverged
         from runyard.training.loop import train
 
         try:
             run = Run.open(Path(self.run_dir))
-            stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
+            run.keep_private()
+            if from_environment(os.environ).rank == 0:
+                stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
             return str(train(run, stop))
         except (UserError, Diverged, RankLost, LeaseLost) as error:
             print(f"runyard: {error}", file=sys.stderr, flush=True)
             sys.exit(2 if isinstance(error, UserError) else 1)
+        finally:
+            stop.ignore()  # all is written: while Python ends, one more signal would end it as a crash does

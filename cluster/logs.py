@@ -8,8 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from cluster.glance import Glance, glance
 from cluster.standing import Standing, standing
@@ -61,7 +60,7 @@ class Logs:
         most = max((_tasks(job) for job in run.record["jobs"]), default=0)
         if rank is not None and not 0 <= rank < (most or rank + 1):
             raise UserError(f"--rank {rank}: run {run.id} has {most} tasks, expected 0 to {most - 1}")
-        self._read: dict[Path, int] = {}
+        self._read: dict[tuple[str, int], int] = {}
         self._restarts: dict[tuple[str, int], int] = {}
         self._began_at: dict[tuple[str, int], float] = {}
 
@@ -78,9 +77,12 @@ class Logs:
         """
         jobs = self.run.record["jobs"]
         for number, job in enumerate(jobs):
-            for rank, path in self._files(job):
-                first = path not in self._read
-                text = self._rest(path, ended)
+            for rank, log in self.run.logs(job, self._stream).items():
+                if self._rank not in (None, rank):
+                    log.close()
+                    continue
+                first = (str(job["id"]), rank) not in self._read
+                text = self._rest((str(job["id"]), rank), log, ended)
                 if first and text and self._stream == "err":  # where no line of submitit's tells of a start
                     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["submitted"]))
                     words = f"job {job['id']}, {number + 1} of {len(jobs)} of this run, submitted {at}"
@@ -88,23 +90,15 @@ class Logs:
                 for line in text.removesuffix("\n").split("\n") if text else ():
                     yield self._line(str(job["id"]), rank, line)
 
-    def _files(self, job: dict[str, Any]) -> list[tuple[int, Path]]:
-        folder, name = self.run.path / job.get("logs", "slurm"), re.compile(rf"{job['id']}_(\d+)_log\.{self._stream}")
-        if self._rank is not None:
-            path = folder / f"{job['id']}_{self._rank}_log.{self._stream}"
-            return [(self._rank, path)] if path.exists() else []
-        found = [(name.fullmatch(path.name), path) for path in folder.glob(f"{job['id']}_*_log.{self._stream}")]
-        return sorted((int(match[1]), path) for match, path in found if match)
-
-    def _rest(self, path: Path, ended: bool) -> str:
-        """What was written to ``path`` since it was read last: whole lines, unless nobody writes any more."""
-        with open(path, "rb") as file:
+    def _rest(self, key: tuple[str, int], log: BinaryIO, ended: bool) -> str:
+        """What was written to ``log`` since it was read last: whole lines, unless nobody writes any more."""
+        with log as file:
             size = file.seek(0, 2)
-            begin = min(self._read.get(path, 0), size)  # shorter than it was: written anew
+            begin = min(self._read.get(key, 0), size)  # shorter than it was: written anew
             file.seek(begin)
             content = file.read(size - begin)
         whole = len(content) if ended else content.rfind(b"\n") + 1
-        self._read[path] = begin + whole
+        self._read[key] = begin + whole
         return content[:whole].decode(errors="replace")
 
     def _line(self, job: str, rank: int, text: str) -> Line:

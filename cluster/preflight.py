@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import stat
 import subprocess
@@ -17,12 +16,16 @@ from cluster.slurm_checks import QUESTIONS as OF_SLURM
 from cluster.standing import standing
 from runyard.config import Config, check_world
 from runyard.data import manifest
+from runyard.data.verified import check_content, files_read
 from runyard.errors import UserError
 from runyard.fields import written
-from runyard.run import Run
+from runyard.run import Run, sweeps
 from runyard.slurm_commands import PATIENCE_S, CannotTell
+from runyard.training import saved
 
 LEAST_FREE_MB = 500
+MOST_HASHED_BYTES = 1 << 30  # on the login node; the job hashes what is more
+BEGIN = "begin one of your own with `runyard submit`"
 
 
 def ranks(subject: Subject) -> str:
@@ -33,12 +36,13 @@ def ranks(subject: Subject) -> str:
 
 
 def data(subject: Subject) -> str:
-    """Prepared, of the structure and size that its manifest says, and large enough for one batch."""
+    """Prepared, what its manifest says, and large enough for one batch."""
     if not subject.needs_data:
         raise CannotTell("it may come to be while the job waits")
     config, folder = subject.config, manifest.folder(subject.config.data)
     found = manifest.load(folder, subject.prepare)
     manifest.verify(folder, found, list(found.splits), hash_files=False)
+    check_content(folder, found, files_read(config, found), at_most_bytes=MOST_HASHED_BYTES)
     samples = found.splits["train"].samples
     if config.batch_size > samples:
         raise UserError(f"batch_size={config.batch_size}: {folder} holds {samples} training images; set at most that")
@@ -77,6 +81,17 @@ def script_is_whole(subject: Subject) -> str:
     return "can be read"
 
 
+def python_is_elsewhere(config: Config) -> str | None:
+    """What to warn of: that ``cluster.python`` cannot be found here. Nodes may have it, or ``env_setup`` bring it."""
+    program = config.cluster.python
+    if config.cluster.launcher != "slurm" or program is None or shutil.which(program) is not None:
+        return None
+    return (
+        f"cluster.python={written(program)}: no such program on this machine; the job dies at once unless its nodes "
+        "have it, which `runyard doctor` asks one of them"
+    )
+
+
 OF_TRAINING: list[tuple[str, Question]] = [("ranks", ranks), ("data", data), ("precision", precision), ("room", room)]
 
 
@@ -104,7 +119,7 @@ def planned(configs: list[Config], after: str | None = None) -> Batch:
     runs_dir, several = Path(configs[0].runs_dir).absolute(), len(configs) > 1
     names = [f"RUN{number}" for number in range(len(configs))] if several else ["RUN"]
     runs = [Run(runs_dir / name, c, {"id": name, "jobs": []}) for name, c in zip(names, configs, strict=True)]
-    folder = runs_dir / ".sweeps" / "SWEEP" if several else runs[0].path / "slurm"
+    folder = sweeps(runs_dir) / "SWEEP" if several else runs[0].path / "slurm"
     return Batch("SWEEP" if several else "RUN", folder, runs, after, token="TOKEN")
 
 
@@ -137,22 +152,35 @@ def can_go_on(run: Run) -> None:
         )
 
 
-def is_ours(run: Run) -> None:
-    """Refuse a run that another user owns, or whose directory cannot be written.
+def where_it_goes_on(run: Run, *, from_scratch: bool) -> str | None:
+    """What is to be said of the checkpoints that a job would pass over; None: nothing.
+
+    Args:
+        from_scratch: Whether it may begin at step 0 again, where no checkpoint is left.
+
+    Raises:
+        UserError: none is left, and it may not; or one is, and it is not to be gone on from.
+    """
+    if from_scratch:
+        if (found := saved.newest(run.checkpoints)) is not None:
+            raise UserError(
+                f"--from-scratch: run {run.id} has {found.path} to go on from: leave the option out; "
+                "to learn from the beginning, start another run with `runyard submit`, or move that away first"
+            )
+        run.begin_again()
+    return saved.choose(run).warning
+
+
+def is_ours(run: Run, *, trusted: bool = False) -> None:
+    """Refuse a run that another user owns, unless it is ``trusted``, or whose directory cannot be written.
 
     Raises:
         UserError: saying whose it is.
     """
-    owner = run.path.stat()
-    if owner.st_uid != os.getuid():
-        try:
-            name = pwd.getpwuid(owner.st_uid).pw_name
-        except KeyError:
-            name = f"user {owner.st_uid}"
-        raise UserError(f"run {run.id} belongs to {name}; begin one of your own with `runyard submit`")
+    run.require_own(trusted=trusted, instead=f"{BEGIN}; or --trust, if you would run anything that they wrote")
     if not os.access(run.path, os.W_OK | os.X_OK):
         raise UserError(
-            f"run {run.id}: its directory cannot be written ({stat.filemode(owner.st_mode)}); "
+            f"run {run.id}: its directory cannot be written ({stat.filemode(run.path.stat().st_mode)}); "
             f"mend it with: chmod u+rwx {run.path}"
         )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from runyard import causes
 from runyard.slurm_commands import CannotTell, NoAnswer, Refused, insist
 
 SEPARATOR = "\x1f"  # of names and paths, which may hold a bar
@@ -37,6 +38,7 @@ class Job:
         start: When it started, or is expected to, unix seconds.
         nodes: Their names.
         before: The states that its earlier attempts ended in, oldest first; known to accounting only.
+        end: How its batch script ended, ``exit code 3`` or a signal's name; "" where nothing says so or all was well.
         workdir, command: Where it was submitted, and its script with what that was given; known to squeue only.
     """
 
@@ -49,6 +51,7 @@ class Job:
     start: float | None = None
     nodes: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
+    end: str = ""
     workdir: str = ""
     command: str = ""
 
@@ -172,7 +175,7 @@ def parse_squeue(text: str) -> dict[str, Job]:
             workdir, _, command = run.partition(SEPARATOR)
             jobs[number] = Job(
                 number, name, state, "" if reason in ("None", "(null)") else reason,
-                duration_s(elapsed), duration_s(left), moment(start), hosts(nodes), (), workdir, command,
+                duration_s(elapsed), duration_s(left), moment(start), hosts(nodes), workdir=workdir, command=command,
             )  # fmt: skip
     return jobs
 
@@ -187,7 +190,7 @@ def parse_sacct(text: str) -> dict[str, Job]:
         fields = line.split("|", 6)
         if len(fields) != 7:
             continue
-        number, said, _code, elapsed, start, nodes, name = fields
+        number, said, code, elapsed, start, nodes, name = fields
         state = said.partition(" ")[0]  # CANCELLED by 1000
         job, _, step = number.partition(".")
         if not re.fullmatch(r"\d+(_\d+)?", job):
@@ -198,8 +201,16 @@ def parse_sacct(text: str) -> dict[str, Job]:
             continue
         before = (*jobs[job].before, jobs[job].state) if job in jobs else ()
         seconds = int(elapsed) if elapsed.isdigit() else None
-        jobs[job] = Job(job, name, state, "", seconds, None, moment(start), hosts(nodes), before)
+        jobs[job] = Job(job, name, state, "", seconds, None, moment(start), hosts(nodes), before, _end(code))
     return jobs
+
+
+def _end(code: str) -> str:
+    """Of SLURM's ``exit code:signal``."""
+    exit_code, _, number = code.partition(":")
+    if not exit_code.isdigit() or not number.isdigit() or code == "0:0":
+        return ""
+    return causes.end(-int(number) if int(number) else int(exit_code))
 
 
 def duration_s(text: str) -> int | None:

@@ -18,6 +18,7 @@ IMAGES_PER_TASK = 4  # in a micro-batch
 # SLURM looks every half minute for jobs near their limit: the tasks are held still until its signal wakes them.
 LIMIT = ("cluster.timeout_min=2", "cluster.signal_delay_s=85")
 MEMORY_OF_A_TASK_GB = 0.7  # measured, for starter and paper
+FEWEST_TASKS = 3  # the sum of two is the same in either order, so two could not show that ranks are summed in another
 TASKS_OF_A_CORE = 4  # more starve each other until they miss the times after which ranks give each other up
 ELSEWHERE = ("account", "qos", "constraint", "exclude", "nodelist")  # names that only a real cluster has
 
@@ -52,7 +53,7 @@ def scaled(overrides: list[str], say: Callable[[str], None]) -> Composed:
         "checkpoint.every_s": "1",
         "checkpoint.every_epochs": "1",
         "checkpoint.keep_last": "3",
-        "precision": "fp32" if config.precision == "fp16" else config.precision,
+        "precision": "fp32",  # whose sums show in what order they were taken; bf16's are often exact
         "compile": "none",
         "workers": "1",
         "cluster.gres": "null",
@@ -65,22 +66,24 @@ def scaled(overrides: list[str], say: Callable[[str], None]) -> Composed:
 
 
 def most_tasks() -> int:
-    """How many tasks this machine can carry, by its free memory and its cores; two at least."""
+    """How many tasks this machine can carry, by its free memory and its cores; three at least."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free_gb = int(lines["MemAvailable"].split()[0]) / 1e6
-    return max(2, min(int(free_gb / MEMORY_OF_A_TASK_GB), TASKS_OF_A_CORE * len(os.sched_getaffinity(0))))
+    return max(FEWEST_TASKS, min(int(free_gb / MEMORY_OF_A_TASK_GB), TASKS_OF_A_CORE * len(os.sched_getaffinity(0))))
 
 
 def size(cluster: ClusterConfig, most: int, say: Callable[[str], None]) -> tuple[int, int]:
     """Nodes, and tasks on each, of at most so many in all: rather fewer tasks on a node than fewer nodes."""
     asked = tasks_per_node(cluster)
     nodes = min(cluster.nodes, most)
-    tasks = min(asked, most // nodes)
+    tasks = min(max(asked, -(-FEWEST_TASKS // nodes)), most // nodes)
     if cluster.gpus_per_node or (nodes, tasks) != (cluster.nodes, asked):
         gpus = f", {cluster.gpus_per_node} GPUs" if cluster.gpus_per_node else ""
+        three = "three ranks show in what order sums are taken, two do not"
+        why = three if tasks > asked else f"this machine carries {most} tasks"
         say(
             f"asked for: {cluster.nodes} nodes of {asked} tasks{gpus} each; rehearsed: {nodes} nodes of {tasks} tasks "
-            f"each, without GPUs (this machine carries {most} tasks)"
+            f"each, without GPUs ({why})"
         )
     return nodes, tasks
 

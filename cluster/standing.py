@@ -14,7 +14,9 @@ from cluster import queue, reasons
 from cluster.glance import Glance, glance
 from cluster.queue import Answer, Job
 from cluster.submission import settle
+from runyard import causes
 from runyard.errors import UserError
+from runyard.tracking.words import straggler
 
 SKEW_S = 5  # by which the clocks of a cluster's nodes may differ
 GOING = ("waiting", "starting", "running", "ending")
@@ -68,6 +70,9 @@ class Standing:
             "top1_best": best if best is not None else max(top1, default=None),
             "images_per_s": live.get("images_per_s", newest.get("images_per_s")),
             "data_wait_pct": live.get("data_wait_pct", newest.get("data_wait_pct")),
+            "slowest_rank": newest.get("slowest_rank"),
+            "slowest_node": newest.get("slowest_node"),
+            "slowest_to_median": newest.get("slowest_to_median"),
             "restarts": max(0, len(run.starts) - 1),
             "nodes": len(self.nodes) or run.job.get("nodes"),
             "eta_s": live.get("eta_s"),
@@ -126,7 +131,8 @@ def stand(run: Glance, waiting: Answer, ended: Answer, now: float) -> Standing:
     if not run.on_slurm and (pid := run.local_process()) is not None:
         began = any(row["t"] >= run.job.get("submitted", 0) for row in run.starts)
         state = "ending" if run.concluded else "running" if began else "starting"
-        return Standing(run, state, f"{state} here, process {pid}", nodes=(os.uname().nodename,))
+        words = f"{state} here, process {pid}{_slow(run, state)}"
+        return Standing(run, state, words, nodes=(os.uname().nodename,))
     if run.concluded:
         return _concluded(run, here)
     if waiting.problem and (run.on_slurm or run.submission):
@@ -155,7 +161,7 @@ def _waiting(run: Glance, job: Job, accounted: Job | None, now: float) -> Standi
         step = run.last.get("step") if run.last["event"] == "requeue" else run.saved_step
         where = f" at step {step}" if step else " from the beginning" if step == 0 else ""
         again = f"{cause + ', ' if cause else ''}waiting to go on{where} "
-    words = f"{again or 'waiting '}({code}): {meaning}"
+    words = f"{again or 'waiting '}{_left_out(run)}({code}): {meaning}"
     if job.start is not None and job.start > now:
         words += f"; expected to start {reasons.clock_time(job.start, now)}"
     return Standing(run, "waiting", words, code, job)
@@ -169,11 +175,28 @@ def _running(run: Glance, job: Job, now: float) -> Standing:
     if heard and last["event"] == "requeue":
         state, words = "ending", f"{REQUEUED.get(last['cause'], last['cause'])}: about to wait again"
     elif heard and last["event"] == "stop":
-        state, words = "ending", f"ending {on}: {last.get('message') or last.get('reason')}"
+        why = causes.in_words(last) if last.get("reason") == "failed" else last.get("message") or last.get("reason")
+        state, words = "ending", f"ending {on}: {why}"
     elif job.state == "SUSPENDED":
         words = f"suspended {on} by SLURM: it goes on by itself"
     left = f", {reasons.span(since + job.left_s + (job.elapsed_s or 0) - now)} left" if job.left_s is not None else ""
-    return Standing(run, state, words or f"{state} {on} for {reasons.span(now - since)}{left}", None, job, job.nodes)
+    words = words or f"{state} {on} for {reasons.span(now - since)}{left}"
+    if state != "ending" and (without := _left_out(run)):
+        words += f", {without.strip()}"
+    return Standing(run, state, words + _slow(run, state), None, job, job.nodes)
+
+
+def _slow(run: Glance, state: str) -> str:
+    """Which rank the others wait for, as far as the newest epoch says."""
+    words = straggler(run.epochs[-1]) if run.epochs and state == "running" else None
+    return f"; {words}" if words else ""
+
+
+def _left_out(run: Glance) -> str:
+    """The nodes that its newest job leaves out since starts failed there, and why the last one was."""
+    rows = [row for row in run.rows if row["event"] == "exclude" and row["t"] >= run.job.get("submitted", 0)]
+    nodes = ", ".join(dict.fromkeys(str(row.get("node")) for row in rows))
+    return f"without {nodes} ({rows[-1].get('why')}) " if rows else ""
 
 
 def _concluded(run: Glance, here: tuple[str, ...]) -> Standing:
@@ -182,18 +205,19 @@ def _concluded(run: Glance, here: tuple[str, ...]) -> Standing:
     if last.get("reason") == "interrupted":
         cause = CAUSES.get(str(last.get("cause")), "")
         step = run.saved_step
-        at = f"stopped at step {step}, saved" if step is not None else "stopped before the first step"
+        at = f"stopped at step {step}, saved{run.saved_doubt}" if step is not None else "stopped before the first step"
         words = f"{at}{f' ({message or cause})' if message or cause else ''}; {on}"
         return Standing(run, "stopped", words, last.get("cause"), nodes=here)
     if last.get("reason") == "finished":
         return Standing(run, "finished", "finished", nodes=here)
-    return Standing(run, "failed", f"failed: {message or 'without a message'}", None, nodes=here)
+    why = message if last.get("given_up") else causes.in_words(last)
+    return Standing(run, "failed", f"failed: {why}", last.get("cause"), nodes=here)
 
 
 def _vanished(run: Glance, job: Job | None, here: tuple[str, ...]) -> Standing:
     """Its job is gone and the journal has no end of it: what SLURM says instead, or nobody does."""
     on = f"go on with: runyard resume {run.reference}"
-    step = f", saved at step {run.saved_step}" if run.saved_step is not None else ""
+    step = f", saved at step {run.saved_step}{run.saved_doubt}" if run.saved_step is not None else ""
     why = reasons.how_it_ended(job) if job else ""
     if job is not None and job.state == "CANCELLED":
         waited = run.last["event"] != "start"
@@ -201,7 +225,8 @@ def _vanished(run: Glance, job: Job | None, here: tuple[str, ...]) -> Standing:
         why = "cancelled: the job it was to follow failed" if reason else why
         return Standing(run, "cancelled", f"{why}{' while it waited' if waited else ''}{step}; {on}", reason, job, here)
     said = run.last_words()
-    why = why or (f"died without a word: {said}" if said else "died without a word: killed, perhaps for want of memory")
+    ended = f"its batch script ended: {causes.end_in_words(job.end)}" if job is not None and job.end else ""
+    why = why or "died without a word" + (f": {said or ended}" if said or ended else "")
     return Standing(run, "died", f"{why}{step}; {on}", job.state if job else None, job, here)
 
 

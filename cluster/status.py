@@ -16,6 +16,7 @@ from rich.text import Text
 from cluster.glance import Glance, glance
 from cluster.standing import Standing, ask, shortest, stand
 from runyard.errors import UserError
+from runyard.printable import printable
 from runyard.tracking.words import clock
 
 READ_AGAIN_S = 2.0
@@ -55,7 +56,14 @@ class View:
         self.broken: list[str] = []
         runs, waiting, ended = ask([glance(path) for path in self._named] or self._everything())
         self._answers = waiting, ended
-        self.found = [stand(run, *self._answers, time.time()) for run in runs]
+        self.found = []
+        for run in runs:
+            try:
+                self.found.append(stand(run, *self._answers, time.time()))
+                _cells(self.found[-1], run.id, brief=False)
+            except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+                self.found = [s for s in self.found if s.run is not run]
+                self.broken.append(f"{run.path}: damaged: its journal or record says what no run does ({error!r})")
 
     def look_at_files(self) -> None:
         """Read again what still runs, by what SLURM said at the last look."""
@@ -129,7 +137,7 @@ def table(shown: Sequence[Standing], among: Sequence[str], width: int) -> Text:
     columns = [k for k in range(len(HEADS)) if wide or k != 1]
     for brief, too_many in ((False, ()), (True, ()), (True, DISPENSABLE)):
         columns = [k for k in columns if k not in too_many]
-        rows = [_cells(s, short[s.run.id], brief) for s in shown]
+        rows = [tuple(map(printable, _cells(s, short[s.run.id], brief))) for s in shown]
         widths = [max(len(text) for text in (*HEADS[k], *(row[k] for row in rows))) for k in range(len(HEADS))]
         taken = sum(widths[k] for k in columns) + len(columns) - 1
         if taken <= width:
@@ -150,7 +158,7 @@ def table(shown: Sequence[Standing], among: Sequence[str], width: int) -> Text:
         lines.append(line(row, STYLES.get(standing.state, "")))
         name = "" if wide else f"{standing.run.record.get('name')}: "
         if not wide or standing.words != standing.state:
-            lines += [Text(f"  {part}", "dim") for part in _wrapped(name + standing.words, width - 2)]
+            lines += [Text(f"  {part}", "dim") for part in _wrapped(printable(name + standing.words), width - 2)]
     return Text("\n").join(lines)
 
 

@@ -21,7 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 from cluster.glance import Glance, glance
 from cluster.space import Space, override
 from runyard.errors import UserError
-from runyard.files import write_atomic
+from runyard.files import open_lock, write_atomic
+from runyard.ownership import private_folder
 
 MEASURES = ("val_top1", "test_top1")
 STARTUP_TRIALS = 5  # before any is judged by the others
@@ -172,8 +173,10 @@ def alone(folder: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held_open:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = held_open.enter_context(open(folder / ".lock", "w"))
+            folder.parents[1].mkdir(parents=True, exist_ok=True)
+            private_folder(folder.parent)
+            folder.mkdir(exist_ok=True)
+            lock = held_open.enter_context(open_lock(folder / ".lock"))
         except OSError as error:
             raise UserError(
                 f"runs_dir={folder.parent.parent}: cannot be written ({error.strerror}); "

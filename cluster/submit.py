@@ -14,25 +14,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import submitit
-
 from cluster import queue
 from cluster.attach import Job, LocalJob, SlurmJob
 from cluster.check import Subject
 from cluster.compose import Composed, compose, expand, gpu_count, visible_gpus
 from cluster.executor import Batch, Unsure, require_sbatch, tasks_per_node
 from cluster.job import TrainJob
-from cluster.preflight import can_go_on, is_ours, planned, preflight
+from cluster.local import LocalExecutor
+from cluster.preflight import can_go_on, is_ours, planned, preflight, python_is_elsewhere, where_it_goes_on
 from cluster.submission import begin, conclude, one_at_a_time
 from runyard import config as schema
-from runyard import slurm_commands
+from runyard import own_code, slurm_commands
 from runyard.config import ClusterConfig, Config
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.fields import written
 from runyard.files import write_atomic
 from runyard.learned import FREE, differences
-from runyard.run import Run, new_id
+from runyard.ownership import private_folder
+from runyard.run import Run, new_id, sweeps
+from runyard.stopping import STOP_SIGNALS
 from runyard.tracking.wandb_agent import Handed
 
 
@@ -71,6 +72,8 @@ def plan(
     prepare = manifest.prepare_command(first.overrides)
     # As many as the grid has: to compose a thousand takes a minute, and what SLURM would refuse shows in the first.
     preflight(subject([first.config] * len(grid), prepare, after, needs_data=needs_data), of_slurm=not dry_run)
+    if (doubt := python_is_elsewhere(first.config)) is not None:
+        print(f"runyard: warning: {doubt}", file=sys.stderr, flush=True)
     points = [first, *map(compose, grid[1:])]
     if len({repr(point.config.cluster) for point in points}) > 1:
         raise UserError("a sweep is one array of equal jobs: leave the cluster's settings out of what it varies")
@@ -96,11 +99,11 @@ def submit(made: Plan) -> list[tuple[Run, Job]]:
             runs.append(create(point, sweep, made.handed))
         if sweep is None:
             return [(runs[0], launch(runs[0], made.after))]
-        return list(zip(runs, enqueue(runs, sweep, sweeps(made.config) / sweep, made.after), strict=True))
+        return list(zip(runs, enqueue(runs, sweep, sweeps(made.config.runs_dir) / sweep, made.after), strict=True))
     except Unsure:
         raise
     except BaseException:
-        for path in [run.path for run in runs] + ([sweeps(made.config) / sweep] if sweep else []):
+        for path in [run.path for run in runs] + ([sweeps(made.config.runs_dir) / sweep] if sweep else []):
             shutil.rmtree(path, ignore_errors=True)
         raise
 
@@ -125,12 +128,13 @@ def launch(run: Run, after: str | None = None) -> Job:
 
 
 def _launch(run: Run, lock: int | None, after: str | None = None) -> Job:
+    run.keep_private()
     if run.config.cluster.launcher == "slurm":
         require_sbatch()
         return enqueue([run], run.id, run.path / "slurm", after, hold=[lock])[0]
     tasks, gpus = layout(run.config.cluster)
     python = f"{shlex.quote(sys.executable)} -m cluster.task"
-    executor = submitit.LocalExecutor(run.path / "slurm", python=python)  # AutoExecutor takes no signal_delay_s here
+    executor = LocalExecutor(run.path / "slurm", python=python)  # AutoExecutor takes no signal_delay_s here
     executor.update_parameters(
         tasks_per_node=tasks,
         gpus_per_node=gpus,
@@ -145,16 +149,23 @@ def _launch(run: Run, lock: int | None, after: str | None = None) -> Job:
     return LocalJob(job)
 
 
-def resume(run: Run, overrides: list[str]) -> Job:
+def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, trusted: bool = False) -> Job:
     """Start a job that goes on with ``run``, with other settings of the kind that does not change what the run learns.
+
+    Args:
+        from_scratch: Begin again at step 0, where no checkpoint is left of those the run had.
+        trusted: A person has said that the code in it is to be run though it is another user's.
 
     Raises:
         UserError: one that does, named with its old and its new value; or the run cannot go on (``can_go_on``).
     """
-    is_ours(run)
+    is_ours(run, trusted=trusted)
     with one_at_a_time(run.path, run.reference) as lock:
         run.read_again()  # as another command may have left it
         can_go_on(run)
+        for said in (own_code.restore(run, trusted=trusted), where_it_goes_on(run, from_scratch=from_scratch)):
+            if said is not None:
+                print(f"runyard: {said}", file=sys.stderr, flush=True)
         config, all_overrides = _changed(run, overrides)
         preflight(subject([config], manifest.prepare_command(all_overrides)))
         if config == run.config:
@@ -242,6 +253,10 @@ def enqueue(
         UserError: sbatch refused. Nothing is on the queue then.
         Unsure: it may be on the queue. The runs' records have the submission, and what asks of them next finds out.
     """
+    runs[0].keep_private()
+    config = runs[0].config
+    if (shared := sweeps(config.runs_dir)) in folder.parents:
+        private_folder(shared, group_reads=config.runs_group_readable)
     folder.mkdir(parents=True, exist_ok=True)
     batch = Batch(name, folder, runs, after)
     for run in runs:
@@ -278,11 +293,6 @@ def _only_one(run: Run, job_id: str) -> None:
         raise UserError(f"run {run.id} has job {first.id} already, of another command; see: runyard status {run.id}")
 
 
-def sweeps(config: Config) -> Path:
-    """Where sweeps keep what belongs to all of their runs, a folder each."""
-    return Path(config.runs_dir).absolute() / ".sweeps"
-
-
 def described(run: Run, logs: Path) -> dict[str, Any]:
     """A job of ``run`` that begins now, as its record describes it."""
     cluster = run.config.cluster
@@ -294,7 +304,8 @@ def described(run: Run, logs: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _job_environment(run: Run) -> Iterator[None]:
-    """What a job inherits: the code snapshot alone, a log for submitit's own words, no Ctrl-C and no hang-up.
+    """What a job inherits: the code snapshot alone, a log for submitit's own words, no Ctrl-C and no hang-up; and
+    requests to stop held back, until it can answer them.
 
     Ctrl-C reaches a terminal's whole process group; only the attached command may act on it, by asking the job to save.
     A job that held the command's output would keep ``$(runyard submit --detach --json)`` waiting for its end.
@@ -303,6 +314,7 @@ def _job_environment(run: Run) -> Iterator[None]:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(run.code), before.get("PYTHONPATH")]))
     os.environ["PYTHONSAFEPATH"] = "1"  # else `python -m` would find the checkout in the working directory first
     handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     outputs = {number: os.dup(number) for number in (0, 1, 2)}
     with open(os.devnull) as nothing, open(run.path / "slurm" / "controller.log", "a") as log:
         sys.stdout.flush()
@@ -315,6 +327,7 @@ def _job_environment(run: Run) -> Iterator[None]:
         for number, kept in outputs.items():
             os.dup2(kept, number)
             os.close(kept)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         os.environ.clear()

@@ -1,12 +1,14 @@
 # What every batch script begins with. Sourced by them, in bash.
 . "${BASH_SOURCE[0]%/*}/ask.sh"
 
-# By it cluster.requeue tells what this start wrote from what earlier ones did.
-export RUNYARD_BEGAN=$(date +%s)
+# By these cluster.requeue tells what this start wrote, in the journal and in this log, from what earlier ones did.
+export RUNYARD_BEGAN=$(date +%s) RUNYARD_LOG_BEGAN=$(stat -Lc %s /dev/stderr)
 # Where a centre has SBATCH_EXPORT=NONE, srun would pass on none of what the script exports.
 export SLURM_EXPORT_ENV=ALL
-# At the time limit SLURM sends TERM to this shell too, which must live to requeue the job. What it starts hears TERM.
+# At the time limit SLURM sends TERM to this shell too, which must live to requeue the job; some sites preempt by
+# another. What it starts hears them.
 trap terminated=yes TERM
+trap : USR1 USR2
 # Before SLURM 23.02 a job is not told when its time limit ends it.
 is_to_come "${SLURM_JOB_END_TIME:-}" || SLURM_JOB_END_TIME=$(end_time "$(ask scontrol show job "$job")") || :
 export SLURM_JOB_END_TIME

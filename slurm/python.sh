@@ -9,14 +9,14 @@
 set -eu
 root=${RUNYARD_ROOT:-$(cd -P "$(dirname "$0")/.." && pwd)}
 
-fail() { echo "slurm/python.sh: $*" >&2; exit 2; }
+fail() { echo "slurm/python.sh: $*" >&2; exit "${code:-127}"; } # 127: not found, on this node at least
 
 # What W&B's agent starts runs inside the container that the agent itself was started in.
 inside=${RUNYARD_CONTAINER:+${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-}}}
 [ -z "$inside" ] || exec "${RUNYARD_PYTHON:-/opt/runyard/.venv/bin/python}" "$@"
 
 if [ -z "${RUNYARD_CONTAINER:-}" ]; then
-    [ -z "${RUNYARD_OVERLAY:-}" ] || fail "RUNYARD_OVERLAY=$RUNYARD_OVERLAY needs RUNYARD_CONTAINER=IMAGE"
+    [ -z "${RUNYARD_OVERLAY:-}" ] || code=2 fail "RUNYARD_OVERLAY=$RUNYARD_OVERLAY needs RUNYARD_CONTAINER=IMAGE"
     python=${RUNYARD_PYTHON:-$root/.venv/bin/python}
     [ -x "$python" ] || fail "no Python at $python: run make setup in $root, or set RUNYARD_PYTHON or RUNYARD_CONTAINER"
     exec "$python" "$@"

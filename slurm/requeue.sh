@@ -3,7 +3,9 @@
 #   exec slurm/requeue.sh PYTHON RUN CODE        CODE is what srun ended with
 # cluster.requeue decides; SLURM is asked and told here, outside the container in which PYTHON may run without its commands.
 set -u
-trap '' TERM  # at the time limit SLURM sends it to what is left of the job, which then has KillWait to decide
+# At the time limit SLURM sends TERM to what is left of the job, which then has KillWait to decide; some sites preempt by
+# another.
+trap '' TERM USR1 USR2
 python=$1 run=$2 ended=$3
 . "${BASH_SOURCE[0]%/*}/ask.sh"
 shown=$(ask scontrol show job "$job")
@@ -21,8 +23,40 @@ esac
 # The limit may have been raised or lowered since the job began.
 if end=$(end_time "$shown"); then export SLURM_JOB_END_TIME=$end; fi
 
-"$python" -m cluster.requeue "$run" "$ended" "$ending"
+field() { printf '%s\n' "$shown" | sed -n "s/.* $1=\([^ ]*\).*/\1/p" | sed 's/(null)//'; }
+nodes() { ask sinfo --noheader --Node ${SLURM_JOB_PARTITION:+--partition="$SLURM_JOB_PARTITION"} --format='%N|%t|%f|%G'; }
+# requeue NODES: with all the nodes that it is to leave out from now on, or "" for no others. SLURM changes that of a job
+# that waits, not of one that runs. Returns only where SLURM refuses, whose words are in $refusal.
+requeue() {
+    refusal=$(ask scontrol requeue "$job") || return 1
+    [ -z "$1" ] || ask scontrol update JobId="$job" ExcNodeList="$1" >&2
+    exit 75
+}
+
+# Where Python itself fails on this node it can be neither asked nor told: another is tried, three at most.
+if [ "$ended" -ne 0 ] && ! "$python" -c 'import cluster.requeue'; then
+    node=${SLURMD_NODENAME:-$(hostname -s)} list=$(field ExcNodeList)
+    tried=$(grep -c '^{"event": "exclude", .*"job": "'"$SLURM_JOB_ID"'"' "$run/metrics.jsonl" 2>/dev/null)
+    up=$(nodes | grep -Ec '^[^|]*\|(idle|mix|alloc|comp|resv|plnd|pow)[^|*]*\|')
+    said="runyard: Python failed on $node"
+    if [ "${tried:-${SLURM_RESTART_COUNT:-0}}" -ge 3 ]; then said="$said, as on others before"
+    elif [ "$(field Requeue)" = 0 ] || [ -n "$(field ReqNodeList)" ]; then said="$said, and it is not to go elsewhere"
+    elif [ "$up" -le "${SLURM_JOB_NUM_NODES:-1}" ]; then said="$said, and no other node is up"
+    else
+        printf '\n{"event": "exclude", "t": %s, "node": "%s", "why": "Python itself failed there", "job": "%s"}\n' \
+            "$(date +%s)" "$node" "$SLURM_JOB_ID" >>"$run/metrics.jsonl"
+        echo "$said: back into the queue, for other nodes" >&2
+        requeue "${list:+$list,}$node"
+        said="$said, and the job could not be requeued (${refusal:-no word})"
+    fi
+    echo "$said: mend cluster.python or cluster.env_setup, or leave the node out (cluster.exclude)" >&2
+    exit "$ended"
+fi
+
+exclude=$run/slurm/exclude-$job
+rm -f "$exclude"
+{ printf '%s\n' "$shown"; nodes; } | "$python" -m cluster.requeue "$run" "$ended" "$ending" "$exclude"
 verdict=$?
 [ "$verdict" -eq 75 ] || exit "$verdict"
-refusal=$(ask scontrol requeue "$job") && exit 75
-exec "$python" -m cluster.requeue "$run" "$ended" "$ending" "${refusal:-no word}"
+requeue "$(cat "$exclude" 2>/dev/null)"
+exec "$python" -m cluster.requeue "$run" "$ended" refused "${refusal:-no word}"

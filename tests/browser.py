@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import PATIENCE_S
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE_S = 60.0
 # Own files only, no services of the browser's own, and a clock that does not stop in the background.
 OPTIONS = (
     "--headless=new",
@@ -77,7 +78,7 @@ class Browser:
     def close(self) -> None:
         os.close(self._write)  # it ends with its pipe
         try:
-            self._process.wait(10)
+            self._process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -19,6 +19,7 @@ TOGETHER = {
     "submission.py": "queue", "sweep.py": "queue", "watching.py": "queue",
 }  # fmt: skip
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+PATIENCE_S = 900.0  # guards against hangs alone: no test may depend on how fast the machine is
 SMALL_DATA = ("data=synthetic", "data.samples=[256,100]", "data.num_classes=4", "data.image_size=16")
 
 

@@ -259,11 +259,19 @@ def test_a_crash_while_writing_leaves_the_old_file(run, pictures, tmp_path, monk
     assert out.read_text() == "old"
 
 
-def test_an_array_on_disk_is_not_read_whole(pictures, tmp_path):
+def test_an_array_on_disk_is_not_read_whole_and_one_cut_short_meanwhile_is_named(pictures, tmp_path):
     np.save(tmp_path / "a.npy", pictures[0])
-    part = open_images(tmp_path / "a.npy", SIZE).read(2, 4)
-    assert isinstance(part, np.memmap)
-    assert part.shape == (2, SIZE, SIZE, 3)
+    images = open_images(tmp_path / "a.npy", SIZE)
+    os.truncate(tmp_path / "a.npy", (tmp_path / "a.npy").stat().st_size - 1)
+    np.testing.assert_array_equal(images.read(2, 4), pictures[0][2:4])
+    with pytest.raises(UserError, match=r"a\.npy: changed while it was read: \d+ bytes, and it had \d+"):
+        images.read(8, 10)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_array_in_any_order_is_read(pictures, tmp_path, order):
+    np.save(tmp_path / "a.npy", np.asarray(pictures[0], order=order))
+    np.testing.assert_array_equal(open_images(tmp_path / "a.npy", SIZE).read(2, 4), pictures[0][2:4])
 
 
 def refused(run, images, folder):
@@ -276,3 +284,14 @@ def refused(run, images, folder):
     assert images.name in message or run.id in message
     assert sorted(p.name for p in folder.iterdir()) == before
     return message
+
+
+@pytest.mark.parametrize("where", ["in place of the file", "in the folder"])
+def test_a_fifo_is_refused_and_not_waited_for(run, pictures, tmp_path, where):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    os.mkfifo(folder / "a.png")
+    images = folder / "a.png" if where == "in place of the file" else folder
+    with pytest.raises(UserError, match=r"a\.png.*a FIFO \(named pipe\), not a regular file"):
+        predict(run, images, tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()

@@ -17,6 +17,7 @@ import pytest
 from runyard import run as run_module
 from runyard.config import Config, to_dict
 from runyard.errors import UserError
+from runyard.ownership import of_this_user
 from runyard.run import Run
 from runyard.tracking.journal import Journal
 
@@ -33,7 +34,7 @@ def create(tmp_path: Path, make_config: Callable[..., Config]) -> Callable[..., 
 
 def left(folder: Path) -> list[str]:
     """Everything below ``folder`` but the store of code, and what is half-made in that."""
-    found = [p for p in folder.rglob("*") if ".code" not in p.parts or ".making" in p.name]
+    found = [p for p in folder.rglob("*") if of_this_user(".code") not in p.parts or ".making" in p.name]
     return sorted(str(p.relative_to(folder)) for p in found)
 
 
@@ -52,7 +53,7 @@ def full(*_: object) -> None:
 
 
 @pytest.mark.parametrize(("module", "name"), [("runyard.run", "write_atomic"), ("runyard.run", "snapshot"),
-                                              ("shutil", "copy2"), ("pathlib.Path", "rename")])
+                                              ("shutil", "copyfile"), ("pathlib.Path", "rename")])
 def test_a_disk_that_fills_while_a_run_is_made_leaves_nothing(
     create: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
 ) -> None:

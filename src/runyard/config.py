@@ -169,6 +169,9 @@ class Config:
     name: str = setting("Name of the experiment, part of the run's id")
     seed: int = setting("Seed of everything random", least=0, below=2**63)
     runs_dir: str = setting("Folder that holds run directories")
+    runs_group_readable: bool = setting(
+        "Let the group read run directories, which are otherwise this user's alone, whatever the umask", before=False
+    )
     epochs: int = setting("Passes over the training images", least=1)
     batch_size: int = setting("Global batch: images per optimiser step over all ranks", least=1)
     accumulate: int = setting("Micro-batches per optimiser step on each rank", least=1)
@@ -184,6 +187,15 @@ class Config:
     channels_last: bool = setting("Memory format of images and weights")
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = setting(
         "Mode of torch.compile for the network"
+    )
+    sync_batch_norm: bool = setting(
+        "Batch norm over the global batch, not over each rank's part: what is learned then does not depend on the "
+        "number of ranks, but for rounding",
+        before=False,
+    )
+    deterministic: bool = setting(
+        "Use only kernels that give the same bits each time, or refuse: GPUs then go on to the same bits, more slowly",
+        before=False,
     )
     ema_decay: float | None = setting(
         "Average of the weights, per step; evaluated instead of them. null: none", above=0, below=1

@@ -25,9 +25,14 @@ def setting(
     above: float | None = None,
     most: float | None = None,
     below: float | None = None,
+    before: Any = dataclasses.MISSING,
 ) -> Any:
-    """A field with its documentation and its range: ``least <= value <= most``, ``above < value < below``."""
-    return field(metadata={"doc": doc, "least": least, "above": above, "most": most, "below": below})
+    """A field with its documentation and its range: ``least <= value <= most``, ``above < value < below``.
+
+    ``before`` is the value of runs made before there was this setting: what the code did then.
+    """
+    metadata = {"doc": doc, "least": least, "above": above, "most": most, "below": below}
+    return field(metadata=metadata, default=before)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from runyard.errors import UserError
-from runyard.files import sync_folder
+from runyard.files import open_within, sync_folder
 from runyard.holder import SILENT_S, Found, Holder, Verdict, judge
 
 BEAT_S = 10.0  # how often a holder shows that it lives
 POLL_S = 1.0
+MOST_BYTES = 4096  # of a lease
 FILE, GATE = "lease", ".lease-gate"
 WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # what a file system that has none answers
 
@@ -129,7 +130,10 @@ class Lease:
 
 def holder(folder: Path) -> str | None:
     """Who writes the run in ``folder``, in words; None if nobody is known to. The lease is left as it is."""
-    found = _look(folder)
+    try:
+        found = _look(folder)
+    except UserError:  # no lease at all, but what somebody put in its place
+        return None
     if found is None or found.dead(Holder.this_process(os.environ)):
         return None
     try:
@@ -165,11 +169,16 @@ def _look(folder: Path, *, lock: bool = True) -> Found | None:
 
 def _open(path: Path, lock: bool) -> Found | None:
     try:
-        with open(path, "rb") as file:  # opening is what makes NFS ask its server for the present file and its times
+        # opening is what makes NFS ask its server for the present file and its times
+        with open_within(path.parent, path.name) as file:
             free = lock and _lock(file, fcntl.LOCK_SH)
-            return Found(Holder.read(file.read()), os.fstat(file.fileno()).st_mtime, free)
+            return Found(Holder.read(file.read(MOST_BYTES)), os.fstat(file.fileno()).st_mtime, free)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.EINVAL):
+            raise
+        raise UserError(f"{path}: {error.strerror}: no lease of ours; remove it") from None
 
 
 def _lock(file: BinaryIO, kind: int) -> bool:

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from runyard.data import manifest
+from runyard.data.arrays import ArrayFile, load
 from runyard.data.batch import Normalise
 from runyard.data.imagefolder import BrokenImageError, cpus, decode, show, square
 from runyard.errors import UserError
-from runyard.files import write_atomic
+from runyard.files import open_regular, write_atomic
 from runyard.run import MEND, Run
 from runyard.training.checkpoint import load_network
 
@@ -129,10 +130,10 @@ def open_images(path: Path, image_size: int) -> Images:
     try:
         if path.is_dir():
             return _folder(path, image_size)
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             head = file.read(6)
         if head == b"\x93NUMPY":
-            return _from_array(np.load(path, mmap_mode="r", allow_pickle=False), None, path, image_size)
+            return _from_array(_npy(path), None, path, image_size)
         if not head.startswith((*PICKLE_STARTS, b"PK")):
             raise UserError(f"--images {show(path)}: a file of another kind; {KINDS}")
         arrays = _npz(path) if head.startswith(b"PK") else _pickle(path)
@@ -181,12 +182,19 @@ def _natural(path: Path) -> tuple[list[str | int], str]:
     return [int(part) if at % 2 else part for at, part in enumerate(parts)], path.name
 
 
+def _npy(path: Path) -> ArrayFile | np.ndarray:
+    try:
+        return ArrayFile(path)
+    except ValueError:  # in Fortran's order, or damaged, which this says
+        return load(path)
+
+
 def _npz(path: Path) -> dict[str, np.ndarray]:
     import zipfile
     import zlib
 
     try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError) as error:
         raise ValueError(str(error) or "a damaged archive") from None
@@ -202,11 +210,12 @@ def _pickle(path: Path) -> dict[str, Any]:
 
 
 def _from_array(array: Any, ids: Any, path: Path, size: int) -> Images:
-    if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
-        given = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+    is_array = isinstance(array, (np.ndarray, ArrayFile))
+    if not is_array or array.dtype != np.uint8:
+        given = array.dtype if is_array else type(array).__name__
         raise UserError(f"--images {show(path)}: {given}; {ARRAY_HELP}, values 0 to 255")
     shape = array.shape
-    if array.ndim == 2 and shape[1] and math.isqrt(shape[1] // 3) ** 2 * 3 == shape[1]:
+    if len(shape) == 2 and shape[1] and math.isqrt(shape[1] // 3) ** 2 * 3 == shape[1]:
         side = math.isqrt(shape[1] // 3)
         shape = (shape[0], 3, side, side)
     last = len(shape) == 4 and shape[3] == 3
@@ -220,7 +229,8 @@ def _from_array(array: Any, ids: Any, path: Path, size: int) -> Images:
                         "resize them, or give a folder of image files")
 
     def read(start: int, stop: int) -> np.ndarray:
-        part = array[start:stop].reshape(-1, *shape[1:])
+        taken = array.rows(range(start, stop)) if isinstance(array, ArrayFile) else array[start:stop]
+        part = taken.reshape(-1, *shape[1:])
         return part if last else part.transpose(0, 2, 3, 1)
 
     return Images(_ids(ids, shape[0], path), read)

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -23,9 +23,10 @@ from runyard import config as schema
 from runyard.alone import alone
 from runyard.config import Config
 from runyard.errors import UserError
-from runyard.files import sha256, write_atomic
+from runyard.files import read_within, sha256, write_atomic
 from runyard.lease import Lease, holder, successor
-from runyard.snapshot import snapshot
+from runyard.ownership import keep_private, of_this_user, private_folder, require_own
+from runyard.snapshot import STORE, snapshot
 from runyard.tracking import journal
 
 FORMAT = "runyard-run-1"
@@ -106,13 +107,15 @@ class Run:
         Raises:
             UserError: the folder cannot be written.
         """
-        runs_dir = Path(config.runs_dir).absolute()
+        runs_dir, group_reads = Path(config.runs_dir).absolute(), config.runs_group_readable
+        keep_private(group_reads=group_reads)
         run_id = new_id(config.name)
         making = runs_dir / f".making-{run_id}"
         try:
-            making.mkdir(parents=True)
+            runs_dir.mkdir(parents=True, exist_ok=True)
+            private_folder(making, group_reads=group_reads)
             try:
-                code_hash = snapshot(runs_dir / ".code")
+                code_hash = snapshot(runs_dir / STORE, group_reads=group_reads)
                 write_atomic(making / "config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False))
                 record = {
                     "format": FORMAT,
@@ -129,7 +132,7 @@ class Run:
                 }
                 (making / "checkpoints").mkdir()
                 (making / "slurm").mkdir()
-                (making / "code").symlink_to(Path("..") / ".code" / code_hash[:16])
+                (making / "code").symlink_to(Path("..") / STORE / code_hash[:16])
                 write_atomic(making / "run.json", json.dumps(record, indent=1))
                 making.rename(runs_dir / run_id)
             except BaseException:
@@ -227,10 +230,28 @@ class Run:
             record["config_sha256"] = sha256(self.path / "config.yaml")
         self.config = config
 
+    def begin_again(self) -> None:
+        """Note that the checkpoints saved until now are given up: the run may begin at step 0 again."""
+        with self.updating() as record:
+            record["from_scratch"] = time.time()
+
     def note_pruned(self) -> None:
         """Note that its search stopped it for doing worse than the others: it was not interrupted from outside."""
         with self.updating() as record:
             record["pruned"] = True
+
+    def require_own(self, *, instead: str, trusted: bool = False) -> None:
+        """Refuse to act for another user's run, unless a person has said that it is ``trusted``.
+
+        Raises:
+            UserError: saying whose it is, and what to do ``instead``.
+        """
+        if not trusted:
+            require_own(self.path, f"run {self.id}", instead)
+
+    def keep_private(self) -> None:
+        """What this process and its children write from here on, nobody else can read, or as the run's setting says."""
+        keep_private(group_reads=self.config.runs_group_readable)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -291,6 +312,11 @@ def updating(run: Path) -> Iterator[dict[str, Any]]:
         write_atomic(run / "run.json", json.dumps(record, indent=1))
 
 
+def sweeps(runs_dir: Path | str) -> Path:
+    """Where this user's sweeps keep what belongs to all of their runs, a folder each: what jobs unpickle, for one."""
+    return Path(runs_dir).absolute() / of_this_user(".sweeps")
+
+
 def new_id(name: str) -> str:
     """Of a run or a sweep: sorts by time, and is no other's."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{secrets.token_hex(2)}"
@@ -322,8 +348,17 @@ def check_record(record: dict[str, Any]) -> None:
         for key in job.keys() & JOB_TYPES.keys():
             if not isinstance(job[key], JOB_TYPES[key]):
                 raise ValueError(f"jobs: {job['id']}: {key}={job[key]!r}")
+        if not _holds_logs(job.get("logs", "slurm")):
+            raise ValueError(f"jobs: {job['id']}: logs={job['logs']!r}: neither in the run nor beside it")
         if job.get("launcher") == "slurm" and not re.fullmatch(r"[0-9]+(_[0-9]+)?", job["id"]):
             raise ValueError(f"jobs: {job['id']!r} is no job of SLURM")
+
+
+def _holds_logs(place: str) -> bool:
+    """Whether it is a folder in the run's directory, or in the folder of runs, where sweeps have theirs."""
+    parts = PurePosixPath(place).parts
+    inside = parts[1:] if parts[:1] == ("..",) else parts
+    return bool(inside) and all(is_plain_name(part.removeprefix(".")) for part in inside)
 
 
 def _record(run: Path) -> dict[str, Any]:
@@ -340,7 +375,7 @@ def _record(run: Path) -> dict[str, Any]:
 
 def _mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
-        values = parse(file.read_text())
+        values = parse(read_within(file.parent, file.name).decode())
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{file.parent}: no run directory (it lacks {file.name}); give an id, @last or a path; "

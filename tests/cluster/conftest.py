@@ -15,11 +15,11 @@ import pytest
 from runyard.run import Run
 from runyard.tracking import journal
 from tests.cluster.fake_slurm import FakeSlurm
+from tests.conftest import PATIENCE_S
 from tests.training.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 API_KEY = "5ec7e75ec7e75ec7e75ec7e75ec7e75ec7e75ec7"
-PATIENCE_S = 90  # below the two minutes after which ranks give each other up by themselves
 
 
 @pytest.fixture
@@ -72,8 +72,9 @@ class Command:
     def __init__(self, command: list[str], folder: Path) -> None:
         self._out, self._err = (open(folder / f".said-{time.monotonic_ns()}", "w+") for _ in range(2))  # noqa: SIM115
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env=environment(), start_new_session=True, stdout=self._out, stderr=self._err
-        )
+            command, cwd=ROOT, env=environment(), start_new_session=True, stdout=self._out, stderr=self._err,
+            umask=0,  # the most open there is: what a run holds is its user's alone all the same
+        )  # fmt: skip
 
     def wait(self) -> int:
         return self.process.wait(PATIENCE_S)

@@ -63,6 +63,11 @@ class Folder:
         made = json.loads((run / "run.json").read_text())["created"]
         with open(run / "metrics.jsonl", "a") as journal:
             journal.writelines(json.dumps(row | {"t": made + row["t"]}) + "\n" for row in rows)
+        for saved in (row["step"] for row in rows if row["event"] == "checkpoint"):
+            place = run / "checkpoints" / f"step_{saved:08d}"
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "state.pt").touch()
+            (place / "manifest.json").write_text(json.dumps({"bytes": 0}))
 
     def queue(self, *lines: str) -> None:
         """What squeue answers; ``@`` in a line becomes the newest run's id. Its jobs they are."""

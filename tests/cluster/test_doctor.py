@@ -23,7 +23,7 @@ from runyard.slurm_commands import CannotTell
 from runyard.verbs.doctor import table
 from tests.cluster.conftest import ROOT
 from tests.cluster.fake_slurm import FakeSlurm
-from tests.conftest import compose
+from tests.conftest import PATIENCE_S, compose
 from tests.training.conftest import SMALL
 
 HERE = {"node_seen": True, "server_ahead_s": 0.01}
@@ -146,12 +146,12 @@ def test_an_interrupt_takes_the_job_from_the_queue(slurm: FakeSlurm, small: list
     slurm.program("srun", "exec sleep 60")
     command = [sys.executable, "-m", "runyard", "doctor", *small, "cluster=slurm"]
     asking = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not slurm.calls("srun"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     asking.send_signal(2)
-    assert asking.wait(30) == 130
+    assert asking.wait(PATIENCE_S) == 130
     name = slurm.calls("srun")[0].partition("--job-name=")[2].split()[0]
     assert f"scancel --name={name}" in slurm.calls("scancel")
     assert not list(tmp_path.glob("**/.runyard-doctor*"))

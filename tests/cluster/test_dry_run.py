@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from runyard.cli import main
+from runyard.fields import written
 from tests.cluster.conftest import API_KEY
 from tests.cluster.fake_slurm import FakeSlurm
 
@@ -47,6 +49,13 @@ def test_it_says_size_and_cost_in_words(
 ) -> None:
     assert words in dry(capsys, *overrides)
     assert list(nowhere.iterdir()) == []
+
+
+def test_a_python_that_this_machine_lacks_is_warned_of(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
+    for python, lacking in (("/nowhere/python", True), ("pyth0n", True), (sys.executable, False)):
+        assert main(["submit", "experiment=starter", "cluster=slurm", f"cluster.python={python}", "--dry-run"]) == 0
+        words = f"runyard: warning: cluster.python={written(python)}: no such program on this machine"
+        assert (words in capsys.readouterr().err) == lacking
 
 
 def test_it_says_what_differs_from_the_defaults_and_between_points(capsys: pytest.CaptureFixture[str]) -> None:

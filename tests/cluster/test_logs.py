@@ -18,6 +18,7 @@ from cluster.logs import Logs, Printer
 from runyard.cli import main
 from tests.cluster.fabricated import BEGAN, Folder, row, start, stop
 from tests.cluster.fake_slurm import FakeSlurm
+from tests.conftest import PATIENCE_S
 
 RUNS = "12|RUNNING|None|3:05|57:00|2026-09-21T00:00:00|node1|@"
 WAITS = "12|PENDING|BeginTime|0:00|57:00|N/A||@"
@@ -138,13 +139,13 @@ class Following:
         self.thread.start()
 
     def until(self, text: str, where: io.StringIO | None = None) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while text not in (said := (where or self.out).getvalue()):
             assert time.monotonic() < deadline, said
             time.sleep(0.02)
 
     def end(self) -> str:
-        self.thread.join(20)
+        self.thread.join(PATIENCE_S)
         assert not self.thread.is_alive()
         return str(self.ended[0].state)
 

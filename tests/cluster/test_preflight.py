@@ -25,6 +25,7 @@ from runyard.slurm_commands import CannotTell, Refused, ask, in_one_line
 from runyard.tracking.journal import Journal
 from tests.cluster.fake_slurm import FakeSlurm
 from tests.conftest import compose
+from tests.second_user import NOBODY, needs_root
 from tests.training.conftest import SMALL
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -323,10 +324,12 @@ def test_a_run_that_waits_in_the_queue_is_refused(run: Run, slurm: FakeSlurm) ->
     can_go_on(run)
 
 
-def test_another_users_run_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "getuid", lambda: os.stat(run.path).st_uid + 1)
-    with pytest.raises(UserError, match=f"^run {run.id} belongs to .*; begin one of your own"):
+@needs_root
+def test_another_users_run_is_refused_unless_a_person_trusts_it(run: Run) -> None:
+    os.chown(run.path, NOBODY, -1)
+    with pytest.raises(UserError, match=f"^run {run.id} belongs to nobody; begin one of your own.*--trust"):
         can_go_on(run)
+    can_go_on(run, trusted=True)
 
 
 def test_a_run_that_cannot_be_written_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

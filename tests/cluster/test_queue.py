@@ -20,7 +20,8 @@ ENDED = queue.parse_sacct((GOLDEN / "sacct-22.05.txt").read_text())
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     fake = FakeSlurm(tmp_path / "slurm")
     for name in ("squeue", "sacct"):
-        fake.program(name, f'cat "$here/{name}.txt" 2>/dev/null; cat "$here/{name}.err" >&2 2>/dev/null && exit 1; exit 0')
+        says = f'cat "$here/{name}.txt" 2>/dev/null; cat "$here/{name}.err" >&2 2>/dev/null && exit 1; exit 0'
+        fake.program(name, says)
     monkeypatch.setenv("PATH", fake.path)
     return fake
 

@@ -23,7 +23,8 @@ from tests.cluster.fake_slurm import FakeSlurm
 BEGAN = 1000.0  # when the start that is judged began
 START: Row = {"event": "start", "t": BEGAN + 1}
 FINISHED: Row = {"event": "stop", "t": BEGAN + 2, "reason": "finished"}
-GIVEN_UP: Row = {"event": "stop", "t": BEGAN - 1, "reason": "failed", "message": "given up: it", "retry": False}
+GIVEN_UP: Row = {"event": "stop", "t": BEGAN - 1, "reason": "failed", "message": "given up: it", "retry": False,
+                 "given_up": True}  # fmt: skip
 CRASH = Verdict(1, requeue="crash", without_progress=1)
 LIMIT = Verdict(130, requeue="time limit", without_progress=1)
 LIMIT_REACHED = "its time limit, which leaves it no time to get further: set a longer cluster.timeout_min"
@@ -193,7 +194,8 @@ def test_it_is_written_down_before_the_job_goes_back_into_the_queue(run: Run, jo
     job.program("scontrol", f'[ "$1" = show ] || cp {run.journal_path} "$here/journal then"\n')
     done = end(run, 1)
     assert done.returncode == REQUEUE
-    row = {"event": "requeue", "cause": "crash", "step": 24, "without_progress": 1}
+    row = {"event": "requeue", "cause": "crash", "step": 24, "without_progress": 1,
+           "failure": {"step": 24, "before_first_step": True}}  # fmt: skip
     assert told(run) == [row]
     assert '"requeue"' in (job.folder / "journal then").read_text()
     assert job.calls("scontrol")[-1] == "scontrol requeue 12"
@@ -317,7 +319,7 @@ def test_a_run_that_gets_no_further_is_given_up_in_words(run: Run, job: FakeSlur
     *rows, last = told(run)
     assert [row["without_progress"] for row in rows] == [1, 2, 3]
     assert last == {
-        "event": "stop", "reason": "failed", "user_error": False, "retry": False,
+        "event": "stop", "reason": "failed", "user_error": False, "retry": False, "given_up": True, "step": 0,
         "message": "given up: 3 restarts without progress at step 0; the last ended with: "
                    "srun ended with 9 and the tasks said nothing",
     }  # fmt: skip

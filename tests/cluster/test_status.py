@@ -26,6 +26,7 @@ from runyard.lease import Lease
 from runyard.tracking.journal import Journal
 from tests.cluster.fabricated import BEGAN, Folder, epoch, row, start, stop
 from tests.cluster.fake_slurm import FakeSlurm
+from tests.conftest import PATIENCE_S
 
 ON = "; go on with: runyard resume "
 
@@ -65,6 +66,14 @@ def test_the_journal_says_how_it_ended(folder: Folder) -> None:
     ]
     for state, words, end in ends:
         assert said(folder.run(start(1), row("checkpoint", 8, step=50), end)) == (state, words)
+
+
+def test_a_saved_checkpoint_that_is_gone_or_cut_short_is_said_where_its_step_is(folder: Folder) -> None:
+    run = folder.run(start(1), row("checkpoint", 8, step=50), stop(9, "interrupted", cause="TERM"))
+    (run / "checkpoints" / "step_00000050" / "state.pt").write_bytes(b"x")
+    assert said(run)[1] == "stopped at step 50, saved, but step_00000050 is damaged (cancelled)"
+    (run / "checkpoints" / "step_00000050").rename(run / "elsewhere")
+    assert said(run)[1] == "stopped at step 50, saved, but step_00000050 is missing (cancelled)"
 
 
 def test_slurm_says_what_waits_and_why(folder: Folder) -> None:
@@ -115,11 +124,13 @@ def test_a_requeued_run_says_what_ended_it_and_where_it_goes_on(
         ("12|TIMEOUT|0:0|9|Unknown|node1|@", "died", "time limit reached before it could save"),
         ("12|NODE_FAIL|0:0|9|Unknown|node1|@", "died", "node failed, saved at step 40"),
         ("12|CANCELLED by 7|0:0|9|Unknown|node1|@", "cancelled", "cancelled (scancel), saved at step 40"),
-        ("12|FAILED|1:0|9|Unknown|node1|@", "died", "died without a word: killed, perhaps for want of memory"),
+        ("12|FAILED|1:0|9|Unknown|node1|@", "died", "died without a word: its batch script ended: exit code 1"),
+        ("12|FAILED|0:9|9|Unknown|node1|@", "died",
+         "died without a word: its batch script ended: killed by SIGKILL (signal 9)"),
         ("12|COMPLETED|0:0|9|Unknown|node1|somebody else's", "died", "died without a word"),
-        ("", "died", "died without a word: killed, perhaps for want of memory, saved at step 40"),
+        ("", "died", "died without a word, saved at step 40"),
     ],
-)
+)  # fmt: skip
 def test_a_job_that_vanished_is_said_to_have_and_how_to_go_on(
     folder: Folder, accounted: str, state: str, words: str
 ) -> None:
@@ -161,6 +172,16 @@ def test_a_job_whose_dependency_failed_is_cancelled_for_that(folder: Folder) -> 
     folder.queue("12|CANCELLED|DependencyNeverSatisfied|0:00|UNLIMITED|N/A||@")
     folder.accounting("12|CANCELLED|0:0|0|None|None assigned|@")
     assert said(run) == ("cancelled", "cancelled: the job it was to follow failed while it waited")
+
+
+def test_the_rank_that_all_others_wait_for_is_named(folder: Folder) -> None:
+    slow = {"slowest_rank": 3, "slowest_node": "node2", "slowest_to_median": 1.8}
+    now = time.time() - BEGAN
+    run = folder.run(start(now - 100), epoch(now - 50, 1, 0.5, **slow))
+    folder.queue("12|RUNNING|None|3:05|57:00|N/A|node[1-2]|@")
+    assert said(run)[1].endswith("; rank 3 on node2 takes 1.8x the median rank's time")
+    folder.append(run, epoch(now - 9, 2, 0.6, **slow | {"slowest_to_median": 1.2}))
+    assert "median" not in said(run)[1]
 
 
 def test_another_runs_job_of_the_same_number_is_not_taken_for_this_runs(folder: Folder) -> None:
@@ -391,7 +412,7 @@ def test_watching_shows_what_comes_until_ctrl_c(folder: Folder, terminal: bool) 
         until(b"77/400")
     watching.send_signal(signal.SIGINT)
     try:
-        assert watching.wait(20) == 0
+        assert watching.wait(PATIENCE_S) == 0
     finally:
         watching.kill()
         watching.wait()

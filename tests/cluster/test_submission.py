@@ -23,6 +23,7 @@ from runyard.run import Run
 from runyard.tracking.journal import Journal
 from runyard.verbs import submit as verb
 from tests.cluster.fake_slurm import NUMBER, SBATCH, FakeSlurm
+from tests.conftest import PATIENCE_S
 
 Refused = Callable[..., str]
 
@@ -36,7 +37,7 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
         code = main(list(argv))
         out, err = capsys.readouterr()
         assert (code, out, len(err.splitlines())) == (2, "", 1), (code, out, err)
-        left = [p for p in (tmp_path / "runs").rglob("*") if ".code" not in p.parts and not p.name.startswith(".")]
+        left = [p for p in (tmp_path / "runs").rglob("*") if not p.relative_to(tmp_path).parts[1].startswith(".")]
         assert left == [], "something half-made was left"
         return err.removeprefix("runyard: ").strip()
 
@@ -179,7 +180,7 @@ def test_a_submission_that_ends_while_sbatch_answers_leaves_no_job_and_no_run(
             assert submitting.poll() is None, submitting.communicate()
             time.sleep(0.05)
         submitting.send_signal(sent)
-        assert submitting.wait(60) == 130
+        assert submitting.wait(PATIENCE_S) == 130
         os.killpg(submitting.pid, signal.SIGKILL)  # sbatch itself, which sleeps on
     assert slurm.queue == []
     assert list((tmp_path / "runs").glob("[!.]*")) == []

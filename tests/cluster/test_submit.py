@@ -17,7 +17,8 @@ import pytest
 from runyard.run import Run
 from runyard.tracking import journal
 from runyard.training import checkpoint
-from tests.cluster.conftest import API_KEY, PATIENCE_S, ROOT, Command, Runs, environment, processes_of, rows, until
+from tests.cluster.conftest import API_KEY, ROOT, Command, Runs, environment, processes_of, rows, until
+from tests.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.slow
 STEPS_PER_EPOCH = 8
@@ -64,6 +65,14 @@ def test_no_file_of_the_run_holds_the_api_key(finished: Command) -> None:
     files = {path: path.read_bytes() for path in finished.run().path.rglob("*") if path.is_file()}
     assert not [path for path, content in files.items() if API_KEY.encode() in content]
     assert any(b"one_cycle" in content for path, content in files.items() if path.suffix == ".wandb"), "the control"
+
+
+def test_nothing_of_the_run_can_be_read_by_others_whatever_the_umask(finished: Command) -> None:
+    run = finished.run()
+    written = [path for place in (run.path, run.code.parent) for path in (place, *place.rglob("*"))]
+    assert [path for path in written if not path.is_symlink() and path.stat().st_mode & 0o077] == []
+    assert {"state.pt", "metrics.jsonl", "index.html", "controller.log"} < {path.name for path in written}
+    assert any(path.suffix == ".pkl" for path in written)
 
 
 def test_the_job_ran_the_runs_own_copy_of_the_code(finished: Command) -> None:
@@ -129,7 +138,7 @@ def test_it_resumes_at_that_step_detached_and_finishes_after_the_terminal_is_gon
 @pytest.fixture(scope="module")
 def endless(runs: Runs) -> Run:
     """A run that nobody waits to see finished; each test starts it anew and stops it in another way."""
-    return runs.create("epochs=100000", "cluster.timeout_min=2", "checkpoint.every_s=0.2")
+    return runs.create("epochs=100000", "cluster.timeout_min=60", "checkpoint.every_s=0.2")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -176,7 +185,7 @@ def test_slurms_warning_to_the_command_of_a_batch_script_reaches_the_tasks_and_t
 
 def test_the_time_limit_saves_and_says_how_to_go_on(endless: Run, runs: Runs) -> None:
     before = checkpoint.newest(endless.checkpoints)
-    command = runs.start("resume", "--runs-dir", str(runs.folder), endless.id, "cluster.signal_delay_s=119")
+    command = runs.start("resume", "--runs-dir", str(runs.folder), endless.id, "cluster.signal_delay_s=3599")
     assert command.wait() == 130, command.stdout + command.stderr
     assert rows(endless, "stop")[-1]["reason"] == "interrupted"
     assert re.search(f"saved.*runyard resume .*{endless.id}$", command.stdout)

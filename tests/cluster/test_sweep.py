@@ -22,9 +22,10 @@ from runyard.cli import main
 from runyard.errors import UserError
 from runyard.tracking import journal
 from runyard.verbs import sweep as verb
-from tests.cluster.conftest import PATIENCE_S, Runs, environment
+from tests.cluster.conftest import Runs, environment
 from tests.cluster.fabricated import Folder, epoch, start
 from tests.cluster.fake_slurm import FakeSlurm
+from tests.conftest import PATIENCE_S
 
 WORDS = ["optim.lr=log(0.01,0.5)"]
 
@@ -220,7 +221,7 @@ def test_a_trial_that_fails_is_told_so_and_the_search_goes_on_without_torch(sear
               "sys.exit(99 if 'torch' in sys.modules else code)"  # fmt: skip
     command = [sys.executable, "-c", listing, "sweep", "--json", "--trials", "3", "--seed", "1", "--sampler", "random",
                "--name", "fails", "--parallel", "2", *searches.settings]  # fmt: skip
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=2 * PATIENCE_S)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     trials = json.loads(done.stdout)["trials"]
     fine = [trial["settings"]["model.widths"] == "[16,32]" for trial in trials]

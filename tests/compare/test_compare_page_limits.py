@@ -57,6 +57,21 @@ def test_without_escaping_the_names_would_be_live(
     assert browser.run("document.querySelectorAll('.live').length") > 0
 
 
+@pytest.mark.parametrize("policy", [build.POLICY, build.POLICY.replace("'nonce-{nonce}'", "'unsafe-inline'")])
+def test_a_script_in_a_name_does_not_run_though_nothing_is_escaped(
+    browser: Browser, tmp_path: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    """The second is the control: by the policy of pages before, it does run."""
+    monkeypatch.setattr(tables, "escape", lambda text: text)
+    monkeypatch.setattr(build, "POLICY", policy)
+    name = "<img src=data: onerror=\"document.title='live'\"><script>document.title='live'</script>"
+    fabricate(tmp_path / "runs", make_config("experiment=starter", "epochs=2"), "run-0", settings={"name": name})
+    browser.open(page_of(tmp_path / "runs"), READY)
+    browser.run("new Promise(done => setTimeout(done, 200))")
+    assert (browser.run("document.title") == "live") is ("unsafe-inline'; base" in policy)
+    assert browser.run("document.querySelectorAll('.js-plotly-plot').length") > 0
+
+
 def test_runs_that_failed_at_once_or_run_still_or_lack_measures_have_their_place(
     browser: Browser, tmp_path: Path, make_config: Callable[..., Config]
 ) -> None:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
+from runyard.compare.groups import group
 from runyard.compare.reading import SIGN_OF_LIFE_S, load
 from runyard.compare.runs import History
+from runyard.compare.words import of_table
 from runyard.errors import UserError
 from tests.compare.conftest import Compare, Make
 from tests.compare.fabricate import BEGAN
@@ -226,7 +228,7 @@ def test_a_journal_that_cannot_be_read_is_named_and_the_other_runs_are_shown(mak
     run = make()
     (run.directory / "metrics.jsonl").unlink()
     (run.directory / "metrics.jsonl").mkdir()  # root reads a file whatever its permissions
-    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot read it \(Is a directory\)"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot read it \(a directory, not a regular file\)"):
         load(run.directory)
     make(0.9, lr=3e-3)
     code, out, err = compare("--all")
@@ -266,3 +268,18 @@ def test_damaged_predictions_are_none(make: Make, content: bytes) -> None:
     run = make(test_images=10)
     (run.directory / "predictions.npz").write_bytes(content)
     assert run.predictions() is None
+
+
+def test_a_run_whose_ranks_changed_midway_is_told_of_beside_the_table(make: Make) -> None:
+    moved, stayed = make(seed=1, restarts=(2,)), make(seed=2, restarts=(2,))
+    path = moved.directory / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    [row for row in lines if row["event"] == "start"][-1]["world_size"] = 2
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    moved = load(moved.directory)
+    assert (moved.ranks, stayed.ranks) == ((4, 2), (4,))
+    (only,) = group([moved, stayed])
+    (paragraph,) = of_table([only])
+    assert "The number of ranks changed midway, which changes what is learned: paper (4 then 2)." in paragraph
+    (alone,) = of_table(group([stayed, make(seed=3)]))
+    assert "changed midway" not in alone

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import runyard
+from tests.conftest import PATIENCE_S
 
 USE = """
 import numpy as np
@@ -23,7 +24,7 @@ def start(cache: Path, code: Path) -> subprocess.Popen[str]:
 
 
 def result(process: subprocess.Popen[str]) -> list[str]:
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     return out.split()
 

@@ -1,5 +1,6 @@
 """Each image file becomes 8-bit RGB, upright; what was odd about it is told, and why a broken one is broken."""
 
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -116,6 +117,15 @@ def test_a_broken_file_is_told_with_its_reason(tmp_path: Path, name: str, reason
         imagefolder.decode(path)
     assert "\n" not in str(error.value)
     assert imagefolder.look(path, 16, None)[0] is None
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device", "directory"])
+def test_what_is_no_file_is_broken_by_its_kind_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.png"
+    {"FIFO": lambda: os.mkfifo(path), "device": lambda: path.symlink_to("/dev/zero"), "directory": path.mkdir}[kind]()
+    assert imagefolder.look(path, 16, None)[1].broken in {
+        "a FIFO (named pipe), not a regular file", "a device, not a regular file", "a directory, not a regular file",
+    }  # fmt: skip
 
 
 def test_an_image_that_ffcv_cannot_hold_is_broken_for_it(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from runyard.config import DataConfig
 from runyard.data import beton, gather, manifest, synthetic, writer
 from runyard.data.prepare import prepare
 from runyard.errors import UserError
+from tests.conftest import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 Settings = Callable[..., DataConfig]
@@ -116,7 +117,7 @@ def test_a_killed_prepare_leaves_nothing_that_looks_finished(
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while any(alive(child) for child in children):
         assert time.monotonic() < deadline, "its children outlive it"
         time.sleep(0.01)
@@ -141,7 +142,7 @@ def test_a_prepare_waits_for_another_and_does_not_touch_its_work(root: Path, fol
         second.join(0.5)
         assert second.is_alive()
         assert work.exists()
-    second.join(30)  # the lock is free, so its owner is gone, and what it left is removed
+    second.join(PATIENCE_S)  # the lock is free, so its owner is gone, and what it left is removed
     assert not second.is_alive()
     assert not work.exists()
 

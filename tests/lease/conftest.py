@@ -14,8 +14,7 @@ import pytest
 
 from runyard.config import Config
 from runyard.run import Run
-
-PATIENCE_S = 60
+from tests.conftest import PATIENCE_S
 
 
 @pytest.fixture

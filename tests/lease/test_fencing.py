@@ -15,7 +15,8 @@ from runyard.lease import LeaseLost
 from runyard.run import Run
 from runyard.tracking import journal
 from runyard.tracking.recorder import Recorder
-from tests.lease.conftest import PATIENCE_S, until
+from tests.conftest import PATIENCE_S
+from tests.lease.conftest import until
 
 
 def content(run: Run) -> dict[str, str]:

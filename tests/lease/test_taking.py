@@ -19,7 +19,8 @@ from runyard.errors import UserError
 from runyard.holder import Holder
 from runyard.lease import LeaseLost
 from runyard.run import Run
-from tests.lease.conftest import PATIENCE_S, until
+from tests.conftest import PATIENCE_S
+from tests.lease.conftest import until
 
 
 @pytest.fixture
@@ -299,15 +300,21 @@ from runyard.errors import UserError
 lease.BEAT_S, lease.POLL_S = 0.05, 0.01
 TAMPER
 print("held", flush=True)
-begin = float(sys.stdin.readline())
+
+def together(what):
+    # goes on once all four are here, however slow one is
+    (Path(sys.argv[3]) / f"{what}-{sys.argv[1]}").touch()
+    while len(list(Path(sys.argv[3]).glob(f"{what}-*"))) < 4:
+        time.sleep(0.001)
+
 held = {}
-for i, folder in enumerate(sorted(Path(sys.argv[2]).iterdir())):
-    time.sleep(max(0, begin + i * 0.15 - time.time()))
+for folder in sorted(Path(sys.argv[2]).iterdir()):
+    together(folder.name)
     try:
         held[folder.name] = lease.Lease(folder, folder.name)
     except UserError:
         pass
-time.sleep(max(0, begin + (i + 2) * 0.15 - time.time()))
+together("end")
 for name in held:
     print(name, flush=True)
 for one in held.values():
@@ -320,14 +327,14 @@ for one in held.values():
 def test_of_many_that_start_at_once_on_nodes_without_locks_exactly_one_wins(
     tmp_path: Path, start: Callable[..., Any], tamper: str
 ) -> None:
+    runs, marks = tmp_path / "runs", tmp_path / "marks"
+    marks.mkdir()
     for i in range(10):
-        (tmp_path / f"{i:02d}").mkdir()
+        (runs / f"{i:02d}").mkdir(parents=True)
         if i % 2:
-            (tmp_path / f"{i:02d}" / "lease").write_bytes(Holder(token="gone", host="node9").written())
-            os.utime(tmp_path / f"{i:02d}" / "lease", (0, 0))
-    nodes = [start(RACE.replace("TAMPER", tamper), node, tmp_path) for node in range(4)]
-    for node in nodes:
-        print(time.time() + 0.2, file=node.stdin, flush=True)
+            (runs / f"{i:02d}" / "lease").write_bytes(Holder(token="gone", host="node9").written())
+            os.utime(runs / f"{i:02d}" / "lease", (0, 0))
+    nodes = [start(RACE.replace("TAMPER", tamper), node, runs, marks) for node in range(4)]
     said = [node.communicate(timeout=PATIENCE_S) for node in nodes]
     winners = sorted(line for out, _ in said for line in out.splitlines())
     if tamper:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from cluster.rehearsal import Rehearsal
+from tests.conftest import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
@@ -29,7 +30,7 @@ class Cluster:
                                *map(str, arguments))
         return printed.strip()
 
-    def end(self, job: str, timeout_s: float = 120) -> tuple[str, str]:
+    def end(self, job: str, timeout_s: float = PATIENCE_S) -> tuple[str, str]:
         """State and exit code of ``job`` once it has ended."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:

@@ -17,6 +17,7 @@ from typing import Any
 from runyard.run import Run
 from runyard.tracking import journal
 from runyard.training import checkpoint
+from tests.conftest import PATIENCE_S
 from tests.slurm.lab import ROOT, Cluster
 from tests.training.conftest import SMALL, final_state, same
 
@@ -25,7 +26,6 @@ STEPS = EPOCHS * STEPS_PER_EPOCH
 # Saved at stops alone, so that what is lost shows: tests that need saving by time ask for it.
 RARE = ("checkpoint.every_s=null", "checkpoint.keep_best=false")
 OFTEN = ("checkpoint.every_s=0.2", "checkpoint.keep_best=false", "checkpoint.keep_last=3")
-PATIENCE_S = 180
 AT_ONCE = 4  # stories: enough that SLURM's timers run out beside each other, few enough for two cores
 nobody_listens = threading.Event()  # to stories any more: the tests were interrupted
 
@@ -42,7 +42,8 @@ class Runs:
     def command(self, *words: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
         own = self.lab.environment | {"PYTHONPATH": f"{cwd / 'src'}:{cwd}"} | variables
         return subprocess.run(
-            [sys.executable, "-m", "runyard", *words], cwd=cwd, env=own, capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", "runyard", *words],
+            cwd=cwd, env=own, capture_output=True, text=True, timeout=PATIENCE_S,
         )
 
     def submit(self, *settings: str, options: tuple[str, ...] = (), cwd: Path = ROOT) -> Run:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cluster.site import Site
+from tests.conftest import PATIENCE_S
 from tests.slurm.lab import ROOT, Cluster
 from tests.training.conftest import SMALL
 
@@ -43,7 +44,7 @@ def settings(data_root: Path, tmp_path: Path) -> list[str]:
 def runyard(site: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in site.lab.environment.items() if k != "PYTHONPATH"}
     command = [sys.executable, "-m", "runyard", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=180)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def queue(site: Cluster) -> str:
@@ -151,12 +152,12 @@ def test_an_interrupted_doctor_leaves_no_job(site: Cluster, settings: list[str])
         command = [sys.executable, "-m", "runyard", "doctor", *settings]
         asking = subprocess.Popen(command, cwd=ROOT, env=site.lab.environment, stdout=subprocess.DEVNULL,
                                   stderr=subprocess.DEVNULL)  # fmt: skip
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while "runyard-doctor" not in site.lab.run("squeue", "--noheader", "--format=%j"):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         asking.send_signal(2)
-        assert asking.wait(30) == 130
+        assert asking.wait(PATIENCE_S) == 130
         assert "runyard-doctor" not in site.lab.run("squeue", "--noheader", "--states=PD,R", "--format=%j")
     finally:
         site.lab.run("scontrol", "update", "NodeName=node[1-3]", "State=RESUME")

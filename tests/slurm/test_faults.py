@@ -39,11 +39,11 @@ from tests.slurm.runs import (
     went_on,
 )
 from tests.training.conftest import final_state, same
+from tests.training.starts import train_starts
 
 pytestmark = pytest.mark.slow
 AWAY_S = float(os.environ.get("AWAY_S", 45))  # SLURM's own commands wait for a controller for 18 s, srun for 9 s
 QUIET = "cluster.nodelist='node[1-2]'"
-ENDS_IN_S, GOES_ON_IN_S = 10, 30  # promised of a killed rank, where cred_expire is 8 s
 
 
 def time_limit(runs: Runs) -> tuple[Run, int, int]:
@@ -238,11 +238,8 @@ def test_three_restarts_without_progress_are_the_end(told: Any) -> None:
     assert stop["message"].startswith("given up: 3 restarts without progress at step 0")
 
 
-def test_a_killed_rank_ends_the_job_soon_and_its_next_step_comes_within_half_a_minute(
-    runs: Runs, whole: Run, record_property: Callable[[str, object], None]
-) -> None:
-    """First rank 0, then another. On a busy machine a start takes longer, the first one as well."""
-    submitted = time.time()
+def test_a_killed_rank_ends_the_job_and_it_goes_on_by_itself_from_what_was_saved(runs: Runs, whole: Run) -> None:
+    """First rank 0, then another. How long that takes is measured by benchmarks/slurm.py."""
     run = runs.submit(*OFTEN, QUIET)
     for start, rank in ((1, 0), (2, 1)):
         until_learning(run, start=start)
@@ -251,12 +248,7 @@ def test_a_killed_rank_ends_the_job_soon_and_its_next_step_comes_within_half_a_m
         until_learning(run, start=start + 1)
         requeue, again = rows(run, "requeue")[-1], rows(run, "start")[start]
         assert (requeue["cause"], requeue["without_progress"]) == ("crash", 1)
-        assert requeue["t"] - killed_at < ENDS_IN_S
         assert 0 < last_save(run, killed_at) <= again["step"], "no more is lost than was not saved"
-        stepped = next(row["t"] for row in rows(run) if row["t"] > again["t"] and row.get("step", 0) > again["step"])
-        record_property(f"seconds from rank {rank} killed to the next step", round(stepped - killed_at, 1))
-        first_start_s = rows(run, "start")[0]["t"] - submitted
-        assert stepped - killed_at < max(GOES_ON_IN_S, GOES_ON_IN_S / 2 + first_start_s)
     went_on(run, whole, most_restarts=2)
 
 
@@ -298,3 +290,20 @@ def test_what_a_dead_rank_and_jobs_that_begin_ask_of_a_controller_that_is_away_t
     for run in (asks, begins):
         until_finished(run)
         assert (len(rows(run, "start")), rows(run, "requeue")) == (1, []), said(run)
+
+
+def test_six_ranks_on_three_nodes_stopped_twice_end_with_the_bits_of_six_that_were_not(runs: Runs) -> None:
+    """Once near the first step, once in mid-epoch; in fp32, where the order of a sum of six shows."""
+    six = (*RARE, "precision=fp32", "batch_size=48", "epochs=40")
+    whole = runs.create(*six)
+    train_starts(6, [(whole, None, None)])
+    run = runs.submit(*six, "cluster.nodes=3", "cluster.tasks_per_node=2", "cluster.exclude='node[5-10]'")
+    for start in (1, 2):
+        until_started(run, start)
+        runs.lab.run("scancel", "--signal=USR2", job(run))
+        until_started(run, start + 1)
+    until_finished(run)
+    (first, *others) = rows(run, "start")
+    assert (first["world_size"], first["nodes"], len(others)) == (6, 3, 2), said(run)
+    assert 0 < others[0]["step"] < others[1]["step"] < 200, "it was to be stopped on its way"
+    assert same(final_state(whole), final_state(run))

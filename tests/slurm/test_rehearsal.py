@@ -20,6 +20,7 @@ from cluster import accounting
 from cluster.rehearsal import Rehearsal
 from cluster.slurm_conf import GRACE_S
 from runyard.errors import UserError
+from tests.conftest import PATIENCE_S
 from tests.slurm.lab import ROOT, Cluster
 
 pytestmark = pytest.mark.slow
@@ -53,7 +54,7 @@ def processes_of(folder: Path) -> list[str]:
 
 
 def gone(folder: Path) -> bool:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and (processes_of(folder) or folder.exists()):
         time.sleep(0.05)
     return not processes_of(folder) and not folder.exists()
@@ -69,7 +70,7 @@ def test_whatever_ends_it_leaves_no_process_and_no_file(slurm: Cluster, tmp_path
         words = [(Path("/proc") / pid / "cmdline").read_bytes().split(b"\0")[0] for pid in processes_of(folder)]
         assert {b"mariadbd", b"slurmdbd", b"slurmctld", b"slurmd", b"munged"} <= set(words)
         holder.send_signal(number)
-        holder.wait(10)
+        holder.wait(PATIENCE_S)
     assert gone(folder)
 
 
@@ -89,12 +90,12 @@ def test_whatever_ends_it_while_it_starts_leaves_nothing_either(
 def ended_while_starting(folder: Path, number: signal.Signals, part: str) -> Path:
     with subprocess.Popen([sys.executable, "-c", HOLD, folder], cwd=ROOT, stdout=subprocess.PIPE,
                           stderr=subprocess.DEVNULL, text=True) as holder:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and not (folder / part).exists():
             time.sleep(0.01)
         assert (folder / part).exists()
         holder.send_signal(number)
-        out, _ = holder.communicate(timeout=20)
+        out, _ = holder.communicate(timeout=PATIENCE_S)
         assert out == "", "it was still starting"
     return folder
 
@@ -126,7 +127,7 @@ with Rehearsal(Path(sys.argv[1]), nodes=2, accounting=True) as lab:
     lab.power_off("node2")
     lab.power_on("node2")
     lab.run("sbatch", "--wait", "--nodes=2", "--gpus-per-node=2", "--output=/dev/null", "--wrap", "srun true")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while not (told := lab.run("sacct", "--noheader", "--allocations", "--format=user,account,state").split()):
         assert time.monotonic() < deadline  # accounting hears of a job a little later
     print(*told)
@@ -225,7 +226,7 @@ def state(slurm: Cluster, job: str) -> str:
     return slurm.lab.run("squeue", "--noheader", "--states=all", "--format=%T", "--job", job).strip()
 
 
-def until(reached: Callable[[], bool], timeout_s: float = 60) -> None:
+def until(reached: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not reached():
         assert time.monotonic() < deadline

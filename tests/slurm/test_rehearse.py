@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.slurm.lab import ROOT, Cluster
 from tests.slurm.test_rehearsal import processes_of
 from tests.training.conftest import SMALL
@@ -51,8 +52,8 @@ def test_whatever_ends_a_rehearsal_nothing_is_left(slurm: Cluster, folder: Path,
         assert "is up after" in rehearsal.stderr.readline()
         assert processes_of(folder)
         rehearsal.send_signal(number)
-        rehearsal.wait(20)
-    deadline = time.monotonic() + 10
+        rehearsal.wait(PATIENCE_S)
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and (left(folder) or processes_of(folder)):
         time.sleep(0.1)
     assert (left(folder), processes_of(folder)) == ([], [])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from runyard.run import Run
+from tests.conftest import PATIENCE_S
 from tests.slurm.lab import ROOT
 from tests.slurm.runs import (
     EPOCHS,
@@ -228,7 +229,7 @@ def test_the_plain_array_script_trains_each_run_of_a_list(told: Any) -> None:
 
 def settled(runs: Runs) -> list[str]:
     """The queue, once jobs of earlier tests that are ending have ended."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while runs.queue() and time.monotonic() < deadline:
         time.sleep(0.1)
     return runs.queue()

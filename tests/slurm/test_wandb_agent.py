@@ -11,13 +11,13 @@ import yaml
 
 from runyard.run import Run
 from runyard.tracking import journal
+from tests.conftest import PATIENCE_S
 from tests.slurm.conftest import Cluster
 from tests.tracking.life import KEY
 from tests.tracking.wandb_server import ENTITY, ServedSweep, WandbServer
 from tests.training.conftest import SMALL
 
 pytestmark = pytest.mark.slow
-PATIENCE_S = 150
 SETTINGS = [s for s in SMALL if not s.startswith(("tracking", "epochs", "optim.lr"))]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from runyard.run import Run
+from tests.conftest import PATIENCE_S
 from tests.slurm.lab import ROOT
 from tests.slurm.runs import OFTEN, Runs, job, rows, said, saved_step, until
 
@@ -56,7 +57,7 @@ def test_a_run_is_seen_and_followed_over_a_requeue_and_cancelled_for_good(runs: 
     assert (len(running["nodelist"]), running["nodes"], running["slurm_state"]) == (2, 2, "RUNNING")
     until(lambda: len(rows(run, "checkpoint")) > 1, run)
     leaver.send_signal(signal.SIGINT)
-    assert leaver.wait(20) == 130
+    assert leaver.wait(PATIENCE_S) == 130
     assert status(run)["state"] == "running", "who leaves leaves the run alone"
 
     runs.lab.run("scontrol", "requeue", job(run))
@@ -69,7 +70,7 @@ def test_a_run_is_seen_and_followed_over_a_requeue_and_cancelled_for_good(runs: 
     ended = json.loads(done.stdout)
     assert (done.returncode, ended["state"], ended["forced"]) == (0, "stopped", False), said(run)
     assert ended["step"] == saved_step(run) == rows(run, "checkpoint")[-1]["step"] > 0
-    out, err = follower.communicate(timeout=30)
+    out, err = follower.communicate(timeout=PATIENCE_S)
     assert follower.returncode == 130
     marks = [line for line in out.splitlines() if line.startswith("── ")]
     assert [mark.partition(" on ")[0] for mark in marks] == [

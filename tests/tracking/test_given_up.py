@@ -14,6 +14,7 @@ from cluster import requeue, tell
 from cluster.requeue import REQUEUE
 from runyard.run import Run
 from runyard.tracking import journal
+from tests.conftest import PATIENCE_S
 from tests.tracking.life import Event, begin, epochs, live, write
 from tests.tracking.test_sync import synced
 from tests.tracking.wandb_server import WandbServer
@@ -34,7 +35,7 @@ def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
 def judged(run: Run) -> subprocess.CompletedProcess[str]:
     """What a batch script asks once srun has ended with 9."""
     command = [sys.executable, "-m", "cluster.requeue", str(run.path), "9", "0"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def titles(server: WandbServer, run: Run) -> list[str]:

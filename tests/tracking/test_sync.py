@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from runyard.run import Run
+from tests.conftest import PATIENCE_S
 from tests.tracking.life import FAILED, FINISHED, INTERRUPTED, KEY, begin, epochs, live, write
 from tests.tracking.test_wandb_run import is_one_history, wait_for
 from tests.tracking.wandb_server import WandbServer
@@ -27,7 +28,8 @@ IMPORTS = "import sys; from runyard.cli import main; code = main(sys.argv[1:]); 
 
 
 def sync(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, "-m", "runyard", "sync", *words], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-m", "runyard", "sync", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == code, done.stderr
     return done
 
@@ -254,7 +256,7 @@ def test_a_server_that_never_answers_is_waited_for_within_a_limit(server: WandbS
     code = "import sys; from runyard.tracking import wandb_reach; from runyard.cli import main; " \
            "wandb_reach.ANSWER_TIMEOUT_S = 1.0; sys.exit(main(sys.argv[1:]))"  # fmt: skip
     words = [sys.executable, "-c", code, "sync", str(run.path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "no answer from" in done.stderr

@@ -24,6 +24,7 @@ from runyard.run import Run
 from runyard.tracking import journal, wandb_record
 from runyard.tracking.wandb_agent import Handed, handed_out
 from runyard.tracking.wandb_history import History
+from tests.conftest import PATIENCE_S
 from tests.tracking.life import FINISHED, INTERRUPTED, begin, epochs, live, write
 from tests.tracking.test_sync import synced
 from tests.tracking.test_wandb_run import is_one_history, wait_for
@@ -34,7 +35,6 @@ MakeRun = Callable[..., Run]
 MakeConfig = Callable[..., Config]
 ROOT = Path(__file__).resolve().parents[2]
 DRAWN = {"optim.lr": 0.03, "model.widths": [8, 16]}
-PATIENCE_S = 120
 SETTINGS = [s for s in SMALL if not s.startswith(("tracking", "epochs", "optim.lr", "model.widths"))]
 
 

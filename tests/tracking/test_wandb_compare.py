@@ -16,6 +16,7 @@ from runyard.run import Run
 from runyard.tracking import sync, wandb_record
 from runyard.tracking.recorder import Recorder
 from tests.compare.fabricate import fabricate
+from tests.conftest import PATIENCE_S
 from tests.tracking.life import begin, epochs
 from tests.tracking.test_wandb_run import wait_for
 from tests.tracking.wandb_server import WandbServer
@@ -46,7 +47,7 @@ def sent(runs_dir: Path, server: WandbServer) -> WandbServer:
 
 def compare(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "runyard", "compare", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == code, done.stderr
     return done
 
@@ -116,7 +117,7 @@ def test_a_run_that_still_trains_is_there_with_what_it_has(
         recorder.event(event, **fields)
         if event == "start":
             recorder.open_wandb(fields)
-    wait_for(lambda: b'"epoch": 2' in server.run(run.id).files.get("runyard/metrics.jsonl", b""), 60)
+    wait_for(lambda: b'"epoch": 2' in server.run(run.id).files.get("runyard/metrics.jsonl", b""))
     assert "running 2/4" in compare("--wandb", "a-team/runyard").stdout
     recorder.close()
 

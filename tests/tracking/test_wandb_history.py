@@ -123,3 +123,14 @@ def test_an_odd_row_costs_no_more_than_what_is_odd_in_it(config: Config, odd: di
     points = told(config, rows(begin(), ("epoch", epoch(2) | odd), ("epoch", epoch(3))))
     assert points[-1].values["epoch"] == 3
     assert not any(isinstance(value, (str, bool, type(None))) for point in points for value in point.values.values())
+
+
+def test_each_ranks_times_are_curves_and_the_slowest_is_named_in_the_log(config: Config) -> None:
+    times = {"rank_step_ms": [10.0, 30.0, 11.0], "rank_data_ms": [0.1, 0.2, 0.3],
+             "slowest_rank": 1, "slowest_node": "n2", "slowest_to_median": 2.7}  # fmt: skip
+    slow, even = told(config, rows(begin(), ("epoch", epoch(1) | times), ("epoch", epoch(2))))
+    assert (slow.values["rank/1/step_ms"], slow.values["rank/2/data_ms"]) == (30.0, 0.3)
+    assert (slow.values["speed/slowest_rank"], slow.values["speed/slowest_to_median"]) == (1.0, 2.7)
+    assert "rank 1 on n2 takes 2.7x the median rank's time" in slow.lines[-1]
+    assert not [name for name in even.values if name.startswith("rank/")]
+    assert "median" not in even.lines[-1]

@@ -20,6 +20,7 @@ import pytest
 from runyard.run import Run
 from runyard.tracking import journal, wandb_record, wandb_run
 from runyard.tracking.recorder import Recorder
+from tests.conftest import PATIENCE_S
 from tests.tracking.life import FAILED, FINISHED, INTERRUPTED, KEY, begin, epochs, live, write
 from tests.tracking.wandb_server import ServedRun, WandbServer
 
@@ -171,7 +172,7 @@ def with_a_signal(run: Run, server: WandbServer, sent: signal.Signals) -> None:
     recorder.close()
 
 
-def wait_for(condition: Callable[[], bool], limit_s: float = 15) -> None:
+def wait_for(condition: Callable[[], bool], limit_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -198,7 +199,7 @@ def test_a_server_or_helper_that_hangs_costs_a_training_its_time_limit_and_no_mo
         recorder.event(event, **fields)
     closing = threading.Thread(target=recorder.close)
     closing.start()
-    closing.join(12)
+    closing.join(PATIENCE_S)
     assert not closing.is_alive(), "a training would hang here"
     assert wandb_record.helpers() == [], "the end of the process would wait for it"
     rows, broken = journal.read(run.journal_path)

@@ -13,7 +13,7 @@ import pytest
 
 from runyard.config import Config
 from runyard.run import Run
-from tests.conftest import SMALL_DATA
+from tests.conftest import PATIENCE_S, SMALL_DATA
 
 SMALL = (
     *SMALL_DATA,
@@ -76,7 +76,7 @@ class Ranks:
             for rank in range(world_size)
         ]
 
-    def wait(self, timeout_s: float = 180) -> list[int]:
+    def wait(self, timeout_s: float = PATIENCE_S) -> list[int]:
         """Exit codes by rank; what they said is in ``errors``."""
         said = [p.communicate(timeout=timeout_s) for p in self.processes]
         self.errors = [stderr for _, stderr in said]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from runyard.files import sha256
 from runyard.training import checkpoint
 from runyard.training.checkpoint import Saver, newest, valid, write
+from runyard.training.saved import Unusable
 
 
 def state(step: int) -> dict[str, Any]:
@@ -171,9 +171,43 @@ def test_a_checkpoint_is_told_of_when_it_is_whole_on_disk_and_not_before(
     saver.close()
 
 
-def test_an_error_of_the_writing_is_raised_by_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fails_costs_two_saves_and_a_warning_each_and_the_third_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned: list[str] = []
+    saver, real, fails = Saver(tmp_path, 1, False, warn=warned.append), checkpoint.write, {16, 24, 40, 48, 56}
+
+    def full(folder: Path, state: Any, step: int, *more: Any) -> Path:
+        if step in fails:
+            raise OSError(28, "No space left on device")
+        return real(folder, state, step, *more)
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    for step in (8, 16, 24, 32, 40, 48):
+        saver.save(state(step), step, None, wait=False)
+        saver.settle()
+        assert newest(tmp_path) is not None, "what was saved before stays"
+    assert [words.partition(" (")[0] for words in warned] == [f"step {n} is not saved" for n in (16, 24, 40, 48)]
+    assert "(No space left on device), 2 of 3 in a row before the run ends of it" in warned[-1]
+    assert found(tmp_path) == (32, 32.0)
+    saver.save(state(56), 56, None, wait=False)
+    with pytest.raises(OSError, match="No space left"):
+        saver.close()
+
+
+def test_a_save_that_is_waited_for_fails_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
+
+    saver = Saver(tmp_path, 1, False, warn=pytest.fail)
+    monkeypatch.setattr(checkpoint, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        saver.save(state(8), 8, None, wait=True)
+
+
+def test_an_error_of_the_writing_is_raised_by_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise RuntimeError("it cannot be written")
 
     calls: list[Callable[[Saver], None]] = [
         lambda saver: saver.save(state(16), 16, None, wait=True),
@@ -186,7 +220,7 @@ def test_an_error_of_the_writing_is_raised_by_the_next_call(tmp_path: Path, monk
             patch.setattr(checkpoint, "write", full)
             saver.save(state(8), 8, None, wait=False)
             saver._worker.submit(lambda: None).result()
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(RuntimeError, match="cannot be written"):
             call(saver)
     assert steps(tmp_path) == []
 
@@ -199,12 +233,14 @@ class Code:
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = write(tmp_path, state(8), 8, None)
     torch.save({"step": 8, "network": Code()}, target / "state.pt")
-    manifest = json.loads((target / "manifest.json").read_text()) | {"sha256": sha256(target / "state.pt")}
+    fits = {"sha256": sha256(target / "state.pt"), "bytes": (target / "state.pt").stat().st_size}
+    manifest = json.loads((target / "manifest.json").read_text()) | fits
     (target / "manifest.json").write_text(json.dumps(manifest))
     best = newest(tmp_path)
     assert best is not None
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(Unusable, match="no state that this program saved") as refused:
         best.load()
+    assert "weights_only" not in str(refused.value)
     assert "code ran" not in capsys.readouterr().out
     torch.load(target / "state.pt", weights_only=False)
     assert "code ran" in capsys.readouterr().out, "the control: this file does run code where it may"

@@ -26,9 +26,11 @@ from runyard.run import Run
 from runyard.tracking import journal
 from runyard.training import distributed, last_word
 from runyard.training.distributed import Dist, Vote, from_environment, joined
+from runyard.training.evaluation import Part
 from runyard.training.last_word import RankLost
-from runyard.training.metrics import Counters, evaluate
+from runyard.training.metrics import Counters
 from runyard.training.usage import Usage
+from tests.conftest import PATIENCE_S
 from tests.training.conftest import Ranks
 
 SUBMITIT = {"SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_LOCALID": "1",
@@ -38,7 +40,6 @@ TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE
 SLURM = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "2",
          "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "99", "SLURM_RESTART_COUNT": "2"}
 RANKS, IMAGES, CLASSES = 3, 100, 4
-PATIENCE_S = 60  # well below JOIN_TIMEOUT_S: nobody may wait for that when a rank is lost
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,10 @@ def measuring(place: Dist) -> Any:
     labels = torch.from_numpy(rng.integers(0, CLASSES, size=IMAGES))
     mine = torch.from_numpy(np.asarray(evaluation_indices(IMAGES, place.rank, place.world_size)))
     batches = [Batch(images[part], labels[part], part) for part in mine.split(7)]
-    p = evaluate(logits_of, batches, torch.device("cpu"), 0.1)
+    part = Part(IMAGES, place.world_size, 7)
+    assert len(list(part.go_on(logits_of, batches, 0.1))) == {1: 15, RANKS: 5}[place.world_size], "on each rank"
+    assert part.complete
+    p = part.predictions()
     return p.loss, p.top1, p.confusion(CLASSES), p.index.tolist(), p.predicted.tolist(), p.confidence.tolist()
 
 
@@ -248,6 +252,7 @@ def as_rank_that_prepares(rank: int, folder: Path, work: Callable[[Dist], Any], 
 
 
 def as_rank(rank: int, folder: Path, work: Callable[[Dist], Any], said: Any) -> None:
+    distributed.JOIN_TIMEOUT_S = 10 * PATIENCE_S  # nobody may wait for that when a rank is lost
     me = place(rank, RANKS)
     try:
         with joined(me, folder):

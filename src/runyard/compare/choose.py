@@ -76,7 +76,7 @@ def choose(
     if all(run.state == "not started" for run in fitting):
         raise UserError(f"{_named(fitting)}: without metrics, {'it has' if len(fitting) == 1 else 'they have'} not "
                         "started: nothing to compare yet")
-    refused = _refused(Path(runs_dir) / ".sweeps" / sweep, notes) if sweep is not None else ()
+    refused = tuple(why for folder in _searches(runs_dir) if folder.name == sweep for why in _refused(folder, notes))
     return Choice(sorted(fitting, key=lambda run: (run.created, run.id)), notes + _notes(fitting), sweep, refused)
 
 
@@ -119,15 +119,20 @@ def _of_sweep(wanted: str, directories: list[Path], runs_dir: Path | str, notes:
 def _without_runs(wanted: str | None, runs_dir: Path | str) -> str:
     """Why the one search that is wanted has no run, where all of its trials were refused; else ""."""
     found = {
-        path.parent.name: why
-        for path in sorted(Path(runs_dir).glob(".sweeps/*/refused.jsonl"))
-        if wanted and (wanted == "@last" or path.parent.name.startswith(wanted)) and (why := _refused(path.parent, []))
+        folder.name: why
+        for folder in _searches(runs_dir)
+        if wanted and (wanted == "@last" or folder.name.startswith(wanted)) and (why := _refused(folder, []))
     }
     name = wanted if wanted in found else next(iter(found)) if len(found) == 1 else None
     if name is None:
         return ""
     count = len(found[name])
     return f"--sweep {name}: none of its {count} trial{'s' * (count > 1)} became a run: {found[name][0]}"
+
+
+def _searches(runs_dir: Path | str) -> list[Path]:
+    """Folders of searches that had trials refused; each user's lie in one of their own."""
+    return [path.parent for path in sorted(Path(runs_dir).glob(".sweeps*/*/refused.jsonl"))]
 
 
 def _refused(folder: Path, notes: list[str]) -> tuple[str, ...]:

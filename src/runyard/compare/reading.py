@@ -19,13 +19,14 @@ import yaml
 
 from runyard.compare.runs import History, Settings, Start, number
 from runyard.errors import UserError
+from runyard.files import read_within
 from runyard.run import is_plain_name
 from runyard.tracking import journal
 from runyard.tracking.journal import Row
 
 MOST = 2**53  # no epoch, step or rank of a journal that is in order; beyond, floats lose count
 SIGN_OF_LIFE_S = 600.0  # an unfinished run that wrote something within this long is said to be running
-ELSEWHERE = ("runs_dir", "data.root", "data.path", "data.sources", "tracking.", "checkpoint.", "cluster.")
+ELSEWHERE = ("runs_", "data.root", "data.path", "data.sources", "tracking.", "checkpoint.", "cluster.")
 NOT_ELSEWHERE = ("cluster.nodes", "cluster.tasks_per_node", "cluster.gpus_per_node")
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
 
@@ -107,7 +108,7 @@ def read_record(directory: Path) -> dict[str, Any]:
         UserError: missing or damaged.
     """
     try:
-        record = json.loads((directory / "run.json").read_bytes())
+        record = json.loads(read_within(directory, "run.json"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{directory}: no run directory (it lacks run.json)") from None
     except OSError as error:
@@ -124,7 +125,7 @@ def read_record(directory: Path) -> dict[str, Any]:
 def _config(path: Path) -> tuple[dict[str, Any], str]:
     """The configuration, and the file's sha256."""
     try:
-        content = path.read_bytes()
+        content = read_within(path.parent, path.name)
         values = yaml.load(content, LOADER)  # a safe loader
     except OSError as error:
         raise UserError(f"{path}: cannot read it ({error.strerror})") from None
@@ -137,7 +138,7 @@ def _config(path: Path) -> tuple[dict[str, Any], str]:
 
 def _broken(path: Path) -> tuple[tuple[int, ...], bool]:
     """Numbers of the lines that hold no event, and whether the last line is one of them and lacks its end."""
-    lines = path.read_bytes().split(b"\n")
+    lines = read_within(path.parent, path.name, most=journal.MOST_BYTES).split(b"\n")
     bad = []
     for at, line in enumerate(lines, 1):
         try:
@@ -152,7 +153,7 @@ def _broken(path: Path) -> tuple[tuple[int, ...], bool]:
 def _sign_of_life(directory: Path) -> float:
     """When progress.json was last written, unix seconds; 0 where it was not."""
     try:
-        value = json.loads((directory / "progress.json").read_bytes())
+        value = json.loads(read_within(directory, "progress.json"))
     except (OSError, ValueError):
         return 0.0
     return np.nan_to_num(number(value.get("t"))) if isinstance(value, dict) else 0.0
@@ -244,7 +245,7 @@ def _column(values: list[Any]) -> np.ndarray:
 def _data(path: Path) -> tuple[dict[str, Any], str | None, str | None]:
     """``data.json``, the identity of its content, and that of the test part. {} and None where it is not there."""
     try:
-        return _identities(path.read_bytes())
+        return _identities(read_within(path.parent, path.name))
     except OSError:
         return {}, None, None
 

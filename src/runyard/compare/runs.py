@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from runyard.files import open_within
 from runyard.tracking.journal import Row
 
 Settings = dict[str, Any]
@@ -141,6 +142,12 @@ class History:
         return int(epochs[-1]) if len(epochs) else 0
 
     @property
+    def ranks(self) -> tuple[int, ...]:
+        """Numbers of ranks it was trained on, in turn: of one number throughout (that number,)."""
+        every = [start.ranks for start in self.starts]
+        return tuple(n for i, n in enumerate(every) if i == 0 or n != every[i - 1])
+
+    @property
     def restarts(self) -> tuple[Start, ...]:
         return self.starts[1:]
 
@@ -212,8 +219,7 @@ class History:
         import zlib
 
         try:
-            path = self.directory / "predictions.npz"
-            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            with open_within(self.directory, "predictions.npz") as opened, np.load(opened, allow_pickle=False) as file:
                 index, label, predicted, confidence = (
                     file[k] for k in ("index", "label", "predicted", "confidence")
                 )

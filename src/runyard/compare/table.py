@@ -148,7 +148,14 @@ def as_dict(row: Row) -> dict[str, Any]:
         "settings": plain(row.settings),
         **{name: value if np.isfinite(value) else None for name, value in row.values.items()},
         "runs": [
-            {"id": run.id, "seed": run.seed, "state": run.state, "message": run.message, "counted": run in g.counted}
+            {
+                "id": run.id,
+                "seed": run.seed,
+                "state": run.state,
+                "message": run.message,
+                "counted": run in g.counted,
+                "ranks": list(run.ranks),
+            }
             for run in g.runs
         ],
     }

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runyard.printable import printable
 from runyard.tracking.words import clock
 
 NONE = "–"
 GAP = "  "
 NAME, LABEL = 30, 40  # characters of a cell that are never cut (a run's id can be copied), and at most of the first
-STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 TIGHT = 9  # characters that a heading may take before it is broken over lines
 
 
@@ -63,7 +63,7 @@ def as_csv(lines: Sequence[dict[str, Any]]) -> str:
 
 def on_one_line(text: str) -> str:
     r"""Line breaks and other characters that steer a terminal, or that it cannot print, as \n, \x1b and so on."""
-    return STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def shortened(texts: Sequence[str], most: int) -> list[str]:

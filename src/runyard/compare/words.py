@@ -38,6 +38,9 @@ def of_table(groups: Sequence[Group]) -> list[str]:
         out.append(f"Submitted with more than one version of the code: {_few(mixed)}.")
     if mixed := [g.label for g in groups if len({run.device for run in g.counted if run.device}) > 1]:
         out.append(f"Run on more than one kind or number of devices: {_few(mixed)}.")
+    if moved := [(g.label, run.ranks) for g in groups for run in g.counted if len(run.ranks) > 1]:
+        changes = [f"{label} ({' then '.join(map(str, ranks))})" for label, ranks in moved]
+        out.append(f"The number of ranks changed midway, which changes what is learned: {_few(changes)}.")
     return [" ".join(out)] if out else []
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -9,8 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from runyard.data.order import Indices
+from runyard.errors import UserError
+from runyard.files import keep_open, open_regular
 
 Pixels = npt.NDArray[np.uint8]
+MEND = "delete its folder and run: runyard prepare"
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class Source(Protocol):
@@ -24,14 +30,77 @@ class Source(Protocol):
         ...
 
 
+class ArrayFile:
+    """A ``.npy`` file that stays on disk and is read row by row, from several threads at once.
+
+    It is not mapped: of a mapped file that becomes shorter the process would die (SIGBUS), without a word of the cause.
+
+    Attributes:
+        shape, dtype: Of the whole array.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+        ValueError: no ``.npy`` file of plain numbers in C order, or cut short.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open_regular(path) as file:
+            version = np.lib.format.read_magic(file)
+            if version not in _HEADERS:
+                raise ValueError(f".npy of version {version}")
+            self.shape, fortran, self.dtype = _HEADERS[version](file)
+            if self.dtype.hasobject or not self.shape or (fortran and len(self.shape) > 1):
+                raise ValueError("no plain numbers in C order")
+            self._start, self._row = file.tell(), self.dtype.itemsize * math.prod(self.shape[1:])
+            self._bytes = self._start + self._row * self.shape[0]
+            if (size := os.fstat(file.fileno()).st_size) < self._bytes:
+                raise ValueError(f"{size} bytes, expected {self._bytes}")
+            self._file = keep_open(file, self)
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def rows(self, indices: Indices | range) -> np.ndarray:
+        """A fresh array of these rows.
+
+        Raises:
+            UserError: the file has become shorter.
+        """
+        out = np.empty((len(indices), *self.shape[1:]), self.dtype)
+        flat = out.reshape(len(indices), -1).view(np.uint8)
+        for at, index in enumerate(indices):
+            if os.preadv(self._file, [flat[at]], self._start + self._row * int(index)) != self._row:
+                raise shortened(self.path, self._bytes, os.fstat(self._file).st_size)
+        return out
+
+
+def load(path: Path) -> np.ndarray:
+    """A whole ``.npy`` file of plain numbers in memory.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+        ValueError: it is no ``.npy`` file of plain numbers, or cut short.
+    """
+    with open_regular(path) as file:
+        return np.load(file, allow_pickle=False)  # type: ignore[no-any-return]
+
+
+def shortened(path: Path, expected: int, found: int) -> UserError:
+    """What to say of a file that was cut short, or replaced in place, while it was read. Sizes in bytes."""
+    return UserError(f"{path}: changed while it was read: {found} bytes, and it had {expected}; {MEND}")
+
+
 class ArraySource:
-    """``.npy`` files, held in memory or mapped."""
+    """``.npy`` files, held in memory or read from disk."""
 
     def __init__(self, images: Path, labels: Path, *, in_memory: bool) -> None:
-        # mapped copy-on-write, though nobody writes: kernels are compiled for writable arrays
-        self.images: Pixels = np.asarray(np.load(images, mmap_mode=None if in_memory else "c", allow_pickle=False))
-        self.labels: Indices = np.load(labels, allow_pickle=False)
-        self.size = self.images.shape[1]
+        self._file = ArrayFile(images)
+        self._held: Pixels | None = load(images) if in_memory else None
+        self.labels: Indices = load(labels)
+        self.size = self._file.shape[1]
 
     def read(self, indices: Indices) -> tuple[Pixels, Indices]:
-        return self.images, indices
+        if self._held is not None:
+            return self._held, indices
+        return self._file.rows(indices), np.arange(len(indices))

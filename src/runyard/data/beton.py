@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from runyard.errors import UserError
+from runyard.files import open_regular
 
 MEND = "delete its folder and run: runyard prepare"
 _HEADER = np.dtype([("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"),
@@ -60,15 +62,15 @@ def inspect(path: Path) -> Beton:
         UserError: missing, unreadable, empty, truncated, foreign, or left by a writer that was interrupted.
     """
     try:
-        with open(path, "rb") as f:
+        with open_regular(path) as f:
             end = f.seek(0, 2)
             f.seek(0)
-            return _parse(path, f.read(_HEADER.itemsize + len(_FIELDS) * _FIELD.itemsize), end)
+            return _parse(path, f, f.read(_HEADER.itemsize + len(_FIELDS) * _FIELD.itemsize), end)
     except OSError as error:
         raise UserError(f"{path}: cannot read it ({error.strerror}); expected an FFCV file; {MEND}") from None
 
 
-def _parse(path: Path, head: bytes, end: int) -> Beton:
+def _parse(path: Path, file: BinaryIO, head: bytes, end: int) -> Beton:
     def refuse(what: str) -> UserError:
         return UserError(f"{path}: {what}; {MEND}")
 
@@ -94,8 +96,12 @@ def _parse(path: Path, head: bytes, end: int) -> Beton:
     if wanted != end:
         raise refuse(f"truncated: {end} bytes, expected {wanted}" if end < wanted
                      else f"damaged: {end} bytes, expected {wanted} for {samples} samples")
-    records = np.fromfile(path, _RECORD, samples, offset=len(head))
-    allocations = np.fromfile(path, _ALLOCATION, samples, offset=table)
+    file.seek(len(head))
+    records = np.fromfile(file, _RECORD, samples)
+    file.seek(table)
+    allocations = np.fromfile(file, _ALLOCATION, samples)
+    if len(records) != samples or len(allocations) != samples:
+        raise refuse("it became shorter while it was read")
     allocations = allocations[np.argsort(allocations["sample_id"], kind="stable")]
     pointers, sizes = allocations["ptr"], allocations["size"]
     area = records["width"].astype(np.uint64) * records["height"] * np.uint64(3)

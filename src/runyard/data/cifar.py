@@ -19,6 +19,7 @@ from runyard.config import DataConfig
 from runyard.data import fetch, safe_pickle
 from runyard.data.rules import CIFAR_SIZE
 from runyard.errors import UserError
+from runyard.files import open_regular, read_regular
 
 CLASSES10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # Of the canonical binary files: per image one label byte, then 3,072 pixel bytes, channel first.
@@ -87,15 +88,15 @@ def members(path: Path, wanted: set[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     try:
         if path.is_dir():
-            for file in sorted([*path.glob("*"), *path.glob("*/*")]):
-                if file.name in wanted and file.is_file() and file.stat().st_size <= LARGEST_MEMBER:
-                    found.setdefault(file.name, file.read_bytes())
+            for member in sorted([*path.glob("*"), *path.glob("*/*")]):
+                if member.name in wanted and member.is_file() and member.stat().st_size <= LARGEST_MEMBER:
+                    found.setdefault(member.name, read_regular(member))
             return found
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                name = member.name.rpartition("/")[2]
-                stream = archive.extractfile(member) if name in wanted and member.isreg() else None
-                if stream is not None and member.size <= LARGEST_MEMBER:
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+            for info in archive:
+                name = info.name.rpartition("/")[2]
+                stream = archive.extractfile(info) if name in wanted and info.isreg() else None
+                if stream is not None and info.size <= LARGEST_MEMBER:
                     found[name] = stream.read()
         return found
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:

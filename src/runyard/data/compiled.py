@@ -18,6 +18,8 @@ from typing import Any
 from numba import njit
 from numba.core import caching
 
+from runyard.ownership import of_this_user, private_folder
+
 HERE = Path(__file__).parent
 SAFE_MATH = {"nnan", "ninf", "nsz", "arcp", "contract"}  # all but reordering sums, which would move pixels by a level
 
@@ -41,19 +43,21 @@ def sources_sha256() -> str:
 
 @cache
 def cache_folder() -> Path | None:
-    """The first writable of NUMBA_CACHE_DIR, the user's cache folder and a private temporary one; None: no cache."""
+    """The first usable of NUMBA_CACHE_DIR, the user's cache folder and a temporary one; None: no cache.
+
+    What lies in a cache is run, so that it is only taken from a directory which nobody else can write.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    private = Path(tempfile.gettempdir()) / f"runyard-kernels-{os.getuid()}"
-    for base in (os.environ.get("NUMBA_CACHE_DIR"), f"{home}/runyard", private):
+    for base in (os.environ.get("NUMBA_CACHE_DIR"), f"{home}/runyard", tempfile.gettempdir()):
         if not base:
             continue
-        folder = Path(base) / f"kernels-{sources_sha256()[:16]}"
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):  # a cache is code: only our own
-                return folder
+            Path(base).mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder = private_folder(Path(base) / of_this_user(f"runyard-kernels-{sources_sha256()[:16]}"))
         except OSError:
             continue
+        if os.access(folder, os.W_OK):
+            return folder
     return None
 
 

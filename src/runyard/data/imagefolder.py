@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from runyard.errors import UserError
+from runyard.files import open_regular
 
 _MODES = {"1": "bilevel", "L": "grayscale", "LA": "grayscale with alpha", "La": "grayscale with alpha", "P": "palette",
           "PA": "palette with alpha", "RGBA": "alpha", "RGBa": "alpha", "CMYK": "CMYK", "YCbCr": "YCbCr", "LAB": "LAB",
@@ -96,7 +97,7 @@ def decode(path: Path) -> tuple[np.ndarray, str | None]:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             odd = _oddity(image)
             image.load()
             upright = ImageOps.exif_transpose(image)
@@ -116,6 +117,8 @@ def decode(path: Path) -> tuple[np.ndarray, str | None]:
     except Image.DecompressionBombError:
         raise BrokenImageError("so many pixels that it may be an attack on the memory") from None
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, ArithmeticError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise BrokenImageError(error.strerror) from None
         raise BrokenImageError((str(error).splitlines() or [type(error).__name__])[0][:100]) from None
 
 

@@ -8,7 +8,7 @@ reader, nor the number of workers or ranks, nor a restart in mid-epoch changes a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import islice, pairwise
@@ -73,10 +73,14 @@ def train_loader(config: Config, manifest: Manifest, folder: Path, *, rank: int,
 
 
 def evaluation_batches(config: Config, manifest: Manifest, folder: Path, split: str, *, rank: int, world_size: int,
-                       device: torch.device) -> Iterator[Batch]:
-    """This rank's exact share of ``split`` in order, as it is. The last batch may be small; a share may be empty."""
+                       device: torch.device, start: int = 0) -> Generator[Batch]:
+    """This rank's exact share of ``split`` in order, as it is, from batch ``start`` on.
+
+    The last batch may be small; a share may be empty.
+    """
     shard = evaluation_indices(manifest.splits[split].samples, rank, world_size)
-    shares = [shard[i:i + config.eval_batch_size] for i in range(0, len(shard), config.eval_batch_size)]
+    first = start * config.eval_batch_size
+    shares = [shard[i:i + config.eval_batch_size] for i in range(first, len(shard), config.eval_batch_size)]
     if config.loader == "resident" and device.type == "cuda":
         from runyard.data.resident import device_arrays
 

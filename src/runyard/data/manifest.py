@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from runyard.config import DataConfig
 from runyard.data import beton
+from runyard.data.arrays import ArrayFile
 from runyard.errors import UserError
-from runyard.files import sha256
+from runyard.files import read_regular, sha256
 
 FILE_NAME = "manifest.json"
 FORMAT = "runyard-data-1"
+CHECKSUM = "checksum"  # older manifests have none
 MEND = "delete its folder and run: runyard prepare; or set data.root or data.name to another"
 
 
@@ -70,7 +70,8 @@ class Manifest:
     @property
     def sha256(self) -> str:
         """Identity of the content: of every file, the class names and the normalisation."""
-        content = {key: value for key, value in to_dict(self).items() if key not in ("name", "source", "writer")}
+        aside = ("name", "source", "writer", CHECKSUM)
+        content = {key: value for key, value in to_dict(self).items() if key not in aside}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -95,7 +96,13 @@ def folder(data: DataConfig) -> Path:
 
 def to_dict(manifest: Manifest) -> dict[str, Any]:
     """As JSON holds it."""
-    return {"format": FORMAT, **json.loads(json.dumps(asdict(manifest)))}
+    values = {"format": FORMAT, **json.loads(json.dumps(asdict(manifest)))}
+    return values | {CHECKSUM: _checksum(values)}
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    """Of all that a manifest says: that a mean or a class name was damaged could not be seen otherwise."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def from_dict(values: Mapping[str, Any], where: str = FILE_NAME, mend: str = MEND) -> Manifest:
@@ -107,11 +114,13 @@ def from_dict(values: Mapping[str, Any], where: str = FILE_NAME, mend: str = MEN
     if not isinstance(values, Mapping) or values.get("format") != FORMAT:
         raise UserError(f"{where}: not a manifest of this program (expected \"format\": \"{FORMAT}\"); {mend}")
     try:
-        given = {key: value for key, value in values.items() if key != "format"}
+        given = {key: value for key, value in values.items() if key not in ("format", CHECKSUM)}
         splits = {str(name): Split(**split) for name, split in given["splits"].items()}
         mean, std = (tuple(float(x) for x in given[key]) for key in ("mean", "std"))
         classes = tuple(str(c) for c in given["classes"])
         manifest = Manifest(**{**given, "splits": splits, "mean": mean, "std": std, "classes": classes})
+        if not all(isinstance(n, str) for s in splits.values() for n in (s.beton, s.beton_sha256)):
+            raise ValueError("a part without a file")
         names = [n for s in splits.values() for n in (s.beton, s.images, s.labels) if n is not None]
         if len(mean) != 3 or len(std) != 3 or not classes or not {"train", "test"} <= set(splits):
             raise ValueError("it lacks classes, channels, or the train and test parts")
@@ -125,6 +134,8 @@ def from_dict(values: Mapping[str, Any], where: str = FILE_NAME, mend: str = MEN
             raise ValueError("a part without images")
         if any(Path(n).name != n for n in names):
             raise ValueError("a file name that leaves the folder")
+        if CHECKSUM in values and values[CHECKSUM] != _checksum({k: v for k, v in values.items() if k != CHECKSUM}):
+            raise ValueError("it was changed: its checksum is another")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{where}: damaged ({error}); {mend}") from None
     return manifest
@@ -156,7 +167,7 @@ def read(path: Path, mend: str = MEND) -> Manifest:
         UserError: it is damaged or another program's.
     """
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_regular(path))
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -200,7 +211,7 @@ def _check_array(folder: Path, file: str | None, dtype: str, shape: tuple[int, .
         return
     path = folder / file
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = ArrayFile(path)
     except (OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or "truncated or no .npy file"
         raise UserError(f"{path}: {reason}; delete its folder and run: runyard prepare") from None

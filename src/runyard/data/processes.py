@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import errno
+import functools
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +25,7 @@ from runyard.data.order import Indices
 
 Job = tuple[int, Indices]  # epoch, samples of one micro-batch
 # What SLURM and a terminal send to every process of a step. Only the training process acts on them.
+BATCH_TIMEOUT_S = 120.0  # after which a worker hangs
 JOB_SIGNALS = {signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT}
 
 
@@ -32,9 +39,11 @@ class Processes:
         # a server process forks the workers: this process has threads, which do not survive a fork
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
+        alive, self._alive = multiprocessing.Pipe(duplex=False)  # its end here closes when this process is gone
         self._loader: DataLoader[Batch] = DataLoader(
             _MicroBatches(images, labels, seed, settings), sampler=self._jobs, batch_size=None, num_workers=workers,
-            worker_init_fn=_ignore_signals, persistent_workers=True, multiprocessing_context=context)
+            worker_init_fn=functools.partial(_begin, alive), persistent_workers=True, multiprocessing_context=context,
+            timeout=BATCH_TIMEOUT_S)
 
     def batches(self, epoch: int, shares: Iterable[Indices]) -> Iterator[Batch]:
         self._jobs.current = [(epoch, share) for share in shares]
@@ -47,7 +56,13 @@ class Processes:
         # at exit, before torch and multiprocessing end the workers by a SIGTERM, which these ignore, and wait for ever
         atexit.unregister(self.close)
         atexit.register(self.close)
-        yield from batches
+        try:
+            yield from batches
+        except RuntimeError as error:
+            if "shared memory" in str(error):  # in which the workers hand over their batches
+                words = "no room for loader=torch's batches (loader=ffcv needs none)"
+                raise OSError(errno.ENOSPC, words, "/dev/shm") from error
+            raise
 
     def close(self) -> None:
         atexit.unregister(self.close)
@@ -84,10 +99,21 @@ class _MicroBatches(Dataset[Batch]):
         source, size = self._source, self._source.size
         out = np.empty((len(samples), size, size, 3), np.uint8)
         kernels.augment(*source.read(samples), samples, self._seed, epoch, self._settings, out)
-        return Batch(torch.from_numpy(out), torch.from_numpy(source.labels[samples]), torch.from_numpy(samples))
+        batch = Batch(torch.from_numpy(out), torch.from_numpy(source.labels[samples]), torch.from_numpy(samples))
+        # Here an error is handed over. The queue's thread, which else would do it, drops the batch without a word.
+        return Batch(*(column.share_memory_() for column in batch))
 
 
-def _ignore_signals(_: int) -> None:
+def _begin(alive: Connection, _: int) -> None:
+    """A worker's first act: to leave the job's signals to the training process, and to end with it."""
+    threading.Thread(target=_end_with, args=(alive,), name="alive", daemon=True).start()
     for number in JOB_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, JOB_SIGNALS)
+
+
+def _end_with(alive: Connection) -> None:
+    """Not by the parent: the server that forked this process outlives who started it."""
+    with contextlib.suppress(EOFError, OSError):
+        alive.recv_bytes()
+    os.kill(os.getpid(), signal.SIGKILL)

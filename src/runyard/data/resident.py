@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runyard.data.arrays import load
 from runyard.data.augment import device as on_device
 from runyard.data.augment import draws
 from runyard.data.batch import Batch
@@ -22,8 +23,7 @@ CHUNK_PIXELS = 1 << 23  # pixels augmented at once: 8192 images of 32 px; some 0
 @cache
 def device_arrays(images: Path, labels: Path, identity: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """uint8 [N, S, S, 3] and int64 [N] on ``device``, read once per process."""
-    return (torch.from_numpy(np.load(images, allow_pickle=False)).to(device),
-            torch.from_numpy(np.load(labels, allow_pickle=False)).to(device))
+    return torch.from_numpy(load(images)).to(device), torch.from_numpy(load(labels)).to(device)
 
 
 class OnDevice:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from runyard.errors import UserError
+from runyard.files import read_regular
 
 
 def load(path_or_file: str | Path | BinaryIO, name: str | None = None) -> Any:
@@ -35,7 +36,7 @@ def load(path_or_file: str | Path | BinaryIO, name: str | None = None) -> Any:
         name = str(getattr(path_or_file, "name", "the file") if hasattr(path_or_file, "read") else path_or_file)
     try:
         if isinstance(path_or_file, (str, Path)):
-            path_or_file = io.BytesIO(Path(path_or_file).read_bytes())
+            path_or_file = io.BytesIO(read_regular(path_or_file))
         return _settle(_Reader(path_or_file, name).load())
     except OSError as error:
         raise UserError(f"{name}: cannot read it ({error.strerror}); expected a pickle of arrays") from None

@@ -1,4 +1,4 @@
-"""A copy of the data on each node's own disk, made once per node, verified, and used by every task there."""
+"""A copy of the data on each node's own disk, made once per node and user, verified, and used by every task there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 
 from runyard.config import Config
 from runyard.data.manifest import Manifest
+from runyard.data.verified import files_read
 from runyard.files import sha256, write_atomic
+from runyard.ownership import of_this_user, private_folder
 
 SPARE = 1.05  # of what is copied must be free
 
@@ -30,10 +32,11 @@ def stage(config: Config, manifest: Manifest, folder: Path, start: str) -> tuple
     disk = Path(os.path.expandvars(wanted)).expanduser()
     if "$" in str(disk):
         return folder, f"cluster.stage_data={wanted}: not set on this node; reading {folder}"
-    files = _files(config, manifest)
-    copy = disk / f"runyard-{manifest.sha256[:16]}"
+    files = files_read(config, manifest)
+    copy = disk / of_this_user(f"runyard-{manifest.sha256[:16]}")
     try:
-        copy.mkdir(parents=True, exist_ok=True)
+        disk.mkdir(parents=True, exist_ok=True)
+        private_folder(copy)  # others use this disk too: they may have made a directory of that name
         with open(copy / "lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             noted = copy / f"verified-{start}"
@@ -44,13 +47,6 @@ def stage(config: Config, manifest: Manifest, folder: Path, start: str) -> tuple
     except OSError as error:
         return folder, f"cluster.stage_data={wanted}: {error.strerror or error}; reading {folder}"
     return copy, None
-
-
-def _files(config: Config, manifest: Manifest) -> dict[str, str]:
-    """What this configuration's loader reads, by name, and each file's sha256."""
-    if config.loader == "ffcv":
-        return {part.beton: part.beton_sha256 for part in manifest.splits.values()}
-    return {name: digest for part in manifest.splits.values() for name, digest in part.arrays_sha256.items()}
 
 
 def _there(copy: Path, files: dict[str, str]) -> bool:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from runyard import causes, oom
 from runyard.errors import UserError
 
 STALL_S = 300  # no sign of life for so long: a hang. Importing torch from a cold network disk is the longest silence
@@ -48,6 +49,7 @@ def write(jobs: list[Job], tell: Callable[[str, int, int], None], *, stall_s: fl
     source = str(Path(__file__).parents[2])
     python_path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "runyard.data.ffcv_writer", str(os.getpid())]
+    watch = oom.Watch()
     with open(log, "wb") as errors:
         process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": python_path}, start_new_session=True,
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
@@ -68,7 +70,7 @@ def write(jobs: list[Job], tell: Callable[[str, int, int], None], *, stall_s: fl
         assert process.stdout is not None
         process.stdout.close()
     if process.returncode:
-        raise _failure(process.returncode, log, jobs[0].beton)
+        raise _failure(process.returncode, log, jobs[0].beton, watch.words())
     log.unlink()
 
 
@@ -94,7 +96,7 @@ def _messages(process: subprocess.Popen[bytes], stall_s: float) -> Iterator[dict
                                 "look at it, or set data.root to another")
 
 
-def _failure(code: int, log: Path, file: str) -> UserError:
+def _failure(code: int, log: Path, file: str, struck: str | None) -> UserError:
     words = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     raised = [line for line in words if re.match(r"[\w.]+(Error|Exception)\b", line)]  # its end makes others talk too
     last = (raised or words or ["no reason given"])[-1][:200]
@@ -103,5 +105,6 @@ def _failure(code: int, log: Path, file: str) -> UserError:
     if code == -signal.SIGBUS:
         return UserError("the FFCV writer found too little shared memory: /dev/shm is full; make room there")
     if code == -signal.SIGKILL:
-        return UserError("the FFCV writer was killed, perhaps for want of memory; free some, then run: runyard prepare")
+        why = f", {struck}: free memory" if struck else ": look who did it"
+        return UserError(f"the FFCV writer was {causes.end_in_words('SIGKILL')}{why}, then run: runyard prepare")
     return UserError(f"the FFCV writer failed with code {code} ({last})")

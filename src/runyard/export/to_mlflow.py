@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from runyard.compare.runs import History
 from runyard.errors import UserError
 from runyard.export.rows import began, facts, measures, outcome, points, written
+from runyard.files import read_within
 
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100  # what MLflow takes in one call
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
@@ -81,8 +83,9 @@ class Target:
         metrics += [Metric(f"result/{name}", value, end_ms, last) for name, value in outcome(run).items()]
         for at in range(0, len(metrics), METRICS_AT_ONCE):
             log(made.info.run_id, metrics=metrics[at : at + METRICS_AT_ONCE])
-        if (config := run.directory / "config.yaml").exists():
-            self._client.log_artifact(made.info.run_id, str(config))
+        with contextlib.suppress(FileNotFoundError):
+            text = read_within(run.directory, "config.yaml").decode(errors="replace")
+            self._client.log_text(made.info.run_id, text, "config.yaml")
         self._client.set_terminated(made.info.run_id, STATUS.get(run.state, "RUNNING"), end_ms)
         for old in before:  # after the new one is whole
             self._client.delete_run(old.info.run_id)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from runyard.files import read_within
 from runyard.run import Run
 from runyard.tracking import journal
 from runyard.tracking.journal import Row
@@ -135,7 +136,7 @@ def _classes(run: Run, final: Row, confusion: np.ndarray | None) -> list[str]:
     names = final.get("classes")
     if not isinstance(names, list):
         try:
-            names = json.loads((run.path / "data.json").read_text()).get("classes")
+            names = json.loads(read_within(run.path, "data.json")).get("classes")
         except (OSError, ValueError, AttributeError):
             names = None
     names = [str(name) for name in names] if isinstance(names, list) else []

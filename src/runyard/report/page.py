@@ -11,7 +11,7 @@ import yaml
 
 from runyard import config as schema
 from runyard.errors import UserError
-from runyard.files import write_atomic
+from runyard.files import folder_within, write_atomic
 from runyard.report import confusion, curves, style, tables
 from runyard.report.facts import Facts, gather, number
 from runyard.report.tables import data, loss, note, percent, section
@@ -20,7 +20,7 @@ from runyard.run import Run
 from runyard.tracking.journal import Row
 
 # Nothing but what is inlined may load, whatever a class name or a message tries to smuggle in.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 WIDE_CLASSES = 58  # beyond, the confusion matrix is wider than the page and is scrolled
 PAPER_DPI, PAGE_DPI = 300, 170
 
@@ -41,7 +41,7 @@ def write_report(run: Run) -> Path:
         figures["confusion"] = lambda theme: confusion.draw(matrix, facts.classes, theme)
     pictures: dict[str, bytes] = {}
     try:
-        folder.mkdir(exist_ok=True)
+        folder_within(run.path, folder.name)
         for name, draw in figures.items():
             figure = draw(LIGHT)
             pictures[name] = save(figure, "png", PAPER_DPI)

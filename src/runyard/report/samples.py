@@ -11,6 +11,7 @@ import numpy as np
 
 from runyard.data import manifest
 from runyard.errors import UserError
+from runyard.files import open_regular, open_within, read_within
 from runyard.report.facts import Facts
 
 LARGEST_PX = 96  # an image on the page; larger ones are made smaller
@@ -73,9 +74,8 @@ def png(image: np.ndarray) -> bytes:
 
 def _predictions(facts: Facts) -> dict[str, np.ndarray]:
     """The run's predictions over the test set: index, label, predicted int64 [N], confidence float32 [N]."""
-    path = facts.run.path / "predictions.npz"
     try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with open_within(facts.run.path, "predictions.npz") as opened, np.load(opened, allow_pickle=False) as file:
             found = {key: file[key] for key in ("index", "label", "predicted", "confidence")}
     except FileNotFoundError:
         raise UserError("the run left no predictions.npz") from None
@@ -97,7 +97,7 @@ def test_images(folder: Path, data_json: Path, index: np.ndarray, label: np.ndar
         UserError: they are not there, or no longer those the run was tested on.
     """
     try:
-        values = json.loads(data_json.read_text())
+        values = json.loads(read_within(data_json.parent, data_json.name))
     except (OSError, ValueError):
         raise UserError("the run's data.json is missing or damaged") from None
     split = manifest.from_dict(values, "data.json").splits["test"]
@@ -115,7 +115,8 @@ def test_images(folder: Path, data_json: Path, index: np.ndarray, label: np.ndar
 
 def _array(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        with open_regular(path):
+            return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
     except FileNotFoundError:
         raise UserError(f"the prepared images are no longer at {path}") from None
     except (OSError, ValueError, EOFError) as error:

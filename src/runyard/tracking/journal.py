@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from runyard.files import sync_folder
+from runyard.files import read_within, sync_folder
 
 Row = dict[str, Any]
+MOST_BYTES = 2**30  # a million lines take a fifth of it
 DECODER = json.JSONDecoder(parse_constant=lambda _: None)  # one for all lines: making it costs more than a line
 
 
@@ -55,9 +56,13 @@ class Journal:
 
 
 def read(path: Path) -> tuple[list[Row], int]:
-    """The journal's rows in order, and how many lines were broken (no JSON object with an event). No file: no rows."""
+    """The journal's rows in order, and how many lines were broken (no JSON object with an event). No file: no rows.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or larger than any journal.
+    """
     try:
-        content = Path(path).read_bytes()
+        content = read_within(Path(path).parent, Path(path).name, most=MOST_BYTES)
     except FileNotFoundError:
         return [], 0
     rows: list[Row] = []

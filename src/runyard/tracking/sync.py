@@ -17,6 +17,7 @@ from typing import Any
 
 from runyard import lease
 from runyard.errors import UserError
+from runyard.files import open_lock
 from runyard.run import Run
 from runyard.tracking import journal
 from runyard.tracking.journal import Row
@@ -131,7 +132,7 @@ def _alone(run: Run) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held_open:
         try:
-            lock = held_open.enter_context(open(run.path / ".sync-lock", "w"))
+            lock = held_open.enter_context(open_lock(run.path / ".sync-lock"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"run {run.id} is being synced by another process: wait for it") from None

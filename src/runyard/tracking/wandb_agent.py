@@ -18,6 +18,7 @@ import yaml
 
 from runyard.config import Config
 from runyard.errors import UserError
+from runyard.files import read_within
 from runyard.run import Run
 
 SWEEP, RUN, DRAWN = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"
@@ -67,7 +68,7 @@ class Handed:
         """The run's directory, where W&B hands out again what it handed out before: after a preemption."""
         for record in sorted(Path(runs_dir).glob("[!.]*/run.json")):
             with contextlib.suppress(OSError, ValueError, AttributeError):  # another run's damage is not ours
-                noted = json.loads(record.read_text()).get("wandb") or {}
+                noted = json.loads(read_within(record.parent, record.name)).get("wandb") or {}
                 if (noted.get("id"), noted.get("sweep")) == (self.run, self.sweep):
                     return Run.open(record.parent)
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import shutil
@@ -11,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from runyard import snapshot
 from runyard.data import manifest
 from runyard.errors import UserError
-from runyard.files import sha256
+from runyard.files import open_within, read_within
 from runyard.report import facts
 from runyard.report.samples import png, test_images
 from runyard.run import Run
@@ -28,7 +30,8 @@ MOST_CLASSES = 100  # in a confusion matrix: W&B's tables end at 10,000 rows, on
 
 def save_code(run: Run, record: Any) -> None:
     """The code that was submitted, as W&B's code artifact."""
-    if run.code.is_dir():
+    with contextlib.suppress(UserError, OSError):  # not what was submitted, or gone
+        snapshot.verify(run.code, run.record.get("code_sha256"))
         record.log_code(root=str(run.code), name=f"source-{run.config.tracking.project}")
 
 
@@ -42,7 +45,8 @@ def save_directory(run: Run, record: Any) -> None:
     for name in DIRECTORY:
         with contextlib.suppress(FileNotFoundError):  # predictions come last
             new = not (folder / name).exists()
-            shutil.copyfile(run.path / name, folder / f".{name}")
+            with open_within(run.path, name) as source, open(folder / f".{name}", "wb") as copy:
+                shutil.copyfileobj(source, copy)
             (folder / f".{name}").replace(folder / name)
             if new:
                 record.save(str(folder / name), base_path=record.dir, policy="live")
@@ -86,7 +90,7 @@ def _samples(run: Run, classes: list[str]) -> list[list[Any]]:
     from PIL import Image
 
     try:
-        with np.load(run.path / "predictions.npz", allow_pickle=False) as kept:
+        with open_within(run.path, "predictions.npz") as file, np.load(file, allow_pickle=False) as kept:
             index, label, said, sure = (kept[key] for key in ("index", "label", "predicted", "confidence"))
         images = test_images(manifest.folder(run.config.data), run.path / "data.json", index, label)
     except (UserError, OSError, ValueError, KeyError):  # not kept, or the data is elsewhere: no table
@@ -119,7 +123,9 @@ def log_checkpoints(run: Run, record: Any) -> None:
 def _checkpoint(path: Path) -> tuple[Path, dict[str, Any]] | None:
     """A checkpoint's folder and manifest, None unless its content matches. Without torch: a login node sends it too."""
     try:
-        said = json.loads((path / "manifest.json").read_text())
-        return (path, said) if sha256(path / "state.pt") == said["sha256"] else None
+        said = json.loads(read_within(path.parents[1], f"checkpoints/{path.name}/manifest.json"))
+        with open_within(path.parents[1], f"checkpoints/{path.name}/state.pt") as state:
+            whole = hashlib.file_digest(state, "sha256").hexdigest() == said["sha256"]
+        return (path, said) if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -32,7 +32,11 @@ NAMES = {
     "train_s": "speed/train_s",
     "eval_s": "speed/eval_s",
     "peak_memory_mb": "speed/peak_memory_mb",
+    "slowest_rank": "speed/slowest_rank",
+    "slowest_to_median": "speed/slowest_to_median",
 }
+RANK = {"rank_step_ms": "step_ms", "rank_data_ms": "data_ms"}  # of each of the first ranks, as rank/3/step_ms
+MOST_RANKS = 64  # with curves of their own
 NODE = ("cpu_pct", "memory_mb", "gpu_util_pct", "gpu_memory_mb")  # of each of the row's nodes, as node/NAME/cpu_pct
 AXES = ("epoch", "step", "images", "clock_s")  # clock_s: seconds of training, without the pauses between restarts
 BEST = {"test/top1": max, "val/top1": max, "test/loss": min, "val/loss": min, "train/loss": min}
@@ -129,7 +133,16 @@ class History:
         if score is not None and score > self._summary.get("top1_best", -1.0):
             self._summary |= {"top1_best": score, "best_epoch": int(axes["epoch"])}
         best = {"top1_best": self._summary["top1_best"]} if "top1_best" in self._summary else {}
-        return axes | measured | _nodes(row) | best
+        return axes | measured | _nodes(row) | _ranks(row) | best
+
+
+def _ranks(row: Row) -> dict[str, float]:
+    return {
+        f"rank/{rank}/{name}": float(value)
+        for key, name in RANK.items()
+        for rank, value in enumerate(row[key][:MOST_RANKS] if isinstance(row.get(key), list) else [])
+        if isinstance(value, (int, float))
+    }
 
 
 def _nodes(row: Row) -> dict[str, float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from runyard.tracking.journal import Row
 
+STRAGGLES = 1.5  # times the median
+
 
 def say(row: Row, epochs: int) -> str | None:
     """One line for a row worth seeing, None for the others. ``epochs`` is how many the run has in all."""
@@ -21,7 +23,7 @@ def say(row: Row, epochs: int) -> str | None:
                 f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  {top1}"
                 f"loss {row['train_loss']:.4f} train{test}  lr {row['lr']:.1e}  "
                 f"{row['images_per_s']:,.0f} images/s, {row['data_wait_pct']:.0f} % waiting for data  "
-                f"{clock(row['clock_s'])}"
+                f"{clock(row['clock_s'])}{f'  {slow}' if (slow := straggler(row)) else ''}"
             )
         case "final":
             return (
@@ -30,9 +32,19 @@ def say(row: Row, epochs: int) -> str | None:
             )
         case "requeue":
             return f"{row['cause']}: back into the queue, to go on at step {row['step']}"
+        case "exclude":
+            return f"{row['node']} is left out from now on: {row['why']}"
         case "warning":
             return f"warning: {row['message']}"
     return None
+
+
+def straggler(row: Row) -> str | None:
+    """The rank that all others wait for, where an ``epoch`` row says that it needs half as long again as the median."""
+    ratio = row.get("slowest_to_median")
+    if not isinstance(ratio, (int, float)) or ratio < STRAGGLES:
+        return None
+    return f"rank {row.get('slowest_rank')} on {row.get('slowest_node')} takes {ratio:.1f}x the median rank's time"
 
 
 def clock(seconds: float) -> str:

@@ -8,10 +8,10 @@ import json
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,27 +19,14 @@ import torch
 from torch import nn
 
 from runyard.errors import UserError
-from runyard.files import sha256, sync_folder, write_atomic
+from runyard.files import read_regular, sha256, sync_folder, write_atomic
 from runyard.run import Run
+from runyard.training import saved
+from runyard.training.saved import ASIDE, Checkpoint, Choice, State, Unusable, newest, valid
 
-ASIDE = ".old-"
-State = dict[str, Any]  # tensors and primitives only, so that reading one runs no code
+__all__ = ["Checkpoint", "Saver", "State", "load_network", "newest", "valid", "write"]
 
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that verified: its folder, its step and its score (top-1 at that step, if it was measured).
-
-    ``settings`` are those that decided what was learned (``runyard.learned``), by name; None of an older version.
-    """
-
-    path: Path
-    step: int
-    score: float | None
-    settings: dict[str, Any] | None = None
-
-    def load(self) -> State:
-        return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+MOST_FAILED = 3  # saves in a row: then nothing says that the disk will recover
 
 
 def write(
@@ -78,6 +65,42 @@ def write(
     return target
 
 
+def check_shape(found: Any, like: Any, where: str) -> None:
+    """See that ``found`` has the tensors, by name, shape and type of number, and the kinds of values of ``like``.
+
+    Raises:
+        Unusable: naming the first that differs.
+    """
+    if isinstance(like, torch.Tensor):
+        if not isinstance(found, torch.Tensor) or found.shape != like.shape or found.dtype != like.dtype:
+            given = f"{found.dtype} {list(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+            raise Unusable(f"{where} is {given}, expected {like.dtype} {list(like.shape)}")
+    elif isinstance(like, dict):
+        if not isinstance(found, dict) or found.keys() != like.keys():
+            odd = sorted(map(str, found.keys() ^ like.keys())) if isinstance(found, dict) else [type(found).__name__]
+            raise Unusable(f"{where} has other entries than expected: {', '.join(odd[:3])}")
+        for name, value in like.items():
+            check_shape(found[name], value, f"{where}.{name}")
+    elif isinstance(like, (list, tuple)):
+        if not isinstance(found, (list, tuple)) or len(found) != len(like):
+            raise Unusable(f"{where} is no list of {len(like)}")
+        for at, value in enumerate(like):
+            check_shape(found[at], value, f"{where}.{at}")
+    elif type(found) is not type(like):
+        raise Unusable(f"{where} is {type(found).__name__}, expected {type(like).__name__}")
+
+
+def check_finite(network: State) -> None:
+    """See that every number is finite.
+
+    Raises:
+        Unusable: naming the first tensor in which one is not.
+    """
+    for name, value in network.items():
+        if not bool(value.isfinite().all()):
+            raise Unusable(f"network.{name} holds a number that is not finite (NaN or infinity)")
+
+
 def _fill(making: Path, state: State, manifest: dict[str, Any]) -> None:
     """Write the state and its manifest, and read back what the disk has."""
     buffer = io.BytesIO()
@@ -90,44 +113,16 @@ def _fill(making: Path, state: State, manifest: dict[str, Any]) -> None:
         raise OSError(
             f"{making / 'state.pt'} reads back differently from what was written: the disk is failing or full"
         )
-    write_atomic(making / "manifest.json", json.dumps({**manifest, "sha256": digest}))
-
-
-def valid(folder: Path) -> list[Checkpoint]:
-    """Every checkpoint in ``folder`` whose content matches its manifest, oldest first. Others are passed over."""
-    found = [_read(path) for path in _candidates(folder)]
-    return [c for c in found if c is not None]
-
-
-def newest(folder: Path) -> Checkpoint | None:
-    """The newest valid checkpoint, looked for from the end so that only one is hashed as a rule."""
-    for path in reversed(_candidates(folder)):
-        if (checkpoint := _read(path)) is not None:
-            return checkpoint
-    return None
-
-
-def _candidates(folder: Path) -> list[Path]:
-    """By rising step. One that stands aside counts where its successor did not come to be."""
-    aside = {p.name.removeprefix(ASIDE): p for p in folder.glob(f"{ASIDE}step_*")}
-    there = {p.name: p for p in folder.glob("step_*")}
-    return [path for _, path in sorted((aside | there).items())]
-
-
-def _read(path: Path) -> Checkpoint | None:
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        if sha256(path / "state.pt") != manifest["sha256"]:
-            return None
-        return Checkpoint(path, int(manifest["step"]), manifest["score"], manifest.get("settings"))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # half-made or damaged: as if it were not there
+    manifest |= {"sha256": digest, "bytes": buffer.getbuffer().nbytes}
+    write_atomic(making / "manifest.json", json.dumps(manifest))
 
 
 class Saver:
     """Writes checkpoints beside the training, one at a time, and thins them out.
 
-    ``save`` returns once the state is copied to host memory; an error of the writing is raised by the next call.
+    ``save`` returns once the state is copied to host memory; an error of the writing is raised by the next call. A disk
+    that fails, or has no room, costs two saves in a row and a warning each (``warn``): the training goes on, what was
+    saved before stays. The third is raised, and so is every one that is waited for.
     ``check`` is asked before anything gets its name or is deleted, and raises if this process may not write any more.
     ``saved`` is told each step that is on disk and verified, with the seconds from the call of ``save`` to that; both
     are called in the thread that writes.
@@ -142,8 +137,9 @@ class Saver:
         check: Callable[[], None] = lambda: None,
         saved: Callable[[int, float], None] = lambda step, seconds: None,
         settings: dict[str, Any] | None = None,
+        warn: Callable[[str], None] = lambda message: None,
     ) -> None:
-        self._settings = settings
+        self._settings, self._warn, self._failed = settings, warn, 0
         self._folder, self._keep_last, self._keep_best = folder, keep_last, keep_best
         self._check, self._saved = check, saved
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -152,7 +148,7 @@ class Saver:
     def save(self, state: State, step: int, score: float | None, *, wait: bool) -> None:
         began = time.monotonic()
         self.settle()
-        self._pending = self._worker.submit(self._write, _to_host(state), step, score, began)
+        self._pending = self._worker.submit(self._write, _to_host(state), step, score, began, wait)
         if wait:
             self.settle()
 
@@ -168,8 +164,20 @@ class Saver:
         finally:
             self._worker.shutdown()
 
-    def _write(self, state: State, step: int, score: float | None, began: float) -> None:
-        written = write(self._folder, state, step, score, self._check, self._settings)
+    def _write(self, state: State, step: int, score: float | None, began: float, needed: bool) -> None:
+        try:
+            written = write(self._folder, state, step, score, self._check, self._settings)
+        except OSError as error:
+            self._failed += 1
+            error.filename = error.filename or str(self._folder)  # an fsync does not say of what
+            if needed or self._failed == MOST_FAILED:
+                raise
+            self._warn(
+                f"step {step} is not saved ({error.strerror or error}), {self._failed} of {MOST_FAILED} in a row "
+                f"before the run ends of it: see to the disk of {self._folder}"
+            )
+            return
+        self._failed = 0
         self._saved(step, time.monotonic() - began)
         self._check()
         for leftover in self._folder.glob(f"{ASIDE}*"):
@@ -186,7 +194,7 @@ class Saver:
 
 def _score(path: Path) -> float | None:
     try:
-        score = json.loads((path / "manifest.json").read_text())["score"]
+        score = json.loads(read_regular(path / "manifest.json"))["score"]
     except (OSError, ValueError, KeyError):
         return None
     return None if score is None else float(score)
@@ -206,23 +214,55 @@ def _to_host(value: Any) -> Any:
 def load_network(run: Run, which: Literal["last", "best"] = "last") -> nn.Module:
     """The trained network of ``run``, on the CPU in evaluation mode; the averaged weights if the run keeps an average.
 
+    That a newer checkpoint was passed over is said on standard error.
+
     Raises:
-        UserError: the run has no valid checkpoint, or (``best``) none with a score.
+        UserError: the run has no valid checkpoint, (``best``) none with a score, or its weights are no finite numbers.
     """
     from runyard import models
 
-    found = valid(run.checkpoints)
-    if which == "best":
-        found = sorted((c for c in found if c.score is not None), key=lambda c: (c.score or 0.0, c.step))
-    if not found:
+    data = json.loads(read_regular(run.path / "data.json"))
+    network = models.build(run.config.model, len(data["classes"]), int(data["image_size"]))
+    like = network.state_dict()
+
+    def load(checkpoint: Checkpoint) -> None:
+        state = checkpoint.load()
+        check_shape(state["network"], like, "network")
+        averages = state.get("ema")
+        if averages is not None:  # of floating-point entries only
+            check_shape(averages, {name: t for name, t in like.items() if t.is_floating_point()}, "ema")
+        weights = {**state["network"], **(averages or {})}
+        try:
+            check_finite(weights)
+        except Unusable as error:  # no damage of the disk: an older one would hide it
+            raise UserError(f"{checkpoint.path}: {error}: its labels would mean nothing; delete it to go back to an "
+                            "older one, and lower optim.lr if the training went astray") from None
+        network.load_state_dict(weights)
+
+    choice = _best(run, load) if which == "best" else saved.choose(run, load)
+    if choice.checkpoint is None:
         raise UserError(
             f"run {run.id} has no valid {'scored ' if which == 'best' else ''}checkpoint in {run.checkpoints}: "
             f"train it first (runyard resume {run.reference})"
         )
-    state = found[-1].load()
-    data = json.loads((run.path / "data.json").read_text())
-    network = models.build(run.config.model, len(data["classes"]), int(data["image_size"]))
-    network.load_state_dict(state["network"])
-    if state["ema"] is not None:
-        network.load_state_dict(state["ema"], strict=False)  # averages exist of floating-point entries only
+    if choice.warning is not None:
+        print(f"runyard: warning: {choice.warning}", file=sys.stderr, flush=True)
     return network.eval()
+
+
+def _best(run: Run, use: Callable[[Checkpoint], None]) -> Choice:
+    """The checkpoint with the highest score that ``use`` makes no objection to; the later of two equal ones."""
+    passed_over = []
+    whole: list[Checkpoint] = []
+    for path in reversed(saved.candidates(run.checkpoints)):
+        try:
+            whole.append(saved.read(path))
+        except Unusable as error:
+            passed_over.append(f"{path.name} is damaged ({error})")
+    for checkpoint in sorted((c for c in whole if c.score is not None), key=lambda c: (c.score, c.step), reverse=True):
+        try:
+            use(checkpoint)
+            return Choice(checkpoint, passed_over)
+        except Unusable as error:
+            passed_over.append(f"{checkpoint.path.name} is damaged ({error})")
+    return Choice(None, passed_over)

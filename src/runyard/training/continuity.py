@@ -3,39 +3,92 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from runyard.data import manifest
-from runyard.data.manifest import Manifest
+from runyard.data.manifest import Manifest, Split
 from runyard.errors import UserError
 from runyard.fields import written
 from runyard.files import write_atomic
 from runyard.learned import differences, learned
 from runyard.run import MEND, Run
 from runyard.tracking import journal
-from runyard.training.checkpoint import Checkpoint
+from runyard.training import optimiser
+from runyard.training.checkpoint import check_finite, check_shape
 from runyard.training.distributed import Dist
+from runyard.training.evaluation import Evaluation
+from runyard.training.learner import Learner
+from runyard.training.saved import Checkpoint, State, Unusable, choose
 
 
 def check_same_data(run: Run, folder: Path, data: Manifest, place: Dist) -> None:
     """A run goes on only with the data it began with; rank 0 notes which that is.
 
     Raises:
-        UserError: a split has another sha256 than when the run began.
+        UserError: a split, the class names or the normalisation is another than when the run began.
     """
-    noted, now = run.path / "data.json", manifest.to_dict(data)
+    noted = run.path / "data.json"
     if noted.exists():
         then = manifest.read(noted, MEND)
-        changed = [
-            s for s, part in then.splits.items() if now["splits"].get(s, {}).get("beton_sha256") != part.beton_sha256
-        ]
+        changed = [s for s, part in then.splits.items() if s not in data.splits or _differ(part, data.splits[s])]
+        whole = ("classes", "image_size", "mean", "std")
+        changed += [name for name in whole if getattr(then, name) != getattr(data, name)]
         if changed:
             raise UserError(
                 f"{folder}: {', '.join(changed)} changed since run {run.id} began (sha256 {data.sha256[:8]}, then "
                 f"{then.sha256[:8]}): restore the data set it began with, or start a new run"
             )
     elif place.rank == 0:
-        write_atomic(noted, json.dumps(now))
+        write_atomic(noted, json.dumps(manifest.to_dict(data)))
+
+
+def _differ(then: Split, now: Split) -> bool:
+    arrays = then.arrays_sha256.keys() & now.arrays_sha256.keys()  # a set may have been prepared without
+    return then.beton_sha256 != now.beton_sha256 or any(then.arrays_sha256[a] != now.arrays_sha256[a] for a in arrays)
+
+
+def go_on(
+    run: Run, learner: Learner, evaluation: Evaluation, samples: dict[str, int], warn: Callable[[str], None]
+) -> Checkpoint | None:
+    """Give ``learner`` and ``evaluation`` the state of the newest checkpoint that is whole and fits them. None: the run
+    begins at step 0. ``samples`` is how many each split has.
+
+    Raises:
+        UserError: no checkpoint is left of those the run had, or one was saved under settings that learn otherwise.
+    """
+
+    def restore(checkpoint: Checkpoint) -> None:
+        check_same_settings(run, checkpoint)
+        state = checkpoint.load()
+        try:
+            check_state(state, learner)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise Unusable(f"no state that this program saved: {type(error).__name__}") from None
+        learner.restore(state)
+        evaluation.restore(state.get("evaluation"), samples)
+
+    choice = choose(run, restore)
+    if choice.warning is not None:
+        warn(choice.warning)
+    return choice.checkpoint
+
+
+def check_state(state: State, learner: Learner) -> None:
+    """See that ``learner`` can go on from a checkpoint's state.
+
+    Raises:
+        Unusable: naming what differs, or is not a finite number.
+    """
+    like = learner.state()
+    if lacking := sorted(like.keys() - state.keys()):
+        raise Unusable(f"it lacks {', '.join(lacking)}")
+    for name in like.keys() - {"optimizer", "best"}:  # which fill in the course of training
+        check_shape(state[name], like[name], name)
+    check_finite(state["network"])
+    if not isinstance(state["best"], dict) or not all(isinstance(v, (int, float)) for v in state["best"].values()):
+        raise Unusable("best holds no numbers")
+    optimiser.check_state(learner.optimizer, state["optimizer"], begun=state["step"] > 0)
 
 
 def check_same_settings(run: Run, found: Checkpoint | None) -> None:
@@ -46,7 +99,9 @@ def check_same_settings(run: Run, found: Checkpoint | None) -> None:
     """
     if found is None or found.settings is None:
         return
-    for name, (old, new) in differences(found.settings, learned(run.config)).items():
+    # An older version's checkpoint names fewer.
+    now = {name: value for name, value in learned(run.config).items() if name in found.settings}
+    for name, (old, new) in differences(found.settings, now).items():
         raise UserError(
             f"{name}={written(new)}: run {run.id} was begun with {written(old)}, and would learn something else; "
             f"put that back into {run.path / 'config.yaml'}, or start a new run"
@@ -59,7 +114,12 @@ def another_world(run: Run, place: Dist) -> str | None:
     before = next((row["world_size"] for row in reversed(rows) if row["event"] == "start"), place.world_size)
     if before == place.world_size:
         return None
-    return (
-        f"going on with {place.world_size} ranks, before with {before}: the same images in the same steps, augmented "
-        "alike; sums are taken in another order, so the last bits may differ"
-    )
+    same = "the same images meet in the same steps, augmented alike"
+    if run.config.sync_batch_norm:
+        differs = "sums are taken in another order, so results differ by rounding"
+    else:
+        differs = (
+            "each rank's batch norm sees another part of the batch, so what is learned differs by more than rounding "
+            "(sync_batch_norm=true, set from the start, avoids that)"
+        )
+    return f"going on with {place.world_size} ranks, before with {before}: {same}; {differs}"

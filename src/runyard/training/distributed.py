@@ -21,7 +21,9 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # DDP would import it within a group, and its defaults would keep that for ever
 
 from runyard.errors import UserError
+from runyard.stopping import Stop, at_once
 from runyard.training import last_word, meeting
+from runyard.training.heartbeat import Heartbeat
 
 # What each launcher calls (rank, world size, local rank, local world size). The first whose rank is set is believed.
 LAUNCHERS: dict[str, tuple[str, str, str, str]] = {
@@ -38,7 +40,8 @@ AT_TORCHRUNS = ("MASTER_ADDR", "MASTER_PORT")  # where its agent has the ranks m
 SHELLS = ("4294967290", "4294967291")  # SLURM_STEP_ID of salloc's shell and of a batch script: no srun started those
 JOIN_TIMEOUT_S = 120.0
 POLL_S = 0.05
-READY_TIMEOUT_S = 3600.0  # a node may copy its data for long
+LOOK_S = 10 * POLL_S  # for the others to look into the store
+READY_TIMEOUT_S = 3600.0  # a node may copy its data for long, and a rank compile for longer than another
 _groups: list[Any] = []  # for their threads to be waited for at the process's end
 
 
@@ -126,14 +129,21 @@ def _slurm_tasks_here(env: Mapping[str, str]) -> str:
 
 def _job(env: Mapping[str, str]) -> str:
     """A name that no earlier start of the same job had, so that nobody finds a dead rank 0's address."""
-    if "SUBMITIT_LOCAL_JOB_ID" in env:
-        return env["SUBMITIT_LOCAL_JOB_ID"]
+    if "SUBMITIT_LOCAL_JOB_ID" in env:  # a process's number, which comes round again, in a container soon
+        return "-".join(filter(None, (env["SUBMITIT_LOCAL_JOB_ID"], env.get("RUNYARD_START"))))
     slurm = [env.get(n, "0") for n in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")]
     return "-".join(slurm) if "SLURM_JOB_ID" in env else env.get("TORCHELASTIC_RUN_ID", "alone")
 
 
 @contextlib.contextmanager
-def joined(place: Dist, meeting_folder: Path, first: Callable[[], Any] = lambda: None) -> Iterator[Any]:
+def joined(
+    place: Dist,
+    meeting_folder: Path,
+    first: Callable[[], Any] = lambda: None,
+    should_stop: Callable[[], Stop] = lambda: Stop.NO,
+    *,
+    compiles: bool = False,
+) -> Iterator[Any]:
     """Within the block this task belongs to the process group: NCCL on GPUs, gloo without. A world of one joins none.
 
     Rank 0 opens a store on a free port and writes its address into ``meeting_folder``, which all ranks see. Under
@@ -141,43 +151,51 @@ def joined(place: Dist, meeting_folder: Path, first: Callable[[], Any] = lambda:
     that a connection was lost.
 
     Once all have come each does what is to be ``first``, which may take it up to an hour: the group's time limits begin
-    after it. What it returns is the block's.
+    after it. What it returns is the block's. Where the network ``compiles`` they begin with ``end_of_warm_up``.
 
     Raises:
         UserError: another rank met one.
         RankLost: ranks are missing after two minutes (the message names them), another rank failed, or was killed.
+        Stopped: this rank, or another, was to stop before all were ready.
     """
     torch.set_num_threads(place.threads)  # by which the loader counts its CPUs, too
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
     if place.world_size == 1:
-        yield first()
+        with at_once(should_stop):
+            prepared = first()
+        yield prepared
         return
-    store, places = _meet(place, meeting_folder), []
+    notes = meeting_folder / f"ended-{place.job}.jsonl"
+    store, places = _meet(place, meeting_folder, notes), []
+    heartbeat = Heartbeat(store, place.rank)
     try:
         try:
-            places = _wait_for_all(store, place, "come", JOIN_TIMEOUT_S)
+            places = _wait_for_all(store, place, "come", JOIN_TIMEOUT_S, notes)
         finally:
             if place.rank == 0:  # a later job of the same number must not find it
                 _address_file(place, meeting_folder).unlink(missing_ok=True)
-        prepared = first()
-        _wait_for_all(store, place, "get ready", READY_TIMEOUT_S)
+        with at_once(should_stop):  # not before all have come: who comes late would wait for one that has left
+            prepared = first()
+            _wait_for_all(store, place, "get ready", READY_TIMEOUT_S, notes)
         meeting.choose_network(store, [host for host, _ in places], *_where(place, store))
         dist.init_process_group(
             "nccl" if place.device.type == "cuda" else "gloo",
             store=store,
             rank=place.rank,
             world_size=place.world_size,
-            timeout=datetime.timedelta(seconds=JOIN_TIMEOUT_S),
+            timeout=datetime.timedelta(seconds=READY_TIMEOUT_S if compiles else _hang_s(place)),
         )
         _groups.append(dist.group.WORLD)
         yield prepared
     except BaseException as error:
         if not last_word.is_lost_connection(error):
             last_word.tell(store, place.rank, error)
+            time.sleep(0 if place.rank else LOOK_S)  # rank 0 has the store, where the others are to read it
             raise
-        raise last_word.first_cause(store, places, place.rank) from error
+        raise last_word.first_cause(store, places, place.rank, error, notes) from error
     finally:
+        heartbeat.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -195,15 +213,26 @@ def _end_threads() -> None:
         _groups.clear()
 
 
-def _wait_for_all(store: dist.Store, place: Dist, did: str, timeout_s: float) -> list[tuple[str, int]]:
+def end_of_warm_up(place: Dist) -> None:
+    """Wait for the slowest rank, which may compile for long; from now on one that takes as long hangs."""
+    if place.world_size > 1:
+        dist.barrier()
+        dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=_hang_s(place)))
+
+
+def _hang_s(place: Dist) -> float:
+    """After which a rank hangs. NCCL ends the whole process then: the vote, over gloo, is to say first who it is."""
+    return JOIN_TIMEOUT_S * (1.5 if place.device.type == "cuda" else 1)
+
+
+def _wait_for_all(store: dist.Store, place: Dist, did: str, timeout_s: float, notes: Path) -> list[tuple[str, int]]:
     """Host and process id of each rank, once all did this."""
     ranks = [f"{did}/{r}" for r in range(place.world_size)]
     store.set(ranks[place.rank], json.dumps([socket.gethostname(), os.getpid()]))
     deadline = time.monotonic() + timeout_s
     while not store.check(ranks):
-        if store.check(["failed"]):
-            cause = last_word.first_cause(store, [], place.rank)
-            time.sleep(0 if place.rank else 10 * POLL_S)  # rank 0 has the store, where the others are to read it too
+        if (cause := last_word.told(store) or last_word.ended(notes)) is not None:
+            time.sleep(0 if place.rank else LOOK_S)
             raise cause
         if time.monotonic() > deadline:
             missing = [r for r, key in enumerate(ranks) if not store.check([key])]
@@ -219,13 +248,13 @@ def _address_file(place: Dist, folder: Path) -> Path:
     return folder / f"meeting-{place.job}.json"
 
 
-def _meet(place: Dist, folder: Path) -> dist.Store:
+def _meet(place: Dist, folder: Path, notes: Path) -> dist.Store:
     timeout = datetime.timedelta(seconds=JOIN_TIMEOUT_S)
     if place.launcher == "torchrun":  # its agent has already chosen an address
         return next(iter(dist.rendezvous("env://", place.rank, place.world_size, timeout=timeout)))[0]
     address_file = _address_file(place, folder)
     if place.rank > 0:
-        return meeting.find_store(address_file, timeout_s=JOIN_TIMEOUT_S)
+        return meeting.find_store(address_file, notes, timeout_s=JOIN_TIMEOUT_S)
     one_node = place.local_world_size == place.world_size
     return meeting.open_store(address_file, one_node=one_node, timeout_s=JOIN_TIMEOUT_S)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import torch
@@ -14,13 +15,16 @@ from runyard import models
 from runyard.config import Config
 from runyard.data.batch import Batch, Normalise
 from runyard.data.manifest import Manifest
-from runyard.training import optimiser
+from runyard.ownership import compiler_cache
+from runyard.training import optimiser, sync_batch_norm
 from runyard.training.checkpoint import State
 from runyard.training.distributed import Dist
+from runyard.training.dropout import SampleDropout
 from runyard.training.ema import Ema
 from runyard.training.loss import Loss, mix
 from runyard.training.metrics import Counters
 from runyard.training.schedule import learning_rate
+from runyard.training.step_timer import StepTimer
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 NEVER = 2**62  # a bad step is told to the vote as NEVER - step * world_size - rank: the earliest is the highest
@@ -41,6 +45,9 @@ class Learner:
         torch.manual_seed(config.seed)
         memory = torch.channels_last if config.channels_last else torch.contiguous_format
         network = models.build(config.model, len(manifest.classes), manifest.image_size)
+        if config.sync_batch_norm:
+            network = sync_batch_norm.convert(network, self.device)
+        self.dropout = SampleDropout.convert(network)
         self.network = network.to(self.device, memory_format=memory)  # type: ignore[call-overload]
         self._parameters = list(self.network.parameters())  # a walk through the modules costs up to 0.1 ms
         self.normalise = Normalise(manifest.mean, manifest.std).to(self.device)
@@ -49,7 +56,10 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")  # type: ignore[attr-defined]
         self.loss = Loss(config.loss)
         self.counters = Counters(self.device)
+        self.timer = StepTimer(self.device)
         compiled = config.compile != "none"
+        if compiled and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # else /tmp/torchinductor_NAME, whoever made it
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiler_cache("inductor"))
         self._forward = torch.compile(self.network, mode=config.compile) if compiled else self.network
         self._wrapped: DistributedDataParallel | None = None
         self._bad_step = torch.full((), NEVER, dtype=torch.int64, device=self.device)
@@ -60,14 +70,13 @@ class Learner:
         if self.place.world_size > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             self._wrapped = DistributedDataParallel(self._forward, device_ids=ids, gradient_as_bucket_view=True)
+            self.timer.attach(self._wrapped)
 
     def train_step(self, micro_batches: list[Batch]) -> None:
         """One optimiser step over this rank's micro-batches. Nothing here waits for the device."""
         lr = learning_rate(self.config, self.step, self.steps_per_epoch)
         optimiser.set_lr(self.optimizer, lr)
-        torch.manual_seed(
-            step_seed(self.config.seed, self.step, self.place.rank)
-        )  # dropout: a function of step and rank
+        torch.manual_seed(step_seed(self.config.seed, self.step, self.place.rank))  # of layers that draw for themselves
         self.network.train()
         for i, batch in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
@@ -88,6 +97,8 @@ class Learner:
         self.step += 1
 
     def _micro_step(self, batch: Batch, count: int) -> None:
+        if self.dropout is not None:
+            self.dropout.begin(self.config.seed, self.step, batch.indices)
         images, targets = mix(self.normalise(batch.images), batch.labels, self.config.loss, self.config.seed, self.step)
         with self._autocast():
             logits = (self._wrapped or self._forward)(self._laid_out(images))
@@ -166,15 +177,23 @@ class Learner:
         return models.trainable_parameters(self.network)
 
     def warm_up(self, batch: Batch) -> None:
-        """Compile for both modes before the clock starts, leaving the state as it was."""
+        """A forward and a backward pass over a dummy ``batch`` before the clock starts; the state stays as it was.
+
+        DistributedDataParallel lays out its gradient buckets anew after the first backward of a process, and the order
+        in which a ring adds up the ranks depends on an element's place in its bucket. So that every training step of
+        every start adds in the same order, the first backward is this one. With ``compile``, both modes are compiled.
+        """
         kept = {k: v.clone() for k, v in self.network.state_dict().items()}
         self.network.train()
+        if self.dropout is not None:
+            self.dropout.begin(self.config.seed, 0, batch.indices)
         with self._autocast():
-            logits = self._forward(self._laid_out(self.normalise(batch.images)))
+            logits = (self._wrapped or self._forward)(self._laid_out(self.normalise(batch.images)))
         self.loss(logits, batch.labels).backward()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            self.logits(batch.images[:1].expand(self.config.eval_batch_size, -1, -1, -1))
+        if self.config.compile != "none":
+            with torch.no_grad():
+                self.logits(batch.images[:1].expand(self.config.eval_batch_size, -1, -1, -1))
         self.network.load_state_dict(kept)
 
     def _autocast(self) -> torch.autocast:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import io
 import os
 import sys
@@ -15,23 +16,25 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
+from runyard import causes
 from runyard.config import check_world
 from runyard.data import loaders, manifest
 from runyard.data.batch import Batch
 from runyard.data.stage import stage
+from runyard.data.verified import check_content, files_read
 from runyard.errors import UserError
 from runyard.files import write_atomic
 from runyard.learned import learned
 from runyard.lease import LeaseLost
 from runyard.run import Run
-from runyard.stopping import Stop
+from runyard.stopping import Stop, Stopped, at_once
 from runyard.tracking.recorder import Recorder
-from runyard.training import checkpoint, continuity, distributed, machine
+from runyard.training import checkpoint, continuity, distributed, health, last_word, machine, step_timer
 from runyard.training.distributed import Dist, Vote
+from runyard.training.evaluation import Evaluation, Part
 from runyard.training.learner import Diverged, Learner
-from runyard.training.metrics import Predictions, evaluate
+from runyard.training.metrics import Predictions
 from runyard.training.schedule import learning_rate
 from runyard.training.usage import Usage
 
@@ -59,27 +62,38 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
     record = Recorder(run, active=place.rank == 0, lease=lease)
     try:
         with (
-            distributed.joined(place, run.path / "slurm", lambda: _stage(run, place)) as staged,
+            distributed.joined(
+                place,
+                run.path / "slurm",
+                lambda: _stage(run, place),
+                should_stop,
+                compiles=run.config.compile != "none",
+            ) as staged,
             run.writing(),
             contextlib.ExitStack() as open_parts,
         ):
             training = Training(run, place, record, should_stop, open_parts, staged)
-            outcome = training.to_the_end()
+            health.check(run, place, training.data, training.folder, training.learner.parameters)
+            with last_word.at_step(lambda: training.learner.step):
+                outcome = training.to_the_end()
         with run.writing():
             record.event("stop", reason=str(outcome), message="", cause=training.stopped_by.words)
         record.close()
         if place.rank == 0 and outcome is Outcome.FINISHED:
-            _write_report(run, record)
+            _write_report(run, record, should_stop)
         return outcome
     except LeaseLost:  # the journal is another's now, and so is the W&B record
         raise
+    except Stopped as stopped:
+        with run.writing():
+            record.event("stop", reason="interrupted", message="before it began to learn", cause=stopped.stop.words)
+        return Outcome.INTERRUPTED
     except BaseException as error:
-        message = str(error) or type(error).__name__
+        failure = last_word.failure(error, place.rank)
+        to_blame = isinstance(error, (UserError, Diverged)) or not causes.can_help(failure)  # and would do so again
+        said = {"message": causes.said(error), "user_error": isinstance(error, UserError), "retry": not to_blame}
         with contextlib.suppress(OSError):  # a full disk has no room for these words either
-            to_blame = isinstance(error, (UserError, Diverged))  # and would do so again
-            record.event(
-                "stop", reason="failed", message=message, user_error=isinstance(error, UserError), retry=not to_blame
-            )
+            record.event("stop", reason="failed", **said, **failure)
         record.close(failed=True)
         raise
     finally:
@@ -90,23 +104,24 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
 def _stage(run: Run, place: Dist) -> tuple[Path, str | None]:
     """Where to read the data from, and why it is not the node's own copy where that was asked for."""
     folder = manifest.folder(run.config.data)
-    if run.config.cluster.stage_data is None:
-        return folder, None
     data = manifest.load(folder, manifest.prepare_command(run.record.get("overrides", [])))
     staged, not_staged = stage(run.config, data, folder, place.job)
+    if staged == folder and place.local_rank == 0:  # a copy on the node's disk was hashed as it was made
+        check_content(folder, data, files_read(run.config, data))
     if not_staged and place.rank > 0 and place.local_rank == 0:  # rank 0's stands in the journal
         print(f"runyard: warning: {not_staged}", file=sys.stderr, flush=True)
     return staged, not_staged
 
 
-def _write_report(run: Run, record: Recorder) -> None:
+def _write_report(run: Run, record: Recorder, should_stop: Callable[[], Stop]) -> None:
     from runyard.report.page import write_report
 
     record.check()
     try:
-        write_report(run)
-    except Exception as error:  # a picture that fails does not undo a training that went well
-        if not isinstance(error, UserError):
+        with at_once(should_stop):
+            write_report(run)
+    except (Exception, Stopped) as error:  # a picture that fails does not undo a training that went well
+        if not isinstance(error, (UserError, Stopped)):
             traceback.print_exc()
         with contextlib.suppress(OSError):
             record.warning(
@@ -133,10 +148,14 @@ class Training:
         prepared = manifest.folder(self.config.data)
         self.data = manifest.load(prepared, manifest.prepare_command(run.record.get("overrides", [])))
         machine.check(self.config, place.device)
+        if self.config.deterministic:
+            machine.use_deterministic_kernels()
         continuity.check_same_data(run, prepared, self.data, place)
-        self.found = checkpoint.newest(run.checkpoints)
-        continuity.check_same_settings(run, self.found)
         self.folder, not_staged = staged
+        self.check_data: Callable[[], None] = lambda: None
+        if self.folder == prepared and self.config.loader != "resident" and place.local_rank == 0:  # read until the end
+            files = files_read(self.config, self.data)
+            self.check_data = functools.partial(check_content, prepared, self.data, files, in_process={})
         for warning in (*machine.ignored(self.config, place.device), continuity.another_world(run, place), not_staged):
             if warning is not None:
                 record.warning(warning)
@@ -156,6 +175,7 @@ class Training:
                     check=record.check,
                     saved=self._saved,
                     settings=learned(self.config),
+                    warn=record.warning,
                 )
             )
         )
@@ -165,26 +185,21 @@ class Training:
         )
         self.total_steps = self.config.epochs * self.loader.steps
         self.vote, self.saved_at = Vote(place), time.monotonic()
+        self.evaluation = Evaluation(place.world_size, self.config.eval_batch_size)
         self.predictions: Predictions | None = None
 
     def to_the_end(self) -> Outcome:
         self._begin()
         for epoch in range(self.learner.epochs_done, self.config.epochs):
-            if self._learn(epoch) is Outcome.INTERRUPTED:
+            if self._learn(epoch) or self._conclude(epoch):
                 return Outcome.INTERRUPTED
-            self._conclude(epoch)
-        self._finish()
-        return Outcome.FINISHED
+        return Outcome.INTERRUPTED if self._finish() else Outcome.FINISHED
 
     def _begin(self) -> None:
-        """Go on from the newest valid checkpoint, or initialise; then connect the ranks."""
-        found = self.found
-        begin = f"step_{found.step:08d}" if found else ""
-        if damaged := sorted(path.name for path in self.run.checkpoints.glob("step_*") if path.name > begin):
-            self.record.warning(f"{', '.join(damaged)}: damaged, passed over; going on from {begin or 'the beginning'}")
-        if found is not None:
-            self.learner.restore(found.load())
-        elif hasattr(self.learner.network, "init_from_data"):
+        """Go on from the newest checkpoint that is whole, or initialise; then connect the ranks."""
+        samples = {name: split.samples for name, split in self.data.splits.items()}
+        found = self.found = continuity.go_on(self.run, self.learner, self.evaluation, samples, self.record.warning)
+        if found is None and hasattr(self.learner.network, "init_from_data"):
             images = loaders.sample_images(
                 self.config,
                 self.data,
@@ -196,48 +211,65 @@ class Training:
                 self.learner.network.init_from_data(
                     self.learner.normalise(torch.from_numpy(images).to(self.place.device))
                 )
-        self.learner.connect()
-        if self.config.compile != "none":
+        with at_once(self.should_stop):  # all that it could lose is saved
+            self.learner.connect()
             self._warm_up()
         facts = machine.facts(self.run, self.learner, found.path.name if found else None)
         self.record.event("start", **facts)
         self.record.open_wandb(facts)
         self.usage.begin()
 
-    def _learn(self, epoch: int) -> Outcome | None:
-        """The rest of ``epoch``, from the step the learner stands at. Saves and stops where all ranks agree to."""
-        learner, every_s = self.learner, self.config.checkpoint.every_s
+    def _learn(self, epoch: int) -> bool:
+        """The rest of ``epoch``, from the step the learner stands at. Saves where all ranks agree to; True: stopped."""
+        learner = self.learner
         self.epoch_began, self.wait_began = time.monotonic(), self.loader.wait_s
         self.first_step = learner.step
         for micro_batches in self.loader.epoch(epoch, learner.step - epoch * self.loader.steps):
             learner.train_step(micro_batches)
             self._show_progress(epoch)
-            due = every_s is not None and self.place.rank == 0 and time.monotonic() - self.saved_at > every_s
-            stop, save, bad = self.vote.exchange([int(self.should_stop()), int(due), learner.bad_flag()])
-            if bad:
-                raise learner.diverged(bad)
-            if stop or save:
-                self._save(score=None, wait=bool(stop))
-            if stop:
-                self.stopped_by = Stop(stop)
-                return Outcome.INTERRUPTED
+            if learner.step % self.loader.steps == 0:  # noted before the stop that it may meet: no later start knows
+                self.evaluation.trained = self._trained()
+            save = self._agree(learner.bad_flag())
+            if save:
+                self._save(score=None, wait=bool(self.stopped_by))
+            if self.stopped_by:
+                return True
         if bad := self.vote.now([0, 0, learner.bad_flag(exact=True)])[2]:
             raise learner.diverged(bad)
-        return None
+        return False
 
-    def _conclude(self, epoch: int) -> None:
-        """Measure the epoch over all ranks, write it down, and save where the settings say."""
-        learner, every = self.learner, self.config.evaluate_every_epochs
+    def _trained(self) -> dict[str, float]:
+        """How fast this start learned the epoch that has just ended."""
         train_s, wait_s = time.monotonic() - self.epoch_began, self.loader.wait_s - self.wait_began
-        train_loss, train_top1, grad_norm = learner.counters.mean()
-        learner.counters.reset()
+        images = (self.learner.step - self.first_step) * self.config.batch_size
+        return {"images_per_s": images / train_s, "data_wait_pct": 100 * wait_s / train_s, "train_s": train_s}
+
+    def _agree(self, bad: int = 0) -> bool:
+        """After each step, and each batch of an evaluation: whether all ranks save, and why they stop if they do."""
+        every_s = self.config.checkpoint.every_s
+        due = every_s is not None and self.place.rank == 0 and time.monotonic() - self.saved_at > every_s
+        stop, save, bad = self.vote.exchange([int(self.should_stop()), int(due), bad])
+        if bad:
+            raise self.learner.diverged(bad)
+        self.stopped_by = Stop(stop)
+        return bool(stop or save)
+
+    def _conclude(self, epoch: int) -> bool:
+        """Measure the epoch over all ranks, write it down, and save where the settings say. True: stopped before."""
+        self.check_data()  # costs a stat of each file: what was replaced in the meantime must not count as learned
+        learner, every = self.learner, self.config.evaluate_every_epochs
         last = epoch + 1 == self.config.epochs
         evaluated = self._evaluate() if last or (epoch + 1) % every == 0 else {}
+        if evaluated is None:
+            return True
+        trained, eval_s = self.evaluation.trained or self._trained(), self.evaluation.seconds
+        self.evaluation.clear()
+        train_loss, train_top1, grad_norm = learner.counters.mean()
+        learner.counters.reset()
         score = evaluated.get("val_top1", evaluated.get("test_top1"))
         learner.clock_s += time.monotonic() - self.epoch_began
         self.epoch_began = time.monotonic()
         learner.epochs_done = epoch + 1
-        images = (learner.step - self.first_step) * self.config.batch_size
         self.record.event(
             "epoch",
             epoch=epoch + 1,
@@ -247,12 +279,11 @@ class Training:
             **{f"{s}_{m}": evaluated.get(f"{s}_{m}") for s in ("test", "val") for m in ("loss", "top1")},
             lr=learning_rate(self.config, learner.step - 1, self.loader.steps),
             grad_norm=grad_norm,
-            images_per_s=images / train_s,
-            data_wait_pct=100 * wait_s / train_s,
-            train_s=train_s,
-            eval_s=evaluated.get("seconds", 0.0),
+            **trained,
+            eval_s=eval_s,
             peak_memory_mb=machine.peak_memory_mb(self.place.device),
             **self.usage.take(),
+            **self._times_by_rank(),
             clock_s=learner.clock_s,
         )
         best = score is not None and score > learner.best.get("top1", -1.0)
@@ -261,11 +292,18 @@ class Training:
         every_epochs = self.config.checkpoint.every_epochs
         if last or (best and self.config.checkpoint.keep_best) or (every_epochs and (epoch + 1) % every_epochs == 0):
             self._save(score, wait=last)
+        return False
 
-    def _finish(self) -> None:
+    def _times_by_rank(self) -> dict[str, Any]:
+        wait_s, steps = self.loader.wait_s - self.wait_began, max(self.learner.step - self.first_step, 1)
+        return step_timer.by_rank(self.learner.timer.take_ms(self.config.accumulate), 1000 * wait_s / steps)
+
+    def _finish(self) -> bool:
         """The confusion matrix and every prediction over the test set, from the weights that were saved last."""
         if self.predictions is None:  # resumed after the last epoch was saved
-            self._evaluate()
+            self.epoch_began = time.monotonic()
+            if self._evaluate(score=self.found.score if self.found else None) is None:
+                return True
         if self.place.rank == 0 and self.predictions is not None:
             p, learner = self.predictions, self.learner
             content = io.BytesIO()
@@ -284,28 +322,49 @@ class Training:
                 clock_s=learner.clock_s,
                 parameters=learner.parameters,
             )
+        return False
 
-    def _evaluate(self) -> dict[str, float]:
-        """Loss and top-1 on the held-out part, if there is one, and on the test set; keeps the latter's predictions."""
-        began = time.monotonic()
+    def _evaluate(self, score: float | None = None) -> dict[str, float] | None:
+        """Loss and top-1 on the held-out part, if there is one, and on the test set; keeps the latter's predictions.
+
+        It hears a stop after each batch, and is saved by time as steps are, under ``score``: so a long one costs no
+        more than they do when it ends, and a short one costs no save. None: stopped, to be gone on with from there.
+        """
         out: dict[str, float] = {}
-        with self.learner.evaluating():
-            for split, short in (("validation", "val"), ("test", "test")):
-                if split in self.data.splits:
-                    batches = loaders.evaluation_batches(self.config, self.data, self.folder, split, **self._shard)
-                    self.predictions = evaluate(
-                        self.learner.logits, batches, self.place.device, self.config.loss.label_smoothing
-                    )
-                    out |= {f"{short}_loss": self.predictions.loss, f"{short}_top1": self.predictions.top1}
-        return out | {"seconds": time.monotonic() - began}
+        for split, short in (("validation", "val"), ("test", "test")):
+            if split in self.data.splits:
+                part = self.evaluation.part(split, self.data.splits[split].samples)
+                while not part.complete:
+                    if self._measure(split, part):
+                        self._save(score, wait=bool(self.stopped_by))
+                    if self.stopped_by:
+                        return None
+                self.predictions = part.predictions()
+                out |= {f"{short}_loss": self.predictions.loss, f"{short}_top1": self.predictions.top1}
+        return out
+
+    def _measure(self, split: str, part: Part) -> bool:
+        """Evaluate ``split`` to its end, or to where all ranks agree to save (True)."""
+        began = time.monotonic()
+        batches = loaders.evaluation_batches(
+            self.config, self.data, self.folder, split, **self._shard, start=part.batches
+        )
+        try:
+            with self.learner.evaluating(), contextlib.closing(batches):  # left before saving: that is of the weights
+                done = part.go_on(self.learner.logits, batches, self.config.loss.label_smoothing)
+                return any(self._agree() for _ in done)
+        finally:
+            self.evaluation.seconds += time.monotonic() - began
 
     def _save(self, score: float | None, *, wait: bool) -> None:
-        """Save on rank 0. A collective call: the counters of an epoch under way meet there."""
+        """Save on rank 0. A collective call: the counters and the evaluation of an epoch under way meet there."""
         learner, began = self.learner, time.monotonic()
         learner.counters.gather()
+        self.evaluation.gather()
         learner.clock_s += began - self.epoch_began
         if self.place.rank == 0:
-            self.saver.save(learner.state(), learner.step, score, wait=wait)
+            state = learner.state() | {"evaluation": self.evaluation.state()}
+            self.saver.save(state, learner.step, score, wait=wait)
         learner.clock_s -= began - self.epoch_began
         self.saved_at = time.monotonic()
 
@@ -327,9 +386,22 @@ class Training:
         )
 
     def _warm_up(self) -> None:
+        """See ``Learner.warm_up``.
+
+        Raises:
+            UserError: with ``deterministic``, the network needs a kernel of which there is no such kind.
+        """
+        if self.config.compile == "none" and self.place.world_size == 1 and not self.config.deterministic:
+            return
         size, share = self.data.image_size, self.config.batch_size // self.place.world_size // self.config.accumulate
+        if self.config.compile == "none":  # then any number of images will do
+            share = 2
         dummy = torch.zeros((share, size, size, 3), dtype=torch.uint8, device=self.place.device)
         labels = torch.zeros(share, dtype=torch.int64, device=self.place.device)
-        self.learner.warm_up(Batch(dummy, labels, labels))
-        if dist.is_initialized():
-            dist.barrier()
+        try:
+            self.learner.warm_up(Batch(dummy, labels, labels))
+        except RuntimeError as error:
+            if "deterministic implementation" not in str(error):
+                raise
+            raise UserError(f"deterministic=true: {str(error).partition(',')[0]}; set deterministic=false") from error
+        distributed.end_of_warm_up(self.place)

@@ -35,6 +35,14 @@ def ignored(config: Config, device: torch.device) -> list[str]:
     return []
 
 
+def use_deterministic_kernels() -> None:
+    """From now on torch takes kernels that give the same bits each time, and raises RuntimeError where it has none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made on a GPU
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
+    torch.backends.cudnn.benchmark = False
+
+
 def facts(run: Run, learner: Learner, resumed_from: str | None) -> dict[str, Any]:
     """The fields of the journal's ``start`` event."""
     place, cuda = learner.place, learner.device.type == "cuda"

@@ -22,34 +22,44 @@ from typing import Any
 import torch.distributed as dist
 
 from runyard.files import write_atomic
-from runyard.training.last_word import RankLost
+from runyard.training.last_word import RankLost, ended
 
 CONNECT_TIMEOUT_S = 3.0  # for one address: packets to another site's private network are often dropped in silence
+LISTEN_BACKLOG = 2048  # connections that wait to be accepted, as TCPStore's own
 SIOCGIFADDR = 0x8915  # Linux: an interface's IPv4 address
 
 
 def open_store(address_file: Path, *, one_node: bool, timeout_s: float) -> dist.TCPStore:
-    """Rank 0's part: a store on a free port, and the file that says where it is."""
+    """Rank 0's part: a store on a free port, and the file that says where it is, which only this user can read.
+
+    TCPStore asks nobody who they are. That of one node listens on loopback alone, which no other machine reaches.
+    """
     timeout = datetime.timedelta(seconds=timeout_s)
-    store = dist.TCPStore("127.0.0.1", 0, None, is_master=True, timeout=timeout, wait_for_workers=False)
+    port, only_here = 0, dict[str, Any]()
+    if one_node:  # by itself TCPStore listens on every network of this node
+        loopback = socket.create_server(("127.0.0.1", 0), backlog=LISTEN_BACKLOG)
+        port, only_here = loopback.getsockname()[1], {"master_listen_fd": loopback.detach()}
+    store = dist.TCPStore("127.0.0.1", port, None, True, timeout, wait_for_workers=False, **only_here)
     secret = secrets.token_hex(16)
     store.set("secret", secret)
     hosts = ["127.0.0.1"] if one_node else _own_addresses()
-    write_atomic(address_file, json.dumps({"hosts": hosts, "port": store.port, "secret": secret}))
+    write_atomic(address_file, json.dumps({"hosts": hosts, "port": store.port, "secret": secret}), mode=0o600)
     return store
 
 
-def find_store(address_file: Path, *, timeout_s: float) -> dist.TCPStore:
-    """The other ranks' part.
+def find_store(address_file: Path, notes: Path, *, timeout_s: float) -> dist.TCPStore:
+    """The other ranks' part. Who leads them puts into ``notes`` what rank has ended.
 
     Raises:
-        RankLost: rank 0 wrote no address in time, or none that it wrote leads to it. It may be slow: another start may
-            mend that.
+        RankLost: a rank has ended, rank 0 wrote no address in time, or none that it wrote leads to it. It may be slow:
+            another start may mend that.
     """
     deadline, address = time.monotonic() + timeout_s, dict[str, Any](hosts=[])
     while time.monotonic() < deadline:
         if not address["hosts"] and address_file.exists():
             address = json.loads(address_file.read_text())
+        if (lost := ended(notes)) is not None:
+            raise lost
         for host in address["hosts"]:
             if store := _connect(host, address["port"], address["secret"]):
                 store.set_timeout(datetime.timedelta(seconds=timeout_s))

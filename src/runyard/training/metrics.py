@@ -1,15 +1,11 @@
-"""Counters that live on the device, and the exact evaluation of a split over all ranks."""
+"""Counters that live on the device, and what a network said of a split."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-from runyard.data.batch import Batch
 
 
 class Counters:
@@ -62,7 +58,7 @@ class Counters:
 class Predictions:
     """What the network said of a split: int64 index, label, predicted and float32 confidence, each [N], in data order.
 
-    ``loss`` and ``top1`` are over all ranks; the arrays hold every sample on rank 0, and its own share on another rank.
+    ``loss`` and ``top1`` are over all ranks; the arrays hold every sample on rank 0, and none on another rank.
     """
 
     def __init__(
@@ -75,45 +71,9 @@ class Predictions:
         confidence: np.ndarray,
     ) -> None:
         self.loss, self.top1 = loss, top1
-        order = np.argsort(index, kind="stable")
-        self.index, self.label = index[order], label[order]
-        self.predicted, self.confidence = predicted[order], confidence[order]
+        self.index, self.label, self.predicted, self.confidence = index, label, predicted, confidence
 
     def confusion(self, classes: int) -> list[list[int]]:
         """Counts, rows the true class, columns the predicted."""
         flat = np.bincount(self.label * classes + self.predicted, minlength=classes * classes)
         return [[int(n) for n in row] for row in flat.reshape(classes, classes)]
-
-
-@torch.no_grad()
-def evaluate(
-    logits_of: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device, label_smoothing: float
-) -> Predictions:
-    """Mean cross entropy, top-1 and predictions over all ranks' shares, each sample counted once. A collective call.
-
-    ``logits_of`` maps uint8 images [b, S, S, 3] to logits [b, classes]. The loss is smoothed as in training, so that
-    the two curves of figure 1 compare (the paper's do: its test loss lies above the smoothed floor).
-    """
-    counters, parts = Counters(device), []
-    for batch in batches:
-        logits = logits_of(batch.images).float()
-        confidence, predicted = logits.softmax(1).max(1)
-        loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum", label_smoothing=label_smoothing)
-        counters.add(loss, (predicted == batch.labels).sum(), len(batch.labels))
-        parts.append((batch.indices, batch.labels, predicted, confidence))
-    loss_mean, top1, _ = counters.mean()
-    empty = (
-        torch.empty(0, dtype=torch.int64),
-        torch.empty(0, dtype=torch.int64),
-        torch.empty(0, dtype=torch.int64),
-        torch.empty(0),
-    )
-    arrays: list[np.ndarray] = [
-        torch.cat([t.cpu() for t in column]).numpy() for column in zip(*(parts or [empty]), strict=True)
-    ]
-    if dist.is_initialized():
-        gathered: list[list[np.ndarray]] = [[] for _ in range(dist.get_world_size())]
-        dist.gather_object(arrays, gathered if dist.get_rank() == 0 else None)
-        if dist.get_rank() == 0:
-            arrays = [np.concatenate(column) for column in zip(*gathered, strict=True)]
-    return Predictions(loss_mean, top1, *arrays)

@@ -27,3 +27,4 @@ NAMES = (  # in the order of `runyard --help`
     "settings",
     "completion",
 )
+FOR_OTHERS = ("prepare", "predict", "export", "compare", "leaderboard")  # write what one may share, by the user's umask

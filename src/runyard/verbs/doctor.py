@@ -53,8 +53,10 @@ def table(checks: list[Any]) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
+    from runyard.printable import printable
+
     shown = Table("check", "", "found", box=None, pad_edge=False)
     for check in checks:
-        mend = f"\n[bold]→ {escape(check.mend)}[/]" if check.mend and check.state != "passed" else ""
-        shown.add_row(check.name, WORDS[check.state], escape(check.found) + mend)
+        mend = f"\n[bold]→ {escape(printable(check.mend))}[/]" if check.mend and check.state != "passed" else ""
+        shown.add_row(check.name, WORDS[check.state], escape(printable(check.found)) + mend)
     return shown

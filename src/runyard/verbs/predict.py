@@ -25,19 +25,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flip-tta", action="store_true", help="average with the mirrored image")
     parser.add_argument("--columns", default="ID,Labels", help="names of the two columns (default: ID,Labels)")
     parser.add_argument(
+        "--trust", action="store_true", help="run the code in it also where it is another user's"
+    )
+    parser.add_argument(
         "--labels", choices=["index", "name"], default="index", help="write class numbers or names (default: index)"
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    from runyard.predict import predict as label
+    from runyard import own_code
     from runyard.run import Run
 
     columns = tuple(args.columns.split(","))
     if len(columns) != 2 or not all(columns) or columns[0] == columns[1]:
         raise UserError(f"--columns {args.columns}: expected two different names, as ID,Labels")
+    run = Run.find(args.run, args.runs_dir)
+    own_code.enter(run, args.argv, trusted=args.trust)  # the network is what the run's own code says it is
+    from runyard.predict import predict as label
+
     label(
-        Run.find(args.run, args.runs_dir),
+        run,
         args.images,
         args.out,
         which=args.which,

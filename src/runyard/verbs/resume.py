@@ -15,6 +15,10 @@ EXAMPLE = "runyard resume @last cluster=slurm cluster.nodes=2"
 def arguments(parser: argparse.ArgumentParser) -> None:
     of_a_run(parser)
     overrides(parser)
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="begin again at step 0 where no checkpoint is left of those it had"
+    )
+    parser.add_argument("--trust", action="store_true", help="run the code in it also where it is another user's")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--attach", action="store_true", help="follow to the end (what cluster=local does by itself)")
     how.add_argument("--detach", action="store_true", help="return once the job has started (what SLURM's do)")
@@ -27,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
     run = Run.find(args.run, args.runs_dir)
     with as_ctrl_c():
-        started = run, launcher.resume(run, args.overrides)
+        started = run, launcher.resume(run, args.overrides, from_scratch=args.from_scratch, trusted=args.trust)
     if args.detach or (run.config.cluster.launcher == "slurm" and not args.attach):
         announce([started], as_json=args.json)
         return 0

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from cluster.space import corner, take_out
     from cluster.study import Study, alone
     from cluster.sweep import Search
+    from runyard.printable import printable
 
     for name in ("trials", "parallel"):
         if getattr(args, name) < 1:
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     with alone(folder):
         settings.save(folder)
         study = Study(folder, settings, space, config.epochs)
-        search = Search(study, folder, args.parallel, local, console.print)
+        search = Search(study, folder, args.parallel, local, lambda line: console.print(printable(line)))
         doing = f"sweep {study.id}: {args.trials} trials, {args.parallel} at once; runyard status -w"
         try:
             with as_ctrl_c(), console.status(doing):
@@ -82,13 +83,13 @@ def _begun(args: argparse.Namespace) -> tuple[Path, Settings]:
 
     from cluster.space import WORD
     from cluster.study import Settings
-    from runyard.run import new_id
+    from runyard.run import new_id, sweeps
 
     said = [o for o in args.overrides if _is_runs_dir(o)]
     runs = Path(said[-1].partition("=")[2] if said else args.runs_dir).absolute()
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", args.name):
         raise UserError(f"--name {args.name!r}: expected letters, digits and . _ -, at most 61")
-    folder = runs / ".sweeps" / (args.name or new_id("sweep"))
+    folder = sweeps(runs) / (args.name or new_id("sweep"))
     found = Settings.load(folder)
     given = {name: value for name in BEGINS_WITH if (value := getattr(args, name)) is not None}
     if not args.overrides:

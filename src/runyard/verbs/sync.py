@@ -23,6 +23,7 @@ EXAMPLE = "runyard sync @last    or: runyard sync --all --dry-run"
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="paths, ids or their beginnings, or @last")
     parser.add_argument("--all", action="store_true", help="every run in the folder of runs, but tracking=none")
+    parser.add_argument("--trust", action="store_true", help="send also what another user's directory holds")
     parser.add_argument("--dry-run", action="store_true", help="say what would be sent, and send nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     runs_dir(parser)
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     failed: dict[str, str] = {}
     for at, each in enumerate(runs, 1):
         try:
+            each.require_own(trusted=args.trust, instead="what it holds would be sent as yours; or --trust")
             done.append(_one(each, console, f"{at}/{len(runs)} {each.id}", args.dry_run))
         except UserError as error:
             if len(runs) == 1 or (str(error) in failed.values() and not done):

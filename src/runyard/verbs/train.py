@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 
 from runyard.arguments import of_a_run
 from runyard.errors import FAILED, INTERRUPTED
@@ -15,15 +16,24 @@ EXAMPLE = "torchrun --nproc-per-node 4 -m runyard train runs/ID"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     of_a_run(parser)
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="begin again at step 0 where no checkpoint is left of those it had"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    from runyard import own_code
     from runyard.run import Run
     from runyard.stopping import StopFlag
 
     run = Run.find(args.run, args.runs_dir)
+    own_code.enter(run, args.argv)
+    if not run.code.is_dir() and (restored := own_code.restore(run)) is not None:
+        print(f"runyard: {restored}", file=sys.stderr, flush=True)
+    if args.from_scratch:
+        run.record["from_scratch"] = time.time()  # for this start alone: `resume --from-scratch` writes it down
+    run.keep_private()
     stop = StopFlag()  # before torch, whose import takes seconds
-    stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
     from runyard.lease import LeaseLost
     from runyard.training.distributed import from_environment
     from runyard.training.last_word import RankLost
@@ -31,6 +41,9 @@ def run(args: argparse.Namespace) -> int:
     from runyard.training.loop import Outcome
     from runyard.training.loop import train as train_run
 
+    rank = from_environment(os.environ).rank
+    if rank == 0:
+        stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
     try:
         outcome = train_run(run, stop)
     except (Diverged, RankLost, LeaseLost) as error:
@@ -39,4 +52,4 @@ def run(args: argparse.Namespace) -> int:
     if outcome is Outcome.INTERRUPTED:
         stop.ignore()  # all is saved, and srun ends ranks that are still leaving when rank 0 has left
     # Rank 0 speaks for all, and last: srun --kill-on-bad-exit=1 would end it, saving, at another rank's 130.
-    return INTERRUPTED if outcome is Outcome.INTERRUPTED and from_environment(os.environ).rank == 0 else 0
+    return INTERRUPTED if outcome is Outcome.INTERRUPTED and rank == 0 else 0

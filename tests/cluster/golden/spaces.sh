@@ -15,6 +15,8 @@
 
 # setup
 set +e
+umask 077
+case $(stat -c %u '/tmp/my runs/RUN/code' 2>/dev/null) in UID|'') ;; *) echo runyard: not run, another user owns it now: '/tmp/my runs/RUN/code' >&2; exit 2 ;; esac
 export PYTHONPATH='/tmp/my runs/RUN/code'"${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 export RUNYARD_ROOT=/CHECKOUT
 . '/tmp/my runs/RUN/code/slurm/begin.sh'

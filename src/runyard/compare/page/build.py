@@ -6,6 +6,7 @@ import base64
 import gzip
 import importlib.util
 import json
+import secrets
 import time
 from collections.abc import Sequence
 from html import escape
@@ -28,9 +29,12 @@ from runyard.files import write_atomic
 from runyard.report import style
 from runyard.report.theme import DARK, LIGHT
 
-# Nothing but what stands in the file may load, whatever a name or a message tries to smuggle in. plotly makes its own
-# styles and, for its button that saves a picture, blob: images.
-POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+# Nothing but what stands in the file may load, and no script run but the page's own, which alone knows the nonce,
+# whatever a name or a message tries to smuggle in. plotly makes its own styles and, to save a picture, blob: images.
+POLICY = (
+    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; "
+    "base-uri 'none'; form-action 'none'"
+)
 SCRIPTS = ("page.js", "runs.js", "curves.js", "charts.js", "pair.js")
 PANELS = 4
 LIBRARY = "package_data/plotly.min.js"
@@ -65,10 +69,12 @@ def write_page(
     groups = [row.group for row in table]
     held = content(groups) | {"disagreements": disagreements(groups)}
     data = json.dumps(held, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    nonce = secrets.token_urlsafe(16)
     runs = len(_runs(groups))
     counted = f"{runs} run{'s' * (runs != 1)}" + (f" in {len(groups)} groups" if runs != len(groups) else "")
     page = Template(_own("page.html")).substitute(
-        policy=POLICY,
+        policy=POLICY.format(nonce=nonce),
+        nonce=nonce,
         title=counted + " compared" * (runs > 1),
         style=_colours() + style.RULES + _own("page.css"),
         about=escape(_about(groups)),

@@ -1,6 +1,7 @@
 "use strict";
 // The page's state, and what all charts share. Names from users meet the page as text, never as markup.
 
+const NONCE = document.currentScript.nonce; // without it the page's policy lets no script run
 const view = { x: "epoch", band: "sd", smooth: 0, logX: false, logY: false, hidden: new Set(), panels: [], cost: "",
   score: "last", first: null, second: null };
 const COARSE = matchMedia("(pointer: coarse)").matches; // a finger scrolls the page, it does not zoom the chart
@@ -101,7 +102,7 @@ function control(name, set) {
 
 async function begin() {
   const [library, text] = await Promise.all([unpack("library"), unpack("data")]);
-  document.head.append(el("script", {}, library));
+  document.head.append(el("script", {nonce: NONCE}, library));
   comparison = JSON.parse(text);
   const best = [...comparison.groups].sort((a, b) => (score(b.runs) ?? -1) - (score(a.runs) ?? -1));
   listRuns();

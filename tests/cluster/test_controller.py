@@ -1,0 +1,139 @@
+"""A local job ends when a rank has failed, says who hangs and where, and passes on what its ranks are to hear."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import controller
+from runyard.tracking import journal
+from tests.cluster.conftest import ROOT, environment
+from tests.cluster.conftest import until as until_
+
+LEADING = """
+import shlex, sys
+from pathlib import Path
+from cluster import controller
+controller.GRACE_S, controller.SHOW_S = float(sys.argv[2]), 0.5
+command = [sys.executable, "-c", sys.argv[3]]
+controller.Controller(Path(sys.argv[1]), command, 2, limit_s=float(sys.argv[4]), warning_s=0).run()
+"""
+# A rank that hears a stop as ours do, and then hangs for ever unless it is asked to stop.
+WAITING = """
+import os, sys, time
+from runyard.stopping import StopFlag
+rank, stop = os.environ["SUBMITIT_LOCAL_GLOBALID"], StopFlag()
+{first}
+print("ready", flush=True)
+while not stop():
+    time.sleep(0.02)
+print(stop().words, flush=True)
+"""
+
+
+class Led:
+    """A controller of two ranks, in a run's directory."""
+
+    def __init__(self, run: Path, rank: str, grace_s: float = 0.2, limit_s: float = 600, held: bool = False) -> None:
+        self.run, self.folder = run, run / "slurm"
+        self.folder.mkdir(exist_ok=True)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, controller.PASSED_ON if held else ())  # as submit does
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LEADING, str(self.folder), str(grace_s), rank, str(limit_s)],
+            cwd=ROOT, env=environment() | {"PYTHONPATH": f"{ROOT}/src:{ROOT}"},
+        )  # fmt: skip
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def log(self, rank: int, kind: str = "out") -> str:
+        path = self.folder / f"{self.process.pid}_{rank}_log.{kind}"
+        return path.read_text() if path.exists() else ""
+
+    def until_ready(self) -> None:
+        until_(lambda: self.log(0).startswith("ready") and self.log(1).startswith("ready"))
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return journal.read(self.run / "metrics.jsonl")[0][-1]
+
+
+Lead = Callable[..., Led]
+
+
+@pytest.fixture
+def lead(tmp_path: Path) -> Lead:
+    return lambda first="", **how: Led(tmp_path, WAITING.format(first=first), **how)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_what_asks_it_to_stop_reaches_every_rank_and_ends_neither_it_nor_them(lead: Lead, sent: signal.Signals) -> None:
+    led = lead()
+    led.until_ready()
+    led.process.send_signal(sent)
+    assert led.process.wait() == 0
+    heard = "TERM" if sent is signal.SIGTERM else "USR2"
+    assert [led.log(rank) for rank in (0, 1)] == [f"ready\n{heard}\n"] * 2
+
+
+def test_a_stop_asked_in_its_first_instant_is_heard_by_ranks_that_were_not_there_yet(lead: Lead) -> None:
+    led = lead(held=True)
+    led.process.send_signal(signal.SIGTERM)
+    assert led.process.wait() == 0
+    assert [led.log(rank) for rank in (0, 1)] == ["ready\nTERM\n"] * 2
+    control = lead()
+    control.process.send_signal(signal.SIGTERM)
+    assert control.process.wait() == -signal.SIGTERM, "the control: not held back, it ends the controller"
+
+
+def test_once_a_rank_failed_one_that_hangs_is_shown_with_its_stack_and_ended(lead: Lead) -> None:
+    led = lead("if rank == '1': sys.exit('runyard: no such data')")
+    assert led.process.wait() == 0
+    assert 'File "<string>", line' in led.log(0, "err")
+    assert "runyard: rank 0 did not end, and was killed; it was in state S (sleeping)" in led.log(0, "err")
+    assert led.last["message"].startswith("rank 0 did not end, and was killed; it was in state S")
+    assert (led.last["reason"], led.last["retry"]) == ("failed", True)
+
+
+def test_a_rank_that_is_stopped_is_named_and_ended_though_it_cannot_say_where_it_stands(lead: Lead) -> None:
+    led = lead("if rank == '1': os.kill(os.getpid(), 19)\nelse: time.sleep(0.2); os.abort()")
+    assert led.process.wait() == 0
+    assert "rank 1 did not end, and was killed; it was in state T (stopped)" in led.last["message"]
+
+
+def test_nobody_is_ended_while_none_has_failed(lead: Lead) -> None:
+    led = lead("if rank == '1': sys.exit(0)")  # the control: it ended well
+    until_(lambda: led.log(0).startswith("ready"))
+    time.sleep(1)  # five times the grace
+    assert led.process.poll() is None
+    led.process.send_signal(signal.SIGUSR2)
+    assert led.process.wait() == 0
+    assert not (led.run / "metrics.jsonl").exists(), "all ended well: it has nothing to add"
+
+
+def test_who_has_failed_is_noted_at_once_for_ranks_that_wait_for_it(lead: Lead) -> None:
+    led = lead("if rank == '1': os.kill(os.getpid(), 9)", grace_s=600)
+    until_(lambda: bool(list(led.folder.glob("ended-*"))))
+    (notes,) = led.folder.glob(f"ended-{led.process.pid}-*.jsonl")
+    until_(lambda: notes.read_text().endswith("\n"))
+    assert json.loads(notes.read_text()) == {
+        "rank": 1, "message": "was ended by SIGKILL, perhaps for want of memory",
+    }  # fmt: skip
+    led.process.send_signal(signal.SIGTERM)
+    assert led.process.wait() == 0
+    assert not notes.exists()
+    assert (led.last["reason"], led.last["cause"]) == ("interrupted", "TERM")
+
+
+def test_at_its_limit_the_job_is_ended(lead: Lead) -> None:
+    led = lead("stop = lambda: False", limit_s=1)
+    assert led.process.wait() == 0
+    assert "did not end" in led.last["message"]
+    assert os.listdir(led.folder) == [p for p in os.listdir(led.folder) if not p.startswith("ended")]

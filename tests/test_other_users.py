@@ -1,0 +1,167 @@
+"""What another user puts into a place that both share is neither run, nor read as ours, nor written through."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runyard import ownership
+from runyard.config import Config
+from runyard.data import compiled, manifest
+from runyard.data.stage import stage
+from runyard.errors import UserError
+from runyard.ownership import of_this_user, private_folder
+from runyard.run import Run
+from tests.conftest import SMALL_DATA
+from tests.second_user import NOBODY, as_nobody, needs_root, shared_place
+
+__all__ = ["shared_place"]
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def plant(folder: Path, *files: str) -> None:
+    """``folder`` as another user made it, with these files in it."""
+    folder.mkdir(parents=True)
+    for name in files:
+        (folder / name).write_text("raise SystemExit('another user was here')")
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+        path.chmod(0o777 if path.is_dir() else 0o666)
+
+
+def plant_link(place: Path, target: Path) -> None:
+    place.symlink_to(target)
+    os.chown(place, NOBODY, NOBODY, follow_symlinks=False)
+
+
+@pytest.fixture
+def create(shared_place: Path, make_config: Callable[..., Config]) -> Callable[..., Run]:
+    """``create()``: a run in a folder of runs that everybody can write."""
+    return lambda *overrides: Run.create(
+        make_config("experiment=starter", f"runs_dir={shared_place}", *overrides), list(overrides)
+    )
+
+
+@needs_root
+def test_code_that_another_put_into_a_shared_folder_of_runs_is_never_taken(
+    create: Callable[..., Run], shared_place: Path
+) -> None:
+    first = create()
+    store = shared_place / of_this_user(".code")
+    assert first.code.parent == store
+    assert mode(store) == 0o700
+    for path in sorted(store.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    store.rmdir()
+    plant(store / first.code.name)
+    os.chown(store, NOBODY, NOBODY)
+    with pytest.raises(UserError, match=rf"{store} belongs to nobody; choose another place"):
+        create()
+    (store / first.code.name).rmdir()
+    store.rmdir()
+    plant_link(store, shared_place)
+    with pytest.raises(UserError, match="is no directory but a link"):
+        create()
+
+
+@needs_root
+def test_two_users_share_a_folder_of_runs(create: Callable[..., Run], shared_place: Path) -> None:
+    mine = create()
+    theirs = Path(as_nobody(lambda: Run.create(mine.config, []).path, umask=0))
+    store = shared_place / f".code-{NOBODY}"
+    assert (theirs / "code").resolve().parent == store
+    assert store.lstat().st_uid == theirs.lstat().st_uid == NOBODY
+    assert [mode(path) for path in (theirs, store)] == [0o700, 0o700]
+    assert "PermissionError" in as_nobody(lambda: list(mine.path.iterdir()))
+
+
+def test_a_snapshot_whose_content_is_not_what_its_name_says_is_not_used(create: Callable[..., Run]) -> None:
+    code = create().code
+    (code / "cluster" / "task.py").write_text("raise SystemExit('changed')")
+    with pytest.raises(UserError, match=f"the code in {code} is not what was submitted.*move that directory away"):
+        create()
+
+
+def test_a_folder_of_runs_in_which_everybody_can_exchange_directories_is_refused(
+    create: Callable[..., Run], shared_place: Path
+) -> None:
+    shared_place.chmod(0o777)
+    with pytest.raises(UserError, match=rf"everybody can exchange what lies in {shared_place}.*chmod \+t"):
+        create()
+    shared_place.chmod(0o1777)
+    create()
+
+
+@needs_root
+@pytest.mark.parametrize("planted", ["directory", "link"])
+def test_data_is_staged_into_a_directory_of_our_own_alone(
+    data_root: Path, make_config: Callable[..., Config], shared_place: Path, tmp_path: Path, planted: str
+) -> None:
+    config = make_config(*SMALL_DATA, f"data.root={data_root}", "cluster=slurm", f"cluster.stage_data={shared_place}")
+    folder = manifest.folder(config.data)
+    known = manifest.load(folder)
+    copy, warning = stage(config, known, folder, "1")
+    assert (copy, warning) == (shared_place / of_this_user(f"runyard-{known.sha256[:16]}"), None)
+    assert mode(copy) == 0o700
+    copy.rename(tmp_path / "aside")
+    (victim := tmp_path / "victim").mkdir()
+    if planted == "directory":
+        plant(copy, "verified-1", next(folder.glob("*train*.beton")).name)
+    else:
+        plant_link(copy, victim)
+    found, warning = stage(config, known, folder, "1")
+    assert found == folder
+    said = "belongs to nobody" if planted == "directory" else "is no directory but a link"
+    assert said in str(warning)
+    assert not list(victim.iterdir())
+
+
+@needs_root
+def test_kernels_that_another_compiled_are_not_loaded(shared_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(shared_place))
+    compiled.cache_folder.cache_clear()
+    ours = compiled.cache_folder()
+    assert ours is not None
+    assert (ours.parent, mode(ours)) == (shared_place, 0o700)
+    ours.rmdir()
+    plant(ours, "kernels.draw_all-1.py311.1.nbc")
+    compiled.cache_folder.cache_clear()
+    assert compiled.cache_folder() not in (ours, None)
+    monkeypatch.undo()
+    compiled.cache_folder.cache_clear()
+
+
+@needs_root
+def test_a_compiler_cache_that_another_made_is_not_used(shared_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(shared_place))
+    ours = ownership.compiler_cache("inductor")
+    assert (ours, mode(ours)) == (shared_place / of_this_user("runyard-inductor"), 0o700)
+    ours.rmdir()
+    plant(ours, "graph.pkl")
+    other = ownership.compiler_cache("inductor")
+    assert other != ours
+    assert (other.stat().st_uid, mode(other), list(other.iterdir())) == (os.getuid(), 0o700, [])
+
+
+def test_a_private_folder_is_0700_whatever_the_umask(shared_place: Path) -> None:
+    for number, umask in enumerate((0o000, 0o022, 0o077)):
+        before = os.umask(umask)
+        try:
+            assert mode(private_folder(shared_place / f"{number}")) == 0o700
+            assert mode(private_folder(shared_place / f"{number}", group_reads=True)) == 0o750
+        finally:
+            os.umask(before)
+
+
+def test_a_folder_of_ours_that_others_can_write_is_refused(shared_place: Path) -> None:
+    (folder := shared_place / "mine").mkdir()
+    folder.chmod(0o770)
+    with pytest.raises(OSError, match="others can write"):
+        private_folder(folder)

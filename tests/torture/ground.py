@@ -1,0 +1,309 @@
+"""The ground on which attacks are made: a folder, small data, runs, and ranks that start in milliseconds."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from runyard.config import Config
+from runyard.run import Run
+from runyard.tracking import journal
+from tests.conftest import PATIENCE_S, compose
+from tests.training.conftest import SMALL, final_state, same
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS_PER_EPOCH, EPOCHS = 8, 3
+# A global batch that 1, 2, 3, 4 and 6 ranks divide, with two micro-batches each.
+SETTINGS = (
+    *SMALL, "data.samples=[384,60]", "model.widths=[8,16]", f"epochs={EPOCHS}", "batch_size=48", "eval_batch_size=11",
+    "checkpoint.every_epochs=1", "checkpoint.every_s=0.2", "checkpoint.keep_last=2",
+)  # fmt: skip
+GRACE_S = 5  # for the other ranks, once one has ended badly; what they do of it themselves is row 5's
+T = TypeVar("T")
+First = Sequence[Sequence[Any]]  # functions to call in a rank before it begins: names, each with its arguments
+SHOWN = ("epoch", "step", "train_loss", "train_top1", "test_loss", "test_top1", "lr", "grad_norm")
+
+
+class Ground:
+    """Where the attacks of one run of the harness are made. Used as a context: what it started ends with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs_dir = folder / "runs"
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Ground:
+        self.runs_dir.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @functools.cached_property
+    def zygote(self) -> Zygote:
+        return self.within(contextlib.closing(Zygote()))
+
+    def within(self, opened: AbstractContextManager[T]) -> T:
+        """What it gives; it is closed when this is left."""
+        return self._stack.enter_context(opened)
+
+    @functools.cached_property
+    def data_root(self) -> Path:
+        """Where the small data set is prepared."""
+        from runyard.data.prepare import prepare
+
+        root = self.folder / "data"
+        root.mkdir(exist_ok=True)
+        prepare(compose(*SETTINGS, f"data.root={root}").data, progress=False)
+        return root
+
+    def words(self, *overrides: str) -> list[str]:
+        """The small kind's settings, as one says them on a command line."""
+        return ["experiment=null", *SETTINGS, f"data.root={self.data_root}", f"runs_dir={self.runs_dir}", *overrides]
+
+    @functools.cache  # noqa: B019  it lives as long as the harness
+    def config(self, *overrides: str) -> Config:
+        return compose(*self.words(*overrides)[1:])
+
+    def run(self, *overrides: str) -> Run:
+        """A new run of the small kind."""
+        return Run.create(self.config(*overrides), list(overrides))
+
+    def start(
+        self,
+        run: Run,
+        ranks: int,
+        first: dict[int, First] | None = None,
+        *,
+        report: bool = False,
+        zygote: Zygote | None = None,
+        env: dict[str, str] | None = None,
+    ) -> Ranks:
+        """A new start of ``run`` on so many ranks; ``first`` says by rank what is called in it before it begins.
+
+        Without a ``report``, whose figures take seconds: all that most attacks aim at is on disk before it. Of another
+        ``zygote`` than this one's, and with variables of ``env`` in the ranks' environment, where these are given.
+        """
+        own = dict(first or {})
+        if not report:
+            own[0] = [("tests.torture.ground:leave_out_the_report",), *own.get(0, ())]
+        return Ranks(zygote or self.zygote, run, ranks, own, env or {})
+
+    def command(self, *words: str, env: dict[str, str] | None = None, first: First = ()) -> tuple[int, str]:
+        """`runyard WORDS` in a forked process: its exit code, and all that it says."""
+        said = self.scratch() / "said"
+        code = self.zygote.wait(self.zygote.start(said, ("tests.torture.ground:say", *words), env, first))
+        return code, said.read_text(errors="replace")
+
+    def finish(self, run: Run, ranks: int) -> None:
+        """Start it until it is finished, undisturbed."""
+        for _ in range(3):
+            if run.finished:
+                return
+            started = self.start(run, ranks)
+            started.wait()
+        assert run.finished, started.said
+
+    @functools.cache  # noqa: B019
+    def undisturbed(self, ranks: int, *overrides: str) -> Undisturbed:
+        run = self.run(*overrides)
+        began = time.monotonic()
+        self.finish(run, ranks)
+        return Undisturbed(run, time.monotonic() - began, final_state(run), curves(run))
+
+    def scratch(self) -> Path:
+        """A new empty folder."""
+        folder = self.folder / f"scratch-{time.monotonic_ns()}"
+        folder.mkdir()
+        return folder
+
+
+class Undisturbed:
+    """What a run is compared with: the same settings on as many ranks, and nothing happened to it."""
+
+    def __init__(self, run: Run, seconds: float, state: dict[str, Any], shown: list[dict[str, Any]]) -> None:
+        self.run, self.seconds, self.state, self.shown = run, seconds, state, shown
+
+    def differences(self, run: Run) -> str:
+        """In words, what of weights, optimizer, counters and history is other than here; empty if nothing is."""
+        state, found = final_state(run), []
+        for part, wanted in self.state.items():
+            if not same(wanted, state.get(part)):
+                found.append(part)
+        if curves(run) != self.shown:
+            found.append("history")
+        return ", ".join(found)
+
+
+def epochs(run: Run) -> int:
+    """How many its journal tells of, those that were learned again among them."""
+    return sum(row["event"] == "epoch" for row in journal.read(run.journal_path)[0])
+
+
+def curves(run: Run) -> list[dict[str, Any]]:
+    """The journal's epochs, less what is no result: times."""
+    return [{k: row[k] for k in SHOWN} for row in journal.epochs(journal.read(run.journal_path)[0])]
+
+
+def typed(*words: str) -> subprocess.Popen[str]:
+    """A command in a terminal of its own, in processes of its own; all that it says comes on one pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "runyard", *words], cwd=ROOT, text=True, start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def discard(run: Run) -> None:
+    """Delete the run: a thousand attacks must not fill the disk."""
+    shutil.rmtree(run.path, ignore_errors=True)
+
+
+class Zygote:
+    """The process that forks (tests/torture/zygote.py), and what it says. It begins with these ``variables``."""
+
+    def __init__(self, **variables: str) -> None:
+        variables |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.torture.zygote"], cwd=ROOT, env=os.environ | variables, text=True, bufsize=1,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        self._started: queue.Queue[int] = queue.Queue()
+        self._codes: dict[int, int] = {}
+        self._news = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def start(self, said: Path, call: Sequence[Any], env: dict[str, str] | None = None, first: First = ()) -> int:
+        """Fork a process, which does ``first``, then ``call``; what it says is appended to ``said``. Its id."""
+        assert self._process.stdin is not None
+        request = {"said": str(said), "call": list(call), "env": env or {}, "first": [list(f) for f in first]}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        return self._started.get(timeout=PATIENCE_S)
+
+    def wait(self, pid: int) -> int:
+        """Its exit code, negative if a signal ended it."""
+        with self._news:
+            ended = self._news.wait_for(lambda: pid in self._codes, PATIENCE_S)
+        if not ended:
+            raise TimeoutError(f"process {pid} hangs: {Path(f'/proc/{pid}/wchan').read_text()}")
+        return self._codes[pid]
+
+    def first_to_fail(self, pids: list[int]) -> int | None:
+        """Waits until one of them has ended badly, or all have ended well: then None."""
+        with self._news:
+            ended = self._news.wait_for(
+                lambda: any(self._codes.get(p) for p in pids) or all(p in self._codes for p in pids), PATIENCE_S
+            )
+            if not ended:
+                raise TimeoutError(f"processes {pids} hang")
+            return next((pid for pid in pids if self._codes.get(pid)), None)
+
+    def all_ended(self, pids: list[int], within_s: float) -> bool:
+        with self._news:
+            return self._news.wait_for(lambda: all(pid in self._codes for pid in pids), within_s)
+
+    def alive(self, pid: int) -> bool:
+        return pid not in self._codes
+
+    def close(self) -> None:
+        """It ends, and what it forked with it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(PATIENCE_S)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            word, *numbers = line.split()
+            if word == "started":
+                self._started.put(int(numbers[0]))
+            elif word == "ended":
+                with self._news:
+                    self._codes[int(numbers[0])] = int(numbers[1])
+                    self._news.notify_all()
+
+
+class Ranks:
+    """The processes of one start of a run, led as cluster/controller.py and srun lead them: once one has ended badly
+    the others are told, and are killed where they do not end of it."""
+
+    def __init__(self, zygote: Zygote, run: Run, count: int, first: dict[int, First], env: dict[str, str]) -> None:
+        self._zygote, self.run = zygote, run
+        job = str(time.monotonic_ns())
+        self._notes = run.path / "slurm" / f"ended-{job}-0.jsonl"
+        self._logs = [run.path / "slurm" / f"{job}_{rank}.log" for rank in range(count)]
+        self.pids = [
+            zygote.start(self._logs[rank], ("tests.torture.ground:train", str(run.path)), {
+                "SUBMITIT_LOCAL_GLOBALID": str(rank), "SUBMITIT_LOCAL_LOCALID": str(rank),
+                "SUBMITIT_LOCAL_NTASKS": str(count), "SUBMITIT_LOCAL_JOB_ID": job, "RUNYARD_START": "0", **env,
+            }, first.get(rank, ()))
+            for rank in range(count)
+        ]  # fmt: skip
+
+    def signal(self, rank: int, number: int) -> None:
+        """One that has ended hears nothing."""
+        if self._zygote.alive(self.pids[rank]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pids[rank], number)
+
+    def wait(self) -> list[int]:
+        """Their exit codes, by rank, once all have ended."""
+        if (failed := self._zygote.first_to_fail(self.pids)) is not None:
+            note = {"rank": self.pids.index(failed), "message": "ended badly"}
+            self._notes.write_text(json.dumps(note) + "\n")
+            if not self._zygote.all_ended(self.pids, GRACE_S):
+                for rank in range(len(self.pids)):
+                    self.signal(rank, signal.SIGKILL)
+        return [self._zygote.wait(pid) for pid in self.pids]
+
+    def alive(self) -> bool:
+        """Whether all of them live."""
+        return all(self._zygote.alive(pid) for pid in self.pids)
+
+    @property
+    def said(self) -> str:
+        return "\n".join(path.read_text() for path in self._logs if path.exists())
+
+
+def train(run_dir: str) -> None:
+    """What a rank does: a job's task, as submitit would call it."""
+    from cluster.job import TrainJob
+
+    TrainJob(run_dir)()
+
+
+def say(*words: str) -> None:
+    """In a process: the command line."""
+    from runyard.cli import main
+
+    sys.exit(main(list(words)))
+
+
+def leave_out_the_report() -> None:
+    """In a rank."""
+    from runyard.training import loop
+
+    loop._write_report = lambda *_: None  # type: ignore[assignment]
+
+
+def until(true: Callable[[], object], what: str) -> None:
+    """Wait for a condition, within the guard against hangs."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited in vain for {what}")
+        time.sleep(0.005)

@@ -1,0 +1,123 @@
+"""Row 11: whatever W&B does, the training learns the same, and after `sync` W&B has each metric once."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from runyard.run import Run
+from tests.torture.ground import EPOCHS, Ranks, discard, epochs, until
+from tests.torture.promise import Attacker, Promise, hold
+from tests.tracking.life import KEY
+from tests.tracking.test_wandb_run import is_one_history
+from tests.tracking.wandb_server import WandbServer
+
+TROUBLES = ("500", "silence", "refused", "takes no more", "client killed", "500 from the first")
+LIMITS_S = {"FINISH_TIMEOUT_S": 5.0, "INTERRUPTED_TIMEOUT_S": 5.0}  # of the client's end, in place of a minute
+
+
+def strike(a: Attacker, *, send_the_rest: bool = True) -> str:
+    """A run of one rank is logged to a server on loopback that fails it on its way; then the server is well again."""
+    trouble = TROUBLES[a.number % len(TROUBLES)]
+    run, place = a.ground.run("tracking=online"), a.ground.scratch()
+    with served() as server:
+        env = variables(server.url if trouble != "refused" else "http://127.0.0.1:9", str(place))
+        if trouble == "500 from the first":
+            server.fail.set()
+        if trouble == "takes no more":
+            server.most_history_lines = 1
+        ranks = a.ground.start(run, 1, {0: [("tests.torture.tracking_trouble:hasty",)]}, env=env)
+        after = a.rng.randint(1, EPOCHS)
+        worry = threading.Thread(target=make_trouble, args=(trouble, server, ranks, after))
+        worry.start()
+        codes = ranks.wait()
+        worry.join()
+        hold(codes == [0], f"{trouble}: the training ended with {codes}: {ranks.said[-300:]}")
+        hold(run.finished, f"{trouble}: it did not finish")
+        other = a.ground.undisturbed(1).differences(run)
+        hold(not other, f"{trouble}: it learned something else: {other}")
+        server.fail.clear()
+        server.stall.clear()
+        server.most_history_lines = None
+        if send_the_rest:
+            sync(a, run, variables(server.url, str(place)), trouble)
+        once(server, run, trouble)
+    discard(run)
+    return trouble
+
+
+@contextlib.contextmanager
+def served() -> Iterator[WandbServer]:
+    server = WandbServer()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def variables(url: str, home: str) -> dict[str, str]:
+    own = ("NETRC", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")
+    return {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY, "HOME": home} | {n: f"{home}/{n.lower()}" for n in own}
+
+
+def make_trouble(trouble: str, server: WandbServer, ranks: Ranks, after: int) -> None:
+    """Once so many epochs are done."""
+    until(lambda: epochs(ranks.run) >= after or not ranks.alive(), "an epoch")
+    if trouble == "500":
+        server.fail.set()
+    elif trouble == "silence":
+        server.stall.set()
+    elif trouble == "client killed":
+        with contextlib.suppress(OSError):  # it has ended
+            for pid in helpers(ranks.pids[0]):
+                os.kill(pid, signal.SIGKILL)
+
+
+def helpers(rank: int) -> list[int]:
+    """W&B's own processes, which are the rank's children."""
+    children = Path(f"/proc/{rank}/task/{rank}/children").read_text().split()
+    return [int(pid) for pid in children if b"wandb-core" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def hasty() -> None:
+    """In the rank."""
+    from runyard.tracking import wandb_run
+
+    for name, seconds in LIMITS_S.items():
+        setattr(wandb_run, name, seconds)
+
+
+def sync(a: Attacker, run: Run, env: dict[str, str], trouble: str) -> None:
+    code, said = a.ground.command("sync", str(run.path), env=env)
+    hold(code == 0, f"{trouble}: sync ended with {code}: {said[-300:]}")
+
+
+def once(server: WandbServer, run: Run, trouble: str) -> None:
+    hold(run.id in server.runs, f"{trouble}: W&B knows nothing of the run")
+    served = server.runs[run.id]
+    try:
+        is_one_history(served, EPOCHS)
+    except AssertionError:
+        numbers = [row.get("epoch") for row in served.history]
+        said = f"{served.rewritten} sent twice, {served.holes} missing"
+        hold(False, f"{trouble}: W&B has epochs {numbers}, {said}")
+
+
+without_sync = functools.partial(strike, send_the_rest=False)
+
+PROMISE = Promise(
+    number=11,
+    promise="Whatever W&B does, the training comes to the same bits and ends; after `sync` W&B has each metric once.",
+    attack="A server on loopback that answers 500 (from the first, or from some epoch on), falls silent, refuses "
+    "connections, or takes no more; the client's own process killed.",
+    at_least=20,
+    short=1,
+    strike=strike,
+    control=lambda a: without_sync(Attacker(a.ground, a.rng, TROUBLES.index("500 from the first"))),
+    switched_off="what was not sent is not sent later",
+)
