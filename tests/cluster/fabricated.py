@@ -33,6 +33,11 @@ def stop(at_s: float, reason: str, **fields: Any) -> Row:
     return row("stop", at_s, **({"reason": reason, "message": "", "cause": None} | fields))
 
 
+def runs(run: Path) -> str:
+    """The end of squeue's line of a job that a submission of ``run`` made."""
+    return f"{SEPARATOR}/{SEPARATOR}{run}/slurm/submission_0.sh"
+
+
 class Folder:
     """A folder of runs, and a SLURM whose squeue and sacct answer what it is told to."""
 
@@ -72,8 +77,7 @@ class Folder:
     def queue(self, *lines: str) -> None:
         """What squeue answers; ``@`` in a line becomes the newest run's id. Its jobs they are."""
         newest = max((path for path in self.path.iterdir()), default=self.path)
-        run = f"{SEPARATOR}/{SEPARATOR}{newest}/slurm/submission_0.sh"
-        self._answer("squeue.txt", tuple(line if SEPARATOR in line else line + run for line in lines))
+        self._answer("squeue.txt", tuple(line if SEPARATOR in line else line + runs(newest) for line in lines))
 
     def accounting(self, *lines: str) -> None:
         """What sacct answers."""
