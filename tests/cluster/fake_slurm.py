@@ -94,6 +94,7 @@ class FakeSlurm:
     def program(self, name: str, body: str) -> Path:
         """A command of this name that begins by writing down how it was called."""
         path = self.bin / name
+        path.unlink(missing_ok=True)  # and not written over: bash reads a script as it runs it
         path.write_text(BEGIN.format(folder=shlex.quote(str(self.folder))) + body)
         path.chmod(0o755)
         return path
