@@ -31,6 +31,10 @@ SILENT = "the job ended without a word: its log may have one"
 DEAD_AFTER_POLLS = 10  # a journal may reach a shared disk some seconds after its writer ended
 
 
+class HungUp(Exception):
+    """The terminal that followed a job is gone (SIGHUP)."""
+
+
 class Job(Protocol):
     """A job that was started, wherever."""
 
@@ -118,9 +122,15 @@ class Attached:
 
         Ctrl-C or SIGTERM does what the job's kind says, and a second Ctrl-C always leaves it alone: KeyboardInterrupt.
         A second SIGTERM says nothing new: in a batch script SLURM sends one to all, and W&B's agent passes its own on.
-        SIGUSR2 is for the tasks.
+        SIGUSR1 and SIGUSR2 are for the tasks.
+
+        Raises:
+            HungUp: the terminal is gone; the job goes on.
         """
-        handlers = {signal.SIGTERM: self._terminate, signal.SIGUSR2: self._take_warning}
+        warned = dict.fromkeys((signal.SIGUSR1, signal.SIGUSR2), self._take_warning)
+        handlers = {signal.SIGTERM: self._terminate, **warned}
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            handlers[signal.SIGHUP] = self._hang_up
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             with self._bar if self._console.is_terminal else contextlib.nullcontext():
@@ -133,6 +143,9 @@ class Attached:
         if not self._asked and not self._terminated:
             self._terminated = True
             raise KeyboardInterrupt
+
+    def _hang_up(self, number: int, frame: FrameType | None) -> None:
+        raise HungUp
 
     def _take_warning(self, number: int, frame: FrameType | None) -> None:
         self._warned = True

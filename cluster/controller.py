@@ -108,7 +108,8 @@ class Controller:
     def _how(self, rank: int, code: int) -> str:
         if code < 0:
             struck = self._oom.words()
-            return f"was ended by {causes.end(code)}{f', {struck}' if struck else ''}"
+            how = ", ".join(filter(None, [causes.end_in_words(causes.end(code)), struck]))
+            return f"of {self._ranks} ended without a word: {how}"
         lines = [line for line in self._tail(rank).splitlines() if line.strip()]
         said = [line.removeprefix("runyard: ") for line in lines if line.startswith("runyard: ")] or lines
         return f"ended with {code}{': ' + said[-1] if said else ''}"
@@ -135,7 +136,7 @@ class Controller:
         stopped = self._asked is signal.SIGTERM
         with contextlib.suppress(OSError):
             journal.Journal(run / "metrics.jsonl").write(
-                "stop", reason="interrupted" if stopped else "failed", message=f"rank {rank} {how}",
+                "stop", reason="interrupted" if stopped else "failed", message=f"rank {rank} {how}", rank=rank,
                 **({"cause": "TERM"} if stopped else {"user_error": False, "retry": True}),
             )  # fmt: skip
 

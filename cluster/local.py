@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import submitit
 from submitit.local.local import LocalJob
 
 CONTROLLER = Path(__file__).with_name("controller.py")
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 class LocalExecutor(submitit.LocalExecutor):
@@ -19,9 +21,12 @@ class LocalExecutor(submitit.LocalExecutor):
     def _submit_command(self, command: str) -> LocalJob[str]:  # type: ignore[override]
         p = self.parameters
         gpus = p["visible_gpus"][: p["gpus_per_node"]] or range(p["gpus_per_node"])
+        # The controller is the checkout's, as sbatch is the site's; its tasks run what was submitted.
+        tasks = f"env PYTHONPATH={shlex.quote(os.environ.get('PYTHONPATH', ''))} {command}"
         env = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(CHECKOUT / "src"), str(CHECKOUT)]),
             "SUBMITIT_LOCAL_NTASKS": str(p["tasks_per_node"]),
-            "SUBMITIT_LOCAL_COMMAND": command,
+            "SUBMITIT_LOCAL_COMMAND": tasks,
             "SUBMITIT_LOCAL_TIMEOUT_S": str(60 * p["timeout_min"]),
             "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(p["signal_delay_s"]),
             "SUBMITIT_LOCAL_NODEID": "0",

@@ -8,6 +8,7 @@ to them: the nodes to leave out.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -172,8 +173,9 @@ def main(
     if (other := run.successor()) is not None:
         print(f"runyard: run {run.id} is written by {other}: this job leaves it to that", file=sys.stderr, flush=True)
         return ended or FAILED
-    rows, _ = journal.read(run.journal_path)
-    step = newest_step(run)
+    step, evaluated = newest_step(run), newest_evaluated(run)
+    # An evaluation longer than the time limit gets further, too, and its step stays the same.
+    rows = [row for row in journal.read(run.journal_path)[0] if not evaluated or _evaluated(row) in (None, evaluated)]
     began, end, log_began = (os.environ.get(name, "") for name in ("RUNYARD_BEGAN", "SLURM_JOB_END_TIME", LOG_BEGAN))
     late = end.isdigit() and time.time() >= int(end) - UNSAVED_AT_S
     first_end = task_ends.first_end(Path(os.path.realpath("/proc/self/fd/2")), int(log_began)) if log_began else {}
@@ -191,6 +193,7 @@ def main(
     if verdict.requeue is None or not run.config.cluster.requeue:
         return verdict.exit_code
     row: Row = {"cause": verdict.requeue, "step": step, "without_progress": verdict.without_progress}
+    row |= {"evaluated": evaluated} if evaluated else {}
     row |= {"failure": verdict.failure} if verdict.failure else {}
     if verdict.sick and exclude is not None:
         row["without_node"] = node = verdict.failure["node"]
@@ -223,6 +226,20 @@ def newest_step(run: Run) -> int:
     """Step of the newest checkpoint that has a manifest, 0 if there is none. What it holds is verified on reading."""
     found = [p.parent.name.removeprefix("step_") for p in run.checkpoints.glob("step_*/manifest.json")]
     return max((int(step) for step in found if step.isdigit()), default=0)
+
+
+def newest_evaluated(run: Run) -> int:
+    """Images that the newest checkpoint has of an evaluation under way."""
+    try:
+        said = json.loads((run.checkpoints / f"step_{newest_step(run):08d}" / "manifest.json").read_bytes())
+        return int(said.get("evaluated", 0))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return 0
+
+
+def _evaluated(row: Row) -> int | None:
+    """The same of a requeue; None for another row."""
+    return int(row.get("evaluated", 0)) if row["event"] == "requeue" else None
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ END = re.compile(r"^srun: error: (?P<node>[\w.-]+): tasks? (?P<task>\d+)[\d,-]*:
 # As srun says it: a signal in libc's words.
 SIGNALS = {"Killed": "SIGKILL", "Terminated": "SIGTERM", "Bus error": "SIGBUS", "Segmentation fault": "SIGSEGV",
            "Aborted": "SIGABRT", "Illegal instruction": "SIGILL", "Floating point exception": "SIGFPE",
-           "Out Of Memory": "OutOfMemory"}  # fmt: skip
+           "Out Of Memory": causes.OUT_OF_MEMORY}  # fmt: skip
 OF_SLURM = re.compile(r"^(srun|slurmstepd\S*|\d+: slurmstepd\S*|bash|/\S+/slurm_script):? ")
 EXCEPTION = re.compile(r"^(?:[\w.]+\.)?(?P<kind>[A-Z]\w*(?:Error|Exception))(?:: .*)?$")
 
@@ -52,7 +52,8 @@ def _how(words: str) -> str:
 def _failure(how: str, said: str) -> dict[str, Any]:
     """``exception`` is the one that the task's last line names, or its exit code where that says more."""
     raised = EXCEPTION.match(said)
-    exception = None if how.startswith(("SIG", "Out")) else raised["kind"] if raised and how == "exit code 1" else how
+    exception = raised["kind"] if raised and how == "exit code 1" else how
+    exception = None if how.startswith("SIG") or how == causes.OUT_OF_MEMORY else exception
     cause = causes.known(how, "") or (causes.known(None, said) if raised and exception == raised["kind"] else None)
     message = f"{causes.end_in_words(how)}{f': {said}' if said else ''}"
     known = {"exception": exception, "cause": cause and cause.name, "message": message}

@@ -11,6 +11,9 @@ root=${RUNYARD_ROOT:-$(cd -P "$(dirname "$0")/.." && pwd)}
 
 fail() { echo "slurm/python.sh: $*" >&2; exit "${code:-127}"; } # 127: not found, on this node at least
 
+# In a task's first tenth of a second a stop would end it as a crash does. What asks for one asks again.
+case "$*" in "-m cluster.task "*) trap '' TERM USR1 USR2 ;; esac
+
 # What W&B's agent starts runs inside the container that the agent itself was started in.
 inside=${RUNYARD_CONTAINER:+${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-}}}
 [ -z "$inside" ] || exec "${RUNYARD_PYTHON:-/opt/runyard/.venv/bin/python}" "$@"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from runyard import ownership
+from runyard import run as run_module
 from runyard.config import Config
 from runyard.data import compiled, manifest
 from runyard.data.stage import stage
@@ -73,9 +74,13 @@ def test_code_that_another_put_into_a_shared_folder_of_runs_is_never_taken(
 
 @needs_root
 def test_two_users_share_a_folder_of_runs(create: Callable[..., Run], shared_place: Path) -> None:
-    mine = create()
-    theirs = Path(as_nobody(lambda: Run.create(mine.config, []).path, umask=0))
-    store = shared_place / f".code-{NOBODY}"
+    mine, store = create(), shared_place / f".code-{NOBODY}"
+
+    def make() -> Path:
+        run_module.STORE = store.name  # it is of whoever started the program
+        return Run.create(mine.config, []).path
+
+    theirs = Path(as_nobody(make, umask=0))
     assert (theirs / "code").resolve().parent == store
     assert store.lstat().st_uid == theirs.lstat().st_uid == NOBODY
     assert [mode(path) for path in (theirs, store)] == [0o700, 0o700]

@@ -48,7 +48,7 @@ def test_what_was_created_is_what_is_opened(create: Callable[..., Run]) -> None:
     assert not opened.edited
 
 
-def full(*_: object) -> None:
+def full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from runyard.stopping import STOP_SIGNALS, UNSAVED_AT_S, Stop, StopFlag
+from runyard import end_time, stopping
+from runyard.stopping import STOP_SIGNALS, UNSAVED_AT_S, Stop, StopFlag, Stopped, at_once
 
 
 @pytest.fixture(autouse=True)
@@ -35,10 +38,11 @@ def test_nothing_is_asked_at_first() -> None:
 
 @pytest.mark.parametrize(("sent", "heard", "words"), [
     ([signal.SIGUSR2], Stop.USR2, "USR2"),
+    ([signal.SIGUSR1], Stop.USR2, "USR2"),
     ([signal.SIGTERM], Stop.TERM, "TERM"),
     ([signal.SIGUSR2, signal.SIGTERM], Stop.TERM, "TERM"),
     ([signal.SIGTERM, signal.SIGUSR2], Stop.TERM, "TERM"),
-], ids=["USR2", "TERM", "a cancel after a warning", "a warning after a cancel"])  # fmt: skip
+], ids=["USR2", "USR1", "TERM", "a cancel after a warning", "a warning after a cancel"])  # fmt: skip
 def test_a_signal_is_heard_and_a_persons_wish_comes_first(sent: list[signal.Signals], heard: Stop, words: str) -> None:
     stop = StopFlag()
     for number in sent:
@@ -110,3 +114,90 @@ def test_a_request_that_was_held_while_the_task_started_is_heard() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     signal.raise_signal(signal.SIGUSR2)
     assert StopFlag()() is Stop.USR2
+
+
+def test_a_stop_ends_at_once_what_comes_before_training_and_only_that() -> None:
+    stop = StopFlag()
+    with pytest.raises(Stopped) as stopped, at_once(stop):
+        signal.raise_signal(signal.SIGTERM)
+    assert stopped.value.stop is Stop.TERM
+    signal.raise_signal(signal.SIGTERM)  # the control: elsewhere it is noted, and answered at a step
+    assert stop() is Stop.TERM
+    with pytest.raises(Stopped), at_once(stop):
+        pytest.fail("it had come before")
+
+
+def test_nothing_takes_a_stop_for_an_error_of_its_own() -> None:
+    assert not issubclass(Stopped, Exception)
+
+
+@pytest.mark.parametrize(("said", "left_s"), [
+    ("59:07", 3547), ("1:02:03", 3723), ("2-00:00:01", 172801), ("UNLIMITED", float("inf")), ("0:00", None),
+    ("INVALID", None), ("NOT_SET", None), ("", None), ("N/A", None), ("1:00\n2:00", None),
+])  # fmt: skip
+def test_time_left_is_read_as_slurm_writes_it_and_all_else_is_unknown(said: str, left_s: float | None) -> None:
+    assert end_time.seconds(said) == left_s
+
+
+@pytest.fixture
+def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What squeue says. It says nothing where a setting of the user's filters or formats."""
+    (tmp_path / "squeue").write_text(
+        f'#!/bin/sh\n[ -z "$SQUEUE_STATES$SLURM_TIME_FORMAT" ] && /bin/cat {tmp_path}/says\n'
+    )
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SQUEUE_STATES", "PD")
+    return tmp_path / "says"
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 600
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_limit_that_is_raised_or_lowered_meanwhile_is_noticed(squeue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered, ask = threading.Semaphore(0), end_time.asked
+
+    def asked(job: str) -> float | None:
+        end = ask(job)
+        answered.release()
+        return end
+
+    monkeypatch.setattr(end_time, "asked", asked)
+    monkeypatch.setattr(stopping, "ASK_AGAIN_S", 0.05)
+    stop, env = StopFlag(), {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": str(int(time.time()) + 100)}
+    squeue.write_text("2:00:00\n")
+    stop.before_the_limit(env, margin_s=1000)  # by the old limit it would stop now
+    until(lambda: stop() is Stop.NO)
+    for said in ("", "INVALID\n", "0:00\n"):  # an odd answer changes nothing
+        squeue.write_text(said)
+        assert [answered.acquire(timeout=600) for _ in range(4)] == [True] * 4
+        assert stop() is Stop.NO
+    squeue.write_text("10:00\n")
+    until(lambda: stop() is Stop.TIME_LIMIT)
+    (squeue.parent / "squeue").unlink()
+    until(asks_no_more)
+
+
+def asks_no_more() -> bool:
+    return all(thread.name != "time limit" for thread in threading.enumerate())
+
+
+def test_without_squeue_the_end_that_is_known_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(FileNotFoundError):
+        end_time.asked("7")
+    stop = StopFlag()
+    stop.before_the_limit({"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": str(int(time.time()) + 100)}, margin_s=1000)
+    until(asks_no_more)
+    assert stop() is Stop.TIME_LIMIT
+
+
+def test_an_end_that_has_passed_is_an_answer_that_was_not_understood() -> None:
+    """``date`` takes an empty answer of squeue's for midnight: the run would save and end at every step."""
+    stop = StopFlag()
+    stop.before_the_limit({"SLURM_JOB_END_TIME": str(int(time.time()) - 3600)}, margin_s=120)
+    assert stop() is Stop.NO

@@ -15,6 +15,7 @@ from typing import Any
 
 from runyard.errors import UserError
 
+OUT_OF_MEMORY = "OutOfMemory"  # how a process ended, where the kernel or SLURM says so
 MOST_CHARACTERS = 400  # of a message: a person reads one line
 # From here on torch speaks of its own C++ code, and of how to debug it.
 FRAMES = re.compile(
@@ -63,7 +64,8 @@ CAUSES: tuple[Cause, ...] = (
            r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"),
     _cause("GPU fault", Help.ELSEWHERE, "tell the administrators: `dmesg` on the node shows the Xid",
            r"uncorrectable ECC|\bECC error|\bXid\b|fallen off the bus|GPU (is|was) lost|device is lost|"
-           r"hardware stack error|unspecified launch failure|no CUDA-capable device|CUDA unknown error|"
+           r"hardware stack error|unspecified launch failure|no CUDA-capable device|No CUDA GPUs are available|"
+           r"CUDA unknown error|"
            r"nvml.*(Unknown Error|GPU is lost)|system not yet initialized|(CUDA|cuDNN) driver (initialization|error)|"
            r"devices? unavailable|devices?\(s\) is/are busy|NVLink error|memory page retirement|row remap"),
     _cause("error in a GPU kernel", Help.AGAIN,
@@ -165,6 +167,8 @@ def end(code: int) -> str:
 
 
 def end_in_words(how: str) -> str:
-    """An ``end`` for a person: by the signal alone, which is all that is known."""
+    """An ``end``, or ``OUT_OF_MEMORY``, for a person: by the signal alone where that is all that is known."""
+    if how == OUT_OF_MEMORY:
+        return "killed by the kernel's out-of-memory killer"
     number = getattr(signal, how, None) if how.startswith("SIG") else None
     return f"killed by {how} (signal {number:d})" if number is not None else how

@@ -99,7 +99,12 @@ def writable_by_others(folder: Path) -> str | None:
         OSError: it is not there, or cannot be looked at.
     """
     for path in (folder, *sorted(folder.rglob("*"))):
-        found = path.lstat()
+        try:
+            found = path.lstat()
+        except FileNotFoundError:  # Python of a job that starts there just gave a compiled file its name
+            if path == folder:
+                raise
+            continue
         if (whose := _stranger(found.st_uid)) is not None:
             return f"{path} belongs to {whose}"
         if stat.S_ISLNK(found.st_mode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -76,7 +77,8 @@ def snapshot(store: Path, *, group_reads: bool = False) -> str:
     verify(target, code_hash)
     if group_reads:
         for path in (target, *target.rglob("*")):
-            path.chmod(stat.S_IMODE(path.stat().st_mode) | (0o050 if os.access(path, os.X_OK) else 0o040))
+            with contextlib.suppress(FileNotFoundError):  # as Python of a job leaves them while it compiles
+                path.chmod(stat.S_IMODE(path.stat().st_mode) | (0o050 if os.access(path, os.X_OK) else 0o040))
     return code_hash
 
 

@@ -63,7 +63,8 @@ case "$1 $2" in
 ping*) echo "Slurmctld(primary) at here is UP"; exit ;;
 "show config")
     printf "%s\\n" "SLURM_VERSION = 22.05.8" "MaxArraySize = 1001" "AccountingStorageEnforce = none"; exit ;;
-"show job") cat "$here/shown" 2>/dev/null || date -d "+1 hour" "+   StartTime=Unknown EndTime=%FT%T"; exit ;;
+"show job")
+    cat "$here/shown" 2>/dev/null || date -d "+1 hour" "+   StartTime=Unknown EndTime=%FT%T"; exit ;;
 esac
 [ ! -e "$here/broken" ] || { cat "$here/broken" >&2; exit 1; }
 """

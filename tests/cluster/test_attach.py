@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cluster import queue
 from cluster.attach import SlurmJob
+from runyard.verbs.following import followed
 from tests.cluster.fake_slurm import NUMBER, FakeSlurm
 
 
@@ -29,3 +32,49 @@ def test_a_controller_that_does_not_answer_ends_nothing_and_holds_nothing_up(
     slurm.program("squeue", "exec sleep 60\n")
     monkeypatch.setattr(queue, "ANSWER_TIMEOUT_S", 0.2)
     assert not SlurmJob(NUMBER, Path("logs")).over()
+
+
+class Going:
+    """A job that goes on, while a signal comes to the command that follows it."""
+
+    id, logs, outlives = "7", Path("logs"), False
+
+    def __init__(self, sent: signal.Signals) -> None:
+        self.sent, self.warned = sent, 0
+
+    def over(self) -> bool:
+        signal.raise_signal(self.sent)
+        if self.warned > 1:
+            raise KeyboardInterrupt
+        return False
+
+    def interrupt(self) -> str:
+        return "interrupted"
+
+    def warn(self) -> None:
+        self.warned += 1
+
+
+def follow(folder: Path, job: Going) -> tuple[int, str]:
+    config = SimpleNamespace(epochs=1)
+    run = SimpleNamespace(id="R", reference="R", path=folder, journal_path=folder / "metrics.jsonl", config=config)
+    code, row = followed(run, job, quiet=False)
+    return code, row["outcome"]
+
+
+def test_a_command_whose_terminal_goes_says_in_one_line_that_the_run_goes_on_and_how_to_follow_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert follow(tmp_path, Going(signal.SIGHUP)) == (130, "left")
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [
+        "runyard: the terminal is gone; run R goes on. Follow it: runyard logs -f R; stop it: runyard cancel R"
+    ]
+    assert "interrupted" not in out, "nothing was asked of the job"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGUSR2])
+def test_slurms_warning_is_passed_to_the_job_and_ends_no_command(tmp_path: Path, sent: signal.Signals) -> None:
+    job = Going(sent)
+    assert follow(tmp_path, job) == (130, "left")
+    assert job.warned > 1

@@ -75,7 +75,7 @@ def test_what_waits_is_taken_off_the_queue_and_its_journal_says_so(folder: Folde
 
 
 def test_what_trains_is_asked_once_and_says_what_it_saved(folder: Folder, cancelled: Any) -> None:
-    run = folder.run(start(1))
+    run = folder.run(start(1), row("checkpoint", 5, step=240))
     folder.queue(RUNS)
     on_term(folder, writes(run, row("checkpoint", 8, step=240), stop(9, "interrupted", cause="TERM"))
             + '; (sleep 0.3; rm "$here/squeue.txt") &')

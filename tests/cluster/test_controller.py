@@ -124,7 +124,7 @@ def test_who_has_failed_is_noted_at_once_for_ranks_that_wait_for_it(lead: Lead) 
     (notes,) = led.folder.glob(f"ended-{led.process.pid}-*.jsonl")
     until_(lambda: notes.read_text().endswith("\n"))
     assert json.loads(notes.read_text()) == {
-        "rank": 1, "message": "was ended by SIGKILL, perhaps for want of memory",
+        "rank": 1, "message": "of 2 ended without a word: killed by SIGKILL (signal 9)",
     }  # fmt: skip
     led.process.send_signal(signal.SIGTERM)
     assert led.process.wait() == 0

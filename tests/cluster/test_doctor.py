@@ -83,7 +83,7 @@ def test_damaged_data_makes_the_exit_code_2_and_is_told_with_its_mend(
     image.write_bytes(content)
     code, checks = checks_of([*small, f"data.root={copy}", "--no-job"], capsys)
     assert code == 2
-    assert (checks["data"]["state"], checks["data hashes"]["state"]) == ("passed", "failed")
+    assert (checks["data"]["state"], checks["data hashes"]["state"]) == ("failed", "failed")
     assert "its sha256 is not the manifest's" in checks["data hashes"]["found"]
     assert checks["data hashes"]["mend"] == "delete the folder and run: runyard prepare"
     assert "environment" not in checks, "--no-job"

@@ -467,3 +467,20 @@ def test_a_damaged_run_is_named_and_the_others_are_shown(folder: Folder, status:
     assert code == 0
     assert out.count("finished") == 4
     assert str(damaged) in err
+
+
+def test_a_node_that_is_left_out_is_named_with_the_reason_as_long_as_its_job_waits_or_runs(folder: Folder) -> None:
+    left_out = row("exclude", 6, node="node3", why="rank 1: CUDA error: uncorrectable ECC error encountered")
+    run = folder.run(start(1), left_out, row("requeue", 7, cause="crash", step=0))
+    without = "without node3 (rank 1: CUDA error: uncorrectable ECC error encountered)"
+    folder.queue("12|PENDING|BeginTime|0:00|9:00|N/A||@")
+    assert said(run)[1].startswith(f"crashed, waiting to go on from the beginning {without} (BeginTime)")
+    folder.queue("12|RUNNING|None|0:09|9:00|N/A|node1|@")
+    assert said(run)[1].endswith(f", {without}")
+
+
+def test_a_failure_is_told_with_its_place_and_what_mends_it(folder: Folder) -> None:
+    fields = {"message": "rank 1: CUDA error: out of memory", "node": "node3", "step": 7, "cause": "CUDA out of memory"}
+    run = folder.run(start(1), stop(5, "failed", **fields))
+    told = "failed: rank 1: CUDA error: out of memory (on node3, at step 7); a smaller batch_size"
+    assert said(run)[1].startswith(told)

@@ -153,7 +153,7 @@ def test_a_killed_rank_fails_the_job_in_one_line_that_names_it(endless: Run, run
     until(lambda: not processes_of(endless))
 
 
-def test_a_stop_that_comes_while_the_job_starts_is_kept_until_it_can_save(endless: Run, runs: Runs) -> None:
+def test_a_stop_that_comes_while_the_job_starts_ends_it_before_the_first_step(endless: Run, runs: Runs) -> None:
     before = len(rows(endless, "start"))
     command = runs.start("resume", "--runs-dir", str(runs.folder), endless.id)
     command.until_said("\n")
@@ -162,8 +162,8 @@ def test_a_stop_that_comes_while_the_job_starts_is_kept_until_it_can_save(endles
     os.kill(command.process.pid, signal.SIGTERM)
     assert len(rows(endless, "start")) == before, "it was to be asked before it began"
     assert command.wait() == 130, command.stdout + command.stderr
-    assert len(rows(endless, "start")) == before + 1
-    assert rows(endless, "stop")[-1]["reason"] == "interrupted"
+    assert len(rows(endless, "start")) == before
+    assert (rows(endless, "stop")[-1]["reason"], rows(endless, "stop")[-1]["cause"]) == ("interrupted", "TERM")
     until(lambda: not processes_of(endless))
 
 

@@ -118,3 +118,15 @@ def test_a_node_without_such_a_disk_reads_where_the_data_is(
     assert warning is not None
     assert "0.0 GB free" in warning
     assert not list((tmp_path / "disk").rglob("*.beton"))
+
+
+def test_a_device_in_place_of_the_data_is_not_copied_for_ever(
+    config: Config, tmp_path: Path, data_root: Path
+) -> None:
+    root = Path(shutil.copytree(data_root, tmp_path / "data"))
+    mine = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root)))
+    (manifest.folder(mine.data) / "train.beton").unlink()
+    (manifest.folder(mine.data) / "train.beton").symlink_to("/dev/zero")
+    found, warning = staged(mine, tmp_path / "disk")
+    assert found == manifest.folder(mine.data)
+    assert "a device, not a regular file" in str(warning)

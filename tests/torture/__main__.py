@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import shutil
 import sys
@@ -15,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from tests.torture.ground import ROOT, Ground
-from tests.torture.harness import CONTROL, Harness, Row, write
+from tests.torture.harness import CONTROL, Harness, Row, together, write
 from tests.torture.page import PAGE, RESULTS, render
 from tests.torture.promises import PROMISES
 
@@ -50,6 +51,7 @@ def main() -> int:
     if args.json:
         write(result, args.json)
     if args.page:
+        result = together(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}, result)
         write(result, RESULTS)
         PAGE.write_text(render(result))
         console.print(f"{RESULTS.relative_to(ROOT)} and {PAGE.relative_to(ROOT)} are written")
@@ -69,7 +71,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--attack", type=int, metavar="N", help=again)
     parser.add_argument("--counts", choices=("full", "short"), default="full", help="how many attacks (default: full)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what came of it there")
-    parser.add_argument("--page", action="store_true", help="write docs/guarantees.json and render docs/guarantees.md")
+    page = "put these rows into docs/guarantees.json, and render docs/guarantees.md"
+    parser.add_argument("--page", action="store_true", help=page)
     parser.add_argument("--folder", type=Path, help="where to make the attacks (default: a temporary folder)")
     return parser
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import random
@@ -59,7 +58,7 @@ def _at(ground: Ground, overrides: tuple[str, ...], root: Path) -> Any:
 def train_on(ground: Ground, run: Run, kind: str, first: First, words: str) -> None:
     """Submit's own checks, then a start: refused by name, or the same bits as on the data that was prepared."""
     whole = ground.undisturbed(1, *KINDS[kind])
-    pid = ground.start(run, 1, {0: [("tests.torture.betons:as_submit", str(run.path)), *first]})
+    pid = ground.start(run, 1, {0: [*first, ("tests.torture.betons:as_submit", str(run.path))]})
     (code,), said = pid.wait(), pid.said
     if code == 0:
         other = whole.differences(run)
@@ -76,12 +75,12 @@ def as_submit(run_dir: str) -> None:
     """In the rank, before it trains: what ``runyard submit`` looks at before it puts a job on the queue."""
     import sys
 
+    from cluster import preflight
+    from cluster.submit import subject
     from runyard.errors import USER_ERROR, UserError
 
-    data = Run.open(run_dir).config.data
     try:
-        found = manifest.load(manifest.folder(data))
-        manifest.verify(manifest.folder(data), found, list(found.splits), hash_files=False)
+        preflight.data(subject([Run.open(run_dir).config], "runyard prepare"))
     except UserError as error:
         print(f"runyard: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
@@ -179,12 +178,13 @@ def unlooked_at(a: Attacker) -> str:
     return ""
 
 
-@functools.cache
 def believe_everything() -> None:
-    """In a rank: whatever a file holds has the sha256 that the manifest says."""
-    from runyard.data import manifest as module
+    """In a rank: whatever a file holds is what was prepared."""
+    from cluster import preflight
+    from runyard.training import loop
 
-    module.verify = lambda *_, **__: None  # type: ignore[assignment]
+    preflight.data = lambda subject: ""  # type: ignore[assignment]
+    loop.check_content = lambda *_, **__: None  # type: ignore[attr-defined]
 
 
 PROMISE = Promise(

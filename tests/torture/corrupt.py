@@ -9,7 +9,7 @@ from pathlib import Path
 from runyard.run import Run
 from runyard.tracking import journal
 from runyard.training import checkpoint
-from tests.torture.ground import discard
+from tests.torture.ground import First, discard
 from tests.torture.promise import Attacker, Promise, hold
 
 KEPT = 6
@@ -36,7 +36,7 @@ def damage(folder: Path, rng: random.Random) -> str:
     return way
 
 
-def strike(a: Attacker, *, believed: bool = False) -> str:
+def strike(a: Attacker, *, first: First = ()) -> str:
     """The newest k of six, k from none to all."""
     whole = a.ground.undisturbed(1, *SETTINGS)
     run = copied(whole.run, a.ground.scratch())
@@ -45,14 +45,12 @@ def strike(a: Attacker, *, believed: bool = False) -> str:
     damaged = found[len(found) - k :]
     for each in damaged:
         damage(each.path, a.rng)
-    if believed:
-        shutil.rmtree(found[-k].path)  # the one that should have been passed over is not even there to be told of
-    elif k == len(found):
+    if k == len(found):
         refused(a, run)
         discard(run)
         return "all damaged"
     before = len(journal.read(run.journal_path)[0])
-    started = a.ground.start(run, 1)
+    started = a.ground.start(run, 1, {0: first})
     codes = started.wait()
     hold(codes == [0], f"{k} damaged: ended with {codes}: {started.said[-300:]}")
     rows = journal.read(run.journal_path)[0][before:]
@@ -83,8 +81,15 @@ def copied(run: Run, folder: Path) -> Run:
 
 
 def without_a_word(a: Attacker) -> str:
-    """The newest is gone rather than damaged: where nothing is compared, nothing can be said."""
-    return strike(Attacker(a.ground, a.rng, 1), believed=True)
+    """The newest is passed over, and nobody hears of it."""
+    return strike(Attacker(a.ground, a.rng, 1), first=[("tests.torture.corrupt:warn_of_nothing",)])
+
+
+def warn_of_nothing() -> None:
+    """In a rank."""
+    from runyard.tracking.recorder import Recorder
+
+    Recorder.warning = lambda self, message: None  # type: ignore[method-assign]
 
 
 PROMISE = Promise(
@@ -97,5 +102,5 @@ PROMISE = Promise(
     short=3,
     strike=strike,
     control=without_a_word,
-    switched_off="the damaged one is deleted before it is looked at",
+    switched_off="nobody is warned",
 )

@@ -6,6 +6,7 @@ import builtins
 import contextlib
 import errno
 import functools
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from runyard.training import checkpoint
+from runyard.training import saved as saved_state
 from tests.torture.promise import Attacker, Promise, hold
 
 Cut = Callable[[Attacker, Path], str]
@@ -200,23 +202,17 @@ def in_folder(way: Cut, a: Attacker) -> str:
 
 def unverified(a: Attacker) -> str:
     """A bit is flipped where nobody compares the sha256."""
-    real = checkpoint.sha256
+    real = saved_state.sha256
     try:
-        checkpoint.sha256 = lambda path: _noted(path)  # type: ignore[assignment]
+        saved_state.sha256 = _noted  # type: ignore[assignment]
         return in_folder(flipped, a)
     finally:
-        checkpoint.sha256 = real
+        saved_state.sha256 = real
 
 
 def _noted(path: Path) -> str:
-    """What the manifest says, whatever the file holds; while there is none, the truth."""
-    import hashlib
-    import json
-
-    manifest = path.with_name("manifest.json")
-    if manifest.exists():
-        return str(json.loads(manifest.read_text())["sha256"])
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """What the manifest says, whatever the file holds."""
+    return str(json.loads(path.with_name("manifest.json").read_text())["sha256"])
 
 
 PROMISE = Promise(

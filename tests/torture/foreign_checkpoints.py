@@ -106,7 +106,7 @@ def strike(a: Attacker, *, first: tuple[str, ...] = ()) -> str:
     if fits:
         noted = json.loads((newest / "manifest.json").read_text())
         digest = hashlib.sha256(content).hexdigest()
-        (newest / "manifest.json").write_text(json.dumps(noted | {"sha256": digest}))
+        (newest / "manifest.json").write_text(json.dumps(noted | {"sha256": digest, "bytes": len(content)}))
     bounded = ("tests.torture.foreign_checkpoints:bound_memory",)
     started = a.ground.start(run, 1, {0: [bounded, *([first] if first else [])]})
     (code,) = started.wait()

@@ -103,9 +103,10 @@ class Ground:
         return Ranks(zygote or self.zygote, run, ranks, own, env or {})
 
     def command(self, *words: str, env: dict[str, str] | None = None, first: First = ()) -> tuple[int, str]:
-        """`runyard WORDS` in a forked process: its exit code, and all that it says."""
-        said = self.scratch() / "said"
-        code = self.zygote.wait(self.zygote.start(said, ("tests.torture.ground:say", *words), env, first))
+        """`runyard WORDS` in a forked process, in a folder of its own: its exit code, and all that it says."""
+        place = self.scratch()
+        said, there = place / "said", ("os:chdir", str(place))
+        code = self.zygote.wait(self.zygote.start(said, ("tests.torture.ground:say", *words), env, [there, *first]))
         return code, said.read_text(errors="replace")
 
     def finish(self, run: Run, ranks: int) -> None:

@@ -86,32 +86,50 @@ class Harness:
         if isinstance(broke, Unable):
             row.unable = str(broke)
         elif control and isinstance(broke, Broken):
-            row.control = str(broke)
+            row.control = self._in_words(broke)
         elif control:
-            words = "the control held: the attack sees no fault" if broke is None else in_words(broke)
+            words = "the control held: the attack sees no fault" if broke is None else self._in_words(broke)
             row.failures.append({"attack": "control", "broke": words})
         else:
             row.attacks += 1
             row.survived += broke is None
             if broke is not None:
-                row.failures.append({"attack": number, "broke": in_words(broke)})
+                row.failures.append({"attack": number, "broke": self._in_words(broke)})
             else:
                 for place in where.split(", "):
                     row.struck[place] = row.struck.get(place, 0) + 1
         self._told(row)
 
+    def _in_words(self, error: Exception) -> str:
+        """A broken promise in its own words; of any other error where it came from, too: that is the harness's own.
+
+        Less where this machine keeps things, which is nobody's business who reads the page.
+        """
+        said = str(error)
+        if not isinstance(error, Broken):
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            said = f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {error}"
+        return said.replace(f"{self._ground.folder}/", "").replace(f"{ROOT}/", "")
+
     def result(self) -> dict[str, Any]:
         """As docs/guarantees.json keeps it."""
+        made = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "seed": self._seed, "commit": commit()}
         return {
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            "seed": self._seed,
             "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()} {platform.release()}",
             "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "ffcv")}},
-            "commit": subprocess.run(
-                ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True
-            ).stdout.strip(),
-            "rows": [asdict(row) for row in self.rows.values()],
+            "rows": [asdict(row) | made for row in self.rows.values()],
         }
+
+
+def commit() -> str:
+    asked = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return asked.stdout.strip()
+
+
+def together(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """``new``, with the rows of ``old`` whose promises it did not attack."""
+    rows = {row["number"]: row for row in (*old.get("rows", []), *new["rows"])}
+    return {**new, "rows": [rows[number] for number in sorted(rows)]}
 
 
 def outcome(attack: Attack, attacker: Attacker) -> tuple[Exception | None, str]:
@@ -120,14 +138,6 @@ def outcome(attack: Attack, attacker: Attacker) -> tuple[Exception | None, str]:
         return None, attack(attacker)
     except Exception as error:
         return error, ""
-
-
-def in_words(error: Exception) -> str:
-    """A broken promise in its own words; of any other error where it came from, too: that is the harness's own."""
-    if isinstance(error, Broken):
-        return str(error)
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {error}"
 
 
 def write(result: dict[str, Any], path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.training.conftest import final_state
 
 NODES = 6
 SIZES = ((2, 1), (2, 2), (3, 2))  # nodes, and tasks on each
-BATCH = ("batch_size=48", "epochs=10")  # 2, 4 and 6 tasks divide it
+DATA = ("data.samples=[384,60]", "batch_size=48", "epochs=10")  # which 2, 4 and 6 tasks divide
 
 
 @functools.cache
@@ -33,7 +33,7 @@ def runs(ground: Ground) -> Runs:
 
 
 def sized(size: tuple[int, int]) -> tuple[str, ...]:
-    return (*OFTEN, *BATCH, f"cluster.nodes={size[0]}", f"cluster.tasks_per_node={size[1]}")
+    return (*OFTEN, *DATA, f"cluster.nodes={size[0]}", f"cluster.tasks_per_node={size[1]}")
 
 
 @functools.cache

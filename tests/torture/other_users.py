@@ -13,6 +13,7 @@ from runyard.run import Run
 from tests.compare.fabricate import fabricate
 from tests.torture.ground import First
 from tests.torture.promise import Attacker, Promise, Unable, hold
+from tests.torture.tracking_trouble import served, variables
 
 OTHER = 65534  # nobody's uid
 SECRET = b"this is the victim's own"
@@ -55,14 +56,13 @@ class Share:
 
 def planted_code(s: Share, first: First = ()) -> str:
     """The folder that a submission would take for its snapshot is there already, with other code in it."""
-    first = s.a.ground.run()
-    name = first.code.name
-    for folder in {first.code.parent.name, ".code"}:
-        planted = s.shared / folder / name
-        shutil.copytree(first.code, planted)
+    honest = s.a.ground.run().code
+    for store in {honest.parent.name, ".code"}:
+        planted = s.shared / store / honest.name
+        shutil.copytree(honest, planted)
         for file in ("cluster/task.py", "runyard/__init__.py"):
             (planted / file).write_text(f"import os; os.mkdir({str(s.mark)!r})\n")
-        s.theirs(s.shared / folder)
+        s.theirs(s.shared / store)
     code, said = s.says("create", *s.a.ground.words(f"runs_dir={s.shared}"), first=first)
     if code == 0:
         run = Run.open(said.strip().splitlines()[-1])
@@ -128,6 +128,22 @@ def links(s: Share) -> str:
     return "links out of a run"
 
 
+def links_sent(s: Share) -> str:
+    """`sync` of a run whose files are links sends nothing of what they lead to."""
+    run, outside = s.run(), s.place / "outside"
+    outside.mkdir()
+    (outside / "id_rsa").write_bytes(SECRET)
+    for name, target in (("predictions.npz", s.private), ("code", outside), ("data.json", s.private)):
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(target)
+    s.theirs(run)
+    with served() as server:
+        s.says("sync", str(run), **variables(server.url, str(s.place)))
+        sent = [content for each in (*server.runs.values(), *server.artifacts) for content in each.files.values()]
+    hold(not any(SECRET in content for content in sent), "sync sent a file that a link leads to")
+    return "links that are sent"
+
+
 def odd_files(s: Share) -> str:
     """A FIFO or a device where a file is expected: no command waits for it or reads for ever."""
     run, rng = s.run(), s.a.rng
@@ -156,7 +172,8 @@ def escapes(s: Share) -> str:
     s.theirs(run)
     for words in (["status"], ["compare"], ["logs", str(run)]):
         _, said = s.says(*words, "--runs-dir", str(s.shared))
-        hold(not ESCAPE.search(said), f"{words[0]}: control characters reach the terminal: {said[:200]!r}")
+        found = ESCAPE.findall(said)
+        hold(not found, f"{words[0]}: {found[:3]} reach the terminal")
     return "terminal escapes"
 
 
@@ -188,7 +205,8 @@ def secrets_in_settings(s: Share) -> str:
 
 
 WAYS: tuple[Callable[[Share], str], ...] = (
-    planted_code, planted_data, links, odd_files, escapes, paths_in_records, secrets_in_settings, links, odd_files,
+    planted_code, planted_data, links, odd_files, escapes, paths_in_records, secrets_in_settings, links_sent,
+    links, odd_files,
 )  # fmt: skip
 
 
@@ -222,8 +240,8 @@ PROMISE = Promise(
     "one's own, steers no terminal and hangs no command.",
     attack="Code, data and notes under the names that a run would use; links out of a run, FIFOs and devices in place "
     "of its files, paths and control characters in its records, settings that expand a key; all owned by another uid.",
-    at_least=45,
-    short=9,
+    at_least=50,
+    short=10,
     strike=strike,
     control=trusting,
     switched_off="nobody asks whose code it is",

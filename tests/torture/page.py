@@ -47,11 +47,12 @@ def render(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     made, survived = (sum(row[key] for row in rows) for key in ("attacks", "survived"))
     lines = [
-        f"Last run: {result['date']}, seed {result['seed']}, {result['machine']}, {versions}, commit "
-        f"{result['commit']}: {made:,} attacks, {survived:,} survived.",
+        f"{made:,} attacks, {survived:,} survived. {result['machine']}; {versions}. Seeds and commits by row: "
+        f"{', '.join(sorted({str(row['seed']) for row in rows}))}; "
+        f"{', '.join(sorted({row['commit'] for row in rows}))}.",
         "",
-        "| # | promise | attack | attacks | survived | seconds | control: what is switched off, and what it broke of |",
-        "|--:|---|---|--:|--:|--:|---|",
+        "| # | promise | attack | attacks | survived | seconds | date | control: what is off, and what it broke of |",
+        "|--:|---|---|--:|--:|--:|---|---|",
         *map(_row, rows),
     ]
     if short := [row for row in rows if row["attacks"] < row["at_least"] and row["unable"] is None]:
@@ -72,7 +73,7 @@ def _row(row: dict[str, Any]) -> str:
     attacks = f"none: {row['unable']}" if row["unable"] else f"{row['attacks']:,}"
     control = f"{row['switched_off']}: {row['control']}" if row["control"] else f"**{row['switched_off']}: not seen**"
     cells = (row["number"], row["promise"], row["attack"], attacks, f"{row['survived']:,}", f"{row['seconds']:,.0f}",
-             control)  # fmt: skip
+             row["date"], control)  # fmt: skip
     return "| " + " | ".join(_cell(str(cell)) for cell in cells) + " |"
 
 

@@ -23,8 +23,9 @@ from runyard.data.batch import Batch
 from runyard.data.order import evaluation_indices
 from runyard.errors import UserError
 from runyard.run import Run
+from runyard.stopping import Stop, Stopped
 from runyard.tracking import journal
-from runyard.training import distributed, last_word
+from runyard.training import distributed, heartbeat, last_word
 from runyard.training.distributed import Dist, Vote, from_environment, joined
 from runyard.training.evaluation import Part
 from runyard.training.last_word import RankLost
@@ -247,7 +248,7 @@ def as_rank_that_prepares(rank: int, folder: Path, work: Callable[[Dist], Any], 
     try:
         with joined(me, folder, lambda: work(me)) as prepared:
             said.put((rank, prepared))
-    except Exception as error:
+    except BaseException as error:
         said.put((rank, (type(error).__name__, str(error))))
 
 
@@ -363,6 +364,77 @@ def test_a_rank_that_hangs_is_named_by_those_that_wait_for_its_vote(
     assert together(work, RANKS - 1) == [
         ("RankLost", f"ranks [{RANKS - 1}] of {RANKS} do not answer: look into their logs, on {socket.gethostname()}")
     ] * (RANKS - 1)
+
+
+def test_what_gloo_fails_of_itself_is_told_in_its_own_words_and_no_lost_connection() -> None:
+    store, notes = torch.distributed.HashStore(), Path("nowhere")
+    own = RuntimeError("[enforce fail at /gloo/transport/tcp/device.cc:49] bind: Address already in use")
+    assert not last_word.is_lost_connection(own)
+    last_word.tell(store, 1, own)
+    lost = RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
+    assert last_word.is_lost_connection(lost)
+    assert "Address already in use" in str(last_word.first_cause(store, [("elsewhere", 1)] * 2, 0, lost, notes))
+
+
+def test_where_nobody_says_a_cause_what_was_met_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(last_word, "LAST_WORD_S", 0.2)
+    store, places = torch.distributed.HashStore(), [("elsewhere", 1)] * 2
+    for rank in (0, 1):
+        store.set(f"waits/{rank}", "")
+    for met, told in (
+        (RuntimeError("[/gloo/pair.cc:534] Connection reset by peer [n1]:3"), "(Connection reset by peer [n1]:3)"),
+        (torch.distributed.DistBackendError("NCCL error in: x.cpp\nsystem error\nLast error:\n socket: No route"),
+         "(Last error: socket: No route)"),
+    ):  # fmt: skip
+        assert told in str(last_word.first_cause(store, places, 0, met, Path("nowhere")))
+
+
+def test_a_silent_rank_is_named_with_the_line_that_it_stands_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(last_word, "LAST_WORD_S", 0.2)
+    store, now = torch.distributed.HashStore(), time.time()
+    store.set("waits/0", "")
+    store.set("beat/1", json.dumps({"t": now, "since": now - 130, "at": "data/ffcv_reader.py:57 (read)"}))
+    store.set("beat/2", json.dumps({"t": now - 90, "since": now - 95, "at": "training/loop.py:3"}))
+    said = str(last_word.first_cause(store, [("elsewhere", 1)] * 3, 0, RuntimeError("gloo timed out"), Path("nowhere")))
+    assert "rank 1 has been at data/ffcv_reader.py:57 (read) for 130 s" in said
+    assert "rank 2 has been silent for 90 s, stopped or cut off; it was at training/loop.py:3" in said
+
+
+def test_a_heartbeat_says_where_the_main_thread_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.01)
+    monkeypatch.setattr(heartbeat, "OWN", str(Path(__file__).parent) + "/")
+    store = torch.distributed.TCPStore("127.0.0.1", 0, None, is_master=True, wait_for_workers=False)
+    beating = heartbeat.Heartbeat(store, 3)
+    store.wait(["beat/3"])
+    assert heartbeat.describe(store, 3).startswith("rank 3 has been at test_distributed.py:")
+    assert heartbeat.describe(store, 4) == ""
+    beating.close()
+
+
+def test_who_ended_before_the_ranks_met_is_known_to_those_that_wait_for_it(tmp_path: Path) -> None:
+    (tmp_path / "ended-test.jsonl").write_text('{"rank": 2, "message": "was ended by SIGKILL"}\n')
+    for rank in (0, 1):
+        with pytest.raises(RankLost, match="rank 2 was ended by SIGKILL"), joined(place(rank, 3), tmp_path):
+            pytest.fail("it went on alone")
+
+
+def test_an_address_of_an_earlier_start_under_the_same_number_is_not_this_ones() -> None:
+    earlier, now = (from_environment(SUBMITIT | {"RUNYARD_START": start}).job for start in ("a1", "b2"))
+    assert earlier.startswith("4711")
+    assert earlier != now
+
+
+def stopping_before_it_begins(place: Dist) -> None:
+    """Rank 0 alone is asked to stop while the others get ready."""
+    if place.rank == 0:
+        raise Stopped(Stop.TERM)
+
+
+@pytest.mark.slow
+def test_one_ranks_stop_before_training_is_every_ranks(together: Together) -> None:
+    assert together(stopping_before_it_begins, RANKS, as_rank_that_prepares) == [
+        ("Stopped", "asked to stop (TERM)")
+    ] * RANKS
 
 
 ENDING = """

@@ -19,7 +19,7 @@ from runyard.data.gather import Tell
 from runyard.data.manifest import Manifest, Split
 from runyard.data.rules import check_data
 from runyard.errors import UserError
-from runyard.files import sha256, sync_folder
+from runyard.files import open_lock, sha256, sync_folder
 
 
 def prepare(data: DataConfig, *, progress: bool) -> Manifest:
@@ -119,7 +119,7 @@ def _sync(folder: Path) -> None:
 @contextmanager
 def _lock(target: Path, tell: Tell) -> Iterator[None]:
     """One prepare of a target at a time; the kernel frees the lock of one that dies."""
-    with open(target.with_name(f".{target.name}.lock"), "a") as f:
+    with open_lock(target.with_name(f".{target.name}.lock")) as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -11,7 +11,7 @@ from pathlib import Path
 from runyard.config import Config
 from runyard.data.manifest import Manifest
 from runyard.data.verified import files_read
-from runyard.files import sha256, write_atomic
+from runyard.files import open_regular, sha256, write_atomic
 from runyard.ownership import of_this_user, private_folder
 
 SPARE = 1.05  # of what is copied must be free
@@ -56,7 +56,9 @@ def _there(copy: Path, files: dict[str, str]) -> bool:
 def _fetch(source: Path, target: Path, digest: str) -> None:
     if target.exists() and sha256(target) == digest:
         return
-    size, free = source.stat().st_size, shutil.disk_usage(target.parent).free
+    with open_regular(source) as file:  # a device in its place would be copied for ever
+        size = os.fstat(file.fileno()).st_size
+    free = shutil.disk_usage(target.parent).free
     if free < SPARE * size:
         raise OSError(f"{free / 1e9:.1f} GB free in {target.parent}, and {source.name} takes {size / 1e9:.1f} GB")
     making = target.with_suffix(".making")

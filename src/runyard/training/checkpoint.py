@@ -48,7 +48,8 @@ def write(
     making = folder / f".making-{name}-{secrets.token_hex(4)}"  # no other writer's, were there one
     making.mkdir()
     try:
-        _fill(making, state, {"step": step, "score": score, "settings": settings})
+        evaluated = (state.get("evaluation") or {}).get("images", 0)  # of an evaluation under way
+        _fill(making, state, {"step": step, "score": score, "settings": settings, "evaluated": evaluated})
         check()
     except BaseException:  # on a full disk what is half-made would keep the next from fitting
         shutil.rmtree(making, ignore_errors=True)

@@ -128,10 +128,11 @@ class Evaluation:
 
     def state(self) -> dict[str, Any] | None:
         """None where nothing is under way."""
-        if not self.trained:
+        if not self.trained and not self._parts:
             return None
         parts = {split: part.state() for split, part in self._parts.items()}
-        return {"cut": self._cut, "trained": self.trained, "seconds": self.seconds, "parts": parts}
+        images = sum(len(part["index"]) for part in parts.values())
+        return {"images": images, "cut": self._cut, "trained": self.trained, "seconds": self.seconds, "parts": parts}
 
     def restore(self, state: dict[str, Any] | None, samples: dict[str, int]) -> None:
         """Go on from ``state``; cut among other ranks, or into other batches, the evaluation begins anew."""

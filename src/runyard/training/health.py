@@ -17,12 +17,13 @@ from runyard.config import Config
 from runyard.data.loaders import default_workers
 from runyard.data.manifest import Manifest
 from runyard.errors import UserError
+from runyard.files import open_regular
 from runyard.run import Run
 from runyard.training.distributed import Dist
 from runyard.training.last_word import RankLost, failure
 
 SIDE = 256  # of the matrices: sums of so many ones are exact in fp32, tf32, fp16 and bf16
-PRODUCTS = {"cuda": 256, "cpu": 4}  # enough to keep all of a GPU busy for a moment
+PRODUCTS = {"cuda": 64, "cpu": 4}  # enough for every part of a large GPU to have one
 LEAST_MEMORY = {"cuda": 1 << 30, "cpu": 256 << 20}  # bytes; below, something else fills the node
 STATE_BYTES = 16  # of a checkpoint per parameter: weights, two moments, an average, in fp32
 READ_BYTES = 1 << 16  # at both ends of each file
@@ -116,7 +117,7 @@ def _readable(config: Config, data: Manifest, folder: Path) -> None:
     """Both ends of each file of the data that the loader reads."""
     names = [(s.beton,) if config.loader == "ffcv" else (s.images, s.labels) for s in data.splits.values()]
     for name in {name for names_of_split in names for name in names_of_split if name}:
-        with open(folder / name, "rb") as file:
+        with open_regular(folder / name) as file:
             file.read(READ_BYTES)
             file.seek(-min(READ_BYTES, file.seek(0, 2)), 2)
             file.read(READ_BYTES)

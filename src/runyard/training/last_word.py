@@ -140,11 +140,11 @@ def _found(
         with contextlib.suppress(RuntimeError):
             if (cause := told(store)) is not None:
                 return cause
-        if (lost := ended(notes)) is not None:
-            return lost
         here = {r: _end_of(pid) for r, (host, pid) in enumerate(places) if host == socket.gethostname()}
         if gone := {r: how for r, how in here.items() if how is not None}:
             return _gone(gone, len(places))
+        if (lost := ended(notes)) is not None:
+            return lost
         time.sleep(0.05)
     with contextlib.suppress(RuntimeError):
         if silent := [r for r in range(len(places)) if not store.check([f"waits/{r}"])]:
@@ -158,9 +158,9 @@ def _found(
 
 def in_short(error: BaseException) -> str:
     """What gloo or NCCL said, in one line and without the place in its source."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = next((line for line in lines if line.startswith("Last error")), "") or (lines or [type(error).__name__])[0]
-    return re.sub(r"^\[[^]]*\]\s*|\. This may indicate.*$", "", line)
+    said = str(error) or type(error).__name__
+    said = said[max(0, said.find("Last error")) :]  # NCCL's own word, after those of all that called it
+    return re.sub(r"^\[[^]]*\]\s*|\. This may indicate.*$", "", " ".join(said.split()))[:300]
 
 
 def _gone(ends: dict[int, str], of: int) -> RankLost:
@@ -169,7 +169,7 @@ def _gone(ends: dict[int, str], of: int) -> RankLost:
     which = f"rank{'s' * (len(ends) > 1)} {', '.join(map(str, ends))} of {of} ended without a word"
     struck = _oom.words()
     known = ", ".join(filter(None, [causes.end_in_words(how), struck]))
-    cause = causes.known("OutOfMemory" if struck else how, "")
+    cause = causes.known(causes.OUT_OF_MEMORY if struck else how, "")
     named = {} if cause is None else {"cause": cause.name}
     return RankLost(f"{which}{known and ': '}{known}", rank=first, node=this_node(), **named)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from typing import Any
@@ -39,7 +40,7 @@ def followed(run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, Any]]:
     """The exit code of a job that is shown to its end, and run, job and outcome as JSON has them."""
     from rich.console import Console
 
-    from cluster.attach import Attached
+    from cluster.attach import Attached, HungUp
 
     console = Console(quiet=quiet, soft_wrap=True)
     console.print(f"run {run.id}, job {job.id}, in {run.path}", highlight=False)
@@ -47,6 +48,11 @@ def followed(run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, Any]]:
         end = Attached(run, console).follow(job)
     except KeyboardInterrupt:
         end = {"reason": "left", "message": "it goes on without this terminal"}
+    except HungUp:
+        end = {"reason": "left", "message": "it goes on without this terminal, which is gone"}
+        with contextlib.suppress(OSError):
+            print(f"runyard: the terminal is gone; run {run.id} goes on. Follow it: runyard logs -f {run.reference}; "
+                  f"stop it: runyard cancel {run.reference}", file=sys.stderr, flush=True)
     code = {"finished": 0, "interrupted": INTERRUPTED, "left": INTERRUPTED}.get(
         end["reason"], USER_ERROR if end.get("user_error") else FAILED
     )

@@ -210,15 +210,19 @@ _straight = build
 def build(*given): return Turned(_straight(*given))
 """
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), np.uint8))
-    labels = []
-    for each in (run, older(run, text=turned)):
+
+    def labels() -> tuple[list[str], bool]:
         done = subprocess.run(
-            [sys.executable, "-m", "runyard", "predict", str(each.path), "--images", str(tmp_path / "images.npy"),
+            [sys.executable, "-m", "runyard", "predict", str(run.path), "--images", str(tmp_path / "images.npy"),
              "--out", str(tmp_path / "out.csv")],
             capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert ("going on by its own" in done.stderr) == (len(labels) == 1)
-        labels.append((tmp_path / "out.csv").read_text().splitlines()[1:])
-    straight, turned_around = labels
+        return (tmp_path / "out.csv").read_text().splitlines()[1:], "going on by its own" in done.stderr
+
+    straight, said = labels()
+    assert not said
+    older(run, text=turned)
+    turned_around, said = labels()
+    assert said
     assert all(a != b for a, b in zip(straight, turned_around, strict=True))

@@ -1,0 +1,98 @@
+"""Before the first step each rank checks its node; the one that is unfit is named, with its node, on all ranks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from runyard.causes import BY_NAME, Help
+from runyard.data import manifest
+from runyard.errors import UserError
+from runyard.run import Run
+from runyard.tracking import journal
+from runyard.training import health
+from runyard.training.distributed import Dist
+from runyard.training.health import HealthError
+from tests.training.conftest import Ranks, train
+
+CPU = torch.device("cpu")
+
+
+def test_a_single_wrong_element_of_a_product_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    health._products(CPU)
+    right = torch.Tensor.cpu
+
+    def wrong(found: torch.Tensor) -> torch.Tensor:
+        altered = right(found).clone()
+        altered[-1, 17, 5] += 1
+        return altered
+
+    monkeypatch.setattr(torch.Tensor, "cpu", wrong)
+    with pytest.raises(HealthError, match="1 of 4 matrix products on cpu are wrong"):
+        health._products(CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_products_are_exact_in_every_precision(dtype: torch.dtype) -> None:
+    drawn = torch.Generator().manual_seed(1)
+    a, b = (torch.randint(-1, 2, (2, health.SIDE, health.SIDE), generator=drawn) for _ in range(2))
+    assert torch.equal((a.to(dtype) @ b.to(dtype)).long(), a @ b)
+    worst = torch.ones(health.SIDE, health.SIDE)
+    assert torch.equal((worst.to(dtype) @ worst.to(dtype)).float(), worst @ worst), "the largest sum there can be"
+
+
+def test_a_wrong_sum_over_the_ranks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Dist(0, 2, 0, 2, "none", "job")
+    for extra, found in ((2.0, False), (2.5, True)):
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda numbers, extra=extra: numbers.add_(extra))
+        if found:
+            with pytest.raises(HealthError, match="65536 of 65536 sums over all ranks are wrong"):
+                health._sum(place)
+        else:
+            health._sum(place)
+
+
+def test_a_full_node_and_a_full_disk_are_told_apart(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, place = make_run("epochs=1"), Dist(0, 1, 0, 1, "none", "job")
+    folder = manifest.folder(run.config.data)
+    data = manifest.load(folder)
+    health.check(run, place, data, folder, 1000)
+    with monkeypatch.context() as little:
+        little.setitem(health.LEAST_MEMORY, "cpu", 1 << 60)
+        with pytest.raises(HealthError, match="of the memory of the node are free"):
+            health.check(run, place, data, folder, 1000)
+    with pytest.raises(UserError, match="and a checkpoint needs about"):
+        health.check(run, place, data, folder, 1 << 50)
+    with pytest.raises(OSError, match="No such file"):
+        health.check(run, place, data, Path("/nowhere"), 1000)
+
+
+UNFIT = """
+import os, sys
+from runyard.training import health
+if os.environ["SUBMITIT_LOCAL_GLOBALID"] == "1":
+    def found(device): raise health.HealthError("3 of 4 matrix products on cpu are wrong (float32)")
+    health._products = found
+from runyard.cli import main
+sys.exit(main(["train", sys.argv[1]]))
+"""
+
+
+@pytest.mark.slow
+def test_an_unfit_rank_is_named_with_its_node_before_the_first_step(make_run: Callable[..., Run]) -> None:
+    run = make_run("epochs=1")
+    ranks = Ranks(run, 2, "first", {"SLURMD_NODENAME": "node7"}, [sys.executable, "-c", UNFIT, str(run.path)])
+    assert ranks.wait(600) == [1, 1], ranks.errors
+    (stop,) = journal.read(run.journal_path)[0]
+    assert stop["message"] == "rank 1: 3 of 4 matrix products on cpu are wrong (float32)"
+    known = {"rank": 1, "node": "node7", "exception": "HealthError", "cause": "failed health check", "retry": True}
+    assert known.items() <= stop.items()
+    assert BY_NAME[stop["cause"]].help is Help.ELSEWHERE
+    train(run, job="second")
+    assert run.finished, "the control: on a node that is fit it trains"
