@@ -11,10 +11,10 @@ from tests.cluster.fake_slurm import FakeSlurm
 
 def test_what_a_command_says_is_a_no_only_where_the_controller_is_up(slurm: FakeSlurm) -> None:
     slurm.program("scancel", "echo 'scancel: error: Unexpected message received for job 1' >&2; exit 1\n")
-    with pytest.raises(Refused, match="^Unexpected message received for job"):
+    with pytest.raises(Refused, match=r"^Unexpected message received for job"):
         ask("scancel", "1")
     slurm.says("down")
-    with pytest.raises(NoAnswer, match="^scancel: Unexpected message received for job"):
+    with pytest.raises(NoAnswer, match=r"^scancel: Unexpected message received for job"):
         ask("scancel", "1")
 
 

@@ -191,7 +191,7 @@ def test_another_runs_job_of_the_same_number_is_not_taken_for_this_runs(folder: 
     folder.queue(job + runs(run.with_name("another")))
     assert said(run)[0] == "died"
     folder.queue(job)
-    assert said(run)[0] == "running", "the control"
+    assert said(run)[0] == "starting", "the control"
 
 
 def test_a_job_put_on_slurm_by_another_command_is_known_from_the_journal(folder: Folder) -> None:
@@ -393,8 +393,9 @@ def test_the_points_of_a_sweep_leave_room_for_the_time_that_is_left(folder: Fold
     going, running = {"step": 150, "steps": 39000, "eta_s": 7505.0}, ""
     ids = ["20261125-120000-paper-a7ba", "20261125-120000-paper-b8cb"]
     for job, name in zip(("12", "13"), ids, strict=True):
-        folder.run(start(time.time() - BEGAN, job_id=job), epoch(5, 1, 0.5), job=job, progress=going, id=name)
-        running += f"{job}|RUNNING|None|1:00|9:00|N/A|node1|{name}{runs(folder.path / name)}\n"
+        rows = start(time.time() - BEGAN, job_id=job), epoch(5, 1, 0.5)
+        run = folder.run(*rows, job=job, progress=going, id=name)
+        running += f"{job}|RUNNING|None|1:00|9:00|N/A|node1|{name}{runs(run)}\n"
     folder.slurm.says("squeue.txt", running)
     shown = table(View(folder.path).found, ids, 80).plain
     assert shown.count("2:05:05") == 2, shown
