@@ -43,6 +43,7 @@ def whole(make_run: Callable[..., Run]) -> Run:
 
 def copy_of(run: Run, folder: Path) -> Run:
     shutil.copytree(run.path, folder / run.id, symlinks=True)
+    (folder / run.code.parent.name).symlink_to(run.code.parent)
     return Run.open(folder / run.id)
 
 
