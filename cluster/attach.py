@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cluster import queue
 from cluster.glance import glance
+from runyard import lease
 from runyard.files import read_within
 from runyard.printable import printable
 from runyard.run import Run
@@ -61,17 +62,21 @@ class LocalJob:
         self.id, self.logs, self._job = str(job.job_id), Path(job.paths.folder), job
 
     def over(self) -> bool:
-        return bool(self._job.done())
+        """Also what leads it may be killed, while its ranks train on."""
+        return bool(self._job.done()) and lease.holder(self.logs.parent) is None
 
     def interrupt(self) -> str:
-        if not self.over():
-            os.kill(int(self.id), signal.SIGTERM)
+        self._send(signal.SIGTERM)
         return "stopping: saving a checkpoint first (Ctrl-C again to leave it to finish alone)"
 
     def warn(self) -> None:
-        """To the process that leads the tasks, which passes it on."""
-        if not self.over():
-            os.kill(int(self.id), signal.SIGUSR2)
+        self._send(signal.SIGUSR2)
+
+    def _send(self, number: signal.Signals) -> None:
+        """To the process that leads the tasks, which passes it on, or to rank 0 where that is gone."""
+        if (pid := glance(self.logs.parent).local_process()) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
 class SlurmJob:

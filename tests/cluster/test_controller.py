@@ -32,6 +32,11 @@ WAITING = """
 import os, sys, time
 from runyard.stopping import StopFlag
 rank, stop = os.environ["SUBMITIT_LOCAL_GLOBALID"], StopFlag()
+def said_by(other):
+    return open(os.readlink("/proc/self/fd/1").replace(f"_{{rank}}_log", f"_{{other}}_log")).read()
+def until(true):
+    while not true():
+        time.sleep(0.02)
 {first}
 print("ready", flush=True)
 while not stop():
@@ -107,7 +112,7 @@ def test_a_stop_asked_in_its_first_instant_is_heard_by_ranks_that_were_not_there
 
 
 def test_once_a_rank_failed_one_that_hangs_is_shown_with_its_stack_and_ended(lead: Lead) -> None:
-    led = lead("if rank == '1': sys.exit('runyard: no such data')")
+    led = lead("if rank == '1': until(lambda: 'ready' in said_by(0)); sys.exit('runyard: no such data')")
     assert led.process.wait() == 0
     assert 'File "<string>", line' in led.log(0, "err")
     assert "runyard: rank 0 did not end, and was killed; it was in state S (sleeping)" in led.log(0, "err")
@@ -116,7 +121,12 @@ def test_once_a_rank_failed_one_that_hangs_is_shown_with_its_stack_and_ended(lea
 
 
 def test_a_rank_that_is_stopped_is_named_and_ended_though_it_cannot_say_where_it_stands(lead: Lead) -> None:
-    led = lead("if rank == '1': os.kill(os.getpid(), 19)\nelse: time.sleep(0.2); os.abort()")
+    led = lead(
+        "if rank == '1': print(os.getpid(), flush=True); os.kill(os.getpid(), 19)\n"
+        "until(lambda: said_by(1).endswith('\\n'))\n"
+        "until(lambda: 'T (stopped)' in open(f'/proc/{int(said_by(1))}/status').read())\n"
+        "os.abort()"
+    )
     assert led.process.wait() == 0
     assert "rank 1 did not end, and was killed; it was in state T (stopped)" in led.last["message"]
 

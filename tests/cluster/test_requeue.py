@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import subprocess
@@ -325,6 +326,19 @@ def test_a_run_that_gets_no_further_is_given_up_in_words(run: Run, job: FakeSlur
     }  # fmt: skip
     assert fourth.stderr == f"runyard: {last['message']}\n"
     assert len([call for call in job.calls() if "requeue" in call]) == 3
+
+
+def test_an_evaluation_longer_than_the_time_limit_gets_further_at_the_same_step(run: Run) -> None:
+    checkpoint(run, 8)
+    manifest = run.checkpoints / "step_00000008" / "manifest.json"
+
+    def ended(evaluated: int) -> int:
+        manifest.write_text(json.dumps({"evaluated": evaluated}))
+        Journal(run.journal_path).write("stop", reason="interrupted", cause="USR2", message="")
+        return main(str(run.path), 130, preempted=False)
+
+    assert {ended(evaluated) for evaluated in range(100, 700, 100)} == {REQUEUE}
+    assert [ended(600) for _ in range(3)] == [REQUEUE, REQUEUE, 1], "the control: it is still where it was"
 
 
 @pytest.mark.parametrize("why", ["slurm_requeue error: Access/permission denied", ""])
