@@ -64,7 +64,8 @@ class Harness:
         self.rows = {p.number: Row.of(p) for p in promises}
 
     def run(self, counts: dict[int, int], minutes: float) -> None:
-        """First the controls; then for so many ``minutes`` always an attack on the promise that had the least time, of those that want more."""
+        """First the controls, then for so many ``minutes`` always the promise that had the least time, of those that
+        want more attacks."""
         for promise in self.promises:
             self.make(promise, CONTROL)
         until = time.monotonic() + 60 * minutes
