@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,9 +16,11 @@ from rich.console import Console
 from cluster import queue
 from cluster.glance import Glance, glance
 from cluster.queue import Job
-from cluster.standing import SKEW_S, ours, standing
+from cluster.standing import SKEW_S, standing
+from cluster.submission import one_at_a_time
 from runyard.errors import UserError
 from runyard.printable import printable
+from runyard.slurm_commands import PATIENCE_S, CannotTell, insist
 from runyard.tracking.journal import Journal
 
 POLL_S = 1.0
@@ -53,7 +54,9 @@ def cancel(run: Glance, wait_s: float, console: Console) -> Ended:
     Raises:
         UserError: nothing of it waits or runs, or not where it can be reached from here.
     """
-    now = standing(run)
+    with one_at_a_time(run.path, run.reference):  # what another command is submitting is on the queue, or is not
+        now = standing(glance(run.path), wait_s=PATIENCE_S, held=True)
+    run = now.run
     if now.problem:
         raise UserError(f"run {run.id}: {now.problem}")
     if not now.going:
@@ -123,10 +126,10 @@ class _SlurmJobs:
     def _active(self) -> list[Job]:
         """Looked at twice before it is empty: a job that is put back into the queue is out of it for a moment."""
         for _ in range(2):
-            answer = queue.squeue(self._run.slurm_jobs)
+            answer = queue.every(self._run.slurm_jobs, PATIENCE_S)
             if answer.problem:
                 raise UserError(f"run {self._run.id}: {answer.problem}")
-            if active := [job for job in ours(self._run, answer) if job.active]:
+            if active := [job for job in answer.of(self._run.path) if job.active]:
                 return active
             time.sleep(POLL_S)
         return []
@@ -191,10 +194,11 @@ def _ended(run: Glance, over: bool, forced: bool) -> Ended:
 
 
 def _scancel(*arguments: str) -> None:
-    done = subprocess.run(["scancel", *arguments], capture_output=True, text=True)
-    if done.returncode and "Invalid job id" not in done.stderr and "already completing" not in done.stderr:
-        lines = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise UserError(f"scancel {' '.join(arguments)}: {lines[-1].removeprefix('scancel: error: ')}")
+    try:
+        insist("scancel", *arguments)
+    except CannotTell as error:
+        if "Invalid job id" not in str(error) and "already completing" not in str(error):
+            raise UserError(f"scancel {' '.join(arguments)}: {error}") from None
 
 
 def _kill(pid: int, number: signal.Signals) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from cluster.site import CannotTell, Partition, Site
+from cluster.site import Partition, Site
 from runyard.config import Config
 from runyard.errors import UserError
+from runyard.slurm_commands import CannotTell
 
 
 @dataclass(frozen=True)

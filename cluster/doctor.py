@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 from cluster import preflight, storage
 from cluster.check import Check, Question, Subject, answer
 from cluster.node_job import NodeJob
-from cluster.site import CannotTell
 from cluster.standing import SKEW_S
 from runyard.data import manifest
 from runyard.errors import UserError
+from runyard.slurm_commands import CannotTell
 from runyard.tracking import wandb_reach
 
 CORE = ("torch", "torchvision", "ffcv", "numpy", "wandb")  # whose versions are shown

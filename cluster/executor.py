@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import re
+import secrets
 import shlex
 import shutil
-import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,13 @@ import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
 from cluster.job import TrainJob
+from cluster.submission import script_name
+from runyard import slurm_commands
 from runyard.config import ClusterConfig
 from runyard.errors import UserError
 from runyard.ownership import UMASK, UMASK_WITH_GROUP
 from runyard.run import Run
+from runyard.slurm_commands import ASK_AGAIN_S, CannotTell, NoAnswer, ask, environment, in_one_line, insist
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PYTHON = CHECKOUT / "slurm" / "python.sh"
@@ -33,7 +35,11 @@ VARIABLES = {
     "no-requeue": ("REQUEUE", "NO_REQUEUE"),
 }
 OF_OTHER_JOBS = ("WAIT", "ARRAY_INX", "TEST_ONLY")  # what no submission of ours is, whatever the environment says
-ANSWER_TIMEOUT_S = 60  # of sbatch on a busy controller
+SBATCH_S = 60.0  # for sbatch, which a busy controller keeps waiting
+
+
+class Unsure(UserError):
+    """Whether a job is on the queue could not be found out. What it needs must stay."""
 
 
 class Batch:
@@ -44,10 +50,18 @@ class Batch:
         folder: Where submitit puts its files, the script and the tasks' logs.
         runs: What is trained, in the order of the array's elements.
         after: Number of a job that must have ended well before this one starts.
+        token: What names this one submission; drawn if None.
+
+    Attributes:
+        path: The batch script. By it the job is known: SLURM says what each runs.
     """
 
-    def __init__(self, name: str, folder: Path, runs: list[Run], after: str | None = None) -> None:
+    def __init__(
+        self, name: str, folder: Path, runs: list[Run], after: str | None = None, token: str | None = None
+    ) -> None:
         self.name, self.folder, self.runs = name, folder, runs
+        self.token = secrets.token_hex(4) if token is None else token
+        self.path = folder / script_name(self.token)
         self.cluster = runs[0].config.cluster
         self.parameters = _parameters(self.cluster, after) | {
             "job_name": name,
@@ -71,45 +85,86 @@ class Batch:
         _check_script(text, self._expected_lines())
         return text
 
-    def submit(self) -> list[str]:
+    def submit(self, hold: Sequence[int] = ()) -> list[str]:
         """Put the job on the queue. Returns one id per run: ``12``, or ``12_0``, ``12_1``, ... of an array.
+
+        Args:
+            hold: Open files, such as a lock's, that sbatch holds as well: it may outlive this command.
 
         Raises:
             UserError: sbatch refused it. Nothing is on the queue then.
+            Unsure: it may be on the queue, and SLURM does not say.
         """
         wanted = self.script()
+        for run, pickle in zip(self.runs, self._pickles, strict=True):
+            task = submitit.core.utils.DelayedSubmission(TrainJob(str(run.path)))
+            task.set_timeout(self.cluster.timeout_min, max_num_timeout=0)
+            task.dump(pickle)
+        if self.folder != self.runs[0].path / "slurm":
+            (self.folder / "runs.txt").write_text("".join(f"{run.path}\n" for run in self.runs))
+        self.path.write_text(wanted)
         try:
-            return self._to_sbatch(wanted)
-        except BaseException:  # it may be on the queue all the same: sbatch can lose the answer, or a person patience
-            self.take_back()
+            number = self._to_sbatch(hold)
+        except CannotTell as error:
+            self.take_back(error)
+            raise UserError(f"SLURM does not answer ({error}): nothing was submitted; try again later") from None
+        except BaseException as error:  # it may be on the queue all the same: a person can lose patience
+            self.take_back(error)
             raise
+        return [f"{number}_{k}" for k in range(len(self.runs))] if len(self.runs) > 1 else [number]
 
-    def take_back(self) -> None:
-        """Cancel what may be on the queue of this, after an error; that error is the one to be told."""
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(["scancel", f"--name={self.name}"], capture_output=True, timeout=ANSWER_TIMEOUT_S)
+    def take_back(self, because: BaseException) -> None:
+        """Cancel what is on the queue of this submission, and of no other.
 
-    def _to_sbatch(self, wanted: str) -> list[str]:
-        self._list_runs()
-        executor = submitit.AutoExecutor(self.folder, cluster="slurm", slurm_python=self._start)
-        executor.update_parameters(**{f"slurm_{name}": value for name, value in self.parameters.items()})
+        Raises:
+            Unsure: SLURM does not say whether there is something.
+        """
         try:
-            with _saying_only(wanted), contextlib.redirect_stderr(io.StringIO()), executor.batch():
-                jobs = [executor.submit(TrainJob(str(run.path))) for run in self.runs]
-        except submitit.core.utils.FailedJobError as error:
-            raise UserError(f"sbatch refused the job: {_in_one_line(str(error))}") from None
-        except submitit.core.utils.FailedSubmissionError as error:
-            raise UserError(f"sbatch named no job, so it was cancelled: {_in_one_line(str(error))}") from None
-        ids = [str(job.job_id) for job in jobs]
-        number = ids[0].partition("_")[0]
-        submitted = (self.folder / f"{number}_submission.sh").read_text()
-        named = _ask("squeue", "--noheader", "--states=all", f"--name={self.name}", "--format=%F").split()
-        if submitted != wanted or number not in named:
-            raise UserError(
-                f"sbatch answered with job {number}, which is not what was submitted ({self.name}): it was cancelled; "
-                "look at what sbatch prints besides, and try again"
-            )
-        return ids
+            if numbers := self._on_the_queue(wait_s=0 if isinstance(because, CannotTell) else None):
+                insist("scancel", *numbers)
+            for path in (self.path, *self._pickles):
+                path.unlink(missing_ok=True)
+        except CannotTell as error:
+            told = f"{because}; " if isinstance(because, UserError) else ""
+            raise Unsure(
+                f"{told}a job of {self.name} may be on the queue, and SLURM does not say ({error}): look with "
+                f"`runyard status` once it does, and end it with `runyard cancel`"
+            ) from because
+
+    def _to_sbatch(self, hold: Sequence[int]) -> str:
+        """The job's number, as the queue has it: sbatch may print other numbers besides, or lose the answer."""
+        env, deadline = _environment(self.path.read_text()), time.monotonic() + slurm_commands.PATIENCE_S
+        while True:
+            said, refusal = "", None
+            try:
+                said = ask("sbatch", str(self.path), timeout_s=SBATCH_S, env=env, keep=hold)
+            except CannotTell as error:
+                refusal = error
+            if numbers := self._on_the_queue():
+                if len(numbers) > 1:  # sbatch was heard twice
+                    insist("scancel", *numbers[1:])
+                return numbers[0]
+            if refusal is None:
+                raise UserError(
+                    f"sbatch said {in_one_line(said)!r}, and no job of this submission is on the queue: look at what "
+                    "sbatch is here, and try again"
+                )
+            if not isinstance(refusal, NoAnswer):
+                raise UserError(f"sbatch refused the job: {refusal}") from None
+            if time.monotonic() + ASK_AGAIN_S > deadline:
+                raise UserError(f"SLURM does not answer ({refusal}): nothing was submitted; try again later") from None
+            time.sleep(ASK_AGAIN_S)
+
+    def _on_the_queue(self, wait_s: float | None = None) -> list[str]:
+        """Numbers of the jobs that run this submission's script: of one, as a rule."""
+        said = insist("squeue", "--me", "--noheader", "--states=all", "--format=%F %o", wait_s=wait_s)
+        lines = [line.strip().partition(" ") for line in said.splitlines()]
+        return sorted({number for number, _, command in lines if command == str(self.path)}, key=int)
+
+    @property
+    def _pickles(self) -> list[Path]:
+        elements = [f"_{k}" for k in range(len(self.runs))] if len(self.runs) > 1 else [""]
+        return [self.path.with_name(f"{self.path.stem}{element}.pkl") for element in elements]
 
     @property
     def _start(self) -> str:
@@ -138,7 +193,10 @@ class Batch:
         mine = f"{whose} echo runyard: not run, another user owns it now: {code} >&2; exit 2 ;; esac"
         # set +e: where a line of env_setup set it, the script would end with srun and requeue nothing.
         begin = f". {shlex.quote(str(self._scripts / 'begin.sh'))}"
-        return [*self.cluster.env_setup, "set +e", private, mine, snapshot, root, begin]
+        # Each task reads its pickle by the job's number, which nobody knows before sbatch answers, if ever it does.
+        element = '${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}'
+        pickle = f'ln -sf {self.path.stem}"{element}".pkl {shlex.quote(str(self.folder))}/"$job"_submitted.pkl'
+        return [*self.cluster.env_setup, "set +e", private, mine, snapshot, root, begin, pickle]
 
     @property
     def _owner(self) -> int:
@@ -152,10 +210,6 @@ class Batch:
         if len(self.runs) > 1:
             run = f'"$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(self.folder / "runs.txt"))})"'
         return [f"ended=$?; exec {shlex.quote(str(self._scripts / 'requeue.sh'))} {self._python} {run} $ended"]
-
-    def _list_runs(self) -> None:
-        if len(self.runs) > 1:
-            (self.folder / "runs.txt").write_text("".join(f"{run.path}\n" for run in self.runs))
 
     def _expected_lines(self) -> list[str]:
         own = {"setup", "teardown", "signal_delay_s", "array_parallelism", "additional_parameters", "srun_args"}
@@ -220,38 +274,12 @@ def _check_script(text: str, expected: list[str]) -> None:
             raise UserError(f"the batch script lacks {wanted!r} before its first command: a setting broke it")
 
 
-@contextlib.contextmanager
-def _saying_only(script: str) -> Iterator[None]:
-    """What sbatch reads in its environment overrides its script: an allocation we are in, SBATCH_TIMELIMIT, ...
+def _environment(script: str) -> dict[str, str]:
+    """What sbatch is run in, without what there would override ``script``: SBATCH_TIMELIMIT, an allocation we are in.
 
     A user's SBATCH_ACCOUNT and the like still fill what ``script`` leaves open.
     """
-    before = dict(os.environ)
     options = re.findall(r"^#SBATCH --([\w-]+)", script, flags=re.MULTILINE)
     given = [name for o in options for name in VARIABLES.get(o, (o.replace("-", "_").upper(),))]
-    for name in (*given, *OF_OTHER_JOBS):
-        os.environ.pop(f"SBATCH_{name}", None)
-    if "SLURM_JOB_ID" in before:
-        for name in [name for name in before if name.startswith("SLURM_") and name != "SLURM_CONF"]:
-            del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _ask(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{command[0]} does not answer within {ANSWER_TIMEOUT_S} s: is the controller down?") from None
-    if done.returncode:
-        raise UserError(f"{command[0]}: {_in_one_line(done.stderr)}")
-    return done.stdout
-
-
-def _in_one_line(said: str) -> str:
-    """A plugin's reasons stand before sbatch's last line, which may say no more than that it failed."""
-    lines = [re.sub(r"^\w+: (error: )?", "", line) for line in said.strip().splitlines() if line.strip()]
-    return "; ".join(lines) or "it said nothing"
+    without = {f"SBATCH_{name}" for name in (*given, *OF_OTHER_JOBS)}
+    return {name: value for name, value in environment().items() if name not in without}

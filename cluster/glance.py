@@ -79,6 +79,12 @@ class Glance:
         return noted
 
     @property
+    def submission(self) -> dict[str, Any] | None:
+        """One that was begun and has not come to a job, as far as its record knows."""
+        intended: dict[str, Any] | None = self.record.get("submission")
+        return intended
+
+    @property
     def slurm_jobs(self) -> list[str]:
         """Ids of its jobs on SLURM, oldest first, with the one that another command put there."""
         noted = [job for job in self.record["jobs"] if job.get("launcher") == "slurm"]

@@ -23,11 +23,11 @@ from cluster.check import Subject
 from cluster.executor import PYTHON
 from cluster.preflight import nearest
 from cluster.probe import MARK
-from cluster.site import CannotTell, environment, in_one_line
 from cluster.slurm_checks import refusal
 from runyard.cluster_rules import gres_counts
 from runyard.data import manifest
 from runyard.errors import UserError
+from runyard.slurm_commands import CannotTell, ask, environment, in_one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_MEM_GB = 8  # enough to import everything; asking for less starts sooner
@@ -151,8 +151,8 @@ def _end(job: subprocess.Popen[str], name: str) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(job.pid, signal.SIGTERM)
     if shutil.which("scancel"):
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(["scancel", f"--name={name}"], capture_output=True, timeout=10)
+        with contextlib.suppress(CannotTell):
+            ask("scancel", f"--name={name}", timeout_s=10)
     try:
         job.wait(5)
     except subprocess.TimeoutExpired:

@@ -12,7 +12,6 @@ from cluster import compose
 from cluster.check import Question, Subject
 from cluster.executor import Batch
 from cluster.glance import glance
-from cluster.site import CannotTell
 from cluster.slurm_checks import QUESTIONS as OF_SLURM
 from cluster.standing import standing
 from runyard.config import Config, check_world
@@ -21,6 +20,7 @@ from runyard.data.verified import check_content, files_read
 from runyard.errors import UserError
 from runyard.fields import written
 from runyard.run import Run, sweeps
+from runyard.slurm_commands import PATIENCE_S, CannotTell
 from runyard.training import saved
 
 LEAST_FREE_MB = 500
@@ -120,19 +120,17 @@ def planned(configs: list[Config], after: str | None = None) -> Batch:
     names = [f"RUN{number}" for number in range(len(configs))] if several else ["RUN"]
     runs = [Run(runs_dir / name, c, {"id": name, "jobs": []}) for name, c in zip(names, configs, strict=True)]
     folder = sweeps(runs_dir) / "SWEEP" if several else runs[0].path / "slurm"
-    return Batch("SWEEP" if several else "RUN", folder, runs, after)
+    return Batch("SWEEP" if several else "RUN", folder, runs, after, token="TOKEN")
 
 
-def can_go_on(run: Run, *, trusted: bool = False) -> None:
-    """Refuse to start another job for ``run`` where one is on its way, it has reached its end, or it is not ours.
+def can_go_on(run: Run) -> None:
+    """Refuse to start another job for ``run`` where one is on its way, or it has reached its end.
 
-    Args:
-        trusted: A person has said that this run is to be gone on with though it is another's.
+    Who asks holds the run's lock (``cluster.submission``).
 
     Raises:
-        UserError: saying which of these, and what to do instead.
+        UserError: saying which of these, and what to do instead; or SLURM does not say.
     """
-    is_ours(run, trusted=trusted)
     if run.finished:
         raise UserError(
             f"run {run.id} is finished: there is nothing to go on with; start another with `runyard submit`, "
@@ -143,7 +141,9 @@ def can_go_on(run: Run, *, trusted: bool = False) -> None:
             f"run {run.id} is being written by {writer}: wait for it, or stop it first: "
             f"runyard cancel {run.reference}"
         )
-    now = standing(glance(run.path))
+    now = standing(glance(run.path), wait_s=PATIENCE_S, held=True)
+    if now.problem and run.config.cluster.launcher == "slurm":
+        raise UserError(f"run {run.id}: {now.words}; nothing was submitted, since it may have a job already")
     if now.going:
         job = f" (job {now.job.id})" if now.job is not None else ""
         raise UserError(

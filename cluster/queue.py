@@ -1,21 +1,25 @@
-"""What SLURM says of jobs: one squeue, and one sacct for what squeue no longer knows."""
+"""What SLURM says of jobs, of which run each is, and how those ended that squeue no longer knows."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import re
-import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
 from runyard import causes
-from runyard.errors import UserError
+from runyard.slurm_commands import CannotTell, NoAnswer, Refused, insist
 
-SQUEUE_FIELDS = "%i|%T|%r|%M|%L|%S|%N|%j"  # the name comes last: somebody else's may hold a bar
+SEPARATOR = "\x1f"  # of names and paths, which may hold a bar
+SQUEUE_FIELDS = f"%i|%T|%r|%M|%L|%S|%N|%j{SEPARATOR}%Z{SEPARATOR}%o"
 SACCT_FIELDS = "JobID,State,ExitCode,ElapsedRaw,Start,NodeList,JobName"
-ANSWER_TIMEOUT_S = 30
+# What a job of ours runs: a script of its submission's own, or one of slurm/ with the run or a list of runs.
+SUBMISSION = re.compile(r"\.?submission_\w+\.sh")
+PLAIN = re.compile(r"(?:.*/)?(train|train_torchrun|sweep)\.sbatch (.+)")
 WAITS = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 RUNS = {"RUNNING", "CONFIGURING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
 
@@ -35,6 +39,7 @@ class Job:
         nodes: Their names.
         before: The states that its earlier attempts ended in, oldest first; known to accounting only.
         end: How its batch script ended, ``exit code 3`` or a signal's name; "" where nothing says so or all was well.
+        workdir, command: Where it was submitted, and its script with what that was given; known to squeue only.
     """
 
     id: str
@@ -47,6 +52,28 @@ class Job:
     nodes: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     end: str = ""
+    workdir: str = ""
+    command: str = ""
+
+    @property
+    def run(self) -> Path | None:
+        """The directory of the run that it trains, by what SLURM says that it runs; None of a job that is not ours."""
+        folder, name = os.path.split(self.command)
+        if SUBMISSION.fullmatch(name):
+            return Path(folder).parent if folder.endswith("/slurm") else self._listed(Path(folder, "runs.txt"))
+        if (plain := PLAIN.fullmatch(self.command)) is not None:
+            given = Path(self.workdir, plain[2])
+            return self._listed(given) if plain[1] == "sweep" else given
+        return None
+
+    def _listed(self, file: Path) -> Path | None:
+        """The line of its element in a list of runs."""
+        try:
+            lines = file.read_text().splitlines()
+        except (OSError, ValueError):
+            return None
+        at = int(self.id.partition("_")[2] or 0)
+        return Path(self.workdir, lines[at]) if at < len(lines) else None
 
     @property
     def waits(self) -> bool:
@@ -64,38 +91,61 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """The jobs a command knew, by id; or why it could not say, in one line."""
+    """The jobs a command knew, by id; or why it could not say, in one line.
+
+    Attributes:
+        away: The controller does not answer now. Otherwise a ``problem`` is one that waiting does not mend.
+    """
 
     jobs: dict[str, Job]
     problem: str | None = None
+    away: bool = False
+
+    def of(self, run: Path) -> list[Job]:
+        """The jobs of the run in this directory, newest first, whatever its record says of them."""
+        return self._by_directory.get(_identity(run), [])
+
+    @cached_property
+    def _by_directory(self) -> dict[tuple[int, int] | None, list[Job]]:
+        found: dict[tuple[int, int] | None, list[Job]] = {}
+        for job in sorted(self.jobs.values(), key=lambda job: _place(job.id), reverse=True):
+            if (run := job.run) is not None and (identity := _identity(run)) is not None:
+                found.setdefault(identity, []).append(job)
+        return found
 
 
-def squeue(ids: Iterable[str]) -> Answer:
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Names a directory by whatever path it is reached."""
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def squeue(ids: Iterable[str], wait_s: float = 0.0) -> Answer:
     """What waits and runs of these jobs, and what ended in the last minutes (MinJobAge). Arrays come by element."""
     if not (numbers := _numbers(ids)):
         return Answer({})
-    options = ("--noheader", "--array", "--states=all", f"--jobs={numbers}", f"--format={SQUEUE_FIELDS}")
-    said, error = _ask("squeue", *options)
-    if error and "Invalid job id" in error:  # said only where a single one is asked for: it is long gone
-        return Answer({})
-    return Answer(parse_squeue(said), error)
+    return _squeue(f"--jobs={numbers}", wait_s)
 
 
-def named(beginning: str) -> dict[str, list[str]]:
-    """Ids of the user's jobs that wait, run or ended in the last minutes, by those of their names that begin so.
+def every(ids: Iterable[str], wait_s: float = 0.0) -> Answer:
+    """The same of all jobs of this user, and of these others'; while the controller is away asked for ``wait_s``."""
+    mine = _squeue("--me", wait_s)
+    others = set(ids) - mine.jobs.keys() if mine.problem is None else ()
+    more = squeue(others)
+    return Answer(mine.jobs | more.jobs, mine.problem or more.problem, mine.away or more.away)
 
-    Raises:
-        UserError: SLURM did not answer.
-    """
-    said, error = _ask("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i %j")
-    if error:
-        raise UserError(error)
-    found: dict[str, list[str]] = {}
-    for line in said.splitlines():
-        number, _, name = line.strip().partition(" ")
-        if name.startswith(beginning):
-            found.setdefault(name, []).append(number)
-    return found
+
+def _squeue(which: str, wait_s: float) -> Answer:
+    options = ("--noheader", "--array", "--states=all", which, f"--format={SQUEUE_FIELDS}")
+    try:
+        return Answer(parse_squeue(insist("squeue", *options, wait_s=wait_s)))
+    except CannotTell as error:
+        if "Invalid job id" in str(error):  # said only where a single one is asked for: it is long gone
+            return Answer({})
+        return _unanswered("squeue", error)
 
 
 def sacct(ids: Iterable[str]) -> Answer:
@@ -103,8 +153,15 @@ def sacct(ids: Iterable[str]) -> Answer:
     if not (numbers := _numbers(ids)):
         return Answer({})
     options = ("--noheader", "--parsable2", "--duplicates", f"--jobs={numbers}", f"--format={SACCT_FIELDS}")
-    said, error = _ask("sacct", *options)
-    return Answer(parse_sacct(said), error)
+    try:
+        return Answer(parse_sacct(insist("sacct", *options, wait_s=0)))
+    except CannotTell as error:
+        return _unanswered("sacct", error)
+
+
+def _unanswered(command: str, error: CannotTell) -> Answer:
+    said = f"{command}: {error}" if isinstance(error, Refused) else str(error)
+    return Answer({}, said, isinstance(error, NoAnswer))
 
 
 def parse_squeue(text: str) -> dict[str, Job]:
@@ -113,10 +170,12 @@ def parse_squeue(text: str) -> dict[str, Job]:
     for line in text.splitlines():
         fields = line.split("|", 7)
         if len(fields) == 8 and re.fullmatch(r"\d+(_\d+)?", fields[0]):
-            number, state, reason, elapsed, left, start, nodes, name = fields
+            number, state, reason, elapsed, left, start, nodes, rest = fields
+            name, _, run = rest.partition(SEPARATOR)
+            workdir, _, command = run.partition(SEPARATOR)
             jobs[number] = Job(
                 number, name, state, "" if reason in ("None", "(null)") else reason,
-                duration_s(elapsed), duration_s(left), moment(start), hosts(nodes),
+                duration_s(elapsed), duration_s(left), moment(start), hosts(nodes), workdir=workdir, command=command,
             )  # fmt: skip
     return jobs
 
@@ -191,23 +250,10 @@ def _range(piece: str) -> list[str]:
     return names
 
 
+def _place(number: str) -> tuple[int, ...]:
+    return tuple(map(int, number.split("_")))
+
+
 def _numbers(ids: Iterable[str]) -> str:
     """Job numbers for a command line; an array stands for all its elements."""
     return ",".join(sorted({number.partition("_")[0] for number in ids}, key=int))
-
-
-def _ask(*command: str) -> tuple[str, str | None]:
-    """What the command printed, and what went wrong, in one line. No setting of the user's changes what it answers."""
-    mine = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SACCT_"))}
-    env = mine | {"SLURM_TIME_FORMAT": "standard"}
-    try:
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S)
-    except FileNotFoundError:
-        return "", f"no {command[0]} on this machine: ask on the cluster's login node"
-    except subprocess.TimeoutExpired:
-        return "", f"{command[0]} did not answer within {ANSWER_TIMEOUT_S} s"
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        said = re.sub(r"^\w+( error)?: (error: )?", "", lines[-1])
-        return done.stdout, f"{command[0]}: {said}"
-    return done.stdout, None

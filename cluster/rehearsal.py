@@ -129,12 +129,20 @@ class Rehearsal:
         self._parts.thaw(node, first_alone_s=ORPHANS_S)
 
     def restart_controller(self) -> None:
-        """Kill slurmctld as a crash would, start it on the state that it left; back when it has heard from its nodes.
+        """``kill_controller`` and ``start_controller``."""
+        self.kill_controller()
+        self.start_controller()
+
+    def kill_controller(self) -> None:
+        """Kill slurmctld as a crash would: until it is started nobody answers.
 
         What changed less than five seconds before a crash is not on disk, a new job included: those are waited for.
         """
         time.sleep(CONTROLLER_SAVES_WITHIN_S)
         self._parts.end(CONTROLLER)
+
+    def start_controller(self) -> None:
+        """Start it on the state that it left; back when it has heard from its nodes."""
         self._begin_controller()
         self._parts.wait_until(CONTROLLER, self._knows_its_nodes)
 

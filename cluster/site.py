@@ -5,24 +5,16 @@ from __future__ import annotations
 import os
 import pwd
 import re
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
 from cluster.queue import duration_s
+from runyard.slurm_commands import CannotTell, ask
 
 SINFO_FIELDS = "%P|%a|%l|%s|%D|%c|%m|%G|%f"
-ANSWER_TIMEOUT_S = 10.0
-ACCOUNTS_TIMEOUT_S = 3.0  # without the accounting's answer sbatch itself still says what it thinks
-
-
-class CannotTell(Exception):
-    """A question that could not be asked, or got no answer. The message is one line."""
-
-
-class Refused(CannotTell):
-    """The command was asked, and its answer was no."""
+ANSWER_S = 10.0
+ACCOUNTS_ANSWER_S = 3.0  # without the accounting's answer sbatch itself still says what it thinks
 
 
 @dataclass(frozen=True)
@@ -82,11 +74,12 @@ class Site:
     def __init__(self) -> None:
         user = pwd.getpwuid(os.getuid()).pw_name
         with ThreadPoolExecutor(3) as pool:
-            self._sinfo = pool.submit(ask, "sinfo", "--noheader", "--exact", f"--format={SINFO_FIELDS}")
-            self._config = pool.submit(ask, "scontrol", "show", "config")
+            self._sinfo = pool.submit(ask, "sinfo", "--noheader", "--exact", f"--format={SINFO_FIELDS}",
+                                      timeout_s=ANSWER_S)  # fmt: skip
+            self._config = pool.submit(ask, "scontrol", "show", "config", timeout_s=ANSWER_S)
             self._accounts = pool.submit(
                 ask, "sacctmgr", "--noheader", "--parsable2", "show", "association", f"user={user}",
-                "format=Account,Partition,QOS", timeout_s=ACCOUNTS_TIMEOUT_S,
+                "format=Account,Partition,QOS", timeout_s=ACCOUNTS_ANSWER_S,
             )  # fmt: skip
 
     @cached_property
@@ -160,36 +153,3 @@ def parse_associations(text: str) -> list[Association]:
     """From sacctmgr's lines of Account|Partition|QOS."""
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == 2]
     return [Association(account, part, frozenset(filter(None, qos.split(",")))) for account, part, qos in rows]
-
-
-def ask(*command: str, timeout_s: float = ANSWER_TIMEOUT_S, stdin: str = "") -> str:
-    """What the command printed on standard output.
-
-    Raises:
-        CannotTell: it is not there, or did not answer in time.
-        Refused: it failed; the message is what it said.
-    """
-    try:
-        done = subprocess.run(
-            command, env=environment(), input=stdin, capture_output=True, text=True, timeout=timeout_s
-        )
-    except FileNotFoundError:
-        raise CannotTell(f"no {command[0]} on this machine") from None
-    except subprocess.TimeoutExpired:
-        raise CannotTell(f"{command[0]} did not answer within {timeout_s:g} s") from None
-    if done.returncode:
-        raise Refused(in_one_line(done.stderr or done.stdout))
-    return done.stdout
-
-
-def environment() -> dict[str, str]:
-    """This process's, without what an allocation it runs in or its user's habits would have SLURM's commands add."""
-    hushed = ("SINFO_", "SLURM_") if "SLURM_JOB_ID" in os.environ else ("SINFO_",)
-    return {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(hushed)}
-
-
-def in_one_line(said: str) -> str:
-    """What a command of SLURM's says on standard error, without its own name before each line."""
-    own = re.compile(r"^(s[a-z_]+: )?((error|fatal|allocation failure): )?")
-    lines = [own.sub("", line.strip()) for line in said.splitlines()]
-    return ", ".join(dict.fromkeys(filter(None, lines))) or "it said nothing"

@@ -12,10 +12,10 @@ from cluster import queue
 from cluster.check import Question, Subject, near
 from cluster.executor import require_sbatch
 from cluster.node_fit import constraint, nodes_fit
-from cluster.site import CannotTell, Refused, ask
 from runyard.config import ClusterConfig
 from runyard.errors import UserError
 from runyard.fields import written
+from runyard.slurm_commands import CannotTell, Refused, ask
 
 SBATCH_TIMEOUT_S = 30.0
 IN_SERVICE = {"idle", "mix", "alloc", "comp", "plnd"}

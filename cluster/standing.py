@@ -13,6 +13,7 @@ from typing import Any
 from cluster import queue, reasons
 from cluster.glance import Glance, glance
 from cluster.queue import Answer, Job
+from cluster.submission import settle
 from runyard import causes
 from runyard.errors import UserError
 from runyard.tracking.words import straggler
@@ -78,25 +79,34 @@ class Standing:
         }
 
 
-def ask(runs: Sequence[Glance]) -> tuple[list[Glance], Answer, Answer]:
-    """One call of squeue and one of sacct about all of ``runs``, and none where none is needed.
+def ask(
+    runs: Sequence[Glance], *, wait_s: float = 0.0, held: bool = False
+) -> tuple[list[Glance], Answer, Answer]:
+    """squeue and sacct about all of ``runs`` at once, and neither where none is needed.
 
-    The runs are given back as they are after squeue answered: a job that ended in between has said so by then.
+    The runs are given back as they are after squeue answered: a job that ended in between has said so by then, and a
+    submission that was cut off has its job.
+
+    Args:
+        wait_s: How long to ask again while the controller is away.
+        held: Who asks holds these runs' locks (``cluster.submission``).
     """
-    asked = [run for run in runs if run.on_slurm and not run.settled]
-    waiting = queue.squeue(number for run in asked for number in run.slurm_jobs)
+    asked = [run for run in runs if not run.settled and (run.on_slurm or run.submission or not run.record["jobs"])]
+    waiting = queue.every([n for run in asked for n in run.slurm_jobs], wait_s) if asked else Answer({})
     again: dict[Path, Glance] = {}
     for run in asked:
         with contextlib.suppress(UserError):  # gone since: as it was a moment ago
+            if run.submission:
+                settle(run.path, waiting, run.starts, held=held)
             again[run.path] = glance(run.path)
     unsaid = [run for run in again.values() if _needs_accounting(run, waiting)]
     now = [again.get(run.path, run) for run in runs]
     return now, waiting, queue.sacct(run.slurm_jobs[-1] for run in unsaid if run.slurm_jobs)
 
 
-def standing(run: Glance) -> Standing:
-    """How one run stands now."""
-    (now,), waiting, ended = ask([run])
+def standing(run: Glance, *, wait_s: float = 0.0, held: bool = False) -> Standing:
+    """How one run stands now; see ``ask``."""
+    (now,), waiting, ended = ask([run], wait_s=wait_s, held=held)
     return stand(now, waiting, ended, time.time())
 
 
@@ -115,7 +125,7 @@ def stand(run: Glance, waiting: Answer, ended: Answer, now: float) -> Standing:
     if run.settled:
         return Standing(run, "finished", "finished", nodes=here)
     if job is not None and job.waits:
-        return _waiting(run, job, own(run, ended), now)
+        return _waiting(run, job, accounted(run, ended), now)
     if job is not None and job.runs:
         return _running(run, job, now)
     if not run.on_slurm and (pid := run.local_process()) is not None:
@@ -124,17 +134,20 @@ def stand(run: Glance, waiting: Answer, ended: Answer, now: float) -> Standing:
         words = f"{state} here, process {pid}{_slow(run, state)}"
         return Standing(run, state, words, nodes=(os.uname().nodename,))
     if run.concluded:
-        return _concluded(run, here)
-    if waiting.problem and run.on_slurm:
+        return _concluded(run, here, job)
+    if waiting.problem and (run.on_slurm or run.submission):
         return Standing(run, "unknown", f"SLURM was not asked: {waiting.problem}", nodes=here, problem=waiting.problem)
     if job is None and (writer := run.writer()) is not None:  # of another machine, or a job that SLURM hides from us
         return Standing(run, "running", f"running: {writer}", nodes=here)
     if not run.job and not run.starts:
-        return Standing(run, "new", f"not submitted: runyard resume {run.reference}")
+        words = f"not submitted: runyard resume {run.reference}"
+        if run.submission:
+            words = f"its submission is under way, or was cut off: see `squeue`, or runyard resume {run.reference}"
+        return Standing(run, "new", words)
     if job is None and ended.problem and run.on_slurm:
         words = f"its job is gone, and nobody says how ({ended.problem}); go on with: runyard resume {run.reference}"
         return Standing(run, "unknown", words, nodes=here, problem=ended.problem)
-    gone = own(run, ended) or job  # accounting knows more of how, squeue of why
+    gone = accounted(run, ended) or job  # accounting knows more of how, squeue of why
     return _vanished(run, replace(gone, reason=job.reason) if gone and job else gone, here)
 
 
@@ -186,11 +199,13 @@ def _left_out(run: Glance) -> str:
     return f"without {nodes} ({rows[-1].get('why')}) " if rows else ""
 
 
-def _concluded(run: Glance, here: tuple[str, ...]) -> Standing:
+def _concluded(run: Glance, here: tuple[str, ...], job: Job | None) -> Standing:
     last, on = run.last, f"go on with: runyard resume {run.reference}"
     message = str(last.get("message") or "")
     if last.get("reason") == "interrupted":
         cause = CAUSES.get(str(last.get("cause")), "")
+        if job is not None and job.reason.startswith("RaisedSignal"):  # its tasks were then told to end, by no person
+            cause = f"its batch script was killed: {job.reason}"
         step = run.saved_step
         at = f"stopped at step {step}, saved{run.saved_doubt}" if step is not None else "stopped before the first step"
         words = f"{at}{f' ({message or cause})' if message or cause else ''}; {on}"
@@ -217,19 +232,22 @@ def _vanished(run: Glance, job: Job | None, here: tuple[str, ...]) -> Standing:
     return Standing(run, "died", f"{why}{step}; {on}", job.state if job else None, job, here)
 
 
-def ours(run: Glance, answer: Answer) -> list[Job]:
-    """The jobs of this run, newest first. One of another name is not: numbers are used again, by other clusters too."""
-    noted = [str(job["id"]) for job in run.record["jobs"]]
-    names = {run.id, run.record.get("sweep"), *(job.get("name") for job in run.record["jobs"])}
-    known = [answer.jobs[number] for number in reversed(run.slurm_jobs) if number in answer.jobs]
-    return [job for job in known if job.name in names or job.id not in noted]
+def own(run: Glance, waiting: Answer) -> Job | None:
+    """The job of this run that says most, as squeue knows it: one that has nodes, else one that waits, else the newest.
 
-
-def own(run: Glance, answer: Answer) -> Job | None:
-    """The job of this run that says most: one that has nodes, else one that waits, else the newest."""
-    jobs = ours(run, answer)
+    Which are the run's SLURM says, and not the run's record: numbers are used again, and a record may be another's.
+    """
+    jobs = waiting.of(run.path)
     first = next((job for job in jobs if job.runs), None) or next((job for job in jobs if job.waits), None)
-    return first or next((job for job in jobs if job.id == run.slurm_jobs[-1]), None)
+    return first or next((job for job in jobs if not run.slurm_jobs or job.id == run.slurm_jobs[-1]), None)
+
+
+def accounted(run: Glance, ended: Answer) -> Job | None:
+    """The run's newest job as accounting has it, unless that number is a job of another name."""
+    names = {run.id, run.record.get("sweep"), *(job.get("name") for job in run.record["jobs"])}
+    noted = [str(job["id"]) for job in run.record["jobs"]]
+    job = ended.jobs.get(run.slurm_jobs[-1]) if run.slurm_jobs else None
+    return job if job is not None and (job.name in names or job.id not in noted) else None
 
 
 def shortest(ids: Iterable[str], among: Sequence[str], least: int = 15) -> dict[str, str]:

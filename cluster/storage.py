@@ -14,8 +14,8 @@ from pathlib import Path
 
 from cluster.check import Subject
 from cluster.preflight import nearest
-from cluster.site import CannotTell, ask
 from runyard.errors import UserError
+from runyard.slurm_commands import CannotTell, ask
 
 LEAST_FREE_FILES = 1000
 FULL_PCT = 95.0

@@ -9,20 +9,22 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import queue
 from cluster.attach import Job, LocalJob, SlurmJob
 from cluster.check import Subject
 from cluster.compose import Composed, compose, expand, gpu_count, visible_gpus
-from cluster.executor import Batch, require_sbatch, tasks_per_node
+from cluster.executor import Batch, Unsure, require_sbatch, tasks_per_node
 from cluster.job import TrainJob
 from cluster.local import LocalExecutor
-from cluster.preflight import can_go_on, planned, preflight, python_is_elsewhere, where_it_goes_on
+from cluster.preflight import can_go_on, is_ours, planned, preflight, python_is_elsewhere, where_it_goes_on
+from cluster.submission import begin, conclude, one_at_a_time
 from runyard import config as schema
-from runyard import own_code
+from runyard import own_code, slurm_commands
 from runyard.config import ClusterConfig, Config
 from runyard.data import manifest
 from runyard.errors import UserError
@@ -98,6 +100,8 @@ def submit(made: Plan) -> list[tuple[Run, Job]]:
         if sweep is None:
             return [(runs[0], launch(runs[0], made.after))]
         return list(zip(runs, enqueue(runs, sweep, sweeps(made.config.runs_dir) / sweep, made.after), strict=True))
+    except Unsure:
+        raise
     except BaseException:
         for path in [run.path for run in runs] + ([sweeps(made.config.runs_dir) / sweep] if sweep else []):
             shutil.rmtree(path, ignore_errors=True)
@@ -118,11 +122,16 @@ def create(point: Composed, sweep: str | None, handed: Handed | None) -> Run:
 
 
 def launch(run: Run, after: str | None = None) -> Job:
-    """Start a job for ``run``, new or to be resumed. The job runs the code snapshot in the run's directory."""
+    """Start a job for ``run``, which is new. The job runs the code snapshot in the run's directory."""
+    with one_at_a_time(run.path, run.reference) as lock:
+        return _launch(run, lock, after)
+
+
+def _launch(run: Run, lock: int | None, after: str | None = None) -> Job:
     run.keep_private()
     if run.config.cluster.launcher == "slurm":
         require_sbatch()
-        return enqueue([run], run.id, run.path / "slurm", after)[0]
+        return enqueue([run], run.id, run.path / "slurm", after, hold=[lock])[0]
     tasks, gpus = layout(run.config.cluster)
     python = f"{shlex.quote(sys.executable)} -m cluster.task"
     executor = LocalExecutor(run.path / "slurm", python=python)  # AutoExecutor takes no signal_delay_s here
@@ -136,7 +145,7 @@ def launch(run: Run, after: str | None = None) -> Job:
     )
     with _job_environment(run):
         job = executor.submit(TrainJob(str(run.path)))
-    note(run, str(job.job_id), run.path / "slurm")
+    run.add_job(described(run, run.path / "slurm") | {"id": str(job.job_id)})
     return LocalJob(job)
 
 
@@ -150,10 +159,38 @@ def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, truste
     Raises:
         UserError: one that does, named with its old and its new value; or the run cannot go on (``can_go_on``).
     """
-    can_go_on(run, trusted=trusted)
-    for said in (own_code.restore(run, trusted=trusted), where_it_goes_on(run, from_scratch=from_scratch)):
-        if said is not None:
-            print(f"runyard: {said}", file=sys.stderr, flush=True)
+    is_ours(run, trusted=trusted)
+    with one_at_a_time(run.path, run.reference) as lock:
+        run.read_again()  # as another command may have left it
+        can_go_on(run)
+        for said in (own_code.restore(run, trusted=trusted), where_it_goes_on(run, from_scratch=from_scratch)):
+            if said is not None:
+                print(f"runyard: {said}", file=sys.stderr, flush=True)
+        config, all_overrides = _changed(run, overrides)
+        preflight(subject([config], manifest.prepare_command(all_overrides)))
+        if config == run.config:
+            return _launch(run, lock)
+        as_it_was, text = dict(run.record), (run.path / "config.yaml").read_bytes()
+        run.amend(config, all_overrides, said=overrides)  # before the launch: a job may begin at once
+        try:
+            return _launch(run, lock)
+        except Unsure:
+            raise
+        except BaseException:
+            write_atomic(run.path / "config.yaml", text)
+            with run.updating() as record:
+                for name in ("overrides", "config_sha256", "amended"):
+                    record.pop(name)
+                record.update({name: as_it_was[name] for name in as_it_was.keys() - record.keys() - {"submission"}})
+            raise
+
+
+def _changed(run: Run, overrides: list[str]) -> tuple[Config, list[str]]:
+    """The configuration that ``run`` goes on with, and all the overrides that make it.
+
+    Raises:
+        UserError: one of ``overrides`` changes what the run learns.
+    """
     given = run.record.get("overrides", [])
     before = compose(given).values
     if any(o.lstrip("+").startswith("cluster=") for o in overrides):
@@ -173,18 +210,7 @@ def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, truste
         for group in groups:
             inner = inner[group]
         inner[leaf] = new
-    config = schema.from_dict(values)
-    preflight(subject([config], manifest.prepare_command([*given, *overrides])))
-    if not changed:
-        return launch(run)
-    as_it_was = {path: path.read_bytes() for path in (run.path / "config.yaml", run.path / "run.json")}
-    run.amend(config, [*given, *overrides], said=overrides)  # before the launch: a job may begin at once
-    try:
-        return launch(run)
-    except BaseException:
-        for path, content in as_it_was.items():
-            write_atomic(path, content)
-        raise
+    return schema.from_dict(values), [*given, *overrides]
 
 
 def layout(cluster: ClusterConfig) -> tuple[int, int]:
@@ -215,11 +241,17 @@ def subject(
     return Subject(configs[0], tasks, prepare, needs_data, len(configs), script, after)
 
 
-def enqueue(runs: list[Run], name: str, folder: Path, after: str | None = None) -> list[Job]:
+def enqueue(
+    runs: list[Run], name: str, folder: Path, after: str | None = None, hold: Sequence[int | None] = ()
+) -> list[Job]:
     """Put ``runs`` on SLURM's queue as one job of that ``name``, several as its array, with its logs in ``folder``.
+
+    Args:
+        hold: Locks of ``one_at_a_time``, which sbatch holds as well; a None among them is a disk without locks.
 
     Raises:
         UserError: sbatch refused. Nothing is on the queue then.
+        Unsure: it may be on the queue. The runs' records have the submission, and what asks of them next finds out.
     """
     runs[0].keep_private()
     config = runs[0].config
@@ -227,24 +259,47 @@ def enqueue(runs: list[Run], name: str, folder: Path, after: str | None = None) 
         private_folder(shared, group_reads=config.runs_group_readable)
     folder.mkdir(parents=True, exist_ok=True)
     batch = Batch(name, folder, runs, after)
-    ids = batch.submit()
+    for run in runs:
+        begin(run, batch.token, described(run, folder) | ({} if name == run.id else {"name": name}))
     try:
-        for run, job_id in zip(runs, ids, strict=True):
-            note(run, job_id, folder, name=name)
+        ids = batch.submit([lock for lock in hold if lock is not None])
+        try:
+            if None in hold:
+                _only_one(runs[0], ids[0])
+            for run, job_id in zip(runs, ids, strict=True):
+                conclude(run, job_id)
+        except BaseException as error:
+            batch.take_back(error)
+            raise
+    except Unsure:
+        raise
     except BaseException:
-        batch.take_back()
+        for run in runs:
+            with contextlib.suppress(UserError):
+                conclude(run, None)
         raise
     return [SlurmJob(job_id, folder) for job_id in ids]
 
 
-def note(run: Run, job_id: str, logs: Path, name: str | None = None) -> None:
-    """Write into ``run``'s record that it has this job, which SLURM knows by ``name``."""
+def _only_one(run: Run, job_id: str) -> None:
+    """Without locks two commands may each have submitted a job of ``run``: the first on the queue stays.
+
+    Raises:
+        UserError: another job was first.
+    """
+    jobs = queue.every([job_id], slurm_commands.PATIENCE_S).of(run.path)
+    first = next((job for job in reversed(jobs) if job.active), None)
+    if first is not None and first.id != job_id:
+        raise UserError(f"run {run.id} has job {first.id} already, of another command; see: runyard status {run.id}")
+
+
+def described(run: Run, logs: Path) -> dict[str, Any]:
+    """A job of ``run`` that begins now, as its record describes it."""
     cluster = run.config.cluster
     tasks, gpus = layout(cluster)
     size = {"nodes": cluster.nodes, "tasks_per_node": tasks, "gpus_per_node": gpus}
-    where: dict[str, Any] = {"id": job_id, "launcher": cluster.launcher, "cluster": cluster.name}
-    where |= {} if name in (None, run.id) else {"name": name}
-    run.add_job(where | size | {"submitted": time.time(), "logs": os.path.relpath(logs, run.path)})
+    where = {"launcher": cluster.launcher, "cluster": cluster.name}
+    return where | size | {"submitted": time.time(), "logs": os.path.relpath(logs, run.path)}
 
 
 @contextlib.contextmanager

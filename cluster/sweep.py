@@ -6,6 +6,7 @@ the next command goes on with what it finds.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -15,7 +16,6 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from cluster import queue
 from cluster import submit as launcher
 from cluster.attach import Job
 from cluster.cancel import Ended, cancel
@@ -25,6 +25,7 @@ from cluster.preflight import preflight
 from cluster.space import short
 from cluster.standing import Standing, ask, stand, standing
 from cluster.study import Study, runs_of
+from cluster.submission import one_at_a_time
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.run import Run
@@ -82,8 +83,6 @@ class Search:
     def _adopt(self) -> None:
         """Go on with the trials that another command began and did not end."""
         again: list[FrozenTrial] = []
-        if not self._local:
-            self._note_lost_jobs()
         for trial in self._study.open:
             path = self._runs.get(trial.number)
             now = None if path is None else standing(glance(path))
@@ -91,16 +90,6 @@ class Search:
                 again.append(trial)
         if again:
             self._begin(again)
-
-    def _note_lost_jobs(self) -> None:
-        """A command that was killed between sbatch and its note leaves a job that no run knows of."""
-        for batch, ids in queue.named(f"{self._study.id}-t").items():
-            numbers = [int(line) for line in (self._folder / batch / "trials.txt").read_text().split()]
-            for job_id in ids:
-                at = int(job_id.partition("_")[2] or 0)
-                path = self._runs.get(numbers[at]) if at < len(numbers) else None
-                if path is not None and job_id not in glance(path).slurm_jobs:
-                    launcher.note(Run.open(path), job_id, self._folder / batch, batch)
 
     def _begin(self, trials: list[FrozenTrial]) -> None:
         """Make each its run, unless it has one, and start them: on SLURM as one array."""
@@ -112,8 +101,9 @@ class Search:
             while (self._folder / name).exists():  # the same trials, once more
                 name += "x"
             (self._folder / name).mkdir()
-            (self._folder / name / "trials.txt").write_text("".join(f"{run.record['trial']}\n" for run in runs))
-            launcher.enqueue(runs, name, self._folder / name)
+            with contextlib.ExitStack() as stack:
+                locks = [stack.enter_context(one_at_a_time(run.path, run.reference)) for run in runs]
+                launcher.enqueue(runs, name, self._folder / name, hold=locks)
         for run in runs:
             number = run.record["trial"]
             self._say(f"trial {number}: {short(self._study.trials[number].params)}, run {run.id}")

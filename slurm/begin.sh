@@ -19,7 +19,7 @@ srun() {
     local ended noes=0 no_step='^srun: error: Unable to (confirm allocation|create step) for job'
     while :; do
         {
-            command srun "$@" 2>&1 >&3 3>&- | { trap '' TERM; tee -a /dev/stderr | grep -E "$no_step" >/dev/null; }
+            command srun "$@" 2>&1 >&3 3>&- | { trap '' TERM; tee /dev/fd/4 4>&1 >&2 | grep -E "$no_step" >/dev/null; }
             ended=("${PIPESTATUS[@]}")
         } 3>&1
         if [ "${ended[0]}" -eq 0 ] || [ "${ended[1]}" -ne 0 ] || is_refused "srun got no step"; then

@@ -6,10 +6,11 @@ import enum
 import json
 import os
 import secrets
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from runyard.slurm_commands import CannotTell, ask
 
 SILENT_S = 60.0  # after which a holder that nothing else is known of counts as gone: several beats, and a slow disk
 SQUEUE_S = 10.0  # how long a controller may take to answer
@@ -116,11 +117,8 @@ def judge(found: Found | None, first: Found | None, me: Holder, now: float) -> V
 
 def job_state(job: str) -> str | None:
     """What SLURM calls a job: its state, "" if none of its processes is meant to run, None if SLURM does not answer."""
-    command = ["squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if said.returncode != 0:
-        return "" if "Invalid job id" in said.stderr else None
-    return next((state for state in said.stdout.split() if state not in OVER), "")
+        said = ask("squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T", timeout_s=SQUEUE_S)
+    except CannotTell as error:
+        return "" if "Invalid job id" in str(error) else None
+    return next((state for state in said.split() if state not in OVER), "")

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from runyard import config as schema
+from runyard.alone import alone
 from runyard.config import Config
 from runyard.errors import UserError
 from runyard.files import read_within, sha256, write_atomic
@@ -29,6 +30,7 @@ from runyard.snapshot import STORE, snapshot
 from runyard.tracking import journal
 
 FORMAT = "runyard-run-1"
+RECORD_LOCK = ".record-lock"
 MEND = "restore it, or start another run with `runyard submit`"
 JOB_TYPES: dict[str, type | tuple[type, ...]] = {"launcher": str, "logs": str, "submitted": (int, float), "nodes": int}
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -40,8 +42,8 @@ class Run:
     Attributes:
         path: The directory, absolute.
         config: The frozen configuration.
-        record: ``run.json``: id, name, creation time, hashes of code and configuration, the overrides it was made
-            with, and its jobs.
+        record: ``run.json`` as it was read or written last: id, name, creation time, hashes of code and configuration,
+            the overrides it was made with, its jobs, and a ``submission`` that has not come to one yet.
     """
 
     def __init__(self, path: Path, config: Config, record: dict[str, Any]) -> None:
@@ -151,16 +153,7 @@ class Run:
             UserError: it is no run directory, or its files are damaged.
         """
         path = Path(path).absolute()
-        record = _mapping(path / "run.json", json.loads)
-        if record.get("format") != FORMAT:
-            raise UserError(
-                f"{path}/run.json: format {record.get('format')!r}, expected {FORMAT!r}: not of this version"
-            )
-        record.setdefault("jobs", [])
-        try:
-            check_record(record)
-        except ValueError as error:
-            raise UserError(f"{path}/run.json: damaged ({error}); {MEND}") from None
+        record = _record(path)
         try:
             config = schema.from_dict(_mapping(path / "config.yaml", yaml.safe_load))
         except UserError as error:
@@ -204,36 +197,48 @@ class Run:
             )
         return folder / fits[0]
 
+    def read_again(self) -> None:
+        """Take over what another command has changed.
+
+        Raises:
+            UserError: its files are damaged by now.
+        """
+        now = Run.open(self.path)
+        self.config, self.record = now.config, now.record
+
+    @contextlib.contextmanager
+    def updating(self) -> Iterator[dict[str, Any]]:
+        """``run.json`` as it is now, written as it is at the block's end (``updating``)."""
+        with self.writing(), updating(self.path) as record:
+            yield record
+        self.record = record
+
     def add_job(self, job: dict[str, Any]) -> None:
-        """Note a submission in ``run.json``. Only the submitting side writes that file; jobs write the journal."""
-        self.record["jobs"].append(job)
-        with self.writing():
-            write_atomic(self.path / "run.json", json.dumps(self.record, indent=1))
+        """Note a job in ``run.json``. Only the submitting side writes that file; jobs write the journal."""
+        with self.updating() as record:
+            record["jobs"].append(job)
 
     def amend(self, config: Config, overrides: list[str], said: list[str]) -> None:
         """Go on with other settings, which ``overrides`` make; ``run.json`` keeps what was ``said`` to change them.
 
         Which may change is the caller's business.
         """
-        with self.writing():
+        with self.updating() as record:
             write_atomic(self.path / "config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False))
-            self.record.setdefault("amended", []).append({"t": time.time(), "overrides": said})
-            self.record["overrides"] = overrides
-            self.record["config_sha256"] = sha256(self.path / "config.yaml")
-            write_atomic(self.path / "run.json", json.dumps(self.record, indent=1))
+            record.setdefault("amended", []).append({"t": time.time(), "overrides": said})
+            record["overrides"] = overrides
+            record["config_sha256"] = sha256(self.path / "config.yaml")
         self.config = config
 
     def begin_again(self) -> None:
         """Note that the checkpoints saved until now are given up: the run may begin at step 0 again."""
-        self.record["from_scratch"] = time.time()
-        with self.writing():
-            write_atomic(self.path / "run.json", json.dumps(self.record, indent=1))
+        with self.updating() as record:
+            record["from_scratch"] = time.time()
 
     def note_pruned(self) -> None:
         """Note that its search stopped it for doing worse than the others: it was not interrupted from outside."""
-        self.record["pruned"] = True
-        with self.writing():
-            write_atomic(self.path / "run.json", json.dumps(self.record, indent=1))
+        with self.updating() as record:
+            record["pruned"] = True
 
     def require_own(self, *, instead: str, trusted: bool = False) -> None:
         """Refuse to act for another user's run, unless a person has said that it is ``trusted``.
@@ -292,6 +297,21 @@ class Run:
         return successor(self.path)
 
 
+@contextlib.contextmanager
+def updating(run: Path) -> Iterator[dict[str, Any]]:
+    """The record of the run in this directory as it is now, written as it is at the block's end. Nobody else changes it
+    meanwhile; where the file system has no locks, nearly nobody.
+
+    Raises:
+        UserError: it is damaged.
+        OSError: it cannot be written.
+    """
+    with alone(run / RECORD_LOCK):
+        record = _record(run)
+        yield record
+        write_atomic(run / "run.json", json.dumps(record, indent=1))
+
+
 def sweeps(runs_dir: Path | str) -> Path:
     """Where this user's sweeps keep what belongs to all of their runs, a folder each: what jobs unpickle, for one."""
     return Path(runs_dir).absolute() / of_this_user(".sweeps")
@@ -317,7 +337,12 @@ def check_record(record: dict[str, Any]) -> None:
         raise ValueError("id or jobs")
     if not is_plain_name(record["id"]):
         raise ValueError(f"id {record['id']!r}: no plain name")
-    for job in record["jobs"]:
+    intended = record.get("submission", {"token": "0", "submitted": 0})
+    if not isinstance(intended, dict) or not re.fullmatch("[0-9a-f]+", str(intended.get("token"))) or (
+        "submitted" not in intended
+    ):
+        raise ValueError(f"submission: {intended!r}")
+    for job in [*record["jobs"], intended | {"id": "0"}]:
         if not isinstance(job, dict) or not isinstance(job.get("id"), str):
             raise ValueError(f"jobs: {job!r}: no mapping with an id")
         for key in job.keys() & JOB_TYPES.keys():
@@ -334,6 +359,18 @@ def _holds_logs(place: str) -> bool:
     parts = PurePosixPath(place).parts
     inside = parts[1:] if parts[:1] == ("..",) else parts
     return bool(inside) and all(is_plain_name(part.removeprefix(".")) for part in inside)
+
+
+def _record(run: Path) -> dict[str, Any]:
+    record = _mapping(run / "run.json", json.loads)
+    if record.get("format") != FORMAT:
+        raise UserError(f"{run}/run.json: format {record.get('format')!r}, expected {FORMAT!r}: not of this version")
+    record.setdefault("jobs", [])
+    try:
+        check_record(record)
+    except ValueError as error:
+        raise UserError(f"{run}/run.json: damaged ({error}); {MEND}") from None
+    return record
 
 
 def _mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cluster.queue import SEPARATOR
 from runyard.run import FORMAT
 from tests.cluster.fake_slurm import FakeSlurm
 
@@ -30,6 +31,11 @@ def epoch(at_s: float, number: int, top1: float, **fields: Any) -> Row:
 
 def stop(at_s: float, reason: str, **fields: Any) -> Row:
     return row("stop", at_s, **({"reason": reason, "message": "", "cause": None} | fields))
+
+
+def runs(run: Path) -> str:
+    """The end of squeue's line of a job that a submission of ``run`` made."""
+    return f"{SEPARATOR}/{SEPARATOR}{run}/slurm/submission_0.sh"
 
 
 class Folder:
@@ -69,8 +75,9 @@ class Folder:
             (place / "manifest.json").write_text(json.dumps({"bytes": 0}))
 
     def queue(self, *lines: str) -> None:
-        """What squeue answers; ``@`` in a line becomes the newest run's id."""
-        self._answer("squeue.txt", lines)
+        """What squeue answers; ``@`` in a line becomes the newest run's id. Its jobs they are."""
+        newest = max((path for path in self.path.iterdir()), default=self.path)
+        self._answer("squeue.txt", tuple(line if SEPARATOR in line else line + runs(newest) for line in lines))
 
     def accounting(self, *lines: str) -> None:
         """What sacct answers."""

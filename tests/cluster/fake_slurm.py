@@ -6,7 +6,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-NUMBER = "4711"  # of every job that this sbatch takes
+NUMBER = "4711"  # of the first job that this sbatch takes
 BEGIN = """#!/bin/bash
 here={folder}
 printf '%s\\n' "${{0##*/}} $*" >> "$here/calls"
@@ -24,22 +24,37 @@ SBATCH = """
 case $1 in --version) echo slurm 22.05.8; exit ;; --test-only) exit ;; esac
 cp "$1" "$here/script"; env > "$here/sbatch.env"
 [ ! -e "$here/refusal" ] || { cat "$here/refusal" >&2; [ -e "$here/queues anyway" ] || exit 1; }
-sed -n 's/^#SBATCH --job-name=//p' "$1" >> "$here/queue"
+number=$((4711 + $(cat "$here/taken" 2>/dev/null || echo 0)))
+echo $((number - 4710)) > "$here/taken"
+printf '%s|%s|%s|%s\\n' $number "$(sed -n 's/^#SBATCH --job-name=//p' "$1")" \\
+    "$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")" "$1" >> "$here/queue"
 [ ! -e "$here/refusal" ] || exit 1
 [ ! -e "$here/banner" ] || cat "$here/banner"
-[ -e "$here/silent" ] || echo "Submitted batch job 4711"
+[ -e "$here/silent" ] || echo "Submitted batch job $number"
 """
 SQUEUE = AWAY + """
+mine= format=
 for word in "$@"; do
     case $word in
-    --name=*) ! grep -qsx "${word#--name=}" "$here/queue" || echo 4711 ;;
+    --me) mine=yes ;;
+    --format=*) format=${word#--format=} ;;
     --jobs=*) cat "$here/known" 2>/dev/null ;;
     esac
 done
+[ -n "$mine" ] && [ -e "$here/queue" ] || exit 0
+while IFS='|' read -r number name last script; do
+    [ "$format" != "%F %o" ] || { echo "$number $script"; continue; }
+    for id in $(if [ -z "$last" ]; then echo $number; else seq -f "${number}_%g" 0 "$last"; fi); do
+        printf '%s|PENDING|Priority|0:00|10:00|N/A||%s\\037/\\037%s\\n' "$id" "$name" "$script"
+    done
+done < "$here/queue"
 """
 SCANCEL = AWAY + """
 for word in "$@"; do
-    case $word in --name=*) [ ! -e "$here/queue" ] || sed -i "/^${word#--name=}\\$/d" "$here/queue" ;; esac
+    case $word in
+    --*) ;;
+    *) [ ! -e "$here/queue" ] || sed -i "/^${word%%_*}|/d" "$here/queue" ;;
+    esac
 done
 """
 SCONTROL = AWAY + """
@@ -49,7 +64,7 @@ ping*) echo "Slurmctld(primary) at here is UP"; exit ;;
 "show config")
     printf "%s\\n" "SLURM_VERSION = 22.05.8" "MaxArraySize = 1001" "AccountingStorageEnforce = none"; exit ;;
 "show job")
-    cat "$here/shown" 2>/dev/null || date -d "+1 hour" "+   StartTime=2026-01-01T00:00:00 EndTime=%FT%T"; exit ;;
+    cat "$here/shown" 2>/dev/null || date -d "+1 hour" "+   StartTime=Unknown EndTime=%FT%T"; exit ;;
 esac
 [ ! -e "$here/broken" ] || { cat "$here/broken" >&2; exit 1; }
 """
@@ -80,6 +95,7 @@ class FakeSlurm:
     def program(self, name: str, body: str) -> Path:
         """A command of this name that begins by writing down how it was called."""
         path = self.bin / name
+        path.unlink(missing_ok=True)  # and not written over: bash reads a script as it runs it
         path.write_text(BEGIN.format(folder=shlex.quote(str(self.folder))) + body)
         path.chmod(0o755)
         return path
@@ -95,7 +111,7 @@ class FakeSlurm:
     @property
     def queue(self) -> list[str]:
         """Names of the jobs on it."""
-        return self._lines("queue")
+        return [line.split("|")[1] for line in self._lines("queue")]
 
     @property
     def submissions(self) -> list[str]:

@@ -18,6 +18,7 @@ from runyard.run import Run
 from runyard.training import checkpoint
 from tests.cluster.conftest import Runs, processes_of, rows, until
 from tests.cluster.fabricated import BEGAN, Folder, row, start, stop
+from tests.cluster.fabricated import runs as line_of
 from tests.cluster.fake_slurm import FakeSlurm
 
 WAITS = "12|PENDING|Priority|0:00|57:00|N/A||@"
@@ -111,7 +112,7 @@ def test_what_has_saved_and_is_ending_is_left_to_end(folder: Folder, cancelled: 
 def test_what_went_back_into_the_queue_meanwhile_is_taken_off_it(folder: Folder, cancelled: Any) -> None:
     run = folder.run(start(1), row("checkpoint", 8, step=240))
     folder.queue(RUNS)
-    folder.slurm.says("waits", WAITS.replace("@", run.name) + "\n")
+    folder.slurm.says("waits", WAITS.replace("@", run.name) + line_of(run) + "\n")
     on_term(folder, writes(run, row("requeue", 9, cause="crash", step=240)) + '; mv "$here/waits" "$here/squeue.txt"')
     code, out, _ = cancelled()
     assert code == 0

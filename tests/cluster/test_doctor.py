@@ -17,9 +17,9 @@ from cluster import doctor, storage
 from cluster.check import Check, Subject, answer
 from cluster.node_job import NodeJob
 from cluster.probe import MARK, probe
-from cluster.site import CannotTell
 from runyard.cli import main
 from runyard.errors import UserError
+from runyard.slurm_commands import CannotTell
 from runyard.verbs.doctor import table
 from tests.cluster.conftest import ROOT
 from tests.cluster.fake_slurm import FakeSlurm

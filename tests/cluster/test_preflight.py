@@ -15,13 +15,15 @@ import pytest
 
 from cluster import slurm_checks
 from cluster.check import Subject, answer
-from cluster.preflight import can_go_on, data, planned, preflight, questions
-from cluster.site import Association, CannotTell, Nodes, Refused, Site, ask, in_one_line, parse_gres, parse_sinfo
+from cluster.preflight import can_go_on, data, is_ours, planned, preflight, questions
+from cluster.site import Association, Nodes, Site, parse_gres, parse_sinfo
 from cluster.slurm_checks import refusal
 from runyard.config import Config
 from runyard.errors import UserError
 from runyard.run import Run
+from runyard.slurm_commands import CannotTell, Refused, ask, in_one_line
 from runyard.tracking.journal import Journal
+from tests.cluster import fabricated
 from tests.cluster.fake_slurm import FakeSlurm
 from tests.conftest import compose
 from tests.second_user import NOBODY, needs_root
@@ -316,7 +318,7 @@ def test_a_run_that_waits_in_the_queue_is_refused(run: Run, slurm: FakeSlurm) ->
     job = {"id": "4711", "launcher": "slurm", "cluster": "slurm", "nodes": 1, "logs": "slurm"}
     run.add_job(job | {"submitted": time.time()})
     fields: list[Any] = ["4711", "PENDING", "Priority", "0:00", "10:00", "N/A", "", run.id]
-    slurm.program("squeue", f"echo {shlex.quote('|'.join(fields))}")
+    slurm.program("squeue", f"echo {shlex.quote('|'.join(fields) + fabricated.runs(run.path))}")
     with pytest.raises(UserError, match=rf"^run {run.id} is waiting already \(job 4711\); see: runyard status"):
         can_go_on(run)
     slurm.program("squeue", "")
@@ -327,14 +329,14 @@ def test_a_run_that_waits_in_the_queue_is_refused(run: Run, slurm: FakeSlurm) ->
 def test_another_users_run_is_refused_unless_a_person_trusts_it(run: Run) -> None:
     os.chown(run.path, NOBODY, -1)
     with pytest.raises(UserError, match=f"^run {run.id} belongs to nobody; begin one of your own.*--trust"):
-        can_go_on(run)
-    can_go_on(run, trusted=True)
+        is_ours(run)
+    is_ours(run, trusted=True)
 
 
 def test_a_run_that_cannot_be_written_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anything
     with pytest.raises(UserError, match=r"its directory cannot be written \(d.*\); mend it with: chmod u\+rwx "):
-        can_go_on(run)
+        is_ours(run)
 
 
 def test_checks_are_told_as_plain_values(site: FakeSlurm) -> None:

@@ -20,7 +20,8 @@ ENDED = queue.parse_sacct((GOLDEN / "sacct-22.05.txt").read_text())
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     fake = FakeSlurm(tmp_path / "slurm")
     for name in ("squeue", "sacct"):
-        fake.program(name, f'cat "$here/{name}.txt"; cat "$here/{name}.err" >&2 && exit 1; exit 0')
+        says = f'cat "$here/{name}.txt" 2>/dev/null; cat "$here/{name}.err" >&2 2>/dev/null && exit 1; exit 0'
+        fake.program(name, says)
     monkeypatch.setenv("PATH", fake.path)
     return fake
 
@@ -176,5 +177,40 @@ def test_the_users_own_settings_of_squeue_change_nothing(slurm: FakeSlurm, monke
     slurm.program("squeue", 'env > "$here/seen"')
     queue.squeue(["7"])
     seen = slurm.env("seen")
-    assert seen["SLURM_TIME_FORMAT"] == "standard"
-    assert not [name for name in seen if name.startswith(("SQUEUE_", "SACCT_"))]
+    assert not [name for name in seen if name.startswith(("SQUEUE_", "SACCT_", "SLURM_TIME_FORMAT"))]
+
+
+def job_that_runs(command: str, number: str = "7", workdir: str = "/") -> queue.Job:
+    line = f"{number}|PENDING|None|0:00|1:00|N/A||any name"
+    return queue.parse_squeue(queue.SEPARATOR.join([line, workdir, command]))[number]
+
+
+def test_of_which_run_a_job_is_slurm_says_by_what_it_runs(tmp_path: Path) -> None:
+    sweep = tmp_path / ".sweeps" / "s 1"
+    sweep.mkdir(parents=True)
+    (sweep / "runs.txt").write_text("/runs/a\n/runs/b\n")
+    (tmp_path / "points.txt").write_text("runs/c\nruns/d\n")
+    for command, number, run in (
+        ("/my runs/|a/slurm/submission_0af1.sh", "7", "/my runs/|a"),
+        ("/runs/a/slurm/.submission_file_0af1.sh", "7", "/runs/a"),  # of the version before
+        (f"{sweep}/submission_0af1.sh", "7_1", "/runs/b"),
+        (f"{sweep}/submission_0af1.sh", "7", "/runs/a"),
+        (f"{sweep}/submission_0af1.sh", "7_2", None),
+        ("/checkout/slurm/train.sbatch runs/e f", "7", f"{tmp_path}/runs/e f"),
+        ("/checkout/slurm/train_torchrun.sbatch /runs/a", "7", "/runs/a"),
+        ("/checkout/slurm/sweep.sbatch points.txt", "7_1", f"{tmp_path}/runs/d"),
+        ("/runs/a/slurm/other.sh", "7", None),
+        ("(null)", "7", None),
+    ):
+        found = job_that_runs(command, number, str(tmp_path)).run
+        assert (None if found is None else str(found)) == run, command
+
+
+def test_a_run_is_the_same_by_every_path_and_a_copy_of_it_is_another(tmp_path: Path) -> None:
+    for name in ("run", "copy"):
+        (tmp_path / name / "slurm").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path)
+    job = job_that_runs(f"{tmp_path}/run/slurm/submission_0.sh")
+    answer = queue.Answer({job.id: job})
+    assert answer.of(tmp_path / "link" / "run") == [job]
+    assert answer.of(tmp_path / "copy") == answer.of(tmp_path / "gone") == []

@@ -18,13 +18,14 @@ import pytest
 from rich.cells import cell_len
 
 from cluster.glance import MANY, glance
+from cluster.queue import SEPARATOR
 from cluster.standing import shortest, standing
 from cluster.status import View, table
 from runyard.cli import main
 from runyard.errors import UserError
 from runyard.lease import Lease
 from runyard.tracking.journal import Journal
-from tests.cluster.fabricated import BEGAN, Folder, epoch, row, start, stop
+from tests.cluster.fabricated import BEGAN, Folder, epoch, row, runs, start, stop
 from tests.cluster.fake_slurm import FakeSlurm
 from tests.conftest import PATIENCE_S
 
@@ -186,8 +187,11 @@ def test_the_rank_that_all_others_wait_for_is_named(folder: Folder) -> None:
 
 def test_another_runs_job_of_the_same_number_is_not_taken_for_this_runs(folder: Folder) -> None:
     run = folder.run(start(1))
-    folder.queue("12|RUNNING|None|3:05|57:00|N/A|node1|a job of another cluster")
+    job = f"12|RUNNING|None|3:05|57:00|N/A|node1|{run.name}"
+    folder.queue(job + runs(run.with_name("another")))
     assert said(run)[0] == "died"
+    folder.queue(job)
+    assert said(run)[0] == "starting", "the control"
 
 
 def test_a_job_put_on_slurm_by_another_command_is_known_from_the_journal(folder: Folder) -> None:
@@ -202,14 +206,19 @@ def test_a_job_in_which_a_local_run_was_trained_may_be_another_runs_by_now(
 ) -> None:
     ended = stop(9, "interrupted", cause="USR2")
     run = folder.run(start(1, launcher=launcher), ended, job="99999999", launcher="local")
-    folder.queue("12|RUNNING|None|3:05|57:00|2026-09-21T00:00:00|node1|runyard-wandb")
+    agent = f"runyard-wandb{SEPARATOR}/{SEPARATOR}/checkout/slurm/wandb_agent.sbatch me/project/sweep"
+    name = agent if launcher == "submitit, local" else "runyard"
+    folder.queue(f"12|RUNNING|None|3:05|57:00|2026-09-21T00:00:00|node1|{name}")
     assert said(run)[0] == state
 
 
-def test_an_elements_job_has_its_sweeps_name(folder: Folder) -> None:
-    run = folder.run(job="12_3", sweep="the-sweep")
-    others = "12_2|RUNNING|None|1:00|9:00|N/A|n1|the-sweep"
-    folder.queue("12_3|PENDING|JobArrayTaskLimit|0:00|9:00|N/A||the-sweep", others)
+def test_of_a_sweeps_array_a_run_has_its_own_element(folder: Folder) -> None:
+    run = folder.run(job="12_1", sweep="the-sweep")
+    script = f"{SEPARATOR}/{SEPARATOR}{folder.path}/.sweeps/the-sweep/submission_0.sh"
+    (folder.path / ".sweeps" / "the-sweep").mkdir(parents=True)
+    (folder.path / ".sweeps" / "the-sweep" / "runs.txt").write_text(f"{run}-other\n{run}\n")
+    others = "12_0|RUNNING|None|1:00|9:00|N/A|n1|the-sweep" + script
+    folder.queue("12_1|PENDING|JobArrayTaskLimit|0:00|9:00|N/A||the-sweep" + script, others)
     assert said(run)[0] == "waiting"
 
 
@@ -247,7 +256,7 @@ def test_a_process_of_that_number_that_is_not_the_runs_is_not_taken_for_it(folde
         controller.kill()
 
 
-def test_finished_runs_need_no_slurm_and_a_thousand_others_one_call_of_each(folder: Folder, status: Any) -> None:
+def test_finished_runs_need_no_slurm_and_a_thousand_others_a_call_or_two_of_each(folder: Folder, status: Any) -> None:
     for _ in range(3):
         folder.run(start(1), stop(9, "finished"))
     assert status()[0] == 0
@@ -255,7 +264,8 @@ def test_finished_runs_need_no_slurm_and_a_thousand_others_one_call_of_each(fold
     for number in range(1000):
         folder.run(job=str(100 + number))
     assert status("--all")[0] == 0
-    assert [call.split()[0] for call in folder.slurm.calls()] == ["squeue", "sacct"]
+    asked = [call.split()[0] for call in folder.slurm.calls()]
+    assert asked == ["squeue", "squeue", "sacct"], "one's own jobs, and those of others"
 
 
 def test_the_journal_still_writes_the_lines_that_are_passed_over_as_they_are_known(tmp_path: Path) -> None:
@@ -365,7 +375,8 @@ def test_where_slurm_does_not_answer_the_rest_is_shown_and_the_exit_code_says_so
 
 def test_watching_goes_on_where_a_run_is_removed(folder: Folder) -> None:
     goes, stays = (folder.run(start(1, job_id=job), job=job) for job in ("12", "13"))
-    running = [f"{job}|RUNNING|None|1:00|9:00|N/A|node1|{run.name}\n" for job, run in (("12", goes), ("13", stays))]
+    line = "{}|RUNNING|None|1:00|9:00|N/A|node1|{}{}\n"
+    running = [line.format(job, run.name, runs(run)) for job, run in (("12", goes), ("13", stays))]
     folder.slurm.says("squeue.txt", "".join(running))
     view = View(folder.path)
     assert [s.going for s in view.found] == [True, True]
@@ -382,8 +393,9 @@ def test_the_points_of_a_sweep_leave_room_for_the_time_that_is_left(folder: Fold
     going, running = {"step": 150, "steps": 39000, "eta_s": 7505.0}, ""
     ids = ["20261125-120000-paper-a7ba", "20261125-120000-paper-b8cb"]
     for job, name in zip(("12", "13"), ids, strict=True):
-        folder.run(start(time.time() - BEGAN, job_id=job), epoch(5, 1, 0.5), job=job, progress=going, id=name)
-        running += f"{job}|RUNNING|None|1:00|9:00|N/A|node1|{name}\n"
+        rows = start(time.time() - BEGAN, job_id=job), epoch(5, 1, 0.5)
+        run = folder.run(*rows, job=job, progress=going, id=name)
+        running += f"{job}|RUNNING|None|1:00|9:00|N/A|node1|{name}{runs(run)}\n"
     folder.slurm.says("squeue.txt", running)
     shown = table(View(folder.path).found, ids, 80).plain
     assert shown.count("2:05:05") == 2, shown
@@ -473,3 +485,11 @@ def test_a_failure_is_told_with_its_place_and_what_mends_it(folder: Folder) -> N
     run = folder.run(start(1), stop(5, "failed", **fields))
     told = "failed: rank 1: CUDA error: out of memory (on node3, at step 7); a smaller batch_size"
     assert said(run)[1].startswith(told)
+
+
+def test_a_run_whose_batch_script_was_killed_was_cancelled_by_nobody(folder: Folder) -> None:
+    run = folder.run(start(1), row("checkpoint", 5, step=40), stop(6, "interrupted", cause="TERM"))
+    for reason, words in (("RaisedSignal:9(Killed)", "its batch script was killed: RaisedSignal:9(Killed)"),
+                          ("NonZeroExitCode", "cancelled")):  # fmt: skip
+        folder.queue(f"12|FAILED|{reason}|0:09|9:00|N/A|node1|@")
+        assert said(run)[1] == f"stopped at step 40, saved ({words})"

@@ -57,9 +57,11 @@ def test_a_submission_prints_run_job_and_directory_and_what_comes_next(
     ]  # fmt: skip
     (job,) = run.record["jobs"]
     assert isinstance(job.pop("submitted"), float)
+    script = run.path / "slurm" / f"submission_{job.pop('token')}.sh"
     assert job == {"id": NUMBER, "launcher": "slurm", "cluster": "slurm", "nodes": 2, "tasks_per_node": 1,
                    "gpus_per_node": 0, "logs": "slurm"}  # fmt: skip
-    assert (run.path / "slurm" / f"{NUMBER}_submission.sh").read_text() == (slurm.folder / "script").read_text()
+    assert script.read_text() == (slurm.folder / "script").read_text()
+    assert "submission" not in run.record
     assert slurm.queue == [run.id]
 
 
@@ -91,7 +93,7 @@ def test_a_sweep_is_one_array_with_a_run_per_point(
     folder = runs[0].path.parent / ".sweeps" / sweep
     assert (folder / "runs.txt").read_text().splitlines() == [str(run.path) for run in runs]
     assert {(run.path / run.record["jobs"][0]["logs"]).resolve() for run in runs} == {folder.resolve()}
-    assert len(list(folder.glob("*_submitted.pkl"))) == 6
+    assert len(list(folder.glob("submission_*.pkl"))) == 6
     assert len(slurm.submissions) == 1, "one array"
     assert slurm.queue == [sweep]
 
@@ -121,7 +123,7 @@ def test_what_sbatch_refuses_is_gone_again(
     reasons = "sbatch: error: QOSMaxGRESPerUser\nsbatch: error: Batch job submission failed: Job violates policy\n"
     slurm.says("refusal", reasons)
     said = refused("submit", *small, "experiment=null", "cluster=slurm", *grid)
-    assert said == "sbatch refused the job: QOSMaxGRESPerUser; Batch job submission failed: Job violates policy"
+    assert said == "sbatch refused the job: QOSMaxGRESPerUser, Batch job submission failed: Job violates policy"
     assert slurm.queue == []
 
 

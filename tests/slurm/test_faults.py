@@ -7,6 +7,7 @@ SLURM's timers. A test reads how one came out. The tests at the end have the clu
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -41,6 +42,7 @@ from tests.training.conftest import final_state, same
 from tests.training.starts import train_starts
 
 pytestmark = pytest.mark.slow
+AWAY_S = float(os.environ.get("AWAY_S", 45))  # SLURM's own commands wait for a controller for 18 s, srun for 9 s
 QUIET = "cluster.nodelist='node[1-2]'"
 
 
@@ -260,6 +262,34 @@ def test_a_controller_that_is_killed_and_comes_back_changes_nothing(runs: Runs, 
     until_finished(run)
     assert len(rows(run, "start")) == 1
     assert same(final_state(whole), final_state(run))
+
+
+def test_what_a_dead_rank_and_jobs_that_begin_ask_of_a_controller_that_is_away_they_ask_until_it_is_back(
+    runs: Runs, whole: Run
+) -> None:
+    """Of two jobs that begin, one asks for its end first, and one knows that and comes as far as srun."""
+    gate = runs.folder.with_name("gate")
+    waits = f"until [ -e {gate} ]; do sleep 0.2; done"
+    knows = "export SLURM_JOB_END_TIME=$(date -d 1hour +%s)"
+    struck = runs.submit(*OFTEN, QUIET)
+    asks, begins = (runs.submit("epochs=1", "cluster.nodes=1", f"cluster.env_setup={json.dumps(lines)}")
+                    for lines in ([waits], [waits, knows]))  # fmt: skip
+    until_learning(struck)
+    here = ("squeue", "--noheader", "--states=R", f"--jobs={job(asks)},{job(begins)}")
+    until(lambda: runs.lab.run(*here).count("\n") == 2, begins)
+    signal_tasks(struck, signal.SIGSTOP)
+    runs.lab.kill_controller()
+    gate.touch()
+    killed = tasks_of(struck)[1]
+    signal_tasks(struck, signal.SIGCONT)
+    os.kill(killed, signal.SIGKILL)
+    time.sleep(AWAY_S)
+    runs.lab.start_controller()
+    went_on(struck, whole)
+    assert [row["cause"] for row in rows(struck, "requeue")] == ["crash"]
+    for run in (asks, begins):
+        until_finished(run)
+        assert (len(rows(run, "start")), rows(run, "requeue")) == (1, []), said(run)
 
 
 def test_six_ranks_on_three_nodes_stopped_twice_end_with_the_bits_of_six_that_were_not(runs: Runs) -> None:

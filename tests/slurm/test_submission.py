@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -133,9 +134,33 @@ def plain_array(runs: Runs) -> tuple[list[Run], str]:
     return points, array
 
 
+KILLS = """#!/bin/sh
+case $1 in --test-only) exec {sbatch} "$@" ;; esac
+{sbatch} "$@" > /dev/null
+kill -KILL $PPID
+"""
+
+
+def killed_after_sbatch(runs: Runs) -> tuple[Run, subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
+    """The command dies before it hears of its job, which goes on without it."""
+    kills = runs.folder.with_name("kills") / "sbatch"
+    kills.parent.mkdir()
+    path = runs.lab.environment["PATH"]
+    kills.write_text(KILLS.format(sbatch=shutil.which("sbatch", path=path)))
+    kills.chmod(0o755)
+    name = "killed-after-sbatch"
+    submitted = runs.command("submit", *runs.settings, *RARE, f"name={name}", PATH=f"{kills.parent}:{path}")
+    (directory,) = runs.folder.glob(f"*-{name}-*")
+    run = Run.open(directory)
+    resumed = runs.resume(run)
+    until_finished(run)
+    return run, submitted, resumed
+
+
 @pytest.fixture(scope="module")
 def told(runs: Runs) -> Iterator[Callable[[Callable[[Runs], Any]], Any]]:
-    stories = (other_sizes, chain, submitted_twice, grid, edited_meanwhile, plain_array, exported_nothing)
+    stories = (other_sizes, chain, submitted_twice, grid, edited_meanwhile, plain_array, exported_nothing,
+               killed_after_sbatch)
     with at_once(runs, *stories) as told:
         yield told
 
@@ -148,6 +173,15 @@ def test_a_grid_is_one_array_and_a_point_that_fails_stops_no_other(told: Any) ->
     ended = {(p.config.optim.lr, p.config.seed): rows(p, "stop")[0]["reason"] for p in points}
     assert ended == {(0.05, 0): "finished", (0.05, 1): "finished", (1e30, 0): "failed", (1e30, 1): "failed"}
     assert [row for point in points for row in rows(point, "requeue")] == [], "what diverges would do so again"
+
+
+def test_the_job_of_a_command_that_was_killed_as_it_came_on_the_queue_is_found_and_trains(told: Any) -> None:
+    run, submitted, resumed = told(killed_after_sbatch)
+    assert submitted.returncode == -signal.SIGKILL
+    (noted,) = Run.open(run.path).record["jobs"]
+    assert resumed.returncode == 2
+    assert f"already (job {noted['id']})" in resumed.stderr
+    assert [start["job_id"] for start in rows(run, "start")] == [noted["id"]], "one job, and at its first try"
 
 
 def test_where_sbatch_exports_nothing_the_tasks_get_what_the_script_exports(told: Any) -> None:

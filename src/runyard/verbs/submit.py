@@ -110,11 +110,12 @@ def composed_runs_dir(overrides: list[str], sweep: bool) -> str:
 def job_number(reference: str, runs_dir: Callable[[], str]) -> str:
     """What --after waits for: a job's number as it is, of a run in ``runs_dir`` its newest job."""
     from cluster.glance import glance
+    from cluster.standing import standing
     from runyard.run import Run
 
     if re.fullmatch(r"[0-9]{1,11}(_[0-9]{1,11})?", reference):
         return reference
-    jobs = glance(Run.locate(reference, runs_dir())).slurm_jobs
+    jobs = standing(glance(Run.locate(reference, runs_dir()))).run.slurm_jobs
     if not jobs:
         raise UserError(f"--after {reference}: that run has no job on SLURM; give a job number or another run")
     return jobs[-1]

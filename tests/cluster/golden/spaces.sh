@@ -20,6 +20,7 @@ case $(stat -c %u '/tmp/my runs/RUN/code' 2>/dev/null) in UID|'') ;; *) echo run
 export PYTHONPATH='/tmp/my runs/RUN/code'"${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 export RUNYARD_ROOT=/CHECKOUT
 . '/tmp/my runs/RUN/code/slurm/begin.sh'
+ln -sf submission_TOKEN"${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".pkl '/tmp/my runs/RUN/slurm'/"$job"_submitted.pkl
 
 # command
 export SUBMITIT_EXECUTOR=slurm

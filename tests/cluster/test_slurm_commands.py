@@ -1,0 +1,58 @@
+"""How SLURM's commands are called: cleanly, and so that a controller that is away is told from a no."""
+
+from __future__ import annotations
+
+import pytest
+
+from runyard import slurm_commands
+from runyard.slurm_commands import CannotTell, NoAnswer, Refused, ask, insist
+from tests.cluster.fake_slurm import FakeSlurm
+
+
+def test_what_a_command_says_is_a_no_only_where_the_controller_is_up(slurm: FakeSlurm) -> None:
+    slurm.program("scancel", "echo 'scancel: error: Unexpected message received for job 1' >&2; exit 1\n")
+    with pytest.raises(Refused, match=r"^Unexpected message received for job"):
+        ask("scancel", "1")
+    slurm.says("down")
+    with pytest.raises(NoAnswer, match=r"^scancel: Unexpected message received for job"):
+        ask("scancel", "1")
+
+
+def test_a_controller_that_is_up_and_too_busy_has_not_answered(slurm: FakeSlurm) -> None:
+    slurm.program("scancel", "echo 'Socket timed out on send/recv operation' >&2; exit 1\n")
+    with pytest.raises(NoAnswer):
+        ask("scancel", "1")
+    slurm.program("scancel", "exec sleep 600\n")
+    with pytest.raises(NoAnswer, match=r"scancel did not answer within 0\.1 s"):
+        ask("scancel", "1", timeout_s=0.1)
+
+
+def test_a_command_that_is_not_here_is_not_waited_for(slurm: FakeSlurm) -> None:
+    with pytest.raises(CannotTell, match="no srunx on") as missing:
+        insist("srunx", wait_s=600)
+    assert not isinstance(missing.value, NoAnswer)
+
+
+def test_who_waits_for_a_controller_says_so_once_and_hears_it_when_it_is_back(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(slurm_commands, "ASK_AGAIN_S", 0.01)
+    slurm.says("down", "5")
+    assert "Slurmctld" in insist("scontrol", "ping", wait_s=600)
+    assert capsys.readouterr().err.count("SLURM does not answer") == 1
+    slurm.says("down")
+    with pytest.raises(NoAnswer):
+        insist("squeue", "--me", wait_s=0)
+    assert capsys.readouterr().err == "", "who does not wait says nothing"
+
+
+def test_what_people_set_for_themselves_reaches_none_of_our_calls(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.program("squeue", "env")
+    for name in ("SQUEUE_STATES", "SACCT_FORMAT", "SINFO_FORMAT", "SCANCEL_STATE", "SCONTROL_ALL", "SLURM_TIME_FORMAT"):
+        monkeypatch.setenv(name, "theirs")
+    monkeypatch.setenv("SLURM_CONF", "kept")
+    said = ask("squeue")
+    assert "theirs" not in said
+    assert "SLURM_CONF=kept" in said
