@@ -64,10 +64,11 @@ class Harness:
         self.rows = {p.number: Row.of(p) for p in promises}
 
     def run(self, counts: dict[int, int], minutes: float) -> None:
-        """First the controls; then always an attack on the promise that had the least time, of those that want more."""
-        until = time.monotonic() + 60 * minutes
+        """First the controls, then for so many ``minutes`` always the promise that had the least time, of those that
+        want more attacks."""
         for promise in self.promises:
             self.make(promise, CONTROL)
+        until = time.monotonic() + 60 * minutes
         while time.monotonic() < until:
             rows = [self.rows[p.number] for p in self.promises]
             wanting = [row for row in rows if row.attacks < counts[row.number] and row.unable is None]
