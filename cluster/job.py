@@ -23,6 +23,7 @@ class TrainJob:
         from runyard.lease import LeaseLost
         from runyard.run import Run
         from runyard.training.distributed import from_environment
+        from runyard.training.health import HealthError
         from runyard.training.last_word import RankLost
         from runyard.training.learner import Diverged
         from runyard.training.loop import train
@@ -33,7 +34,7 @@ class TrainJob:
             if from_environment(os.environ).rank == 0:
                 stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
             return str(train(run, stop))
-        except (UserError, Diverged, RankLost, LeaseLost) as error:
+        except (UserError, Diverged, RankLost, LeaseLost, HealthError) as error:
             print(f"runyard: {error}", file=sys.stderr, flush=True)
             sys.exit(2 if isinstance(error, UserError) else 1)
         finally:

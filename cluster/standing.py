@@ -134,7 +134,7 @@ def stand(run: Glance, waiting: Answer, ended: Answer, now: float) -> Standing:
         words = f"{state} here, process {pid}{_slow(run, state)}"
         return Standing(run, state, words, nodes=(os.uname().nodename,))
     if run.concluded:
-        return _concluded(run, here)
+        return _concluded(run, here, job)
     if waiting.problem and (run.on_slurm or run.submission):
         return Standing(run, "unknown", f"SLURM was not asked: {waiting.problem}", nodes=here, problem=waiting.problem)
     if job is None and (writer := run.writer()) is not None:  # of another machine, or a job that SLURM hides from us
@@ -199,11 +199,13 @@ def _left_out(run: Glance) -> str:
     return f"without {nodes} ({rows[-1].get('why')}) " if rows else ""
 
 
-def _concluded(run: Glance, here: tuple[str, ...]) -> Standing:
+def _concluded(run: Glance, here: tuple[str, ...], job: Job | None) -> Standing:
     last, on = run.last, f"go on with: runyard resume {run.reference}"
     message = str(last.get("message") or "")
     if last.get("reason") == "interrupted":
         cause = CAUSES.get(str(last.get("cause")), "")
+        if job is not None and job.reason.startswith("RaisedSignal"):  # its tasks were then told to end, by no person
+            cause = f"its batch script was killed: {job.reason}"
         step = run.saved_step
         at = f"stopped at step {step}, saved{run.saved_doubt}" if step is not None else "stopped before the first step"
         words = f"{at}{f' ({message or cause})' if message or cause else ''}; {on}"

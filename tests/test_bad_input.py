@@ -289,12 +289,12 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "array of another size": (lambda f: np.save(f / "train_labels.npy", np.zeros(9, int)), "train_labels.npy: holds"),
     "no JSON": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json: damaged (no JSON)"),
     "a list": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json: not a manifest of this program"),
-    "a folder": (lambda f: ((f / "manifest.json").unlink(), (f / "manifest.json").mkdir()), "cannot read it (Is a dir"),
+    "a folder": (lambda f: ((f / "manifest.json").unlink(), (f / "manifest.json").mkdir()), "cannot read it (a directory, not"),
     "no parts": (noted(splits={}), "manifest.json: damaged (it lacks classes"),
     "std 0": (noted(std=[0, 0, 0]), "manifest.json: damaged (a mean or std"),
     "mean NaN": (noted(mean=[float("nan")] * 3), "manifest.json: damaged (a mean or std"),
     "size as text": (noted(image_size="16"), "manifest.json: damaged (image_size"),
-    "too few classes": (noted(classes=["a"]), "train.beton: a label outside of 0..0"),
+    "too few classes": (noted(classes=["a"]), "manifest.json: damaged (it was changed"),
     "a stranger": (noted(more=1), "manifest.json: damaged"),
 }
 
@@ -412,7 +412,7 @@ sys.exit(cli.main(["train", sys.argv[1]]))
 def test_a_disk_that_fills_in_training_is_said_in_one_line(run: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", TRAIN_ON_A_FULL_DISK, str(run)], capture_output=True, text=True)
     assert ended.returncode == 2
-    assert ended.stderr == (f"runyard: {run}: No space left on device; mend that, "
+    assert ended.stderr == (f"runyard: {run}/checkpoints: No space left on device; mend that, "
                             f"then go on with: runyard resume {run}\n")
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,21 @@ Lead = Callable[..., Led]
 
 
 @pytest.fixture
-def lead(tmp_path: Path) -> Lead:
-    return lambda first="", **how: Led(tmp_path, WAITING.format(first=first), **how)
+def lead(tmp_path: Path) -> Iterator[Lead]:
+    """``lead("if rank == '1': ...")``: two ranks that begin with that. A test that fails leaves none of them."""
+    made: list[Led] = []
+
+    def begin(first: str = "", **how: Any) -> Led:
+        made.append(Led(tmp_path, WAITING.format(first=first), **how))
+        return made[-1]
+
+    yield begin
+    for led in made:
+        if led.process.poll() is None:
+            pid = led.process.pid
+            for task in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                os.kill(int(task), signal.SIGKILL)
+            led.process.wait()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])

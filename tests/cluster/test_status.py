@@ -485,3 +485,11 @@ def test_a_failure_is_told_with_its_place_and_what_mends_it(folder: Folder) -> N
     run = folder.run(start(1), stop(5, "failed", **fields))
     told = "failed: rank 1: CUDA error: out of memory (on node3, at step 7); a smaller batch_size"
     assert said(run)[1].startswith(told)
+
+
+def test_a_run_whose_batch_script_was_killed_was_cancelled_by_nobody(folder: Folder) -> None:
+    run = folder.run(start(1), row("checkpoint", 5, step=40), stop(6, "interrupted", cause="TERM"))
+    for reason, words in (("RaisedSignal:9(Killed)", "its batch script was killed: RaisedSignal:9(Killed)"),
+                          ("NonZeroExitCode", "cancelled")):  # fmt: skip
+        folder.queue(f"12|FAILED|{reason}|0:09|9:00|N/A|node1|@")
+        assert said(run)[1] == f"stopped at step 40, saved ({words})"

@@ -15,8 +15,16 @@ from tests.torture.promise import Attacker, Promise, hold
 
 NAMES = ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "GITHUB_TOKEN", "MY_PASSWORD", "NETRC_KEY")
 
+UNGUARDED = """
+import sys
+from cluster import compose
+compose.refuse_secrets = lambda *_: None
+from runyard.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 
-def strike(a: Attacker, *words: str) -> str:
+
+def strike(a: Attacker, *words: str, program: tuple[str, ...] = ("-m", "runyard")) -> str:
     """A run is submitted, here or to a queue, from an environment, a netrc and a checkout's git remote with keys."""
     key = f"{a.rng.getrandbits(160):040x}"
     place = a.ground.scratch()
@@ -34,7 +42,7 @@ def strike(a: Attacker, *words: str) -> str:
         words = (*words, f"tracking={a.rng.choice(('offline', 'none'))}", "epochs=1")
     runs = place / "runs"
     settings = [w for w in a.ground.words() if not w.startswith(("tracking", "runs_dir", "epochs"))]
-    command = [sys.executable, "-m", "runyard", "submit", *settings, f"runs_dir={runs}", *words]
+    command = [sys.executable, *program, "submit", *settings, f"runs_dir={runs}", *words]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
     hold(done.returncode == 0, f"submit ended with {done.returncode}: {done.stderr[-300:]}")
     files = written(runs, place / "slurm")
@@ -60,7 +68,7 @@ def written(*folders: Path) -> list[Path]:
 def among_the_settings(a: Attacker) -> str:
     """The environment is written down, as a tool that wants to help might do."""
     key_named = "cluster.env_setup=['export KEY=${oc.env:WANDB_API_KEY}']"
-    return strike(Attacker(a.ground, a.rng, 0), key_named)
+    return strike(Attacker(a.ground, a.rng, 0), key_named, program=("-c", UNGUARDED))
 
 
 PROMISE = Promise(
@@ -72,5 +80,5 @@ PROMISE = Promise(
     short=1,
     strike=strike,
     control=among_the_settings,
-    switched_off="a setting is filled from the environment",
+    switched_off="settings made of secrets are not refused",
 )

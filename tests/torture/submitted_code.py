@@ -18,8 +18,8 @@ from tests.torture.promise import Attacker, Promise, hold
 SETTINGS = ("epochs=1", "checkpoint.keep_best=false")
 JOB = "import sys; from cluster.job import TrainJob; TrainJob(sys.argv[1])()"
 EDITS = {  # each would learn something else
-    "model": ("src/runyard/models/starter.py", "nn.ReLU", "nn.Sigmoid"),
-    "optimizer": ("src/runyard/training/optimiser.py", "nesterov=True", "nesterov=False"),
+    "model": ("src/runyard/models/starter.py", "nn.ReLU(", "nn.LeakyReLU("),
+    "optimizer": ("src/runyard/training/optimiser.py", "nesterov=config.momentum > 0", "nesterov=False"),
     "learner": ("src/runyard/training/learner.py", "loss / count", "loss * 2 / count"),
 }
 

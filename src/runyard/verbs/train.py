@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     stop = StopFlag()  # before torch, whose import takes seconds
     from runyard.lease import LeaseLost
     from runyard.training.distributed import from_environment
+    from runyard.training.health import HealthError
     from runyard.training.last_word import RankLost
     from runyard.training.learner import Diverged
     from runyard.training.loop import Outcome
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
     try:
         outcome = train_run(run, stop)
-    except (Diverged, RankLost, LeaseLost) as error:
+    except (Diverged, RankLost, LeaseLost, HealthError) as error:
         print(f"runyard: {error}", file=sys.stderr)
         return FAILED
     if outcome is Outcome.INTERRUPTED:
