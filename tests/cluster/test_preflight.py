@@ -195,7 +195,7 @@ def test_without_sbatch_one_line_says_so(site: FakeSlurm, monkeypatch: pytest.Mo
 def test_a_controller_that_is_down_is_told_in_one_line(site: FakeSlurm) -> None:
     said = "slurm_load_partitions: Unable to contact slurm controller (connect failure)"
     site.program("sinfo", f"echo '{said}' >&2; exit 1")
-    assert refused().startswith("SLURM does not answer (sinfo: Unable to contact slurm controller (connect failure)); try")
+    assert refused().startswith("SLURM does not answer (sinfo: Unable to contact slurm controller (connect failure));")
 
 
 SAID = [  # as sbatch 22.05.8 said it
