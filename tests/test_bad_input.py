@@ -289,7 +289,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "array of another size": (lambda f: np.save(f / "train_labels.npy", np.zeros(9, int)), "train_labels.npy: holds"),
     "no JSON": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json: damaged (no JSON)"),
     "a list": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json: not a manifest of this program"),
-    "a folder": (lambda f: ((f / "manifest.json").unlink(), (f / "manifest.json").mkdir()), "cannot read it (a directory, not"),
+    "a folder": (
+        lambda f: ((f / "manifest.json").unlink(), (f / "manifest.json").mkdir()),
+        "cannot read it (a directory, not",
+    ),
     "no parts": (noted(splits={}), "manifest.json: damaged (it lacks classes"),
     "std 0": (noted(std=[0, 0, 0]), "manifest.json: damaged (a mean or std"),
     "mean NaN": (noted(mean=[float("nan")] * 3), "manifest.json: damaged (a mean or std"),

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from runyard import end_time, stopping
+from runyard.slurm_commands import CannotTell
 from runyard.stopping import STOP_SIGNALS, UNSAVED_AT_S, Stop, StopFlag, Stopped, at_once
 
 
@@ -188,7 +189,7 @@ def asks_no_more() -> bool:
 
 def test_without_squeue_the_end_that_is_known_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(CannotTell):
         end_time.asked("7")
     stop = StopFlag()
     stop.before_the_limit({"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": str(int(time.time()) + 100)}, margin_s=1000)

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import subprocess
 import time
 
+from runyard.slurm_commands import NoAnswer, Refused, ask
+
 ANSWER_S = 20.0  # how long a controller may take
-DISPLAY = ("SQUEUE_", "SLURM_TIME_FORMAT", "SLURM_CLUSTERS")  # people's settings of what squeue shows
 
 
 def asked(job: str) -> float | None:
     """When ``job`` (SLURM_JOB_ID) ends, unix s by this node's clock; infinity without a limit, None if nobody can say.
 
     Raises:
-        FileNotFoundError: there is no squeue here, as in a container.
+        CannotTell: there is no squeue here, as in a container.
     """
-    command = ["squeue", "--noheader", f"--jobs={job}", "--format=%L"]
-    env = {name: value for name, value in os.environ.items() if not name.startswith(DISPLAY)}
     try:
-        done = subprocess.run(
-            command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER_S
-        )
-    except (PermissionError, BlockingIOError, subprocess.TimeoutExpired):
+        said = ask("squeue", "--noheader", f"--jobs={job}", "--format=%L", timeout_s=ANSWER_S)
+    except (NoAnswer, Refused):
         return None
-    left_s = seconds(done.stdout.strip()) if done.returncode == 0 else None
+    left_s = seconds(said.strip())
     return None if left_s is None else time.time() + left_s
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
 from runyard import end_time
+from runyard.slurm_commands import CannotTell
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)  # some sites preempt with USR1
 UNSAVED_AT_S = 5  # before the time limit: who has not ended by then hangs
@@ -97,7 +98,7 @@ class StopFlag:
 
     def _ask_again(self, job: str, margin_s: float) -> None:
         """Once more shortly before this clock would stop the run."""
-        with contextlib.suppress(FileNotFoundError):  # a container without SLURM's commands: what is known stays
+        with contextlib.suppress(CannotTell):  # a container without SLURM's commands: what is known stays
             while True:
                 if (end := end_time.asked(job)) is not None:
                     self._ends(end, margin_s)
