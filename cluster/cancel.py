@@ -55,7 +55,8 @@ def cancel(run: Glance, wait_s: float, console: Console) -> Ended:
         UserError: nothing of it waits or runs, or not where it can be reached from here.
     """
     with one_at_a_time(run.path, run.reference):  # what another command is submitting is on the queue, or is not
-        now = standing(glance(run.path), wait_s=PATIENCE_S, held=True)
+        found = glance(run.path)
+        now = standing(found, wait_s=PATIENCE_S if found.on_slurm or found.submission else 0, held=True)
     run = now.run
     if now.problem:
         raise UserError(f"run {run.id}: {now.problem}")

@@ -141,8 +141,9 @@ def can_go_on(run: Run) -> None:
             f"run {run.id} is being written by {writer}: wait for it, or stop it first: "
             f"runyard cancel {run.reference}"
         )
-    now = standing(glance(run.path), wait_s=PATIENCE_S, held=True)
-    if now.problem and run.config.cluster.launcher == "slurm":
+    on_slurm = run.config.cluster.launcher == "slurm"
+    now = standing(glance(run.path), wait_s=PATIENCE_S if on_slurm else 0, held=True)
+    if now.problem and on_slurm:
         raise UserError(f"run {run.id}: {now.words}; nothing was submitted, since it may have a job already")
     if now.going:
         job = f" (job {now.job.id})" if now.job is not None else ""

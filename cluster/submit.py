@@ -180,8 +180,10 @@ def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, truste
             write_atomic(run.path / "config.yaml", text)
             with run.updating() as record:
                 for name in ("overrides", "config_sha256", "amended"):
-                    record.pop(name)
-                record.update({name: as_it_was[name] for name in as_it_was.keys() - record.keys() - {"submission"}})
+                    if name in as_it_was:
+                        record[name] = as_it_was[name]
+                    else:
+                        del record[name]
             raise
 
 

@@ -42,7 +42,8 @@ cpu|up|12:00:00|1-infinite|40|48|192000|(null)|(null)
 def site(slurm: FakeSlurm) -> FakeSlurm:
     """A login node of the cluster that tests/slurm starts, as its commands answered once."""
     for program, file in (("sinfo", "sinfo"), ("scontrol", "scontrol_config"), ("sacctmgr", "sacctmgr")):
-        slurm.program(program, f"cat {shlex.quote(str(GOLDEN / f'{file}-22.05.txt'))}")
+        answers = f"cat {shlex.quote(str(GOLDEN / f'{file}-22.05.txt'))}"
+        slurm.program(program, f'case $1 in ping) echo "Slurmctld(primary) at here is UP" ;; *) {answers} ;; esac')
     return slurm
 
 
@@ -179,7 +180,7 @@ def test_an_accounting_that_does_not_answer_holds_up_no_submission(
     site: FakeSlurm, monkeypatch: pytest.MonkeyPatch, body: str
 ) -> None:
     site.program("sacctmgr", body)
-    monkeypatch.setattr("cluster.site.ACCOUNTS_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("cluster.site.ACCOUNTS_ANSWER_S", 0.5)
     asked = subject("cluster.account=whose")
     preflight(asked)
     assert answer("account", slurm_checks.account, asked).state == "unknown"
@@ -194,7 +195,7 @@ def test_without_sbatch_one_line_says_so(site: FakeSlurm, monkeypatch: pytest.Mo
 def test_a_controller_that_is_down_is_told_in_one_line(site: FakeSlurm) -> None:
     said = "slurm_load_partitions: Unable to contact slurm controller (connect failure)"
     site.program("sinfo", f"echo '{said}' >&2; exit 1")
-    assert refused().startswith("SLURM does not answer (Unable to contact slurm controller (connect failure)); try")
+    assert refused().startswith("SLURM does not answer (sinfo: Unable to contact slurm controller (connect failure));")
 
 
 SAID = [  # as sbatch 22.05.8 said it
