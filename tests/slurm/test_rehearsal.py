@@ -127,7 +127,7 @@ with Rehearsal(Path(sys.argv[1]), nodes=2, accounting=True) as lab:
     lab.power_off("node2")
     lab.power_on("node2")
     lab.run("sbatch", "--wait", "--nodes=2", "--gpus-per-node=2", "--output=/dev/null", "--wrap", "srun true")
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + 900
     while not (told := lab.run("sacct", "--noheader", "--allocations", "--format=user,account,state").split()):
         assert time.monotonic() < deadline  # accounting hears of a job a little later
     print(*told)
