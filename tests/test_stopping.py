@@ -128,6 +128,19 @@ def test_a_stop_ends_at_once_what_comes_before_training_and_only_that() -> None:
         pytest.fail("it had come before")
 
 
+def test_slurms_warning_and_the_clock_wait_for_the_first_step_at_which_the_run_is_saved() -> None:
+    """Else a run that needs longer to start than its limit leaves it would never get further."""
+    stop = StopFlag()
+    with at_once(stop):
+        signal.raise_signal(signal.SIGUSR2)
+        assert stop() is Stop.USR2
+    with at_once(stop):
+        assert stop() is Stop.USR2
+    with pytest.raises(Stopped), at_once(stop):
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("a person's wish came after it")
+
+
 def test_nothing_takes_a_stop_for_an_error_of_its_own() -> None:
     assert not issubclass(Stopped, Exception)
 

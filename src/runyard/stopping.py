@@ -107,26 +107,30 @@ class StopFlag:
 
 @contextlib.contextmanager
 def at_once(should_stop: Callable[[], Stop]) -> Iterator[None]:
-    """Within the block a signal that asks to stop ends it. Only where nothing is under way that must be finished.
+    """Within the block TERM ends it. Only where nothing is under way that must be finished.
+
+    SLURM's warning and the clock do not: they wait for the first step, at which the run is saved. Where a start takes
+    longer than its time limit leaves it, a run that ended before would never get further.
 
     Raises:
         Stopped: it came, or had come before.
     """
-    flags = {number: handler for number in STOP_SIGNALS if callable(handler := signal.getsignal(number))}
+    handler = signal.getsignal(signal.SIGTERM)
+    if not callable(handler):
+        yield
+        return
 
     def hear(number: int, frame: FrameType | None) -> None:
-        flags[signal.Signals(number)](number, frame)
+        handler(number, frame)
         raise Stopped(should_stop())
 
     try:
-        for number in flags:
-            signal.signal(number, hear)
-        if stop := should_stop():
+        signal.signal(signal.SIGTERM, hear)
+        if (stop := should_stop()) is Stop.TERM:
             raise Stopped(stop)
         yield
     finally:
-        for number, handler in flags.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
