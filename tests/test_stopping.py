@@ -138,7 +138,6 @@ def test_slurms_warning_and_the_clock_wait_for_the_first_step_at_which_the_run_i
         assert stop() is Stop.USR2
     with pytest.raises(Stopped), at_once(stop):
         signal.raise_signal(signal.SIGTERM)
-        pytest.fail("a person's wish came after it")
 
 
 def test_nothing_takes_a_stop_for_an_error_of_its_own() -> None:

@@ -36,12 +36,13 @@ def environment() -> dict[str, str]:
 
 
 def ask(
-    *command: str, timeout_s: float = ANSWER_S, stdin: str = "", env: dict[str, str] | None = None,
+    *command: str, timeout_s: float | None = None, stdin: str = "", env: dict[str, str] | None = None,
     keep: Sequence[int] = (),
 ) -> str:  # fmt: skip
     """What the command printed on standard output.
 
     Args:
+        timeout_s: How long it may take, ``ANSWER_S`` if None.
         env: What it gets for its environment, ``environment()`` if None.
         keep: Open files that it holds as long as it runs, also where this process ends before it.
 
@@ -51,6 +52,7 @@ def ask(
         CannotTell: there is no such command here.
     """
     env = environment() if env is None else env
+    timeout_s = ANSWER_S if timeout_s is None else timeout_s
     try:
         done = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True, errors="replace",
                               timeout=timeout_s, pass_fds=keep)  # fmt: skip

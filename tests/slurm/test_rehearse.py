@@ -38,7 +38,7 @@ def test_a_run_interrupted_in_three_ways_ends_with_the_undisturbed_ones_weights(
     assert told["equal"]
     limit, killed, power = told["interruptions"]
     assert (limit["what"], limit["requeued_by"], limit["lost_steps"]) == ("time limit", "its script", 0)
-    assert (killed["what"], killed["requeued_by"]) == ("rank 1 killed", "its script")
+    assert (killed["what"], killed["requeued_by"]) == ("rank 3 killed", "its script")
     assert (power["what"], power["requeued_by"]) == ("node without power", "SLURM")
     assert 0 < limit["resumed_at"] < killed["resumed_at"] < power["resumed_at"]
     assert left(folder) == []
@@ -49,6 +49,7 @@ def test_whatever_ends_a_rehearsal_nothing_is_left(slurm: Cluster, folder: Path,
     own = os.environ | {"TMPDIR": str(folder)}
     with subprocess.Popen(COMMAND, cwd=ROOT, env=own, stderr=subprocess.PIPE, text=True) as rehearsal:
         assert rehearsal.stderr is not None
+        assert "rehearsed: 2 nodes of 2 tasks" in rehearsal.stderr.readline()
         assert "is up after" in rehearsal.stderr.readline()
         assert processes_of(folder)
         rehearsal.send_signal(number)
