@@ -21,7 +21,7 @@ case $(stat -c %u /RUNS/RUN0/code 2>/dev/null) in UID|'') ;; *) echo runyard: no
 export PYTHONPATH=/RUNS/RUN0/code"${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 export RUNYARD_ROOT=/CHECKOUT
 . /RUNS/RUN0/code/slurm/begin.sh
-ln -sf submission_TOKEN"${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".pkl /RUNS/.sweeps/SWEEP/"$job"_submitted.pkl
+ln -sf submission_TOKEN"${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".pkl /RUNS/.sweeps-UID/SWEEP/"$job"_submitted.pkl
 
 # command
 export SUBMITIT_EXECUTOR=slurm
