@@ -19,7 +19,7 @@ from cluster import submit as launcher
 from cluster.compose import compose, expand
 from runyard.cli import main
 from runyard.errors import UserError
-from runyard.run import Run
+from runyard.run import Run, sweeps
 from runyard.tracking.journal import Journal
 from runyard.verbs import submit as verb
 from tests.cluster.fake_slurm import NUMBER, SBATCH, FakeSlurm
@@ -90,7 +90,7 @@ def test_a_sweep_is_one_array_with_a_run_per_point(
     runs = [Run.open(row["path"]) for row in rows]
     assert [(run.config.optim.lr, run.config.seed) for run in runs] == [(x, s) for x in (0.1, 0.2) for s in (0, 1, 2)]
     (sweep,) = {run.record["sweep"] for run in runs}
-    folder = runs[0].path.parent / ".sweeps" / sweep
+    folder = sweeps(runs[0].path.parent) / sweep
     assert (folder / "runs.txt").read_text().splitlines() == [str(run.path) for run in runs]
     assert {(run.path / run.record["jobs"][0]["logs"]).resolve() for run in runs} == {folder.resolve()}
     assert len(list(folder.glob("submission_*.pkl"))) == 6
