@@ -20,6 +20,7 @@ from cluster.space import take_out
 from cluster.study import Settings, Study, alone, runs_of
 from runyard.cli import main
 from runyard.errors import UserError
+from runyard.run import sweeps
 from runyard.tracking import journal
 from runyard.verbs import sweep as verb
 from tests.cluster.conftest import Runs, environment
@@ -90,11 +91,11 @@ def test_two_commands_do_not_drive_one_search(tmp_path: Path) -> None:
 def test_a_folder_of_runs_that_cannot_be_written_is_one_line_and_the_searchs_own_errors_stay(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     runs.write_text("a file")  # root writes into any folder
-    told = rf"runs_dir={runs}: cannot be written \(Not a directory\); set runs_dir"
-    with pytest.raises(UserError, match=told), alone(runs / ".sweeps" / "first"):
+    told = rf"runs_dir={runs}: cannot be written \(File exists\); set runs_dir"
+    with pytest.raises(UserError, match=told), alone(sweeps(runs) / "first"):
         pass
     runs.unlink()
-    with pytest.raises(FileNotFoundError), alone(runs / ".sweeps" / "first"):
+    with pytest.raises(FileNotFoundError), alone(sweeps(runs) / "first"):
         raise FileNotFoundError
 
 
@@ -131,7 +132,7 @@ def test_a_search_goes_on_with_nothing_else_than_it_was_begun_with(
 ) -> None:
     runs = tmp_path / "runs"
     begun = Settings(["experiment=auto", f'runs_dir="{runs}"'], WORDS, 0, "tpe", True, "auto")
-    begun.save(runs / ".sweeps" / "q")
+    begun.save(sweeps(runs) / "q")
     assert main(["sweep", "--name", "q", "--runs-dir", str(runs), *option, *words]) == 2
     assert told in capsys.readouterr().err
 
