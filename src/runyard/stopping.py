@@ -116,16 +116,15 @@ def at_once(should_stop: Callable[[], Stop]) -> Iterator[None]:
         Stopped: it came, or had come before.
     """
     handler = signal.getsignal(signal.SIGTERM)
-    if not callable(handler):
-        yield
-        return
 
     def hear(number: int, frame: FrameType | None) -> None:
-        handler(number, frame)
+        if callable(handler):
+            handler(number, frame)
         raise Stopped(should_stop())
 
     try:
-        signal.signal(signal.SIGTERM, hear)
+        if callable(handler):
+            signal.signal(signal.SIGTERM, hear)
         if (stop := should_stop()) is Stop.TERM:
             raise Stopped(stop)
         yield

@@ -21,6 +21,7 @@ from runyard.stopping import Stop
 
 Start = tuple[Run, int | None, str | None]
 ROOT = Path(__file__).resolve().parents[2]
+BEFORE = 2  # questions that come before the first step
 
 
 def train_starts(world_size: int, starts: Sequence[Start], **environment: str) -> None:
@@ -48,9 +49,9 @@ def train_starts(world_size: int, starts: Sequence[Start], **environment: str) -
 
 
 def stop_after(steps: int | None) -> Callable[[], Stop]:
-    """Asks to stop from the ``steps``-th question on; there is one at each step."""
-    asked = itertools.count(1)
-    return lambda: Stop.TERM if steps is not None and next(asked) >= steps else Stop.NO
+    """Asks to stop from the ``steps``-th step of a start on, at which the question is put; ``BEFORE`` come before."""
+    asked = itertools.count(1 - BEFORE)
+    return lambda: Stop.USR2 if steps is not None and next(asked) >= steps else Stop.NO
 
 
 def main() -> None:

@@ -17,14 +17,12 @@ from runyard.training.evaluation import Evaluation
 from runyard.training.loop import Outcome, train
 from tests.training.conftest import Ranks, final_state, same
 from tests.training.conftest import train as train_in_processes
+from tests.training.starts import BEFORE
 
 STEPS_PER_EPOCH, BATCHES = 8, 20  # of 100 images by 5
 SETTINGS = ("epochs=2", "eval_batch_size=5", "ema_decay=0.9")
 TIMES_BY_RANK = ("rank_", "slowest_")
 TIMES = {"t", "clock_s", "train_s", "eval_s", "images_per_s", "data_wait_pct", "peak_memory_mb"}
-
-
-BEFORE = 2  # answers: a stop ends what comes before the first step at once
 
 
 def after(answers: int) -> Callable[[], Stop]:
