@@ -48,7 +48,7 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
         lines = err.splitlines()
         assert (code, out, len(lines)) == (2, "", 1), (code, out, err)
         assert lines[0].startswith("runyard: ")
-        left = [p for p in sorted(tmp_path.rglob("*")) if p not in before and not p.name.endswith(".lock")]
+        left = [p for p in sorted(tmp_path.rglob("*")) if p not in before and not p.name.endswith("lock")]
         assert [p for p in left if p.is_file() or ".making" in p.name] == [], "something half-made was left"
         return lines[0].removeprefix("runyard: ")
 

@@ -22,6 +22,7 @@ from runyard.snapshot import STORE
 from runyard.tracking.journal import Journal, read
 from runyard.training import checkpoint, continuity, saved
 from runyard.training.distributed import Dist
+from runyard.training.evaluation import Evaluation
 from runyard.training.learner import Learner
 from tests.cluster.fake_slurm import FakeSlurm
 
@@ -202,7 +203,7 @@ def test_a_checkpoint_whose_sum_fits_and_whose_content_does_not_is_passed_over_f
     assert saved.choose(run).passed_over == [], "its sum alone does not tell"
     warnings: list[str] = []
     resumed = fresh(run)
-    found = continuity.go_on(run, resumed, warnings.append)
+    found = continuity.go_on(run, resumed, Evaluation(1, 33), {"test": 100}, warnings.append)
     assert found is not None
     assert resumed.step == found.step == 16
     (warning,) = warnings
@@ -215,7 +216,7 @@ def test_a_checkpoint_whose_sum_fits_and_whose_content_does_not_is_passed_over_f
 def test_a_sound_checkpoint_is_gone_on_from_without_a_word(run: Run) -> None:
     """The control of the test above."""
     resumed = fresh(run)
-    found = continuity.go_on(run, resumed, pytest.fail)
+    found = continuity.go_on(run, resumed, Evaluation(1, 33), {"test": 100}, pytest.fail)
     assert found is not None
     assert resumed.step == found.step == 24
 
