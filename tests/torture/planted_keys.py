@@ -67,7 +67,7 @@ def written(*folders: Path) -> list[Path]:
 
 def among_the_settings(a: Attacker) -> str:
     """The environment is written down, as a tool that wants to help might do."""
-    key_named = "cluster.env_setup=['export KEY=${oc.env:WANDB_API_KEY}']"
+    key_named = "tracking.project=${oc.env:WANDB_API_KEY}"
     return strike(Attacker(a.ground, a.rng, 0), key_named, program=("-c", UNGUARDED))
 
 
