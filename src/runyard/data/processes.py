@@ -59,7 +59,8 @@ class Processes:
         try:
             yield from batches
         except RuntimeError as error:
-            if "shared memory" in str(error):  # in which the workers hand over their batches
+            # Workers hand over their batches in shared memory: files named /torch_… of it.
+            if "shared memory" in str(error) or "file </torch_" in str(error):
                 words = "no room for loader=torch's batches (loader=ffcv needs none)"
                 raise OSError(errno.ENOSPC, words, "/dev/shm") from error
             raise
