@@ -37,7 +37,7 @@ class SampleDropout(nn.Dropout):
 
     def begin(self, seed: int, step: int, indices: Tensor) -> None:
         """The next forward pass of the network is of ``step``, over the samples ``indices``, int64 [b]."""
-        start = _mixed_int(seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9)
+        start = step_seed(seed, step, rank=0) % 2**31  # the same on all ranks
         keys = _mix((indices.to(torch.int32) + start) * GOLDEN)
         if (held := self.samples.get("keys")) is not None and held.shape == keys.shape:
             held.copy_(keys)  # in place: a captured graph reads the same memory
@@ -64,9 +64,9 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ x >> 16 & 0xFFFF
 
 
-def _mixed_int(x: int) -> int:
-    """A whole number of any size to one of 31 bits."""
-    x %= 2**64
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed of its own for each step and rank (the finaliser of splitmix64 over a linear mix of the three)."""
+    x = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**64
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
-    return (x ^ x >> 31) % 2**31
+    return (x ^ x >> 31) % 2**63

@@ -19,7 +19,7 @@ from runyard.ownership import compiler_cache
 from runyard.training import optimiser, sync_batch_norm
 from runyard.training.checkpoint import State
 from runyard.training.distributed import Dist
-from runyard.training.dropout import SampleDropout
+from runyard.training.dropout import SampleDropout, step_seed
 from runyard.training.ema import Ema
 from runyard.training.loss import Loss, mix
 from runyard.training.metrics import Counters
@@ -202,11 +202,3 @@ class Learner:
 
     def _laid_out(self, images: Tensor) -> Tensor:
         return images if self.config.channels_last else images.contiguous()
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """A seed of its own for each step and rank (the finaliser of splitmix64 over a linear mix of the three)."""
-    x = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**64
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
-    return (x ^ x >> 31) % 2**63
