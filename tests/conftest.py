@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,14 @@ def compose(*overrides: str) -> Config:
         values = OmegaConf.to_container(hydra_compose("train", overrides=list(overrides)), resolve=True)
     assert isinstance(values, dict)
     return from_dict({str(key): value for key, value in values.items()})
+
+
+@pytest.fixture(autouse=True)
+def wandb_let_go() -> Iterator[None]:
+    """W&B's client keeps its helper and the settings it first met for the whole process: the next test has others."""
+    yield
+    if (wandb := sys.modules.get("wandb")) is not None:
+        wandb.teardown()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from runyard.training.last_word import RankLost
 from tests.conftest import PATIENCE_S
 
 TASK = {"SLURM_PROCID": "4", "SLURM_NTASKS": "7", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "3", "SLURM_JOB_ID": "99"}
+NOBODY = Path("nobody/has-ended.jsonl")  # where what leads the ranks would say that one has
 
 
 @pytest.mark.parametrize(
@@ -44,14 +45,14 @@ def test_rank_0_is_found_though_its_name_resolves_nowhere(tmp_path: Path, monkey
     monkeypatch.setattr(socket, "gethostname", lambda: "no-such-host.invalid")
     opened = meeting.open_store(tmp_path / "meeting.json", one_node=False, timeout_s=PATIENCE_S)
     opened.set("said", "hello")
-    assert meeting.find_store(tmp_path / "meeting.json", timeout_s=PATIENCE_S).get("said") == b"hello"
+    assert meeting.find_store(tmp_path / "meeting.json", NOBODY, timeout_s=PATIENCE_S).get("said") == b"hello"
 
 
 @pytest.mark.parametrize("one_node", [True, False])  # the store of several nodes shows that the test can see one
 def test_the_store_of_one_node_is_reached_on_loopback_alone(tmp_path: Path, one_node: bool) -> None:
     store = meeting.open_store(tmp_path / "meeting.json", one_node=one_node, timeout_s=10)
     assert stat.S_IMODE((tmp_path / "meeting.json").stat().st_mode) == 0o600
-    assert meeting.find_store(tmp_path / "meeting.json", timeout_s=10).get("secret") == store.get("secret")
+    assert meeting.find_store(tmp_path / "meeting.json", NOBODY, timeout_s=10).get("secret") == store.get("secret")
     listening = {
         local.rpartition(":")[0]
         for table in ("tcp", "tcp6")
@@ -66,7 +67,7 @@ def test_another_runs_store_at_the_same_address_is_passed_over(tmp_path: Path) -
     mine = json.loads((tmp_path / "other.json").read_text()) | {"secret": "mine"}
     (tmp_path / "mine.json").write_text(json.dumps(mine))
     with pytest.raises(RankLost, match=f"rank 0 is reached at none of 127.0.0.1, port {other.port}"):
-        meeting.find_store(tmp_path / "mine.json", timeout_s=0.5)
+        meeting.find_store(tmp_path / "mine.json", NOBODY, timeout_s=0.5)
 
 
 def test_gloo_takes_the_network_that_another_node_reached_rank_0_on(

@@ -21,7 +21,7 @@ from runyard.cli import main
 from runyard.config import Config
 from runyard.errors import UserError
 from runyard.run import Run
-from runyard.tracking import journal, wandb_record
+from runyard.tracking import journal, wandb_reach, wandb_record
 from runyard.tracking.wandb_agent import Handed, handed_out
 from runyard.tracking.wandb_history import History
 from tests.conftest import PATIENCE_S
@@ -170,10 +170,26 @@ def test_a_run_that_was_not_handed_out_does_not_take_the_id_of_one_that_was(
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep7")
     monkeypatch.setenv("WANDB_RUN_ID", "handed1")
     if not forgets:  # the control
-        monkeypatch.setattr(wandb_record, "forget_agent", lambda: None)
+        monkeypatch.setattr(wandb_record, "forget_others", lambda: None)
     run = make_run("tracking.mode=online")
     live(run, begin(), *epochs(1, 4), *FINISHED)
     assert list(server.runs) == ([run.id] if forgets else ["handed1"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("forgets", [True, False])
+def test_a_training_does_not_speak_through_the_helper_of_the_process_that_started_it(
+    server: WandbServer, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, forgets: bool
+) -> None:
+    """A notebook that logs to W&B, and from which a run is submitted, has this variable; on a node there is no such
+    socket, and the notebook may end."""
+    monkeypatch.setenv("WANDB_SERVICE", "3-1-unix-/nowhere/of-a-notebook.sock")
+    if not forgets:  # the control
+        monkeypatch.setattr(wandb_record, "forget_others", lambda: None)
+        monkeypatch.setattr(wandb_reach, "forget_others", lambda: None)
+    run = make_run("tracking.mode=online")
+    live(run, begin(), *epochs(1, 4), *FINISHED)
+    assert list(server.runs) == ([run.id] if forgets else [])
 
 
 AGENT = {"WANDB_SWEEP_ID": "sweep7", "WANDB_RUN_ID": "handed1", "WANDB_PROJECT": "sweeping", "WANDB_ENTITY": "a-team"}

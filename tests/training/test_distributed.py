@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -10,8 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -373,7 +376,44 @@ def test_what_gloo_fails_of_itself_is_told_in_its_own_words_and_no_lost_connecti
     last_word.tell(store, 1, own)
     lost = RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
     assert last_word.is_lost_connection(lost)
+    assert last_word.is_lost_connection(RuntimeError("Application timeout caused pair closure"))  # gloo's, unnamed
     assert "Address already in use" in str(last_word.first_cause(store, [("elsewhere", 1)] * 2, 0, lost, notes))
+
+
+STORE = """
+import sys, torch.distributed as dist
+store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+print(store.port, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_rank_does_not_wait_for_a_rank_0_that_is_held_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(last_word, "ANSWER_S", 0.5)
+    monkeypatch.setattr(last_word, "LAST_WORD_S", 0.2)
+    before = set(threading.enumerate())
+    with subprocess.Popen([sys.executable, "-c", STORE], stdin=-1, stdout=-1, text=True) as rank_0:
+        assert rank_0.stdout is not None
+        port = int(rank_0.stdout.readline())
+        timeout = timedelta(seconds=0.5)
+        stores = [torch.distributed.TCPStore("127.0.0.1", port, None, False, timeout, False) for _ in range(3)]
+        rank_0.send_signal(signal.SIGSTOP)
+        last_word.tell(stores[0], 1, ValueError("its own"))
+        lost = RuntimeError("Application timeout caused pair closure")
+        said = last_word.first_cause(stores[1], [("node1", 1)] * 2, 1, lost, Path("nowhere"))
+        assert str(said) == "rank 0 of 2 does not answer: look into its log, on node1"
+
+        def control() -> None:  # has no limit
+            with contextlib.suppress(RuntimeError):
+                stores[2].check(["failed"])
+
+        waits = threading.Thread(target=control, daemon=True)
+        waits.start()
+        waits.join(3)
+        assert waits.is_alive()
+        rank_0.kill()
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
 
 
 def test_where_nobody_says_a_cause_what_was_met_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from runyard.files import read_within
 from runyard.run import Run
 
 SWEEP, RUN, DRAWN = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"
+SERVICE = "WANDB_SERVICE"  # set by W&B's client in a process that has a helper, for that process's children
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,11 @@ def handed_out(env: Mapping[str, str]) -> Handed | None:
     return Handed(env[RUN], env[SWEEP], env["WANDB_PROJECT"], env.get("WANDB_ENTITY") or None, _drawn(env.get(DRAWN)))
 
 
-def forget_agent() -> None:
+def forget_others() -> None:
     """Before W&B's client first looks: by an agent's variables it would take any run for the one that was handed out,
-    also in what the agent's command starts besides."""
-    for name in (SWEEP, RUN, DRAWN):
+    also in what the agent's command starts besides; by another process's SERVICE it would speak through that process's
+    helper, which ends with it."""
+    for name in (SWEEP, RUN, DRAWN, SERVICE):
         os.environ.pop(name, None)
 
 

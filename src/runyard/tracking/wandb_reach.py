@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from runyard.errors import UserError
 from runyard.run import Run
-from runyard.tracking.wandb_agent import forget_agent
+from runyard.tracking.wandb_agent import forget_others
 
 REACH_TIMEOUT_S, ANSWER_TIMEOUT_S = 3.0, 20.0
 BEHIND = "api.wandb.ai"  # what W&B's own servers of other names read a netrc's entry under as well
@@ -47,9 +47,9 @@ def obstacle() -> str | None:
 
 def base_url() -> str:
     """The server that W&B's client talks to: by the environment, its settings file, or its own default."""
+    forget_others()
     if url := os.environ.get("WANDB_BASE_URL"):
         return url.rstrip("/")
-    forget_agent()
     import wandb
 
     return str(wandb.setup().settings.base_url)

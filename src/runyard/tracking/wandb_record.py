@@ -16,7 +16,7 @@ from runyard import config as schema
 from runyard.run import Run
 from runyard.tracking import wandb_files
 from runyard.tracking.journal import Row
-from runyard.tracking.wandb_agent import forget_agent
+from runyard.tracking.wandb_agent import forget_others
 from runyard.tracking.wandb_history import AXES, BEST, History, Point
 from runyard.tracking.wandb_reach import held
 
@@ -59,7 +59,7 @@ class WandbRecord:
         Raises:
             Exception: W&B's own, the network's or its helper's.
         """
-        forget_agent()
+        forget_others()
         import wandb
 
         handed = run.record.get("wandb") or {}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runyard.errors import UserError
+from runyard.tracking.wandb_agent import forget_others
 from runyard.tracking.wandb_record import line
 
 MOST_RUNS = 100  # drawn in one of W&B's charts
@@ -34,6 +35,7 @@ def publish(
     Raises:
         UserError: the library is missing, or W&B did not take the report.
     """
+    forget_others()
     try:
         import wandb
         import wandb_workspaces.reports.v2 as wr

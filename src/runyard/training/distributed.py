@@ -230,7 +230,7 @@ def _wait_for_all(store: dist.Store, place: Dist, did: str, timeout_s: float, no
     ranks = [f"{did}/{r}" for r in range(place.world_size)]
     store.set(ranks[place.rank], json.dumps([socket.gethostname(), os.getpid()]))
     deadline = time.monotonic() + timeout_s
-    while not store.check(ranks):
+    while not last_word.within(JOIN_TIMEOUT_S, lambda: store.check(ranks)):
         if (cause := last_word.told(store) or last_word.ended(notes)) is not None:
             time.sleep(0 if place.rank else LOOK_S)
             raise cause

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -25,8 +26,39 @@ LAST_WORD_S = 2.0  # how long a rank that lost a connection looks for who is gon
 ANSWER_S = 5.0  # and how long for an answer of the store, which hangs where rank 0 does
 # What gloo says where another rank is gone or late. All else that it says is a failure of its own.
 LOST = re.compile(
-    r"closed by peer|reset by peer|broken pipe|timed? ?out|refused|no route to host|caused pair closure", re.IGNORECASE
+    r"gloo.*(closed by peer|reset by peer|broken pipe|timed? ?out|refused|no route to host)|caused pair closure",
+    re.IGNORECASE | re.DOTALL,
 )
+T = TypeVar("T")
+
+
+class NoAnswer(RuntimeError):
+    """The store says nothing: rank 0, which has it, is held still or cut off."""
+
+
+def within(seconds: float, ask: Callable[[], T]) -> T:
+    """What ``ask`` returns or raises. A store whose rank 0 is held still answers never, whatever its own time-out says:
+    so a thread asks, for which nobody waits longer.
+
+    Raises:
+        NoAnswer: there was none in time.
+    """
+    answers: queue.Queue[tuple[T | None, Exception | None]] = queue.Queue()
+
+    def work() -> None:
+        try:
+            answers.put((ask(), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    threading.Thread(target=work, name="asks the store", daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise NoAnswer(f"the ranks' store gave no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return cast(T, answer)
 
 
 class RankLost(Exception):
@@ -69,8 +101,8 @@ def at_step(step: Callable[[], int]) -> Iterator[None]:
 def is_lost_connection(error: BaseException) -> bool:
     """Whether this is what a rank meets when another is gone, and no failure of its own."""
     said = str(error)
-    return isinstance(error, dist.DistError) or (
-        type(error) is RuntimeError and "gloo" in said and LOST.search(said) is not None
+    return isinstance(error, (dist.DistError, NoAnswer)) or (
+        type(error) is RuntimeError and LOST.search(said) is not None
     )
 
 
@@ -81,8 +113,8 @@ def tell(store: dist.Store, rank: int, error: BaseException) -> None:
         "user_error": isinstance(error, UserError),
         "stop": int(error.stop) if isinstance(error, Stopped) else 0,
     }
-    with contextlib.suppress(RuntimeError):  # rank 0 kept the store, and is gone
-        store.compare_set("failed", "", json.dumps(word))
+    with contextlib.suppress(RuntimeError):  # rank 0 kept the store, and is gone or held still
+        within(ANSWER_S, lambda: store.compare_set("failed", "", json.dumps(word)))
 
 
 def told(store: dist.Store) -> UserError | RankLost | Stopped | None:
@@ -111,23 +143,25 @@ def first_cause(
     """What the others say they failed of, or who of them is gone without a word or does not answer; else ``error``.
 
     Rank 0 has the store, and stays until the others who look into it have seen what they need: they may be slower. It
-    may also be the one that hangs, and the store with it: so a thread asks, for which nobody waits longer.
+    may also be the one that hangs, and the store with it.
     """
-    found: list[UserError | RankLost | Stopped] = []
-    asking = threading.Thread(
-        target=lambda: found.append(_found(store, places, rank, error, notes)), name="last word", daemon=True
-    )
-    asking.start()
-    asking.join(LAST_WORD_S + ANSWER_S)
-    if not found:
-        return RankLost(f"rank 0 of {len(places)} does not answer: look into its log, on {places[0][0]}")
+    try:
+        found = within(LAST_WORD_S + ANSWER_S, lambda: _found(store, places, rank, error, notes))
+    except NoAnswer:
+        of, where = (f" of {len(places)}", f", on {places[0][0]}") if places else ("", "")
+        return RankLost(f"rank 0{of} does not answer: look into its log{where}", rank=0)
     with contextlib.suppress(RuntimeError):
-        store.set(f"knows/{rank}", "")
-        looking = [r for r in range(len(places)) if store.check([f"waits/{r}"])] if rank == 0 else []
-        deadline = time.monotonic() + LAST_WORD_S
-        while looking and not store.check([f"knows/{r}" for r in looking]) and time.monotonic() < deadline:
-            time.sleep(0.05)
-    return found[0]
+        within(LAST_WORD_S + ANSWER_S, lambda: _see_off(store, len(places), rank))
+    return found
+
+
+def _see_off(store: dist.Store, world_size: int, rank: int) -> None:
+    """This rank knows enough; rank 0 stays until all who looked do."""
+    store.set(f"knows/{rank}", "")
+    looking = [r for r in range(world_size) if store.check([f"waits/{r}"])] if rank == 0 else []
+    deadline = time.monotonic() + LAST_WORD_S
+    while looking and not store.check([f"knows/{r}" for r in looking]) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _found(
