@@ -27,8 +27,10 @@ SMALL_DATA = ("data=synthetic", "data.samples=[256,100]", "data.num_classes=4", 
 # A thread that waits for another by spinning takes the core which that one needs: where more threads than cores were
 # busy, and under -n 2 they are, a step took a hundred times as long. Read when torch is loaded, here or in a child.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# A shell starts what it puts into the background with SIGINT ignored, and so would be all that the tests start.
+# A shell starts what it puts into the background with SIGINT ignored, and nohup ignores SIGHUP: so would all that the
+# tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def compose(*overrides: str) -> Config:
