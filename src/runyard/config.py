@@ -197,6 +197,10 @@ class Config:
         "Use only kernels that give the same bits each time, or refuse: GPUs then go on to the same bits, more slowly",
         before=False,
     )
+    report: bool = setting(
+        "Write the run's report at its end, which takes rank 0 some seconds; `runyard report` writes it at any time",
+        before=True,
+    )
     ema_decay: float | None = setting(
         "Average of the weights, per step; evaluated instead of them. null: none", above=0, below=1
     )

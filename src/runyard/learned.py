@@ -10,7 +10,7 @@ from runyard.fields import to_dict
 
 # What a run may go on with: nothing that changes what it learns.
 FREE = ("cluster.", "checkpoint.", "tracking.", "data.root", "workers", "loader", "eval_batch_size",
-        "runs_group_readable")  # fmt: skip
+        "runs_group_readable", "report")  # fmt: skip
 NAMES = ("name", "runs_dir")  # `resume` does not take them, and nothing is learned from them
 
 

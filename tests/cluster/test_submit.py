@@ -26,7 +26,7 @@ STEPS_PER_EPOCH = 8
 
 @pytest.fixture(scope="module")
 def finished(runs: Runs) -> Command:
-    command = runs.start("submit", *runs.settings("epochs=2", "tracking=offline"))
+    command = runs.start("submit", *runs.settings("epochs=2", "tracking=offline", "report=true"))
     command.wait()
     return command
 

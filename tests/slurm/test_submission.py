@@ -56,7 +56,7 @@ def chain(runs: Runs) -> tuple[Run, Run]:
     prepared = runs.cluster.submit("prepare.sbatch", "data=synthetic", "data.num_classes=4", "data.image_size=16",
                                    *data[:2], nodes=1, tasks=1, options=("--hold",))  # fmt: skip
     first = runs.submit(*data, options=("--after", prepared))
-    second = runs.submit(*data, "seed=1", options=("--after", job(first)))
+    second = runs.submit(*data, "seed=1", "report=true", options=("--after", job(first)))
     assert set(runs.lab.run("squeue", "-h", "-o", "%r", f"--jobs={job(first)},{job(second)}").split()) == {"Dependency"}
     runs.lab.run("scontrol", "release", prepared)
     until_finished(second)

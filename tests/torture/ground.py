@@ -29,7 +29,7 @@ STEPS_PER_EPOCH, EPOCHS = 8, 3
 # A global batch that 1, 2, 3, 4 and 6 ranks divide, with two micro-batches each.
 SETTINGS = (
     *SMALL, "data.samples=[384,60]", "model.widths=[8,16]", f"epochs={EPOCHS}", "batch_size=48", "eval_batch_size=11",
-    "checkpoint.every_epochs=1", "checkpoint.every_s=0.2", "checkpoint.keep_last=2",
+    "checkpoint.every_epochs=1", "checkpoint.every_s=0.2", "checkpoint.keep_last=2", "report=true",
 )  # fmt: skip
 GRACE_S = 5  # for the other ranks, once one has ended badly; what they do of it themselves is row 5's
 T = TypeVar("T")

@@ -28,6 +28,7 @@ SMALL = (
     "epochs=3",
     "batch_size=32",
     "eval_batch_size=33",
+    "report=false",
 )
 
 

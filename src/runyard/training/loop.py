@@ -79,7 +79,7 @@ def train(run: Run, should_stop: Callable[[], Stop] = lambda: Stop.NO) -> Outcom
         with run.writing():
             record.event("stop", reason=str(outcome), message="", cause=training.stopped_by.words)
         record.close()
-        if place.rank == 0 and outcome is Outcome.FINISHED:
+        if place.rank == 0 and outcome is Outcome.FINISHED and run.config.report:
             _write_report(run, record, should_stop)
         return outcome
     except LeaseLost:  # the journal is another's now, and so is the W&B record

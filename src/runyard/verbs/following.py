@@ -57,7 +57,8 @@ def followed(run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, Any]]:
         end["reason"], USER_ERROR if end.get("user_error") else FAILED
     )
     if not quiet and code == 0:
-        print(f"report: {run.path}/report/index.html")
+        written = f"report: {run.path}/report/index.html"
+        print(written if run.config.report else f"its report: runyard report {run.reference}")
     elif not quiet and end["reason"] == "interrupted":
         print(f"stopped, saved. Go on with: runyard resume {run.reference}")
     elif not quiet and end["reason"] != "left":
