@@ -59,6 +59,17 @@ class _Images:
         return resizer(image, self._job.max_resolution)
 
 
+def _import_ffcv() -> None:
+    """At its import FFCV has numba compile a dict of two numbers, for four seconds; Python's own serves as well."""
+    import numba.typed
+
+    typed, numba.typed.Dict = numba.typed.Dict, dict
+    try:
+        import ffcv.fields.rgb_image  # noqa: F401
+    finally:
+        numba.typed.Dict = typed
+
+
 def _write_one(job: Job, say: Say) -> None:
     import ffcv.writer
     from ffcv.fields import IntField, RGBImageField
@@ -158,6 +169,7 @@ def _main() -> None:
     def say(what: str, done: int, total: int) -> None:
         print(json.dumps({"what": what, "done": done, "total": total}), file=out, flush=True)
 
+    _import_ffcv()
     try:
         for job in json.load(sys.stdin):
             _write_one(Job(**job), say)
