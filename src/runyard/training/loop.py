@@ -35,6 +35,7 @@ from runyard.training.distributed import Dist, Vote
 from runyard.training.evaluation import Evaluation, Part
 from runyard.training.learner import Diverged, Learner
 from runyard.training.metrics import Predictions
+from runyard.training.no_compiler import keep_compiler_out
 from runyard.training.schedule import learning_rate
 from runyard.training.usage import Usage
 
@@ -148,6 +149,8 @@ class Training:
         prepared = manifest.folder(self.config.data)
         self.data = manifest.load(prepared, manifest.prepare_command(run.record.get("overrides", [])))
         machine.check(self.config, place.device)
+        if self.config.compile == "none":
+            keep_compiler_out()
         if self.config.deterministic:
             machine.use_deterministic_kernels()
         continuity.check_same_data(run, prepared, self.data, place)
