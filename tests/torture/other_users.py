@@ -399,7 +399,7 @@ PROMISE = Promise(
     "expand a key; all owned by another uid, who also looks into what umask 000 leaves open, and at what ranks listen "
     "on.",
     at_least=64,
-    short=10,
+    short=14,
     strike=strike,
     control=trusting,
     switched_off="nobody asks whose code it is",
