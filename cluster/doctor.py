@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 from cluster import preflight, storage
 from cluster.check import Check, Question, Subject, answer
@@ -183,5 +182,7 @@ def clocks(subject: Subject, facts: dict[str, Any]) -> str:
 def _server(subject: Subject) -> tuple[str, int] | None:
     if subject.config.tracking.mode not in ("auto", "online"):
         return None
-    url = urlsplit(wandb_reach.base_url())
-    return (url.hostname, url.port or (443 if url.scheme == "https" else 80)) if url.hostname else None
+    try:
+        return wandb_reach.first_stop(wandb_reach.base_url())
+    except (ValueError, KeyError):  # it is no address
+        return None

@@ -21,6 +21,7 @@ from runyard.tracking.words import straggler
 SKEW_S = 5  # by which the clocks of a cluster's nodes may differ
 GOING = ("waiting", "starting", "running", "ending")
 REQUEUED = {"preemption": "preempted", "crash": "crashed", "time limit": "time limit reached"}
+SCRIPT_KILLED = ("RaisedSignal", "JobLaunchFailure")  # SLURM says the one or the other
 CAUSES = {"TERM": "cancelled", "USR2": "by SLURM's signal", "time limit": "time limit"}
 
 
@@ -204,7 +205,7 @@ def _concluded(run: Glance, here: tuple[str, ...], job: Job | None) -> Standing:
     message = str(last.get("message") or "")
     if last.get("reason") == "interrupted":
         cause = CAUSES.get(str(last.get("cause")), "")
-        if job is not None and job.reason.startswith("RaisedSignal"):  # its tasks were then told to end, by no person
+        if job is not None and job.reason.startswith(SCRIPT_KILLED):  # its tasks were then told to end, by no person
             cause = f"its batch script was killed: {job.reason}"
         step = run.saved_step
         at = f"stopped at step {step}, saved{run.saved_doubt}" if step is not None else "stopped before the first step"

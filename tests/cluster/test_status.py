@@ -490,6 +490,7 @@ def test_a_failure_is_told_with_its_place_and_what_mends_it(folder: Folder) -> N
 def test_a_run_whose_batch_script_was_killed_was_cancelled_by_nobody(folder: Folder) -> None:
     run = folder.run(start(1), row("checkpoint", 5, step=40), stop(6, "interrupted", cause="TERM"))
     for reason, words in (("RaisedSignal:9(Killed)", "its batch script was killed: RaisedSignal:9(Killed)"),
+                          ("JobLaunchFailure", "its batch script was killed: JobLaunchFailure"),
                           ("NonZeroExitCode", "cancelled")):  # fmt: skip
         folder.queue(f"12|FAILED|{reason}|0:09|9:00|N/A|node1|@")
         assert said(run)[1] == f"stopped at step 40, saved ({words})"

@@ -104,10 +104,18 @@ class Ground:
 
     def command(self, *words: str, env: dict[str, str] | None = None, first: First = ()) -> tuple[int, str]:
         """`runyard WORDS` in a forked process, in a folder of its own: its exit code, and all that it says."""
-        place = self.scratch()
-        said, there = place / "said", ("os:chdir", str(place))
-        code = self.zygote.wait(self.zygote.start(said, ("tests.torture.ground:say", *words), env, [there, *first]))
-        return code, said.read_text(errors="replace")
+        return self.commands([words], env, first)[0]
+
+    def commands(
+        self, lines: Sequence[Sequence[str]], env: dict[str, str] | None = None, first: First = ()
+    ) -> list[tuple[int, str]]:
+        """Several command lines that begin together, as ``command``."""
+        going = []
+        for words in lines:
+            place = self.scratch()
+            said, there = place / "said", ("os:chdir", str(place))
+            going.append((self.zygote.start(said, ("tests.torture.ground:say", *words), env, [there, *first]), said))
+        return [(self.zygote.wait(pid), said.read_text(errors="replace")) for pid, said in going]
 
     def finish(self, run: Run, ranks: int) -> None:
         """Start it until it is finished, undisturbed."""

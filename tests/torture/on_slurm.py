@@ -7,19 +7,26 @@ import functools
 import os
 import random
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from cluster.rehearsal import missing
 from cluster.rehearse import tasks_of
 from runyard.run import Run
+from runyard.training import checkpoint
 from tests.slurm.conftest import cluster_of
 from tests.slurm.runs import OFTEN, Runs, job, rows, until, until_finished, until_learning
-from tests.torture.ground import Ground, Undisturbed, curves
+from tests.torture.corrupt import damage
+from tests.torture.ground import ROOT, Ground, Undisturbed, curves
 from tests.torture.promise import Attacker, Promise, Unable, hold
 from tests.training.conftest import final_state
 
 NODES = 6
-SIZES = ((2, 1), (2, 2), (3, 2))  # nodes, and tasks on each
+SIZES = ((2, 1), (2, 2), (3, 2), (4, 1))  # nodes, and tasks on each
+SIGNAL_DELAY_S = 45  # enough to save and to requeue on a busy machine
+AWAY_S = 25.0  # SLURM's own commands wait for a controller for 18 s
 DATA = ("data.samples=[384,60]", "batch_size=48", "epochs=10")  # which 2, 4 and 6 tasks divide
 
 
@@ -33,7 +40,8 @@ def runs(ground: Ground) -> Runs:
 
 
 def sized(size: tuple[int, int]) -> tuple[str, ...]:
-    return (*OFTEN, *DATA, f"cluster.nodes={size[0]}", f"cluster.tasks_per_node={size[1]}")
+    return (*OFTEN, *DATA, "cluster.partition=low", f"cluster.signal_delay_s={SIGNAL_DELAY_S}",
+            f"cluster.nodes={size[0]}", f"cluster.tasks_per_node={size[1]}")
 
 
 @functools.cache
@@ -43,16 +51,68 @@ def undisturbed(ground: Ground, size: tuple[int, int]) -> Undisturbed:
     return Undisturbed(run, 0.0, final_state(run), curves(run))
 
 
+def send(run: Run, number: signal.Signals) -> None:
+    """To all its tasks; one that has ended hears nothing."""
+    for pid in tasks_of(run).values():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+@contextlib.contextmanager
+def held_still(run: Run) -> Iterator[list[int]]:
+    """Its tasks, which cannot come to the run's end meanwhile."""
+    send(run, signal.SIGSTOP)
+    try:
+        yield list(tasks_of(run).values())
+    finally:
+        send(run, signal.SIGCONT)
+
+
+def until_started_again(run: Run, before: int) -> None:
+    until(lambda: run.finished or len(rows(run, "start")) > before, run)
+
+
+def processes(run: Run, word: bytes) -> list[int]:
+    """The processes of its job, not its tasks, whose command line has ``word``."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes()
+            if word in words and f"SLURM_JOB_ID={job(run)}\0".encode() in (process / "environ").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
 def kill_rank(r: Runs, run: Run, rng: random.Random) -> str:
-    os.kill(rng.choice(list(tasks_of(run).values())), signal.SIGKILL)
+    with held_still(run) as tasks:
+        for pid in rng.sample(tasks, min(1, len(tasks))):
+            os.kill(pid, signal.SIGKILL)
     return "rank killed"
 
 
 def kill_all(r: Runs, run: Run, rng: random.Random) -> str:
-    for pid in tasks_of(run).values():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    send(run, signal.SIGKILL)
     return "all ranks killed"
+
+
+def kill_srun(r: Runs, run: Run, rng: random.Random) -> str:
+    with held_still(run):
+        for pid in processes(run, b"submitit.core._submit"):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "srun":
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    return "srun killed"
+
+
+def damage_newest(r: Runs, run: Run, rng: random.Random) -> str:
+    """The newest checkpoint, where there is an older one, and then a rank."""
+    with held_still(run) as tasks:
+        found = checkpoint.valid(run.checkpoints)
+        if len(found) > 1:
+            damage(found[-1].path, rng)
+        for pid in tasks:
+            os.kill(pid, signal.SIGKILL)
+    return "newest checkpoint damaged, all ranks killed"
 
 
 def warn(r: Runs, run: Run, rng: random.Random) -> str:
@@ -60,18 +120,106 @@ def warn(r: Runs, run: Run, rng: random.Random) -> str:
     return "warned of the time limit"
 
 
+def lower_the_limit(r: Runs, run: Run, rng: random.Random) -> str:
+    """To two minutes, which are waited for; then it is raised again."""
+    before, began = len(rows(run, "start")), rows(run, "start")[-1]["t"]
+    with held_still(run):
+        r.lab.run("scontrol", "update", f"JobId={job(run)}", "TimeLimit=2")
+        time.sleep(max(0, began + 120 - SIGNAL_DELAY_S - time.time()))
+    until_started_again(run, before)
+    r.lab.run("scontrol", "update", f"JobId={job(run)}", "TimeLimit=10", check=False)
+    return "time limit lowered"
+
+
 def requeue(r: Runs, run: Run, rng: random.Random) -> str:
     r.lab.run("scontrol", "requeue", job(run))
     return "requeued by the administrator"
 
 
+def hold_and_release(r: Runs, run: Run, rng: random.Random) -> str:
+    r.lab.run("scontrol", "requeuehold", job(run))
+    until(lambda: not tasks_of(run), run)
+    r.lab.run("scontrol", "release", job(run))
+    return "requeued, held and released"
+
+
+def suspend(r: Runs, run: Run, rng: random.Random) -> str:
+    r.lab.run("scontrol", "suspend", job(run))
+    time.sleep(rng.uniform(1, 10))
+    r.lab.run("scontrol", "resume", job(run))
+    return "suspended"
+
+
+def preempt(r: Runs, run: Run, rng: random.Random) -> str:
+    """With the signal that it asked for, or without."""
+    before, nodes = len(rows(run, "start")), r.nodes(rows(run, "start")[-1])
+    warned = rng.random() < 0.5
+
+    def preempted() -> bool:
+        shown = r.lab.run("scontrol", "show", "job", job(run))
+        return "PreemptTime=2" in shown or "JobState=RUNNING" not in shown
+
+    with held_still(run):
+        r.lab.signal_preempted(warned)
+        r.lab.run("sbatch", "--partition=high", f"--nodelist={','.join(nodes)}", "--exclusive", "--output=/dev/null",
+                  "--wrap=sleep 2")  # fmt: skip
+        until(preempted, run)
+    until_started_again(run, before)
+    return "preempted with its signal" if warned else "preempted without a word"
+
+
+def cancel(r: Runs, run: Run) -> None:
+    hold(r.command("cancel", str(run.path)).returncode in (0, 2), "cancel went wrong")
+    until(lambda: job(run) not in r.queue(), run)
+
+
+def resume(r: Runs, run: Run, after: str, **variables: str) -> None:
+    if not run.finished:
+        done = r.command("resume", str(run.path), cwd=ROOT, **variables)
+        hold(done.returncode == 0, f"resume after {after}: {done.stderr}")
+
+
 def cancel_and_resume(r: Runs, run: Run, rng: random.Random) -> str:
-    hold(r.command("cancel", str(run.path)).returncode == 0, "cancel was refused")
+    """From a shell whose variables would hide the job from squeue."""
+    cancel(r, run)
+    name, value = rng.choice((("SQUEUE_STATES", "PD"), ("SQUEUE_PARTITION", "main"), ("SQUEUE_USERS", "nobody")))
+    resume(r, run, "cancel", **{name: value})
+    return "cancelled and resumed"
+
+
+def resume_twice_at_once(r: Runs, run: Run, rng: random.Random) -> str:
+    cancel(r, run)
+    if not run.finished:
+        with ThreadPoolExecutor() as pool:
+            done = list(pool.map(lambda _: r.resume(run), range(rng.choice((2, 3)))))
+        codes = [each.returncode for each in done]
+        hold(sorted(codes) == [0, *[2] * (len(codes) - 1)], f"{len(codes)} at once ended with {codes}")
+        queued = r.lab.run("squeue", "--noheader", "--format=%j").split()
+        hold(queued.count(run.id) <= 1, f"{queued.count(run.id)} jobs of the run are on the queue")
+    return "cancelled, and resumed by several at once"
+
+
+def lose_code(r: Runs, run: Run, rng: random.Random) -> str:
+    """Cancelled, and what it was submitted with is gone: the checkout, which is the same, has it."""
+    cancel(r, run)
+    if not run.finished:
+        (run.path / "code").unlink()
+    resume(r, run, "the loss of its code")
+    return "cancelled, without its code, resumed"
+
+
+def kill_batch_shell(r: Runs, run: Run, rng: random.Random) -> str:
+    """It is saved, `status` says why, and a person resumes it."""
+    with held_still(run):
+        shells = processes(run, b"slurm_script")
+        for pid in shells:
+            os.kill(pid, signal.SIGKILL)
     until(lambda: job(run) not in r.queue(), run)
     if not run.finished:
-        done = r.resume(run)
-        hold(done.returncode == 0, f"resume after cancel: {done.stderr}")
-    return "cancelled and resumed"
+        said = r.command("status", str(run.path)).stdout
+        hold("its batch script was killed" in " ".join(said.split()), f"the batch shell was killed: {said[-300:]}")
+        resume(r, run, "a killed batch shell")
+    return "batch shell killed, resumed"
 
 
 def restart_controller(r: Runs, run: Run, rng: random.Random) -> str:
@@ -79,18 +227,58 @@ def restart_controller(r: Runs, run: Run, rng: random.Random) -> str:
     return "controller restarted"
 
 
+def die_without_controller(r: Runs, run: Run, rng: random.Random) -> str:
+    """A rank dies while nobody answers its batch script."""
+    with held_still(run) as tasks:
+        r.lab.kill_controller()
+        for pid in rng.sample(tasks, min(1, len(tasks))):
+            os.kill(pid, signal.SIGKILL)
+    time.sleep(AWAY_S)
+    r.lab.start_controller()
+    return "rank killed, controller away"
+
+
 def cut_power(r: Runs, run: Run, rng: random.Random) -> str:
-    nodes = r.nodes(rows(run, "start")[-1])
-    node = rng.choice(nodes)
+    node, before = rng.choice(r.nodes(rows(run, "start")[-1])), len(rows(run, "start"))
     r.lab.power_off(node)
-    before = len(rows(run, "start"))
-    until(lambda: run.finished or len(rows(run, "start")) > before, run)
+    until_started_again(run, before)
     r.lab.mend()
     return "node without power"
 
 
+def cut_link(r: Runs, run: Run, rng: random.Random) -> str:
+    """Its tasks there are orphans, and wake while the run goes on elsewhere."""
+    node, before = rng.choice(r.nodes(rows(run, "start")[-1])), len(rows(run, "start"))
+    r.lab.freeze(node)
+    until_started_again(run, before)
+    r.lab.thaw(node)
+    r.lab.mend()
+    return "node without link"
+
+
+def drain(r: Runs, run: Run, rng: random.Random) -> str:
+    """A node takes no more jobs, and a rank on it dies."""
+    node, before = rng.choice(r.nodes(rows(run, "start")[-1])), len(rows(run, "start"))
+    r.lab.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=broken")
+    kill_rank(r, run, rng)
+    until_started_again(run, before)
+    r.lab.mend()
+    return "node drained, rank killed"
+
+
+def hang(r: Runs, run: Run, rng: random.Random) -> str:
+    """A rank is held still for ever: the others notice, and it is ended."""
+    before, tasks = len(rows(run, "start")), list(tasks_of(run).values())
+    for pid in rng.sample(tasks, min(1, len(tasks))):
+        os.kill(pid, signal.SIGSTOP)
+    until_started_again(run, before)
+    return "rank held still"
+
+
 FAULTS: tuple[Callable[[Runs, Run, random.Random], str], ...] = (
-    kill_rank, warn, requeue, cancel_and_resume, kill_all, restart_controller, cut_power, kill_rank,
+    kill_rank, warn, kill_srun, cancel_and_resume, kill_all, restart_controller, cut_power, damage_newest,
+    die_without_controller, preempt, hold_and_release, kill_batch_shell, lower_the_limit, suspend, cut_link,
+    resume_twice_at_once, requeue, drain, lose_code, hang, preempt,
 )  # fmt: skip
 
 
@@ -125,9 +313,11 @@ PROMISE = Promise(
     number=17,
     promise="Whatever happens to a job on SLURM, its run goes on by itself, or after `resume` where a person cancelled "
     "it, to the bits of the undisturbed run.",
-    attack="On a throwaway SLURM of six nodes, runs of 2, 4 and 6 tasks on 2 and 3 nodes: ranks killed, one or all; "
-    "warned, requeued, cancelled and resumed; the controller restarted; a node without power; up to two in a run.",
-    at_least=60,
+    attack="On a throwaway SLURM of six nodes, runs of 2, 4 and 6 tasks on 2 to 4 nodes: ranks killed, one or all, or "
+    "held still; srun or the batch shell killed; the newest checkpoint damaged; warned, preempted, suspended, "
+    "requeued, held and released, its limit lowered; cancelled and resumed, by several at once, without its code; the "
+    "controller restarted, or away while a rank dies; a node without power, without link, drained; up to two in a run.",
+    at_least=63,
     short=0,
     strike=strike,
     control=left_alone,

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from runyard.run import Run
 from runyard.tracking import journal
+from runyard.tracking.journal import Journal
+from tests.cluster.fake_slurm import SBATCH, FakeSlurm
 from tests.conftest import PATIENCE_S
-from tests.torture.ground import discard, epochs, until
-from tests.torture.promise import Attacker, Promise, hold
+from tests.torture.ground import First, Ground, discard, epochs, until
+from tests.torture.promise import Attacker, Broken, Promise, hold
 
 
 def contend(run_dir: str, go: str, seed: str, control: str) -> None:
@@ -127,22 +131,154 @@ def stopped(pid: int) -> bool:
     return False
 
 
+HASTY = ("tests.torture.one_writer:hasty",)
+
+
+def hasty() -> None:
+    """In a command."""
+    from cluster import cancel
+
+    cancel.POLL_S = 0.05
+
+
+class Queue:
+    """A login node, whose SLURM is the stand-in of tests/cluster, and a run of it that stopped."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground, self.slurm = ground, FakeSlurm(ground.scratch() / "slurm")
+        self.run = ground.run("cluster=slurm", "cluster.cpus_per_task=1")
+        Journal(self.run.journal_path).write("stop", reason="interrupted", message="", cause="TERM")
+
+    def commands(self, *verbs: str, first: First = ()) -> list[tuple[int, str]]:
+        """These at once, on the one run: how each ended, and its last line."""
+        lines = [[verb, *(["--wait-s", "0"] if verb == "cancel" else []), str(self.run.path)] for verb in verbs]
+        ended = self.ground.commands(lines, {"PATH": self.slurm.path}, [HASTY, *first])
+        for verb, (_, said) in zip(verbs, ended, strict=True):
+            hold("Traceback" not in said, f"{verb}: a traceback: {said.strip().splitlines()[-1:]}")
+        return [(code, (said.strip().splitlines() or [""])[-1]) for code, said in ended]
+
+    @property
+    def known(self) -> list[str]:
+        """The jobs of the run's record."""
+        return [str(job["id"]) for job in Run.open(self.run.path).record["jobs"]]
+
+    @property
+    def waiting(self) -> list[str]:
+        """The jobs on the queue."""
+        queue = self.slurm.folder / "queue"
+        return [line.partition("|")[0] for line in queue.read_text().splitlines()] if queue.exists() else []
+
+    def has_one(self, what: str) -> None:
+        """The run has one job, and knows it."""
+        hold(len(self.waiting) == 1, f"{what}: {len(self.waiting)} jobs wait")
+        hold(self.waiting == self.known[-1:], f"{what}: job {self.waiting} waits, the record knows {self.known}")
+
+    def is_cancelled(self, what: str) -> None:
+        """A `cancel` that comes last leaves none."""
+        ((code, said),) = self.commands("cancel")
+        hold(not self.waiting, f"{what}: cancel ended with {code}, and {len(self.waiting)} jobs wait: {said}")
+
+
+def commands(a: Attacker, *, control: bool = False) -> str:
+    """Two to eight commands for one run at the same time: all of them `resume`, or `cancel` among them."""
+    q, mixed = Queue(a.ground), not control and a.number % 2 == 1
+    verbs = ["resume", "resume", *a.rng.choices(("resume", "cancel") if mixed else ("resume",), k=a.rng.randint(0, 6))]
+    a.rng.shuffle(verbs)
+    if control:  # the first waits for another, so that they meet
+        q.slurm.program("sbatch", SBATCH.replace("number=", f"{MEETS}number="))
+    ended = q.commands(*verbs, first=[("tests.torture.one_writer:lock_nothing",)] * control)
+    submitted = len(q.slurm.submissions)
+    accepted = sum(verb == "resume" and code == 0 for verb, (code, _) in zip(verbs, ended, strict=True))
+    hold(submitted == accepted, f"{submitted} jobs were submitted, {accepted} commands say so")
+    for verb, (code, said) in zip(verbs, ended, strict=True):
+        refused = "is waiting already" if verb == "resume" else "nothing to cancel"
+        hold(code == 0 or refused in said or (verb, code) == ("cancel", 1), f"{verb} ended with {code}: {said}")
+    if "cancel" not in verbs:
+        hold(accepted == 1, f"{len(verbs)} commands at once: {accepted} were accepted")
+    if "cancel" not in verbs or q.waiting:
+        q.has_one(f"{', '.join(verbs)} at once")
+    q.is_cancelled(f"after {', '.join(verbs)} at once")
+    discard(q.run)
+    return "commands, cancel among them" if "cancel" in verbs else "commands"
+
+
+MEETS = 'until [ "$(grep -c "^sbatch /" "$here/calls")" -ge 2 ]; do /bin/sleep 0.05; done; '
+# What sbatch does as its command is killed with SIGKILL.
+KILLED = {
+    "before sbatch": "case $1 in --*) exit ;; esac; kill -KILL $PPID; exit 1\n",
+    "within sbatch": f"case $1 in --*) exit ;; esac; kill -KILL $PPID; /bin/sleep 0.3\n{SBATCH}",
+    "after sbatch": SBATCH.replace("exit ;; esac", "exit ;; esac; trap 'kill -KILL $PPID' EXIT", 1),
+}
+
+
+def killed(a: Attacker) -> str:
+    """A command that submits is killed, at sbatch or at any call; the next one adopts its job, or cancels it."""
+    q, way = Queue(a.ground), (*KILLED, "any call", "any call", "any call")[a.number % 6]
+    first: First = ()
+    if way in KILLED:
+        q.slurm.program("sbatch", KILLED[way])
+    else:
+        call = a.rng.randint(1, calls(a.ground))
+        first = [("tests.torture.moments:signal_at_any_call", call, signal.SIGKILL)]
+    ((code, said),) = q.commands("resume", first=first)
+    hold(code == -signal.SIGKILL or way not in KILLED, f"{way}: the command was to be killed: {code}, {said}")
+    q.slurm.program("sbatch", SBATCH)
+    if a.rng.random() < 0.5:
+        ((code, said),) = q.commands("resume")
+        hold(code == 0 or "is waiting already" in said, f"killed {way}; resume ended with {code}: {said}")
+        q.has_one(f"killed {way}, resumed")
+    q.is_cancelled(f"killed {way}")
+    discard(q.run)
+    return f"submission killed, {way}"
+
+
+@functools.cache
+def calls(ground: Ground) -> int:
+    """How many functions an undisturbed `resume` calls."""
+    q, file = Queue(ground), ground.scratch() / "calls"
+    q.commands("resume", first=[("tests.torture.moments:count_calls", str(file))])
+    discard(q.run)
+    return int(file.read_text())
+
+
+def lock_nothing() -> None:
+    """In a command: it does not wait for others, nor look what they did."""
+    from cluster import submit
+
+    @contextlib.contextmanager
+    def at_once(run: Path, reference: str) -> Iterator[int | None]:
+        yield None
+
+    submit.one_at_a_time = at_once
+    submit._only_one = lambda *_: None
+
+
+WAYS = (race, commands, killed, orphan)  # no longer than promise.short: each is in the short form
+
+
 def strike(a: Attacker) -> str:
-    return orphan(a) if a.number % 4 == 3 else race(a)
+    """Of each way the attacks are numbered from 0."""
+    return WAYS[a.number % len(WAYS)](Attacker(a.ground, a.rng, a.number // len(WAYS)))
 
 
 def everybody_takes_it(a: Attacker) -> str:
-    return race(a, control=True)
+    """Of the two mechanisms one after the other: that a race shows the lease's absence, and commands their lock's."""
+    with contextlib.suppress(Broken):
+        race(a, control=True)
+        return "race"
+    return commands(a, control=True)
 
 
 PROMISE = Promise(
     number=6,
-    promise="One process at a time writes a run, and one that wakes late writes nothing.",
+    promise="One process at a time writes a run, and one that wakes late writes nothing; a run has one job, which its "
+    "record knows, whoever submits it at once and whenever a command is killed.",
     attack="Races of 2 to 8 processes for the lease; a start that is held still, succeeded by another, and wakes while "
-    "that trains.",
-    at_least=100,
+    "that trains; 2 to 8 `resume` and `cancel` of one run at once, against a stand-in for SLURM; `resume` killed "
+    "before, within and after sbatch and at any call, then `resume` and `cancel`.",
+    at_least=120,
     short=4,
     strike=strike,
     control=everybody_takes_it,
-    switched_off="whoever asks for the lease gets it",
+    switched_off="whoever asks for the lease gets it, and commands wait for no other",
 )

@@ -6,12 +6,16 @@ import json
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 from runyard.run import Run
+from tests.cluster.fake_slurm import NUMBER, FakeSlurm
 from tests.compare.fabricate import fabricate
+from tests.second_user import as_nobody
 from tests.torture.ground import First
+from tests.torture.one_writer import stopped
 from tests.torture.promise import Attacker, Promise, Unable, hold
 from tests.torture.tracking_trouble import served, variables
 
@@ -39,9 +43,10 @@ class Share:
         hold("Traceback" not in said, f"{words[0]}: a traceback: {said.strip().splitlines()[-1:]}")
         return code, said
 
-    def run(self, name: str = "20260901-000000-theirs-ab12") -> Path:
+    def run(self, name: str = "20260901-000000-theirs-ab12", *settings: str, end: str = "finished") -> Path:
         """A run of the other user's in the shared folder, which anybody may read."""
-        return fabricate(self.shared, self.a.ground.config("tracking=none"), name, test_images=20)
+        config = self.a.ground.config("tracking=none", *settings)
+        return fabricate(self.shared, config, name, test_images=20, end=end)
 
     def theirs(self, *paths: Path) -> None:
         """All of it belongs to the other user."""
@@ -110,6 +115,7 @@ def planted_data(s: Share) -> str:
 def links(s: Share) -> str:
     """Files and folders of a run lead out of it; verbs that read or write there must not follow."""
     run, rng = s.run(), s.a.rng
+    trusts = rng.random() < 0.5  # a person has said that the report may be written there
     name = rng.choice((".sync-lock", "report", "predictions.npz", "metrics.jsonl", "data.json", "progress.json"))
     path = run / name
     if path.is_dir():
@@ -122,7 +128,8 @@ def links(s: Share) -> str:
     s.theirs(run)
     for verb in ("report", "status", "logs", "export csv", "compare"):
         words = verb.split()
-        s.says(*words, str(run), *(["--runs-dir", str(s.shared)] if verb != "export csv" else []))
+        where = ["--runs-dir", str(s.shared)] if verb != "export csv" else []
+        s.says(*words, str(run), *where, *(["--trust"] if verb == "report" and trusts else []))
     hold((outside / "index.html").read_bytes() == SECRET, f"{name}: a file behind the link was overwritten")
     s.unharmed(f"{name} as a link")
     return "links out of a run"
@@ -133,14 +140,18 @@ def links_sent(s: Share) -> str:
     run, outside = s.run(), s.place / "outside"
     outside.mkdir()
     (outside / "id_rsa").write_bytes(SECRET)
-    for name, target in (("predictions.npz", s.private), ("code", outside), ("data.json", s.private)):
+    for name, target in (("predictions.npz", s.private), ("code", outside), ("data.json", s.private),
+                         (".sync-lock", s.private)):  # fmt: skip
         (run / name).unlink(missing_ok=True)
         (run / name).symlink_to(target)
     s.theirs(run)
     with served() as server:
-        s.says("sync", str(run), **variables(server.url, str(s.place)))
-        sent = [content for each in (*server.runs.values(), *server.artifacts) for content in each.files.values()]
+        trusted = ["--trust"] * s.a.rng.randint(0, 1)
+        s.says("sync", str(run), *trusted, **variables(server.url, str(s.place)))
+        sent = server.received
     hold(not any(SECRET in content for content in sent), "sync sent a file that a link leads to")
+    hold(bool(sent) == bool(trusted), f"sync {' '.join(trusted)} sent {len(sent)} requests for another user's run")
+    s.unharmed("links that are sent")
     return "links that are sent"
 
 
@@ -204,9 +215,154 @@ def secrets_in_settings(s: Share) -> str:
     return "secrets in settings"
 
 
+def foreign_jobs(s: Share) -> str:
+    """`cancel` of a run whose record names a job of the victim's own, by number, by name or as an array, ends none."""
+    slurm, rng = FakeSlurm(s.place / "slurm"), s.a.rng
+    slurm.says("queue", f"{NUMBER}|unrelated||{s.place}/unrelated.sh\n")
+    run = s.run("20260901-000000-theirs-ab12", "cluster=slurm", end="")
+    record = json.loads((run / "run.json").read_text())
+    job = {"launcher": "slurm", "cluster": "x", "logs": "slurm", "submitted": 1.0, "nodes": 1, "name": "unrelated"}
+    record["jobs"] = [job | {"id": rng.choice((NUMBER, f"{NUMBER}_0", f"{NUMBER},{NUMBER}", "--me", "--user=root"))}]
+    record |= rng.choice(({}, {"id": "unrelated"}, {"sweep": "unrelated"}))
+    (run / "run.json").write_text(json.dumps(record))
+    s.theirs(run)
+    for verb in ("cancel", "status"):
+        wait = ["--wait-s", "0"] if verb == "cancel" else []
+        s.says(verb, *wait, str(run), "--runs-dir", str(s.shared), PATH=slurm.path)
+    hold(slurm.queue == ["unrelated"], "cancel ended a job that is none of its run's")
+    hold(not slurm.calls("scancel"), f"cancel of another's record called {slurm.calls('scancel')}")
+    return "foreign jobs"
+
+
+def resumed(s: Share) -> str:
+    """`resume` of another user's run does not run the code in it; nor does `predict`."""
+    run = s.run(end="interrupted")
+    (run / "code").unlink(missing_ok=True)
+    honest = s.a.ground.run().code
+    shutil.copytree(honest, run / "code")
+    for file in ("cluster/task.py", "runyard/__init__.py", "runyard/predict.py"):
+        (run / "code" / file).write_text(f"import os; os.mkdir({str(s.mark)!r})\n")
+    s.theirs(run)
+    code, said = s.says("resume", "--detach", str(run))
+    hold(code == 2 and "belongs to" in said, f"resume of another user's run ended with {code}: {said[-200:]}")
+    code, said = s.says("predict", str(run), "--images", str(s.place), "--out", str(s.place / "labels.csv"))
+    hold(code == 2, f"predict with another user's run ended with {code}: {said[-200:]}")
+    s.unharmed("resume")
+    return "resume"
+
+
+def planted_kernels(s: Share) -> str:
+    """Machine code for augmentation, and compiled graphs, under the names that this user's caches have in /tmp."""
+    from runyard.data.compiled import sources_sha256
+
+    for name in (f"runyard-kernels-{sources_sha256()[:16]}", "runyard-inductor"):
+        planted = s.shared / f"{name}-{os.getuid()}"
+        if s.a.rng.random() < 0.3:
+            planted.symlink_to(s.place)
+            os.chown(planted, OTHER, OTHER, follow_symlinks=False)
+            continue
+        planted.mkdir(mode=0o777)
+        (planted / "kernels.nbi").write_bytes(b"planted")
+        s.theirs(planted)
+    where = s.place / "chosen"
+    env = {"TMPDIR": str(s.shared), "XDG_CACHE_HOME": "/dev/null/none", "HOME": "/dev/null"}
+    first = [("tests.torture.other_users:write_caches", str(where))]
+    s.says("status", "--runs-dir", str(s.shared), first=first, **env)
+    for folder in where.read_text().split():
+        ours = not Path(folder).is_symlink() and Path(folder).stat().st_uid == os.getuid()
+        hold(ours, f"{folder} is used as a cache")
+    return "planted caches"
+
+
+def write_caches(file: str) -> None:
+    """In the victim's process: which folders it takes compiled code from."""
+    import tempfile
+
+    from runyard.data import compiled
+    from runyard.ownership import compiler_cache
+
+    tempfile.tempdir = None  # found anew, by this environment
+    compiled.cache_folder.cache_clear()
+    Path(file).write_text(f"{compiled.cache_folder() or ''} {compiler_cache('inductor')}")
+
+
+def open_to_all(s: Share) -> str:
+    """Submitted with a umask of 000: no file of the run may be written by others, and none is reached by them."""
+    slurm = FakeSlurm(s.place / "slurm")
+    words = s.a.ground.words(f"runs_dir={s.shared}", "cluster=slurm", "cluster.cpus_per_task=1")
+    code, said = s.says("submit", "--json", *words, first=[("os:umask", 0)], PATH=slurm.path)
+    hold(code == 0, f"submit under umask 000 ended with {code}: {said[-200:]}")
+    own = [p for p in s.shared.iterdir() if p.lstat().st_uid == os.getuid()]
+    files = [p for top in own for p in (top, *top.rglob("*")) if not p.is_symlink()]
+    hold(any(p.suffix == ".pkl" for p in files), "no pickle was found: the search is blind")
+    loose = [str(p.relative_to(s.shared)) for p in files if p.stat().st_mode & 0o022]
+    hold(not loose, f"under umask 000 others can write {loose[:3]}")
+    for top in own:
+        said = as_nobody(lambda top=top: os.listdir(top))  # type: ignore[misc]
+        hold(not top.is_dir() or "PermissionError" in said, f"under umask 000 others can look into {top.name}")
+    return "umask 000"
+
+
+def store(s: Share) -> str:
+    """While ranks meet and train on one node: they listen on loopback alone, and their secret is theirs."""
+    run = s.a.ground.run()
+    stops = [("tests.torture.moments:raise_at", name, 1, "before", signal.SIGSTOP) for name in
+             ("runyard.training.distributed:_wait_for_all", "runyard.training.learner:Learner.train_step")]  # fmt: skip
+    ranks = s.a.ground.start(run, 2, {0: stops})
+    hold(stopped(ranks.pids[0]), f"rank 0 ended: {ranks.said[-200:]}")
+    (address,) = (run.path / "slurm").glob("meeting-*.json")
+    run.path.chmod(0o755)  # as if the folders above did not keep others out
+    (run.path / "slurm").chmod(0o755)
+    secret = as_nobody(address.read_text)
+    ranks.signal(0, signal.SIGCONT)
+    hold(stopped(ranks.pids[0]), f"rank 0 ended: {ranks.said[-200:]}")
+    found = [host for pid in ranks.pids for host in listens_on(pid)]
+    ranks.signal(0, signal.SIGCONT)
+    hold(ranks.wait() == [0, 0], f"the ranks ended badly: {ranks.said[-200:]}")
+    hold("PermissionError" in secret or "FileNotFoundError" in secret, f"another user reads {address.name}")
+    hold(found, "no rank listens: the search is blind")
+    hold(set(found) == {LOOPBACK}, f"ranks of one node listen on {sorted(set(found) - {LOOPBACK})}")
+    return "store"
+
+
+LOOPBACK = "0100007F"  # as /proc/net/tcp writes 127.0.0.1
+
+
+def listens_on(pid: int) -> list[str]:
+    """The addresses at which a process waits for TCP connections, as /proc/net/tcp and tcp6 write them."""
+    files = [link for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+    sockets = {os.readlink(link).removeprefix("socket:[").rstrip("]") for link in files}
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return [words[1].partition(":")[0] for words in lines if words[3] == "0A" and words[9] in sockets]
+
+
+def inline_scripts(s: Share) -> str:
+    """What a record holds is no script on a page of a comparison or a report."""
+    bad = "</script><script>planted()</script><img src=x onerror=planted()>"
+    run = s.run("20260901-000000-theirs-ab12", end="failed")
+    record = json.loads((run / "run.json").read_text())
+    record |= {"name": bad, "overrides": [f"+x={bad}"]}
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("name: starter", f"name: '{bad}'"))
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"event": "stop", "t": 2e9, "reason": "failed", "message": bad, "hostname": bad}) + "\n")
+    s.theirs(run)
+    s.says("compare", "--all", "--runs-dir", str(s.shared), "--html", str(s.place / "compare.html"))
+    s.says("report", "--trust", str(run))
+    pages = [p for p in (s.place / "compare.html", run / "report" / "index.html") if p.exists()]
+    hold(pages, "no page was made: the search is blind")
+    for page in pages:
+        text = page.read_text()
+        hold("<script>planted" not in text and "<img src=x" not in text, f"{page.name} has a record's markup")
+        policy = text.partition('http-equiv="Content-Security-Policy" content="')[2].partition('"')[0]
+        scripts = next((part for part in policy.split(";") if part.strip().startswith("script-src")), "none")
+        hold("default-src 'none'" in policy and "unsafe-inline" not in scripts, f"{page.name} allows scripts: {policy}")
+    return "scripts in records"
+
+
 WAYS: tuple[Callable[[Share], str], ...] = (
     planted_code, planted_data, links, odd_files, escapes, paths_in_records, secrets_in_settings, links_sent,
-    links, odd_files,
+    foreign_jobs, resumed, planted_kernels, open_to_all, store, inline_scripts, links, odd_files,
 )  # fmt: skip
 
 
@@ -238,10 +394,12 @@ PROMISE = Promise(
     number=18,
     promise="What another user plants in a shared folder is not run, not followed, not overwritten, shows no file of "
     "one's own, steers no terminal and hangs no command.",
-    attack="Code, data and notes under the names that a run would use; links out of a run, FIFOs and devices in place "
-    "of its files, paths and control characters in its records, settings that expand a key; all owned by another uid.",
-    at_least=50,
-    short=10,
+    attack="Code, data, caches and notes under the names that a run would use; links out of a run, FIFOs and devices "
+    "in place of its files; paths, control characters, markup and other people's jobs in its records; settings that "
+    "expand a key; all owned by another uid, who also looks into what umask 000 leaves open, and at what ranks listen "
+    "on.",
+    at_least=64,
+    short=14,
     strike=strike,
     control=trusting,
     switched_off="nobody asks whose code it is",

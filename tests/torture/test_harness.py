@@ -91,6 +91,6 @@ def test_every_promise_stands_on_the_page_unbroken_and_with_a_control_that_faile
     for wanted in PROMISES:
         row = rows[wanted.number]
         assert (row["promise"], row["attack"], row["at_least"]) == (wanted.promise, wanted.attack, wanted.at_least)
-        assert row["attacks"] == row["survived"]
+        assert row["attacks"] == row["survived"] > 0
         assert not row["failures"]
         assert row["control"]

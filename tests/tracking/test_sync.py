@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from runyard.run import Run
+from runyard.tracking import wandb_reach
 from tests.conftest import PATIENCE_S
 from tests.tracking.life import FAILED, FINISHED, INTERRUPTED, KEY, begin, epochs, live, write
 from tests.tracking.test_wandb_run import is_one_history, wait_for
@@ -260,6 +261,51 @@ def test_a_server_that_never_answers_is_waited_for_within_a_limit(server: WandbS
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "no answer from" in done.stderr
+
+
+def test_where_wandb_is_reached_through_a_proxy_alone_a_run_is_sent_through_it(
+    server: WandbServer, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = restarted(make_run)
+    server.gives = "http://wandb.invalid"  # a name that no resolver knows
+    for name in ("no_proxy", "NO_PROXY", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", server.gives)
+    assert "wandb.invalid does not answer" in refusal(str(run.path)), "the control"
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert "the proxy before it does not answer" in refusal(str(run.path))
+    monkeypatch.setenv("HTTP_PROXY", server.url)
+    sync(str(run.path))
+    is_one_history(server.runs[run.id], 4)
+    assert server.asked_as_proxy == len(server.received) > 0
+    assert "config.yaml" in " ".join(server.runs[run.id].files)
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    sync(str(run.path), "--dry-run")  # a server on this machine is not behind a proxy
+
+
+@pytest.mark.parametrize(
+    ("proxies", "url", "first"),
+    [
+        ({}, "https://wandb.example", ("wandb.example", 443)),
+        ({"HTTPS_PROXY": "http://proxy.example:3128"}, "https://wandb.example", ("proxy.example", 3128)),
+        ({"https_proxy": "proxy.example:3128"}, "https://wandb.example:8443", ("proxy.example", 3128)),
+        ({"HTTPS_PROXY": "http://proxy.example"}, "http://wandb.example", ("wandb.example", 80)),
+        ({"HTTPS_PROXY": "http://proxy.example", "NO_PROXY": "wandb.example"}, "https://wandb.example",
+         ("wandb.example", 443)),
+        ({"HTTPS_PROXY": "http://proxy.example"}, "https://localhost", ("localhost", 443)),
+        ({"HTTPS_PROXY": "socks5://proxy.example"}, "https://wandb.example", ("proxy.example", 1080)),
+    ],
+)  # fmt: skip
+def test_a_request_goes_first_to_the_proxy_that_the_environment_names_for_it(
+    monkeypatch: pytest.MonkeyPatch, proxies: dict[str, str], url: str, first: tuple[str, int]
+) -> None:
+    for name in ("http_proxy", "https_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in proxies.items():
+        monkeypatch.setenv(name, value)
+    assert wandb_reach.first_stop(url) == first
 
 
 @pytest.mark.parametrize("words", [[], ["--all", "@last"]])

@@ -102,7 +102,11 @@ class ServedSweep:
 
 
 class WandbServer:
-    """``url`` is where it listens. ``stall`` makes it take requests and not answer; ``fail`` answers 500."""
+    """``url`` is where it listens. It is its own proxy as well: a request for a whole address is one for it.
+
+    ``stall`` makes it take requests and not answer; ``fail`` answers ``failure``; ``drip`` answers a byte a second;
+    ``swallow`` answers 200 to a run's stream and keeps nothing of it; ``hang_up`` closes each connection.
+    """
 
     def __init__(self) -> None:
         self.entity = ENTITY  # the key's own
@@ -113,16 +117,25 @@ class WandbServer:
         self.operations: list[str] = []
         self.keys: set[str] = set()
         self.stall = threading.Event()
-        self.fail = threading.Event()
+        self.fail, self.failure = threading.Event(), 500
+        self.drip, self.swallow, self.hang_up = threading.Event(), threading.Event(), threading.Event()
+        self.asked_as_proxy = 0
+        self.received: list[bytes] = []  # path, headers and body of each request, but for its Authorization
         self.most_history_lines: int | None = None  # of a run: the server takes no more, and says so
         self.lock = threading.Lock()
         handler = type("Bound", (_Handler,), {"served": self})
         self._http = _Http(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self.url = self.gives = f"http://127.0.0.1:{self._http.server_port}"  # gives: where it tells to send files
         threading.Thread(target=self._http.serve_forever, daemon=True, name="wandb stand-in").start()
 
+    def be_well(self) -> None:
+        """From now on nothing is wrong with it."""
+        for trouble in (self.stall, self.fail, self.drip, self.swallow, self.hang_up):
+            trouble.clear()
+        self.most_history_lines = None
+
     def close(self) -> None:
-        self.stall.clear()
+        self.be_well()
         self._http.shutdown()
         self._http.server_close()
 
@@ -224,7 +237,7 @@ class _Answers(PublicAnswers):
 
     @staticmethod
     def CreateRunFiles(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
-        files = [{"name": name, "uploadUrl": f"{server.url}/upload/run/{v['run']}/{name}"} for name in v["files"]]
+        files = [{"name": name, "uploadUrl": f"{server.gives}/upload/run/{v['run']}/{name}"} for name in v["files"]]
         return {"createRunFiles": {"runID": f"id-{v['run']}", "uploadHeaders": [], "files": files}}
 
     @staticmethod
@@ -243,7 +256,7 @@ class _Answers(PublicAnswers):
 
     @staticmethod
     def CreateArtifactManifest(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
-        url = f"{server.url}/upload/artifact/{v['artifactID'].split('-')[1]}/{v['name']}"
+        url = f"{server.gives}/upload/artifact/{v['artifactID'].split('-')[1]}/{v['name']}"
         file = {"id": "file", "uploadUrl": url, "uploadHeaders": []}
         return {"createArtifactManifest": {"artifactManifest": {"id": f"manifest-{v['artifactID']}", "file": file}}}
 
@@ -255,7 +268,7 @@ class _Answers(PublicAnswers):
         for file in v["input"]["artifactFiles"]:
             at, name = file["artifactID"].split("-")[1], file["name"]
             node = {"id": f"{at}/{name}", "name": name, "displayName": name, "storagePath": f"{at}/{name}",
-                    "uploadUrl": f"{server.url}/upload/artifact/{at}/{name}", "uploadHeaders": [],
+                    "uploadUrl": f"{server.gives}/upload/artifact/{at}/{name}", "uploadHeaders": [],
                     "uploadMultipartUrls": None, "artifact": {"id": file["artifactID"]}}  # fmt: skip
             edges.append({"node": node})
         return {"createArtifactFiles": {"files": {"edges": edges}}}
@@ -284,20 +297,30 @@ class _Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_GET  # noqa: N815
 
     def _serve(self) -> None:
+        if "://" in self.path:
+            self.served.asked_as_proxy += 1
+            self.path = "/" + self.path.split("/", 3)[3]
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
+        headers = [f"{name}: {value}" for name, value in self.headers.items() if name != "Authorization"]
+        self.served.received.append("\n".join([self.path, *headers, ""]).encode() + body)
         while self.served.stall.is_set():
             time.sleep(0.05)
+        if self.served.hang_up.is_set():
+            self.close_connection = True
+            return
         if key := self.headers.get("Authorization"):
             self.served.keys.add(key)
         status, answer, content = 200, {}, None
         with self.served.lock:
             if self.served.fail.is_set():
-                status = 500
+                status = self.served.failure
             elif self.path == "/graphql":
                 asked = json.loads(body)
                 answer = {"data": self.served.answer(asked["query"], asked.get("variables") or {})}
+            elif self.path.endswith("/file_stream") and self.served.swallow.is_set():
+                pass
             elif self.path.endswith("/file_stream"):
                 status = self._stream(json.loads(body))
             elif self.path.startswith("/download/"):
@@ -314,6 +337,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
+        while content and self.served.drip.is_set():
+            self.wfile.write(content[:1])
+            content = content[1:]
+            time.sleep(1)
         self.wfile.write(content)
 
     def _stream(self, sent: dict[str, Any]) -> int:

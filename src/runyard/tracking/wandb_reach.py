@@ -20,6 +20,7 @@ from runyard.errors import UserError
 from runyard.run import Run
 from runyard.tracking.wandb_agent import forget_others
 
+PORTS = {"http": 80, "https": 443}
 REACH_TIMEOUT_S, ANSWER_TIMEOUT_S = 3.0, 20.0
 BEHIND = "api.wandb.ai"  # what W&B's own servers of other names read a netrc's entry under as well
 # what W&B's client asks when it resumes a run, so far as it is needed here
@@ -34,15 +35,41 @@ def obstacle() -> str | None:
     """Why this machine cannot send to W&B: no address, no key (environment or netrc), or no answer. None if it can."""
     url = base_url()
     try:
-        parts = urlsplit(url)
-        port, host = parts.port or {"http": 80, "https": 443}[parts.scheme], parts.hostname or ""
+        host, port = first_stop(url)
     except (ValueError, KeyError):
         return f"WANDB_BASE_URL={url} is no address: expected https://HOST or http://HOST:PORT"
     if key() is None:
         return f"there is no key for {url}: run `wandb login`, or set WANDB_API_KEY"
     if not _answers(host, port):
-        return f"{url} does not answer within {REACH_TIMEOUT_S:g} s: try again from a machine with a network"
+        way = "the proxy before it" if _proxy(url) else url
+        return f"{way} does not answer within {REACH_TIMEOUT_S:g} s: try again from a machine with a network"
     return None
+
+
+def first_stop(url: str) -> tuple[str, int]:
+    """Host and port that a request to ``url`` goes to first: the proxy's, where there is one.
+
+    Raises:
+        ValueError, KeyError: it is no address.
+    """
+    parts = urlsplit(url)
+    there = parts.hostname or "", parts.port or PORTS[parts.scheme]
+    if (through := _proxy(url)) is None:
+        return there
+    proxy = urlsplit(through)
+    return proxy.hostname or "", proxy.port or PORTS.get(proxy.scheme, 1080)
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for it; none for this machine itself, as in W&B's
+    client, whose Go library leaves loopback out."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    named = urllib.request.getproxies().get(parts.scheme)
+    here = host == "localhost" or host.startswith("127.") or host == "::1"
+    if not named or here or urllib.request.proxy_bypass(parts.netloc):
+        return None
+    return named if "://" in named else f"http://{named}"
 
 
 def base_url() -> str:
@@ -91,7 +118,9 @@ def held(run: Run) -> Held:
     headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
     try:
         request = urllib.request.Request(f"{url}/graphql", json.dumps(asked).encode(), headers)
-        with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT_S) as answer:
+        through = _proxy(url)
+        proxies = urllib.request.ProxyHandler({urlsplit(url).scheme: through} if through else {})
+        with urllib.request.build_opener(proxies).open(request, timeout=ANSWER_TIMEOUT_S) as answer:
             said = json.load(answer)
         bucket = ((said["data"] or {}).get("model") or {}).get("bucket")
         if bucket is None:
