@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from runyard import ownership
+from runyard import ownership, snapshot
 from runyard import run as run_module
 from runyard.config import Config
 from runyard.data import compiled, manifest
@@ -73,8 +74,16 @@ def test_code_that_another_put_into_a_shared_folder_of_runs_is_never_taken(
 
 
 @needs_root
-def test_two_users_share_a_folder_of_runs(create: Callable[..., Run], shared_place: Path) -> None:
+def test_two_users_share_a_folder_of_runs(
+    create: Callable[..., Run], shared_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine, store = create(), shared_place / f".code-{NOBODY}"
+    installed = shared_place / "installed"  # where both can read the program: this checkout may lie where only root can
+    sources = {name: installed / name for name in snapshot.checkout()}
+    shutil.copytree(mine.code, installed)
+    for path in (installed, *installed.rglob("*")):
+        path.chmod(0o755)
+    monkeypatch.setattr(snapshot, "checkout", lambda: sources)
 
     def make() -> Path:
         run_module.STORE = store.name  # it is of whoever started the program

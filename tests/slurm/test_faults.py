@@ -243,6 +243,8 @@ def test_a_killed_rank_ends_the_job_and_it_goes_on_by_itself_from_what_was_saved
     run = runs.submit(*OFTEN, QUIET)
     for start, rank in ((1, 0), (2, 1)):
         until_learning(run, start=start)
+        begun_at = rows(run, "start")[start - 1]["step"]
+        until(lambda: last_save(run, time.time()) > begun_at, run)  # noqa: B023  else it made no progress
         killed_at = time.time()
         os.kill(tasks_of(run)[rank], signal.SIGKILL)
         until_learning(run, start=start + 1)

@@ -171,6 +171,7 @@ def test_a_run_that_was_not_handed_out_does_not_take_the_id_of_one_that_was(
     monkeypatch.setenv("WANDB_RUN_ID", "handed1")
     if not forgets:  # the control
         monkeypatch.setattr(wandb_record, "forget_others", lambda: None)
+        monkeypatch.setattr(wandb_reach, "forget_others", lambda: None)
     run = make_run("tracking.mode=online")
     live(run, begin(), *epochs(1, 4), *FINISHED)
     assert list(server.runs) == ([run.id] if forgets else ["handed1"])
