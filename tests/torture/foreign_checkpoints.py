@@ -115,7 +115,7 @@ def strike(a: Attacker, *, first: tuple[str, ...] = ()) -> str:
     hold(code >= 0, f"{words}: ended by signal {-code}")
     hold("Traceback" not in said, f"{words}: a traceback ends with {said.strip().splitlines()[-1:]}")
     hold("weights_only=False" not in said, f"{words}: advises to run its code")
-    if code == 0:
+    if code == 0 and not (fits and maker is rubbish):  # flipped under a sha256 of its own, it is another's checkpoint
         other = whole.differences(run)
         hold(not other, f"{words}: believed; {other} differ")
     discard(run)

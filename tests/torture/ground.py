@@ -150,6 +150,8 @@ class Undisturbed:
         """In words, what of weights, optimizer, counters and history is other than here; empty if nothing is."""
         state, found = final_state(run), []
         for part, wanted in self.state.items():
+            if part == "evaluation":  # as far as one had come when the run was last saved: no result of it
+                continue
             if not same(wanted, state.get(part)):
                 found.append(part)
         if curves(run) != self.shown:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from runyard.run import Run
 from runyard.stopping import Stop
 from runyard.tracking import journal
 from runyard.training import checkpoint
-from runyard.training.evaluation import Evaluation
+from runyard.training.evaluation import COLUMNS, Evaluation
 from runyard.training.loop import Outcome, train
 from tests.training.conftest import Ranks, final_state, same
 from tests.training.conftest import train as train_in_processes
@@ -150,3 +151,15 @@ def test_ranks_of_which_one_is_asked_within_an_evaluation_stop_at_one_batch_and_
     assert epochs(run) == epochs(other)
     assert train(alone) is Outcome.FINISHED
     assert epochs(alone)[0]["test_top1"] == epochs(other)[0]["test_top1"], "begun anew"
+
+
+@pytest.mark.parametrize("saved", [
+    -1, "text", {}, {"trained": {}, "cut": {"world_size": 1, "batch_size": 4}, "seconds": 0.0, "parts": {"test": {}}},
+    {"trained": {}, "cut": {"world_size": 1, "batch_size": 4}, "seconds": 0.0,
+     "parts": {"test": {"batches": 1, **{name: torch.zeros(2, 2) for name in COLUMNS}}}},
+])  # fmt: skip
+def test_what_is_no_evaluation_under_way_is_refused_as_such(saved: Any) -> None:
+    """`continuity.go_on` then passes the checkpoint over, as it does for any other part."""
+    with pytest.raises((KeyError, TypeError, ValueError, AttributeError)):
+        Evaluation(1, 4).restore(saved, {"test": 8})
+    Evaluation(1, 4).restore(None, {"test": 8})

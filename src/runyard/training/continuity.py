@@ -63,10 +63,10 @@ def go_on(
         state = checkpoint.load()
         try:
             check_state(state, learner)
+            evaluation.restore(state.get("evaluation"), samples)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise Unusable(f"no state that this program saved: {type(error).__name__}") from None
         learner.restore(state)
-        evaluation.restore(state.get("evaluation"), samples)
 
     choice = choose(run, restore)
     if choice.warning is not None:

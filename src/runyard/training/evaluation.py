@@ -89,7 +89,10 @@ class Part:
         return {"batches": self.batches, **self._columns()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.batches = state["batches"]
+        self.batches = int(state["batches"])
+        for name, dtype in COLUMNS.items():
+            if state[name].ndim != 1 or state[name].dtype != dtype:
+                raise ValueError(f"{name}: expected a column of {dtype}")
         if not dist.is_initialized() or dist.get_rank() == 0:
             self._gathered = [tuple(state[name] for name in COLUMNS)]
 
