@@ -162,6 +162,12 @@ def test_what_the_agents_node_could_not_send_sync_sends_to_the_same_run(server: 
     assert synced(str(run.path))[0]["action"] == "nothing to send"
 
 
+def remember_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: what another process left in the environment stays."""
+    for module in (wandb_record, wandb_reach):
+        monkeypatch.setattr(module, "forget_others", lambda: None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("forgets", [True, False])
 def test_a_run_that_was_not_handed_out_does_not_take_the_id_of_one_that_was(
@@ -169,9 +175,8 @@ def test_a_run_that_was_not_handed_out_does_not_take_the_id_of_one_that_was(
 ) -> None:
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep7")
     monkeypatch.setenv("WANDB_RUN_ID", "handed1")
-    if not forgets:  # the control
-        monkeypatch.setattr(wandb_record, "forget_others", lambda: None)
-        monkeypatch.setattr(wandb_reach, "forget_others", lambda: None)
+    if not forgets:
+        remember_others(monkeypatch)
     run = make_run("tracking.mode=online")
     live(run, begin(), *epochs(1, 4), *FINISHED)
     assert list(server.runs) == ([run.id] if forgets else ["handed1"])
@@ -185,9 +190,8 @@ def test_a_training_does_not_speak_through_the_helper_of_the_process_that_starte
     """A notebook that logs to W&B, and from which a run is submitted, has this variable; on a node there is no such
     socket, and the notebook may end."""
     monkeypatch.setenv("WANDB_SERVICE", "3-1-unix-/nowhere/of-a-notebook.sock")
-    if not forgets:  # the control
-        monkeypatch.setattr(wandb_record, "forget_others", lambda: None)
-        monkeypatch.setattr(wandb_reach, "forget_others", lambda: None)
+    if not forgets:
+        remember_others(monkeypatch)
     run = make_run("tracking.mode=online")
     live(run, begin(), *epochs(1, 4), *FINISHED)
     assert list(server.runs) == ([run.id] if forgets else [])

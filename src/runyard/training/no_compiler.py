@@ -1,7 +1,7 @@
 """Keep torch's compiler out of a process that compiles nothing.
 
-Eager optimizers and DDP import it for five calls that then do nothing. That import is half of the time from a rank's
-start to its first step, and thousands of small files on a shared disk.
+Eager optimizers and DDP import it for five calls that then do nothing. That import is half of the CPU time from the
+import of torch to an optimizer's first step, and thousands of small files on a shared disk.
 """
 
 from __future__ import annotations
