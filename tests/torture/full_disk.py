@@ -97,9 +97,10 @@ def refused_at_submit(a: Attacker, place: Path) -> None:
 
 
 def moved(run: Run, place: Path) -> Run:
+    code = run.code.parent
     shutil.copytree(run.path, place / run.id, symlinks=True)
     discard(run)
-    (place / run.code.parent.name).symlink_to(run.code.parent)
+    (place / code.name).symlink_to(code)
     return Run.open(place / run.id)
 
 

@@ -241,6 +241,8 @@ class Zygote:
         for line in self._process.stdout:
             word, *numbers = line.split()
             if word == "started":
+                with self._news:
+                    self._codes.pop(int(numbers[0]), None)  # of a process that had this id before
                 self._started.put(int(numbers[0]))
             elif word == "ended":
                 with self._news:

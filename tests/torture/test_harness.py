@@ -82,6 +82,22 @@ def test_a_forked_rank_learns_the_same_bits_as_a_process_of_its_own(tmp_path: Pa
         assert not same(final_state(run), {**forked.state, "step": 1}), "the control"
 
 
+def test_a_process_with_the_number_of_one_that_ended_is_waited_for(tmp_path: Path) -> None:
+    with Ground(tmp_path) as ground:
+        first = ground.zygote.start(tmp_path / "said", ("sys:exit", 3))
+        assert ground.zygote.wait(first) == 3
+        for _ in range(1000):
+            try:
+                Path("/proc/sys/kernel/ns_last_pid").write_text(str(first - 1))
+            except OSError:
+                pytest.skip("no right to choose the next process's number")
+            second = ground.zygote.start(tmp_path / "said", ("time:sleep", 0.3))
+            if second == first:
+                break
+        assert ground.zygote.wait(second) == 0
+        assert second == first, "the number never came again"
+
+
 def test_the_page_is_the_rendering_of_what_the_last_full_run_came_to() -> None:
     assert PAGE.read_text() == render(json.loads(RESULTS.read_text()))
 

@@ -20,8 +20,7 @@ from typing import Any
 
 from runyard.stopping import STOP_SIGNALS
 
-# The last is what the first optimizer of a process would import, for seconds.
-PRELOAD = ("cluster.job", "cluster.submit", "runyard.report.page", "runyard.training.loop", "torch._dynamo")
+PRELOAD = ("cluster.job", "cluster.submit", "runyard.report.page", "runyard.training.loop")
 living: set[int] = set()  # what was forked and not yet reaped
 
 
@@ -49,8 +48,8 @@ def main() -> None:
         if pid == 0:
             _become(json.loads(line))
         living.add(pid)
+        os.write(1, f"started {pid}\n".encode())  # before its end is told
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-        os.write(1, f"started {pid}\n".encode())
     for pid in list(living):  # whoever asked for them is gone
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -82,7 +81,8 @@ def _become(request: dict[str, Any]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setsid()
-    with open(os.devnull) as nothing, open(request["said"], "ab") as said:
+    log = os.open(request["said"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)  # as the controller makes it
+    with open(os.devnull) as nothing, open(log, "ab") as said:
         os.dup2(nothing.fileno(), 0)
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
