@@ -37,6 +37,8 @@ def main() -> int:
                 console.print(f"{row.number}: {failure['broke']}", style="red", markup=False, highlight=False)
                 words = f"--seed {args.seed} --only {row.number} --attack {again}"
                 console.print(f"   again: python -m tests.torture {words}", highlight=False)
+            if args.json:  # as far as it came, should it be cut off
+                write(harness.result(), args.json)
 
         shown: Counter[int] = Counter()
         harness = Harness(chosen, ground, args.seed, told)
@@ -47,11 +49,8 @@ def main() -> int:
             counts = {p.number: p.short if args.counts == "short" else p.at_least for p in chosen}
             harness.run(counts, args.minutes or math.inf)
     rows = list(harness.rows.values())
-    result = harness.result()
-    if args.json:
-        write(result, args.json)
     if args.page:
-        result = together(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}, result)
+        result = together(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}, harness.result())
         write(result, RESULTS)
         PAGE.write_text(render(result))
         console.print(f"{RESULTS.relative_to(ROOT)} and {PAGE.relative_to(ROOT)} are written")
@@ -70,7 +69,7 @@ def arguments() -> argparse.ArgumentParser:
     again = f"make this one attack again; {CONTROL}: the control"
     parser.add_argument("--attack", type=int, metavar="N", help=again)
     parser.add_argument("--counts", choices=("full", "short"), default="full", help="how many attacks (default: full)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what came of it there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write there what has come of it so far, after each attack")
     page = "put these rows into docs/guarantees.json, and render docs/guarantees.md"
     parser.add_argument("--page", action="store_true", help=page)
     parser.add_argument("--folder", type=Path, help="where to make the attacks (default: a temporary folder)")
