@@ -69,7 +69,7 @@ def arguments() -> argparse.ArgumentParser:
     again = f"make this one attack again; {CONTROL}: the control"
     parser.add_argument("--attack", type=int, metavar="N", help=again)
     parser.add_argument("--counts", choices=("full", "short"), default="full", help="how many attacks (default: full)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write there what has come of it so far, after each attack")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write there, after each attack, what came of all")
     page = "put these rows into docs/guarantees.json, and render docs/guarantees.md"
     parser.add_argument("--page", action="store_true", help=page)
     parser.add_argument("--folder", type=Path, help="where to make the attacks (default: a temporary folder)")
