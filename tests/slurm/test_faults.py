@@ -294,11 +294,13 @@ def test_what_a_dead_rank_and_jobs_that_begin_ask_of_a_controller_that_is_away_t
         assert (len(rows(run, "start")), rows(run, "requeue")) == (1, []), said(run)
 
 
-def test_six_ranks_on_three_nodes_stopped_twice_end_with_the_bits_of_six_that_were_not(runs: Runs) -> None:
+def test_six_ranks_on_three_nodes_stopped_twice_end_with_the_bits_of_six_that_were_not(
+    runs: Runs, tmp_path: Path
+) -> None:
     """Once near the first step, once in mid-epoch; in fp32, where the order of a sum of six shows."""
     six = (*RARE, "precision=fp32", "batch_size=48", "epochs=40")
     whole = runs.create(*six)
-    train_starts(6, [(whole, None, None)])
+    train_starts(tmp_path, 6, [(whole, None, None)])
     run = runs.submit(*six, "cluster.nodes=3", "cluster.tasks_per_node=2", "cluster.exclude='node[5-10]'")
     for start in (1, 2):
         until_started(run, start)

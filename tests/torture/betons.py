@@ -11,8 +11,9 @@ from typing import Any
 
 from runyard.data import manifest
 from runyard.run import Run
-from tests.torture.ground import First, Ground, discard
+from tests.torture.ground import Ground, discard
 from tests.torture.promise import Attacker, Promise, hold
+from tests.zygote import First
 
 KINDS = {
     "raw": ("loader=ffcv", "epochs=1"),

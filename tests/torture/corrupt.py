@@ -9,8 +9,9 @@ from pathlib import Path
 from runyard.run import Run
 from runyard.tracking import journal
 from runyard.training import checkpoint
-from tests.torture.ground import First, discard
+from tests.torture.ground import discard
 from tests.torture.promise import Attacker, Promise, hold
+from tests.zygote import First
 
 KEPT = 6
 SETTINGS = ("epochs=6", f"checkpoint.keep_last={KEPT}", "checkpoint.keep_best=false", "checkpoint.every_s=null")
@@ -99,7 +100,7 @@ PROMISE = Promise(
     attack="k from none to all of six, each damaged in a way of its own: a bit, an end, a file missing or empty, a "
     "manifest of rubbish.",
     at_least=28,
-    short=3,
+    short=2,
     strike=strike,
     control=without_a_word,
     switched_off="nobody is warned",

@@ -6,12 +6,10 @@ import contextlib
 import functools
 import json
 import os
-import queue
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -23,6 +21,7 @@ from runyard.run import Run
 from runyard.tracking import journal
 from tests.conftest import PATIENCE_S, compose
 from tests.training.conftest import SMALL, final_state, same
+from tests.zygote import First, Zygote
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS_PER_EPOCH, EPOCHS = 8, 3
@@ -33,7 +32,6 @@ SETTINGS = (
 )  # fmt: skip
 GRACE_S = 5  # for the other ranks, once one has ended badly; what they do of it themselves is row 5's
 T = TypeVar("T")
-First = Sequence[Sequence[Any]]  # functions to call in a rank before it begins: names, each with its arguments
 SHOWN = ("epoch", "step", "train_loss", "train_top1", "test_loss", "test_top1", "lr", "grad_norm")
 
 
@@ -114,7 +112,7 @@ class Ground:
         for words in lines:
             place = self.scratch()
             said, there = place / "said", ("os:chdir", str(place))
-            going.append((self.zygote.start(said, ("tests.torture.ground:say", *words), env, [there, *first]), said))
+            going.append((self.zygote.start(said, ("tests.zygote:say", *words), env, [there, *first]), said))
         return [(self.zygote.wait(pid), said.read_text(errors="replace")) for pid, said in going]
 
     def finish(self, run: Run, ranks: int) -> None:
@@ -183,73 +181,6 @@ def discard(run: Run) -> None:
     shutil.rmtree(run.path, ignore_errors=True)
 
 
-class Zygote:
-    """The process that forks (tests/torture/zygote.py), and what it says. It begins with these ``variables``."""
-
-    def __init__(self, **variables: str) -> None:
-        variables |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.torture.zygote"], cwd=ROOT, env=os.environ | variables, text=True, bufsize=1,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        self._started: queue.Queue[int] = queue.Queue()
-        self._codes: dict[int, int] = {}
-        self._news = threading.Condition()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def start(self, said: Path, call: Sequence[Any], env: dict[str, str] | None = None, first: First = ()) -> int:
-        """Fork a process, which does ``first``, then ``call``; what it says is appended to ``said``. Its id."""
-        assert self._process.stdin is not None
-        request = {"said": str(said), "call": list(call), "env": env or {}, "first": [list(f) for f in first]}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        return self._started.get(timeout=PATIENCE_S)
-
-    def wait(self, pid: int) -> int:
-        """Its exit code, negative if a signal ended it."""
-        with self._news:
-            ended = self._news.wait_for(lambda: pid in self._codes, PATIENCE_S)
-        if not ended:
-            raise TimeoutError(f"process {pid} hangs: {Path(f'/proc/{pid}/wchan').read_text()}")
-        return self._codes[pid]
-
-    def first_to_fail(self, pids: list[int]) -> int | None:
-        """Waits until one of them has ended badly, or all have ended well: then None."""
-        with self._news:
-            ended = self._news.wait_for(
-                lambda: any(self._codes.get(p) for p in pids) or all(p in self._codes for p in pids), PATIENCE_S
-            )
-            if not ended:
-                raise TimeoutError(f"processes {pids} hang")
-            return next((pid for pid in pids if self._codes.get(pid)), None)
-
-    def all_ended(self, pids: list[int], within_s: float) -> bool:
-        with self._news:
-            return self._news.wait_for(lambda: all(pid in self._codes for pid in pids), within_s)
-
-    def alive(self, pid: int) -> bool:
-        return pid not in self._codes
-
-    def close(self) -> None:
-        """It ends, and what it forked with it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(PATIENCE_S)
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            word, *numbers = line.split()
-            if word == "started":
-                with self._news:
-                    self._codes.pop(int(numbers[0]), None)  # of a process that had this id before
-                self._started.put(int(numbers[0]))
-            elif word == "ended":
-                with self._news:
-                    self._codes[int(numbers[0])] = int(numbers[1])
-                    self._news.notify_all()
-
-
 class Ranks:
     """The processes of one start of a run, led as cluster/controller.py and srun lead them: once one has ended badly
     the others are told, and are killed where they do not end of it."""
@@ -297,13 +228,6 @@ def train(run_dir: str) -> None:
     from cluster.job import TrainJob
 
     TrainJob(run_dir)()
-
-
-def say(*words: str) -> None:
-    """In a process: the command line."""
-    from runyard.cli import main
-
-    sys.exit(main(list(words)))
 
 
 def leave_out_the_report() -> None:

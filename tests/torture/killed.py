@@ -13,8 +13,9 @@ from typing import Any
 
 from runyard.run import Run
 from tests.conftest import PATIENCE_S
-from tests.torture.ground import EPOCHS, STEPS_PER_EPOCH, First, Ground, discard, epochs, typed, until
+from tests.torture.ground import EPOCHS, STEPS_PER_EPOCH, Ground, discard, epochs, typed, until
 from tests.torture.promise import Attacker, Promise, hold
+from tests.zygote import First
 
 WORLDS = (2, 3, 4, 6)
 KINDS = (
@@ -153,7 +154,7 @@ PROMISE = Promise(
     attack="SIGKILL to one rank or all of 2, 3, 4 and 6: while they start, meet, learn, evaluate, save, thin out "
     "checkpoints, report; at any function call; at any time; up to three times; bf16 and fp32.",
     at_least=200,
-    short=4,
+    short=2,
     strike=strike,
     control=without_momentum,
     switched_off="the optimizer's state is not restored",

@@ -18,8 +18,9 @@ from runyard.tracking import journal
 from runyard.tracking.journal import Journal
 from tests.cluster.fake_slurm import SBATCH, FakeSlurm
 from tests.conftest import PATIENCE_S
-from tests.torture.ground import First, Ground, discard, epochs, until
+from tests.torture.ground import Ground, discard, epochs, until
 from tests.torture.promise import Attacker, Broken, Promise, hold
+from tests.zygote import First
 
 
 def contend(run_dir: str, go: str, seed: str, control: str) -> None:

@@ -14,10 +14,10 @@ from runyard.run import Run
 from tests.cluster.fake_slurm import NUMBER, FakeSlurm
 from tests.compare.fabricate import fabricate
 from tests.second_user import as_nobody
-from tests.torture.ground import First
 from tests.torture.one_writer import stopped
 from tests.torture.promise import Attacker, Promise, Unable, hold
 from tests.torture.tracking_trouble import served, variables
+from tests.zygote import First
 
 OTHER = 65534  # nobody's uid
 SECRET = b"this is the victim's own"

@@ -10,9 +10,10 @@ from runyard.run import Run
 from runyard.tracking import journal
 from runyard.training import checkpoint
 from tests.conftest import PATIENCE_S
-from tests.torture.ground import EPOCHS, STEPS_PER_EPOCH, First, Ranks, discard, epochs, typed, until
+from tests.torture.ground import EPOCHS, STEPS_PER_EPOCH, Ranks, discard, epochs, typed, until
 from tests.torture.killed import KINDS, WORLDS, compare
 from tests.torture.promise import Attacker, Promise, hold
+from tests.zygote import First
 
 STEP = "runyard.training.learner:Learner.train_step"
 MOMENTS = (STEP, STEP, STEP, "runyard.training.loop:Training._conclude", "runyard.training.learner:Learner.logits",
@@ -139,7 +140,7 @@ PROMISE = Promise(
     attack="TERM and USR2 to one rank or all of 2, 3, 4 and 6, once or twice, while they start, learn, evaluate, save; "
     "TERM, USR2, INT and USR1 to the command line and to the controller of its job.",
     at_least=200,
-    short=3,
+    short=2,
     strike=strike,
     control=each_for_itself,
     switched_off="ranks do not vote",

@@ -145,7 +145,7 @@ PROMISE = Promise(
     "200 and keeps nothing, falls silent, refuses connections, or takes no more; reached through a proxy alone, which "
     "dies on the way or is not there; the client's own process killed.",
     at_least=36,
-    short=2,
+    short=1,
     strike=strike,
     control=lambda a: without_sync(Attacker(a.ground, a.rng, TROUBLES.index("500 from the first"))),
     switched_off="what was not sent is not sent later",

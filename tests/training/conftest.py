@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from runyard.config import Config
 from runyard.run import Run
 from tests.conftest import PATIENCE_S, SMALL_DATA
+from tests.zygote import Fork, Zygote
 
 SMALL = (
     *SMALL_DATA,
@@ -46,8 +48,19 @@ def make_run(
     return make
 
 
+@functools.cache
+def zygote() -> Zygote:
+    """This process's own: what it forks need not import torch, which takes seconds each time."""
+    made = Zygote()
+    atexit.register(made.close)
+    return made
+
+
 class Ranks:
-    """The processes that train one run together."""
+    """The processes that train one run together.
+
+    They are forks of ``zygote``, but for what must import everything anew: ``command``, in place of `runyard train`.
+    """
 
     def __init__(
         self,
@@ -58,30 +71,33 @@ class Ranks:
         command: list[str] | None = None,
     ) -> None:
         self.run = run
+        self._said = [run.path.parent / f"said-{run.id}-{job}-{rank}" for rank in range(world_size)]
         self.processes = [
-            subprocess.Popen(
-                command or [sys.executable, "-m", "runyard", "train", str(run.path)],
-                env=os.environ
-                | {
-                    "SUBMITIT_LOCAL_GLOBALID": str(rank),
-                    "SUBMITIT_LOCAL_LOCALID": str(rank),
-                    "SUBMITIT_LOCAL_NTASKS": str(world_size),
-                    "SUBMITIT_LOCAL_JOB_ID": job,
-                    "OMP_NUM_THREADS": "1",
-                }
-                | (environment or {}),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            self._start(rank, command, {
+                "SUBMITIT_LOCAL_GLOBALID": str(rank),
+                "SUBMITIT_LOCAL_LOCALID": str(rank),
+                "SUBMITIT_LOCAL_NTASKS": str(world_size),
+                "SUBMITIT_LOCAL_JOB_ID": job,
+                "OMP_NUM_THREADS": "1",
+                **(environment or {}),
+            })
             for rank in range(world_size)
-        ]
+        ]  # fmt: skip
+
+    def _start(
+        self, rank: int, command: list[str] | None, environment: dict[str, str]
+    ) -> subprocess.Popen[bytes] | Fork:
+        said = self._said[rank]
+        if command is None:
+            return zygote().fork(said, ("tests.zygote:say", "train", str(self.run.path)), environment)
+        with said.open("wb") as log:
+            return subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
 
     def wait(self, timeout_s: float = PATIENCE_S) -> list[int]:
         """Exit codes by rank; what they said is in ``errors``."""
-        said = [p.communicate(timeout=timeout_s) for p in self.processes]
-        self.errors = [stderr for _, stderr in said]
-        return [p.returncode for p in self.processes]
+        codes = [process.wait(timeout_s) for process in self.processes]
+        self.errors = [said.read_text() for said in self._said]
+        return codes
 
 
 def train(run: Run, world_size: int = 2, job: str = "first", environment: dict[str, str] | None = None) -> None:
