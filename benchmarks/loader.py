@@ -27,10 +27,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cluster.compose import compose
-from runyard.config import Config
-from runyard.data import loaders, manifest
-from runyard.data.augment import draws, kernels
+from runyard.config.compose import compose
+from runyard.config.schema import Config
+from runyard.data import manifest
+from runyard.data.augment import kernels, params
+from runyard.data.loading import loaders
 
 CPU = torch.device("cpu")
 WORKERS, BATCH = 2, 512
@@ -106,14 +107,14 @@ def kernel_figures(root: str) -> dict[str, float]:
     folder = manifest.folder(config.data)
     prepared = manifest.load(folder)
     images, _ = loaders.open_source(config, prepared, folder, "train").read(np.arange(1))
-    paper = draws.settings(config.augment, prepared.image_size, prepared.mean)
+    paper = params.settings(config.augment, prepared.image_size, prepared.mean)
     nothing = paper._replace(flip=0, padding=0, rotation=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
     rows = np.random.default_rng(0).permutation(len(images))[:2048]
     out = np.empty((len(rows), *images.shape[1:]), np.uint8)
     figures = {}
     for name, s in {
         "copy in random order": nothing,
-        "flip": nothing._replace(flip=draws.RANDOM_FLIP), "crop": nothing._replace(padding=4),
+        "flip": nothing._replace(flip=params.RANDOM_FLIP), "crop": nothing._replace(padding=4),
         "rotation, nearest": nothing._replace(rotation=paper.rotation),
         "rotation, bilinear": nothing._replace(rotation=paper.rotation, bilinear=True),
         "brightness": nothing._replace(brightness=0.2), "contrast": nothing._replace(contrast=0.2),

@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.commands import DATA
-from cluster.rehearsal import Rehearsal
-from cluster.rehearse import tasks_of
-from runyard.run import Run
-from runyard.tracking import journal
+from runyard.cluster.rehearsal.rehearse import tasks_of
+from runyard.cluster.rehearsal.sandbox import Rehearsal
+from runyard.runs import journal
+from runyard.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNYARD = (sys.executable, "-m", "runyard")

@@ -19,19 +19,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cluster.compose import compose
-from runyard.config import Config
-from runyard.data import loaders, manifest
-from runyard.data.batch import Batch
-from runyard.training import distributed
-from runyard.training.learner import Learner
+from runyard.config.compose import compose
+from runyard.config.schema import Config
+from runyard.data import manifest
+from runyard.data.loading import loaders
+from runyard.data.loading.batch import Batch
+from runyard.training.distributed import process_group
+from runyard.training.train_state import Learner
 
 WARM_UP_STEPS, STEPS, REPEATS = 8, 20, 5
 
 
 def measure(config: Config) -> dict[str, Any]:
     """Median milliseconds per step over the repeats, images/s, and seconds of warm-up."""
-    place = distributed.from_environment({})
+    place = process_group.from_environment({})
     folder = manifest.folder(config.data)
     data = manifest.load(folder)
     loader = loaders.train_loader(config, data, folder, rank=0, world_size=1, device=place.device)

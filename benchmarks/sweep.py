@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.progress import Progress
 
-from cluster.rehearsal import Rehearsal
-from runyard.tracking import journal
+from runyard.cluster.rehearsal.sandbox import Rehearsal
+from runyard.runs import journal
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = ("optim.lr=0.5,1.0", "seed=0,1,2")

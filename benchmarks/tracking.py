@@ -21,12 +21,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cluster.compose import compose
-from runyard.data.prepare import prepare
-from runyard.run import Run
-from runyard.tracking import journal
+from runyard.config.compose import compose
+from runyard.data.prepare.pipeline import prepare
+from runyard.runs import journal
+from runyard.runs.run import Run
 from runyard.tracking.recorder import Recorder
-from runyard.training.loop import train
+from runyard.training.trainer import train
 
 # small, so that a step is short beside what is logged of it: a larger network's share is smaller
 MADE = ["data=synthetic", "data.samples=[2048,256]", "data.image_size=16", "batch_size=128", "epochs=6"]

@@ -1,7 +1,7 @@
 # What every batch script begins with. Sourced by them, in bash.
 . "${BASH_SOURCE[0]%/*}/ask.sh"
 
-# By these cluster.requeue tells what this start wrote, in the journal and in this log, from what earlier ones did.
+# By these runyard.cluster.job.requeue tells what this start wrote, in the journal and in this log, from what earlier ones did.
 export RUNYARD_BEGAN=$(date +%s) RUNYARD_LOG_BEGAN=$(stat -Lc %s /dev/stderr)
 # Where a centre has SBATCH_EXPORT=NONE, srun would pass on none of what the script exports.
 export SLURM_EXPORT_ENV=ALL

@@ -12,7 +12,7 @@ root=${RUNYARD_ROOT:-$(cd -P "$(dirname "$0")/.." && pwd)}
 fail() { echo "slurm/python.sh: $*" >&2; exit "${code:-127}"; } # 127: not found, on this node at least
 
 # In a task's first tenth of a second a stop would end it as a crash does. What asks for one asks again.
-case "$*" in "-m cluster.task "*) trap '' TERM USR1 USR2 ;; esac
+case "$*" in "-m runyard.cluster.job.task "*) trap '' TERM USR1 USR2 ;; esac
 
 # What W&B's agent starts runs inside the container that the agent itself was started in.
 inside=${RUNYARD_CONTAINER:+${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-}}}
@@ -34,5 +34,5 @@ if [ -n "${RUNYARD_OVERLAY:-}" ]; then
 fi
 [ ! -e /dev/nvidiactl ] || set -- --nv "$@"
 # Behind what is already set: a run's own snapshot of the code comes first, then this checkout, then the image's copy.
-export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$root/src:$root"
+export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$root/src"
 exec "$runner" exec --bind "$root" "$@"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The last command of a batch script: puts its job back into the queue where its run can go on by itself. Use:
 #   exec slurm/requeue.sh PYTHON RUN CODE        CODE is what srun ended with
-# cluster.requeue decides; SLURM is asked and told here, outside the container in which PYTHON may run without its commands.
+# runyard.cluster.job.requeue decides; SLURM is asked and told here, outside the container in which PYTHON may run without its commands.
 set -u
 # At the time limit SLURM sends TERM to what is left of the job, which then has KillWait to decide; some sites preempt by
 # another.
@@ -34,7 +34,7 @@ requeue() {
 }
 
 # Where Python itself fails on this node it can be neither asked nor told: another is tried, three at most.
-if [ "$ended" -ne 0 ] && ! "$python" -c 'import cluster.requeue'; then
+if [ "$ended" -ne 0 ] && ! "$python" -c 'import runyard.cluster.job.requeue'; then
     node=${SLURMD_NODENAME:-$(hostname -s)} list=$(field ExcNodeList)
     tried=$(grep -c '^{"event": "exclude", .*"job": "'"$SLURM_JOB_ID"'"' "$run/metrics.jsonl" 2>/dev/null)
     up=$(nodes | grep -Ec '^[^|]*\|(idle|mix|alloc|comp|resv|plnd|pow)[^|*]*\|')
@@ -55,8 +55,8 @@ fi
 
 exclude=$run/slurm/exclude-$job
 rm -f "$exclude"
-{ printf '%s\n' "$shown"; nodes; } | "$python" -m cluster.requeue "$run" "$ended" "$ending" "$exclude"
+{ printf '%s\n' "$shown"; nodes; } | "$python" -m runyard.cluster.job.requeue "$run" "$ended" "$ending" "$exclude"
 verdict=$?
 [ "$verdict" -eq 75 ] || exit "$verdict"
 requeue "$(cat "$exclude" 2>/dev/null)"
-exec "$python" -m cluster.requeue "$run" "$ended" refused "${refusal:-no word}"
+exec "$python" -m runyard.cluster.job.requeue "$run" "$ended" refused "${refusal:-no word}"

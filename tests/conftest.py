@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from runyard.config import Config, from_dict
+from runyard.config.schema import Config, from_dict
 
 # Files of tests/slurm that share clusters and runs.
 TOGETHER = {
@@ -71,7 +71,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def data_root(shared: Path) -> Path:
     """Where the small data set is prepared."""
-    from runyard.data.prepare import prepare
+    from runyard.data.prepare.pipeline import prepare
 
     root = shared / "small"
     root.mkdir(exist_ok=True)

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.completion import answer
-from runyard.cli import main
+from runyard.cli.commands import NAMES
+from runyard.cli.completion import answer
+from runyard.cli.main import main
 from runyard.data import manifest
-from runyard.run import Run
-from runyard.tracking.journal import Journal
-from runyard.verbs import NAMES
+from runyard.runs.journal import Journal
+from runyard.runs.run import Run
 from tests.conftest import SMALL_DATA
 
 SMALL = (*SMALL_DATA, "model=starter", "model.widths=[16,32]", "loader=resident", "epochs=1", "batch_size=32",
@@ -203,7 +203,7 @@ SUBMISSIONS = [
 def test_a_submission_that_cannot_work_creates_no_run(
     refused: Refused, small: list[str], monkeypatch: pytest.MonkeyPatch, overrides: str, message: str
 ) -> None:
-    monkeypatch.setattr("cluster.submit.gpu_count", lambda: 0)
+    monkeypatch.setattr("runyard.cluster.launch.submit.gpu_count", lambda: 0)
     assert message in refused("submit", *small, *overrides.split())
 
 
@@ -351,7 +351,7 @@ def test_prepare_says_how_many_files_were_converted_and_left_out(
     made = manifest.Manifest("d", "imagefolder", "s", ("a",), 16, (0.5,) * 3, (0.2,) * 3, {}, {
         "converted": {"files": 3, "kinds": {"grayscale": 2, "CMYK": 1}, "first": []},
         "skipped": {"files": 1, "kinds": {"not an image": 1}, "first": []}}, True)
-    monkeypatch.setattr("runyard.data.prepare.prepare", lambda *_, **__: made)
+    monkeypatch.setattr("runyard.data.prepare.pipeline.prepare", lambda *_, **__: made)
     assert main(["prepare", "data=imagefolder", "data.path=x"]) == 0
     assert capsys.readouterr().out.endswith(
         "verified; 3 converted (2 grayscale, 1 CMYK); 1 skipped (1 not an image)\n")
@@ -365,7 +365,7 @@ def test_every_verbs_help_has_an_example(verb: str, capsys: pytest.CaptureFixtur
 
 
 def test_help_imports_neither_torch_nor_hydra() -> None:
-    ask = ("import sys, runyard.cli\ntry: runyard.cli.main(['--help'])\nexcept SystemExit: pass\n"
+    ask = ("import sys, runyard.cli.main\ntry: runyard.cli.main.main(['--help'])\nexcept SystemExit: pass\n"
            "print('loaded', sorted({'torch', 'numpy', 'hydra', 'submitit'} & set(sys.modules)))")
     said = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout
     assert said.endswith("loaded []\n")
@@ -398,9 +398,9 @@ def test_completion_knows_every_verb() -> None:
 
 TRAIN_ON_A_FULL_DISK = """
 import errno, sys
-from runyard import cli
+from runyard.cli.main import main as cli
 from runyard.training import checkpoint
-from runyard.verbs import NAMES
+from runyard.cli.commands import NAMES
 from tests.conftest import SMALL_DATA
 
 def full(*_):

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from submitit.slurm.slurm import _make_sbatch_string
 
-from runyard.cluster_rules import PATTERNS, check_cluster, gres_counts
-from runyard.config import ClusterConfig
+from runyard.config.cluster_validation import PATTERNS, check_cluster, gres_counts
+from runyard.config.schema import ClusterConfig
 from runyard.errors import UserError
 from tests.conftest import compose
 

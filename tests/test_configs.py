@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from runyard import models
-from runyard.config import Config, from_dict, read, to_dict
+from runyard.config.schema import Config, from_dict, read, to_dict
 from runyard.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
+from runyard.config.fields import names, read, setting, to_dict, unknown, written
 from runyard.errors import UserError
-from runyard.fields import names, read, setting, to_dict, unknown, written
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 
 from runyard import files
-from runyard.cli import main
-from runyard.config import Config
+from runyard.analysis.report.page import write_report
+from runyard.cli.main import main
+from runyard.config.schema import Config
 from runyard.errors import UserError
-from runyard.report.page import write_report
-from runyard.run import Run
-from runyard.tracking import journal, sync, wandb_files
-from runyard.tracking.journal import Journal
+from runyard.runs import journal
+from runyard.runs.journal import Journal
+from runyard.runs.run import Run
+from runyard.tracking.wandb import files as wandb_files
+from runyard.tracking.wandb import sync
 from tests.second_user import NOBODY, needs_root
 
 HANGS_S = 600  # after which a test that waits for a pipe is given up
@@ -254,7 +256,7 @@ def test_nothing_in_a_run_steers_the_terminal(
     said = all_of_it()
     assert {c for c in said if c in steering} == set()
     assert "\\x1b]0;owned" in said
-    for place in ("runyard.printable.printable", "cluster.status.printable"):
+    for place in ("runyard.printable.printable", "runyard.cluster.monitor.status.printable"):
         monkeypatch.setattr(place, lambda text: text)
     assert {c for c in all_of_it() if c in steering} != set()
 

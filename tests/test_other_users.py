@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from runyard import ownership, snapshot
-from runyard import run as run_module
-from runyard.config import Config
+from runyard import ownership
+from runyard.config.schema import Config
 from runyard.data import compiled, manifest
-from runyard.data.stage import stage
+from runyard.data.prepare.stage import stage
 from runyard.errors import UserError
 from runyard.ownership import of_this_user, private_folder
-from runyard.run import Run
+from runyard.runs import run as run_module
+from runyard.runs import snapshot
+from runyard.runs.run import Run
 from tests.conftest import SMALL_DATA
 from tests.second_user import NOBODY, as_nobody, needs_root, shared_place
 
@@ -98,7 +99,7 @@ def test_two_users_share_a_folder_of_runs(
 
 def test_a_snapshot_whose_content_is_not_what_its_name_says_is_not_used(create: Callable[..., Run]) -> None:
     code = create().code
-    (code / "cluster" / "task.py").write_text("raise SystemExit('changed')")
+    (code / "runyard" / "cluster" / "job" / "task.py").write_text("raise SystemExit('changed')")
     with pytest.raises(UserError, match=f"the code in {code} is not what was submitted.*move that directory away"):
         create()
 

@@ -12,12 +12,12 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from runyard import config as schema
 from runyard import predict as prediction
+from runyard.config import schema
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.predict import open_images, predict
-from runyard.run import Run
+from runyard.runs.run import Run
 
 SIZE, CLASSES = 8, ("dark", "red", "green", "blue")
 

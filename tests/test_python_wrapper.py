@@ -54,7 +54,7 @@ def test_a_container_gets_the_checkout_behind_what_pythonpath_already_holds(tmp_
     *call, path = [line for line in done.stdout.splitlines() if line != "--nv"]
     assert call == ["exec", "--bind", str(ROOT), str(tmp_path / "an image.sif"), "/opt/runyard/.venv/bin/python",
                     "-m", "runyard", "--help"]
-    assert path == f"PYTHONPATH=/run/code:{ROOT}/src:{ROOT}"
+    assert path == f"PYTHONPATH=/run/code:{ROOT}/src"
 
 
 def test_within_the_container_it_starts_no_other(tmp_path: Path) -> None:

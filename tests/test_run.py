@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from runyard import run as run_module
-from runyard.config import Config, to_dict
+from runyard.config.schema import Config, to_dict
 from runyard.errors import UserError
 from runyard.ownership import of_this_user
-from runyard.run import Run
-from runyard.tracking.journal import Journal
+from runyard.runs import run as run_module
+from runyard.runs.journal import Journal
+from runyard.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,7 +44,7 @@ def test_what_was_created_is_what_is_opened(create: Callable[..., Run]) -> None:
     assert opened.config == made.config
     assert opened.record == made.record
     assert opened.record["overrides"] == ["epochs=7"]
-    assert (opened.code / "runyard" / "run.py").is_file()
+    assert (opened.code / "runyard" / "runs" / "run.py").is_file()
     assert not opened.edited
 
 
@@ -52,7 +52,7 @@ def full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize(("module", "name"), [("runyard.run", "write_atomic"), ("runyard.run", "snapshot"),
+@pytest.mark.parametrize(("module", "name"), [("runyard.runs.run", "write_atomic"), ("runyard.runs.run", "snapshot"),
                                               ("shutil", "copyfile"), ("pathlib.Path", "rename")])
 def test_a_disk_that_fills_while_a_run_is_made_leaves_nothing(
     create: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
@@ -170,7 +170,7 @@ def test_a_run_is_finished_when_its_journal_says_so_for_all_its_epochs(create: C
 
 HOLD = """
 import sys
-from runyard.run import Run
+from runyard.runs.run import Run
 lease = Run.open(sys.argv[1]).lease()
 print("held", flush=True)
 sys.stdin.read()
@@ -208,8 +208,8 @@ def test_other_errors_of_the_disk_stay_what_they_are(create: Callable[..., Run])
 
 CREATE = """
 import json, sys
-from runyard.config import from_dict
-from runyard.run import Run
+from runyard.config.schema import from_dict
+from runyard.runs.run import Run
 print(Run.create(from_dict(json.loads(sys.argv[1])), []).path)
 """
 
@@ -224,16 +224,16 @@ def test_editing_the_checkout_after_creation_does_not_change_what_a_run_imports(
     tmp_path: Path, make_config: Callable[..., Config]
 ) -> None:
     for folder in ("src/runyard", "cluster"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     settings: dict[str, Any] = to_dict(make_config("experiment=starter", f"runs_dir={tmp_path / 'runs'}"))
     first, second = (Run.open(says(CREATE, tmp_path / "src", json.dumps(settings))) for _ in range(2))
     assert first.code == second.code
     edited = tmp_path / "src" / "runyard" / "__init__.py"
     edited.write_text(edited.read_text() + "\nEDITED = True\n")
-    (tmp_path / "cluster" / "job.py").unlink()
-    ask = "import runyard, cluster; print(hasattr(runyard, 'EDITED'), runyard.__file__, cluster.__file__)"
-    assert says(ask, first.code) == f"False {first.code}/runyard/__init__.py {first.code}/cluster/__init__.py"
-    assert (first.code / "cluster" / "job.py").is_file()
+    (tmp_path / "cluster" / "job" / "train_job.py").unlink()
+    ask = "import runyard.cluster; print(hasattr(runyard, 'EDITED'), runyard.__file__, runyard.cluster.__file__)"
+    assert says(ask, first.code) == f"False {first.code}/runyard/__init__.py {first.code}/runyard/cluster/__init__.py"
+    assert (first.code / "runyard" / "cluster" / "job" / "train_job.py").is_file()
     assert says(ask, tmp_path / "src").startswith("True ")
     third = Run.open(says(CREATE, tmp_path / "src", json.dumps(settings)))
     assert third.record["code_sha256"] != first.record["code_sha256"]

@@ -160,7 +160,7 @@ def test_the_second_call_installs_nothing(machine: Machine) -> None:
 
 @pytest.mark.parametrize(("name", "old", "new", "again"), [
     ("requirements.lock", "numba==", "numba==9", True),
-    ("pyproject.toml", '"runyard.cli:main"', '"runyard.cli:other"', True),
+    ("pyproject.toml", '"runyard.cli.main:main"', '"runyard.cli.main:other"', True),
     ("pyproject.toml", "line-length = ", "line-length = 9", False),  # .venv may be in use
 ])
 def test_a_changed_lock_or_project_is_installed(machine: Machine, name: str, old: str, new: str, again: bool) -> None:

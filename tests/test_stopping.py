@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from runyard import end_time, stopping
-from runyard.slurm_commands import CannotTell
-from runyard.stopping import STOP_SIGNALS, UNSAVED_AT_S, Stop, StopFlag, Stopped, at_once
+from runyard.slurm_client import CannotTell
+from runyard.training import end_time, stop_signals
+from runyard.training.stop_signals import STOP_SIGNALS, UNSAVED_AT_S, Stop, StopFlag, Stopped, at_once
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def test_the_runs_own_clock_asks_before_the_jobs_end() -> None:
 
 HANGS = """
 import os, sys, time
-from runyard.stopping import StopFlag
+from runyard.training.stop_signals import StopFlag
 StopFlag().before_the_limit(os.environ, 0)
 while time.time() < float(sys.argv[1]):
     pass
@@ -180,7 +180,7 @@ def test_a_limit_that_is_raised_or_lowered_meanwhile_is_noticed(squeue: Path, mo
         return end
 
     monkeypatch.setattr(end_time, "asked", asked)
-    monkeypatch.setattr(stopping, "ASK_AGAIN_S", 0.05)
+    monkeypatch.setattr(stop_signals, "ASK_AGAIN_S", 0.05)
     stop, env = StopFlag(), {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": str(int(time.time()) + 100)}
     squeue.write_text("2:00:00\n")
     stop.before_the_limit(env, margin_s=1000)  # by the old limit it would stop now

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runyard.config import Config
+from runyard.config.schema import Config
 
 SKIPPED = "import pytest\ndef test_skipped():\n    pytest.skip('no such library')\n"
 PASSED = "def test_passed():\n    assert True\n"
@@ -37,7 +37,7 @@ def test_elsewhere_a_skip_is_a_skip_and_a_pass_is_a_pass_everywhere(tmp_path: Pa
     assert outcome(tmp_path, text, ci) == 0
 
 
-@pytest.mark.parametrize("module", ["runyard.data.prepare", "cluster.submit"])
+@pytest.mark.parametrize("module", ["runyard.data.prepare.pipeline", "runyard.cluster.launch.submit"])
 def test_a_warning_from_our_own_code_is_an_error(module: str) -> None:
     with pytest.raises(UserWarning, match="ours"):
         warnings.warn_explicit("ours", UserWarning, "file.py", 1, module=module)

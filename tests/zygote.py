@@ -23,10 +23,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from runyard.stopping import STOP_SIGNALS
+from runyard.training.stop_signals import STOP_SIGNALS
 from tests.conftest import PATIENCE_S
 
-PRELOAD = ("cluster.job", "cluster.submit", "runyard.report.page", "runyard.training.loop")
+PRELOAD = (
+    "runyard.cluster.job.train_job",
+    "runyard.cluster.launch.submit",
+    "runyard.analysis.report.page",
+    "runyard.training.trainer",
+)
 living: set[int] = set()  # what was forked and not yet reaped
 ROOT = Path(__file__).resolve().parents[1]
 First = Sequence[Sequence[Any]]  # functions to call in a process before it begins: names, each with its arguments
@@ -137,7 +142,7 @@ def main() -> None:
     for module in PRELOAD:
         import_module(module)
     _load_kernels()
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # as cluster.task does: children inherit it
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # as runyard.cluster.job.task does: children inherit it
     signal.signal(signal.SIGCHLD, _reap)
     gc.collect()
     gc.freeze()  # a rank that collects at its end need not go through all that was imported
@@ -157,7 +162,7 @@ def main() -> None:
 
 def say(*words: str) -> None:
     """In a process: the command line."""
-    from runyard.cli import main
+    from runyard.cli.main import main
 
     sys.exit(main(list(words)))
 
@@ -166,11 +171,11 @@ def _load_kernels() -> None:
     """The machine code of augmentation, from its cache on disk or compiled."""
     import numpy as np
 
-    from runyard.data.augment import draws, kernels
+    from runyard.data.augment import kernels, params
     from tests.conftest import compose
     from tests.training.conftest import SMALL
 
-    settings = draws.settings(compose(*SMALL).augment, 16, (0.5, 0.5, 0.5))
+    settings = params.settings(compose(*SMALL).augment, 16, (0.5, 0.5, 0.5))
     images, rows = np.zeros((2, 16, 16, 3), np.uint8), np.arange(2)
     kernels.augment(images, rows, rows, 0, 0, settings, np.zeros_like(images))
 
@@ -183,7 +188,7 @@ def _reap(*_: object) -> None:
 
 
 def _become(request: dict[str, Any]) -> None:
-    """The child: a task of a local job, as submitit and cluster.task start one. Never returns."""
+    """The child: a task of a local job, as submitit and runyard.cluster.job.task start one. Never returns."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     signal.signal(signal.SIGINT, signal.SIG_IGN)

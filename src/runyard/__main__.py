@@ -2,6 +2,6 @@
 
 import sys
 
-from runyard.cli import main
+from runyard.cli.main import main
 
 sys.exit(main())

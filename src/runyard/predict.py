@@ -19,11 +19,11 @@ from torch import Tensor
 
 from runyard.data import manifest
 from runyard.data.arrays import ArrayFile, load
-from runyard.data.batch import Normalise
-from runyard.data.imagefolder import BrokenImageError, cpus, decode, show, square
+from runyard.data.datasets.imagefolder import BrokenImageError, cpus, decode, show, square
+from runyard.data.loading.batch import Normalise
 from runyard.errors import UserError
 from runyard.files import open_regular, write_atomic
-from runyard.run import MEND, Run
+from runyard.runs.run import MEND, Run
 from runyard.training.checkpoint import load_network
 
 ARRAY_KEYS = ("data", "images")
@@ -201,7 +201,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _pickle(path: Path) -> dict[str, Any]:
-    from runyard.data import safe_pickle
+    from runyard.data.datasets import safe_pickle
 
     content = safe_pickle.load(path)
     if not isinstance(content, dict):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from runyard.run import Run
-from runyard.tracking import journal
+from runyard.runs import journal
+from runyard.runs.run import Run
 from tests.cluster.fake_slurm import FakeSlurm
 from tests.conftest import PATIENCE_S
 from tests.training.conftest import SMALL
@@ -101,7 +101,7 @@ class Command:
         return [int(pid) for pid in Path(f"/proc/{controller}/task/{controller}/children").read_text().split()]
 
     def tasks_arguments(self) -> list[list[str]]:
-        """What each of two tasks runs now: for a moment ``cluster.task``, then submitit."""
+        """What each of two tasks runs now: for a moment ``runyard.cluster.job.task``, then submitit."""
         lines = [Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in self.tasks()]
         return lines if len(lines) == 2 else [[], []]
 

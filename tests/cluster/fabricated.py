@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cluster.queue import SEPARATOR
-from runyard.run import FORMAT
+from runyard.cluster.slurm.queue import SEPARATOR
+from runyard.runs.run import FORMAT
 from tests.cluster.fake_slurm import FakeSlurm
 
 BEGAN = 1_790_000_000.0  # unix seconds, when the first run of a folder was made

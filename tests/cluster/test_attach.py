@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.attach import SlurmJob
-from runyard import slurm_commands
-from runyard.verbs.following import followed
+from runyard import slurm_client
+from runyard.cli.commands.following import followed
+from runyard.cluster.monitor.attach import SlurmJob
 from tests.cluster.fake_slurm import NUMBER, FakeSlurm
 
 
@@ -30,7 +30,7 @@ def test_a_controller_that_does_not_answer_ends_nothing_and_holds_nothing_up(
     slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slurm.program("squeue", "exec sleep 60\n")
-    monkeypatch.setattr(slurm_commands, "ANSWER_S", 0.2)
+    monkeypatch.setattr(slurm_client, "ANSWER_S", 0.2)
     assert not SlurmJob(NUMBER, Path("logs")).over()
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from cluster import cancel
-from runyard.cli import main
-from runyard.run import Run
+from runyard.cli.main import main
+from runyard.cluster.monitor import cancel
+from runyard.runs.run import Run
 from runyard.training import checkpoint
 from tests.cluster.conftest import Runs, processes_of, rows, until
 from tests.cluster.fabricated import BEGAN, Folder, row, start, stop

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster import compose as composing
-from cluster import submit
-from cluster.completion import answer
-from cluster.compose import compose
-from runyard.cli import main
-from runyard.config import Config
+from runyard.cli.completion import answer
+from runyard.cli.main import main
+from runyard.cluster.launch import submit
+from runyard.config import compose as composing
+from runyard.config.compose import compose
+from runyard.config.schema import Config
 from runyard.errors import UserError
 from tests.training.conftest import SMALL
 

@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from cluster import controller
-from runyard.tracking import journal
+from runyard.cluster.job import controller
+from runyard.runs import journal
 from tests.cluster.conftest import ROOT, environment
 from tests.cluster.conftest import until as until_
 
 LEADING = """
 import shlex, sys
 from pathlib import Path
-from cluster import controller
+from runyard.cluster.job import controller
 controller.GRACE_S, controller.SHOW_S = float(sys.argv[2]), 0.5
 command = [sys.executable, "-c", sys.argv[3]]
 controller.Controller(Path(sys.argv[1]), command, 2, limit_s=float(sys.argv[4]), warning_s=0).run()
@@ -30,7 +30,7 @@ controller.Controller(Path(sys.argv[1]), command, 2, limit_s=float(sys.argv[4]),
 # A rank that hears a stop as ours do, and then hangs for ever unless it is asked to stop.
 WAITING = """
 import os, sys, time
-from runyard.stopping import StopFlag
+from runyard.training.stop_signals import StopFlag
 rank, stop = os.environ["SUBMITIT_LOCAL_GLOBALID"], StopFlag()
 def said_by(other):
     return open(os.readlink("/proc/self/fd/1").replace(f"_{{rank}}_log", f"_{{other}}_log")).read()

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from cluster import doctor, storage
-from cluster.check import Check, Subject, answer
-from cluster.node_job import NodeJob
-from cluster.probe import MARK, probe
-from runyard.cli import main
+from runyard.cli.commands.doctor import table
+from runyard.cli.main import main
+from runyard.cluster.launch.checks import doctor, storage
+from runyard.cluster.launch.checks.check import Check, Subject, answer
+from runyard.cluster.launch.checks.node_job import NodeJob
+from runyard.cluster.launch.checks.node_probe import MARK, probe
 from runyard.errors import UserError
-from runyard.slurm_commands import CannotTell
-from runyard.verbs.doctor import table
+from runyard.slurm_client import CannotTell
 from tests.cluster.conftest import ROOT
 from tests.cluster.fake_slurm import FakeSlurm
 from tests.conftest import PATIENCE_S, compose
@@ -197,7 +197,7 @@ def test_the_probe_tells_of_this_machine(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "login").touch()
     monkeypatch.setenv("MINE", str(tmp_path))
     monkeypatch.setenv("SLURM_TMPDIR", "/nowhere")
-    monkeypatch.setattr("cluster.probe.MODULES", ("numpy", "no_such_library"))
+    monkeypatch.setattr("runyard.cluster.launch.checks.node_probe.MODULES", ("numpy", "no_such_library"))
     facts = probe({"meeting": str(tmp_path), "data": "/nowhere", "host": "127.0.0.1", "port": 1, "stage": "$MINE"})
     assert (facts["meeting"]["seen"], facts["meeting"]["error"], facts["reached"]) == (True, None, False)
     assert facts["errors"] == {"no_such_library": "ModuleNotFoundError: No module named 'no_such_library'"}
@@ -276,7 +276,7 @@ def test_a_disk_that_takes_no_more_files_is_told(monkeypatch: pytest.MonkeyPatch
 def test_wandb_is_asked_for_where_it_is_used(
     monkeypatch: pytest.MonkeyPatch, mode: str, obstacle: str | None, state: str, told: str
 ) -> None:
-    monkeypatch.setattr("runyard.tracking.wandb_reach.obstacle", lambda: obstacle)
+    monkeypatch.setattr("runyard.tracking.wandb.connection.obstacle", lambda: obstacle)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
     check = answer("W&B", doctor.wandb, subject(f"tracking={mode}"))
     assert check.state == state

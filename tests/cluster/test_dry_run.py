@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runyard.cli import main
-from runyard.fields import written
+from runyard.cli.main import main
+from runyard.config.fields import written
 from tests.cluster.conftest import API_KEY
 from tests.cluster.fake_slurm import FakeSlurm
 

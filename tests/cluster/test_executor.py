@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster import dry_run, executor
-from cluster import submit as launcher
-from cluster.compose import compose
-from cluster.executor import Batch
-from cluster.glance import glance
-from cluster.requeue import REQUEUE
-from cluster.standing import standing
+from runyard.cluster.job.requeue import REQUEUE
+from runyard.cluster.launch import batch_script, dry_run
+from runyard.cluster.launch import submit as launcher
+from runyard.cluster.launch.batch_script import Batch
+from runyard.cluster.monitor.run_status import standing
+from runyard.config.compose import compose
 from runyard.errors import UserError
-from runyard.run import Run
+from runyard.runs.run import Run
+from runyard.runs.summary import glance
 from tests.cluster.conftest import API_KEY, ROOT
 from tests.cluster.fake_slurm import NUMBER, SBATCH, FakeSlurm
 
@@ -84,7 +84,7 @@ def test_no_golden_script_is_left_over() -> None:
 def test_a_dry_run_prints_the_golden_script_and_leaves_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runyard.cli import main
+    from runyard.cli.main import main
 
     monkeypatch.setenv("PATH", str(tmp_path))  # no SLURM here
     monkeypatch.chdir(tmp_path)
@@ -140,9 +140,9 @@ def test_a_folder_whose_name_sbatch_would_misread_is_refused_with_nothing_create
 
 
 def test_a_command_before_the_last_parameter_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make = executor._make_sbatch_string
+    make = batch_script._make_sbatch_string
     monkeypatch.setattr(
-        executor, "_make_sbatch_string",
+        batch_script, "_make_sbatch_string",
         lambda *given, **more: make(*given, **more).replace("#SBATCH --gres", "module purge\n#SBATCH --gres"),
     )  # fmt: skip
     with pytest.raises(UserError, match="the batch script lacks '#SBATCH --gres' before its first command"):
@@ -165,8 +165,8 @@ def test_srun_runs_the_snapshot_and_its_exit_code_reaches_the_judge(
     done = slurm.run_script(srun_ends_with=7, PYTHONPATH="/before", **array)
     assert (done.returncode, done.stderr) == (42, ""), "the judge's own exit code is the job's"
     job = f"{NUMBER}_{element}" if array else NUMBER
-    judge = f"python -m cluster.requeue {run.path} 7 0 {run.path}/slurm/exclude-{job}"
-    assert slurm.calls("python") == ["python -c import cluster.requeue", judge]
+    judge = f"python -m runyard.cluster.job.requeue {run.path} 7 0 {run.path}/slurm/exclude-{job}"
+    assert slurm.calls("python") == ["python -c import runyard.cluster.job.requeue", judge]
     for program in ("srun", "python"):
         path = slurm.env(f"{program}.env")["PYTHONPATH"].split(":")
         assert path == [str(run.code), "/before"]
@@ -174,7 +174,7 @@ def test_srun_runs_the_snapshot_and_its_exit_code_reaches_the_judge(
     assert slurm.env("srun.env")["SLURM_JOB_END_TIME"].isdigit()
     (srun,) = slurm.calls("srun")
     assert "--kill-on-bad-exit=1 --open-mode=append" in srun
-    assert " -m cluster.task -u -m submitit.core._submit " in srun
+    assert " -m runyard.cluster.job.task -u -m submitit.core._submit " in srun
 
 
 def link(python: Path, small: list[str]) -> Path:
@@ -204,7 +204,7 @@ def test_the_judge_that_a_script_calls_is_the_snapshots_own(small: list[str], sl
     assert done.stdout == "runyard: crash: back into the queue, to go on at step 0\n", done.stderr
     assert done.returncode == REQUEUE
     assert slurm.calls("scontrol")[-1] == f"scontrol requeue {NUMBER}"
-    assert (run.code / "cluster" / "__pycache__").exists(), "what was imported from there left its bytecode there"
+    assert (run.code / "runyard" / "cluster" / "__pycache__").exists(), "what was imported left no bytecode there"
 
 
 def test_what_is_done_to_the_checkout_changes_nothing_for_a_job_that_waits(
@@ -212,7 +212,7 @@ def test_what_is_done_to_the_checkout_changes_nothing_for_a_job_that_waits(
 ) -> None:
     checkout = tmp_path / "checkout"
     for name in ("src", "cluster", "configs", "slurm"):
-        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, checkout / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     submit = [sys.executable, "-m", "runyard", "submit", "experiment=null", *small, "cluster=slurm"]
     subprocess.run(submit, cwd=checkout, check=True, capture_output=True,
                    env=os.environ | {"PYTHONPATH": f"{checkout / 'src'}:{checkout}"})  # fmt: skip
@@ -228,7 +228,7 @@ def test_what_is_done_to_the_checkout_changes_nothing_for_a_job_that_waits(
 
 def test_a_run_from_before_the_scripts_were_kept_uses_the_checkouts(tmp_path: Path) -> None:
     made = batch(tmp_path)
-    (made.runs[0].path / "code" / "cluster").mkdir(parents=True)
+    (made.runs[0].path / "code" / "runyard").mkdir(parents=True)
     assert f"exec {ROOT}/slurm/requeue.sh {ROOT}/slurm/python.sh" in batch(tmp_path).script()
     (made.runs[0].path / "code" / "slurm").mkdir()
     (made.runs[0].path / "code" / "slurm" / "begin.sh").touch()
@@ -343,7 +343,7 @@ def test_a_job_that_nobody_can_tell_of_keeps_its_run_which_finds_it_later(
     small: list[str], slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The controller is gone when sbatch has been heard, for longer than anybody waits."""
-    monkeypatch.setattr("runyard.slurm_commands.PATIENCE_S", 0.0)
+    monkeypatch.setattr("runyard.slurm_client.PATIENCE_S", 0.0)
     slurm.program("sbatch", SBATCH.replace("echo \"Submitted", "touch \"$here/down\"; echo \"Submitted"))
     with pytest.raises(UserError, match="may be on the queue, and SLURM does not say"):
         submitted(small)

@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 EARLY = """
 import os, signal, sys
 os.kill(os.getpid(), signal.{name})  # while Python still imports
-from runyard.stopping import StopFlag
+from runyard.training.stop_signals import StopFlag
 print("alive", os.getsid(0) == os.getpid(), bool(StopFlag()()))
 """
 CHILDREN = """
 import os, signal, subprocess, sys
-from runyard.stopping import StopFlag
+from runyard.training.stop_signals import StopFlag
 stop = StopFlag()
 child = os.fork()
 if child == 0:
@@ -42,7 +42,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
 def test_a_stop_asked_of_a_task_that_is_starting_is_heard_later(name: str) -> None:
-    done = python("-m", "cluster.task", "-c", EARLY.format(name=name))
+    done = python("-m", "runyard.cluster.job.task", "-c", EARLY.format(name=name))
     assert (done.returncode, done.stdout) == (0, "alive True True\n"), done.stderr
     control = python("-c", EARLY.format(name=name))
     assert (control.returncode, control.stdout) == (-getattr(signal, name), ""), "the control: alone it dies of it"
@@ -56,8 +56,8 @@ def test_a_forked_child_ignores_what_is_meant_for_its_parent() -> None:
 def test_the_terminals_interrupt_does_not_reach_a_task() -> None:
     sleeping = "import time; print('up', flush=True); time.sleep(60)"
     task = subprocess.Popen(
-        [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-m', 'cluster.task', '-c', "
-         f"{sleeping!r}])"],
+        [sys.executable, "-c", "import subprocess, sys; "
+         f"subprocess.run([sys.executable, '-m', 'runyard.cluster.job.task', '-c', {sleeping!r}])"],
         cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert task.stdout is not None

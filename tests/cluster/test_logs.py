@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from cluster import logs
-from cluster.glance import glance
-from cluster.logs import Logs, Printer
-from runyard.cli import main
+from runyard.cli.main import main
+from runyard.cluster.monitor import logs
+from runyard.cluster.monitor.logs import Logs, Printer
+from runyard.runs.summary import glance
 from tests.cluster.fabricated import BEGAN, Folder, row, start, stop
 from tests.cluster.fake_slurm import FakeSlurm
 from tests.conftest import PATIENCE_S

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from cluster import preflight, submission
-from cluster import submit as launcher
-from cluster.compose import compose
-from cluster.glance import glance
-from cluster.standing import standing
-from runyard.alone import alone
-from runyard.cli import main
-from runyard.run import Run
-from runyard.tracking.journal import Journal
+from runyard.cli.main import main
+from runyard.cluster.launch import submit as launcher
+from runyard.cluster.launch.checks import preflight
+from runyard.cluster.monitor.run_status import standing
+from runyard.cluster.slurm import submission
+from runyard.config.compose import compose
+from runyard.file_lock import alone
+from runyard.runs.journal import Journal
+from runyard.runs.run import Run
+from runyard.runs.summary import glance
 from tests.cluster.fake_slurm import NUMBER, SBATCH, FakeSlurm
 
 AT_ONCE = 4

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from cluster import slurm_checks
-from cluster.check import Subject, answer
-from cluster.preflight import can_go_on, data, is_ours, planned, preflight, questions
-from cluster.site import Association, Nodes, Site, parse_gres, parse_sinfo
-from cluster.slurm_checks import refusal
-from runyard.config import Config
+from runyard.cluster.launch.checks import slurm_checks
+from runyard.cluster.launch.checks.check import Subject, answer
+from runyard.cluster.launch.checks.preflight import can_go_on, data, is_ours, planned, preflight, questions
+from runyard.cluster.launch.checks.slurm_checks import refusal
+from runyard.cluster.slurm.cluster_info import Association, Nodes, Site, parse_gres, parse_sinfo
+from runyard.config.schema import Config
 from runyard.errors import UserError
-from runyard.run import Run
-from runyard.slurm_commands import CannotTell, Refused, ask, in_one_line
-from runyard.tracking.journal import Journal
+from runyard.runs.journal import Journal
+from runyard.runs.run import Run
+from runyard.slurm_client import CannotTell, Refused, ask, in_one_line
 from tests.cluster import fabricated
 from tests.cluster.fake_slurm import FakeSlurm
 from tests.conftest import compose
@@ -133,7 +133,7 @@ def test_what_slurm_could_not_run_is_refused_by_its_setting(site: FakeSlurm, ove
 def test_without_these_checks_sbatch_takes_what_would_wait_for_ever(
     site: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.preflight.OF_SLURM", [("sbatch", slurm_checks.accepted)])
+    monkeypatch.setattr("runyard.cluster.launch.checks.preflight.OF_SLURM", [("sbatch", slurm_checks.accepted)])
     preflight(subject("cluster.partition=shut"))
 
 
@@ -180,7 +180,7 @@ def test_an_accounting_that_does_not_answer_holds_up_no_submission(
     site: FakeSlurm, monkeypatch: pytest.MonkeyPatch, body: str
 ) -> None:
     site.program("sacctmgr", body)
-    monkeypatch.setattr("cluster.site.ACCOUNTS_ANSWER_S", 0.5)
+    monkeypatch.setattr("runyard.cluster.slurm.cluster_info.ACCOUNTS_ANSWER_S", 0.5)
     asked = subject("cluster.account=whose")
     preflight(asked)
     assert answer("account", slurm_checks.account, asked).state == "unknown"

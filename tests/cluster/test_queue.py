@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import queue, reasons
-from cluster.queue import Job
+from runyard.cluster.slurm import job_states, queue
+from runyard.cluster.slurm.queue import Job
 from tests.cluster.fake_slurm import FakeSlurm
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -75,7 +75,7 @@ def test_a_requeued_job_is_what_its_newest_attempt_is_and_knows_the_earlier() ->
     attempts = {number: (*ENDED[number].before, ENDED[number].state) for number in ("6", "9", "11", "21")}
     assert attempts == {"6": ("REQUEUED", "COMPLETED"), "9": ("NODE_FAIL", "COMPLETED"), "11": ("FAILED",),
                         "21": ("PREEMPTED", "PENDING")}  # fmt: skip
-    assert reasons.why_it_goes_on(ENDED["21"]) == "preempted"
+    assert job_states.why_it_goes_on(ENDED["21"]) == "preempted"
 
 
 def test_who_cancelled_a_job_is_no_part_of_its_state() -> None:
@@ -85,7 +85,7 @@ def test_who_cancelled_a_job_is_no_part_of_its_state() -> None:
 def test_a_step_out_of_memory_explains_why_its_job_failed() -> None:
     killed = "5|FAILED|1:0|9|Unknown|n1|a\n5.batch|FAILED|1:0|9|Unknown|n1|b\n5.0|OUT_OF_MEMORY|0:125|9|Unknown|n1|p\n"
     assert queue.parse_sacct(killed)["5"].state == "OUT_OF_MEMORY"
-    assert "cluster.mem_gb" in reasons.how_it_ended(queue.parse_sacct(killed)["5"])
+    assert "cluster.mem_gb" in job_states.how_it_ended(queue.parse_sacct(killed)["5"])
     went_on = killed + "5|COMPLETED|0:0|9|Unknown|n1|a\n"
     assert queue.parse_sacct(went_on)["5"].state == "COMPLETED"
     assert queue.parse_sacct(killed.replace("5|FAILED", "5|COMPLETED"))["5"].state == "COMPLETED"
@@ -116,13 +116,13 @@ def test_a_step_out_of_memory_explains_why_its_job_failed() -> None:
     ],
 )
 def test_a_reason_is_said_in_words_with_what_to_do(reason: str, code: str, said: str) -> None:
-    found, words = reasons.why_it_waits(Job("7", "a", "PENDING", reason))
+    found, words = job_states.why_it_waits(Job("7", "a", "PENDING", reason))
     assert found == code
     assert said in words
 
 
 def test_every_reason_that_was_really_seen_has_words() -> None:
-    unknown = [job.reason for job in WAITING.values() if job.waits and "man squeue" in reasons.why_it_waits(job)[1]]
+    unknown = [job.reason for job in WAITING.values() if job.waits and "man squeue" in job_states.why_it_waits(job)[1]]
     assert unknown == []
 
 
@@ -131,7 +131,7 @@ def test_every_reason_that_was_really_seen_has_words() -> None:
     [(0, "0 s"), (59.4, "59 s"), (61, "1 min"), (3660, "1 h 01 min"), (90000, "1 d 1 h"), (-3, "0 s")],
 )
 def test_spans_are_said_in_words(seconds: float, said: str) -> None:
-    assert reasons.span(seconds) == said
+    assert job_states.span(seconds) == said
 
 
 def test_one_call_asks_for_all_and_an_array_only_once(slurm: FakeSlurm) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.requeue import REQUEUE, Verdict, judge, main
-from runyard.config import Config
-from runyard.run import Run
-from runyard.tracking import journal
-from runyard.tracking.journal import Journal, Row
+from runyard.cluster.job.requeue import REQUEUE, Verdict, judge, main
+from runyard.config.schema import Config
+from runyard.runs import journal
+from runyard.runs.journal import Journal, Row
+from runyard.runs.run import Run
 from tests.cluster.fake_slurm import FakeSlurm
 
 BEGAN = 1000.0  # when the start that is judged began

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.compose import compose
-from runyard.cli import main
-from runyard.run import Run
-from runyard.tracking.journal import Journal
+from runyard.cli.main import main
+from runyard.config.compose import compose
+from runyard.runs.journal import Journal
+from runyard.runs.run import Run
 from tests.cluster.fake_slurm import NUMBER, FakeSlurm
 
 

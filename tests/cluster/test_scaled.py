@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import scaled as module
-from cluster.rehearse import folder_for_a_while
-from cluster.scaled import most_tasks, scaled
+from runyard.cluster.rehearsal import scaled as module
+from runyard.cluster.rehearsal.rehearse import folder_for_a_while
+from runyard.cluster.rehearsal.scaled import most_tasks, scaled
 from runyard.errors import UserError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.compose import compose
+from runyard.config.compose import compose
 from runyard.errors import UserError
 
 SECRET = "5ec7e75ec7e75ec7"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster import task_ends
-from cluster.requeue import Verdict, judge
-from cluster.sick_nodes import MOST_LEFT_OUT, MOST_UNSEEN, Job
-from runyard.tracking.journal import Row
+from runyard.cluster.job import task_ends
+from runyard.cluster.job.requeue import Verdict, judge
+from runyard.cluster.job.sick_nodes import MOST_LEFT_OUT, MOST_UNSEEN, Job
+from runyard.runs.journal import Row
 
 BEGAN = 1000.0
 SHOWN = "JobId=12 JobName=x\n   NumNodes=2-2 NumCPUs=2\n   ReqNodeList={} ExcNodeList={}\n"

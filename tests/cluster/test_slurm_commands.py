@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from runyard import slurm_commands
-from runyard.slurm_commands import CannotTell, NoAnswer, Refused, ask, insist
+from runyard import slurm_client
+from runyard.slurm_client import CannotTell, NoAnswer, Refused, ask, insist
 from tests.cluster.fake_slurm import FakeSlurm
 
 
@@ -36,7 +36,7 @@ def test_a_command_that_is_not_here_is_not_waited_for(slurm: FakeSlurm) -> None:
 def test_who_waits_for_a_controller_says_so_once_and_hears_it_when_it_is_back(
     slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(slurm_commands, "ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(slurm_client, "ASK_AGAIN_S", 0.01)
     slurm.says("down", "5")
     assert "Slurmctld" in insist("scontrol", "ping", wait_s=600)
     assert capsys.readouterr().err.count("SLURM does not answer") == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from cluster.space import corner, override, short, take_out
+from runyard.cluster.search.space import corner, override, short, take_out
 from runyard.errors import UserError
 
 

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from cluster.glance import MANY, glance
-from cluster.queue import SEPARATOR
-from cluster.standing import shortest, standing
-from cluster.status import View, table
-from runyard.cli import main
+from runyard.cli.main import main
+from runyard.cluster.monitor.run_status import shortest, standing
+from runyard.cluster.monitor.status import View, table
+from runyard.cluster.slurm.queue import SEPARATOR
 from runyard.errors import UserError
-from runyard.lease import Lease
-from runyard.tracking.journal import Journal
+from runyard.runs.journal import Journal
+from runyard.runs.lease import Lease
+from runyard.runs.summary import MANY, glance
 from tests.cluster.fabricated import BEGAN, Folder, epoch, row, runs, start, stop
 from tests.cluster.fake_slurm import FakeSlurm
 from tests.conftest import PATIENCE_S

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from cluster import submit as launcher
-from cluster.compose import compose, expand
-from runyard.cli import main
+from runyard.cli.commands import submit as verb
+from runyard.cli.main import main
+from runyard.cluster.launch import submit as launcher
+from runyard.config.compose import compose, expand
 from runyard.errors import UserError
-from runyard.run import Run, sweeps
-from runyard.tracking.journal import Journal
-from runyard.verbs import submit as verb
+from runyard.runs.journal import Journal
+from runyard.runs.run import Run, sweeps
 from tests.cluster.fake_slurm import NUMBER, SBATCH, FakeSlurm
 from tests.conftest import PATIENCE_S
 
@@ -243,7 +243,7 @@ def test_a_grid_that_cannot_be_read_is_refused_by_name(override: str) -> None:
 def test_auto_picks_by_the_gpus_where_the_job_will_run(
     monkeypatch: pytest.MonkeyPatch, cluster: str, there: int, picked: str
 ) -> None:
-    monkeypatch.setattr("cluster.compose.gpu_count", lambda: there)
+    monkeypatch.setattr("runyard.config.compose.gpu_count", lambda: there)
     assert compose(["experiment=auto", *cluster.split()]).config.name == picked
 
 
@@ -300,7 +300,7 @@ def test_ctrl_c_while_a_job_on_slurm_is_followed_leaves_it_and_a_script_its_numb
     def interrupted(self: object, job: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cluster.attach.Attached.follow", interrupted)
+    monkeypatch.setattr("runyard.cluster.monitor.attach.Attached.follow", interrupted)
     assert main(["submit", *small, "experiment=null", "cluster=slurm", "--attach", "--json"]) == 130
     said = json.loads(capsys.readouterr().out)
     assert (said["job"], said["outcome"], slurm.queue) == (NUMBER, "left", [said["run"]])

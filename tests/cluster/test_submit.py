@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from runyard.run import Run
-from runyard.tracking import journal
+from runyard.runs import journal
+from runyard.runs.run import Run
 from runyard.training import checkpoint
 from tests.cluster.conftest import API_KEY, ROOT, Command, Runs, environment, processes_of, rows, until
 from tests.conftest import PATIENCE_S
@@ -157,8 +157,8 @@ def test_a_stop_that_comes_while_the_job_starts_ends_it_before_the_first_step(en
     before = len(rows(endless, "start"))
     command = runs.start("resume", "--runs-dir", str(runs.folder), endless.id)
     command.until_said("\n")
-    until(lambda: all({"submitit.core._submit"} == {"submitit.core._submit", "cluster.task"} & set(arguments)
-                      for arguments in command.tasks_arguments()), command)
+    modules = {"submitit.core._submit", "runyard.cluster.job.task"}
+    until(lambda: all({"submitit.core._submit"} == modules & set(args) for args in command.tasks_arguments()), command)
     os.kill(command.process.pid, signal.SIGTERM)
     assert len(rows(endless, "start")) == before, "it was to be asked before it began"
     assert command.wait() == 130, command.stdout + command.stderr

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from cluster.glance import glance
-from cluster.space import take_out
-from cluster.study import Settings, Study, alone, runs_of
-from runyard.cli import main
+from runyard.cli.commands import sweep as verb
+from runyard.cli.main import main
+from runyard.cluster.search.space import take_out
+from runyard.cluster.search.study import Settings, Study, alone, runs_of
 from runyard.errors import UserError
-from runyard.run import sweeps
-from runyard.tracking import journal
-from runyard.verbs import sweep as verb
+from runyard.runs import journal
+from runyard.runs.run import sweeps
+from runyard.runs.summary import glance
 from tests.cluster.conftest import Runs, environment
 from tests.cluster.fabricated import Folder, epoch, start
 from tests.cluster.fake_slurm import FakeSlurm
@@ -218,7 +218,7 @@ def test_a_trial_that_fails_is_told_so_and_the_search_goes_on_without_torch(sear
     """model.widths=[16,0] is refused by the network itself, in the job."""
     fixed = [word for word in searches.settings if not word.startswith("model.widths=")]
     searches.settings = [*fixed, "model.widths=choice([16,0],[16,32])"]
-    listing = "import sys; from runyard.cli import main; code = main(sys.argv[1:]); " \
+    listing = "import sys; from runyard.cli.main import main; code = main(sys.argv[1:]); " \
               "sys.exit(99 if 'torch' in sys.modules else code)"  # fmt: skip
     command = [sys.executable, "-c", listing, "sweep", "--json", "--trials", "3", "--seed", "1", "--sampler", "random",
                "--name", "fails", "--parallel", "2", *searches.settings]  # fmt: skip
@@ -235,7 +235,7 @@ def test_a_trial_that_fails_is_told_so_and_the_search_goes_on_without_torch(sear
 def test_a_trial_that_makes_no_run_is_written_down_for_those_who_compare(
     tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cluster import sweep
+    from runyard.cluster.search import sweep
 
     made, place = study(tmp_path), tmp_path / "first"
     said: list[str] = []
@@ -252,8 +252,8 @@ def test_a_trial_that_makes_no_run_is_written_down_for_those_who_compare(
 @pytest.mark.slow
 def test_what_is_stopped_early_is_saved_and_told(folder: Folder, searches: Searches) -> None:
     """Five trials that others made set the median; the sixth, which never learns, is stopped for it."""
-    from cluster import submit as launcher
-    from cluster.sweep import Search
+    from runyard.cluster.launch import submit as launcher
+    from runyard.cluster.search.sweep import Search
 
     searches.settings = [o for o in searches.settings if not o.startswith(("epochs=", "optim.lr="))]
     fixed = [*searches.settings, "epochs=400"]

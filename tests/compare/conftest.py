@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from runyard.cli import main
-from runyard.compare.reading import load
-from runyard.compare.runs import History
-from runyard.config import Config
+from runyard.cli.main import main
+from runyard.config.schema import Config
+from runyard.runs.history import History
+from runyard.runs.reading import load
 from tests.browser import Browser
 from tests.compare.fabricate import fabricate
 

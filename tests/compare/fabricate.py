@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from runyard import config as schema
-from runyard.config import Config
+from runyard.config import schema
+from runyard.config.schema import Config
 
 DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 STEPS = 390

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runyard.compare import choose, groups, importance, pairs, table
-from runyard.compare.page.build import write_page
+from runyard.analysis.compare import choose, groups, importance, pairs, table
+from runyard.analysis.page.build import write_page
 from tests.browser import Browser
 
 READY = "document.documentElement.dataset.ready"

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runyard.cli import main
-from runyard.compare import choose, groups
-from runyard.compare.class_figures import classes, confusion_difference, confusions
-from runyard.compare.cost_figures import _ticks, cost, pareto
-from runyard.compare.figures import KINDS, RESTARTS, band, curves, curves_by_cost, settings, write_figures
-from runyard.compare.groups import Group
-from runyard.compare.looks import DARK, LIGHT, MATPLOTLIB_LINES, MATPLOTLIB_MARKERS, MOST, looks
-from runyard.config import Config
+from runyard.analysis.compare import choose, groups
+from runyard.analysis.compare.groups import Group
+from runyard.analysis.figures.build import KINDS, RESTARTS, band, curves, curves_by_cost, settings, write_figures
+from runyard.analysis.figures.class_figures import classes, confusion_difference, confusions
+from runyard.analysis.figures.cost_figures import _ticks, cost, pareto
+from runyard.analysis.figures.group_style import DARK, LIGHT, MATPLOTLIB_LINES, MATPLOTLIB_MARKERS, MOST, looks
+from runyard.analysis.report import theme
+from runyard.cli.main import main
+from runyard.config.schema import Config
 from runyard.errors import UserError
-from runyard.report import theme
 from tests.compare.fabricate import fabricate
 
 HEAVY = ("torch", "plotly", "matplotlib", "PIL", "wandb")
@@ -268,7 +268,7 @@ def test_the_verb_writes_both_and_says_so_beside_its_table(
 
 def loaded(*argv: str) -> set[str]:
     said = f"print([m for m in {HEAVY} if m in sys.modules])"
-    code = f"import sys; from runyard.cli import main; main({list(argv)!r}); {said}"
+    code = f"import sys; from runyard.cli.main import main; main({list(argv)!r}); {said}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(ast.literal_eval(done.stdout.splitlines()[-1]))
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runyard.compare.choose import choose
-from runyard.compare.cost_figures import pareto
-from runyard.compare.groups import group
-from runyard.compare.page.disagreements import disagreements
-from runyard.config import Config
+from runyard.analysis.compare.choose import choose
+from runyard.analysis.compare.groups import group
+from runyard.analysis.figures.cost_figures import pareto
+from runyard.analysis.page.disagreements import disagreements
+from runyard.config.schema import Config
 from runyard.data import manifest
 from tests.browser import Browser
 from tests.compare.fabricate import fabricate

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from runyard.compare import choose, groups, pairs, table
-from runyard.compare.page import build, tables
-from runyard.compare.page import content as page_content
-from runyard.compare.page import disagreements as page_disagreements
-from runyard.compare.page.build import write_page
-from runyard.config import Config
+from runyard.analysis.compare import choose, groups, pairs, table
+from runyard.analysis.page import build, tables
+from runyard.analysis.page import content as page_content
+from runyard.analysis.page import disagreements as page_disagreements
+from runyard.analysis.page.build import write_page
+from runyard.config.schema import Config
 from runyard.errors import UserError
 from tests.browser import Browser
 from tests.compare.fabricate import fabricate

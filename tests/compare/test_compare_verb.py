@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runyard.compare.statistics import welch
-from runyard.config import Config
+from runyard.analysis.compare.statistics import welch
+from runyard.config.schema import Config
 from tests.compare.conftest import Compare, Make
 from tests.compare.fabricate import fabricate
 
@@ -463,7 +463,7 @@ def test_comparing_loads_no_torch_and_no_launcher(
     runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code = f"from runyard.cli import main\nassert main({verb}, '--runs-dir', {str(runs_dir)!r}]) == 0"
+    code = f"from runyard.cli.main import main\nassert main({verb}, '--runs-dir', {str(runs_dir)!r}]) == 0"
     assert heavy_after(code) == set()
     assert "numba" in heavy_after(code + "\nimport numba")
 

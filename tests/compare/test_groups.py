@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runyard.compare.groups import differing, group, written
-from runyard.compare.reading import load
-from runyard.compare.runs import History
-from runyard.compare.table import rows
+from runyard.analysis.compare.groups import differing, group, written
+from runyard.analysis.compare.table import rows
+from runyard.runs.history import History
+from runyard.runs.reading import load
 from tests.compare.conftest import Make
 
 

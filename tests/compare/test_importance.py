@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from runyard.compare.groups import group
-from runyard.compare.importance import explained, sweep
-from runyard.compare.reading import load
-from runyard.compare.text import markdown
-from runyard.compare.words import of_sweep
+from runyard.analysis.compare.groups import group
+from runyard.analysis.compare.importance import explained, sweep
+from runyard.analysis.compare.narrative import of_sweep
+from runyard.analysis.compare.text import markdown
+from runyard.runs.reading import load
 from tests.compare.conftest import Make
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runyard.compare import pairs
-from runyard.compare.groups import Group, group
-from runyard.compare.statistics import holm, mcnemar, welch
+from runyard.analysis.compare import pairs
+from runyard.analysis.compare.groups import Group, group
+from runyard.analysis.compare.statistics import holm, mcnemar, welch
 from runyard.errors import UserError
 from tests.compare.conftest import Make
 
@@ -62,7 +62,7 @@ def test_other_test_images_are_never_paired(make: Make, trouble: str) -> None:
     first = make(0.9, test_images=200)
     second = make(0.8, lr=3e-3, test_images=200, data="1" if trouble == "other data" else "0")
     if trouble == "no identity":
-        from runyard.compare.reading import load
+        from runyard.runs.reading import load
 
         (second.directory / "data.json").unlink()
         second = load(second.directory)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import yaml
 
-from runyard.compare.groups import group
-from runyard.compare.reading import SIGN_OF_LIFE_S, load
-from runyard.compare.runs import History
-from runyard.compare.words import of_table
+from runyard.analysis.compare.groups import group
+from runyard.analysis.compare.narrative import of_table
 from runyard.errors import UserError
+from runyard.runs.history import History
+from runyard.runs.reading import SIGN_OF_LIFE_S, load
 from tests.compare.conftest import Compare, Make
 from tests.compare.fabricate import BEGAN
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import stdtrit
 
-from runyard.compare.statistics import holm, mcnemar, welch
+from runyard.analysis.compare.statistics import holm, mcnemar, welch
 
 # The two samples, their t = -2.46, df = 25.0 and P = 0.021 are a worked example often printed for Welch's test.
 FIRST = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9, 16.9, 20.1, 21.9, 22.6, 23.1, 19.6, 19.0, 21.7, 21.4]

@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from runyard.compare.text import Column, as_csv, chance, grid, markdown, numbers, percent, shortened
+from runyard.analysis.compare.text import Column, as_csv, chance, grid, markdown, numbers, percent, shortened
 
 NAN = float("nan")
 COLUMNS = [Column("run", [f"a-name-of-some-length-{at}" for at in range(3)], right=False),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runyard.compare.measures import decimal, reached, share
-from runyard.compare.runs import History
-from runyard.compare.where import read
+from runyard.analysis.compare.measures import decimal, reached, share
+from runyard.analysis.compare.where import read
 from runyard.errors import UserError
+from runyard.runs.history import History
 from tests.compare.conftest import Make
 
 

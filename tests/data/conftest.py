@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from runyard.config import DataConfig, read
+from runyard.config.schema import DataConfig, read
 from runyard.data import manifest
-from runyard.data.prepare import prepare
+from runyard.data.prepare.pipeline import prepare
 
 SYNTHETIC: dict[str, Any] = {
     "name": "tiny", "kind": "synthetic", "root": "data", "sources": [], "path": None, "image_size": 16,

@@ -8,13 +8,13 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from runyard.config import AugmentConfig
-from runyard.data.augment import device, draws, kernels
-from runyard.data.augment.draws import Draws, Settings
+from runyard.config.schema import AugmentConfig
+from runyard.data.augment import device, kernels, params
+from runyard.data.augment.params import Draws, Settings
 
-NOTHING = Settings(flip=draws.NO_FLIP, padding=0, reflect=False, rotation=0.0, bilinear=False, brightness=0.0,
+NOTHING = Settings(flip=params.NO_FLIP, padding=0, reflect=False, rotation=0.0, bilinear=False, brightness=0.0,
                    contrast=0.0, saturation=0.0, hue=0.0, cutout=0, size=32, fill_r=125, fill_g=123, fill_b=114)
-FLIP = NOTHING._replace(flip=draws.RANDOM_FLIP)
+FLIP = NOTHING._replace(flip=params.RANDOM_FLIP)
 CROP = NOTHING._replace(padding=4)
 REFLECT = NOTHING._replace(padding=4, reflect=True)
 ROTATION = NOTHING._replace(rotation=math.radians(15))
@@ -22,7 +22,7 @@ BILINEAR = ROTATION._replace(bilinear=True)
 BRIGHTNESS, CONTRAST = NOTHING._replace(brightness=0.4), NOTHING._replace(contrast=0.4)
 SATURATION, HUE = NOTHING._replace(saturation=0.4), NOTHING._replace(hue=0.5)
 CUTOUT = NOTHING._replace(cutout=9)
-GEOMETRY = NOTHING._replace(flip=draws.RANDOM_FLIP, padding=4, rotation=math.radians(15))
+GEOMETRY = NOTHING._replace(flip=params.RANDOM_FLIP, padding=4, rotation=math.radians(15))
 PAPER = GEOMETRY._replace(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -55,14 +55,14 @@ def torchvisions(image: np.ndarray, d: Draws, s: Settings) -> np.ndarray:
     if s.rotation:
         how = InterpolationMode.BILINEAR if s.bilinear else InterpolationMode.NEAREST
         t = tv.rotate(t, math.degrees(d.angle), how)
-    for change in draws.ORDERS[int(d.order)]:
-        if change == draws.BRIGHTNESS and s.brightness:
+    for change in params.ORDERS[int(d.order)]:
+        if change == params.BRIGHTNESS and s.brightness:
             t = tv.adjust_brightness(t, d.brightness)
-        elif change == draws.CONTRAST and s.contrast:
+        elif change == params.CONTRAST and s.contrast:
             t = tv.adjust_contrast(t, d.contrast)
-        elif change == draws.SATURATION and s.saturation:
+        elif change == params.SATURATION and s.saturation:
             t = tv.adjust_saturation(t, d.saturation)
-        elif change == draws.HUE and s.hue:
+        elif change == params.HUE and s.hue:
             t = tv.adjust_hue(t, d.hue)
     return t.permute(1, 2, 0).numpy()
 
@@ -76,7 +76,7 @@ def differences(images: np.ndarray, s: Settings, change: dict[str, float] | None
     return np.abs(out.astype(int) - theirs)
 
 
-@pytest.mark.parametrize("s", [FLIP, CROP, REFLECT, CROP._replace(flip=draws.RANDOM_FLIP), BRIGHTNESS],
+@pytest.mark.parametrize("s", [FLIP, CROP, REFLECT, CROP._replace(flip=params.RANDOM_FLIP), BRIGHTNESS],
                          ids=["flip", "crop", "reflect", "flip and crop", "brightness"])
 @pytest.mark.parametrize("size", [32, 17])
 def test_what_moves_whole_pixels_or_needs_no_sum_equals_torchvision_exactly(s: Settings, size: int) -> None:
@@ -166,5 +166,5 @@ def test_configuration_becomes_numbers_in_the_kernels_units() -> None:
     config = AugmentConfig(flip="alternating", crop_padding_px=4, crop_fill="reflect", rotation_deg=90.0,
                            rotation_interpolation="bilinear", brightness=0.1, contrast=0.2, saturation=0.3, hue=0.4,
                            cutout_px=8)
-    assert draws.settings(config, 32, (0.5, 0.25, 1.0)) == Settings(
-        draws.ALTERNATING_FLIP, 4, True, math.pi / 2, True, 0.1, 0.2, 0.3, 0.4, 8, 32, 128, 64, 255)
+    assert params.settings(config, 32, (0.5, 0.25, 1.0)) == Settings(
+        params.ALTERNATING_FLIP, 4, True, math.pi / 2, True, 0.1, 0.2, 0.3, 0.4, 8, 32, 128, 64, 255)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runyard.config import DataConfig
-from runyard.data import cifar, fetch
-from runyard.data.gather import from_arrays
+from runyard.config.schema import DataConfig
+from runyard.data.datasets import cifar, download
+from runyard.data.prepare.gather import from_arrays
 from runyard.errors import UserError
 
 Settings = Callable[..., DataConfig]
@@ -178,10 +178,10 @@ def test_the_sums_of_cifar100_are_those_of_torchvision() -> None:
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def unavailable(*_: object) -> Path:
-        raise fetch.Unavailable("no network")
+        raise download.Unavailable("no network")
 
-    monkeypatch.setattr(fetch, "torchvision", unavailable)
-    monkeypatch.setattr(fetch, "npm", unavailable)
+    monkeypatch.setattr(download, "torchvision", unavailable)
+    monkeypatch.setattr(download, "npm", unavailable)
 
 
 @pytest.mark.usefixtures("offline")
@@ -203,7 +203,7 @@ def test_sources_are_tried_in_the_order_given(forms: dict[str, Path], tmp_path: 
 
 def test_a_wrong_archive_on_disk_is_not_passed_over(forms: dict[str, Path], tmp_path: Path, settings: Settings,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "torchvision", lambda *_: forms["binary"])
+    monkeypatch.setattr(download, "torchvision", lambda *_: forms["binary"])
     data = cifar10(settings, tmp_path, path=str(tmp_path / "typo.tar.gz"))
     with pytest.raises(UserError, match=r"typo\.tar\.gz: no such file"):
         cifar.read(data, tmp_path, lambda what: None)

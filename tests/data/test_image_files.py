@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runyard.data import imagefolder
-from runyard.data.imagefolder import BrokenImageError
+from runyard.data.datasets import imagefolder
+from runyard.data.datasets.imagefolder import BrokenImageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
 GRAY16 = np.random.default_rng(1).integers(0, 65536, (24, 36)).astype(np.uint16)

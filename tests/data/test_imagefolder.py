@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runyard.config import DataConfig
-from runyard.data import beton, gather, imagefolder, manifest
-from runyard.data.prepare import prepare
+from runyard.config.schema import DataConfig
+from runyard.data import beton, manifest
+from runyard.data.datasets import imagefolder
+from runyard.data.prepare import gather
+from runyard.data.prepare.pipeline import prepare
 from runyard.errors import UserError
 
 Settings = Callable[..., DataConfig]

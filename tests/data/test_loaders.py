@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 import torch
 
-from runyard.config import Config
-from runyard.data import loaders
-from runyard.data.batch import Batch, Normalise
-from runyard.data.ffcv_reader import BetonSource
+from runyard.config.schema import Config
+from runyard.data.loading import loaders
+from runyard.data.loading.batch import Batch, Normalise
+from runyard.data.loading.ffcv_reader import BetonSource
+from runyard.data.loading.prefetch import Prefetch
 from runyard.data.manifest import Manifest, Split
-from runyard.data.prefetch import Prefetch
 from runyard.errors import UserError
 from tests.conftest import PATIENCE_S
 
@@ -316,7 +316,7 @@ def test_worker_processes_ignore_the_jobs_signals_live_through_epochs_and_end_wi
 UNCLOSED = """
 import pickle, sys
 import torch
-from runyard.data import loaders
+from runyard.data.loading import loaders
 config, prepared = pickle.load(open(sys.argv[1], "rb"))
 running = loaders.train_loader(config, *prepared, rank=0, world_size=1, device=torch.device("cpu")).epoch(0)
 print(len(next(running)))

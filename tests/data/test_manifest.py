@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runyard.config import DataConfig
+from runyard.config.schema import DataConfig
 from runyard.data import manifest
 from runyard.data.manifest import Manifest
 from runyard.errors import UserError

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runyard.config import DataConfig
+from runyard.config.schema import DataConfig
 from runyard.data import beton, manifest
-from runyard.data.ffcv_reader import BetonSource
-from runyard.data.prepare import prepare
+from runyard.data.loading.ffcv_reader import BetonSource
+from runyard.data.prepare.pipeline import prepare
 from runyard.data.verified import check_content
 from runyard.errors import UserError
 

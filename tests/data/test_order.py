@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from runyard.data.order import epoch_order, evaluation_indices, rank_indices, steps_per_epoch
+from runyard.data.sampler import epoch_order, evaluation_indices, rank_indices, steps_per_epoch
 from runyard.errors import UserError
 
 

@@ -5,12 +5,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from runyard.data.augment import draws, kernels
-from runyard.data.augment.draws import Draws, Settings
+from runyard.data.augment import kernels, params
+from runyard.data.augment.params import Draws, Settings
 from runyard.data.augment.philox import philox
 from runyard.data.compiled import compiled
 
-ALL = Settings(flip=draws.RANDOM_FLIP, padding=4, reflect=False, rotation=0.25, bilinear=False, brightness=0.2,
+ALL = Settings(flip=params.RANDOM_FLIP, padding=4, reflect=False, rotation=0.25, bilinear=False, brightness=0.2,
                contrast=0.3, saturation=0.4, hue=0.1, cutout=8, size=32, fill_r=0, fill_g=0, fill_b=0)
 # Random123 1.14, tests/kat_vectors: counter, key, result of philox4x32 with 10 rounds
 KNOWN = [
@@ -40,7 +40,7 @@ def table(seed: int = 1, epoch: int = 0, n: int = 4096, s: Settings = ALL, first
 
 def test_compiled_draws_are_those_of_the_python_text() -> None:
     for seed, epoch, sample in ((0, 0, 0), (1, 2, 3), (2**63 - 1, 10_000, 2**33 + 5)):
-        wanted = [float(value) for value in draws.draws(seed, epoch, sample, ALL)]
+        wanted = [float(value) for value in params.draws(seed, epoch, sample, ALL)]
         assert kernels.draw_all(np.array([sample]), seed, epoch, ALL)[:, 0].tolist() == wanted
 
 
@@ -71,7 +71,7 @@ def test_draws_fill_their_ranges_evenly() -> None:
 
 
 def test_alternating_flip_is_random_at_first_and_turns_each_image_over_every_epoch() -> None:
-    s = ALL._replace(flip=draws.ALTERNATING_FLIP)
+    s = ALL._replace(flip=params.ALTERNATING_FLIP)
     flips = [table(epoch=epoch, s=s).flip for epoch in range(4)]
     assert 0.45 < flips[0].mean() < 0.55
     for before, after in pairwise(flips):

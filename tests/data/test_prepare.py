@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runyard.config import DataConfig
-from runyard.data import beton, gather, manifest, synthetic, writer
-from runyard.data.prepare import prepare
+from runyard.config.schema import DataConfig
+from runyard.data import beton, manifest
+from runyard.data.datasets import synthetic
+from runyard.data.prepare import beton_writer, gather
+from runyard.data.prepare.pipeline import prepare
 from runyard.errors import UserError
 from tests.conftest import PATIENCE_S
 
@@ -25,7 +27,7 @@ Settings = Callable[..., DataConfig]
 PREPARE = """
 import sys
 from tests.data.conftest import data_config
-from runyard.data.prepare import prepare
+from runyard.data.prepare.pipeline import prepare
 print(prepare(data_config(root=sys.argv[1]), progress=True).sha256)
 """
 
@@ -60,7 +62,7 @@ def no_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     def write(jobs: object, tell: object) -> None:
         raise AssertionError("something is written that need not be")
 
-    monkeypatch.setattr(writer, "write", write)
+    monkeypatch.setattr(beton_writer, "write", write)
 
 
 def test_the_files_hold_the_source_and_nothing_else_is_left(folder: Path) -> None:
@@ -150,11 +152,11 @@ def test_a_prepare_waits_for_another_and_does_not_touch_its_work(root: Path, fol
 @pytest.mark.parametrize("problem", [UserError("no"), KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_whatever_stops_it_leaves_nothing(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch,
                                           problem: BaseException) -> None:
-    def write(jobs: list[writer.Job], tell: object) -> None:
+    def write(jobs: list[beton_writer.Job], tell: object) -> None:
         Path(jobs[0].beton).write_bytes(b"half")
         raise problem
 
-    monkeypatch.setattr(writer, "write", write)
+    monkeypatch.setattr(beton_writer, "write", write)
     with pytest.raises((UserError, KeyboardInterrupt)) as error:
         prepare(settings(root=str(tmp_path)), progress=False)
     assert names(tmp_path) == []

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from runyard.data import safe_pickle
+from runyard.data.datasets import safe_pickle
 from runyard.errors import UserError
 
 ARRAY = np.arange(6, dtype=np.uint8).reshape(2, 3)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from runyard.config import Config
+from runyard.config.schema import Config
 from runyard.data import manifest
-from runyard.data import stage as staging
-from runyard.data.stage import stage
+from runyard.data.prepare import stage as staging
+from runyard.data.prepare.stage import stage
 from runyard.files import sha256
 from tests.conftest import SMALL_DATA
 

@@ -6,31 +6,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runyard.data import synthetic, writer
+from runyard.data.datasets import synthetic
+from runyard.data.prepare import beton_writer
 from runyard.errors import UserError
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> writer.Job:
+def job(tmp_path: Path) -> beton_writer.Job:
     images, labels = synthetic.make("train", 8, 2, 16)
     np.save(tmp_path / "images.npy", images)
     np.save(tmp_path / "labels.npy", labels)
-    return writer.Job(str(tmp_path / "a.beton"), str(tmp_path / "images.npy"), str(tmp_path / "labels.npy"), 16, "raw",
-                      None, None, 2 << 20)
+    beton, images, labels = (str(tmp_path / name) for name in ("a.beton", "images.npy", "labels.npy"))
+    return beton_writer.Job(beton, images, labels, 16, "raw", None, None, 2 << 20)
 
 
-def test_a_writer_that_stands_still_is_stopped(job: writer.Job) -> None:
+def test_a_writer_that_stands_still_is_stopped(job: beton_writer.Job) -> None:
     with pytest.raises(UserError, match=r"stood still for 0\.2 s"):
-        writer.write([job], lambda what, done, total: None, stall_s=0.2)
+        beton_writer.write([job], lambda what, done, total: None, stall_s=0.2)
 
 
 @pytest.mark.slow
-def test_a_dead_worker_of_ffcv_ends_the_write_with_its_reason(job: writer.Job, tmp_path: Path) -> None:
+def test_a_dead_worker_of_ffcv_ends_the_write_with_its_reason(job: beton_writer.Job, tmp_path: Path) -> None:
     (tmp_path / "files.json").write_text('["/nowhere/a.jpg"]')
     np.save(tmp_path / "labels.npy", np.zeros(1, np.int64))
-    broken = writer.Job(job.beton, str(tmp_path / "files.json"), *list(vars(job).values())[2:])
+    broken = beton_writer.Job(job.beton, str(tmp_path / "files.json"), *list(vars(job).values())[2:])
     with pytest.raises(UserError, match=r"the FFCV writer failed with code 1 \(.*it is gone"):
-        writer.write([broken], lambda what, done, total: None)
+        beton_writer.write([broken], lambda what, done, total: None)
 
 
 @pytest.mark.parametrize(("code", "words", "struck", "wanted"), [
@@ -45,4 +46,4 @@ def test_a_failed_writer_says_what_to_do(
 ) -> None:
     (tmp_path / "log").write_text(f"Traceback\n{words}\n")
     with pytest.raises(UserError, match=wanted):
-        raise writer._failure(code, tmp_path / "log", "data/.x.making/train.beton", struck)
+        raise beton_writer._failure(code, tmp_path / "log", "data/.x.making/train.beton", struck)

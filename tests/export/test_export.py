@@ -18,11 +18,11 @@ from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from runyard.cli import main
-from runyard.compare.reading import load
-from runyard.config import Config
-from runyard.export.to_mlflow import PATIENCE
-from runyard.tracking import journal
+from runyard.cli.main import main
+from runyard.config.schema import Config
+from runyard.runs import journal
+from runyard.runs.reading import load
+from runyard.tracking.export.to_mlflow import PATIENCE
 from tests.compare.fabricate import fabricate
 
 IDS = ("20260901-000000-paper-ab12", "20260901-000001-paper-ab12")
@@ -270,16 +270,16 @@ def test_an_sqlite_file_beside_others_is_taken(
 def test_a_library_that_is_missing_is_named_with_its_mend(
     program: str, export: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [n for n in sys.modules if n.split(".")[0] == program or n.startswith("runyard.export.to_")]:
+    for name in [n for n in sys.modules if n.split(".")[0] == program or n.startswith("runyard.tracking.export.to_")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr(f"runyard.export.to_{program}", raising=False)
+    monkeypatch.delattr(f"runyard.tracking.export.to_{program}", raising=False)
     monkeypatch.setitem(sys.modules, program, None)
     assert "pip install 'runyard[export]'" in export(program, code=2)
 
 
 @pytest.mark.parametrize("program", ["tensorboard", "mlflow", "csv"])
 def test_torch_is_not_imported(program: str, runs_dir: Path, tmp_path: Path) -> None:
-    line = ("import sys; from runyard.cli import main; code = main(sys.argv[1:]); "
+    line = ("import sys; from runyard.cli.main import main; code = main(sys.argv[1:]); "
             "sys.exit(code or 99 * ('torch' in sys.modules or 'tensorflow' in sys.modules))")  # fmt: skip
     words = ["export", program, IDS[0], "--runs-dir", str(runs_dir), "--to", str(tmp_path / "to")]
     done = subprocess.run([sys.executable, "-c", line, *words], capture_output=True, text=True)

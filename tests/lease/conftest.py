@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from runyard.config import Config
-from runyard.run import Run
+from runyard.config.schema import Config
+from runyard.runs.run import Run
 from tests.conftest import PATIENCE_S
 
 

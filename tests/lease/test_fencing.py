@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from runyard.lease import LeaseLost
-from runyard.run import Run
-from runyard.tracking import journal
+from runyard.runs import journal
+from runyard.runs.lease import LeaseLost
+from runyard.runs.run import Run
 from runyard.tracking.recorder import Recorder
 from tests.conftest import PATIENCE_S
 from tests.lease.conftest import until
@@ -35,8 +35,8 @@ def stopped(process: subprocess.Popen[str]) -> None:
 
 WRITE = """
 import itertools, os, signal, sys
-from runyard.run import Run
-from runyard.lease import Lease
+from runyard.runs.run import Run
+from runyard.runs.lease import Lease
 TAMPER
 from runyard.tracking.recorder import Recorder
 run = Run.open(sys.argv[1])

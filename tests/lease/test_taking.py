@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from runyard import holder as holder_module
-from runyard import lease as lease_module
 from runyard.errors import UserError
-from runyard.holder import Holder
-from runyard.lease import LeaseLost
-from runyard.run import Run
+from runyard.runs import lease as lease_module
+from runyard.runs import lease_holder as holder_module
+from runyard.runs.lease import LeaseLost
+from runyard.runs.lease_holder import Holder
+from runyard.runs.run import Run
 from tests.conftest import PATIENCE_S
 from tests.lease.conftest import until
 
@@ -42,9 +42,9 @@ def elsewhere(run: Run, age_s: float = 0.0, **fields: Any) -> Path:
 
 HOLD = """
 import sys
-from runyard import lease
+from runyard.runs import lease
 lease.BEAT_S = 0.05
-from runyard.run import Run
+from runyard.runs.run import Run
 held = Run.open(sys.argv[1]).lease()
 print("held", flush=True)
 for line in sys.stdin:
@@ -106,7 +106,7 @@ def test_one_that_was_silent_for_a_minute_is_no_holder(run: Run) -> None:
 FORK = """
 import os, sys
 TAMPER
-from runyard.run import Run
+from runyard.runs.run import Run
 lease = Run.open(sys.argv[1]).lease()
 if os.fork() == 0:
     print("held", flush=True)
@@ -295,7 +295,7 @@ def no_locks(*_):
 
 fcntl.flock = no_locks
 os.uname = lambda: SimpleNamespace(nodename="node" + sys.argv[1])
-from runyard import lease
+from runyard.runs import lease
 from runyard.errors import UserError
 lease.BEAT_S, lease.POLL_S = 0.05, 0.01
 TAMPER

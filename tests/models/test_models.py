@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from runyard import models
-from runyard.config import ModelConfig, read
+from runyard.config.schema import ModelConfig, read
 from runyard.errors import UserError
 from runyard.models import summary
 

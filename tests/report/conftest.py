@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import yaml
 
-from cluster.compose import compose
-from runyard import config as schema
+from runyard.config import schema
+from runyard.config.compose import compose
 from runyard.data import manifest
-from runyard.run import Run
-from runyard.tracking.journal import Journal
+from runyard.runs.journal import Journal
+from runyard.runs.run import Run
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SETTINGS = {

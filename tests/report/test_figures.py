@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from runyard.report import confusion, curves
-from runyard.report.facts import gather
-from runyard.report.theme import DARK, LIGHT, save
+from runyard.analysis.report import confusion, curves
+from runyard.analysis.report.theme import DARK, LIGHT, save
+from runyard.runs.facts import gather
 
 
 @pytest.mark.parametrize("columns", [1, 2])

@@ -10,11 +10,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from runyard.analysis.report.page import render, write_report
 from runyard.data import manifest
 from runyard.errors import UserError
-from runyard.report.facts import gather
-from runyard.report.page import render, write_report
-from runyard.tracking import journal
+from runyard.runs import journal
+from runyard.runs.facts import gather
 
 VOID = {"meta", "link", "img", "br", "source"}
 
@@ -164,7 +164,7 @@ def test_markup_in_a_class_name_or_a_message_is_shown_as_text(fake_run):
 
 def test_without_escaping_the_markup_would_be_live(fake_run, monkeypatch):
     """Negative control of the test above."""
-    from runyard.report import tables
+    from runyard.analysis.report import tables
 
     monkeypatch.setattr(tables, "escape", lambda text: text)
     fake = fake_run(epochs=1, classes=["<script>alert(1)</script>", "b"], images=80).train().finish(accuracy=0.5)
@@ -275,6 +275,6 @@ def test_an_unwritable_run_is_one_line(fake_run):
 
 def test_the_report_needs_no_torch_and_imports_matplotlib_when_it_draws():
     heavy = ("torch", "matplotlib", "ffcv", "PIL")
-    program = f"import sys, runyard.report.page; print([m for m in {heavy} if m in sys.modules])"
+    program = f"import sys, runyard.analysis.report.page; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

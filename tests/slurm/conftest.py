@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.rehearsal import Rehearsal, missing
-from runyard.run import Run
+from runyard.cluster.rehearsal.sandbox import Rehearsal, missing
+from runyard.runs.run import Run
 from tests.slurm.lab import Cluster
 from tests.slurm.runs import RARE, Runs, until_finished
 

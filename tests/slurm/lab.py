@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.rehearsal import Rehearsal
+from runyard.cluster.rehearsal.sandbox import Rehearsal
 from tests.conftest import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]

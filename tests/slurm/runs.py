@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from runyard.run import Run
-from runyard.tracking import journal
+from runyard.runs import journal
+from runyard.runs.run import Run
 from runyard.training import checkpoint
 from tests.conftest import PATIENCE_S
 from tests.slurm.lab import ROOT, Cluster

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cluster.site import Site
+from runyard.cluster.slurm.cluster_info import Site
 from tests.conftest import PATIENCE_S
 from tests.slurm.lab import ROOT, Cluster
 from tests.training.conftest import SMALL

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.rehearse import tasks_of
-from runyard.run import Run
+from runyard.cluster.rehearsal.rehearse import tasks_of
+from runyard.runs.run import Run
 from tests.slurm.runs import (
     OFTEN,
     RARE,
@@ -86,7 +86,7 @@ def power_cuts(runs: Runs) -> tuple[Run, list[str], list[float]]:
 
 
 DIES = """#!/bin/sh
-case "$*" in *cluster.task*) kill -KILL $$ ;; esac
+case "$*" in *runyard.cluster.job.task*) kill -KILL $$ ;; esac
 exec {python} "$@"
 """
 

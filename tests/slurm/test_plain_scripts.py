@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from runyard.run import Run
+from runyard.runs.run import Run
 from tests.slurm.lab import Cluster
 from tests.slurm.runs import (
     OFTEN,

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import accounting
-from cluster.rehearsal import Rehearsal
-from cluster.slurm_conf import GRACE_S
+from runyard.cluster.rehearsal import accounting
+from runyard.cluster.rehearsal.sandbox import Rehearsal
+from runyard.cluster.rehearsal.slurm_conf import GRACE_S
 from runyard.errors import UserError
 from tests.conftest import PATIENCE_S
 from tests.slurm.lab import ROOT, Cluster
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 HOLD = """
 import sys, time
 from pathlib import Path
-from cluster.rehearsal import Rehearsal
+from runyard.cluster.rehearsal.sandbox import Rehearsal
 with Rehearsal(Path(sys.argv[1]), nodes=2, accounting=True) as lab:
     lab.run("sbatch", "--nodes=2", "--output=/dev/null", "--wrap", "srun sleep 600")
     print("up", flush=True)
@@ -122,7 +122,7 @@ def test_a_user_without_rights_has_all_of_it(slurm: Cluster) -> None:
     program = """
 import sys, time
 from pathlib import Path
-from cluster.rehearsal import Rehearsal
+from runyard.cluster.rehearsal.sandbox import Rehearsal
 with Rehearsal(Path(sys.argv[1]), nodes=2, accounting=True) as lab:
     lab.power_off("node2")
     lab.power_on("node2")
@@ -134,8 +134,8 @@ with Rehearsal(Path(sys.argv[1]), nodes=2, accounting=True) as lab:
 """
     folder = Path(tempfile.mkdtemp(prefix="nobody-"))  # pytest's own folders are for root alone
     try:
-        shutil.copytree(ROOT / "cluster", folder / "cluster", ignore=shutil.ignore_patterns("__pycache__"))
         (folder / "runyard").mkdir()
+        shutil.copytree(ROOT / "cluster", folder / "runyard" / "cluster", ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("__init__.py", "errors.py"):
             shutil.copy(ROOT / "src" / "runyard" / name, folder / "runyard")
         folder.chmod(0o777)

@@ -9,24 +9,24 @@ from typing import Any
 
 import pytest
 
-from runyard.run import Run
+from runyard.runs.run import Run
 from tests.slurm.runs import RARE, Runs, at_once, job, rows, said, until, until_finished
 
 pytestmark = pytest.mark.slow
 
 # Python itself: nothing of it on one node, none for the tasks on another.
 WITHOUT_PYTHON = """#!/bin/sh
-case "$(hostname) $*" in "node8 "* | "node9 "*cluster.task*) exit 127 ;; esac
+case "$(hostname) $*" in "node8 "* | "node9 "*runyard.cluster.job.task*) exit 127 ;; esac
 exec {python} "$@"
 """
 # A task that raises in its training, on one node or at one step; the others are what they are.
 FAULTY = """#!/bin/sh
-case "$(hostname) $*" in {node}" "*cluster.task*) shift 2; exec {python} {faulty} "$@" ;; esac
+case "$(hostname) $*" in {node}" "*runyard.cluster.job.task*) shift 2; exec {python} {faulty} "$@" ;; esac
 exec {python} "$@"
 """
 RAISES = """
 import runpy, sys
-from runyard.training.learner import Learner
+from runyard.training.train_state import Learner
 learn = Learner.train_step
 def train_step(self, batches):
     if self.step == {step}:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from runyard.errors import UserError
-from runyard.training import meeting
-from runyard.training.distributed import from_environment
-from runyard.training.last_word import RankLost
+from runyard.training.distributed import rendezvous
+from runyard.training.distributed.peer_failure import RankLost
+from runyard.training.distributed.process_group import from_environment
 from tests.conftest import PATIENCE_S
 
 TASK = {"SLURM_PROCID": "4", "SLURM_NTASKS": "7", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "3", "SLURM_JOB_ID": "99"}
@@ -43,16 +43,16 @@ def test_a_requeued_job_and_another_step_of_it_meet_elsewhere() -> None:
 def test_rank_0_is_found_though_its_name_resolves_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "no-such-node.invalid")
     monkeypatch.setattr(socket, "gethostname", lambda: "no-such-host.invalid")
-    opened = meeting.open_store(tmp_path / "meeting.json", one_node=False, timeout_s=PATIENCE_S)
+    opened = rendezvous.open_store(tmp_path / "meeting.json", one_node=False, timeout_s=PATIENCE_S)
     opened.set("said", "hello")
-    assert meeting.find_store(tmp_path / "meeting.json", NOBODY, timeout_s=PATIENCE_S).get("said") == b"hello"
+    assert rendezvous.find_store(tmp_path / "meeting.json", NOBODY, timeout_s=PATIENCE_S).get("said") == b"hello"
 
 
 @pytest.mark.parametrize("one_node", [True, False])  # the store of several nodes shows that the test can see one
 def test_the_store_of_one_node_is_reached_on_loopback_alone(tmp_path: Path, one_node: bool) -> None:
-    store = meeting.open_store(tmp_path / "meeting.json", one_node=one_node, timeout_s=10)
+    store = rendezvous.open_store(tmp_path / "meeting.json", one_node=one_node, timeout_s=10)
     assert stat.S_IMODE((tmp_path / "meeting.json").stat().st_mode) == 0o600
-    assert meeting.find_store(tmp_path / "meeting.json", NOBODY, timeout_s=10).get("secret") == store.get("secret")
+    assert rendezvous.find_store(tmp_path / "meeting.json", NOBODY, timeout_s=10).get("secret") == store.get("secret")
     listening = {
         local.rpartition(":")[0]
         for table in ("tcp", "tcp6")
@@ -63,19 +63,19 @@ def test_the_store_of_one_node_is_reached_on_loopback_alone(tmp_path: Path, one_
 
 
 def test_another_runs_store_at_the_same_address_is_passed_over(tmp_path: Path) -> None:
-    other = meeting.open_store(tmp_path / "other.json", one_node=True, timeout_s=PATIENCE_S)
+    other = rendezvous.open_store(tmp_path / "other.json", one_node=True, timeout_s=PATIENCE_S)
     mine = json.loads((tmp_path / "other.json").read_text()) | {"secret": "mine"}
     (tmp_path / "mine.json").write_text(json.dumps(mine))
     with pytest.raises(RankLost, match=f"rank 0 is reached at none of 127.0.0.1, port {other.port}"):
-        meeting.find_store(tmp_path / "mine.json", NOBODY, timeout_s=0.5)
+        rendezvous.find_store(tmp_path / "mine.json", NOBODY, timeout_s=0.5)
 
 
 def test_gloo_takes_the_network_that_another_node_reached_rank_0_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two nodes in one process: each has its host name and its environment in turn."""
-    store = meeting.open_store(tmp_path / "meeting.json", one_node=False, timeout_s=PATIENCE_S)
-    interface, address = list(meeting._interfaces())[-1]
+    store = rendezvous.open_store(tmp_path / "meeting.json", one_node=False, timeout_s=PATIENCE_S)
+    interface, address = list(rendezvous._interfaces())[-1]
     hosts, taken = ["first", "first", "second"], {}
     here = threading.local()
     monkeypatch.setattr(socket, "gethostname", lambda: here.name)
@@ -83,6 +83,6 @@ def test_gloo_takes_the_network_that_another_node_reached_rank_0_on(
     for name in ("second", "first"):
         here.name = name
         monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-        meeting.choose_network(store, hosts, address if name == "second" else "127.0.0.1", store.port)
-        taken[name] = meeting.os.environ.pop("GLOO_SOCKET_IFNAME")
+        rendezvous.choose_network(store, hosts, address if name == "second" else "127.0.0.1", store.port)
+        taken[name] = rendezvous.os.environ.pop("GLOO_SOCKET_IFNAME")
     assert taken == {"first": interface, "second": interface}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from runyard.run import Run
+from runyard.runs.run import Run
 from tests.conftest import PATIENCE_S
 from tests.slurm.lab import ROOT
 from tests.slurm.runs import (
@@ -109,14 +109,14 @@ def edited_meanwhile(runs: Runs) -> tuple[Run, int]:
     """The checkout is broken while a job of it waits for its node."""
     checkout = runs.folder.with_name("checkout")
     for part in ("src", "cluster", "configs", "slurm"):
-        shutil.copytree(ROOT / part, checkout / part)
+        shutil.copytree(ROOT / part, checkout / part, symlinks=True)
     blocker = runs.lab.run("sbatch", "--parsable", "--nodelist=node10", "--exclusive", "--output=/dev/null",
                            "--wrap", "sleep 600").strip()  # fmt: skip
     run = runs.submit("epochs=1", "cluster.nodes=1", "cluster.nodelist=node10", cwd=checkout)
-    (checkout / "src/runyard/training/loop.py").write_text("raise SystemExit(7)\n")
+    (checkout / "src/runyard/training/trainer.py").write_text("raise SystemExit(7)\n")
     (checkout / "configs/model/starter.yaml").write_text("nonsense\n")
     own = runs.lab.environment | {"PYTHONPATH": f"{checkout / 'src'}:{checkout}"}
-    broken = subprocess.run([sys.executable, "-c", "import runyard.training.loop"], cwd=checkout, env=own)
+    broken = subprocess.run([sys.executable, "-c", "import runyard.training.trainer"], cwd=checkout, env=own)
     runs.lab.run("scancel", blocker)
     until_finished(run)
     return run, broken.returncode

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from cluster.glance import glance
-from cluster.study import runs_of
+from runyard.cluster.search.study import runs_of
+from runyard.runs.summary import glance
 from tests.slurm.lab import ROOT
 from tests.slurm.runs import Runs
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runyard.run import Run
-from runyard.tracking import journal
+from runyard.runs import journal
+from runyard.runs.run import Run
 from tests.conftest import PATIENCE_S
 from tests.slurm.conftest import Cluster
 from tests.tracking.life import KEY

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from runyard.run import Run
+from runyard.runs.run import Run
 from tests.conftest import PATIENCE_S
 from tests.slurm.lab import ROOT
 from tests.slurm.runs import OFTEN, Runs, job, rows, said, saved_step, until

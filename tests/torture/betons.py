@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runyard.data import manifest
-from runyard.run import Run
+from runyard.runs.run import Run
 from tests.torture.ground import Ground, discard
 from tests.torture.promise import Attacker, Promise, hold
 from tests.zygote import First
@@ -39,7 +39,7 @@ def strike(a: Attacker) -> str:
 
 def mutable(ground: Ground, kind: str) -> tuple[Run, Path]:
     """A run on a copy of the data set of that kind, and the folder that holds the copy."""
-    from runyard.data.prepare import prepare
+    from runyard.data.prepare.pipeline import prepare
 
     config = ground.config(*KINDS[kind])
     prepare(config.data, progress=False)
@@ -76,8 +76,8 @@ def as_submit(run_dir: str) -> None:
     """In the rank, before it trains: what ``runyard submit`` looks at before it puts a job on the queue."""
     import sys
 
-    from cluster import preflight
-    from cluster.submit import subject
+    from runyard.cluster.launch.checks import preflight
+    from runyard.cluster.launch.submit import subject
     from runyard.errors import USER_ERROR, UserError
 
     try:
@@ -164,7 +164,7 @@ def change_at_step(folder: str, step: int, way: str) -> None:
                     (path.parent / "new").write_bytes(bytes(path.stat().st_size))
                     os.replace(path.parent / "new", path)
 
-    around("runyard.training.learner:Learner.train_step", before=change)
+    around("runyard.training.train_state:Learner.train_step", before=change)
 
 
 def unlooked_at(a: Attacker) -> str:
@@ -181,11 +181,11 @@ def unlooked_at(a: Attacker) -> str:
 
 def believe_everything() -> None:
     """In a rank: whatever a file holds is what was prepared."""
-    from cluster import preflight
-    from runyard.training import loop
+    from runyard.cluster.launch.checks import preflight
+    from runyard.training import trainer
 
     preflight.data = lambda subject: ""  # type: ignore[assignment]
-    loop.check_content = lambda *_, **__: None  # type: ignore[attr-defined]
+    trainer.check_content = lambda *_, **__: None  # type: ignore[attr-defined]
 
 
 PROMISE = Promise(

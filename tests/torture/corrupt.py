@@ -6,8 +6,8 @@ import random
 import shutil
 from pathlib import Path
 
-from runyard.run import Run
-from runyard.tracking import journal
+from runyard.runs import journal
+from runyard.runs.run import Run
 from runyard.training import checkpoint
 from tests.torture.ground import discard
 from tests.torture.promise import Attacker, Promise, hold

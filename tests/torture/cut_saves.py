@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from runyard.runs import saved_checkpoints as saved_state
 from runyard.training import checkpoint
-from runyard.training import saved as saved_state
 from tests.torture.promise import Attacker, Promise, hold
 
 Cut = Callable[[Attacker, Path], str]

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 from runyard.errors import USER_ERROR
-from runyard.run import Run
+from runyard.runs.run import Run
 from runyard.training import checkpoint
 from tests.torture.ground import Ground, discard
 from tests.torture.killed import KINDS, compare

@@ -16,9 +16,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from runyard.config import Config
-from runyard.run import Run
-from runyard.tracking import journal
+from runyard.config.schema import Config
+from runyard.runs import journal
+from runyard.runs.run import Run
 from tests.conftest import PATIENCE_S, compose
 from tests.training.conftest import SMALL, final_state, same
 from tests.zygote import First, Zygote
@@ -61,7 +61,7 @@ class Ground:
     @functools.cached_property
     def data_root(self) -> Path:
         """Where the small data set is prepared."""
-        from runyard.data.prepare import prepare
+        from runyard.data.prepare.pipeline import prepare
 
         root = self.folder / "data"
         root.mkdir(exist_ok=True)
@@ -182,7 +182,7 @@ def discard(run: Run) -> None:
 
 
 class Ranks:
-    """The processes of one start of a run, led as cluster/controller.py and srun lead them: once one has ended badly
+    """The processes of one start of a run, led as ``job.controller`` and srun lead them: once one has ended badly
     the others are told, and are killed where they do not end of it."""
 
     def __init__(self, zygote: Zygote, run: Run, count: int, first: dict[int, First], env: dict[str, str]) -> None:
@@ -225,16 +225,16 @@ class Ranks:
 
 def train(run_dir: str) -> None:
     """What a rank does: a job's task, as submitit would call it."""
-    from cluster.job import TrainJob
+    from runyard.cluster.job.train_job import TrainJob
 
     TrainJob(run_dir)()
 
 
 def leave_out_the_report() -> None:
     """In a rank."""
-    from runyard.training import loop
+    from runyard.training import trainer
 
-    loop._write_report = lambda *_: None  # type: ignore[assignment]
+    trainer._write_report = lambda *_: None  # type: ignore[assignment]
 
 
 def until(true: Callable[[], object], what: str) -> None:

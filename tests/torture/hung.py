@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from runyard.run import Run
+from runyard.runs.run import Run
 from tests.torture.ground import Ground, Ranks, discard, until
 from tests.torture.killed import KINDS, compare
 from tests.torture.one_writer import stopped
@@ -15,7 +15,7 @@ from tests.zygote import First
 
 WORLDS = (2, 3, 4)
 TIMEOUT_S = 5  # in place of the two minutes that ranks wait for each other
-STEP = "runyard.training.learner:Learner.train_step"
+STEP = "runyard.training.train_state:Learner.train_step"
 
 
 def strike(a: Attacker, *, first: First = (("tests.torture.hung:hasty", TIMEOUT_S),)) -> str:
@@ -48,17 +48,17 @@ def named(ground: Ground, ranks: Ranks, rank: int) -> None:
 
 def hasty(timeout_s: float) -> None:
     """In a rank: wait for the others that long once all have met, in place of minutes."""
-    from runyard.training import distributed
+    from runyard.training.distributed import process_group
 
-    real = distributed.dist.init_process_group
+    real = process_group.dist.init_process_group
 
     def joined(*arguments: object, **options: object) -> None:
-        distributed.JOIN_TIMEOUT_S = timeout_s  # type: ignore[attr-defined]
+        process_group.JOIN_TIMEOUT_S = timeout_s  # type: ignore[attr-defined]
         import datetime
 
         real(*arguments, **{**options, "timeout": datetime.timedelta(seconds=timeout_s)})
 
-    distributed.dist.init_process_group = joined  # type: ignore[attr-defined]
+    process_group.dist.init_process_group = joined  # type: ignore[attr-defined]
 
 
 def hang_at(call: int) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runyard.run import Run
+from runyard.runs.run import Run
 from tests.conftest import PATIENCE_S
 from tests.torture.ground import EPOCHS, STEPS_PER_EPOCH, Ground, discard, epochs, typed, until
 from tests.torture.promise import Attacker, Promise, hold
@@ -24,18 +24,18 @@ KINDS = (
 )  # fmt: skip
 # Moments by name: the function that marks each, and how often a start may come to it.
 MOMENTS = {
-    "init": ("runyard.training.loop:Training.__init__", 1),
-    "rendezvous": ("runyard.training.distributed:_wait_for_all", 2),
+    "init": ("runyard.training.trainer:Training.__init__", 1),
+    "rendezvous": ("runyard.training.distributed.process_group:_wait_for_all", 2),
     "process group": ("torch.distributed:init_process_group", 1),
-    "first batch": ("runyard.training.learner:Learner.train_step", 1),
-    "mid-epoch": ("runyard.training.learner:Learner.train_step", EPOCHS * STEPS_PER_EPOCH),
-    "epoch end": ("runyard.training.loop:Training._conclude", EPOCHS),
-    "evaluation": ("runyard.training.learner:Learner.logits", 3 * EPOCHS),
+    "first batch": ("runyard.training.train_state:Learner.train_step", 1),
+    "mid-epoch": ("runyard.training.train_state:Learner.train_step", EPOCHS * STEPS_PER_EPOCH),
+    "epoch end": ("runyard.training.trainer:Training._conclude", EPOCHS),
+    "evaluation": ("runyard.training.train_state:Learner.logits", 3 * EPOCHS),
     "save": ("runyard.training.checkpoint:_fill", EPOCHS),
     "purge": ("runyard.training.checkpoint:shutil.rmtree", EPOCHS),
-    "journal": ("runyard.tracking.journal:Journal.write", 3 * EPOCHS),
-    "final": ("runyard.training.loop:Training._finish", 1),
-    "report": ("runyard.training.loop:_write_report", 1),
+    "journal": ("runyard.runs.journal:Journal.write", 3 * EPOCHS),
+    "final": ("runyard.training.trainer:Training._finish", 1),
+    "report": ("runyard.training.trainer:_write_report", 1),
 }
 OF_RANK_0 = ("save", "purge", "journal", "report")
 

@@ -40,8 +40,9 @@ def iterate(run_dir: str, epochs: int, seed: str, out: str, leaky: bool) -> None
     """In a process: use the loader, and write down what there is of each after a tenth, at the end, and once closed."""
     import torch
 
-    from runyard.data import loaders, manifest
-    from runyard.run import Run
+    from runyard.data import manifest
+    from runyard.data.loading import loaders
+    from runyard.runs.run import Run
 
     torch.set_num_threads(2)
     rng, config, kept, seen = random.Random(seed), Run.open(run_dir).config, [], []

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cluster.rehearsal import missing
-from cluster.rehearse import tasks_of
-from runyard.run import Run
+from runyard.cluster.rehearsal.rehearse import tasks_of
+from runyard.cluster.rehearsal.sandbox import missing
+from runyard.runs.run import Run
 from runyard.training import checkpoint
 from tests.slurm.conftest import cluster_of
 from tests.slurm.runs import OFTEN, Runs, job, rows, until, until_finished, until_learning

@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from runyard.run import Run
-from runyard.tracking import journal
-from runyard.tracking.journal import Journal
+from runyard.runs import journal
+from runyard.runs.journal import Journal
+from runyard.runs.run import Run
 from tests.cluster.fake_slurm import SBATCH, FakeSlurm
 from tests.conftest import PATIENCE_S
 from tests.torture.ground import Ground, discard, epochs, until
@@ -28,10 +28,10 @@ def contend(run_dir: str, go: str, seed: str, control: str) -> None:
 
     The mark is a file that only one can create: two at a time would be seen whatever the lease says.
     """
-    from runyard import lease as lease_module
     from runyard.errors import UserError
-    from runyard.lease import LeaseLost
-    from runyard.tracking.journal import Journal
+    from runyard.runs import lease as lease_module
+    from runyard.runs.journal import Journal
+    from runyard.runs.lease import LeaseLost
 
     rng = random.Random(seed)
     lease_module.POLL_S = 0.01
@@ -137,7 +137,7 @@ HASTY = ("tests.torture.one_writer:hasty",)
 
 def hasty() -> None:
     """In a command."""
-    from cluster import cancel
+    from runyard.cluster.monitor import cancel
 
     cancel.POLL_S = 0.05
 
@@ -244,7 +244,7 @@ def calls(ground: Ground) -> int:
 
 def lock_nothing() -> None:
     """In a command: it does not wait for others, nor look what they did."""
-    from cluster import submit
+    from runyard.cluster.launch import submit
 
     @contextlib.contextmanager
     def at_once(run: Path, reference: str) -> Iterator[int | None]:

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from runyard.run import Run
+from runyard.runs.run import Run
 from tests.cluster.fake_slurm import NUMBER, FakeSlurm
 from tests.compare.fabricate import fabricate
 from tests.second_user import as_nobody
@@ -65,7 +65,7 @@ def planted_code(s: Share, first: First = ()) -> str:
     for store in {honest.parent.name, ".code"}:
         planted = s.shared / store / honest.name
         shutil.copytree(honest, planted)
-        for file in ("cluster/task.py", "runyard/__init__.py"):
+        for file in ("runyard/cluster/job/task.py", "runyard/__init__.py"):
             (planted / file).write_text(f"import os; os.mkdir({str(s.mark)!r})\n")
         s.theirs(s.shared / store)
     code, said = s.says("create", *s.a.ground.words(f"runs_dir={s.shared}"), first=first)
@@ -240,7 +240,7 @@ def resumed(s: Share) -> str:
     (run / "code").unlink(missing_ok=True)
     honest = s.a.ground.run().code
     shutil.copytree(honest, run / "code")
-    for file in ("cluster/task.py", "runyard/__init__.py", "runyard/predict.py"):
+    for file in ("runyard/cluster/job/task.py", "runyard/__init__.py", "runyard/predict.py"):
         (run / "code" / file).write_text(f"import os; os.mkdir({str(s.mark)!r})\n")
     s.theirs(run)
     code, said = s.says("resume", "--detach", str(run))
@@ -306,8 +306,11 @@ def open_to_all(s: Share) -> str:
 def store(s: Share) -> str:
     """While ranks meet and train on one node: they listen on loopback alone, and their secret is theirs."""
     run = s.a.ground.run()
-    stops = [("tests.torture.moments:raise_at", name, 1, "before", signal.SIGSTOP) for name in
-             ("runyard.training.distributed:_wait_for_all", "runyard.training.learner:Learner.train_step")]  # fmt: skip
+    moments = (
+        "runyard.training.distributed.process_group:_wait_for_all",
+        "runyard.training.train_state:Learner.train_step",
+    )
+    stops = [("tests.torture.moments:raise_at", name, 1, "before", signal.SIGSTOP) for name in moments]
     ranks = s.a.ground.start(run, 2, {0: stops})
     hold(stopped(ranks.pids[0]), f"rank 0 ended: {ranks.said[-200:]}")
     (address,) = (run.path / "slurm").glob("meeting-*.json")
@@ -384,7 +387,7 @@ def trusting(a: Attacker) -> str:
 
 def trust_everything() -> None:
     """In the victim's process."""
-    from runyard import snapshot
+    from runyard.runs import snapshot
 
     snapshot.private_folder = lambda folder, **_: folder  # type: ignore[attr-defined]
     snapshot.verify = lambda *_, **__: None  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ import tarfile
 from io import BytesIO
 from pathlib import Path
 
-from runyard.run import Run
+from runyard.runs.run import Run
 from tests.torture.ground import discard
 from tests.torture.promise import Attacker, Promise, hold
 
@@ -61,7 +61,7 @@ def too_open(folder: Path) -> list[str]:
 
 def archive(a: Attacker) -> str:
     """An archive as a data set's, whose members lead out of the folder, are links or devices, or have other bytes."""
-    from runyard.data.cifar import decode10
+    from runyard.data.datasets.cifar import decode10
     from runyard.errors import UserError
 
     folder = a.ground.scratch()

@@ -21,9 +21,9 @@ NAMES = ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "GITHUB_TOKEN", "
 
 UNGUARDED = """
 import sys
-from cluster import compose
+from runyard.config.schema import compose
 compose.refuse_secrets = lambda *_: None
-from runyard.cli import main
+from runyard.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

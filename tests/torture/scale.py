@@ -60,7 +60,7 @@ def strike(a: Attacker) -> str:
 # VmHWM, since ru_maxrss would count the memory of whoever forked it, too.
 MEASURE = """
 import re, resource, sys
-from runyard.cli import main
+from runyard.cli.main import main
 code, used = main(sys.argv[1:]), resource.getrusage(resource.RUSAGE_SELF)
 peak = re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read()).group(1)
 print(used.ru_utime + used.ru_stime, int(peak) / 1024, file=sys.stderr)

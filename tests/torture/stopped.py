@@ -6,8 +6,8 @@ import os
 import signal
 import time
 
-from runyard.run import Run
-from runyard.tracking import journal
+from runyard.runs import journal
+from runyard.runs.run import Run
 from runyard.training import checkpoint
 from tests.conftest import PATIENCE_S
 from tests.torture.ground import EPOCHS, STEPS_PER_EPOCH, Ranks, discard, epochs, typed, until
@@ -15,9 +15,16 @@ from tests.torture.killed import KINDS, WORLDS, compare
 from tests.torture.promise import Attacker, Promise, hold
 from tests.zygote import First
 
-STEP = "runyard.training.learner:Learner.train_step"
-MOMENTS = (STEP, STEP, STEP, "runyard.training.loop:Training._conclude", "runyard.training.learner:Learner.logits",
-           "runyard.training.checkpoint:_fill", "runyard.training.loop:Training.__init__")  # fmt: skip
+STEP = "runyard.training.train_state:Learner.train_step"
+MOMENTS = (
+    STEP,
+    STEP,
+    STEP,
+    "runyard.training.trainer:Training._conclude",
+    "runyard.training.train_state:Learner.logits",
+    "runyard.training.checkpoint:_fill",
+    "runyard.training.trainer:Training.__init__",
+)
 TO_RANKS = (signal.SIGTERM, signal.SIGUSR2)
 TO_COMMAND = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGUSR1)
 
@@ -59,8 +66,8 @@ def steps_noted(run: Run, world: int) -> dict[int, First]:
 
 def note_steps(file: str) -> None:
     """In a rank: keep its step where it can be read when it has ended."""
-    from runyard.data.batch import Batch
-    from runyard.training.learner import Learner
+    from runyard.data.loading.batch import Batch
+    from runyard.training.train_state import Learner
 
     real, notes = Learner.train_step, open(file, "w")  # noqa: SIM115  as long as the rank lives
 
@@ -128,7 +135,7 @@ def each_for_itself(a: Attacker) -> str:
 
 def without_a_vote() -> None:
     """In a rank: what it wants is what it takes for agreed."""
-    from runyard.training.distributed import Vote
+    from runyard.training.distributed.process_group import Vote
 
     Vote.exchange = lambda self, flags: flags  # type: ignore[method-assign,assignment]
 

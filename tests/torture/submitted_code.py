@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from runyard.run import Run
+from runyard.runs.run import Run
 from tests.conftest import PATIENCE_S
 from tests.torture.ground import ROOT, Ground, discard
 from tests.torture.promise import Attacker, Promise, hold
 
 SETTINGS = ("epochs=1", "checkpoint.keep_best=false")
-JOB = "import sys; from cluster.job import TrainJob; TrainJob(sys.argv[1])()"
+JOB = "import sys; from runyard.cluster.job.train_job import TrainJob; TrainJob(sys.argv[1])()"
 EDITS = {  # each would learn something else
     "model": ("src/runyard/models/starter.py", "nn.ReLU(", "nn.LeakyReLU("),
-    "optimizer": ("src/runyard/training/optimiser.py", "nesterov=config.momentum > 0", "nesterov=False"),
-    "learner": ("src/runyard/training/learner.py", "loss / count", "loss * 2 / count"),
+    "optimizer": ("src/runyard/training/optimizer.py", "nesterov=config.momentum > 0", "nesterov=False"),
+    "learner": ("src/runyard/training/train_state.py", "loss / count", "loss * 2 / count"),
 }
 
 
@@ -75,7 +75,7 @@ def copied(folder: Path) -> Path:
     """The parts of the checkout that a submission needs."""
     checkout = folder / "checkout"
     for part in ("src", "cluster", "configs", "slurm"):
-        shutil.copytree(ROOT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / part, checkout / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     return checkout
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runyard.run import Run
+from runyard.runs.run import Run
 from tests.torture.ground import Ground
 from tests.torture.harness import Harness, Row
 from tests.torture.page import PAGE, RESULTS, render

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from runyard.run import Run
-from runyard.tracking import journal
+from runyard.runs import journal
+from runyard.runs.run import Run
 from tests.torture.ground import EPOCHS, Ranks, discard, epochs, until
 from tests.torture.promise import Attacker, Promise, hold
 from tests.tracking.life import KEY
@@ -113,10 +113,10 @@ def helpers(rank: int) -> list[int]:
 
 def hasty() -> None:
     """In the rank."""
-    from runyard.tracking import wandb_run
+    from runyard.tracking.wandb import live
 
     for name, seconds in LIMITS_S.items():
-        setattr(wandb_run, name, seconds)
+        setattr(live, name, seconds)
 
 
 def sync(a: Attacker, run: Run, env: dict[str, str], trouble: str) -> None:

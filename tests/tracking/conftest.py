@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from runyard.config import Config
-from runyard.run import Run
-from runyard.tracking import wandb_run
+from runyard.config.schema import Config
+from runyard.runs.run import Run
+from runyard.tracking.wandb import live
 from tests.tracking.life import KEY
 from tests.tracking.wandb_server import WandbServer
 
@@ -44,6 +44,6 @@ def server(nobody_home: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wandb
     served = WandbServer()
     monkeypatch.setenv("WANDB_BASE_URL", served.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(wandb_run, "INTERRUPTED_TIMEOUT_S", 60.0)  # this machine may be busy with other tests
+    monkeypatch.setattr(live, "INTERRUPTED_TIMEOUT_S", 60.0)  # this machine may be busy with other tests
     yield served
     served.close()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from runyard.run import Run
-from runyard.tracking.journal import Journal
+from runyard.runs.journal import Journal
+from runyard.runs.run import Run
 from runyard.tracking.recorder import Recorder
 
 KEY = "5ec7e75ec7e75ec7e75ec7e75ec7e75ec7e75ec7"

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster import requeue, tell
-from cluster.requeue import REQUEUE
-from runyard.run import Run
-from runyard.tracking import journal
+from runyard.cluster.job import alert as tell
+from runyard.cluster.job import requeue
+from runyard.cluster.job.requeue import REQUEUE
+from runyard.runs import journal
+from runyard.runs.run import Run
 from tests.conftest import PATIENCE_S
 from tests.tracking.life import Event, begin, epochs, live, write
 from tests.tracking.test_sync import synced
@@ -34,7 +35,7 @@ def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def judged(run: Run) -> subprocess.CompletedProcess[str]:
     """What a batch script asks once srun has ended with 9."""
-    command = [sys.executable, "-m", "cluster.requeue", str(run.path), "9", "0"]
+    command = [sys.executable, "-m", "runyard.cluster.job.requeue", str(run.path), "9", "0"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
 
 

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from runyard.tracking import journal
-from runyard.tracking.journal import Journal
+from runyard.runs import journal
+from runyard.runs.journal import Journal
 
 
 def test_what_is_written_is_read_back_in_order(tmp_path):
@@ -78,7 +78,7 @@ def test_a_line_is_on_disk_when_write_returns(tmp_path, monkeypatch):
 
 def test_a_writer_that_dies_at_once_leaves_its_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    program = ("import os, sys; from runyard.tracking.journal import Journal; "
+    program = ("import os, sys; from runyard.runs.journal import Journal; "
                "Journal(sys.argv[1]).write('stop', reason='failed'); os._exit(9)")
     subprocess.run([sys.executable, "-c", program, str(path)], check=False)
     assert journal.read(path)[0][0]["reason"] == "failed"

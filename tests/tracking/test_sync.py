@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from runyard.run import Run
-from runyard.tracking import wandb_reach
+from runyard.runs.run import Run
+from runyard.tracking.wandb import connection
 from tests.conftest import PATIENCE_S
 from tests.tracking.life import FAILED, FINISHED, INTERRUPTED, KEY, begin, epochs, live, write
 from tests.tracking.test_wandb_run import is_one_history, wait_for
@@ -24,7 +24,7 @@ from tests.tracking.wandb_server import WandbServer
 
 MakeRun = Callable[..., Run]
 pytestmark = [pytest.mark.usefixtures("nobody_home"), pytest.mark.slow]
-IMPORTS = "import sys; from runyard.cli import main; code = main(sys.argv[1:]); " \
+IMPORTS = "import sys; from runyard.cli.main import main; code = main(sys.argv[1:]); " \
           "print(*({'torch', 'ffcv', 'torchvision'} & set(sys.modules)), file=sys.stderr); sys.exit(code)"  # fmt: skip
 
 
@@ -98,8 +98,10 @@ def test_a_server_that_takes_no_more_half_way_is_told_in_one_line_and_nothing_is
 ) -> None:
     run = restarted(make_run)
     server.most_history_lines = 2
-    code = "import sys; from runyard.tracking import sync; from runyard.cli import main; sync.SEND_TIMEOUT_S = 3.0; " \
-           "sync.COUNT_TIMEOUT_S = 1.0; sys.exit(main(sys.argv[1:]))"  # fmt: skip
+    code = (
+        "import sys; from runyard.tracking.wandb import sync; from runyard.cli.main import main; "
+        "sync.SEND_TIMEOUT_S = 3.0; sync.COUNT_TIMEOUT_S = 1.0; sys.exit(main(sys.argv[1:]))"
+    )
     done = subprocess.run([sys.executable, "-c", code, "sync", str(run.path)], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("runyard: W&B: ")
@@ -254,8 +256,10 @@ def test_an_address_that_is_none_is_one_line(
 def test_a_server_that_never_answers_is_waited_for_within_a_limit(server: WandbServer, make_run: MakeRun) -> None:
     run = restarted(make_run)
     server.stall.set()
-    code = "import sys; from runyard.tracking import wandb_reach; from runyard.cli import main; " \
-           "wandb_reach.ANSWER_TIMEOUT_S = 1.0; sys.exit(main(sys.argv[1:]))"  # fmt: skip
+    code = (
+        "import sys; from runyard.tracking.wandb import connection; from runyard.cli.main import main; "
+        "connection.ANSWER_TIMEOUT_S = 1.0; sys.exit(main(sys.argv[1:]))"
+    )
     words = [sys.executable, "-c", code, "sync", str(run.path)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 2
@@ -305,7 +309,7 @@ def test_a_request_goes_first_to_the_proxy_that_the_environment_names_for_it(
         monkeypatch.delenv(name.upper(), raising=False)
     for name, value in proxies.items():
         monkeypatch.setenv(name, value)
-    assert wandb_reach.first_stop(url) == first
+    assert connection.first_stop(url) == first
 
 
 @pytest.mark.parametrize("words", [[], ["--all", "@last"]])

@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 import yaml
 
-from runyard.cli import main
-from runyard.config import Config
+from runyard.cli.main import main
+from runyard.config.schema import Config
 from runyard.errors import UserError
-from runyard.run import Run
-from runyard.tracking import journal, wandb_reach, wandb_record
-from runyard.tracking.wandb_agent import Handed, handed_out
-from runyard.tracking.wandb_history import History
+from runyard.runs import journal
+from runyard.runs.run import Run
+from runyard.tracking.wandb import connection, record
+from runyard.tracking.wandb.agent import Handed, handed_out
+from runyard.tracking.wandb.history import History
 from tests.conftest import PATIENCE_S
 from tests.tracking.life import FINISHED, INTERRUPTED, begin, epochs, live, write
 from tests.tracking.test_sync import synced
@@ -164,7 +165,7 @@ def test_what_the_agents_node_could_not_send_sync_sends_to_the_same_run(server: 
 
 def remember_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: what another process left in the environment stays."""
-    for module in (wandb_record, wandb_reach):
+    for module in (record, connection):
         monkeypatch.setattr(module, "forget_others", lambda: None)
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from runyard.config import Config
-from runyard.run import Run
-from runyard.tracking import sync, wandb_record
+from runyard.config.schema import Config
+from runyard.runs.run import Run
 from runyard.tracking.recorder import Recorder
+from runyard.tracking.wandb import record, sync
 from tests.compare.fabricate import fabricate
 from tests.conftest import PATIENCE_S
 from tests.tracking.life import begin, epochs
@@ -110,7 +110,7 @@ def test_what_cannot_be_had_is_one_line(server: WandbServer, runs_dir: Path, mon
 def test_a_run_that_still_trains_is_there_with_what_it_has(
     runs_dir: Path, server: WandbServer, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wandb_record, "DIRECTORY_EVERY_S", 0.0)
+    monkeypatch.setattr(record, "DIRECTORY_EVERY_S", 0.0)
     run = make_run("tracking.mode=online")
     recorder = Recorder(run, active=True)
     for event, fields in (begin(), *epochs(1, 2)):

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from runyard.config import Config
-from runyard.tracking import journal, wandb_history
-from runyard.tracking.journal import Row
-from runyard.tracking.wandb_history import History
+from runyard.config.schema import Config
+from runyard.runs import journal
+from runyard.runs.journal import Row
+from runyard.tracking.wandb import history as wandb_history
+from runyard.tracking.wandb.history import History
 from tests.tracking.life import FAILED, FINISHED, INTERRUPTED, begin, epoch, epochs
 
 Told = list[Any]

@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 
-from runyard.run import Run
-from runyard.tracking import journal, wandb_record, wandb_run
+from runyard.runs import journal
+from runyard.runs.run import Run
 from runyard.tracking.recorder import Recorder
+from runyard.tracking.wandb import live as wandb_run
+from runyard.tracking.wandb import record
 from tests.conftest import PATIENCE_S
 from tests.tracking.life import FAILED, FINISHED, INTERRUPTED, KEY, begin, epochs, live, write
 from tests.tracking.wandb_server import ServedRun, WandbServer
@@ -68,7 +70,7 @@ def test_online_a_run_is_what_its_users_expect(server: WandbServer, make_run: Ma
     assert (run.path / "config.yaml").read_bytes() == served.files["runyard/config.yaml"]
     (code,) = [artifact for artifact in server.artifacts if artifact.given["artifactTypeName"] == "code"]
     assert code.committed
-    assert "runyard/training/loop.py" in code.files
+    assert "runyard/training/trainer.py" in code.files
     assert "epoch 4/4" in served.output
     assert not [artifact for artifact in server.artifacts if artifact.given["artifactTypeName"] == "model"], "asked for"
 
@@ -107,7 +109,7 @@ def test_a_client_that_counts_otherwise_than_its_server_sends_nothing_rather_tha
 
 KILLED = """
 import os, sys, time
-from runyard.run import Run
+from runyard.runs.run import Run
 from runyard.tracking.recorder import Recorder
 from tests.tracking.life import begin, epochs
 recorder = Recorder(Run.open(sys.argv[1]), active=True)
@@ -163,8 +165,8 @@ def with_a_signal(run: Run, server: WandbServer, sent: signal.Signals) -> None:
         recorder.event(event, **fields)
         if event == "start":
             recorder.open_wandb(fields)
-    wait_for(lambda: run.id in server.runs and bool(wandb_record.helpers()))
-    for helper in wandb_record.helpers():
+    wait_for(lambda: run.id in server.runs and bool(record.helpers()))
+    for helper in record.helpers():
         os.kill(helper, sent)
     time.sleep(0.5)
     for event, fields in [*epochs(3, 4), *FINISHED]:
@@ -192,8 +194,8 @@ def test_a_server_or_helper_that_hangs_costs_a_training_its_time_limit_and_no_mo
         getattr(server, trouble).set()
     recorder.open_wandb({})
     if trouble == "frozen":
-        wait_for(lambda: run.id in server.runs and bool(wandb_record.helpers()))
-        for helper in wandb_record.helpers():
+        wait_for(lambda: run.id in server.runs and bool(record.helpers()))
+        for helper in record.helpers():
             os.kill(helper, signal.SIGSTOP)
     for event, fields in [*epochs(1, 4), *FINISHED]:
         recorder.event(event, **fields)
@@ -201,7 +203,7 @@ def test_a_server_or_helper_that_hangs_costs_a_training_its_time_limit_and_no_mo
     closing.start()
     closing.join(PATIENCE_S)
     assert not closing.is_alive(), "a training would hang here"
-    assert wandb_record.helpers() == [], "the end of the process would wait for it"
+    assert record.helpers() == [], "the end of the process would wait for it"
     rows, broken = journal.read(run.journal_path)
     assert [row["event"] for row in rows if row["event"] != "warning"] == ["start", *["epoch"] * 4, "final", "stop"]
     assert broken == 0
@@ -308,7 +310,7 @@ def test_the_key_is_in_no_file_argument_or_line(
     recorder.event(begin()[0], **begin()[1])
     recorder.open_wandb({})
     wait_for(lambda: run.id in server.runs)
-    for helper in wandb_record.helpers():
+    for helper in record.helpers():
         assert KEY.encode() not in Path(f"/proc/{helper}/cmdline").read_bytes()
     for event, fields in [*epochs(1, 1), *FINISHED]:
         recorder.event(event, **fields)
@@ -327,7 +329,7 @@ def test_wandbs_stop_button_saves_and_stops_as_sigterm_does() -> None:
     got = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
     try:
-        asked = threading.Thread(target=wandb_record.stop_this_training)
+        asked = threading.Thread(target=record.stop_this_training)
         asked.start()
         asked.join()
         wait_for(lambda: bool(got))
@@ -347,5 +349,5 @@ def test_wandbs_stop_button_saves_and_stops_as_sigterm_does() -> None:
 def test_an_alerts_title_says_what_happened_and_is_short_enough_for_wandb(
     make_run: MakeRun, message: str, what: str
 ) -> None:
-    assert wandb_record.title(make_run("name=mine"), message) == f"mine: {what}"
-    assert len(wandb_record.title(make_run(f"name={'n' * 90}"), message)) <= 63
+    assert record.title(make_run("name=mine"), message) == f"mine: {what}"
+    assert len(record.title(make_run(f"name={'n' * 90}"), message)) <= 63

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from runyard.config import Config
-from runyard.run import Run
-from runyard.tracking import journal
+from runyard.config.schema import Config
+from runyard.runs import journal
+from runyard.runs.run import Run
 from tests.tracking.test_wandb_run import is_one_history, wait_for
 from tests.tracking.wandb_server import WandbServer
 from tests.training.conftest import SMALL, Ranks

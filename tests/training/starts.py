@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
-from runyard.run import Run
-from runyard.stopping import Stop
+from runyard.runs.run import Run
+from runyard.training.stop_signals import Stop
 from tests.training.conftest import zygote
 
 # Train a run until so many steps of this start are done (None: to the end), with a method of ``Learner`` switched off.
@@ -44,8 +44,8 @@ def stop_after(steps: int | None) -> Callable[[], Stop]:
 
 def take(starts: str) -> None:
     """In a rank."""
-    from runyard.training.learner import Learner
-    from runyard.training.loop import train
+    from runyard.training.train_state import Learner
+    from runyard.training.trainer import train
 
     for number, (run, steps, without) in enumerate(json.loads(starts)):
         os.environ["SUBMITIT_LOCAL_JOB_ID"] = f"start{number}"

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from runyard.files import sha256
+from runyard.runs.saved_checkpoints import Unusable
 from runyard.training import checkpoint
 from runyard.training.checkpoint import Saver, newest, valid, write
-from runyard.training.saved import Unusable
 
 
 def state(step: int) -> dict[str, Any]:

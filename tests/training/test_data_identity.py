@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from runyard.cli import main
-from runyard.config import Config
+from runyard.cli.main import main
+from runyard.config.schema import Config
 from runyard.data import manifest
-from runyard.run import Run
-from runyard.tracking import journal
+from runyard.runs import journal
+from runyard.runs.run import Run
 from tests.data.test_verified import zero_labels
 from tests.training.conftest import SMALL, Ranks
 

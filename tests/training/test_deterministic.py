@@ -10,8 +10,8 @@ from torch import Tensor
 
 from runyard.errors import UserError
 from runyard.models.starter import Starter
-from runyard.run import Run
-from runyard.training.loop import Outcome, train
+from runyard.runs.run import Run
+from runyard.training.trainer import Outcome, train
 
 
 @pytest.fixture(autouse=True)

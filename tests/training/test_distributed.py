@@ -22,18 +22,18 @@ import numpy as np
 import pytest
 import torch
 
-from runyard.data.batch import Batch
-from runyard.data.order import evaluation_indices
+from runyard.data.loading.batch import Batch
+from runyard.data.sampler import evaluation_indices
 from runyard.errors import UserError
-from runyard.run import Run
-from runyard.stopping import Stop, Stopped
-from runyard.tracking import journal
-from runyard.training import distributed, heartbeat, last_word
-from runyard.training.distributed import Dist, Vote, from_environment, joined
+from runyard.runs import journal
+from runyard.runs.run import Run
+from runyard.training.distributed import heartbeat, peer_failure, process_group
+from runyard.training.distributed.peer_failure import RankLost
+from runyard.training.distributed.process_group import Dist, Vote, from_environment, joined
 from runyard.training.evaluation import Part
-from runyard.training.last_word import RankLost
-from runyard.training.metrics import Counters
-from runyard.training.usage import Usage
+from runyard.training.metrics.counters import Counters
+from runyard.training.metrics.system_metrics import Usage
+from runyard.training.stop_signals import Stop, Stopped
 from tests.conftest import PATIENCE_S
 from tests.training.conftest import Ranks
 
@@ -111,7 +111,7 @@ def place(rank: int, world_size: int, job: str = "test") -> Dist:
 
 
 def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "JOIN_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(process_group, "JOIN_TIMEOUT_S", 0.3)
     with pytest.raises(RankLost, match=r"ranks \[1, 2\] of 3 did not come"), joined(place(0, 3), tmp_path):
         pytest.fail("it went on alone")
     assert not list(tmp_path.iterdir()), "a later job could find this address"
@@ -122,7 +122,7 @@ def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_rank_0_that_is_reached_at_none_of_its_addresses_may_be_so_at_another_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "JOIN_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(process_group, "JOIN_TIMEOUT_S", 0.3)
     there = {"hosts": ["127.0.0.1"], "port": 1, "secret": "s"}
     (tmp_path / "meeting-test.json").write_text(json.dumps(there))
     with pytest.raises(RankLost, match=r"rank 0 is reached at none of 127\.0\.0\.1, port 1"), joined(
@@ -220,7 +220,7 @@ def dying(place: Dist) -> None:
 
 
 def hanging(place: Dist) -> None:
-    distributed.JOIN_TIMEOUT_S = 1  # type: ignore[attr-defined]
+    process_group.JOIN_TIMEOUT_S = 1  # type: ignore[attr-defined]
     vote = Vote(place)
     if place.rank == RANKS - 1:
         time.sleep(8)
@@ -229,7 +229,7 @@ def hanging(place: Dist) -> None:
 
 
 def hanging_where_one_looks_longer(place: Dist) -> None:
-    last_word.LAST_WORD_S += place.rank  # beyond the end of rank 0's own look, who has the store
+    peer_failure.LAST_WORD_S += place.rank  # beyond the end of rank 0's own look, who has the store
     hanging(place)
 
 
@@ -246,7 +246,7 @@ def stumbling(place: Dist) -> Any:
 
 
 def as_rank_that_prepares(rank: int, folder: Path, work: Callable[[Dist], Any], said: Any) -> None:
-    distributed.JOIN_TIMEOUT_S = 4
+    process_group.JOIN_TIMEOUT_S = 4
     me = place(rank, RANKS)
     try:
         with joined(me, folder, lambda: work(me)) as prepared:
@@ -256,7 +256,7 @@ def as_rank_that_prepares(rank: int, folder: Path, work: Callable[[Dist], Any], 
 
 
 def as_rank(rank: int, folder: Path, work: Callable[[Dist], Any], said: Any) -> None:
-    distributed.JOIN_TIMEOUT_S = 10 * PATIENCE_S  # nobody may wait for that when a rank is lost
+    process_group.JOIN_TIMEOUT_S = 10 * PATIENCE_S  # nobody may wait for that when a rank is lost
     me = place(rank, RANKS)
     try:
         with joined(me, folder):
@@ -372,12 +372,12 @@ def test_a_rank_that_hangs_is_named_by_those_that_wait_for_its_vote(
 def test_what_gloo_fails_of_itself_is_told_in_its_own_words_and_no_lost_connection() -> None:
     store, notes = torch.distributed.HashStore(), Path("nowhere")
     own = RuntimeError("[enforce fail at /gloo/transport/tcp/device.cc:49] bind: Address already in use")
-    assert not last_word.is_lost_connection(own)
-    last_word.tell(store, 1, own)
+    assert not peer_failure.is_lost_connection(own)
+    peer_failure.tell(store, 1, own)
     lost = RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
-    assert last_word.is_lost_connection(lost)
-    assert last_word.is_lost_connection(RuntimeError("Application timeout caused pair closure"))  # gloo's, unnamed
-    assert "Address already in use" in str(last_word.first_cause(store, [("elsewhere", 1)] * 2, 0, lost, notes))
+    assert peer_failure.is_lost_connection(lost)
+    assert peer_failure.is_lost_connection(RuntimeError("Application timeout caused pair closure"))  # gloo's, unnamed
+    assert "Address already in use" in str(peer_failure.first_cause(store, [("elsewhere", 1)] * 2, 0, lost, notes))
 
 
 STORE = """
@@ -389,8 +389,8 @@ sys.stdin.read()
 
 
 def test_a_rank_does_not_wait_for_a_rank_0_that_is_held_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(last_word, "ANSWER_S", 0.5)
-    monkeypatch.setattr(last_word, "LAST_WORD_S", 0.2)
+    monkeypatch.setattr(peer_failure, "ANSWER_S", 0.5)
+    monkeypatch.setattr(peer_failure, "LAST_WORD_S", 0.2)
     before = set(threading.enumerate())
     with subprocess.Popen([sys.executable, "-c", STORE], stdin=-1, stdout=-1, text=True) as rank_0:
         assert rank_0.stdout is not None
@@ -398,9 +398,9 @@ def test_a_rank_does_not_wait_for_a_rank_0_that_is_held_still(monkeypatch: pytes
         timeout = timedelta(seconds=0.5)
         stores = [torch.distributed.TCPStore("127.0.0.1", port, None, False, timeout, False) for _ in range(3)]
         rank_0.send_signal(signal.SIGSTOP)
-        last_word.tell(stores[0], 1, ValueError("its own"))
+        peer_failure.tell(stores[0], 1, ValueError("its own"))
         lost = RuntimeError("Application timeout caused pair closure")
-        said = last_word.first_cause(stores[1], [("node1", 1)] * 2, 1, lost, Path("nowhere"))
+        said = peer_failure.first_cause(stores[1], [("node1", 1)] * 2, 1, lost, Path("nowhere"))
         assert str(said) == "rank 0 of 2 does not answer: look into its log, on node1"
 
         def control() -> None:  # has no limit
@@ -417,7 +417,7 @@ def test_a_rank_does_not_wait_for_a_rank_0_that_is_held_still(monkeypatch: pytes
 
 
 def test_where_nobody_says_a_cause_what_was_met_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(last_word, "LAST_WORD_S", 0.2)
+    monkeypatch.setattr(peer_failure, "LAST_WORD_S", 0.2)
     store, places = torch.distributed.HashStore(), [("elsewhere", 1)] * 2
     for rank in (0, 1):
         store.set(f"waits/{rank}", "")
@@ -426,16 +426,17 @@ def test_where_nobody_says_a_cause_what_was_met_is_told(monkeypatch: pytest.Monk
         (torch.distributed.DistBackendError("NCCL error in: x.cpp\nsystem error\nLast error:\n socket: No route"),
          "(Last error: socket: No route)"),
     ):  # fmt: skip
-        assert told in str(last_word.first_cause(store, places, 0, met, Path("nowhere")))
+        assert told in str(peer_failure.first_cause(store, places, 0, met, Path("nowhere")))
 
 
 def test_a_silent_rank_is_named_with_the_line_that_it_stands_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(last_word, "LAST_WORD_S", 0.2)
+    monkeypatch.setattr(peer_failure, "LAST_WORD_S", 0.2)
     store, now = torch.distributed.HashStore(), time.time()
     store.set("waits/0", "")
     store.set("beat/1", json.dumps({"t": now, "since": now - 130, "at": "data/ffcv_reader.py:57 (read)"}))
     store.set("beat/2", json.dumps({"t": now - 90, "since": now - 95, "at": "training/loop.py:3"}))
-    said = str(last_word.first_cause(store, [("elsewhere", 1)] * 3, 0, RuntimeError("gloo timed out"), Path("nowhere")))
+    error = RuntimeError("gloo timed out")
+    said = str(peer_failure.first_cause(store, [("elsewhere", 1)] * 3, 0, error, Path("nowhere")))
     assert "rank 1 has been at data/ffcv_reader.py:57 (read) for 130 s" in said
     assert "rank 2 has been silent for 90 s, stopped or cut off; it was at training/loop.py:3" in said
 
@@ -482,10 +483,10 @@ import atexit, os, pathlib, sys
 @atexit.register  # before runyard's own, so that it is called after them
 def threads():
     print(*(p.read_text().strip() for p in pathlib.Path("/proc/self/task").glob("*/comm")), file=sys.stderr)
-from runyard.training import distributed
+from runyard.training.distributed.process_group import process_group as distributed
 if sys.argv[2] == "unmended":
     atexit.unregister(distributed._end_threads)
-from runyard.cli import main
+from runyard.cli.main import main
 sys.exit(main(["train", sys.argv[1]]))
 """
 

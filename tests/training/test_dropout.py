@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from runyard.training.dropout import SampleDropout
+from runyard.models.layers.dropout import SampleDropout
 
 
 def network(p: float = 0.3) -> tuple[nn.Sequential, SampleDropout]:

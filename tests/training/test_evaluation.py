@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from runyard.run import Run
-from runyard.stopping import Stop
-from runyard.tracking import journal
+from runyard.runs import journal
+from runyard.runs.run import Run
 from runyard.training import checkpoint
 from runyard.training.evaluation import COLUMNS, Evaluation
-from runyard.training.loop import Outcome, train
+from runyard.training.stop_signals import Stop
+from runyard.training.trainer import Outcome, train
 from tests.training.conftest import Ranks, final_state, same
 from tests.training.conftest import train as train_in_processes
 from tests.training.starts import BEFORE
@@ -128,7 +128,7 @@ def heard(self, *args):
             os.kill(os.getpid(), signal.SIGUSR2)
         yield
 evaluation.Part.go_on = heard
-from runyard.cli import main
+from runyard.cli.main import main
 sys.exit(main(["train", sys.argv[1]]))
 """
 

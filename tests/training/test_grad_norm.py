@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from runyard.config import Config
-from runyard.data import loaders, manifest
-from runyard.run import Run
-from runyard.training.distributed import Dist
-from runyard.training.learner import Learner
-from runyard.training.metrics import Counters
+from runyard.config.schema import Config
+from runyard.data import manifest
+from runyard.data.loading import loaders
+from runyard.runs.run import Run
+from runyard.training.distributed.process_group import Dist
+from runyard.training.metrics.counters import Counters
+from runyard.training.train_state import Learner
 
 ALONE = Dist(0, 1, 0, 1, "none", "test")
 STEPS = 4

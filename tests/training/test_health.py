@@ -9,21 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from runyard.causes import BY_NAME, Help
 from runyard.data import manifest
 from runyard.errors import UserError
-from runyard.run import Run
-from runyard.tracking import journal
-from runyard.training import health
-from runyard.training.distributed import Dist
-from runyard.training.health import HealthError
+from runyard.known_causes import BY_NAME, Help
+from runyard.runs import journal
+from runyard.runs.run import Run
+from runyard.training.distributed import health_check
+from runyard.training.distributed.health_check import HealthError
+from runyard.training.distributed.process_group import Dist
 from tests.training.conftest import Ranks, train
 
 CPU = torch.device("cpu")
 
 
 def test_a_single_wrong_element_of_a_product_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    health._products(CPU)
+    health_check._products(CPU)
     right = torch.Tensor.cpu
 
     def wrong(found: torch.Tensor) -> torch.Tensor:
@@ -33,15 +33,15 @@ def test_a_single_wrong_element_of_a_product_is_found(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch.Tensor, "cpu", wrong)
     with pytest.raises(HealthError, match="1 of 4 matrix products on cpu are wrong"):
-        health._products(CPU)
+        health_check._products(CPU)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_products_are_exact_in_every_precision(dtype: torch.dtype) -> None:
     drawn = torch.Generator().manual_seed(1)
-    a, b = (torch.randint(-1, 2, (2, health.SIDE, health.SIDE), generator=drawn) for _ in range(2))
+    a, b = (torch.randint(-1, 2, (2, health_check.SIDE, health_check.SIDE), generator=drawn) for _ in range(2))
     assert torch.equal((a.to(dtype) @ b.to(dtype)).long(), a @ b)
-    worst = torch.ones(health.SIDE, health.SIDE)
+    worst = torch.ones(health_check.SIDE, health_check.SIDE)
     assert torch.equal((worst.to(dtype) @ worst.to(dtype)).float(), worst @ worst), "the largest sum there can be"
 
 
@@ -51,9 +51,9 @@ def test_a_wrong_sum_over_the_ranks_is_found(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(torch.distributed, "all_reduce", lambda numbers, extra=extra: numbers.add_(extra))
         if found:
             with pytest.raises(HealthError, match="65536 of 65536 sums over all ranks are wrong"):
-                health._sum(place)
+                health_check._sum(place)
         else:
-            health._sum(place)
+            health_check._sum(place)
 
 
 def test_a_full_node_and_a_full_disk_are_told_apart(
@@ -62,24 +62,24 @@ def test_a_full_node_and_a_full_disk_are_told_apart(
     run, place = make_run("epochs=1"), Dist(0, 1, 0, 1, "none", "job")
     folder = manifest.folder(run.config.data)
     data = manifest.load(folder)
-    health.check(run, place, data, folder, 1000)
+    health_check.check(run, place, data, folder, 1000)
     with monkeypatch.context() as little:
-        little.setitem(health.LEAST_MEMORY, "cpu", 1 << 60)
+        little.setitem(health_check.LEAST_MEMORY, "cpu", 1 << 60)
         with pytest.raises(HealthError, match="of the memory of the node are free"):
-            health.check(run, place, data, folder, 1000)
+            health_check.check(run, place, data, folder, 1000)
     with pytest.raises(UserError, match="and a checkpoint needs about"):
-        health.check(run, place, data, folder, 1 << 50)
+        health_check.check(run, place, data, folder, 1 << 50)
     with pytest.raises(OSError, match="No such file"):
-        health.check(run, place, data, Path("/nowhere"), 1000)
+        health_check.check(run, place, data, Path("/nowhere"), 1000)
 
 
 UNFIT = """
 import os, sys
-from runyard.training import health
+from runyard.training.distributed.process_group import health_check as health
 if os.environ["SUBMITIT_LOCAL_GLOBALID"] == "1":
     def found(device): raise health.HealthError("3 of 4 matrix products on cpu are wrong (float32)")
     health._products = found
-from runyard.cli import main
+from runyard.cli.main import main
 sys.exit(main(["train", sys.argv[1]]))
 """
 

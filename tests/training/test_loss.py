@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from runyard.config import LossConfig
+from runyard.config.schema import LossConfig
 from runyard.training.loss import Loss, Targets, box, mix
 
 MIXUP = LossConfig(label_smoothing=0.0, mixup_alpha=0.8, cutmix_alpha=0.0)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from runyard.config import OptimConfig
-from runyard.training import optimiser
+from runyard.config.schema import OptimConfig
+from runyard.training import optimizer as optimiser
 
 ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01, "decay_norms_and_biases": True, "betas": [0.9, 0.999],
          "momentum": None, "grad_clip_norm": None}

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runyard import own_code, ownership, snapshot
-from runyard.cli import main
+from runyard import ownership
+from runyard.cli.main import main
 from runyard.errors import UserError
-from runyard.own_code import TRUST, enter, restore
-from runyard.run import Run
-from runyard.snapshot import STORE
-from runyard.tracking import journal
+from runyard.runs import journal, own_code, snapshot
+from runyard.runs.own_code import TRUST, enter, restore
+from runyard.runs.run import Run
+from runyard.runs.snapshot import STORE
 from tests.second_user import NOBODY, needs_root
 from tests.training.conftest import train
 
@@ -119,7 +119,7 @@ def test_another_users_run_of_our_own_code_is_read_without_asking(
 
 
 def other_content(code: Path) -> None:
-    (code / "cluster" / "task.py").write_text("")
+    (code / "runyard" / "cluster" / "job" / "task.py").write_text("")
 
 
 LOST: dict[str, Callable[[Run], None]] = {
@@ -154,7 +154,8 @@ def test_lost_code_that_the_checkout_does_not_hold_is_refused_with_the_way_back(
 
 @needs_root
 @pytest.mark.parametrize("change", [
-    lambda code: os.chown(code / "cluster" / "task.py", NOBODY, -1), lambda code: (code / "runyard").chmod(0o770),
+    lambda code: os.chown(code / "runyard" / "cluster" / "job" / "task.py", NOBODY, -1),
+    lambda code: (code / "runyard").chmod(0o770),
     lambda code: (code / "yaml.py").symlink_to("/tmp/yaml.py"),
     other_content,
 ], ids=["another's file", "a directory that others can write", "a link", "other content"])  # fmt: skip
@@ -168,7 +169,7 @@ def test_code_that_another_could_have_put_there_is_not_run(run: Run, change: Cal
 
 
 def test_code_that_was_changed_since_the_submission_is_refused(run: Run) -> None:
-    with open(run.code / "cluster" / "task.py", "a") as file:
+    with open(run.code / "runyard" / "cluster" / "job" / "task.py", "a") as file:
         file.write("import planted\n")
     with pytest.raises(UserError, match=r"the code in .* is not what was submitted: it was changed"):
         restore(run)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runyard.run import Run
-from runyard.tracking import journal
+from runyard.runs import journal
+from runyard.runs.run import Run
 from runyard.training import checkpoint
 from tests.conftest import PATIENCE_S
 from tests.training.conftest import Ranks, final_state, same, train

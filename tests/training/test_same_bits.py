@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from runyard.run import Run
-from runyard.tracking import journal
+from runyard.runs import journal
+from runyard.runs.run import Run
 from tests.training.conftest import final_state, same
 from tests.training.starts import train_starts
 

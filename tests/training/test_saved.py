@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 import torch
 
-from runyard.cli import main
+from runyard.cli.main import main
 from runyard.data import manifest
-from runyard.data.batch import Batch
+from runyard.data.loading.batch import Batch
 from runyard.errors import UserError
 from runyard.files import sha256
-from runyard.run import Run
-from runyard.snapshot import STORE
-from runyard.tracking.journal import Journal, read
-from runyard.training import checkpoint, continuity, saved
-from runyard.training.distributed import Dist
+from runyard.runs import saved_checkpoints
+from runyard.runs.journal import Journal, read
+from runyard.runs.run import Run
+from runyard.runs.snapshot import STORE
+from runyard.training import checkpoint, continuity
+from runyard.training.distributed.process_group import Dist
 from runyard.training.evaluation import Evaluation
-from runyard.training.learner import Learner
+from runyard.training.train_state import Learner
 from tests.cluster.fake_slurm import FakeSlurm
 
 STEPS = (8, 16, 24)
@@ -90,10 +91,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_what_is_passed_over_is_named_with_its_reason(run: Run, damage: str) -> None:
-    assert saved.choose(run).warning is None
+    assert saved_checkpoints.choose(run).warning is None
     change, words = DAMAGE[damage]
     change(folder(run, 24))
-    choice = saved.choose(run)
+    choice = saved_checkpoints.choose(run)
     assert choice.checkpoint is not None
     assert choice.checkpoint.step == 16
     assert choice.warning is not None
@@ -106,16 +107,16 @@ def test_a_run_that_lost_all_checkpoints_is_refused_until_it_may_begin_again(run
     for step in STEPS:
         (shutil.rmtree if how == "gone" else flip)(folder(run, step))
     with pytest.raises(UserError, match=r"has no checkpoint left .*runyard resume .*--from-scratch"):
-        saved.choose(run)
+        saved_checkpoints.choose(run)
     run.begin_again()
-    assert saved.choose(Run.open(run.path)).checkpoint is None
+    assert saved_checkpoints.choose(Run.open(run.path)).checkpoint is None
     Journal(run.journal_path).write("checkpoint", step=8, name="step_00000008", seconds=0.1)
     with pytest.raises(UserError, match="has no checkpoint left"):  # what was saved since counts again
-        saved.choose(Run.open(run.path))
+        saved_checkpoints.choose(Run.open(run.path))
 
 
 def test_a_run_that_never_saved_begins_without_a_word(make_run: Callable[..., Run]) -> None:
-    assert saved.choose(make_run()) == saved.Choice(None, [])
+    assert saved_checkpoints.choose(make_run()) == saved_checkpoints.Choice(None, [])
 
 
 def test_resume_says_what_a_job_would_pass_over_and_refuses_to_begin_anew_unasked(
@@ -200,7 +201,7 @@ def test_a_checkpoint_whose_sum_fits_and_whose_content_does_not_is_passed_over_f
     fits = {"sha256": sha256(folder(run, 24) / "state.pt"), "bytes": (folder(run, 24) / "state.pt").stat().st_size}
     noted = json.loads((folder(run, 24) / "manifest.json").read_text())
     (folder(run, 24) / "manifest.json").write_text(json.dumps(noted | fits))
-    assert saved.choose(run).passed_over == [], "its sum alone does not tell"
+    assert saved_checkpoints.choose(run).passed_over == [], "its sum alone does not tell"
     warnings: list[str] = []
     resumed = fresh(run)
     found = continuity.go_on(run, resumed, Evaluation(1, 33), {"test": 100}, warnings.append)

@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from runyard.config import Config, ScheduleConfig
-from runyard.training.schedule import learning_rate
+from runyard.config.schema import Config, ScheduleConfig
+from runyard.training.lr_scheduler import learning_rate
 
 PEAK, STEPS = 0.3, 20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from runyard.training import sync_batch_norm
+from runyard.models.layers import sync_batch_norm
 
 
 def network() -> nn.Sequential:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from runyard.run import Run
-from runyard.tracking import journal
-from runyard.training import usage
-from runyard.training.distributed import Dist
-from runyard.training.usage import Report, Usage, by_node, cpu_ticks, memory_mb, node_name
+from runyard.runs import journal
+from runyard.runs.run import Run
+from runyard.training.distributed.process_group import Dist
+from runyard.training.metrics import system_metrics
+from runyard.training.metrics.system_metrics import Report, Usage, by_node, cpu_ticks, memory_mb, node_name
 from tests.conftest import PATIENCE_S
 from tests.training.conftest import train
 
@@ -32,7 +32,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_000_000_000, 3_500_000_000))
         monkeypatch.setattr(torch.cuda, "utilization", ask)
-        monkeypatch.setattr(usage, "SAMPLE_EVERY_S", 0.001)
+        monkeypatch.setattr(system_metrics, "SAMPLE_EVERY_S", 0.001)
         made.append(Usage(ALONE, all_nodes=all_nodes, warn=warnings.append))
         made[-1].begin()
         return made[-1]
@@ -146,14 +146,14 @@ def test_proc_is_read_as_the_kernel_documents_it(tmp_path: Path) -> None:
 
 def test_cpu_use_is_of_the_time_since_the_last_row(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([(1000, 4000), (1030, 4120), (1030, 4120), (1130, 4220)])
-    monkeypatch.setattr(usage, "cpu_ticks", lambda: next(ticks))
-    processors = usage.Processors()
+    monkeypatch.setattr(system_metrics, "cpu_ticks", lambda: next(ticks))
+    processors = system_metrics.Processors()
     processors.take()
     assert [processors.take() for _ in range(3)] == [25.0, None, 100.0]
 
 
 def test_a_node_has_slurms_name_and_no_domain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(usage.socket, "gethostname", lambda: "node7.cluster.edu")
+    monkeypatch.setattr(system_metrics.socket, "gethostname", lambda: "node7.cluster.edu")
     monkeypatch.delenv("SLURMD_NODENAME", raising=False)
     assert node_name() == "node7"
     monkeypatch.setenv("SLURMD_NODENAME", "gpu3")

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from runyard.data.order import Indices
+from runyard.data.sampler import Indices
 from runyard.errors import UserError
 from runyard.files import keep_open, open_regular
 

@@ -36,7 +36,7 @@ def compiled(function: Callable[..., Any] | None = None, *, reorder_sums: bool =
 def sources_sha256() -> str:
     """Hash of every file that kernels stand in or inline from."""
     digest = hashlib.sha256()
-    for path in sorted([HERE / "compiled.py", HERE / "ffcv_reader.py", *HERE.glob("augment/*.py")]):
+    for path in sorted([HERE / "compiled.py", HERE / "loading" / "ffcv_reader.py", *HERE.glob("augment/*.py")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

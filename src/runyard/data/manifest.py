@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runyard.config import DataConfig
+from runyard.config.schema import DataConfig
 from runyard.data import beton
 from runyard.data.arrays import ArrayFile
 from runyard.errors import UserError

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from runyard.config import Config
+from runyard.config.schema import Config
 from runyard.data import manifest
 from runyard.data.manifest import Manifest
 from runyard.errors import UserError

@@ -13,13 +13,13 @@ import pkgutil
 
 from torch import nn
 
-from runyard.config import ModelConfig, read
+from runyard.config.schema import ModelConfig, read
 from runyard.errors import UserError
 
 
 def names() -> list[str]:
     """Every network's name, found without importing one."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "summary")
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "summary" and not m.ispkg)
 
 
 def build(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from runyard.config.fields import setting
 from runyard.errors import UserError
-from runyard.fields import setting
 
 
 @dataclass(frozen=True)

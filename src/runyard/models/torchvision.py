@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from runyard.config.fields import setting
 from runyard.errors import UserError
-from runyard.fields import setting
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import os
 import time
 from typing import Any
 
-from runyard.lease import Lease, LeaseLost
-from runyard.run import Run
-from runyard.tracking.journal import Journal, Row
-from runyard.tracking.words import say
+from runyard.runs.journal import Journal, Row
+from runyard.runs.lease import Lease, LeaseLost
+from runyard.runs.narrative import say
+from runyard.runs.run import Run
 
 PROGRESS_EVERY_S = 0.5
 
@@ -35,7 +35,7 @@ class Recorder:
     def open_wandb(self, facts: Row) -> None:
         """Start, or go on with, the run's W&B record. If W&B fails that is written down, and training goes on."""
         if self._active and self._run.config.tracking.mode != "none":
-            from runyard.tracking.wandb_run import WandbRun
+            from runyard.tracking.wandb.live import WandbRun
 
             self._wandb = WandbRun.begin(self._run, facts, self.warning)
 

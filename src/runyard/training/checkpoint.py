@@ -20,9 +20,9 @@ from torch import nn
 
 from runyard.errors import UserError
 from runyard.files import read_regular, sha256, sync_folder, write_atomic
-from runyard.run import Run
-from runyard.training import saved
-from runyard.training.saved import ASIDE, Checkpoint, Choice, State, Unusable, newest, valid
+from runyard.runs import saved_checkpoints as saved
+from runyard.runs.run import Run
+from runyard.runs.saved_checkpoints import ASIDE, Checkpoint, Choice, State, Unusable, newest, valid
 
 __all__ = ["Checkpoint", "Saver", "State", "load_network", "newest", "valid", "write"]
 

@@ -6,20 +6,20 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from runyard.config.fields import written
 from runyard.data import manifest
 from runyard.data.manifest import Manifest, Split
 from runyard.errors import UserError
-from runyard.fields import written
 from runyard.files import write_atomic
-from runyard.learned import differences, learned
-from runyard.run import MEND, Run
-from runyard.tracking import journal
-from runyard.training import optimiser
+from runyard.runs import journal
+from runyard.runs.identity import differences, learned
+from runyard.runs.run import MEND, Run
+from runyard.runs.saved_checkpoints import Checkpoint, State, Unusable, choose
+from runyard.training import optimizer
 from runyard.training.checkpoint import check_finite, check_shape
-from runyard.training.distributed import Dist
+from runyard.training.distributed.process_group import Dist
 from runyard.training.evaluation import Evaluation
-from runyard.training.learner import Learner
-from runyard.training.saved import Checkpoint, State, Unusable, choose
+from runyard.training.train_state import Learner
 
 
 def check_same_data(run: Run, folder: Path, data: Manifest, place: Dist) -> None:
@@ -88,7 +88,7 @@ def check_state(state: State, learner: Learner) -> None:
     check_finite(state["network"])
     if not isinstance(state["best"], dict) or not all(isinstance(v, (int, float)) for v in state["best"].values()):
         raise Unusable("best holds no numbers")
-    optimiser.check_state(learner.optimizer, state["optimizer"], begun=state["step"] > 0)
+    optimizer.check_state(learner.optimizer, state["optimizer"], begun=state["step"] > 0)
 
 
 def check_same_settings(run: Run, found: Checkpoint | None) -> None:

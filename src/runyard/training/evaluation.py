@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from runyard.data.batch import Batch
-from runyard.training.metrics import Predictions
+from runyard.data.loading.batch import Batch
+from runyard.training.metrics.counters import Predictions
 
 COLUMNS = {"index": torch.int64, "label": torch.int64, "predicted": torch.int64, "confidence": torch.float32,
            "loss": torch.float32}  # fmt: skip

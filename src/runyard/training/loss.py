@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from runyard.config import LossConfig
+from runyard.config.schema import LossConfig
 
 _STREAM = 0x6D6978  # "mix": keeps these draws apart from others keyed with the same two numbers
 

@@ -25,7 +25,7 @@ ln -sf submission_TOKEN"${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".pkl /RUNS
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /RUNS/.sweeps-UID/SWEEP/%A_%a_%t_log.out --error /RUNS/.sweeps-UID/SWEEP/%A_%a_%t_log.err --kill-on-bad-exit=1 --open-mode=append /RUNS/RUN0/code/slurm/python.sh -m cluster.task -u -m submitit.core._submit /RUNS/.sweeps-UID/SWEEP
+srun --unbuffered --output /RUNS/.sweeps-UID/SWEEP/%A_%a_%t_log.out --error /RUNS/.sweeps-UID/SWEEP/%A_%a_%t_log.err --kill-on-bad-exit=1 --open-mode=append /RUNS/RUN0/code/slurm/python.sh -m runyard.cluster.job.task -u -m submitit.core._submit /RUNS/.sweeps-UID/SWEEP
 
 
 # teardown

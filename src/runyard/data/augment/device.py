@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runyard.data.augment.draws import CONTRAST, HUE, ORDERS, SATURATION, Draws, Settings
 from runyard.data.augment.kernels import draw_all
-from runyard.data.order import Indices
+from runyard.data.augment.params import CONTRAST, HUE, ORDERS, SATURATION, Draws, Settings
+from runyard.data.sampler import Indices
 
 GRAY = (0.2989, 0.587, 0.114)  # torchvision's
 STRETCH = 255.999 / 255  # torchvision's way from float back to uint8

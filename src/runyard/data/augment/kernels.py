@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from runyard.data.augment.draws import BRIGHTNESS, CONTRAST, HUE, ORDERS, SATURATION, Settings, draws
+from runyard.data.augment.params import BRIGHTNESS, CONTRAST, HUE, ORDERS, SATURATION, Settings, draws
 from runyard.data.compiled import compiled
 
 GRAY_R, GRAY_G, GRAY_B = np.float32(0.2989), np.float32(0.587), np.float32(0.114)  # torchvision's

@@ -1,0 +1,41 @@
+"""What each task of a job runs: the only glue between submitit and training."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from runyard.training.stop_signals import StopFlag
+
+
+@dataclass
+class TrainJob:
+    """Trains the run in ``run_dir``. A plain path is all that is pickled: everything else is read where it runs."""
+
+    run_dir: str
+
+    def __call__(self) -> str:
+        """Train, and return how it ended: ``finished`` or ``interrupted``."""
+        stop = StopFlag()  # before torch, whose import takes seconds
+        from runyard.errors import UserError
+        from runyard.runs.lease import LeaseLost
+        from runyard.runs.run import Run
+        from runyard.training.distributed.health_check import HealthError
+        from runyard.training.distributed.peer_failure import RankLost
+        from runyard.training.distributed.process_group import from_environment
+        from runyard.training.train_state import Diverged
+        from runyard.training.trainer import train
+
+        try:
+            run = Run.open(Path(self.run_dir))
+            run.keep_private()
+            if from_environment(os.environ).rank == 0:
+                stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
+            return str(train(run, stop))
+        except (UserError, Diverged, RankLost, LeaseLost, HealthError) as error:
+            print(f"runyard: {error}", file=sys.stderr, flush=True)
+            sys.exit(2 if isinstance(error, UserError) else 1)
+        finally:
+            stop.ignore()  # all is written: while Python ends, one more signal would end it as a crash does

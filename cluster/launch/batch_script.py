@@ -1,0 +1,285 @@
+"""Cluster settings to submitit's parameters, the batch script that comes of them, and jobs on SLURM's queue."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shlex
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.slurm.slurm import _make_sbatch_string
+
+from runyard import slurm_client
+from runyard.cluster.job.train_job import TrainJob
+from runyard.cluster.slurm.submission import script_name
+from runyard.config.schema import ClusterConfig
+from runyard.errors import UserError
+from runyard.ownership import UMASK, UMASK_WITH_GROUP
+from runyard.runs.run import Run
+from runyard.slurm_client import ASK_AGAIN_S, CannotTell, NoAnswer, ask, environment, in_one_line, insist
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PYTHON = CHECKOUT / "slurm" / "python.sh"
+# sbatch's variables that go by another name than the option which they override.
+VARIABLES = {
+    "time": ("TIMELIMIT",),
+    "mem": ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"),
+    "array": ("ARRAY_INX",),
+    "requeue": ("REQUEUE", "NO_REQUEUE"),
+    "no-requeue": ("REQUEUE", "NO_REQUEUE"),
+}
+OF_OTHER_JOBS = ("WAIT", "ARRAY_INX", "TEST_ONLY")  # what no submission of ours is, whatever the environment says
+SBATCH_S = 60.0  # for sbatch, which a busy controller keeps waiting
+
+
+class Unsure(UserError):
+    """Whether a job is on the queue could not be found out. What it needs must stay."""
+
+
+class Batch:
+    """One submission: a run, or the points of a sweep as one array, and the batch script that starts them.
+
+    Args:
+        name: The job's name in SLURM: the run's id, or the sweep's.
+        folder: Where submitit puts its files, the script and the tasks' logs.
+        runs: What is trained, in the order of the array's elements.
+        after: Number of a job that must have ended well before this one starts.
+        token: What names this one submission; drawn if None.
+
+    Attributes:
+        path: The batch script. By it the job is known: SLURM says what each runs.
+    """
+
+    def __init__(
+        self, name: str, folder: Path, runs: list[Run], after: str | None = None, token: str | None = None
+    ) -> None:
+        self.name, self.folder, self.runs = name, folder, runs
+        self.token = secrets.token_hex(4) if token is None else token
+        self.path = folder / script_name(self.token)
+        self.cluster = runs[0].config.cluster
+        self.parameters = _parameters(self.cluster, after) | {
+            "job_name": name,
+            "setup": self._setup(),
+            "teardown": self._teardown(),
+        }
+
+    def script(self) -> str:
+        """The exact text that sbatch will be given.
+
+        Raises:
+            UserError: a setting would change the script's structure.
+        """
+        if "%" in str(self.folder):
+            raise UserError(f"runs_dir: SLURM would expand the % in {self.folder}, where logs go; set one without it")
+        if odd := next((c for c in str(self.folder) if c in "'\"\\" or not c.isprintable()), None):
+            raise UserError(f"runs_dir: sbatch would misread the {odd!r} in {self.folder}; set one without it")
+        count = len(self.runs) if len(self.runs) > 1 else None
+        command = f"{self._start} -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
+        text = str(_make_sbatch_string(command, self.folder, map_count=count, **self.parameters))
+        _check_script(text, self._expected_lines())
+        return text
+
+    def submit(self, hold: Sequence[int] = ()) -> list[str]:
+        """Put the job on the queue. Returns one id per run: ``12``, or ``12_0``, ``12_1``, ... of an array.
+
+        Args:
+            hold: Open files, such as a lock's, that sbatch holds as well: it may outlive this command.
+
+        Raises:
+            UserError: sbatch refused it. Nothing is on the queue then.
+            Unsure: it may be on the queue, and SLURM does not say.
+        """
+        wanted = self.script()
+        for run, pickle in zip(self.runs, self._pickles, strict=True):
+            task = submitit.core.utils.DelayedSubmission(TrainJob(str(run.path)))
+            task.set_timeout(self.cluster.timeout_min, max_num_timeout=0)
+            task.dump(pickle)
+        if self.folder != self.runs[0].path / "slurm":
+            (self.folder / "runs.txt").write_text("".join(f"{run.path}\n" for run in self.runs))
+        self.path.write_text(wanted)
+        try:
+            number = self._to_sbatch(hold)
+        except CannotTell as error:
+            self.take_back(error)
+            raise UserError(f"SLURM does not answer ({error}): nothing was submitted; try again later") from None
+        except BaseException as error:  # it may be on the queue all the same: a person can lose patience
+            self.take_back(error)
+            raise
+        return [f"{number}_{k}" for k in range(len(self.runs))] if len(self.runs) > 1 else [number]
+
+    def take_back(self, because: BaseException) -> None:
+        """Cancel what is on the queue of this submission, and of no other.
+
+        Raises:
+            Unsure: SLURM does not say whether there is something.
+        """
+        try:
+            if numbers := self._on_the_queue(wait_s=0 if isinstance(because, CannotTell) else None):
+                insist("scancel", *numbers)
+            for path in (self.path, *self._pickles):
+                path.unlink(missing_ok=True)
+        except CannotTell as error:
+            told = f"{because}; " if isinstance(because, UserError) else ""
+            raise Unsure(
+                f"{told}a job of {self.name} may be on the queue, and SLURM does not say ({error}): look with "
+                f"`runyard status` once it does, and end it with `runyard cancel`"
+            ) from because
+
+    def _to_sbatch(self, hold: Sequence[int]) -> str:
+        """The job's number, as the queue has it: sbatch may print other numbers besides, or lose the answer."""
+        env, deadline = _environment(self.path.read_text()), time.monotonic() + slurm_client.PATIENCE_S
+        while True:
+            said, refusal = "", None
+            try:
+                said = ask("sbatch", str(self.path), timeout_s=SBATCH_S, env=env, keep=hold)
+            except CannotTell as error:
+                refusal = error
+            if numbers := self._on_the_queue():
+                if len(numbers) > 1:  # sbatch was heard twice
+                    insist("scancel", *numbers[1:])
+                return numbers[0]
+            if refusal is None:
+                raise UserError(
+                    f"sbatch said {in_one_line(said)!r}, and no job of this submission is on the queue: look at what "
+                    "sbatch is here, and try again"
+                )
+            if not isinstance(refusal, NoAnswer):
+                raise UserError(f"sbatch refused the job: {refusal}") from None
+            if time.monotonic() + ASK_AGAIN_S > deadline:
+                raise UserError(f"SLURM does not answer ({refusal}): nothing was submitted; try again later") from None
+            time.sleep(ASK_AGAIN_S)
+
+    def _on_the_queue(self, wait_s: float | None = None) -> list[str]:
+        """Numbers of the jobs that run this submission's script: of one, as a rule."""
+        said = insist("squeue", "--me", "--noheader", "--states=all", "--format=%F %o", wait_s=wait_s)
+        lines = [line.strip().partition(" ") for line in said.splitlines()]
+        return sorted({number for number, _, command in lines if command == str(self.path)}, key=int)
+
+    @property
+    def _pickles(self) -> list[Path]:
+        elements = [f"_{k}" for k in range(len(self.runs))] if len(self.runs) > 1 else [""]
+        return [self.path.with_name(f"{self.path.stem}{element}.pkl") for element in elements]
+
+    @property
+    def _start(self) -> str:
+        return f"{self._python} -m runyard.cluster.job.task"
+
+    @property
+    def _python(self) -> str:
+        return shlex.quote(self.cluster.python or str(self._scripts / "python.sh"))
+
+    @property
+    def _scripts(self) -> Path:
+        """The snapshot's, as the rest of the code; the checkout's for a run from before these were part of it."""
+        code = self.runs[0].code
+        kept = not code.exists() or (code / "slurm" / "begin.sh").exists()
+        return code / "slurm" if kept else CHECKOUT / "slurm"
+
+    def _setup(self) -> list[str]:
+        code = shlex.quote(str(self.runs[0].code))
+        # The snapshot of the code that was taken when the run was created, and not what lies in the checkout by now.
+        snapshot = f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1'
+        root = f"export RUNYARD_ROOT={shlex.quote(str(CHECKOUT))}"  # by it the snapshot's python.sh finds .venv
+        # What a job writes is its user's alone. Who can write runs_dir may have put code of their own there meanwhile.
+        config = self.runs[0].config
+        private = f"umask {UMASK_WITH_GROUP if config.runs_group_readable else UMASK:03o}"
+        whose = f"case $(stat -c %u {code} 2>/dev/null) in {self._owner}|'') ;; *)"
+        mine = f"{whose} echo runyard: not run, another user owns it now: {code} >&2; exit 2 ;; esac"
+        # set +e: where a line of env_setup set it, the script would end with srun and requeue nothing.
+        begin = f". {shlex.quote(str(self._scripts / 'begin.sh'))}"
+        # Each task reads its pickle by the job's number, which nobody knows before sbatch answers, if ever it does.
+        element = '${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}'
+        pickle = f'ln -sf {self.path.stem}"{element}".pkl {shlex.quote(str(self.folder))}/"$job"_submitted.pkl'
+        return [*self.cluster.env_setup, "set +e", private, mine, snapshot, root, begin, pickle]
+
+    @property
+    def _owner(self) -> int:
+        """User id of whoever owns the code now, when a person has it run."""
+        code = self.runs[0].code
+        return code.stat().st_uid if code.exists() else os.getuid()
+
+    def _teardown(self) -> list[str]:
+        """After srun, whatever ended it: put the job back into the queue where the run can go on; say how it ended."""
+        run = shlex.quote(str(self.runs[0].path))
+        if len(self.runs) > 1:
+            run = f'"$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(self.folder / "runs.txt"))})"'
+        return [f"ended=$?; exec {shlex.quote(str(self._scripts / 'requeue.sh'))} {self._python} {run} $ended"]
+
+    def _expected_lines(self) -> list[str]:
+        own = {"setup", "teardown", "signal_delay_s", "array_parallelism", "additional_parameters", "srun_args"}
+        given = {k: v for k, v in self.parameters.items() if k not in own} | self.parameters["additional_parameters"]
+        lines = [f"#SBATCH --{name.replace('_', '-')}" for name in given]
+        return [*lines, f"#SBATCH --signal=USR2@{self.cluster.signal_delay_s}"]
+
+
+def tasks_per_node(cluster: ClusterConfig) -> int:
+    """One task per GPU, or one, where the settings do not say."""
+    return cluster.tasks_per_node or cluster.gpus_per_node or 1
+
+
+def require_sbatch() -> None:
+    """Refuse what needs SLURM where it is not.
+
+    Raises:
+        UserError: no sbatch, or no srun, on PATH.
+    """
+    if lacking := [name for name in ("sbatch", "srun") if shutil.which(name) is None]:
+        raise UserError(
+            f"no {' and no '.join(lacking)} on this machine: submit from a cluster's login node, or train here with "
+            "cluster=local; --dry-run shows the script without SLURM"
+        )
+
+
+def _parameters(cluster: ClusterConfig, after: str | None) -> dict[str, Any]:
+    """What sbatch is asked for, by submitit's names, which are sbatch's."""
+    same = ("account", "partition", "qos", "constraint", "comment", "exclude", "nodelist", "mail_user", "mail_type")
+    gpus: dict[str, Any] = {"gres": cluster.gres} if cluster.gres else {"gpus_per_node": cluster.gpus_per_node or None}
+    given: dict[str, Any] = {
+        **{name: getattr(cluster, name) for name in same},
+        **gpus,
+        "nodes": cluster.nodes,
+        "ntasks_per_node": tasks_per_node(cluster),
+        "cpus_per_task": cluster.cpus_per_task,
+        "mem": f"{cluster.mem_gb}GB" if cluster.mem_gb else None,
+        "time": cluster.timeout_min,
+        "dependency": f"afterok:{after}" if after else None,
+    }
+    # Kill on a bad exit: without its dead rank a job would hang. CPUs again: since SLURM 22.05 srun inherits none.
+    srun = ["--kill-on-bad-exit=1", "--open-mode=append"]
+    srun += [f"--cpus-per-task={cluster.cpus_per_task}"] if cluster.cpus_per_task else []
+    return {name: value for name, value in given.items() if value is not None} | {
+        "wckey": "",
+        "signal_delay_s": cluster.signal_delay_s,
+        "array_parallelism": cluster.array_parallelism,
+        "srun_args": srun,
+        "additional_parameters": {"requeue" if cluster.requeue else "no-requeue": True, "kill-on-invalid-dep": "yes"},
+    }
+
+
+def _check_script(text: str, expected: list[str]) -> None:
+    """All that is asked of sbatch stands before the first command: a line that is none would end what sbatch reads."""
+    head = []
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            break
+        head.append(line)
+    for wanted in expected:
+        if not any(line == wanted or line.startswith(wanted + "=") for line in head):
+            raise UserError(f"the batch script lacks {wanted!r} before its first command: a setting broke it")
+
+
+def _environment(script: str) -> dict[str, str]:
+    """What sbatch is run in, without what there would override ``script``: SBATCH_TIMELIMIT, an allocation we are in.
+
+    A user's SBATCH_ACCOUNT and the like still fill what ``script`` leaves open.
+    """
+    options = re.findall(r"^#SBATCH --([\w-]+)", script, flags=re.MULTILINE)
+    given = [name for o in options for name in VARIABLES.get(o, (o.replace("-", "_").upper(),))]
+    without = {f"SBATCH_{name}" for name in (*given, *OF_OTHER_JOBS)}
+    return {name: value for name, value in environment().items() if name not in without}

@@ -1,0 +1,122 @@
+"""What a compute node has, as one line of JSON: run there by ``runyard doctor``, as a module with one argument, ASKED.
+
+Of this project nothing is imported before the question whether it can be.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+import shutil
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+MARK = "runyard-probe: "  # before the line: what starts Python may print lines of its own
+MODULES = ("torch", "torchvision", "ffcv", "numba", "numpy", "cv2", "wandb", "submitit", "runyard.training.trainer")
+REACH_TIMEOUT_S = 3.0
+
+
+def probe(asked: dict[str, Any]) -> dict[str, Any]:
+    """The answers.
+
+    Args:
+        asked: ``meeting``, a folder in which this node is to make a file; ``data``, a folder to be read; ``host`` and
+            ``port`` of a server to be reached, or null; ``stage``, a folder on the node's own disk, or null.
+    """
+    facts: dict[str, Any] = {"host": socket.gethostname(), "cpus": len(os.sched_getaffinity(0))}
+    facts |= {"python": sys.version.split()[0], "executable": sys.executable} | _imports() | _gpus()
+    facts["meeting"] = _meet(Path(asked["meeting"])) if asked["meeting"] else None
+    facts["data"] = _reads(Path(asked["data"]))
+    facts["reached"] = _reaches(asked["host"], asked["port"]) if asked["host"] else None
+    for name, folder in {"tmpdir": os.environ.get("SLURM_TMPDIR"), "stage": asked["stage"]}.items():
+        facts[name] = None if folder is None else _disk(os.path.expandvars(folder))
+    facts["time"] = time.time()  # last: the line is read at once
+    return facts
+
+
+def _imports() -> dict[str, Any]:
+    versions, errors = {}, {}
+    for name in MODULES:
+        try:
+            importlib.import_module(name)
+            versions[name] = _version(name)
+        except BaseException as error:  # a library's start may raise anything, SystemExit included
+            lines = str(error).strip().splitlines()
+            errors[name] = f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return {"versions": versions, "errors": errors}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # of another name than its module's
+        return ""
+
+
+def _gpus() -> dict[str, Any]:
+    try:
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return {"gpus": [torch.cuda.get_device_name(k) for k in range(count)], "cuda": torch.version.cuda}
+    except Exception as error:
+        return {"gpus": [], "cuda": None, "gpu_error": str(error)}
+
+
+def _meet(folder: Path) -> dict[str, Any]:
+    """Whether the login node's file is seen here, and the file server's time against this node's."""
+    try:
+        seen = (folder / "login").exists()
+        before = time.time()
+        (folder / "node").touch()
+        return {"seen": seen, "error": None, "server_ahead_s": (folder / "node").stat().st_mtime - before}
+    except OSError as error:
+        return {"seen": False, "error": error.strerror, "server_ahead_s": None}
+
+
+def _reads(folder: Path) -> str | None:
+    """Why the files in ``folder`` cannot be read; None if they can."""
+    try:
+        for path in folder.iterdir():
+            if path.is_file():
+                with open(path, "rb") as file:
+                    file.read(1)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    return None
+
+
+def _disk(folder: str) -> dict[str, Any]:
+    try:
+        name = Path(folder) / f".runyard-probe-{os.getpid()}"
+        name.touch()
+        name.unlink()
+        return {"path": folder, "free_gb": shutil.disk_usage(folder).free / 1e9, "error": None}
+    except OSError as error:
+        return {"path": folder, "free_gb": 0, "error": error.strerror}
+
+
+def _reaches(host: str, port: int) -> bool:
+    """In a thread that may be left behind: no time limit holds for finding a name."""
+    answered = threading.Event()
+
+    def knock() -> None:
+        try:
+            socket.create_connection((host, port), timeout=REACH_TIMEOUT_S).close()
+            answered.set()
+        except OSError:
+            pass
+
+    threading.Thread(target=knock, daemon=True).start()
+    return answered.wait(REACH_TIMEOUT_S)
+
+
+if __name__ == "__main__":
+    print(f"\n{MARK}{json.dumps(probe(json.loads(sys.argv[1])))}", flush=True)
+    os._exit(0)  # whatever threads the libraries left

@@ -1,0 +1,138 @@
+"""Whether the disks of runs and data have room, by their own count and by the user's quota, and keep what is old.
+
+Quotas are told by NYU's ``myquota`` and by Lustre's ``lfs quota``, where these are.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+from runyard.cluster.launch.checks.check import Subject
+from runyard.cluster.launch.checks.preflight import nearest
+from runyard.errors import UserError
+from runyard.slurm_client import CannotTell, ask
+
+LEAST_FREE_FILES = 1000
+FULL_PCT = 95.0
+PURGED_AFTER_DAYS, WARNED_BEFORE_DAYS = 60, 15
+MOST_FILES = 50_000
+DAY_S = 86_400
+
+
+def folders(subject: Subject) -> dict[str, Path]:
+    """The folders that a run writes and reads, by their settings' names."""
+    return {"runs_dir": Path(subject.config.runs_dir), "data.root": Path(subject.config.data.root)}
+
+
+def files_left(subject: Subject) -> str:
+    """The disks take more files: some count them apart from bytes."""
+    said = []
+    for name, path in folders(subject).items():
+        disk = os.statvfs(nearest(path))
+        if disk.f_files and disk.f_favail < LEAST_FREE_FILES:
+            raise UserError(
+                f"{name}={path}: its disk takes only {disk.f_favail} more files; delete some, or set {name} elsewhere"
+            )
+        said.append(f"{name} {disk.f_favail:,}" if disk.f_files else f"{name} any number")
+    return ", ".join(said)
+
+
+def quota(subject: Subject) -> str:
+    """What the user may store is not nearly used up."""
+    if shutil.which("myquota"):
+        used = parse_myquota(ask("myquota"))
+    elif shutil.which("lfs") and (found := _on_lustre(subject)):
+        used = {}
+        for path in found:
+            used |= parse_lfs(ask("lfs", "quota", "-q", "-u", getpass.getuser(), str(path)))
+    else:
+        raise CannotTell("neither myquota nor lfs is on this machine")
+    if not used:
+        raise CannotTell("the quota command's answer cannot be read")
+    where, pct = max(used.items(), key=lambda item: item[1])
+    if pct >= FULL_PCT:
+        raise UserError(f"your quota is {pct:.0f} % used ({where}); delete some, or set runs_dir, data.root elsewhere")
+    return f"at most {pct:.0f} % used ({where})"
+
+
+def parse_myquota(text: str) -> dict[str, float]:
+    """Per cent used, by file system and of what, from the lines that begin with a path."""
+    used: dict[str, float] = {}
+    for line in text.splitlines():
+        shares = re.findall(r"\(([\d.]+)%\)", line)
+        if line.startswith("/"):
+            where = line.split()[0]
+            used |= {f"{what} of {where}": float(pct) for what, pct in zip(("space", "files"), shares, strict=False)}
+    return used
+
+
+def parse_lfs(text: str) -> dict[str, float]:
+    """Per cent used from ``lfs quota -q``: path, then used, quota, limit and grace of kilobytes and of files.
+
+    What is over its quota has a star; a long path stands on a line of its own.
+    """
+    used = {}
+    words = text.split()
+    if len(words) >= 9 and words[0].startswith("/"):
+        for what, at in (("space", 1), ("files", 5)):
+            now, soft, hard = (int(re.sub(r"\D", "", word) or 0) for word in words[at : at + 3])
+            if most := soft or hard:
+                used[f"{what} of {words[0]}"] = 100 * now / most
+    return used
+
+
+def purge(subject: Subject) -> str:
+    """Nothing on a scratch disk has been idle for so long that it is deleted soon."""
+    idle: dict[str, tuple[float, Path]] = {}
+    for name, path in folders(subject).items():
+        if path.exists() and is_scratch(path) and (oldest := _longest_idle(path)) is not None:
+            idle[name] = oldest
+    if not idle:
+        return "nothing on a disk that its name calls scratch"
+    name, (days, file) = max(idle.items(), key=lambda item: item[1][0])
+    if days > PURGED_AFTER_DAYS - WARNED_BEFORE_DAYS:
+        raise UserError(
+            f"{name}: {file} was not read for {days:.0f} days, and scratch disks are purged after {PURGED_AFTER_DAYS}; "
+            f"copy what you need to a disk that is kept; data can be made again: {subject.prepare}"
+        )
+    return f"longest idle {days:.0f} days ({name}), purged after {PURGED_AFTER_DAYS}"
+
+
+def is_scratch(path: Path) -> bool:
+    """By the convention of clusters: $SCRATCH, or a folder of that name on the way."""
+    path = path.resolve()
+    scratch = os.environ.get("SCRATCH")
+    return (scratch is not None and path.is_relative_to(Path(scratch).resolve())) or "scratch" in path.parts
+
+
+def _longest_idle(root: Path) -> tuple[float, Path] | None:
+    """Days since the file that was longest neither read nor written was; of a very large tree its first files count."""
+    oldest, count = None, 0
+    for folder, _, files in os.walk(root):
+        for file in files:
+            path = Path(folder, file)
+            try:
+                facts = path.stat()
+            except OSError:  # gone meanwhile, or a link to nothing
+                continue
+            last = max(facts.st_atime, facts.st_mtime)
+            if oldest is None or last < oldest[0]:
+                oldest = (last, path)
+            count += 1
+            if count == MOST_FILES:
+                break
+        if count == MOST_FILES:
+            break
+    return None if oldest is None else ((time.time() - oldest[0]) / DAY_S, oldest[1])
+
+
+def _on_lustre(subject: Subject) -> list[Path]:
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    lustre = [Path(where) for _, where, kind, *_ in mounts if kind == "lustre"]
+    real = [nearest(path).resolve() for path in folders(subject).values()]
+    return [where for where in lustre if any(path.is_relative_to(where) for path in real)]

@@ -1,0 +1,38 @@
+"""Jobs on this machine: submitit's local executor, with a controller of our own (``job.controller``)."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import submitit
+from submitit.local.local import LocalJob
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CONTROLLER = CHECKOUT / "cluster" / "job" / "controller.py"
+
+
+class LocalExecutor(submitit.LocalExecutor):
+    """Starts a job as submitit does, but for what leads its tasks."""
+
+    def _submit_command(self, command: str) -> LocalJob[str]:  # type: ignore[override]
+        p = self.parameters
+        gpus = p["visible_gpus"][: p["gpus_per_node"]] or range(p["gpus_per_node"])
+        # The controller is the checkout's, as sbatch is the site's; its tasks run what was submitted.
+        tasks = f"env PYTHONPATH={shlex.quote(os.environ.get('PYTHONPATH', ''))} {command}"
+        env = os.environ | {
+            "PYTHONPATH": str(CHECKOUT / "src"),
+            "SUBMITIT_LOCAL_NTASKS": str(p["tasks_per_node"]),
+            "SUBMITIT_LOCAL_COMMAND": tasks,
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(60 * p["timeout_min"]),
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(p["signal_delay_s"]),
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+            "SUBMITIT_EXECUTOR": "local",
+            "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
+        }
+        process = subprocess.Popen([sys.executable, str(CONTROLLER), str(self.folder)], env=env)
+        return LocalJob(self.folder, str(process.pid), range(p["tasks_per_node"]), process)

@@ -1,0 +1,1 @@
+"""Runs that wait and run: their status, logs, and end."""

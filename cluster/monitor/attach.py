@@ -1,0 +1,201 @@
+"""Follow a run from the terminal that started it: a live bar where there is a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import submitit
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from runyard.cluster.slurm import queue
+from runyard.files import read_within
+from runyard.printable import printable
+from runyard.runs import journal, lease
+from runyard.runs.narrative import clock, say
+from runyard.runs.run import Run
+from runyard.runs.summary import glance
+
+POLL_S = 0.5
+QUEUE_POLL_S = 5.0  # a controller answers many
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
+        "NODE_FAIL", "PREEMPTED"}  # fmt: skip
+SILENT = "the job ended without a word: its log may have one"
+DEAD_AFTER_POLLS = 10  # a journal may reach a shared disk some seconds after its writer ended
+
+
+class HungUp(Exception):
+    """The terminal that followed a job is gone (SIGHUP)."""
+
+
+class Job(Protocol):
+    """A job that was started, wherever."""
+
+    id: str
+    logs: Path
+    outlives: bool  # the terminal that follows it
+
+    def over(self) -> bool:
+        """Whether it has ended, and nothing will start it again by itself."""
+
+    def interrupt(self) -> str:
+        """What Ctrl-C does to it, and the words that say so."""
+
+    def warn(self) -> None:
+        """SLURM's warning, SIGUSR2, came to the process that follows it."""
+
+
+class LocalJob:
+    """Processes on this machine. Ctrl-C asks them to save and stop; a second leaves them to do so alone."""
+
+    outlives = False
+
+    def __init__(self, job: submitit.Job[str]) -> None:
+        self.id, self.logs, self._job = str(job.job_id), Path(job.paths.folder), job
+
+    def over(self) -> bool:
+        """Also what leads it may be killed, while its ranks train on."""
+        return bool(self._job.done()) and lease.holder(self.logs.parent) is None
+
+    def interrupt(self) -> str:
+        self._send(signal.SIGTERM)
+        return "stopping: saving a checkpoint first (Ctrl-C again to leave it to finish alone)"
+
+    def warn(self) -> None:
+        self._send(signal.SIGUSR2)
+
+    def _send(self, number: signal.Signals) -> None:
+        """To the process that leads the tasks, which passes it on, or to rank 0 where that is gone."""
+        if (pid := glance(self.logs.parent).local_process()) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+class SlurmJob:
+    """A job on SLURM's queue. Ctrl-C leaves it alone: it was put there to go on without this terminal."""
+
+    outlives = True
+
+    def __init__(self, job_id: str, logs: Path) -> None:
+        self.id, self.logs = job_id, logs
+        self._asked_at, self._over = -QUEUE_POLL_S, False
+
+    def over(self) -> bool:
+        if not self._over and time.monotonic() - self._asked_at >= QUEUE_POLL_S:
+            self._asked_at = time.monotonic()
+            answer = queue.squeue([self.id])
+            states = {job.state for job in answer.jobs.values() if job.id == self.id}
+            self._over = answer.problem is None and states <= OVER
+        return self._over
+
+    def interrupt(self) -> str:
+        return f"job {self.id} goes on; logs -f shows it again, cancel ends it"
+
+    def warn(self) -> None:
+        """It has heard: SLURM told it itself."""
+
+
+class Attached:
+    """What the terminal shows of one job of ``run``, beginning after the journal's rows of earlier jobs."""
+
+    def __init__(self, run: Run, console: Console) -> None:
+        self._run, self._console = run, console
+        self._seen = len(journal.read(run.journal_path)[0])
+        self._bar = Progress(
+            TextColumn("[bold]{task.fields[where]}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f}%"),
+            TextColumn("{task.fields[pace]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=None, where="starting", pace="")
+        self._began = self._asked = self._terminated = self._warned = False
+        self._end: dict[str, Any] | None = None
+
+    def follow(self, job: Job) -> dict[str, Any]:
+        """Show progress until the job ends; return the journal's stop row, or one in its place.
+
+        Ctrl-C or SIGTERM does what the job's kind says, and a second Ctrl-C always leaves it alone: KeyboardInterrupt.
+        A second SIGTERM says nothing new: in a batch script SLURM sends one to all, and W&B's agent passes its own on.
+        SIGUSR1 and SIGUSR2 are for the tasks.
+
+        Raises:
+            HungUp: the terminal is gone; the job goes on.
+        """
+        warned = dict.fromkeys((signal.SIGUSR1, signal.SIGUSR2), self._take_warning)
+        handlers = {signal.SIGTERM: self._terminate, **warned}
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            handlers[signal.SIGHUP] = self._hang_up
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            with self._bar if self._console.is_terminal else contextlib.nullcontext():
+                return self._wait(job)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        if not self._asked and not self._terminated:
+            self._terminated = True
+            raise KeyboardInterrupt
+
+    def _hang_up(self, number: int, frame: FrameType | None) -> None:
+        raise HungUp
+
+    def _take_warning(self, number: int, frame: FrameType | None) -> None:
+        self._warned = True
+
+    def _wait(self, job: Job) -> dict[str, Any]:
+        polls_after_end = 0
+        while True:
+            try:
+                if self._warned:
+                    self._warned = False
+                    job.warn()
+                over = job.over()
+                self._show()
+                if over and self._end is not None:
+                    return self._end
+                if over and self._asked and not self._began:
+                    return {"event": "stop", "reason": "interrupted", "message": "before the first step"}
+                if over and polls_after_end == DEAD_AFTER_POLLS:
+                    words = glance(self._run.path).last_words() or SILENT
+                    return {"event": "stop", "reason": "failed", "message": words}
+                polls_after_end += over
+                time.sleep(POLL_S)
+            except KeyboardInterrupt:
+                if self._asked:
+                    raise
+                self._asked = True
+                self._console.print(job.interrupt(), highlight=False)
+                if job.outlives:
+                    raise
+
+    def _show(self) -> None:
+        rows, _ = journal.read(self._run.journal_path)
+        for row in rows[self._seen :]:
+            self._began |= row["event"] == "start"
+            self._end = {"stop": row, "start": None, "requeue": None}.get(row["event"], self._end)
+            if (line := say(row, self._run.config.epochs)) is not None:
+                self._console.print(printable(line), highlight=False)
+        self._seen = max(self._seen, len(rows))
+        try:
+            now = json.loads(read_within(self._run.path, "progress.json"))
+        except (OSError, ValueError):
+            return
+        self._bar.update(
+            self._task,
+            total=now["steps"],
+            completed=now["step"],
+            where=f"epoch {now['epoch']}/{now['epochs']}",
+            pace=f"{now['images_per_s']:,.0f} images/s, {clock(now['eta_s'])} left",
+        )

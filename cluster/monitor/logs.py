@@ -1,0 +1,157 @@
+"""What a run's tasks printed, over all its jobs and their restarts, to the end or as it comes."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, TextIO
+
+from runyard.cluster.monitor.run_status import Standing, standing
+from runyard.errors import UserError
+from runyard.runs.summary import Glance, glance
+
+READ_AGAIN_S = 0.5
+LOOK_AGAIN_S = 10.0  # a controller answers many
+SURE_AFTER_S = 3.0  # a job that is put back into the queue is out of it for a moment
+# How submitit begins a task's output, at each start: logs are appended to.
+BEGIN = re.compile(r"submitit INFO \((?P<at>[\d :-]+),\d+\) - Starting with Job.*hostname=(?P<host>[^,)]+)")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a task's output, or (``mark``) one of ours between them."""
+
+    job: str
+    rank: int
+    text: str
+    mark: bool = False
+
+    def shown(self, prefix: bool) -> str:
+        if self.mark:
+            return f"── {self.text} ──"
+        return f"[{self.rank}] {self.text}" if prefix else self.text
+
+    def as_json(self) -> str:
+        return json.dumps({"job": self.job, "rank": self.rank, "mark" if self.mark else "line": self.text})
+
+
+class Logs:
+    """The logs of ``run``, read on from where they were read to last.
+
+    Args:
+        rank: The task whose output is wanted; None for all of them.
+        stream: ``out`` or ``err``.
+
+    Raises:
+        UserError: no job of this run can have such a log.
+    """
+
+    def __init__(self, run: Glance, rank: int | None, stream: str) -> None:
+        self.run, self._rank, self._stream = run, rank, stream
+        if not run.record["jobs"] and run.starts:
+            raise UserError(
+                f"run {run.id} was not started by `runyard submit`: what it prints is where its own command put it; "
+                f"its journal is {run.path}/metrics.jsonl"
+            )
+        most = max((_tasks(job) for job in run.record["jobs"]), default=0)
+        if rank is not None and not 0 <= rank < (most or rank + 1):
+            raise UserError(f"--rank {rank}: run {run.id} has {most} tasks, expected 0 to {most - 1}")
+        self._read: dict[tuple[str, int], int] = {}
+        self._restarts: dict[tuple[str, int], int] = {}
+        self._began_at: dict[tuple[str, int], float] = {}
+
+    @property
+    def found(self) -> bool:
+        """There was a file to read."""
+        return bool(self._read)
+
+    def new(self, *, ended: bool = True) -> Iterator[Line]:
+        """The lines that have come since the last call, job by job and rank by rank.
+
+        Args:
+            ended: Nobody writes any more: give the last line too, though it is not whole.
+        """
+        jobs = self.run.record["jobs"]
+        for number, job in enumerate(jobs):
+            for rank, log in self.run.logs(job, self._stream).items():
+                if self._rank not in (None, rank):
+                    log.close()
+                    continue
+                first = (str(job["id"]), rank) not in self._read
+                text = self._rest((str(job["id"]), rank), log, ended)
+                if first and text and self._stream == "err":  # where no line of submitit's tells of a start
+                    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["submitted"]))
+                    words = f"job {job['id']}, {number + 1} of {len(jobs)} of this run, submitted {at}"
+                    yield Line(str(job["id"]), rank, words, mark=True)
+                for line in text.removesuffix("\n").split("\n") if text else ():
+                    yield self._line(str(job["id"]), rank, line)
+
+    def _rest(self, key: tuple[str, int], log: BinaryIO, ended: bool) -> str:
+        """What was written to ``log`` since it was read last: whole lines, unless nobody writes any more."""
+        with log as file:
+            size = file.seek(0, 2)
+            begin = min(self._read.get(key, 0), size)  # shorter than it was: written anew
+            file.seek(begin)
+            content = file.read(size - begin)
+        whole = len(content) if ended else content.rfind(b"\n") + 1
+        self._read[key] = begin + whole
+        return content[:whole].decode(errors="replace")
+
+    def _line(self, job: str, rank: int, text: str) -> Line:
+        """The line, or for the one that begins a task's output the mark in its place: which start, where and why."""
+        if (found := BEGIN.match(text)) is None:
+            return Line(job, rank, text)
+        key = (job, rank)
+        at = time.mktime(time.strptime(found["at"], "%Y-%m-%d %H:%M:%S"))
+        restart = self._restarts[key] = self._restarts.get(key, -1) + 1
+        since, self._began_at[key] = self._began_at.get(key, 0.0), at
+        causes = [row for row in self.run.rows if row["event"] == "requeue" and since <= row["t"] <= at + 1]
+        why = f"restart {restart} after {causes[-1]['cause']}" if causes and restart else f"restart {restart}"
+        return Line(job, rank, f"{why if restart else 'start'} of job {job} on {found['host']}, {found['at']}", True)
+
+
+def _tasks(job: dict[str, Any]) -> int:
+    return int(job["nodes"] * job["tasks_per_node"]) if "tasks_per_node" in job else int(job.get("tasks", 0))
+
+
+@dataclass(frozen=True)
+class Printer:
+    """Prints lines to ``out``, with their rank before them or as JSON."""
+
+    out: TextIO
+    all_ranks: bool = False
+    as_json: bool = False
+
+    def show(self, lines: Iterable[Line]) -> None:
+        for line in lines:
+            print(line.as_json() if self.as_json else line.shown(self.all_ranks), file=self.out)
+        self.out.flush()
+
+
+def follow(logs: Logs, printer: Printer, notes: TextIO, last: int | None = None) -> Standing:
+    """Print as it comes, over restarts and later jobs of the run, until the run has ended; how it stands then.
+
+    Begins with the ``last`` lines that are there, None: all. What it waits for meanwhile goes to ``notes``.
+    """
+    looked_at, over_since, noted = float("-inf"), None, ""
+    before = logs.run.last
+    printer.show(deque(logs.new(ended=False), last))
+    while True:
+        news = logs.run.last != before or over_since is not None or not logs.run.on_slurm
+        if news or time.monotonic() - looked_at >= LOOK_AGAIN_S:
+            before, looked_at, now = logs.run.last, time.monotonic(), standing(logs.run)
+            over = not now.going and now.state != "unknown"
+            over_since = (over_since or time.monotonic()) if over else None
+            if now.state in ("waiting", "unknown") and noted != f"{now.state} {now.reason}":
+                print(f"── {now.words} ──", file=notes, flush=True)
+            noted = f"{now.state} {now.reason}"
+        if over_since is not None and time.monotonic() - over_since >= SURE_AFTER_S:
+            printer.show(logs.new())
+            return now
+        time.sleep(READ_AGAIN_S)
+        logs.run = glance(logs.run.path)
+        printer.show(logs.new(ended=False))

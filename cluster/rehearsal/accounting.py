@@ -1,0 +1,93 @@
+"""The accounting of a throwaway SLURM: MariaDB behind a unix socket, slurmdbd on loopback, an account and two QOS.
+
+slurmdbd listens on every interface whatever its DbdAddr says. With NoInAddrAny in its own file (in slurm.conf it has no
+effect on it) it listens on what its host's name means instead, and its namespace's /etc/hosts says 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+from pathlib import Path
+
+from runyard.cluster.rehearsal import supervisor
+from runyard.errors import UserError
+
+PROGRAMS = ("mariadbd", "slurmdbd", "sacct", "sacctmgr")
+DATABASE, ACCOUNTING = "database", "accounting"
+ACCOUNT = "lab"
+
+SETTINGS = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={port}
+AccountingStoragePass={folder}/munge.sock
+AccountingStorageEnforce=associations,limits,qos
+"""
+SLURMDBD = """\
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.sock
+DbdHost={host}
+DbdAddr=127.0.0.1
+DbdPort={port}
+CommunicationParameters=NoInAddrAny
+SlurmUser={user}
+PidFile={folder}/slurmdbd.pid
+LogFile={folder}/log/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm
+CommitDelay=0
+"""
+# What is lost with the machine's power may be: the folder is deleted at the end.
+MARIADB = (
+    "--no-defaults", "--skip-networking", "--skip-grant-tables", "--innodb-buffer-pool-size=64M",
+    "--innodb-log-file-size=8M", "--innodb-flush-method=nosync", "--skip-sync-frm", "--innodb-doublewrite=0",
+    "--innodb-lock-wait-timeout=900",
+)  # fmt: skip
+
+
+def write_files(folder: Path, port: int, user: str) -> None:
+    """Write what slurmdbd and MariaDB need into ``folder``."""
+    (folder / "database").mkdir(mode=0o700)  # to whom can reach its socket the database gives all
+    (folder / "database" / "data").mkdir()
+    with open(os.open(folder / "slurmdbd.conf", os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        file.write(SLURMDBD.format(folder=folder, port=port, user=user, host=ACCOUNTING))
+    tables = "\n".join(["create database mysql;", "use mysql;", _system_tables().read_text()])
+    (folder / "database" / "tables.sql").write_text(tables)
+
+
+def begin(running: supervisor.Parts, folder: Path, port: int) -> None:
+    """Start the database, then slurmdbd, which makes its tables before it listens."""
+    own = folder / "database"
+    files = [f"--datadir={own}/data", f"--tmpdir={own}", f"--socket={own}/socket", f"--init-file={own}/tables.sql"]
+    user = ["--user=root"] if os.getuid() == 0 else []
+    running.begin(DATABASE, ["mariadbd", *MARIADB, *files, *user])
+    running.wait_until(DATABASE, (own / "socket").exists)
+    running.begin_alone(ACCOUNTING, f"env {shlex.quote(f'MYSQL_UNIX_PORT={own}/socket')} slurmdbd -D")
+    running.wait_until(ACCOUNTING, lambda: _listens(port))
+
+
+def accounts(user: str) -> list[list[str]]:
+    """sacctmgr's arguments, a list a call: ``user`` belongs to one account with two QOS, one limited to ten minutes."""
+    return [
+        ["add", "qos", "short", "MaxWall=10", "Flags=DenyOnLimit"],
+        ["add", "account", ACCOUNT, "QOS=normal,short", "DefaultQOS=normal"],
+        ["add", "user", user, f"Account={ACCOUNT}", f"DefaultAccount={ACCOUNT}"],
+    ]
+
+
+def _system_tables() -> Path:
+    folders = [Path(f"/usr/share/{name}") for name in ("mariadb", "mysql")]  # since Debian 13, and before
+    for folder in folders:
+        for name in ("mariadb_system_tables.sql", "mysql_system_tables.sql"):
+            if (folder / name).exists():
+                return folder / name
+    raise UserError(f"no system tables of MariaDB in {' or '.join(map(str, folders))}: `make rehearsal-tools`")
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

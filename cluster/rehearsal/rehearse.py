@@ -1,0 +1,246 @@
+"""``runyard rehearse``: the experiment on a throwaway SLURM here, interrupted in three ways, and what came of it.
+
+The queue costs hours, a rehearsal minutes. The run is the experiment's own with tiny data and few steps; everything
+else, from the batch script to the checkpoints, is what a real submission would do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from runyard.cluster.launch.submit import Plan, submit
+from runyard.cluster.rehearsal.sandbox import Rehearsal
+from runyard.cluster.rehearsal.scaled import EPOCHS, STEPS_PER_EPOCH, scaled
+from runyard.config.compose import Composed, compose
+from runyard.errors import UserError
+from runyard.runs import journal
+from runyard.runs.run import Run
+
+WITHIN_S = 300.0  # for one stretch between two interruptions
+LEARNED_EPOCHS = (1, 3, 5)  # after which it is interrupted
+
+
+@dataclasses.dataclass(frozen=True)
+class Interruption:
+    """One line of the table."""
+
+    what: str
+    at_step: int
+    requeued_by: str
+    resumed_at: int
+    lost_steps: int
+    lost_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What a rehearsal found out."""
+
+    tasks: int
+    nodes: int
+    up_s: float
+    interruptions: list[Interruption]
+    equal: bool
+
+
+class Stage:
+    """The throwaway cluster, tiny data and the runs upon it, in one folder that is gone afterwards."""
+
+    def __init__(self, overrides: list[str], say: Callable[[str], None]) -> None:
+        self.say = say
+        self.composed = scaled(overrides, say)
+        self.cluster = self.composed.config.cluster
+
+    def perform(self) -> Told:
+        """Train twice, once undisturbed and once interrupted three times."""
+        with folder_for_a_while() as folder, contextlib.ExitStack() as stack:
+            began = time.monotonic()
+            lab = stack.enter_context(Rehearsal(folder / "slurm", nodes=self.cluster.nodes + 1))
+            up_s = time.monotonic() - began
+            stack.enter_context(speaking_to(lab))
+            self.say(f"a SLURM of {len(lab.nodes)} nodes is up after {up_s:.1f} s")
+            self.composed = compose(
+                [*self.composed.overrides, f"data.root={folder / 'data'}", f"runs_dir={folder / 'runs'}"]
+            )
+            prepare(self.composed)
+            whole = self._run()
+            self._until(whole, lambda: whole.finished)
+            self.say(f"undisturbed: {EPOCHS * STEPS_PER_EPOCH} steps on {self._size()}")
+            run = self._run()
+            found = [self._limit(run), self._kill(run), self._power_off(run, lab)]
+            self._until(run, lambda: run.finished)
+            equal = same_weights(whole, run)
+            self.say(f"finished; final weights {'equal' if equal else 'DIFFER from'} the undisturbed run's")
+            return Told(self._tasks(), self.cluster.nodes, up_s, found, equal)
+
+    def _run(self) -> Run:
+        return submit(Plan([self.composed], None))[0][0]
+
+    def _tasks(self) -> int:
+        return self.cluster.nodes * (self.cluster.tasks_per_node or 1)
+
+    def _size(self) -> str:
+        return f"{self.cluster.nodes} nodes, {self._tasks()} tasks"
+
+    def _limit(self, run: Run) -> Interruption:
+        def hold() -> None:
+            for pid in tasks_of(run).values():
+                os.kill(pid, signal.SIGSTOP)
+
+        return self._interrupt(run, LEARNED_EPOCHS[0], "time limit", hold)
+
+    def _kill(self, run: Run) -> Interruption:
+        last = self._tasks() - 1
+        return self._interrupt(
+            run, LEARNED_EPOCHS[1], f"rank {last} killed", lambda: os.kill(tasks_of(run)[last], signal.SIGKILL)
+        )
+
+    def _power_off(self, run: Run, lab: Rehearsal) -> Interruption:
+        def cut() -> None:
+            lab.power_off(lab.run("scontrol", "show", "hostnames", starts(run)[-1]["nodelist"]).split()[-1])
+
+        return self._interrupt(run, LEARNED_EPOCHS[2], "node without power", cut)
+
+    def _interrupt(self, run: Run, epochs: int, what: str, do: Callable[[], None]) -> Interruption:
+        self._until(run, lambda: len(journal.epochs(rows(run))) >= epochs and got_further(run))
+        before = len(starts(run))
+        do()
+        at, step = time.time(), max(row.get("step", 0) for row in rows(run))
+        self.say(f"{what}, after step {step}")
+        self._until(run, lambda: len(starts(run)) > before)
+        start = starts(run)[-1]
+        requeues = [row for row in rows(run) if row["event"] == "requeue" and row["t"] > at]
+        by = "its script" if requeues else "SLURM"
+        reached = max(row.get("step", 0) for row in rows(run) if row["event"] != "start" and row["t"] < start["t"])
+        found = Interruption(what, reached, by, start["step"], reached - start["step"], start["t"] - at)
+        self.say(f"requeued by {by}, resumed at step {found.resumed_at}, {found.lost_s:.0f} s lost")
+        return found
+
+    def _until(self, run: Run, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WITHIN_S
+        while not true():
+            stops = [row for row in rows(run) if row["event"] == "stop" and row["reason"] == "failed"]
+            if stops and (stops[-1].get("user_error") or not stops[-1].get("retry", True)):
+                raise UserError(f"the rehearsed run failed: {stops[-1]['message']}")
+            if time.monotonic() > deadline:
+                logs = sorted((run.path / "slurm").glob("*_log.err"))
+                words = [line for log in logs for line in log.read_text(errors="replace").splitlines()[-1:]]
+                raise UserError(f"no progress within {WITHIN_S:g} s; the tasks said: {'; '.join(words) or 'nothing'}")
+            time.sleep(0.1)
+
+
+def prepare(composed: Composed) -> None:
+    """Write the tiny data in a process of its own: it needs FFCV, and this one stays light."""
+    data = [o for o in composed.overrides if o.startswith(("data=", "data."))]
+    done = subprocess.run([sys.executable, "-m", "runyard", "prepare", *data], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"the rehearsal's data could not be written: {done.stderr.strip()}")
+
+
+@contextlib.contextmanager
+def folder_for_a_while() -> Iterator[Path]:
+    """A folder that is gone afterwards, even if this process is killed: a small one waits for that and deletes it."""
+    where = tempfile.gettempdir()
+    if not re.fullmatch(r"/[A-Za-z0-9._/-]{0,54}", where):
+        raise UserError(
+            f"TMPDIR={where}: a rehearsal needs a path of at most 55 letters, digits and . _ - /; try TMPDIR=/tmp"
+        )
+    folder = Path(tempfile.mkdtemp(prefix="runyard-"))
+    ours, theirs = os.pipe()
+    waiting = subprocess.Popen(
+        ["sh", "-c", 'cat >/dev/null; rm -rf "$1"', "sh", str(folder)], stdin=ours, start_new_session=True
+    )
+    os.close(ours)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(theirs)
+        waiting.wait()
+
+
+@contextlib.contextmanager
+def speaking_to(lab: Rehearsal) -> Iterator[None]:
+    """Within the block sbatch and the others speak to ``lab``, and jobs inherit what suits one machine."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(lab.environment | {"OMP_NUM_THREADS": "1", "RUNYARD_PYTHON": sys.executable})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
+    return journal.read(run.journal_path)[0]
+
+
+def starts(run: Run) -> list[dict[str, Any]]:
+    return [row for row in rows(run) if row["event"] == "start"]
+
+
+def got_further(run: Run) -> bool:
+    """Whether more was saved since its newest start: else what strikes it next would show nothing of the one before."""
+    begun = starts(run)[-1]["step"]
+    return any(row["event"] == "checkpoint" and row["step"] > begun for row in rows(run))
+
+
+def tasks_of(run: Run) -> dict[int, int]:
+    """Process ids, as this machine sees them, of the tasks that train ``run`` under submitit, by rank."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            environment = dict(v.partition("=")[::2] for v in (process / "environ").read_text().split("\0"))
+        except OSError:
+            continue
+        if b"submitit.core._submit" in words and os.fsencode(run.path / "slurm") in words and b"srun" not in words:
+            found[int(environment["SLURM_PROCID"])] = int(process.name)
+    return found
+
+
+def same_weights(one: Run, other: Run) -> bool:
+    """Whether both runs' last checkpoints hold the same bits, times aside."""
+    import torch
+
+    from runyard.training import checkpoint
+
+    networks = []
+    for run in (one, other):
+        newest = checkpoint.newest(run.checkpoints)
+        networks.append({} if newest is None else newest.load()["network"])
+    a, b = networks
+    return bool(a) and a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def show(told: Told, *, as_json: bool) -> None:
+    """The table, or JSON."""
+    if as_json:
+        print(json.dumps(dataclasses.asdict(told)))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{told.nodes} nodes, {told.tasks} tasks", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("interrupted by", "at step", "requeued by", "resumed at", "steps lost", "seconds lost"):
+        table.add_column(heading, justify="left" if heading.endswith("by") else "right", no_wrap=True)
+    for i in told.interruptions:
+        table.add_row(
+            i.what, str(i.at_step), i.requeued_by, str(i.resumed_at), str(i.lost_steps), f"{i.lost_s:.0f}"
+        )
+    Console().print(table)
+    print(f"final weights {'equal' if told.equal else 'DIFFER from'} those of the undisturbed rehearsal")

@@ -1,0 +1,266 @@
+"""A throwaway SLURM on this machine: a controller and several nodes, to try submissions and failures in seconds.
+
+Each node is a pid, mount and host-name namespace of its own, whose first process is its slurmd: it has a name that
+the other nodes resolve, and killing it is a power cut that nothing on it survives. All listen on 127.0.0.1 only, on
+free ports, so that any number of clusters run side by side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from runyard.cluster.rehearsal import accounting, slurm_conf, supervisor
+from runyard.cluster.rehearsal.slurm_conf import CONTROLLER
+from runyard.errors import UserError
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", *supervisor.PROGRAMS)
+SOCKET_PATH_BYTES = 78  # Linux takes 107, and a step's socket is /node1/node1_1234.4294967295
+PORTS = range(12_000, 32_000)
+CONTROLLER_SAVES_WITHIN_S = 5
+ORPHANS_S = 2  # a task was seen alive 25 s after its node's link was back
+
+
+class Rehearsal:
+    """``with Rehearsal(folder, nodes=3) as lab: lab.run("sbatch", ...)``: up on entry, gone without a trace on exit.
+
+    Partitions: ``main``, the default, and ``low``, whose jobs are requeued for those of ``high``.
+
+    Args:
+        folder: Made for the cluster and deleted with it: configuration, key, state and logs.
+        nodes: How many nodes, named node1, node2, ...; each claims 64 CPUs, 256 GB and two GPUs that need not be there.
+        accounting: With slurmdbd and its database: sacct and sacctmgr answer, and accounts and QOS are checked.
+        preempt_signal: Whether a preempted job gets the signal that it asked for, and time, as ``signal_preempted``.
+
+    Attributes:
+        environment: What a command needs in its environment to speak to this cluster and to no other.
+
+    Raises:
+        UserError: SLURM's programs are missing, the folder exists, or a part of the cluster did not start.
+    """
+
+    def __init__(self, folder: Path, nodes: int = 2, accounting: bool = False, preempt_signal: bool = False) -> None:
+        self.folder = folder.absolute()
+        self.nodes = [f"node{k}" for k in range(1, nodes + 1)]
+        ours = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+        # All nodes share this machine's cores: a thread that waits by spinning keeps them from what it waits for.
+        # And torch's folder for compiled code, which it makes though nothing is compiled, is to go with the cluster.
+        jobs = {"OMP_WAIT_POLICY": "PASSIVE", "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor")}
+        self.environment = jobs | ours | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        self._accounting, self._preempt_signal, self._preempt_signal_now = accounting, preempt_signal, preempt_signal
+        self._user = pwd.getpwuid(os.getuid()).pw_name
+        self._parts = supervisor.Parts(self.folder, self.environment)
+        self._frozen: set[str] = set()
+
+    def __enter__(self) -> Rehearsal:
+        if reason := missing(self._accounting):
+            raise UserError(reason)
+        if self.folder.exists() or len(os.fsencode(self.folder)) > SOCKET_PATH_BYTES:
+            raise UserError(
+                f"{self.folder}: expected a folder that does not exist yet, of a path of at most "
+                f"{SOCKET_PATH_BYTES} bytes; name another"
+            )
+        self._terminate = _raise_on_terminate()
+        try:
+            self._write_files()
+            self._start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self._parts.end_all()
+            if self._terminate is not None:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+    def run(self, *command: str, check: bool = True, timeout_s: float = 30) -> str:
+        """What ``command``, one of SLURM's, printed.
+
+        Raises:
+            subprocess.CalledProcessError: it failed, and ``check``.
+        """
+        errors = None if check else subprocess.STDOUT
+        return subprocess.run(
+            command, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
+            timeout=timeout_s, check=check,
+        ).stdout  # fmt: skip
+
+    def power_off(self, node: str) -> None:
+        """Cut a node's power: all its processes are gone at once, and nobody is told."""
+        self._frozen.discard(node)
+        self._parts.end(node)
+
+    def power_on(self, node: str) -> None:
+        """Start a node again; back when SLURM has heard from it, and what had run on it is put back into the queue.
+
+        A machine that was started anew tells SLURM so by its uptime, which ours has in common with all: we say it.
+        """
+        before = self._started(node)
+        self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=rebooted")
+        self._begin_node(node)
+        self._parts.wait_until(node, lambda: self._started(node) != before)
+
+    def freeze(self, node: str) -> None:
+        """Stop all of a node's processes where they are: for all others its link is cut, and its tasks still exist."""
+        self._frozen.add(node)
+        self._parts.freeze(node)
+
+    def thaw(self, node: str) -> None:
+        """Let a frozen node's tasks go on, as orphans if SLURM has given them up, then its slurmd, which ends those."""
+        self._frozen.discard(node)
+        self._parts.thaw(node, first_alone_s=ORPHANS_S)
+
+    def restart_controller(self) -> None:
+        """``kill_controller`` and ``start_controller``."""
+        self.kill_controller()
+        self.start_controller()
+
+    def kill_controller(self) -> None:
+        """Kill slurmctld as a crash would: until it is started nobody answers.
+
+        What changed less than five seconds before a crash is not on disk, a new job included: those are waited for.
+        """
+        time.sleep(CONTROLLER_SAVES_WITHIN_S)
+        self._parts.end(CONTROLLER)
+
+    def start_controller(self) -> None:
+        """Start it on the state that it left; back when it has heard from its nodes."""
+        self._begin_controller()
+        self._parts.wait_until(CONTROLLER, self._knows_its_nodes)
+
+    def signal_preempted(self, wanted: bool) -> None:
+        """Whether jobs preempted from now on get the signal that they asked for and ten seconds, or no word of it.
+
+        Without it a job gets what ``scancel`` sends: SIGTERM, and two seconds later SIGKILL.
+        """
+        self._preempt_signal_now = wanted
+        self._write_configuration()
+        self.run("scontrol", "reconfigure")
+
+    def mend(self) -> None:
+        """Undo what was done: each node is powered, thawed and in service, and preemption as it was at first."""
+        if self._preempt_signal_now != self._preempt_signal:
+            self.signal_preempted(self._preempt_signal)
+        for node in list(self._frozen):
+            self.thaw(node)
+        for node in self.nodes:
+            if node not in self._parts:
+                self.power_on(node)
+        for node, state in zip(self.nodes, self._states(), strict=True):
+            if state in ("down", "drain", "drng"):  # by an administrator's word
+                self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        self._parts.wait_until(CONTROLLER, self._all_in_service)
+
+    def _write_files(self) -> None:
+        self.folder.mkdir(parents=True)
+        self._parts.begin_cleaner()
+        for name in ("state", "log"):
+            (self.folder / name).mkdir()
+        self._ports = _free_ports(2 + len(self.nodes))
+        self._write_configuration()
+        if self._accounting:
+            accounting.write_files(self.folder, self._ports[1], self._user)
+        names = f"{CONTROLLER} {accounting.ACCOUNTING} {' '.join(self.nodes)}"
+        (self.folder / "hosts").write_text(f"127.0.0.1 localhost {names}\n")
+        key = os.open(self.folder / "munge.key", os.O_WRONLY | os.O_CREAT, 0o600)
+        os.write(key, secrets.token_bytes(128))
+        os.close(key)
+
+    def _write_configuration(self) -> None:
+        slurm_conf.write(
+            self.folder,
+            user=self._user,
+            controller_port=self._ports[0],
+            nodes=dict(zip(self.nodes, self._ports[2:], strict=True)),
+            accounting=accounting.SETTINGS.format(folder=self.folder, port=self._ports[1]) if self._accounting else "",
+            preempt_signal=self._preempt_signal_now,
+        )
+
+    def _start(self) -> None:
+        f = self.folder
+        own = {"key-file": "munge.key", "socket": "munge.sock", "seed-file": "munge.seed", "log-file": "log/munged.log"}
+        files = [f"--{option}={f}/{name}" for option, name in ({"pid-file": "munged.pid"} | own).items()]
+        self._parts.begin("munged", ["munged", "--foreground", "--force", *files])
+        if self._accounting:
+            accounting.begin(self._parts, f, self._ports[1])
+        self._parts.wait_until("munged", (f / "munge.sock").exists)
+        self._begin_controller()
+        for node in self.nodes:
+            self._begin_node(node)
+        if self._accounting:  # once slurmctld, which made the cluster's entry, hears of what is added to it
+            self._parts.wait_until(CONTROLLER, lambda: "UP" in self.run("scontrol", "ping", check=False))
+            for arguments in accounting.accounts(self._user):
+                self.run("sacctmgr", "--immediate", *arguments)
+        self._parts.wait_until(CONTROLLER, lambda: self._states() == ["idle"] * len(self.nodes))
+
+    def _begin_controller(self) -> None:
+        self._parts.begin_alone(CONTROLLER, f"slurmctld -D -f {shlex.quote(f'{self.folder}/slurm.conf')}")
+
+    def _begin_node(self, node: str) -> None:
+        self._parts.begin_alone(node, f"slurmd -D -N {node} -f {shlex.quote(f'{self.folder}/slurm.conf')}")
+
+    def _states(self) -> list[str]:
+        """The nodes' states in short, each "unk" while slurmctld does not answer."""
+        asked = ("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N=%t")
+        states = dict(word.partition("=")[::2] for word in self.run(*asked, check=False).split())
+        return [states.get(node, "unk") for node in self.nodes]
+
+    def _all_in_service(self) -> bool:
+        return set(self._states()) <= {"idle", "mix", "alloc", "comp"}
+
+    def _knows_its_nodes(self) -> bool:
+        return not any(state.startswith("unk") for state in self._states())
+
+    def _started(self, node: str) -> str:
+        """When a node's slurmd began, as slurmctld last heard from it."""
+        shown = self.run("scontrol", "--oneliner", "show", "node", node)
+        return shown.partition("SlurmdStartTime=")[2].split()[0]
+
+
+def missing(with_accounting: bool = True) -> str | None:
+    """What this machine lacks for a rehearsal, in one line with its mend; None where nothing is."""
+    programs = PROGRAMS + (accounting.PROGRAMS if with_accounting else ())
+    if lacking := [name for name in programs if shutil.which(name, path=supervisor.path()) is None]:
+        return f"no {', '.join(lacking)} on this machine: `make rehearsal-tools` installs SLURM and its accounting"
+    return None
+
+
+def _free_ports(count: int) -> list[int]:
+    """From below those that the kernel gives to any connection: one of these could be gone before it is listened on."""
+    found: list[int] = []
+    with contextlib.ExitStack() as held:
+        while len(found) < count:
+            probe, port = held.enter_context(socket.socket()), PORTS.start + secrets.randbelow(len(PORTS))
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+    return found
+
+
+def _raise_on_terminate() -> object:
+    """Make SIGTERM unwind the stack, unless the program has its own plans for it. None where nothing was changed."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        return None
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    return signal.signal(signal.SIGTERM, unwind)

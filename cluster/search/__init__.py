@@ -1,0 +1,1 @@
+"""Searches over settings: Optuna asks, runs answer. Read ``sweep`` first."""

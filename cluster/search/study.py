@@ -1,0 +1,189 @@
+"""Optuna's study of one search, and which run each of its trials is. It knows no jobs.
+
+The study is an SQLite file beside the search's logs. A run says in its own record which trial it is, written when it is
+created, so that whenever the command ends, the next one finds what there is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from runyard.cluster.search.space import Space, override
+from runyard.errors import UserError
+from runyard.files import open_lock, write_atomic
+from runyard.ownership import private_folder
+from runyard.runs.summary import Glance, glance
+
+MEASURES = ("val_top1", "test_top1")
+STARTUP_TRIALS = 5  # before any is judged by the others
+SETTINGS = "search.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a search was begun with, and what it goes on with.
+
+    Attributes:
+        overrides: The same in every trial, with runs_dir.
+        space: The words of what is varied, as written.
+        seed: Of the sampler.
+        sampler: tpe or random.
+        prune: Whether trials that do worse than the median of the others are stopped.
+        measure: val_top1, test_top1, or auto: the first where there is one.
+    """
+
+    overrides: list[str]
+    space: list[str]
+    seed: int
+    sampler: str
+    prune: bool
+    measure: str
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / SETTINGS, json.dumps(vars(self), indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> Settings | None:
+        """None where nothing was begun.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            return cls(**json.loads((folder / SETTINGS).read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{folder / SETTINGS}: damaged ({error}); restore it, or give another --name") from None
+
+
+class Study:
+    """The trials of one search.
+
+    Attributes:
+        id: The search's id, which its runs have as their sweep.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, space: Space, epochs: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.id, self._settings, self._space = folder.name, settings, space
+        pruner = optuna.pruners.MedianPruner(STARTUP_TRIALS, n_warmup_steps=max(1, epochs // 5))
+        try:
+            self._study = optuna.create_study(
+                storage=f"sqlite:///{folder / 'study.db'}",
+                study_name=self.id,
+                direction="maximize",
+                load_if_exists=True,
+                pruner=pruner if settings.prune else optuna.pruners.NopPruner(),
+            )
+        except Exception as error:  # the database's, whatever its kind
+            raise UserError(f"{folder / 'study.db'}: cannot be read ({str(error).splitlines()[0]})") from None
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    @property
+    def open(self) -> list[FrozenTrial]:
+        """Those that were asked for and have no result."""
+        return [trial for trial in self.trials if not trial.state.is_finished()]
+
+    @property
+    def best(self) -> FrozenTrial | None:
+        done = [trial for trial in self.trials if trial.state is TrialState.COMPLETE]
+        return max(done, key=lambda trial: trial.value or 0.0, default=None)
+
+    def ask(self) -> FrozenTrial:
+        """One more trial. What is drawn depends on the seed, its number and the results so far."""
+        seed = int(numpy.random.SeedSequence([self._settings.seed, len(self.trials)]).generate_state(1)[0])
+        random = self._settings.sampler == "random"
+        self._study.sampler = (
+            optuna.samplers.RandomSampler(seed=seed)
+            if random
+            else optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        )
+        number = self._study.ask(self._space).number
+        return self.trials[number]
+
+    def overrides(self, trial: FrozenTrial) -> list[str]:
+        return [*self._settings.overrides, *self.drawn(trial)]
+
+    @staticmethod
+    def drawn(trial: FrozenTrial) -> list[str]:
+        """Its own settings, as overrides."""
+        return [override(name, value) for name, value in trial.params.items()]
+
+    def take(self, trial: FrozenTrial, run: Glance) -> bool:
+        """Hear of epochs that the study has not. Whether the trial does too badly to go on."""
+        known = self.trials[trial.number].intermediate_values
+        asked = optuna.trial.Trial(self._study, trial._trial_id)
+        new = [(epoch, value) for epoch, value in self.measured(run) if epoch not in known]
+        for epoch, value in new:
+            asked.report(value, epoch)
+        return bool(new) and asked.should_prune()
+
+    def measured(self, run: Glance) -> list[tuple[int, float]]:
+        """``[(epoch, top-1)]`` of what the search is about."""
+        measure = self._settings.measure
+        names = MEASURES if measure == "auto" else (measure,)
+        rows = [(row["epoch"], next((row[n] for n in names if row.get(n) is not None), None)) for row in run.epochs]
+        return [(epoch, value) for epoch, value in rows if value is not None]
+
+    def condemn(self, trial: FrozenTrial) -> None:
+        """It is to be stopped; kept, so that whoever finds it stopped knows why."""
+        optuna.trial.Trial(self._study, trial._trial_id).set_user_attr("condemned", True)
+
+    def tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None, why: str = "") -> None:
+        """Its result, which is final."""
+        if why:
+            optuna.trial.Trial(self._study, trial._trial_id).set_user_attr("why", why)
+        self._study.tell(trial.number, value, state=state)
+
+
+def runs_of(search: str, runs_dir: Path) -> dict[int, Path]:
+    """The directory of each trial's run, by the trial's number."""
+    found: dict[int, Path] = {}
+    for record in sorted(runs_dir.glob("[!.]*/run.json")):
+        try:
+            said: dict[str, Any] = glance(record.parent).record
+        except UserError:  # damaged, and perhaps not even ours
+            continue
+        if said.get("sweep") == search and isinstance(said.get("trial"), int):
+            found[said["trial"]] = record.parent
+    return found
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No second command searches in ``folder`` meanwhile.
+
+    Raises:
+        UserError: one does, or the folder cannot be written.
+    """
+    with contextlib.ExitStack() as held_open:
+        try:
+            folder.parents[1].mkdir(parents=True, exist_ok=True)
+            private_folder(folder.parent)
+            folder.mkdir(exist_ok=True)
+            lock = held_open.enter_context(open_lock(folder / ".lock"))
+        except OSError as error:
+            raise UserError(
+                f"runs_dir={folder.parent.parent}: cannot be written ({error.strerror}); "
+                "set runs_dir to a folder you can write"
+            ) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"sweep {folder.name}: another command drives it; wait for it, or stop that one") from None
+        yield

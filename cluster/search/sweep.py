@@ -1,0 +1,174 @@
+"""A search: asks Optuna for settings, makes each trial a run, and hears from its journal how it does.
+
+Nothing is kept in memory that is not on disk, so the command can end at any time. Jobs on SLURM go on without it, and
+the next command goes on with what it finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+
+from runyard.cluster.launch import submit as launcher
+from runyard.cluster.launch.checks.preflight import preflight
+from runyard.cluster.monitor.attach import Job
+from runyard.cluster.monitor.cancel import Ended, cancel
+from runyard.cluster.monitor.run_status import Standing, ask, stand, standing
+from runyard.cluster.search.space import short
+from runyard.cluster.search.study import Study, runs_of
+from runyard.cluster.slurm.submission import one_at_a_time
+from runyard.config.compose import compose
+from runyard.data import manifest
+from runyard.errors import UserError
+from runyard.runs.run import Run
+from runyard.runs.summary import glance
+
+POLL_S = 2.0
+SURE_AFTER_LOOKS = 3  # at an end without a word: a job that is requeued is out of the queue for a moment
+REFUSED = "refused.jsonl"  # in the search's folder, for `runyard compare`, which knows no Optuna
+SAVE_S = 120.0  # before a trial that is stopped is ended by force
+
+
+class Search:
+    """Drives ``study`` with at most ``parallel`` runs at once, all of them in ``folder``'s runs directory.
+
+    Args:
+        folder: The search's own, beside those of other sweeps.
+        local: Runs are started on this machine, not on SLURM's queue.
+        say: Told what happened, a line each.
+    """
+
+    def __init__(self, study: Study, folder: Path, parallel: int, local: bool, say: Callable[[str], None]) -> None:
+        self._study, self._folder, self._parallel, self._local, self._say = study, folder, parallel, local, say
+        self._runs = runs_of(study.id, folder.parents[1])
+        self._jobs: list[Job] = []  # of this machine: who forgets one leaves a zombie
+        self._ending: dict[int, Future[Ended]] = {}
+        self._seen_ended: dict[int, int] = {}
+        self._threads = ThreadPoolExecutor(max_workers=max(1, parallel))
+
+    def to_the_end(self, trials: int) -> None:
+        """Go on until there are ``trials`` trials and all of them have a result.
+
+        Raises:
+            UserError: a run cannot be created or started. What goes on goes on; the same command goes on with it.
+        """
+        self._adopt()
+        while True:
+            self._look()
+            going = len(self._study.open)
+            room = min(self._parallel - going, trials - len(self._study.trials))
+            if room > 0:
+                self._begin([self._study.ask() for _ in range(room)])
+            elif not going:
+                return
+            time.sleep(POLL_S)
+
+    def leave(self) -> None:
+        """What Ctrl-C does: runs of this machine save and stop; SLURM's jobs go on."""
+        if self._local:
+            for _, now in self._standings():
+                if now.going:
+                    self._stop(now)
+        for future in self._ending.values():
+            future.exception()
+        self._threads.shutdown()
+
+    def _adopt(self) -> None:
+        """Go on with the trials that another command began and did not end."""
+        again: list[FrozenTrial] = []
+        for trial in self._study.open:
+            path = self._runs.get(trial.number)
+            now = None if path is None else standing(glance(path))
+            if now is None or not (now.going or now.state in ("finished", "failed", "unknown") or _condemned(trial)):
+                again.append(trial)
+        if again:
+            self._begin(again)
+
+    def _begin(self, trials: list[FrozenTrial]) -> None:
+        """Make each its run, unless it has one, and start them: on SLURM as one array."""
+        runs = [run for trial in trials if (run := self._run_of(trial)) is not None]
+        if self._local:
+            self._jobs += [launcher.launch(run) for run in runs]
+        elif runs:
+            name = f"{self._study.id}-t{runs[0].record['trial']}"
+            while (self._folder / name).exists():  # the same trials, once more
+                name += "x"
+            (self._folder / name).mkdir()
+            with contextlib.ExitStack() as stack:
+                locks = [stack.enter_context(one_at_a_time(run.path, run.reference)) for run in runs]
+                launcher.enqueue(runs, name, self._folder / name, hold=locks)
+        for run in runs:
+            number = run.record["trial"]
+            self._say(f"trial {number}: {short(self._study.trials[number].params)}, run {run.id}")
+
+    def _run_of(self, trial: FrozenTrial) -> Run | None:
+        """Its run, new or begun before; None where its settings make none, which is its result."""
+        if (path := self._runs.get(trial.number)) is not None:
+            return Run.open(path)
+        try:
+            point = compose(self._study.overrides(trial))
+            subject = launcher.subject([point.config], manifest.prepare_command(point.overrides))
+            preflight(subject, of_slurm=False)
+        except UserError as error:
+            self._study.tell(trial, TrialState.FAIL, why=str(error))
+            with open(self._folder / REFUSED, "a") as refused:  # it has no run that could say so
+                refused.write(json.dumps({"trial": trial.number, "why": str(error)}) + "\n")
+            self._say(f"trial {trial.number}: refused: {error}")
+            return None
+        run = Run.create(point.config, launcher.kept(point), self._study.id, trial.number)
+        self._runs[trial.number] = run.path
+        return run
+
+    def _standings(self) -> list[tuple[FrozenTrial, Standing]]:
+        trials = [trial for trial in self._study.open if trial.number in self._runs]
+        now, waiting, ended = ask([glance(self._runs[trial.number]) for trial in trials])
+        return [(t, stand(run, waiting, ended, time.time())) for t, run in zip(trials, now, strict=True)]
+
+    def _look(self) -> None:
+        for trial, now in self._standings():
+            badly = self._study.take(trial, now.run)
+            if now.going:
+                self._seen_ended.pop(trial.number, None)
+                if (badly or _condemned(trial)) and not self._is_ending(trial.number):
+                    self._study.condemn(trial)
+                    self._stop(now)
+            elif now.state != "unknown" and not self._is_ending(trial.number):
+                self._conclude(trial, now)
+
+    def _is_ending(self, number: int) -> bool:
+        asked = self._ending.get(number)
+        return asked is not None and not asked.done()
+
+    def _stop(self, now: Standing) -> None:
+        quiet = Console(quiet=True)
+        self._ending[now.run.record["trial"]] = self._threads.submit(cancel, now.run, SAVE_S, quiet)
+
+    def _conclude(self, trial: FrozenTrial, now: Standing) -> None:
+        measured = self._study.measured(now.run)
+        seen = self._seen_ended[trial.number] = self._seen_ended.get(trial.number, 0) + 1
+        if now.state == "finished" and measured:
+            epoch, value = measured[-1]
+            best = self._study.best
+            self._study.tell(trial, TrialState.COMPLETE, value)
+            first = best is None or value > (best.value or 0.0)
+            self._say(f"trial {trial.number}: {100 * value:.2f} %{', the best so far' if first else ''}")
+        elif _condemned(trial):
+            epoch, value = measured[-1] if measured else (0, float("nan"))
+            Run.open(now.run.path).note_pruned()
+            self._study.tell(trial, TrialState.PRUNED)
+            self._say(f"trial {trial.number}: {100 * value:.2f} % after epoch {epoch}, below the median: stopped")
+        elif now.state in ("finished", "failed") or seen >= SURE_AFTER_LOOKS:
+            why = "it measured nothing" if now.state == "finished" else now.words
+            self._study.tell(trial, TrialState.FAIL, why=why)
+            self._say(f"trial {trial.number}: {why}")
+
+
+def _condemned(trial: FrozenTrial) -> bool:
+    return bool(trial.user_attrs.get("condemned"))

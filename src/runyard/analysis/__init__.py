@@ -1,0 +1,1 @@
+"""Everything that reads finished runs: comparison, figures, pages, reports, export. From run directories, no torch."""

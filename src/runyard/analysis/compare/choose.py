@@ -1,0 +1,188 @@
+"""Which runs are compared, and what there is to say about those that are not whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runyard.analysis.compare import where
+from runyard.errors import UserError
+from runyard.runs.history import History, number
+from runyard.runs.reading import load, read_record
+from runyard.runs.run import Run
+
+FEW = 3  # runs or lines named in a note before it only counts them
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The runs, by time of creation; what was skipped or is damaged, a line each; and the sweep, if one was asked.
+
+    ``refused`` is why trials of the sweep became no run, a reason each.
+    """
+
+    runs: list[History]
+    notes: list[str]
+    sweep: str | None = None
+    refused: tuple[str, ...] = ()
+
+
+def choose(
+    references: Sequence[str],
+    *,
+    everything: bool = False,
+    tag: str | None = None,
+    sweep: str | None = None,
+    conditions: Sequence[str] = (),
+    runs_dir: Path | str = "runs",
+) -> Choice:
+    """The runs that are named, or all of ``runs_dir``; of these the ones of the tag and sweep that meet the conditions.
+
+    Raises:
+        UserError: a reference fits no run, or nothing is left.
+    """
+    if not references and not everything and tag is None and sweep is None:
+        raise UserError("which runs? Give RUN..., --tag T, --sweep S or --all")
+    if references and everything:
+        raise UserError(f"--all and {references[0]}: give runs, or --all, not both")
+    notes: list[str] = []
+    directories = (
+        [Run.locate(reference, runs_dir) for reference in references]
+        if references
+        else sorted(path.parent for path in Path(runs_dir).glob("[!.]*/run.json"))
+    )
+    if not directories:
+        raise UserError(
+            _without_runs(sweep, runs_dir)
+            or f"no runs in {runs_dir}: `runyard submit` makes one; --runs-dir looks elsewhere"
+        )
+    if sweep is not None:
+        sweep, directories = _of_sweep(sweep, directories, runs_dir, notes)
+    runs = _loaded(directories, notes)
+    if not runs:
+        first = notes[0].removeprefix("skipped ")
+        raise UserError(first if len(notes) == 1 else f"none of {len(directories)} runs can be read: {first}")
+    if tag is not None:
+        runs = _of_tag(tag, runs, runs_dir)
+    met = where.read(conditions, runs)
+    fitting = [run for run in runs if all(condition.holds(run) for condition in met)]
+    if not fitting:
+        raise UserError(f"--where {' and '.join(conditions)}: none of {len(runs)} runs fits")
+    if all(run.state == "not started" for run in fitting):
+        raise UserError(f"{_named(fitting)}: without metrics, {'it has' if len(fitting) == 1 else 'they have'} not "
+                        "started: nothing to compare yet")
+    refused = tuple(why for folder in _searches(runs_dir) if folder.name == sweep for why in _refused(folder, notes))
+    return Choice(sorted(fitting, key=lambda run: (run.created, run.id)), notes + _notes(fitting), sweep, refused)
+
+
+def _loaded(directories: Iterable[Path], notes: list[str]) -> list[History]:
+    runs: dict[Path, History] = {}
+    for directory in directories:
+        if (place := directory.resolve()) not in runs:
+            try:
+                runs[place] = load(directory)
+            except UserError as error:
+                notes.append(f"skipped {error}")
+    return list(runs.values())
+
+
+def _of_sweep(wanted: str, directories: list[Path], runs_dir: Path | str, notes: list[str]) -> tuple[str, list[Path]]:
+    members: dict[str, list[Path]] = {}
+    created: dict[str, float] = {}  # its newest run; a sweep that was named says nothing of when it was
+    for directory in directories:
+        try:
+            record = read_record(directory)
+        except UserError as error:
+            notes.append(f"skipped {error}")
+            continue
+        if isinstance(name := record.get("sweep"), str):
+            members.setdefault(name, []).append(directory)
+            created[name] = max(created.get(name, 0.0), np.nan_to_num(number(record.get("created"))))
+    known = sorted(members, key=lambda name: (created[name], name))
+    fits = known[-1:] if wanted == "@last" else [s for s in known if s == wanted] or [
+        s for s in known if wanted and s.startswith(wanted)]
+    if len(fits) == 1:
+        return fits[0], members[fits[0]]
+    if fits:
+        raise UserError(f"--sweep {wanted}: fits {len(fits)} sweeps, as {fits[0]} and {fits[1]}: give more of it")
+    if said := _without_runs(wanted, runs_dir):
+        raise UserError(said)
+    there = f"the newest there is {known[-1]}" if known else "no run there belongs to one"
+    raise UserError(f"--sweep {wanted}: no such sweep in {runs_dir}: {there}")
+
+
+def _without_runs(wanted: str | None, runs_dir: Path | str) -> str:
+    """Why the one search that is wanted has no run, where all of its trials were refused; else ""."""
+    found = {
+        folder.name: why
+        for folder in _searches(runs_dir)
+        if wanted and (wanted == "@last" or folder.name.startswith(wanted)) and (why := _refused(folder, []))
+    }
+    name = wanted if wanted in found else next(iter(found)) if len(found) == 1 else None
+    if name is None:
+        return ""
+    count = len(found[name])
+    return f"--sweep {name}: none of its {count} trial{'s' * (count > 1)} became a run: {found[name][0]}"
+
+
+def _searches(runs_dir: Path | str) -> list[Path]:
+    """Folders of searches that had trials refused; each user's lie in one of their own."""
+    return [path.parent for path in sorted(Path(runs_dir).glob(".sweeps*/*/refused.jsonl"))]
+
+
+def _refused(folder: Path, notes: list[str]) -> tuple[str, ...]:
+    """What ``runyard.cluster.search.sweep`` wrote of the trials that it could make no run of, each trial once."""
+    try:
+        lines = (folder / "refused.jsonl").read_bytes().splitlines()
+    except OSError:
+        return ()
+    found: dict[Any, str] = {}
+    broken = 0
+    for line in lines:
+        try:
+            row = json.loads(line)
+            found[row["trial"]] = str(row["why"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            broken += 1
+    if broken:
+        notes.append(f"sweep {folder.name}: {broken} broken line{'s' * (broken > 1)} in refused.jsonl, skipped")
+    return tuple(found.values())
+
+
+def _of_tag(tag: str, runs: list[History], runs_dir: Path | str) -> list[History]:
+    tagged = [run for run in runs if tag in run.tags]
+    if not tagged:
+        tags = sorted({t for run in runs for t in run.tags})
+        there = f"tags there: {', '.join(tags[:9])}" if tags else "no run there has a tag; set tracking.tags=[...]"
+        raise UserError(f"--tag {tag}: no run in {runs_dir} has it; {there}")
+    return tagged
+
+
+def _notes(runs: list[History]) -> list[str]:
+    """What a person should know before trusting the figures, a line each."""
+    notes = []
+    for run in runs:
+        if broken := run.broken_lines[: -1 if run.half_written else None]:
+            lines = ", ".join(map(str, broken[:FEW])) + (", ..." if len(broken) > FEW else "")
+            many = len(broken) > 1
+            notes.append(f"run {run.id}: {len(broken)} broken line{'s' * many} in metrics.jsonl ({lines}), skipped")
+        if run.half_written:
+            notes.append(f"run {run.id}: the last line of metrics.jsonl is half-written, skipped")
+    if empty := [run for run in runs if not len(run.series["epoch"])]:
+        notes.append(f"without metrics so far: {_named(empty)}")
+    if damaged := [r for r in runs if (r.directory / "predictions.npz").exists() and r.predictions() is None]:
+        notes.append(f"predictions.npz cannot be read: {_named(damaged)}")
+    if edited := [run for run in runs if run.edited]:
+        notes.append(f"config.yaml was edited after the run was created: {_named(edited)}")
+    return notes
+
+
+def _named(runs: Sequence[History]) -> str:
+    ids = [f"{run.id} ({run.state})" for run in runs[:FEW]]
+    more = f" and {len(runs) - FEW} more" if len(runs) > FEW else ""
+    return f"run{'s' * (len(runs) > 1)} {', '.join(ids)}{more}"

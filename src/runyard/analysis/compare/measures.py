@@ -1,0 +1,123 @@
+"""What a run is measured by: the names that tables show and that --sort and --where understand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+
+import numpy as np
+
+from runyard.errors import UserError
+from runyard.runs.history import History, number
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of a run. ``of`` gives NaN where the run has none."""
+
+    doc: str
+    of: Callable[[History], float]
+    high_is_good: bool = False
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The first evaluation of a run at or above a target. All infinite where it never came: it would take longer.
+
+    Hours of a device that the run did not use are NaN.
+    """
+
+    epoch: float = np.inf
+    clock_s: float = np.inf
+    gpu_hours: float = np.inf
+    core_hours: float = np.inf
+
+
+def reached(run: History, target: float) -> Reached:
+    """Where test top-1 first was at least ``target``."""
+    there = np.flatnonzero(run.measure("test_top1") >= target)
+    if not len(there):
+        return Reached()
+    epoch, clock_s, gpu_hours, core_hours = (
+        float(run.measure(name)[there[0]]) for name in ("epoch", "clock_s", "gpu_hours", "core_hours")
+    )
+    return Reached(epoch, clock_s, NAN if run.cpu_only else gpu_hours, core_hours if run.core_hours else NAN)
+
+
+def decimal(text: str) -> float:
+    """A number as it is written; 99.62% is the float that 0.9962 is, which 99.62 / 100 is not.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    if not text.endswith("%"):
+        return float(text)
+    try:
+        return float(Decimal(text[:-1]) / 100)
+    except ArithmeticError:
+        raise ValueError(f"{text}: no number") from None
+
+
+def share(text: str, where: str) -> float:
+    """An accuracy: 0.92 or 92%.
+
+    Raises:
+        UserError: no part of 1.
+    """
+    try:
+        value = decimal(text.strip())
+    except ValueError:
+        value = NAN
+    if not 0 < value <= 1:
+        raise UserError(f"{where} {text}: expected a part of 1, as 0.92, or a percentage, as 92%")
+    return value
+
+
+def _newest(name: str) -> Callable[[History], float]:
+    def of(run: History) -> float:
+        values = run.measure(name)
+        values = values[np.isfinite(values)]
+        return float(values[-1]) if len(values) else NAN
+
+    return of
+
+
+def _pace(run: History) -> float:
+    values = run.measure("images_per_s")
+    return float(np.nanmedian(values)) if np.isfinite(values).any() else NAN
+
+
+def _waited(run: History) -> float:
+    wait, train_s = run.measure("data_wait_pct"), run.measure("train_s")
+    good = np.isfinite(wait) & np.isfinite(train_s)
+    return float(np.average(wait[good], weights=train_s[good])) if train_s[good].sum() > 0 else NAN
+
+
+MEASURES = {
+    "last": Measure("test top-1 at the last evaluation", lambda run: run.last, True),
+    "best": Measure("test top-1 at the best epoch", lambda run: run.best, True),
+    "val": Measure("top-1 on the held-out part at the last epoch", _newest("val_top1"), True),
+    "best_epoch": Measure("the best epoch", lambda run: number(run.best_epoch)),
+    "train_loss": Measure("training loss of the last epoch, nats", _newest("train_loss")),
+    "test_loss": Measure("test loss at the last evaluation, nats", _newest("test_loss")),
+    "images_per_s": Measure("training images per second, median over epochs", _pace, True),
+    "gpu_hours": Measure("time under way × GPUs, h",
+                         lambda run: run.gpu_hours if any(s.gpus for s in run.starts) else NAN),
+    "core_hours": Measure("time under way × cores of a run without a GPU, h",
+                          lambda run: run.core_hours if run.core_hours else NAN),
+    "clock_s": Measure("training's own clock, s", _newest("clock_s")),
+    "restarts": Measure("starts after the first", lambda run: float(len(run.restarts))),
+    "data_wait_pct": Measure("part of training time spent waiting for data, %", _waited),
+    "parameters": Measure("trainable parameters", lambda run: number(run.parameters)),
+    "epochs_done": Measure("epochs measured", lambda run: float(run.epochs_done), True),
+}
+WORDS: dict[str, Callable[[History], str | None]] = {
+    "id": lambda run: run.id,
+    "name": lambda run: run.name,
+    "state": lambda run: run.state,
+    "sweep": lambda run: run.sweep,
+    "data": lambda run: run.data_name,
+}

@@ -1,0 +1,284 @@
+"""What follows the table: is it real, and what a sweep found, as sentences and small tables."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from runyard.analysis.compare.choose import Choice
+from runyard.analysis.compare.groups import Group, written
+from runyard.analysis.compare.importance import METHOD, Sweep
+from runyard.analysis.compare.pairs import NO_SPREAD, NOT_KEPT, OTHER, UNKNOWN, Pair, Pairs
+from runyard.analysis.compare.statistics import CONFIDENCE
+from runyard.analysis.compare.table import Row, as_dict
+from runyard.analysis.compare.text import Column, chance, numbers, on_one_line
+from runyard.runs.history import History
+
+Layout = Callable[[Sequence[Column]], str]
+CHOSEN_BY = {"val": "the last top-1 on the held-out part",
+             "last": "the last test top-1, so the test set itself chose it, which flatters"}
+IMAGES = {OTHER: "other", UNKNOWN: "unknown"}  # in the column of pairs that cannot be paired
+
+
+def of_table(groups: Sequence[Group]) -> list[str]:
+    """A paragraph on how the table's figures came about, and what makes its rows less than equal."""
+    out = []
+    if any(group.n > 1 for group in groups):
+        out.append("Mean ± standard deviation over n seeds.")
+    if any(group.finished and len(group.counted) < len(group.runs) for group in groups):
+        out.append("Of each seed the newest finished run that was evaluated counts.")
+    if any(run.chosen_by == "test_top1" for group in groups for run in group.counted):
+        out.append("best is chosen by the test set itself and flatters, where no images are held out for it.")
+    if len({group.runs[0].test_sha256 for group in groups if group.runs[0].test_sha256}) > 1:
+        out.append("Rows are of different test images: see data.")
+    if mixed := [group.label for group in groups if len({run.code_sha256 for run in group.runs}) > 1]:
+        out.append(f"Submitted with more than one version of the code: {_few(mixed)}.")
+    if mixed := [g.label for g in groups if len({run.device for run in g.counted if run.device}) > 1]:
+        out.append(f"Run on more than one kind or number of devices: {_few(mixed)}.")
+    if moved := [(g.label, run.ranks) for g in groups for run in g.counted if len(run.ranks) > 1]:
+        changes = [f"{label} ({' then '.join(map(str, ranks))})" for label, ranks in moved]
+        out.append(f"The number of ranks changed midway, which changes what is learned: {_few(changes)}.")
+    return [" ".join(out)] if out else []
+
+
+def of_columns(groups: Sequence[Group], target: float | None = None) -> list[str]:
+    """A sentence on the columns that are not made of the same runs, where rows have several."""
+    if all(len(group.runs) == 1 for group in groups):
+        return []
+    medians = ", what it took to the target the median of theirs" if target is not None else ""
+    return [f"Hours and rates are means of the n runs that count{medians}, restarts the sum over all runs of a row."]
+
+
+def wrapped(paragraph: str, width: int) -> str:
+    """A sentence broken at ``width``; tables are left as they are."""
+    return paragraph if "\n" in paragraph else textwrap.fill(paragraph, width, break_on_hyphens=False)
+
+
+def of_pairs(pairs: Pairs, lay_out: Layout) -> list[str]:
+    """Paragraphs: what was tested and how, the table of pairs, and what is missing to say more. [] for one group."""
+    if not pairs.pairs:
+        return _missing(pairs) if len(pairs.left_out) > 1 else []
+    title = "Is it real? Differences of the last test top-1 in percentage points, first less second"
+    if pairs.against is not None:
+        title += f", against {pairs.against.label}" + (
+            ", the best of these same figures, which favours it" if pairs.chosen else "")
+    elif pairs.chosen:
+        title += "; of many, each against the best of its data set by these same figures, which favours it"
+    columns = [Column("pair", [_couple(p, pairs) for p in pairs.pairs], right=False)]
+    if any(p.no_paired in IMAGES for p in pairs.pairs):
+        images = [IMAGES.get(p.no_paired, "same") for p in pairs.pairs]
+        columns.append(Column("test images", images, right=False))
+    columns.append(Column("difference", [_points(p.difference) for p in pairs.pairs]))
+    paragraphs, notes = [title + "."], []
+    if any(p.means for p in pairs.pairs):
+        columns.append(Column(f"{CONFIDENCE:.0%} interval", [_interval(p) for p in pairs.pairs]))
+        columns.append(Column("p Welch", [chance(p.means_p_holm) if p.means else "" for p in pairs.pairs]))
+        notes.append(f"Welch's t over seeds; {_family(sum(1 for p in pairs.pairs if p.means))} "
+                     "The interval is for one pair by itself.")
+    if any(p.paired for p in pairs.pairs):
+        columns.append(Column("right alone", [_alone(p) for p in pairs.pairs]))
+        columns.append(Column("p McNemar", [chance(p.paired.p_holm) if p.paired else _no(p) for p in pairs.pairs]))
+        of = " or ".join(f"{n:,}" for n in sorted({p.paired.images for p in pairs.pairs if p.paired}))
+        notes.append(f"McNemar's exact test of two networks on the same {of} test images, {_seeds(pairs)}; "
+                     f"{_family(sum(1 for p in pairs.pairs if p.paired))} It says whether these two networks differ, "
+                     "not whether their settings do.")
+    paragraphs.append(lay_out(columns))
+    paragraphs += notes + _missing(pairs)
+    return paragraphs
+
+
+def of_sweep(found: Sweep, name: str, lay_out: Layout) -> list[str]:
+    """Paragraphs: the best point, what mattered, what failed, what it cost."""
+    states = ", ".join(f"{count} {state}" for state, count in found.states.items())
+    states += f"; {len(found.refused)} more trials were refused" if found.refused else ""
+    paragraphs = [f"Sweep {name}: {found.runs} runs, {states}."]
+    if found.best is not None:
+        settings = [effect.setting for effect in found.effects]
+        point = "  ".join(f"{s}={written(found.best.settings.get(s))}" for s in sorted(settings)) or found.best.label
+        test = f"; on the test set {100 * found.best.mean('last'):.2f} %" if found.measure == "val" else ""
+        score = f"{100 * found.best.mean(found.measure):.2f} % over {found.best.n} seed{'s' * (found.best.n != 1)}"
+        paragraphs.append(f"Best point: {point}  ({found.best.label}, {score}{test}), by {CHOSEN_BY[found.measure]}.")
+    if found.effects and found.evaluated > 1:
+        labels = [f"{e.setting} ({f'{e.levels} bins' if e.binned else f'{e.levels} values'})" for e in found.effects]
+        shares = ["cannot be told" if e.share is None else f"{100 * e.share:.0f} %" for e in found.effects]
+        if found.between_seeds is not None:
+            labels.append("(between seeds)")
+            shares.append(f"{100 * found.between_seeds:.0f} %")
+        name = CHOSEN_BY[found.measure].partition(",")[0]
+        paragraphs.append(f"What mattered, over {found.evaluated} finished runs, for {name}:")
+        paragraphs.append(lay_out([Column("setting", labels, right=False), Column("share", shares)]))
+        paragraphs.append(f"({METHOD}{_open(found)}.)")
+    paragraphs += of_failures(found.failures, most=len(found.failures))
+    paragraphs += [
+        on_one_line(f"Refused before it became a run, {count}: {why}") for why, count in Counter(found.refused).items()
+    ]
+    paragraphs.append(f"Cost: {_cost(found)}, {_span(found.wall_s)} from the first start to the last end.")
+    return paragraphs
+
+
+def of_failures(found: Mapping[str, Sequence[History]], most: int = 3) -> list[str]:
+    """A line for each of the ``most`` frequent reasons why runs failed, and how many had another."""
+    lines = []
+    for why, runs in [*found.items()][:most]:
+        ids, more = ", ".join(run.id for run in runs[:3]), ", ..." * (len(runs) > 3)
+        said = runs[0].message.partition("\n")[0] if len(runs) == 1 else ""  # with its numbers
+        lines.append(on_one_line(f"Failed, {len(runs)}: {said or why} ({ids}{more})"))
+    if rest := sum(map(len, [*found.values()][most:])):
+        lines.append(f"Failed, {rest} more: see --json.")
+    return lines
+
+
+def document(rows: Sequence[Row], pairs: Pairs, found: Sweep | None, chosen: Choice) -> dict[str, Any]:
+    """All of it, for JSON."""
+    return {
+        "rows": [as_dict(row) for row in rows],
+        "pairs": [pair_as_dict(pair) for pair in pairs.pairs],
+        "sweep": sweep_as_dict(found, chosen.sweep) if found and chosen.sweep else None,
+        "notes": chosen.notes,
+    }
+
+
+def pair_as_dict(pair: Pair) -> dict[str, Any]:
+    """For JSON. Shares of 1; p values as adjusted and as they were."""
+    welch, paired = pair.means, pair.paired
+    return {
+        "first": pair.first.label,
+        "second": pair.second.label,
+        "difference": pair.difference,
+        "welch": {"difference": welch.difference, "low": welch.low, "high": welch.high, "confidence": CONFIDENCE,
+                  "df": welch.df, "p": welch.p, "p_holm": pair.means_p_holm} if welch else None,
+        "no_welch": pair.no_means or None,
+        "mcnemar": {"first_run": paired.first.id, "second_run": paired.second.id, "images": paired.images,
+                    "only_first_right": paired.only_first, "only_second_right": paired.only_second, "p": paired.p,
+                    "p_holm": paired.p_holm} if paired else None,
+        "no_mcnemar": pair.no_paired or None,
+    }
+
+
+def sweep_as_dict(found: Sweep, name: str) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        "id": name,
+        "runs": found.runs,
+        "states": found.states,
+        "best": found.best.label if found.best else None,
+        "best_by": {"val": "val_top1", "last": "test_top1"}[found.measure],
+        "importance": {"method": METHOD, "runs": found.evaluated, "between_seeds": found.between_seeds,
+                       "settings": {e.setting: {"share": e.share, "levels": e.levels, "binned": e.binned}
+                                    for e in found.effects}},
+        "failures": {why: [run.id for run in runs] for why, runs in found.failures.items()},
+        "refused": list(found.refused),
+        **{name: value if math.isfinite(value := getattr(found, name)) else None
+           for name in ("gpu_hours", "gpu_hours_lost", "core_hours", "core_hours_lost", "wall_s")},
+    }
+
+
+def _few(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
+
+
+def _couple(pair: Pair, pairs: Pairs) -> str:
+    """Both names, or the first alone where the title says what all are held against."""
+    return pair.first.label if pairs.against is not None else f"{pair.first.label} vs {pair.second.label}"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.2f}"
+
+
+def _interval(pair: Pair) -> str:
+    if pair.means is None:
+        return pair.no_means.partition(" (")[0]
+    return f"{_points(pair.means.low)} to {_points(pair.means.high)}"
+
+
+def _no(pair: Pair) -> str:
+    return "" if pair.no_paired in IMAGES else pair.no_paired
+
+
+def _alone(pair: Pair) -> str:
+    return f"{pair.paired.only_first:,} : {pair.paired.only_second:,}" if pair.paired else ""
+
+
+def _family(count: int) -> str:
+    return "1 pair." if count == 1 else f"p is adjusted by Holm for {count} pairs."
+
+
+def _seeds(pairs: Pairs) -> str:
+    same = {p.paired.first.seed == p.paired.second.seed for p in pairs.pairs if p.paired}
+    if same == {False}:
+        return "of each row's lowest seed"
+    rest = ", or where they have none in common each row's lowest" * (False in same)
+    return f"of the lowest seed that both have{rest}"
+
+
+def _missing(pairs: Pairs) -> list[str]:
+    """Why some pairs have no test, and some groups are in no pair."""
+    groups = {g.label: g for p in pairs.pairs for g in (p.first, p.second)}
+    out = []
+    single = [g for g in groups.values() if g.n < 2]
+    seeds: dict[tuple[str, str | None], set[int | None]] = {}
+    for g in [*groups.values(), *(g for g in pairs.left_out if g.finished)]:
+        seeds.setdefault(_repeats(g), set()).update(run.seed for run in g.counted)
+    if any(len(seeds[_repeats(g)]) > 1 for g in single):
+        out.append("One run a row: leave --by-run out for tests over seeds.")
+    if single := [g for g in single if len(seeds[_repeats(g)]) < 2]:
+        free = max((run.seed or 0 for g in single for run in g.runs), default=0) + 1
+        out.append(f"Not enough seeds (n=1): {_few([g.label for g in single])}. How much seeds alone differ is unknown "
+                   f"there: train the same with seed={free},{free + 1}.")
+    if not any(p.means for p in pairs.pairs) and (alike := [p for p in pairs.pairs if p.no_means == NO_SPREAD]):
+        out.append(f"No spread between seeds: {_few([_couple(p, pairs) for p in alike])}. Where all seeds of both came "
+                   "to one accuracy there is no test over seeds.")
+    if not any(p.paired for p in pairs.pairs) and any(p.no_paired == NOT_KEPT for p in pairs.pairs):
+        out.append("No predictions kept: without a predictions.npz of both nobody knows which images a network got "
+                   "right, so there is no paired test.")
+    if any(p.no_paired == OTHER for p in pairs.pairs):
+        out.append("Networks that saw different test images are not held against each other by a paired test.")
+    if any(p.no_paired == UNKNOWN for p in pairs.pairs):
+        out.append("Without its data.json nobody knows which test images a run saw: it is in no paired test.")
+    reasons: dict[str, list[str]] = {}
+    compared = {g.runs[0].data_name for g in groups.values()}
+    elsewhere = pairs.against is not None and not pairs.chosen
+    alone = "of another data set" if elsewhere else "the only one of its data set that finished"
+    for g in (g for g in pairs.left_out if g is not pairs.against):
+        why = ("unfinished" if not g.finished else "never evaluated" if math.isnan(g.mean("last"))
+               else alone if g.runs[0].data_name not in compared
+               else "not among the foremost")
+        reasons.setdefault(why, []).append(g.label)
+    if reasons:
+        out.append(f"Not tested: {'; '.join(f'{_few(labels)} ({why})' for why, labels in reasons.items())}.")
+    return out
+
+
+def _repeats(group: Group) -> tuple[str, str | None]:
+    """Equal in rows that are seeds of the same, as each is a row with --by-run."""
+    return group.runs[0].settings_sha256, group.runs[0].test_sha256
+
+
+def _open(found: Sweep) -> str:
+    """What the shares leave open, which depends on how the runs were laid out; "" where there are none."""
+    if all(effect.share is None for effect in found.effects):
+        return ""
+    if not found.crossed:
+        return "; values were not combined evenly, so that shares overlap and need not add up to 100 %"
+    rest = ["what settings do only together"] * (len(found.effects) > 1)
+    rest += ["what values do within a bin"] * any(e.binned for e in found.effects)
+    rest += ["what seeds do"] * (found.between_seeds is None)
+    return f"; what is missing from 100 % is {' and '.join(rest)}" if rest else ""
+
+
+def _cost(found: Sweep) -> str:
+    parts = []
+    for total, lost, unit in ((found.gpu_hours, found.gpu_hours_lost, "GPU-hours"),
+                              (found.core_hours, found.core_hours_lost, "core-hours without a GPU")):
+        if total:
+            parts.append(f"{numbers([total])[0]} {unit}" + (
+                f" ({numbers([lost])[0]} in runs that did not finish)" if lost else ""))
+    return " and ".join(parts) or "nothing"
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.0f} min"

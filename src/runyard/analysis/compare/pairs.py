@@ -1,0 +1,163 @@
+"""Is a difference real? Which groups are held against which, by what test, and in what words it is said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from runyard.analysis.compare.groups import Group
+from runyard.analysis.compare.statistics import Welch, holm, mcnemar, welch
+from runyard.errors import UserError
+from runyard.runs.history import History, Predictions
+
+PAIRWISE = 4  # groups up to which each is held against each
+OTHER, UNKNOWN = "other test images", "test images not known"
+NOT_KEPT, NO_SPREAD = "no predictions kept", "no spread between seeds"
+AGAINST_ONE = 12  # beyond, only the foremost of them are held against the best
+
+
+@dataclass(frozen=True)
+class Paired:
+    """McNemar's exact test of two networks on the same test images. ``only_first`` alone got these right."""
+
+    first: History
+    second: History
+    images: int
+    only_first: int
+    only_second: int
+    p: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two groups: the difference of their means of the last test top-1, first minus second, and the tests of it.
+
+    Attributes:
+        means: Welch's t over seeds; None, and ``no_means`` says why, where it cannot be made.
+        means_p_holm: Its p, adjusted over all pairs that have one.
+        paired: McNemar's test of one seed's networks; None, and ``no_paired`` says why, where it cannot be made.
+    """
+
+    first: Group
+    second: Group
+    difference: float
+    means: Welch | None
+    means_p_holm: float
+    no_means: str
+    paired: Paired | None
+    no_paired: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """All that were compared, within each data set. ``against`` is the one group that all are held against, if any.
+
+    Attributes:
+        chosen: Groups were held against the best of a data set, chosen for its figures and not by the user.
+        left_out: Groups that were not compared: unfinished, without another of their data set (or not of the
+            baseline's), or behind the foremost of many.
+    """
+
+    pairs: list[Pair]
+    against: Group | None
+    chosen: bool
+    left_out: list[Group]
+
+
+def compare(groups: Sequence[Group], baseline: str | None = None) -> Pairs:
+    """Each finished group with each of its data set, or where there are many with the best; or all with ``baseline``.
+
+    Raises:
+        UserError: ``baseline`` names no group, or one without a finished run.
+    """
+    able = [group for group in groups if group.finished and np.isfinite(group.mean("last"))]
+    able.sort(key=lambda group: -group.mean("last"))
+    against = _named(baseline, groups, able) if baseline is not None else None
+    sets: dict[str, list[Group]] = {}
+    for group in able:
+        sets.setdefault(group.runs[0].data_name, []).append(group)
+    if against is not None:
+        couples = [(group, against) for group in sets[against.runs[0].data_name] if group is not against]
+    else:
+        couples = [couple for members in sets.values() for couple in _couples(members)]
+    chosen = against is None and any(len(members) > PAIRWISE for members in sets.values())
+    if chosen and len({id(second) for _, second in couples}) == 1:
+        against = couples[0][1]
+    kept: dict[History, Predictions | None] = {}
+    pairs = _adjusted([_pair(first, second, kept) for first, second in couples])
+    met = {id(group) for couple in couples for group in couple}
+    return Pairs(pairs, against, chosen, [group for group in groups if id(group) not in met])
+
+
+def _couples(members: Sequence[Group]) -> list[tuple[Group, Group]]:
+    """Of one data set's groups, best first."""
+    if len(members) <= PAIRWISE:
+        return list(combinations(members, 2))
+    return [(group, members[0]) for group in members[1:AGAINST_ONE]]
+
+
+def _named(name: str, groups: Sequence[Group], able: Sequence[Group]) -> Group:
+    fits = [g for g in groups if g.label == name] or [
+        g for g in groups if name and any(run.id.startswith(name) for run in g.runs)]
+    if len(fits) != 1:
+        labels = [group.label for group in groups]
+        few = f"{', '.join(labels[:6])}{' and others' if len(labels) > 6 else ''}"
+        raise UserError(f"--baseline {name}: fits {len(fits) or 'none'} of the rows: {few}; give one, or a run's id")
+    if fits[0] not in able:
+        raise UserError(f"--baseline {name}: none of its runs has finished ({fits[0].state})")
+    return fits[0]
+
+
+def _pair(first: Group, second: Group, kept: dict[History, Predictions | None]) -> Pair:
+    a, b = (g.values("last")[np.isfinite(g.values("last"))] for g in (first, second))
+    means, no_means = None, ""
+    if few := [g.label for g, values in ((first, a), (second, b)) if len(values) < 2]:
+        no_means = f"not enough seeds (n=1): {' and '.join(few)}"
+    else:
+        means = welch(a, b)
+        no_means = "" if means else NO_SPREAD
+    paired, no_paired = _paired(first, second, kept)
+    return Pair(first, second, float(a.mean() - b.mean()), means, 1.0, no_means, paired, no_paired)
+
+
+def _paired(first: Group, second: Group, kept: dict[History, Predictions | None]) -> tuple[Paired | None, str]:
+    """Of the lowest seed that both have, or each group's lowest: fixed before anything is seen: no choice of ours."""
+    ours_sha256, theirs_sha256 = first.counted[0].test_sha256, second.counted[0].test_sha256
+    if ours_sha256 is None or theirs_sha256 is None:
+        return None, UNKNOWN
+    if ours_sha256 != theirs_sha256:
+        return None, OTHER
+    for run in (*first.counted, *second.counted):
+        if run not in kept:
+            kept[run] = run.predictions()
+    of_first, of_second = ([run for run in g.counted if kept[run] is not None] for g in (first, second))
+    if not of_first or not of_second:
+        return None, NOT_KEPT
+    shared = [(a, b) for a in of_first for b in of_second if a.seed == b.seed]
+    a, b = shared[0] if shared else (of_first[0], of_second[0])
+    ours, theirs = kept[a], kept[b]
+    if ours is None or theirs is None:
+        return None, NOT_KEPT
+    if not (np.array_equal(ours.index, theirs.index) and np.array_equal(ours.label, theirs.label)):
+        return None, OTHER
+    right_a, right_b = ours.predicted == ours.label, theirs.predicted == theirs.label
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    return Paired(a, b, len(ours.index), only_a, only_b, mcnemar(only_a, only_b), 1.0), ""
+
+
+def _adjusted(pairs: list[Pair]) -> list[Pair]:
+    means = [pair.means.p for pair in pairs if pair.means]
+    paired = [pair.paired.p for pair in pairs if pair.paired]
+    means_holm, paired_holm = iter(holm(means)), iter(holm(paired))
+    return [
+        replace(
+            pair,
+            means_p_holm=next(means_holm) if pair.means else pair.means_p_holm,
+            paired=replace(pair.paired, p_holm=next(paired_holm)) if pair.paired else None,
+        )
+        for pair in pairs
+    ]

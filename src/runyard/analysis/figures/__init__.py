@@ -1,0 +1,1 @@
+"""The comparison as figures for a paper. Read ``build`` first."""

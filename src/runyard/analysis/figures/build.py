@@ -1,0 +1,223 @@
+"""The comparison as figures for a paper: one column wide, readable in print and for the colour-blind.
+
+Groups differ by colour, line and marker, as on the page. Every figure is written as .png (300 dpi), .pdf and .svg.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runyard.analysis.compare.groups import Group, differing, written
+from runyard.analysis.compare.text import shortened
+from runyard.analysis.figures.class_figures import classes, confusion_difference, confusions
+from runyard.analysis.figures.cost_figures import cost, currency
+from runyard.analysis.figures.group_style import MATPLOTLIB_LINES, MATPLOTLIB_MARKERS, Look, by_score, looks
+from runyard.analysis.figures.paper import COLUMN_IN, furnish, legend, legend_in
+from runyard.analysis.report.theme import LIGHT, drawing, save
+from runyard.errors import UserError
+from runyard.files import write_atomic
+
+KINDS = ("png", "pdf", "svg")
+DPI = 300
+MOST_AXES = 6
+RESTARTS = "restarts"
+PANELS = (("test_top1", "Test accuracy (%)", 100), ("test_loss", "Test loss", 1))
+
+
+def write_figures(folder: Path, groups: Sequence[Group]) -> list[str]:
+    """Write what the runs have figures for into ``folder``, which is made; returns the figures' names.
+
+    Raises:
+        UserError: the folder cannot be written, or its name is that of a picture.
+    """
+    if folder.suffix.lower().lstrip(".") in KINDS:
+        raise UserError(
+            f"--png {folder}: expected a folder, since each figure is a file of its own; "
+            f"try --png {folder.with_suffix('')}"
+        )
+    made = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, draw in FIGURES.items():
+            figure = draw(groups)
+            if figure is not None:
+                for kind in KINDS:
+                    write_atomic(folder / f"{name}.{kind}", save(figure, kind, DPI))
+                made.append(name)
+    except OSError as error:
+        raise UserError(
+            f"--png {folder}: cannot write there ({error.strerror}); name a folder you can write"
+        ) from error
+    return made
+
+
+def curves(groups: Sequence[Group]) -> Any:
+    """Test accuracy and loss by epoch: means over seeds, with a band of one standard deviation."""
+    return _curves(groups, "epoch", "Epoch")
+
+
+def curves_by_cost(groups: Sequence[Group]) -> Any:
+    """The same by GPU- or core-hours, where runs went on after an interruption marked."""
+    return _curves(groups, *currency(groups))
+
+
+def _curves(groups: Sequence[Group], over: str, x_title: str) -> Any:
+    able = [g for g in groups if over == "epoch" or g.mean(over) > 0]
+    panels = [
+        panel for panel in PANELS if any(np.isfinite(run.measure(panel[0])).any() for g in able for run in g.runs)
+    ]
+    if not panels:
+        return None
+    with drawing(LIGHT) as figure:
+        made = figure(figsize=(COLUMN_IN, 1.95 * len(panels) + legend_in(groups)), layout="constrained")
+        for axis, (measure, title, factor) in zip(
+            made.subplots(len(panels), 1, squeeze=False).ravel(), panels, strict=True
+        ):
+            for group, look in zip(groups, looks(groups), strict=True):
+                if group in able:
+                    _line(axis, group, look, measure, factor, over, many=by_score(groups))
+            furnish(axis, "", title)
+            if over == "epoch":
+                axis.xaxis.get_major_locator().set_params(integer=True)
+        made.axes[-1].set_xlabel(x_title)
+        about = ["line: mean over seeds; band: ± standard deviation"] * any(group.n > 1 for group in able)
+        about += ["triangle: went on after an interruption"] * any(a.get_gid() == RESTARTS for a in made.axes[0].lines)
+        drawn = [
+            g for g in able if any(np.isfinite(run.measure(panel[0])).any() for run in g.runs for panel in panels)
+        ]
+        legend(made, groups, drawn, "\n".join(about), line=True)
+    return made
+
+
+def settings(groups: Sequence[Group]) -> Any:
+    """Parallel coordinates: a line for each group, through the settings that differ to its accuracy."""
+    names = differing(groups)[:MOST_AXES]
+    points = [(g, look) for g, look in zip(groups, looks(groups), strict=True) if math.isfinite(g.mean("last"))]
+    if not names or len(points) < 2:
+        return None
+    scales = [_scale([g.settings.get(name) for g, _ in points]) for name in names]
+    scales.append(_scale([round(100 * g.mean("last"), 2) for g, _ in points]))
+    titles = ["\n".join(shortened([part], 16)[0] for part in name.rsplit(".", 1)) for name in names]
+    with drawing(LIGHT) as figure:
+        made = figure(figsize=(COLUMN_IN if len(scales) <= 4 else 7, 2.5 + legend_in(groups)), layout="constrained")
+        axis = made.subplots()
+        for at, (_, look) in sorted(enumerate(points), key=lambda p: p[1][0].mean("last")):
+            axis.plot(
+                [places[at] for places, _ in scales],
+                linewidth=0.7 if by_score(groups) else 1.2,
+                color=look.light,
+                linestyle=MATPLOTLIB_LINES[look.line],
+                marker=MATPLOTLIB_MARKERS[look.marker],
+                markersize=3,
+                clip_on=False,
+            )
+        for x, (_, ticks) in enumerate(scales):
+            axis.axvline(x, color=LIGHT.muted, linewidth=0.6, zorder=0)
+            last = x == len(scales) - 1
+            for place, word in ticks:
+                axis.annotate(
+                    word,
+                    (x, place),
+                    xytext=(4 if last else -4, 0),
+                    textcoords="offset points",
+                    fontsize=6.5,
+                    va="center",
+                    ha="left" if last else "right",
+                    color=LIGHT.ink,
+                    parse_math=False,
+                    annotation_clip=False,
+                    bbox={"facecolor": LIGHT.surface, "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
+                )
+        axis.set_xticks(range(len(scales)), [*titles, "Test\naccuracy (%)"], parse_math=False)
+        axis.xaxis.tick_top()
+        axis.tick_params(length=0)
+        axis.set(xlim=(-0.45, len(scales) - 0.55), ylim=(-0.04, 1.04), yticks=[])
+        axis.spines[:].set_visible(False)
+        legend(made, groups, [group for group, _ in points], line=True)
+    return made
+
+
+def band(group: Group, measure: str, over: str = "epoch") -> np.ndarray:
+    """float64 [epochs measured, 4]: of the runs that got there the mean of ``over`` (the epoch, or hours spent), the
+    measure's mean and standard deviation (0 of one), and how many they are."""
+    found: dict[float, list[tuple[float, float]]] = {}
+    for run in group.counted:
+        for epoch, x, value in zip(run.series["epoch"], run.measure(over), run.measure(measure), strict=True):
+            if math.isfinite(value) and math.isfinite(x):
+                found.setdefault(float(epoch), []).append((float(x), float(value)))
+    rows = []
+    for _, points in sorted(found.items()):
+        xs, values = np.array(points).T
+        rows.append((xs.mean(), values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0, len(values)))
+    return np.array(rows, np.float64).reshape(-1, 4)
+
+
+def _restarts(group: Group, over: str) -> list[float]:
+    """What the group's runs had cost when they went on after an interruption, h."""
+    width = {"gpu_hours": "gpus", "core_hours": "cores"}[over]
+    spent = [
+        [getattr(start, width) * (start.ended - start.t) / 3600 for start in run.starts[:-1]] for run in group.counted
+    ]
+    return [sum(hours[: at + 1]) for hours in spent for at in range(len(hours))]
+
+
+def _line(axis: Any, group: Group, look: Look, measure: str, factor: float, over: str, *, many: bool) -> None:
+    if over != "epoch" and (places := _restarts(group, over)):
+        own = {"color": look.light, "marker": "^", "fillstyle": "none", "linestyle": "none", "markersize": 3.6}
+        along = axis.get_xaxis_transform()  # on the axis, whatever the values are
+        axis.plot(places, [0.03] * len(places), transform=along, markeredgewidth=0.7, gid=RESTARTS, **own)
+    epochs, middle, spread, runs = band(group, measure, over).T
+    middle, spread = factor * middle, factor * spread
+    if (runs > 1).any():
+        axis.fill_between(epochs, middle - spread, middle + spread, color=look.light, alpha=0.18, linewidth=0)
+    often = max(1, len(epochs) // 7)
+    marker = None if many and len(epochs) > 1 else MATPLOTLIB_MARKERS[look.marker]
+    axis.plot(
+        epochs,
+        middle,
+        color=look.light,
+        linestyle=MATPLOTLIB_LINES[look.line],
+        linewidth=0.6 if many else 1.1,
+        marker=marker,
+        markersize=3.2,
+        markevery=(sum(map(ord, look.marker)) % often, often),
+    )
+
+
+def _scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Each value's place from 0 to 1, and ticks as (place, word). Numbers over a factor of ten have a log scale."""
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    if not numbers:
+        words = sorted({written(v) for v in values})
+        place = {word: at / (len(words) - 1) if len(words) > 1 else 0.5 for at, word in enumerate(words)}
+        return [place[written(v)] for v in values], [(place[word], shortened([word], 14)[0]) for word in words]
+    log = min(values) > 0 and max(values) / min(values) >= 10
+    by = np.log10 if log else np.asarray
+    low, high = float(by(min(values))), float(by(max(values)))
+
+    def place_of(value: float) -> float:
+        return (float(by(value)) - low) / (high - low) if high > low else 0.5
+
+    distinct = sorted(set(values))
+    apart = all(place_of(b) - place_of(a) > 0.07 for a, b in pairwise(distinct))
+    if not apart or len(distinct) > 10:
+        even = np.linspace(low, high, 5)
+        distinct = [float(v) for v in (10**even if log else even)]
+    return [place_of(v) for v in values], [(place_of(v), f"{v:.4g}" if apart else f"{v:.3g}") for v in distinct]
+
+
+FIGURES: dict[str, Callable[[Sequence[Group]], Any]] = {
+    "curves": curves,
+    "curves_by_cost": curves_by_cost,
+    "cost": cost,
+    "classes": classes,
+    "confusions": confusions,
+    "confusion_difference": confusion_difference,
+    "settings": settings,
+}

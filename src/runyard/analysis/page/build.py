@@ -1,0 +1,159 @@
+"""Fills ``page.html``: what is known when the page is written, plotly's JavaScript, and the data it draws."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import importlib.util
+import json
+import secrets
+import time
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+from runyard.analysis.compare import narrative
+from runyard.analysis.compare.groups import Group, differing, written
+from runyard.analysis.compare.importance import Sweep, failures
+from runyard.analysis.compare.pairs import Pairs
+from runyard.analysis.compare.table import Row, columns
+from runyard.analysis.figures.group_style import by_score, looks
+from runyard.analysis.page.content import AXES, content
+from runyard.analysis.page.disagreements import disagreements
+from runyard.analysis.page.tables import paragraphs, table_of
+from runyard.analysis.report import style
+from runyard.analysis.report.theme import DARK, LIGHT
+from runyard.errors import UserError
+from runyard.files import write_atomic
+from runyard.runs.history import History
+from runyard.runs.reading import matters
+
+# Nothing but what stands in the file may load, and no script run but the page's own, which alone knows the nonce,
+# whatever a name or a message tries to smuggle in. plotly makes its own styles and, to save a picture, blob: images.
+POLICY = (
+    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; "
+    "base-uri 'none'; form-action 'none'"
+)
+SCRIPTS = ("page.js", "runs.js", "curves.js", "charts.js", "pair.js")
+PANELS = 4
+LIBRARY = "package_data/plotly.min.js"
+PANEL = Template(
+    '<figure class="panel"><select aria-label="What chart $number shows"></select><div class="chart" id="curve-$place" '
+    'role="img" aria-label="Lines over time; the numbers are in the table below"></div><details class="values" '
+    'id="curve-$place-values"><summary>Values as a table</summary><div class="scroll" tabindex="0"></div></details>'
+    "</figure>"
+)
+
+
+def write_page(
+    out: Path,
+    table: Sequence[Row],
+    pairs: Pairs,
+    *,
+    notes: Sequence[str] = (),
+    target: float | None = None,
+    sweep: tuple[Sweep, str] | None = None,
+) -> Path:
+    """Write the page of these rows to ``out`` and return it.
+
+    Args:
+        pairs: What was tested between the rows' groups.
+        notes: What a person should know before trusting the figures, a line each.
+        target: As the table's.
+        sweep: What a sweep found, and its name.
+
+    Raises:
+        UserError: the file cannot be written, or plotly is not installed.
+    """
+    groups = [row.group for row in table]
+    held = content(groups) | {"disagreements": disagreements(groups)}
+    data = json.dumps(held, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    nonce = secrets.token_urlsafe(16)
+    runs = len(_runs(groups))
+    counted = f"{runs} run{'s' * (runs != 1)}" + (f" in {len(groups)} groups" if runs != len(groups) else "")
+    page = Template(_own("page.html")).substitute(
+        policy=POLICY.format(nonce=nonce),
+        nonce=nonce,
+        title=counted + " compared" * (runs > 1),
+        style=_colours() + style.RULES + _own("page.css"),
+        about=escape(_about(groups)),
+        notices="".join(f'<p class="notice">{escape(note)}</p>' for note in notes),
+        colours="The colour says how good a group is: the stronger, the better." if by_score(groups) else "",
+        axes="".join(
+            f'<label><input type="radio" name="x" value="{name}"{" checked" * (not at)}>{word}</label>'
+            for at, (name, word, _) in enumerate(AXES)
+        ),
+        panels="".join(
+            PANEL.substitute(place=place, number=place + 1) for place in range(min(PANELS, len(held["measures"])))
+        ),
+        heading="Settings that differ, and what came of them" if len(groups) > 1 else "What came of it",
+        results=table_of(columns(table, target), looks(groups))
+        + paragraphs(narrative.of_columns(groups, target) + narrative.of_table(groups))
+        + paragraphs([] if sweep else narrative.of_failures(failures(_runs(groups)))),
+        real=_section("real", "Is it real?", narrative.of_pairs(pairs, table_of)),
+        sweep=_section("found", "What the sweep found", narrative.of_sweep(*sweep, table_of) if sweep else []),
+        shared=escape("\n".join(_shared(groups))),
+        when=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        library=_packed(_library()),
+        data=_packed(data.encode("utf-8", "surrogatepass")),
+        scripts="\n".join(map(_own, SCRIPTS)),
+    )
+    try:
+        write_atomic(out, page)
+    except (OSError, ValueError) as error:  # a ValueError where it names no file, as "." does
+        said = error.strerror if isinstance(error, OSError) else error
+        why = f"cannot write it ({said}); name a file in a folder you can write"
+        raise UserError(f"--html {out}: {why}") from error
+    return out
+
+
+def _runs(groups: Sequence[Group]) -> list[History]:
+    return [run for group in groups for run in group.runs]
+
+
+def _library() -> bytes:
+    """plotly's JavaScript, as its Python package carries it; the package itself is not imported."""
+    found = importlib.util.find_spec("plotly")
+    if found is None or not found.submodule_search_locations:
+        raise UserError("--html: plotly is not installed here; `make setup` installs it")
+    return Path(found.submodule_search_locations[0], LIBRARY).read_bytes()
+
+
+def _packed(content: bytes) -> str:
+    return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
+
+
+def _own(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _colours() -> str:
+    """By the reader's own choice on the page, or else by the browser's."""
+    light, dark = style.variables(LIGHT, "#f4f5f7"), style.variables(DARK, "#0e1013")
+    chosen = f"color-scheme: dark; {dark}"
+    return (
+        f":root {{ color-scheme: light; {light} }}\n:root[data-theme=dark] {{ {chosen} }}\n"
+        f"@media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{ {chosen} }} }}\n"
+    )
+
+
+def _about(groups: Sequence[Group]) -> str:
+    what = sorted({f"{g.settings.get('model.name', '?')} on {g.runs[0].data_name}" for g in groups})
+    return "; ".join(what[:3]) + (f" and {len(what) - 3} more" if len(what) > 3 else "")
+
+
+def _section(name: str, title: str, texts: Sequence[str]) -> str:
+    """A section of these paragraphs; nothing where there are none."""
+    if not texts:
+        return ""
+    return (
+        f'<section id="{name}"><h2>{title}</h2>{paragraphs([texts[0].removeprefix(f"{title} "), *texts[1:]])}</section>'
+    )
+
+
+def _shared(groups: Sequence[Group]) -> list[str]:
+    """The settings that all have in common."""
+    apart = {*differing(groups), "seed", "name"}
+    every = groups[0].settings.items()
+    return [f"{name}={written(value)}" for name, value in every if matters(name) and name not in apart]

@@ -1,0 +1,200 @@
+"""The report's page: one HTML file that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from html import escape
+from pathlib import Path
+
+import yaml
+
+from runyard.analysis.report import confusion, curves, style, tables
+from runyard.analysis.report.tables import data, loss, note, percent, section
+from runyard.analysis.report.theme import DARK, LIGHT, save
+from runyard.config import schema
+from runyard.errors import UserError
+from runyard.files import folder_within, write_atomic
+from runyard.runs.facts import Facts, gather, number
+from runyard.runs.journal import Row
+from runyard.runs.run import Run
+
+# Nothing but what is inlined may load, whatever a class name or a message tries to smuggle in.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+WIDE_CLASSES = 58  # beyond, the confusion matrix is wider than the page and is scrolled
+PAPER_DPI, PAGE_DPI = 300, 170
+
+
+def write_report(run: Run) -> Path:
+    """Write ``report/`` into the run: index.html, and figures 1 and 2 as .png (300 dpi) and .pdf. Returns the page.
+
+    Works at any time in a run's life; the page says what is not there yet.
+
+    Raises:
+        UserError: the run's directory cannot be written.
+    """
+    facts = gather(run)
+    folder = run.path / "report"
+    figures = {"curves": lambda theme: curves.draw(facts, theme)}
+    if facts.confusion is not None:
+        matrix = facts.confusion
+        figures["confusion"] = lambda theme: confusion.draw(matrix, facts.classes, theme)
+    pictures: dict[str, bytes] = {}
+    try:
+        folder_within(run.path, folder.name)
+        for name, draw in figures.items():
+            figure = draw(LIGHT)
+            pictures[name] = save(figure, "png", PAPER_DPI)
+            write_atomic(folder / f"{name}.png", pictures[name])
+            write_atomic(folder / f"{name}.pdf", save(figure, "pdf", PAPER_DPI))
+            pictures[f"{name}_dark"] = save(draw(DARK), "png", PAGE_DPI)
+        for suffix, theme in (("", LIGHT), ("_dark", DARK)):
+            pictures[f"curves_phone{suffix}"] = save(curves.draw(facts, theme, columns=1), "png", PAGE_DPI)
+        write_atomic(folder / "index.html", render(facts, pictures))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write the report there ({error.strerror}); "
+                        "make it writable, or free some space") from error
+    return folder / "index.html"
+
+
+def render(facts: Facts, pictures: dict[str, bytes]) -> str:
+    """The whole page.
+
+    Args:
+        pictures: PNGs by name: curves and confusion (absent without a final evaluation), each also with ``_dark``, and
+            curves with ``_phone`` and ``_phone_dark``.
+    """
+    word, sentence = facts.status
+    run = facts.run
+    notices = [sentence] if sentence else []
+    if facts.broken:
+        notices.append(f"{facts.broken} line{'s' * (facts.broken > 1)} of the run's journal could not be read and "
+                       f"{'are' if facts.broken > 1 else 'is'} left out here.")
+    notices += [f"The run warned: {message}" for message in facts.warnings]
+    head = (f'<header><h1>{escape(run.id)} <span class="pill {word.replace(" ", "-")}">{word}</span></h1>'
+            f'<p class="sub">{escape(run.config.model.name)} on {escape(run.config.data.name)}'
+            f" · created {escape(_moment(run.record.get('created')))}</p>"
+            + "".join(f'<p class="notice">{escape(text)}</p>' for text in notices) + "</header>\n")
+    side_by_side = len(facts.classes) <= tables.MANY_CLASSES
+    body = (_headline(facts) + _curves(facts, pictures)
+            + _pair(_confusion(facts, pictures), tables.per_class(facts), side_by_side) + tables.pairs(facts)
+            + _pair(tables.paper(facts), _machine(facts), True) + _config(facts))
+    return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+            f'<link rel="icon" href="data:,">\n<title>{escape(run.id)}</title>\n<style>{style.sheet()}</style></head>\n'
+            f"<body>{head}<main>{body}</main>\n"
+            f"<footer>Written by runyard from the run's journal, {_moment(time.time())}. "
+            f"Code {escape(str(run.record.get('code_sha256'))[:12])}.</footer></body></html>\n")
+
+
+def _pair(one: str, other: str, side_by_side: bool) -> str:
+    """Two sections, beside each other where the page is wide enough."""
+    if not (one and side_by_side):
+        return one + other
+    return f'<div class="two"><div>{one}</div><div>{other}</div></div>\n'
+
+
+def _headline(facts: Facts) -> str:
+    final_top1 = number(facts.final, "top1")
+    best, best_epoch = facts.best()
+    done = facts.epochs[-1]["epoch"] if facts.epochs else 0
+    rates = sorted(facts.series("images_per_s")[1])
+    clock = number(facts.final, "clock_s") or facts.last("clock_s")
+    parameters = next(filter(None, (number(row, "parameters") for row in (facts.final, *facts.starts))), None)
+    test_loss = number(facts.final, "loss")
+    on = "validation" if facts.has_validation else "test"
+    tiles = [
+        ("lead", "Final top-1" if final_top1 is not None else "Top-1 so far",
+         percent(final_top1 if final_top1 is not None else facts.last("test_top1")), "on the test set"),
+        ("lead", "Best top-1", percent(best), f"{on}, epoch {best_epoch}" if best_epoch else on),
+        ("", "Test loss", loss(test_loss if test_loss is not None else facts.last("test_loss")), ""),
+        ("", "Train loss", loss(facts.last("train_loss")), ""),
+        ("", "Epochs", data(done, "{}"), f"of {facts.run.config.epochs}" if done != facts.run.config.epochs else ""),
+        ("", "Training time", data(clock, _duration(clock or 0)), "evaluation included"),
+        ("", "Images/s", data(rates[len(rates) // 2] if rates else None, "{:,.0f}"), "training, median epoch"),
+        ("", "Parameters", data(parameters, "{:,.0f}"), ""),
+        ("", "Restarts", data(facts.restarts, "{}"), ""),
+    ]
+    cells = "".join(f'<div class="{kind}"><dt>{name}</dt><dd>{value}'
+                    f"{f'<small>{about}</small>' if about else ''}</dd></div>" for kind, name, value, about in tiles)
+    return f'<dl class="tiles">{cells}</dl>\n'
+
+
+def _picture(pictures: dict[str, bytes], name: str, alt: str, **attributes: str) -> str:
+    """One figure in the reader's colours and for the reader's width."""
+    variants = ((f"{name}_phone_dark", "(max-width: 600px) and (prefers-color-scheme: dark)"),
+                (f"{name}_phone", "(max-width: 600px)"), (f"{name}_dark", "(prefers-color-scheme: dark)"))
+    sources = "".join(f'<source media="{media}" srcset="{tables.source(pictures[key])}">' for key, media in variants
+                      if key in pictures)
+    return f"<picture>{sources}{tables.image(pictures[name], alt=alt, **attributes)}</picture>"
+
+
+def _curves(facts: Facts, pictures: dict[str, bytes]) -> str:
+    alt = "Four panels by epoch: train loss, test loss, test accuracy, learning rate."
+    about = "Figure 1. Train loss, test loss, test accuracy and learning rate at the end of each epoch."
+    if facts.restarts:
+        about += " Dotted lines: the run was resumed from a checkpoint."
+    return section("Curves", f"<figure>{_picture(pictures, 'curves', alt)}<figcaption>{about}</figcaption></figure>")
+
+
+def _confusion(facts: Facts, pictures: dict[str, bytes]) -> str:
+    if "confusion" not in pictures:
+        return section("Confusion matrix", note("Known after the final evaluation, which this run has not made."))
+    wide = len(facts.classes) > WIDE_CLASSES
+    alt = "Confusion matrix over the test set: rows are true classes, columns predicted ones."
+    about = ("Figure 2. Confusion matrix over the test set, counts of images. Blue: correct; orange: mistaken, on a "
+             "scale of its own." + (" Scroll sideways." if wide else ""))
+    width = f"max-width: none; width: {min(18 * len(facts.classes), 2400)}px"
+    picture = _picture(pictures, "confusion", alt, **({"style": width} if wide else {}))
+    figure = f'<figure><div class="scroll">{picture}</div><figcaption>{about}</figcaption></figure>'
+    return section("Confusion matrix", figure)
+
+
+def _machine(facts: Facts) -> str:
+    if not facts.starts:
+        return section("Machine", note("The journal holds no start."))
+    items = "".join(map(_start, range(len(facts.starts)), facts.starts, facts.stops))
+    return section("Machine and restarts", f'<ol class="starts">{items}</ol>')
+
+
+def _start(at: int, start: Row, stop: Row | None) -> str:
+    def known(key: str) -> str:
+        return escape(str(start.get(key, "?")))
+
+    whence = f"resumed from {known('resumed_from')}" if start.get("resumed_from") else "from the beginning"
+    end = "no end recorded"
+    if stop is not None:
+        message = f"({stop['message']})" if stop.get("message") else ""
+        end = f"ended: {stop.get('reason')} {_moment(stop.get('t'))} {message}"
+    return (f"<li><strong>{'Start' if at == 0 else f'Restart {at}'}</strong> {_moment(start.get('t'))}, {whence}, step "
+            f"{known('step')}<br>{known('device_name')} · {_count(start.get('world_size'), 'rank')} on "
+            f"{_count(start.get('nodes'), 'node')} · {known('hostname')} · {_count(start.get('cpus'), 'CPU')} · "
+            f"{_count(start.get('threads'), 'thread')}<br>"
+            f'<span class="note">torch {known("torch")} · {known("precision")} · loader {known("loader")} · '
+            f'job {known("job")} · {escape(end)}</span></li>')
+
+
+def _config(facts: Facts) -> str:
+    text = yaml.safe_dump(schema.to_dict(facts.run.config), sort_keys=False)
+    asked = " ".join(map(str, facts.run.record.get("overrides") or []))
+    said = note(f"Asked for: <code>{escape(asked)}</code>") if asked else ""
+    return f"<section><details><summary>Configuration</summary>{said}<pre>{escape(text)}</pre></details></section>\n"
+
+
+def _count(value: object, noun: str) -> str:
+    return escape(f"{value} {noun}") + ("" if value == 1 else "s")
+
+
+def _moment(t: object) -> str:
+    if not isinstance(t, (int, float)):
+        return "at an unknown time"
+    return datetime.datetime.fromtimestamp(t, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

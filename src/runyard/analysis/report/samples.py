@@ -1,0 +1,123 @@
+"""The most confused pairs of classes, with the test images that were mistaken."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runyard.data import manifest
+from runyard.errors import UserError
+from runyard.files import open_regular, open_within, read_within
+from runyard.runs.facts import Facts
+
+LARGEST_PX = 96  # an image on the page; larger ones are made smaller
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One mistaken test image: its place in the test set, how sure the network was, and its PNG."""
+
+    index: int
+    confidence: float
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Pair:
+    """``count`` images of class ``true`` that were taken for ``predicted``."""
+
+    true: int
+    predicted: int
+    count: int
+    samples: list[Sample]
+
+
+def confused_pairs(facts: Facts, most: int = 8, samples_each: int = 6) -> tuple[list[Pair], str]:
+    """The pairs with the most mistakes, the surest mistakes first, and why they have no images ("" when they have)."""
+    if facts.confusion is None:
+        return [], ""
+    mistakes = facts.confusion * (1 - np.eye(len(facts.confusion), dtype=np.int64))
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:most]
+    places = [divmod(int(place), len(mistakes)) for place in order]
+    counted = [(true, predicted, int(mistakes[true, predicted])) for true, predicted in places]
+    counted = [pair for pair in counted if pair[2]]
+    try:
+        predictions = _predictions(facts)
+        prepared = manifest.folder(facts.run.config.data)
+        images = test_images(prepared, facts.run.path / "data.json", predictions["index"], predictions["label"])
+    except UserError as error:
+        return [Pair(*pair, []) for pair in counted], str(error)
+    pairs = []
+    for true, predicted, count in counted:
+        rows = np.flatnonzero((predictions["label"] == true) & (predictions["predicted"] == predicted))
+        rows = rows[np.argsort(-predictions["confidence"][rows], kind="stable")][:samples_each]
+        chosen = zip(predictions["index"][rows], predictions["confidence"][rows], strict=True)
+        samples = [Sample(int(index), float(confidence), png(images[index])) for index, confidence in chosen]
+        pairs.append(Pair(true, predicted, count, samples))
+    return pairs, ""
+
+
+def png(image: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] as a PNG, not larger than ``LARGEST_PX``."""
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture.thumbnail((LARGEST_PX, LARGEST_PX))
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def _predictions(facts: Facts) -> dict[str, np.ndarray]:
+    """The run's predictions over the test set: index, label, predicted int64 [N], confidence float32 [N]."""
+    try:
+        with open_within(facts.run.path, "predictions.npz") as opened, np.load(opened, allow_pickle=False) as file:
+            found = {key: file[key] for key in ("index", "label", "predicted", "confidence")}
+    except FileNotFoundError:
+        raise UserError("the run left no predictions.npz") from None
+    except Exception as error:  # zipfile, zlib and numpy each have their own words for a damaged file
+        raise UserError(f"predictions.npz cannot be read ({error})") from None
+    if len({array.shape for array in found.values()}) != 1 or found["index"].ndim != 1:
+        raise UserError("predictions.npz is damaged: its arrays differ in length")
+    return found
+
+
+def test_images(folder: Path, data_json: Path, index: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """The test images prepared in ``folder``, uint8 [N, S, S, 3], mapped where they lie.
+
+    Args:
+        data_json: The run's own copy of the manifest.
+        index, label: Of the images that the run was tested on.
+
+    Raises:
+        UserError: they are not there, or no longer those the run was tested on.
+    """
+    try:
+        values = json.loads(read_within(data_json.parent, data_json.name))
+    except (OSError, ValueError):
+        raise UserError("the run's data.json is missing or damaged") from None
+    split = manifest.from_dict(values, "data.json").splits["test"]
+    if split.images is None:
+        raise UserError("the data set was prepared without plain arrays (data.arrays=false)")
+    images = _array(folder / split.images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise UserError(f"{folder / split.images} holds no images")
+    labels = _array(folder / "test_labels.npy")
+    fits = len(index) and 0 <= index.min() <= index.max() < len(images) == len(labels)
+    if not fits or not np.array_equal(labels[index], label):
+        raise UserError(f"the images in {folder} are no longer those the run was tested on")
+    return images
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        with open_regular(path):
+            return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        raise UserError(f"the prepared images are no longer at {path}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from None

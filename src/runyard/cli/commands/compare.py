@@ -1,0 +1,145 @@
+"""``runyard compare``: many runs side by side, whether a difference is real, and what it cost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runyard.cli.parser import runs_dir
+from runyard.errors import UserError
+
+if TYPE_CHECKING:
+    from runyard.analysis.compare.choose import Choice
+    from runyard.analysis.compare.importance import Sweep
+    from runyard.analysis.compare.pairs import Pairs
+    from runyard.analysis.compare.table import Row
+
+HELP = "compare runs: what differs, whether it is real, what it cost"
+EXAMPLE = "runyard compare --sweep @last --target 0.92"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="paths, ids or their beginnings, or @last")
+    runs_dir(parser)
+    parser.add_argument("--all", action="store_true", help="every run of the folder")
+    parser.add_argument("--tag", help="runs that have this tag (tracking.tags)")
+    parser.add_argument("--sweep", metavar="ID", help="the runs of a sweep, by its id or its beginning, or @last")
+    parser.add_argument("--wandb", metavar="PROJECT", help="the runs of a W&B project, ENTITY/PROJECT, not of a folder")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="keep runs that fit, as 'optim.lr<1e-3' or 'last>=90%% and state=finished'; may be repeated",
+    )
+    parser.add_argument("--by-run", action="store_true", help="a row for each run, not one for all seeds of the same")
+    parser.add_argument("--target", metavar="TOP1", help="also how long each took to this test top-1: 0.92 or 92%%")
+    parser.add_argument("--baseline", metavar="ROW", help="hold each row against this one: its name, or a run's id")
+    parser.add_argument("--sort", default="last", metavar="COLUMN", help="best first (default: last); =-COLUMN: worst")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write one page that needs no network")
+    parser.add_argument("--png", type=Path, metavar="DIR", help="also write figures for a paper: .png, .pdf and .svg")
+    parser.add_argument("--report", metavar="TITLE", help="with --wandb: also make a W&B Report of it, and say where")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print everything as JSON")
+    form.add_argument("--csv", action="store_true", help="print the table as CSV, in full precision")
+    form.add_argument("--md", action="store_true", help="print as Markdown")
+
+
+def run(args: argparse.Namespace) -> None:
+    from runyard.analysis.compare import importance, table
+    from runyard.analysis.compare.choose import choose
+    from runyard.analysis.compare.groups import group
+    from runyard.analysis.compare.measures import share
+    from runyard.analysis.compare.pairs import compare
+
+    if args.report is not None and args.wandb is None:
+        raise UserError(f"--report {args.report}: W&B reports on runs that it has: add --wandb ENTITY/PROJECT")
+    target = share(args.target, "--target") if args.target is not None else None
+    runs_dir, passed_over = (args.runs_dir, []) if args.wandb is None else _from_wandb(args)
+    chosen = choose(
+        args.runs,
+        everything=args.all or (args.wandb is not None and not args.runs),
+        tag=args.tag,
+        sweep=args.sweep,
+        conditions=args.where,
+        runs_dir=runs_dir,
+    )
+    chosen = replace(chosen, notes=[*passed_over, *chosen.notes])
+    groups = group(chosen.runs, by_run=args.by_run)
+    rows = table.ordered(table.rows(groups, target), args.sort)
+    pairs = compare([row.group for row in rows], args.baseline)
+    found = importance.sweep(groups, chosen.refused) if chosen.sweep else None
+    for note in chosen.notes:
+        print(f"runyard: {note}", file=sys.stderr)
+    _print(args, chosen, rows, target, pairs, found)
+    # After the table, which an unwritable file must not cost.
+    if args.html is not None:
+        from runyard.analysis.page.build import write_page
+
+        sweep = (found, chosen.sweep) if found and chosen.sweep else None
+        page = write_page(args.html, rows, pairs, notes=chosen.notes, target=target, sweep=sweep)
+        print(f"runyard: wrote {page}", file=sys.stderr)
+    if args.png is not None:
+        from runyard.analysis.figures.build import write_figures
+
+        written = write_figures(args.png, [row.group for row in rows])
+        print(f"runyard: wrote {len(written)} figures into {args.png}, each as .png, .pdf and .svg", file=sys.stderr)
+    if args.report is not None:
+        print(f"runyard: the report is at {_report(args, rows, target, pairs)}", file=sys.stderr)
+
+
+def _print(
+    args: argparse.Namespace, chosen: Choice, rows: list[Row], target: float | None, pairs: Pairs, found: Sweep | None
+) -> None:
+    from runyard.analysis.compare import importance, narrative, table
+    from runyard.analysis.compare.text import as_csv, grid, markdown, terminal_width
+
+    if args.json:
+        print(json.dumps(narrative.document(rows, pairs, found, chosen), indent=1, default=str, allow_nan=False))
+    elif args.csv:
+        print(as_csv([table.as_line(row) for row in rows]), end="")
+    else:
+        width, groups = terminal_width(), [row.group for row in rows]
+        lay_out = markdown if args.md else lambda columns: grid(columns, width)
+        told = [*narrative.of_columns(groups, target), *narrative.of_table(groups)]
+        paragraphs = [lay_out(table.columns(rows, target)), *told]
+        paragraphs += [] if found else narrative.of_failures(importance.failures(chosen.runs))
+        paragraphs += narrative.of_pairs(pairs, lay_out)
+        paragraphs += narrative.of_sweep(found, chosen.sweep, lay_out) if found and chosen.sweep else []
+        print("\n\n".join(narrative.wrapped(p, width) for p in paragraphs))
+
+
+def _report(args: argparse.Namespace, rows: list[Row], target: float | None, pairs: Pairs) -> str:
+    """Make a W&B Report with the same table and tests, the page's curves and its colours. Returns its address."""
+    from runyard.analysis.compare import narrative, table
+    from runyard.analysis.compare.groups import differing
+    from runyard.analysis.compare.text import markdown
+    from runyard.analysis.figures.group_style import looks
+    from runyard.analysis.page.content import MEASURES
+    from runyard.tracking.wandb.history import NAMES
+    from runyard.tracking.wandb.report import publish
+
+    groups = [row.group for row in rows]
+    told = [*narrative.of_columns(groups, target), *narrative.of_table(groups)]
+    paragraphs = [markdown(table.columns(rows, target)), *told]
+    paragraphs += narrative.of_pairs(pairs, markdown)
+    colours = {run.directory.name: look.light for g, look in zip(groups, looks(groups), strict=True) for run in g.runs}
+    measured = {name for group in groups for run in group.runs for name in run.series}
+    curves = [(NAMES[name], title) for name, title, _ in MEASURES if name in measured]
+    return publish(args.wandb, args.report, paragraphs, colours, curves, differing(groups))
+
+
+def _from_wandb(args: argparse.Namespace) -> tuple[Path, list[str]]:
+    """The folder that the project's runs were brought to, with a bar, and notes on those that were not."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from runyard.tracking.wandb.fetch import fetch
+
+    with Progress(console=Console(stderr=True, quiet=not sys.stderr.isatty()), transient=True) as bar:
+        task = bar.add_task(args.wandb, total=None)
+        return fetch(args.wandb, lambda done, of: bar.update(task, completed=done, total=of))

@@ -1,0 +1,32 @@
+"""``runyard create``: create a run and start nothing, to be trained by `runyard train`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from runyard.cli.parser import overrides
+
+HELP = "create a run and start nothing, to be trained by `runyard train`"
+EXAMPLE = "runyard create experiment=paper"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    overrides(parser)
+    parser.add_argument("-m", "--multirun", action="store_true", help="each comma in a value spans a grid: seed=0,1,2")
+    parser.add_argument("--json", action="store_true", help="print the runs as JSON: one, or a list of a grid's")
+
+
+def run(args: argparse.Namespace) -> None:
+    from runyard.config.compose import compose, expand
+    from runyard.runs.run import Run, new_id
+
+    points = [compose(point) for point in (expand(args.overrides) if args.multirun else [args.overrides])]
+    sweep = new_id(points[0].config.name) if len(points) > 1 else None
+    made = [Run.create(point.config, point.overrides, sweep) for point in points]
+    if args.json:
+        rows = [{"run": run.id, "path": str(run.path)} for run in made]
+        print(json.dumps(rows[0] if sweep is None else rows))
+        return
+    for run in made:
+        print(run.path)

@@ -1,0 +1,102 @@
+"""``runyard export``: runs as TensorBoard, MLflow or a spreadsheet keep them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from runyard.cli.parser import runs_dir
+from runyard.errors import UserError
+
+if TYPE_CHECKING:
+    from runyard.runs.history import History
+
+HELP = "write runs for TensorBoard, MLflow, or as CSV"
+EXAMPLE = "runyard export tensorboard --all    (then: tensorboard --logdir export/tensorboard)"
+PROGRAMS = ("tensorboard", "mlflow", "csv")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("program", choices=PROGRAMS, help="what it is for")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="paths, ids or their beginnings, or @last")
+    runs_dir(parser)
+    parser.add_argument("--all", action="store_true", help="every run of the folder")
+    parser.add_argument("--tag", help="runs that have this tag (tracking.tags)")
+    parser.add_argument("--sweep", metavar="ID", help="the runs of a sweep, by its id or its beginning, or @last")
+    parser.add_argument("--to", help="folder, or for MLflow also its tracking URI (default: export/PROGRAM)")
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    from runyard.analysis.compare.choose import choose
+
+    to = args.to or f"export/{args.program}"
+    chosen = choose(args.runs, everything=args.all, tag=args.tag, sweep=args.sweep, runs_dir=args.runs_dir)
+    runs, copies = _once(chosen.runs)
+    for note in [*chosen.notes, *copies]:
+        print(f"runyard: {note}", file=sys.stderr)
+    console = Console(stderr=True, quiet=args.json or not sys.stderr.isatty())
+    try:
+        write = _writer(args.program, to)
+        written = [write(each) for each in track(runs, args.program, console=console, transient=True)]
+        if args.program == "csv":
+            from pathlib import Path
+
+            from runyard.tracking.export.to_csv import export_table
+
+            written.append(str(export_table(runs, Path(to))))
+    except OSError as error:
+        raise UserError(f"--to {to}: cannot be written ({error.strerror}); give another folder") from None
+    if args.json:
+        print(json.dumps({"program": args.program, "to": to, "written": written}))
+        return
+    print(f"{len(runs)} runs in {to}{_next(args.program, to)}")
+
+
+def _once(runs: list[History]) -> tuple[list[History], list[str]]:
+    """One run of each id, which names what is written of it; and a line for each that another stands before."""
+    first: dict[str, History] = {}
+    copies = [run for run in runs if first.setdefault(run.id, run) is not run]
+    return list(first.values()), [
+        f"skipped {run.directory}: run {run.id} is exported from {first[run.id].directory}" for run in copies
+    ]
+
+
+def _writer(program: str, to: str) -> Callable[[History], str]:
+    """What writes one run, and says where.
+
+    Raises:
+        UserError: the program's library is not installed.
+    """
+    from pathlib import Path
+
+    try:
+        if program == "tensorboard":
+            from runyard.tracking.export import to_tensorboard
+
+            return lambda run: str(to_tensorboard.export(run, Path(to)))
+        if program == "mlflow":
+            from runyard.tracking.export.to_mlflow import Target
+
+            return Target(to).export
+    except ModuleNotFoundError as error:
+        raise UserError(f"{program}: {error.name} is not installed: pip install 'runyard[export]'") from None
+    from runyard.tracking.export import to_csv
+
+    return lambda run: str(to_csv.export(run, Path(to)))
+
+
+def _next(program: str, to: str) -> str:
+    if program == "tensorboard":
+        return f"; look at them: tensorboard --logdir {to}"
+    if program == "mlflow" and "://" not in to:
+        needs = "" if find_spec("flask") else " (which needs pip install mlflow: mlflow-skinny only writes)"
+        return f"; look at them: mlflow ui --backend-store-uri sqlite:///{to}/mlflow.db{needs}"
+    return ""

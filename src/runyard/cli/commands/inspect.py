@@ -1,0 +1,41 @@
+"""``runyard inspect``: print a network's layers, shapes, parameters and multiply-adds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from runyard.cli.parser import overrides
+
+HELP = "print a network's layers, shapes, parameters and multiply-adds"
+EXAMPLE = "runyard inspect model=paper_resnet"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    overrides(parser)
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from runyard import models
+    from runyard.config.compose import compose
+    from runyard.models import summary
+
+    config = compose(args.overrides).config
+    known = config.data.num_classes or {"cifar10": 10, "cifar100": 100}.get(config.data.kind)
+    classes = known or prepared_classes(config)
+    facts = summary.summarise(models.build(config.model, classes, config.data.image_size), config.data.image_size)
+    if args.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        from rich.console import Console
+
+        Console().print(summary.table(facts, f"{config.model.name}, {config.data.image_size} px, {classes} classes"))
+
+
+def prepared_classes(config: Any) -> int:
+    """How many classes an image folder has is known once it is prepared."""
+    from runyard.data import manifest
+
+    return len(manifest.load(manifest.folder(config.data)).classes)

@@ -1,0 +1,41 @@
+"""``runyard prepare``: a data set on this machine, verified."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from runyard.cli.parser import overrides
+
+HELP = "fetch, verify and write a data set"
+EXAMPLE = "runyard prepare data=cifar10"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    overrides(parser)
+    parser.add_argument("--json", action="store_true", help="print the manifest")
+
+
+def run(args: argparse.Namespace) -> None:
+    from runyard.config.compose import compose
+    from runyard.data import manifest
+    from runyard.data.prepare.pipeline import prepare as prepare_data
+
+    data = compose(args.overrides).config.data
+    made = prepare_data(data, progress=not args.json)
+    if args.json:
+        print(json.dumps(manifest.to_dict(made), indent=1))
+    else:
+        parts = ", ".join(f"{split.samples:,} {name}" for name, split in made.splits.items())
+        print(f"{manifest.folder(data)}: {parts} images in {len(made.classes)} classes, verified{odd_files(made)}")
+
+
+def odd_files(made: Any) -> str:
+    """How many image files were converted or left out, and of what kinds; empty where none was."""
+    said = ""
+    for word in ("converted", "skipped"):
+        if files := made.writer.get(word, {}).get("files", 0):
+            kinds = ", ".join(f"{count} {kind}" for kind, count in made.writer[word]["kinds"].items())
+            said += f"; {files:,} {word} ({kinds})"
+    return said

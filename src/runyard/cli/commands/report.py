@@ -1,0 +1,28 @@
+"""``runyard report``: write a run's figures and page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from runyard.cli.parser import of_a_run
+
+HELP = "write a run's figures and page"
+EXAMPLE = "runyard report @last"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    of_a_run(parser)
+    parser.add_argument("--trust", action="store_true", help="write it also into another user's directory")
+    parser.add_argument("--json", action="store_true", help="print run and page as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from runyard.analysis.report.page import write_report
+    from runyard.runs.run import Run
+
+    run = Run.find(args.run, args.runs_dir)
+    run.require_own(trusted=args.trust, instead="its report would lie there: ask them for it; or --trust")
+    run.keep_private()
+    page = write_report(run)
+    print(json.dumps({"run": run.id, "report": str(page)}) if args.json else page)

@@ -1,0 +1,38 @@
+"""``runyard resume``: go on with a run, wherever it stopped."""
+
+from __future__ import annotations
+
+import argparse
+
+from runyard.cli.commands.following import announce, follow
+from runyard.cli.parser import of_a_run, overrides
+from runyard.training.stop_signals import as_ctrl_c
+
+HELP = "go on with a run from its newest checkpoint, also elsewhere or on other nodes"
+EXAMPLE = "runyard resume @last cluster=slurm cluster.nodes=2"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    of_a_run(parser)
+    overrides(parser)
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="begin again at step 0 where no checkpoint is left of those it had"
+    )
+    parser.add_argument("--trust", action="store_true", help="run the code in it also where it is another user's")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--attach", action="store_true", help="follow to the end (what cluster=local does by itself)")
+    how.add_argument("--detach", action="store_true", help="return once the job has started (what SLURM's do)")
+    parser.add_argument("--json", action="store_true", help="print run, job and outcome as JSON, and nothing else")
+
+
+def run(args: argparse.Namespace) -> int:
+    from runyard.cluster.launch import submit as launcher
+    from runyard.runs.run import Run
+
+    run = Run.find(args.run, args.runs_dir)
+    with as_ctrl_c():
+        started = run, launcher.resume(run, args.overrides, from_scratch=args.from_scratch, trusted=args.trust)
+    if args.detach or (run.config.cluster.launcher == "slurm" and not args.attach):
+        announce([started], as_json=args.json)
+        return 0
+    return follow(*started, as_json=args.json)

@@ -1,0 +1,19 @@
+"""``runyard settings``: list every setting, its default and what it means."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "list every setting, its default and what it means"
+EXAMPLE = "runyard settings optim"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prefix", nargs="?", default="", help="only those that begin so")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from runyard.config.catalogue import show
+
+    show(args.prefix, as_json=args.json)

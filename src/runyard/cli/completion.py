@@ -1,0 +1,67 @@
+"""Tab completion of verbs, groups, settings and their values, answered from the configuration itself."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+
+from runyard.cli.commands import NAMES
+from runyard.cli.parser import positionals
+from runyard.config import schema
+from runyard.config.compose import groups, network_settings
+
+BASH = """_runyard() {
+  local IFS=$'\\n' cur line=${COMP_LINE:0:COMP_POINT}
+  cur=${line##* }
+  COMPREPLY=($(runyard completion bash --line "$line"))
+  [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *= ]] && compopt -o nospace
+  [[ $cur == *=* ]] && COMPREPLY=("${COMPREPLY[@]#*=}")
+}
+complete -o default -F _runyard runyard
+"""
+
+
+def script(shell: str) -> str:
+    """What to ``eval`` in the shell's start-up file."""
+    return BASH if shell == "bash" else f"autoload -U +X bashcompinit && bashcompinit\n{BASH}"
+
+
+def answer(line: str) -> list[str]:
+    """The completions of the last word of ``line``, a command line from ``runyard`` on that may end in a space."""
+    _, *words = line.split(" ")
+    current = words[-1] if words else ""
+    if len(words) < 2:
+        return [v for v in NAMES if v.startswith(current)]
+    if words[0] == "completion":
+        return [shell for shell in ("bash", "zsh") if shell.startswith(current)]
+    if words[0] not in NAMES:
+        return []
+    takes = positionals(words[0])
+    if takes & {"run", "runs"}:
+        several = "runs" in takes  # after the one run, the shell completes its own: file names
+        references = ["@last", *_run_ids()] if len(words) == 2 or several else []
+        return [i for i in references if i.startswith(current)]
+    name, given, value = current.partition("=")
+    options = groups() | {"experiment": ["auto", *groups()["experiment"]]}
+    if given:
+        return [f"{name}={o}" for o in options.get(name, _values(name)) if o.startswith(value)]
+    parents = {*options, "model.options", "loss", "checkpoint"}
+    leaves = [n for n in (*schema.names(schema.Config), *network_settings()) if n not in parents]
+    if words[0] == "settings":
+        return [n for n in leaves if n.startswith(current)]
+    return [f"{n}=" for n in dict.fromkeys([*options, *leaves]) if n.startswith(current)]
+
+
+def _values(name: str) -> list[str]:
+    cls: type = schema.Config
+    *path, leaf = name.split(".")
+    for part in path:
+        cls = typing.get_type_hints(cls).get(part, object)
+    hint = typing.get_type_hints(cls).get(leaf)
+    if typing.get_origin(hint) is typing.Literal:
+        return [str(v) for v in typing.get_args(hint)]
+    return ["true", "false"] if hint is bool else []
+
+
+def _run_ids() -> list[str]:
+    return sorted((p.parent.name for p in Path("runs").glob("[!.]*/run.json")), reverse=True)[:50]

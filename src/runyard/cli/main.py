@@ -1,0 +1,44 @@
+"""``runyard VERB``: a thin dispatch to runyard/verbs/VERB.py."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+from runyard.cli.commands import FOR_OTHERS
+from runyard.cli.parser import parse
+from runyard.errors import FAILED, INTERRUPTED, USER_ERROR, UserError
+from runyard.ownership import keep_private
+from runyard.printable import PrintableStream
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb. Exit codes: 0 done, 1 the training failed, 2 a mistake that can be mended, 130 stopped."""
+    out, err = PrintableStream(sys.stdout), PrintableStream(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
+        return _main(argv)
+
+
+def _main(argv: list[str] | None) -> int:
+    try:
+        argv = sys.argv[1:] if argv is None else argv
+        args = parse(argv)
+        args.argv = argv
+        if args.verb not in FOR_OTHERS:
+            keep_private(group_reads=False)  # until a run's own setting is known
+        return int(args.run_verb(args) or 0)
+    except UserError as error:
+        print(f"runyard: {error}", file=sys.stderr)
+        return USER_ERROR
+    except MemoryError as error:
+        print(f"runyard: not enough memory ({error}): ask for less, or free some", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe went away
+        sys.stderr.close()
+        return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

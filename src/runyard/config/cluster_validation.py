@@ -1,0 +1,139 @@
+"""Rules of the cluster's settings. Each value that reaches a batch script has a pattern it must fit. No torch.
+
+A batch script is text: a value that brought a line's end or a quote into it would be run, or would hide the lines after
+it from sbatch. The patterns stand where every configuration passes, so that no way to a script avoids them.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING
+
+from runyard.config.fields import written
+from runyard.errors import UserError
+
+if TYPE_CHECKING:
+    from runyard.config.schema import ClusterConfig
+
+START_AND_SAVE_S = 30  # what a job needs, at the very least, before it is asked to save and stop
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+@-]*"
+HOSTS = r"[A-Za-z0-9][A-Za-z0-9_.-]*(\[[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*\][A-Za-z0-9_.-]*)*"
+GRES = r"[A-Za-z][A-Za-z0-9_]*(:[A-Za-z0-9_.-]+)?(:[0-9]+[KMGT]?)?"
+PATTERNS = {  # of each: what fits wholly, and what to say to whom it does not
+    "account": (NAME, "letters, digits and . _ + @ -"),
+    "partition": (f"{NAME}(,{NAME})*", "names as `sinfo` lists them, as gpu or a100,h100"),
+    "qos": (NAME, "letters, digits and . _ + @ -"),
+    "constraint": (r"[A-Za-z0-9_\[(][A-Za-z0-9_.+,|&*()\[\]-]*", "features joined by | & , [] () and *, as h200|l40s"),
+    "gres": (f"{GRES}(,{GRES})*", "NAME:COUNT or NAME:KIND:COUNT, as gpu:rtx8000:2"),
+    "comment": (r"[A-Za-z0-9_][A-Za-z0-9_.,:;=+/@ -]*", "letters, digits, space and . , : ; = + / @ _ -"),
+    "exclude": (f"{HOSTS}(,{HOSTS})*", "node names, as node[1-3,7]"),
+    "nodelist": (f"{HOSTS}(,{HOSTS})*", "node names, as node[1-3,7]"),
+    "mail_user": (r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(@[A-Za-z0-9.-]+)?", "a mail address"),
+    "python": (r"[A-Za-z0-9_./][A-Za-z0-9_./+@=-]*", "one program's path, without spaces or quotes"),
+    "stage_data": (r"(/|\$[A-Za-z_][A-Za-z0-9_]*|\$\{[A-Za-z_][A-Za-z0-9_]*\})[A-Za-z0-9_./+@=-]*",
+                   "a folder that begins with / or a variable, as $SLURM_TMPDIR or /tmp"),
+}  # fmt: skip
+MAIL_TYPES = ("NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT", "TIME_LIMIT",
+              "TIME_LIMIT_90", "TIME_LIMIT_80", "TIME_LIMIT_50", "ARRAY_TASKS")  # fmt: skip
+OF_SLURM = ("account", "partition", "qos", "constraint", "gres", "comment", "exclude", "nodelist", "mail_user",
+            "mail_type", "mem_gb", "cpus_per_task", "python", "env_setup", "stage_data", "requeue",
+            "array_parallelism")  # fmt: skip
+UNSAID = {"env_setup": "[]", "requeue": "false", "array_parallelism": "16"}  # as configs/cluster has them; others null
+
+
+def check_cluster(cluster: ClusterConfig) -> None:
+    """Refuse values that are no such value, settings at odds, and settings that the launcher would ignore.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    for name, (pattern, expected) in PATTERNS.items():
+        value = getattr(cluster, name)
+        if value is not None and not re.fullmatch(pattern, value):
+            raise UserError(f"cluster.{name}={written(value)}: expected {expected}")
+    _check_mail(cluster)
+    _check_env_setup(cluster.env_setup)
+    if cluster.launcher == "local":
+        _check_local(cluster)
+    else:
+        _check_gpus(cluster)
+        _check_time(cluster)
+
+
+def gres_counts(gres: str) -> dict[str, tuple[str, int]]:
+    """What a ``gres`` asks for on each node, by name: its kind ("" for any) and how many of it."""
+    counts: dict[str, tuple[str, int]] = {}
+    for part in gres.split(","):
+        name, *rest = part.split(":")
+        number = rest.pop() if rest and rest[-1][0].isdigit() and rest[-1].rstrip("KMGT").isdigit() else "1"
+        scale = 1024 ** "_KMGT".find(number[-1]) if number[-1] in "KMGT" else 1
+        kind, before = rest[0] if rest else "", counts.get(name, ("", 0))[1]
+        counts[name] = (kind, before + int(number.rstrip("KMGT")) * scale)
+    return counts
+
+
+def _check_mail(cluster: ClusterConfig) -> None:
+    words = [] if cluster.mail_type is None else cluster.mail_type.split(",")
+    if strangers := [word for word in words if not word.isascii() or word.upper() not in MAIL_TYPES]:
+        raise UserError(
+            f"cluster.mail_type={written(cluster.mail_type)}: SLURM knows no {strangers[0]!r}; "
+            f"expected some of {', '.join(MAIL_TYPES)}, as END,FAIL"
+        )
+    if cluster.mail_user is not None and not words:
+        raise UserError(
+            f"cluster.mail_user={written(cluster.mail_user)}: without cluster.mail_type no mail is sent; "
+            "set cluster.mail_type='\"END,FAIL\"', or leave mail_user out"
+        )
+
+
+def _check_env_setup(lines: list[str]) -> None:
+    """Each is one whole shell command: what it leaves open would swallow the lines after it."""
+    for number, line in enumerate(lines):
+        said = f"cluster.env_setup[{number}]={written(line)}"
+        if not line.isprintable() or not line.strip():
+            raise UserError(f"{said}: expected one line of printable characters; give further lines as further entries")
+        if line.lstrip().startswith("#"):
+            raise UserError(f"{said}: a comment, and sbatch reads some: give a command, or leave it out")
+        try:
+            shlex.split(line, comments=True)
+        except ValueError as error:
+            raise UserError(f"{said}: {str(error).lower()}; close it, or leave it out") from None
+        if line.endswith("\\") or re.search(r"(?<!<)<<(?!<)", line):
+            raise UserError(f"{said}: goes on in the next line, which is not its own; write it as one line")
+
+
+def _check_local(cluster: ClusterConfig) -> None:
+    for name in OF_SLURM:
+        value, off = getattr(cluster, name), UNSAID.get(name, "null")
+        if value and written(value) != off:
+            raise UserError(
+                f"cluster.{name}={written(value)}: said to SLURM, and cluster=local starts processes on this machine; "
+                f"set cluster=slurm or your cluster's profile, or cluster.{name}={off}"
+            )
+
+
+def _check_gpus(cluster: ClusterConfig) -> None:
+    gpus, tasks = cluster.gpus_per_node or 0, cluster.tasks_per_node
+    if cluster.gres is not None:
+        asked = gres_counts(cluster.gres).get("gpu", ("", 0))[1]
+        if asked != gpus:
+            raise UserError(
+                f"cluster.gres={written(cluster.gres)} asks for {asked} GPUs on a node, and "
+                f"cluster.gpus_per_node={written(cluster.gpus_per_node)}: give both the same number"
+            )
+    if gpus and tasks and tasks % gpus:
+        raise UserError(
+            f"cluster.tasks_per_node={tasks}: does not divide among cluster.gpus_per_node={gpus}; "
+            "leave it unset for one task per GPU"
+        )
+
+
+def _check_time(cluster: ClusterConfig) -> None:
+    if cluster.timeout_min * 60 < cluster.signal_delay_s + START_AND_SAVE_S:
+        least = -(-(cluster.signal_delay_s + START_AND_SAVE_S) // 60)
+        raise UserError(
+            f"cluster.timeout_min={cluster.timeout_min}: the job is asked to save cluster.signal_delay_s="
+            f"{cluster.signal_delay_s} s before its end, and needs {START_AND_SAVE_S} s to start and save; "
+            f"set cluster.timeout_min={least} at least, or a shorter signal_delay_s"
+        )

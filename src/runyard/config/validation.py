@@ -1,0 +1,114 @@
+"""Rules that span several settings. A setting that another makes meaningless is refused, not ignored. No torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from runyard.config.cluster_validation import check_cluster
+from runyard.config.data_validation import check_data
+from runyard.config.fields import written
+from runyard.errors import UserError
+
+if TYPE_CHECKING:
+    from runyard.config.schema import AugmentConfig, Config, OptimConfig, ScheduleConfig, TrackingConfig
+
+
+def check_rules(config: Config) -> None:
+    """Refuse settings at odds with each other.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    c = config
+    if not c.name or not all(ch.isalnum() or ch in "-_." for ch in c.name) or not c.name[0].isalnum():
+        raise UserError(
+            f"name={c.name!r}: expected letters, digits, '-', '_' and '.', beginning with a letter or digit"
+        )
+    check_data(c.data)
+    check_cluster(c.cluster)
+    _check_optim(c.optim)
+    _check_schedule(c.schedule, c.epochs)
+    _check_augment(c.augment, c.data.image_size)
+    _check_tracking(c.tracking)
+    if c.batch_size % c.accumulate:
+        raise UserError(f"batch_size={c.batch_size} does not divide by accumulate={c.accumulate}: change one of them")
+    if c.loader != "ffcv" and not c.data.arrays:
+        raise UserError(
+            f"loader={c.loader} reads plain arrays, and data.arrays=false: set data.arrays=true or loader=ffcv"
+        )
+
+
+def check_world(config: Config, world_size: int) -> None:
+    """Refuse a global batch that does not divide among the ranks and their micro-batches."""
+    pieces = world_size * config.accumulate
+    if config.batch_size % pieces:
+        low = config.batch_size // pieces * pieces
+        near = ", ".join(str(b) for b in (low, low + pieces) if b)
+        raise UserError(
+            f"batch_size={config.batch_size} does not divide among {world_size} ranks x {config.accumulate} "
+            f"micro-batches: nearest that do are {near}"
+        )
+    share = config.batch_size // pieces
+    if (config.loss.mixup_alpha or config.loss.cutmix_alpha) and share % 2:
+        raise UserError(
+            f"batch_size={config.batch_size}: mixup and cutmix pair neighbours, so each micro-batch must be even; "
+            f"it is {share}"
+        )
+
+
+def _check_optim(optim: OptimConfig) -> None:
+    _belongs("optim", "betas", optim.betas, optim.name, "adamw")
+    _belongs("optim", "momentum", optim.momentum, optim.name, "sgd")
+    if optim.betas is not None and (len(optim.betas) != 2 or not all(0 <= b < 1 for b in optim.betas)):
+        raise UserError(f"optim.betas={optim.betas}: expected two numbers of at least 0 and below 1, as [0.9,0.999]")
+
+
+def _check_schedule(schedule: ScheduleConfig, epochs: int) -> None:
+    s = schedule
+    _belongs("schedule", "period_epochs", s.period_epochs, s.name, "cosine_restarts")
+    _belongs("schedule", "peak_fraction", s.peak_fraction, s.name, "one_cycle")
+    if s.warmup_epochs >= epochs:
+        raise UserError(f"schedule.warmup_epochs={s.warmup_epochs:g}: expected below epochs={epochs}")
+    if s.name == "one_cycle" and s.warmup_epochs:
+        raise UserError(
+            f"schedule.warmup_epochs={s.warmup_epochs:g}: one_cycle rises by itself; "
+            "set schedule.peak_fraction, and warmup_epochs=0"
+        )
+    if s.name == "constant" and s.final_lr_fraction != 1:
+        raise UserError(f"schedule.final_lr_fraction={s.final_lr_fraction:g}: schedule=constant has no descent; set 1")
+
+
+def _check_augment(augment: AugmentConfig, image_size: int) -> None:
+    a = augment
+    if a.crop_padding_px >= image_size:
+        raise UserError(f"augment.crop_padding_px={a.crop_padding_px}: expected below data.image_size={image_size}")
+    if a.cutout_px > image_size:
+        raise UserError(f"augment.cutout_px={a.cutout_px}: expected at most data.image_size={image_size}")
+    if a.crop_fill == "reflect" and a.crop_padding_px == 0:
+        raise UserError(
+            "augment.crop_fill=reflect: fills what augment.crop_padding_px pads, and that is 0; set crop_fill=black"
+        )
+    if a.rotation_interpolation == "bilinear" and a.rotation_deg == 0:
+        raise UserError(
+            "augment.rotation_interpolation=bilinear: augment.rotation_deg is 0; set rotation_interpolation=nearest"
+        )
+
+
+def _check_tracking(tracking: TrackingConfig) -> None:
+    for name in ("entity", "group", "tags"):
+        if tracking.mode == "none" and (value := getattr(tracking, name)):
+            raise UserError(
+                f"tracking.{name}={written(value)}: said to W&B, and tracking.mode=none; "
+                f"set tracking=offline, or leave tracking.{name} out"
+            )
+
+
+def _belongs(group: str, name: str, value: Any, given: str, owner: str) -> None:
+    """The setting ``name`` has a value where ``group.name`` is ``owner``, and is null elsewhere."""
+    if value is None and given == owner:
+        raise UserError(f"{group}.{name}=null: {group}={owner} needs it; leave it out for the default, or set a number")
+    if value is not None and given != owner:
+        raise UserError(
+            f"{group}.{name}={written(value)}: belongs to {group}={owner}, and {group}.name={given}; "
+            f"leave it out, or set {group}={owner}"
+        )

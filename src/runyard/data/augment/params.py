@@ -1,0 +1,107 @@
+"""Which random word decides what: the one place, for the compiled kernels and for the tensor form alike.
+
+Every draw of an image is a pure function of (seed, epoch, sample): a Philox word, counted by (sample, epoch, block) and
+keyed by the seed. Numba compiles these functions into the kernels; the tensor form gets its draws from them too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba.extending import register_jitable
+
+from runyard.config.schema import AugmentConfig
+from runyard.data.augment.philox import MASK, philox
+
+NO_FLIP, RANDOM_FLIP, ALTERNATING_FLIP = 0, 1, 2
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 0, 1, 2, 3
+ORDERS = np.array(list(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE))), dtype=np.uint8)  # [24, 4]
+
+
+class Settings(NamedTuple):
+    """``AugmentConfig`` as numbers that numba takes as an argument."""
+
+    flip: int
+    padding: int  # px
+    reflect: bool
+    rotation: float  # rad
+    bilinear: bool
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float  # turns
+    cutout: int  # px
+    size: int  # px, side of an image
+    fill_r: int  # what cutout fills with, 0..255
+    fill_g: int
+    fill_b: int
+
+
+class Draws(NamedTuple):
+    """What happens to an image; scalars in the kernels, tensors [n] in the tensor form."""
+
+    flip: Any  # 0 or 1
+    crop_y: Any  # offset of the crop in the padded image, px, 0 .. 2 * padding
+    crop_x: Any
+    angle: Any  # rad, counter-clockwise
+    brightness: Any  # factor
+    contrast: Any  # factor
+    saturation: Any  # factor
+    hue: Any  # turns
+    order: Any  # row of ORDERS: which of the four colour changes comes first, second, ...
+    cutout_y: Any  # first row of the cut square; may lie outside
+    cutout_x: Any
+
+
+def settings(augment: AugmentConfig, image_size: int, mean: tuple[float, float, float]) -> Settings:
+    """``mean`` per channel in [0, 1] is what cutout fills with."""
+    red, green, blue = (round(255 * m) for m in mean)
+    return Settings(
+        flip={"none": NO_FLIP, "random": RANDOM_FLIP, "alternating": ALTERNATING_FLIP}[augment.flip],
+        padding=augment.crop_padding_px, reflect=augment.crop_fill == "reflect",
+        rotation=math.radians(augment.rotation_deg), bilinear=augment.rotation_interpolation == "bilinear",
+        brightness=augment.brightness, contrast=augment.contrast, saturation=augment.saturation, hue=augment.hue,
+        cutout=augment.cutout_px, size=image_size, fill_r=red, fill_g=green, fill_b=blue)
+
+
+@register_jitable
+def draws(seed, epoch, sample, s):  # type: ignore[no-untyped-def]
+    """``Draws`` for ``sample`` in ``epoch``, both from 0, under ``Settings`` s.
+
+    A flip that alternates is drawn as in epoch 0 and turned over in each odd epoch (K. Jordan, "94% on CIFAR-10 in 3.29
+    seconds", 2024). Cutout's centre is uniform over the image, so the square may be clipped (DeVries and Taylor, 2017).
+    """
+    low, high = seed & MASK, seed >> 32
+    a = philox(sample & MASK, sample >> 32, epoch, 0, low, high)
+    b = philox(sample & MASK, sample >> 32, epoch, 1, low, high)
+    c = philox(sample & MASK, sample >> 32, epoch, 2, low, high)
+    d = philox(sample & MASK, sample >> 32, 0 if s.flip == ALTERNATING_FLIP else epoch, 3, low, high)
+    flip = (d[0] >> 31) * (s.flip != NO_FLIP) ^ (epoch & (s.flip == ALTERNATING_FLIP))
+    return Draws(
+        flip=flip,
+        crop_y=below(a[0], 2 * s.padding + 1),
+        crop_x=below(a[1], 2 * s.padding + 1),
+        angle=within(a[2], s.rotation),
+        order=below(a[3], 24),
+        brightness=1 + within(b[0], s.brightness),
+        contrast=1 + within(b[1], s.contrast),
+        saturation=1 + within(b[2], s.saturation),
+        hue=within(b[3], s.hue),
+        cutout_y=below(c[0], s.size) - s.cutout // 2,
+        cutout_x=below(c[1], s.size) - s.cutout // 2,
+    )
+
+
+@register_jitable
+def below(word, n):  # type: ignore[no-untyped-def]
+    """A whole number in 0 .. n - 1; uneven by less than n / 2**32."""
+    return (word * n) >> 32
+
+
+@register_jitable
+def within(word, limit):  # type: ignore[no-untyped-def]
+    """A number in [-limit, limit), float64."""
+    return (word * (1.0 / 2147483648.0) - 1.0) * limit

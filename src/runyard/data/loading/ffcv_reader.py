@@ -1,0 +1,155 @@
+"""The one place that touches FFCV when reading: its file format and its native decoders, driven by threads of ours.
+
+FFCV's file is read through the page cache and decoded by its own C functions: TurboJPEG for JPEG, OpenCV's area resize
+after a centre crop for images of other sizes: byte for byte what its SimpleRGBImageDecoder and
+CenterCropRGBImageDecoder(ratio=1) do. Its Python ``Loader`` (1.0.2) is left aside, and so is a reader thread that dies
+unheard and leaves the consumer waiting for ever, orders that pad evaluation with duplicates, buffers that are
+overwritten while in use, threads leaked by an early break (#345), a call to torch.set_num_threads, 3.7 s of imports in
+every rank, and 1.1 s of compiling per loader that no cache keeps. TurboJPEG's errors are raised. The file is not
+mapped: of a mapped file that becomes shorter the process would die (SIGBUS), without a word of the cause.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding  # type: ignore[import-untyped]
+import numpy as np
+from numba import types
+
+from runyard.data import beton
+from runyard.data.arrays import Pixels, shortened
+from runyard.data.compiled import compiled
+from runyard.data.sampler import Indices
+from runyard.errors import UserError
+from runyard.files import keep_open, open_regular
+
+# as declared in ffcv/libffcv/libffcv.cpp; named apart, since LLVM looks symbols up in the whole process
+_U32 = types.uint32
+_pread: Any = types.ExternalFunction("pread", types.int64(types.int32, types.uintp, types.uint64, types.int64))
+_decode_jpg: Any = types.ExternalFunction("runyard_ffcv_imdecode", types.int32(
+    types.uintp, types.uint64, _U32, _U32, types.uintp, _U32, _U32, _U32, _U32, _U32, _U32, types.boolean,
+    types.boolean))
+_resize: Any = types.ExternalFunction("runyard_ffcv_resize", types.void(*[types.int64] * 11))
+
+FINE, DAMAGED, OTHER_SIZE, SHORT = 0, 1, 2, 3  # what ``decode`` says of a sample
+
+
+class BetonSource:
+    """The images of one ``.beton`` file, by position; ``read`` may be called from several threads.
+
+    Args:
+        size: side of the images handed out, px. Stored images of another size are centre-cropped and resized.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        bind_decoders()
+        self.size = size
+        self._file = beton.inspect(path)
+        self.labels: Indices = self._file.labels
+        with open_regular(path) as file:
+            self._open = keep_open(file, self)
+        self._bytes = os.fstat(self._open).st_size
+        self._largest = int((self._file.width * self._file.height).max()) * 3
+        self._longest = int(self._file.sizes.max())
+
+    def read(self, indices: Indices) -> tuple[Pixels, Indices]:
+        """Decode into a fresh array uint8 [n, size, size, 3].
+
+        Raises:
+            UserError: an image whose data is damaged, named by its position; or the file has become shorter.
+        """
+        f = self._file
+        out = np.empty((len(indices), self.size, self.size, 3), np.uint8)
+        at, what = decode(self._open, indices, f.pointers, f.sizes, f.height, f.width, f.raw, self._largest,
+                          self._longest, out)
+        if what == SHORT:
+            raise shortened(f.path, self._bytes, os.fstat(self._open).st_size)
+        if what != FINE:
+            sample = int(indices[at])
+            recorded = f"{f.width[sample]}x{f.height[sample]}"
+            said = "is damaged" if what == DAMAGED else f"is not of the {recorded} px that the file says"
+            raise UserError(f"{f.path}: the JPEG data of sample {sample} {said}; {beton.MEND}")
+        return out, np.arange(len(indices))
+
+
+@cache
+def bind_decoders() -> None:
+    """Make FFCV's C functions known to compiled code, without importing the package: that takes seconds.
+
+    Raises:
+        UserError: FFCV is not installed.
+    """
+    spec = find_spec("ffcv")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    libraries = [path for folder in folders for path in Path(folder).glob("_libffcv*.so")]
+    if not libraries:
+        raise UserError("loader=ffcv: FFCV is not installed here; install it (make setup), "
+                        "or set loader=torch or loader=resident")
+    try:
+        library = ctypes.CDLL(str(libraries[0]))
+    except OSError as error:
+        raise UserError(f"loader=ffcv: {libraries[0].name} cannot be loaded ({error}); install OpenCV and "
+                        "libturbojpeg, or set loader=torch or loader=resident") from None
+    for ours, theirs in (("imdecode", "imdecode"), ("resize", "resize")):
+        address = ctypes.cast(getattr(library, theirs), ctypes.c_void_p).value
+        llvmlite.binding.add_symbol(f"runyard_ffcv_{ours}", address)
+
+
+@compiled
+def decode(file, samples, pointers, sizes, heights, widths, raw, largest, longest, out):  # type: ignore[no-untyped-def]
+    """Decode ``samples`` of the open ``file`` into out, uint8 [n, S, S, 3].
+
+    Returns the place in ``samples`` of the first that could not be, or -1, and why.
+    """
+    side = out.shape[1]
+    scratch, packed = np.empty(largest, np.uint8), np.empty(longest, np.uint8)
+    for i in range(len(samples)):
+        n = samples[i]
+        size, height, width, target = sizes[n], heights[n], widths[n], out[i].ctypes.data
+        fits = height == side and width == side
+        plain = target if fits else scratch.ctypes.data
+        into = plain if raw[n] else packed.ctypes.data
+        done = 0
+        while done < size:
+            got = _pread(file, into + done, size - done, pointers[n] + done)
+            if got <= 0:
+                return i, SHORT
+            done += got
+        if not raw[n]:
+            found_height, found_width = jpeg_size(packed, size)
+            if found_height == 0:
+                return i, DAMAGED
+            if found_height != height or found_width != width:  # the decoder would fill a part of the image only
+                return i, OTHER_SIZE
+            if _decode_jpg(into, size, height, width, plain, height, width, 0, 0, 1, 1, False, False) != 0:
+                return i, DAMAGED
+        if not fits:
+            c = min(height, width)
+            top, left = (height - c) // 2, (width - c) // 2
+            _resize(0, plain, height, width, top, top + c, left, left + c, target, side, side)
+    return -1, FINE
+
+
+@compiled
+def jpeg_size(data, size):  # type: ignore[no-untyped-def]
+    """Height and width of the JPEG in the first ``size`` bytes, by its frame header (ITU T.81, B.2.2); 0, 0 without."""
+    at = 2
+    while at + 9 <= size and data[0] == 0xFF and data[1] == 0xD8 and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill bytes may stand before a marker
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
+            return np.int64(data[at + 5]) << 8 | data[at + 6], np.int64(data[at + 7]) << 8 | data[at + 8]
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # these have no length
+            at += 2
+        elif marker == 0xDA:
+            break
+        else:
+            at += 2 + (np.int64(data[at + 2]) << 8 | data[at + 3])
+    return np.int64(0), np.int64(0)

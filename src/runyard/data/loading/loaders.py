@@ -1,0 +1,240 @@
+"""Batches for training and evaluation, from any of three readers, all giving the same images.
+
+loader=ffcv reads an FFCV file with threads, loader=torch plain arrays with DataLoader processes, and loader=resident
+holds the decoded set on the device. Order and augmentation are pure functions of (seed, epoch, sample), so neither the
+reader, nor the number of workers or ranks, nor a restart in mid-epoch changes an image.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from runyard.config.schema import Config
+from runyard.data.arrays import ArraySource, Pixels, Source
+from runyard.data.augment import kernels, params
+from runyard.data.loading.batch import Batch
+from runyard.data.loading.prefetch import Prefetch, Transfer
+from runyard.data.manifest import Manifest
+from runyard.data.sampler import Indices, epoch_order, evaluation_indices, rank_indices, steps_per_epoch
+from runyard.errors import UserError
+
+# what launchers call the number of tasks on a machine
+PIECE = 32  # images a thread takes at least: less is not worth handing over
+
+
+class TrainLoader(Protocol):
+    """Training batches of one rank.
+
+    Attributes:
+        steps: Optimiser steps per epoch.
+        wait_s: Seconds the consumer has waited for batches, over all epochs.
+    """
+
+    steps: int
+    wait_s: float
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
+        """This rank's share from ``start_step`` on: one list of ``accumulate`` micro-batches per optimiser step."""
+        ...
+
+    def close(self) -> None:
+        """End threads and processes."""
+        ...
+
+
+class Maker(Protocol):
+    """Turns shares of the order into augmented batches."""
+
+    on_device: bool  # its batches are on the device already, and made without the host waiting
+
+    def batches(self, epoch: int, shares: Iterable[Indices]) -> Iterator[Batch]: ...
+
+    def close(self) -> None: ...
+
+
+def train_loader(config: Config, manifest: Manifest, folder: Path, *, rank: int, world_size: int,
+                 device: torch.device) -> TrainLoader:
+    """The loader that ``config.loader`` names, over the split "train".
+
+    Raises:
+        UserError: the batch is larger than the split, or the files this loader reads were not prepared.
+    """
+    maker = _maker(config, manifest, folder, device)
+    return _Loader(config, manifest.splits["train"].samples, maker, rank, world_size, device)
+
+
+def evaluation_batches(config: Config, manifest: Manifest, folder: Path, split: str, *, rank: int, world_size: int,
+                       device: torch.device, start: int = 0) -> Generator[Batch]:
+    """This rank's exact share of ``split`` in order, as it is, from batch ``start`` on.
+
+    The last batch may be small; a share may be empty.
+    """
+    shard = evaluation_indices(manifest.splits[split].samples, rank, world_size)
+    first = start * config.eval_batch_size
+    shares = [shard[i:i + config.eval_batch_size] for i in range(first, len(shard), config.eval_batch_size)]
+    if config.loader == "resident" and device.type == "cuda":
+        from runyard.data.loading.resident import device_arrays
+
+        images, labels = device_arrays(*_array_files(config, manifest, folder, split), device)
+        for share in shares:
+            part = slice(int(share[0]), int(share[-1]) + 1)
+            yield Batch(images[part], labels[part], torch.arange(part.start, part.stop, device=device))
+        return
+    source, transfer = open_source(config, manifest, folder, split), Transfer(device)
+    with Prefetch(transfer.send([_as_they_are(source, share)]) for share in shares) as ahead:
+        for sent in ahead:
+            yield transfer.receive(sent)[0]
+
+
+def sample_images(config: Config, manifest: Manifest, folder: Path, split: str, indices: Iterable[int]) -> Pixels:
+    """The images of ``split`` at these positions, as they are: uint8 [n, S, S, 3]."""
+    wanted = np.fromiter(indices, np.int64)
+    images, rows = open_source(config, manifest, folder, split).read(wanted)
+    return images[rows]
+
+
+def open_source(config: Config, manifest: Manifest, folder: Path, split: str) -> Source:
+    """The files of ``split`` that ``config.loader`` reads, opened once per process."""
+    if config.loader == "ffcv":
+        part = manifest.splits[split]
+        return _beton_source(folder / part.beton, part.beton_sha256, manifest.image_size)
+    images, labels, identity = _array_files(config, manifest, folder, split)
+    return _array_source(images, labels, identity, config.loader == "resident")
+
+
+def default_workers() -> int:
+    """CPUs this task may use, which torch's threads were set to, less one for the training thread."""
+    return max(1, torch.get_num_threads() - 1)
+
+
+class _Loader:
+    """Cuts the order into this rank's shares, has them made ahead, and counts what the consumer waits."""
+
+    def __init__(self, config: Config, samples: int, maker: Maker, rank: int, world_size: int,
+                 device: torch.device) -> None:
+        self.steps = steps_per_epoch(samples, config.batch_size)
+        self.wait_s = 0.0
+        self._config, self._samples, self._maker = config, samples, maker
+        self._rank, self._world_size = rank, world_size
+        self._transfer = Transfer(device)
+        self._running: Prefetch[tuple[list[Batch], torch.cuda.Event | None]] | None = None
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
+        made = self._made(epoch, start_step)
+        if self._maker.on_device:
+            yield from made
+            return
+        self._stop()
+        self._running = running = Prefetch(map(self._transfer.send, made))
+        try:
+            while True:
+                asked = time.perf_counter()
+                try:
+                    sent = next(running)
+                except StopIteration:
+                    return
+                finally:
+                    self.wait_s += time.perf_counter() - asked
+                yield self._transfer.receive(sent)
+        finally:
+            running.close()
+
+    def close(self) -> None:
+        self._stop()
+        self._maker.close()
+
+    def _made(self, epoch: int, start_step: int) -> Iterator[list[Batch]]:
+        c = self._config
+        order = epoch_order(c.seed, epoch, self._samples)
+        shares = (share for step in range(start_step, self.steps)
+                  for share in rank_indices(order, step, c.batch_size, self._rank, self._world_size, c.accumulate))
+        batches = self._maker.batches(epoch, shares)
+        while step := list(islice(batches, c.accumulate)):
+            yield step
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._running.close()
+
+
+class _Threads:
+    """Reads and augments in this process: ``workers`` threads, which hold no interpreter lock, share each batch."""
+
+    on_device = False
+
+    def __init__(self, source: Source, seed: int, settings: params.Settings, workers: int, *, pinned: bool) -> None:
+        self._source, self._seed, self._settings, self._workers, self._pinned = source, seed, settings, workers, pinned
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="runyard-augment") if workers > 1 else None
+
+    def batches(self, epoch: int, shares: Iterable[Indices]) -> Iterator[Batch]:
+        size = self._source.size
+        for share in shares:
+            images = torch.empty((len(share), size, size, 3), dtype=torch.uint8, pin_memory=self._pinned)
+            out = images.numpy()
+            pieces = min(self._workers, -(-len(share) // PIECE))
+            cuts = np.linspace(0, len(share), pieces + 1).astype(int)
+            if self._pool is None or pieces == 1:
+                self._make(epoch, share, out)
+            else:
+                jobs = [self._pool.submit(self._make, epoch, share[a:b], out[a:b]) for a, b in pairwise(cuts)]
+                for job in jobs:
+                    job.result()
+            yield Batch(images, torch.from_numpy(self._source.labels[share]), torch.from_numpy(share))
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _make(self, epoch: int, samples: Indices, out: Pixels) -> None:
+        images, rows = self._source.read(samples)
+        kernels.augment(images, rows, samples, self._seed, epoch, self._settings, out)
+
+
+def _maker(config: Config, manifest: Manifest, folder: Path, device: torch.device) -> Maker:
+    settings = params.settings(config.augment, manifest.image_size, manifest.mean)
+    if config.loader == "resident" and device.type == "cuda":
+        from runyard.data.loading.resident import OnDevice
+
+        return OnDevice(*_array_files(config, manifest, folder, "train"), config.seed, settings, device)
+    workers = config.workers or default_workers()
+    if config.loader == "torch":
+        from runyard.data.loading.processes import Processes
+
+        images, labels, _ = _array_files(config, manifest, folder, "train")
+        return Processes(images, labels, config.seed, settings, workers)
+    return _Threads(open_source(config, manifest, folder, "train"), config.seed, settings, workers,
+                    pinned=device.type == "cuda")
+
+
+def _array_files(config: Config, manifest: Manifest, folder: Path, split: str) -> tuple[Path, Path, str]:
+    part = manifest.splits[split]
+    if part.images is None or part.labels is None:
+        raise UserError(f"loader={config.loader} reads plain arrays, and {folder} was prepared without: "
+                        "set data.arrays=true and run: runyard prepare; or set loader=ffcv")
+    return folder / part.images, folder / part.labels, part.arrays_sha256.get(part.images, "")
+
+
+def _as_they_are(source: Source, share: Indices) -> Batch:
+    images, rows = source.read(share)
+    return Batch(torch.from_numpy(images[rows]), torch.from_numpy(source.labels[share]), torch.from_numpy(share))
+
+
+@cache
+def _array_source(images: Path, labels: Path, identity: str, in_memory: bool) -> Source:
+    return ArraySource(images, labels, in_memory=in_memory)
+
+
+@cache
+def _beton_source(path: Path, identity: str, image_size: int) -> Source:
+    from runyard.data.loading.ffcv_reader import BetonSource
+
+    return BetonSource(path, image_size)

@@ -1,0 +1,108 @@
+"""Batches made ahead of time by one background thread, and their way to the device."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import torch
+
+from runyard.data.loading.batch import Batch
+
+T = TypeVar("T")
+_END = object()
+
+
+class Prefetch(Generic[T]):
+    """Runs an iterator in a thread, up to ``ahead`` items ahead of the consumer.
+
+    An error in the thread is raised, with its cause, where the next item is asked for; a thread that is gone without a
+    word is noticed within a second. ``close`` (or leaving a ``with`` block) stops, joins, and closes the iterator.
+    """
+
+    def __init__(self, items: Iterator[T], ahead: int = 3) -> None:
+        self._items = items
+        self._queue: queue.Queue[object] = queue.Queue(ahead)
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="runyard-prefetch", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Prefetch[T]:
+        return self
+
+    def __next__(self) -> T:
+        while not self._stop.is_set():
+            try:
+                item = self._queue.get(timeout=0.5)
+            except queue.Empty:
+                if not self._thread.is_alive() and self._queue.empty():
+                    raise RuntimeError("the thread that reads data ended without a word") from self._error
+                continue
+            if item is not _END:
+                return item  # type: ignore[return-value]
+            self.close()
+            if self._error is not None:
+                raise self._error
+        raise StopIteration
+
+    def __enter__(self) -> Prefetch[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=60)
+
+    def _run(self) -> None:
+        try:
+            for item in self._items:
+                if not self._put(item):
+                    break
+        except BaseException as error:
+            self._error = error
+        finally:
+            close = getattr(self._items, "close", None)
+            if close is not None:
+                close()
+            self._put(_END)
+
+    def _put(self, item: object) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+
+class Transfer:
+    """Copies host batches to ``device``; to a GPU on a stream of its own, so that copies overlap with computing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def send(self, batches: list[Batch]) -> tuple[list[Batch], torch.cuda.Event | None]:
+        """In the background thread: start the copies."""
+        if self._stream is None:
+            return batches, None
+        with torch.cuda.stream(self._stream):
+            sent = [Batch(*(t.pin_memory().to(self.device, non_blocking=True) for t in b)) for b in batches]
+            return sent, self._stream.record_event()
+
+    def receive(self, sent: tuple[list[Batch], torch.cuda.Event | None]) -> list[Batch]:
+        """In the consumer: the current stream, not the host, waits for the copies."""
+        batches, event = sent
+        if event is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(event)
+            for batch in batches:
+                for tensor in batch:
+                    tensor.record_stream(stream)
+        return batches

@@ -1,0 +1,1 @@
+"""From a source to verified .beton files. Read ``pipeline`` first."""

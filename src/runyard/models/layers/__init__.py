@@ -1,0 +1,1 @@
+"""Layers whose result does not depend on the number of ranks."""

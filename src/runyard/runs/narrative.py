@@ -1,0 +1,54 @@
+"""A journal's rows as lines for a person: in a job's log and in the terminal that follows it."""
+
+from __future__ import annotations
+
+from runyard.runs.journal import Row
+
+STRAGGLES = 1.5  # times the median
+
+
+def say(row: Row, epochs: int) -> str | None:
+    """One line for a row worth seeing, None for the others. ``epochs`` is how many the run has in all."""
+    match row["event"]:
+        case "start":
+            begun = f"resuming at step {row['step']}" if row["resumed_from"] else "training"
+            ranks = f"{row['world_size']} rank{'s' * (row['world_size'] > 1)}"
+            return f"{begun}: {row['parameters']:,} parameters, {row['precision']}, {ranks} on {row['device_name']}"
+        case "epoch":
+            top1 = "".join(
+                f"{name} {value:.2%}  " for name in ("val", "test") if (value := row[f"{name}_top1"]) is not None
+            )
+            test = f", {row['test_loss']:.4f} test" if row["test_loss"] is not None else ""
+            return (
+                f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  {top1}"
+                f"loss {row['train_loss']:.4f} train{test}  lr {row['lr']:.1e}  "
+                f"{row['images_per_s']:,.0f} images/s, {row['data_wait_pct']:.0f} % waiting for data  "
+                f"{clock(row['clock_s'])}{f'  {slow}' if (slow := straggler(row)) else ''}"
+            )
+        case "final":
+            return (
+                f"final test top-1 {row['top1']:.2%} (best {row['top1_best']:.2%} in epoch {row['best_epoch']}), "
+                f"trained in {clock(row['clock_s'])}"
+            )
+        case "requeue":
+            return f"{row['cause']}: back into the queue, to go on at step {row['step']}"
+        case "exclude":
+            return f"{row['node']} is left out from now on: {row['why']}"
+        case "warning":
+            return f"warning: {row['message']}"
+    return None
+
+
+def straggler(row: Row) -> str | None:
+    """The rank that all others wait for, where an ``epoch`` row says that it needs half as long again as the median."""
+    ratio = row.get("slowest_to_median")
+    if not isinstance(ratio, (int, float)) or ratio < STRAGGLES:
+        return None
+    return f"rank {row.get('slowest_rank')} on {row.get('slowest_node')} takes {ratio:.1f}x the median rank's time"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss, or h:mm:ss from an hour on."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

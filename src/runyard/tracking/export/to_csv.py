@@ -1,0 +1,49 @@
+"""CSV: ``ID.csv`` with a line for each epoch, and ``runs.csv`` with a line for each run; numbers in full precision."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from runyard.files import write_atomic
+from runyard.runs.history import History
+from runyard.tracking.export.rows import facts, outcome, written
+
+
+def export(run: History, folder: Path) -> Path:
+    """Write the epochs of ``run``, under the journal's names; what was not measured is empty. Returns the file."""
+    names = list(run.series)
+    columns = [run.series[name].tolist() for name in names]
+    lines = [[_number(value) for value in line] for line in zip(*columns, strict=True)]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / f"{run.id}.csv", _text([names, *lines]))
+    return folder / f"{run.id}.csv"
+
+
+def export_table(runs: Sequence[History], folder: Path) -> Path:
+    """Write ``runs.csv``: of each run what it came to, what is known of it, and its settings."""
+    rows = [
+        {"run": run.id, "name": run.name, "seed": run.seed, "epochs_done": run.epochs_done, "message": run.message}
+        | outcome(run)
+        | facts(run)
+        | {name: written(value) for name, value in run.settings.items()}
+        for run in runs
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    write_atomic(folder / "runs.csv", _text([names, *([row.get(name, "") for name in names] for row in rows)]))
+    return folder / "runs.csv"
+
+
+def _number(value: float) -> Any:
+    if value != value:
+        return ""
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+def _text(lines: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()

@@ -1,0 +1,112 @@
+"""Runs in MLflow's tracking: settings as params, epochs as metrics, facts as tags, config.yaml as an artifact."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from runyard.errors import UserError
+from runyard.files import read_within
+from runyard.runs.history import History
+from runyard.tracking.export.rows import began, facts, measures, outcome, points, written
+
+METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100  # what MLflow takes in one call
+STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+ID = "runyard.run_id"
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # else silent for minutes
+
+
+class Target:
+    """A tracking store: a folder, where it becomes an SQLite file with the artifacts beside it, or any MLflow URI.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+
+    def __init__(self, to: str) -> None:
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        self._artifacts: str | None = None
+        self.uri = self._to = to
+        if "://" not in to:
+            folder = Path(to).absolute()
+            folder.mkdir(parents=True, exist_ok=True)
+            self.uri, self._artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri()
+        for name, value in PATIENCE.items():
+            os.environ.setdefault(name, value)
+        try:
+            if (why := _obstacle(self.uri)) is not None:
+                raise UserError(f"--to {to}: cannot be written ({why}); give another folder")
+            self._client = MlflowClient(tracking_uri=self.uri)
+            self._client.search_experiments(max_results=1)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            raise UserError(f"--to {to}: MLflow cannot open it ({str(error).splitlines()[0]})") from None
+
+    def export(self, run: History) -> str:
+        """Log ``run`` under its name's experiment, in the place of an earlier export of it. Returns MLflow's run id.
+
+        Raises:
+            UserError: MLflow refused it, or its server is gone. A second export takes the place of what is there.
+        """
+        try:
+            return self._export(run)
+        except (MlflowException, SQLAlchemyError) as error:
+            why = (str(error).splitlines() or ["?"])[0]
+            raise UserError(f"--to {self._to}: MLflow did not take run {run.id} ({why}); run the same again") from None
+
+    def _export(self, run: History) -> str:
+        experiment = self._experiment(run.name)
+        before = self._client.search_runs([experiment], filter_string=f"tags.`{ID}` = '{run.id}'")
+        times, steps = points(run)
+        end_ms = int(1000 * (times[-1] if times else began(run)))
+        tags = {ID: run.id} | {f"runyard.{name}": value for name, value in facts(run).items()}
+        made = self._client.create_run(experiment, start_time=int(1000 * began(run)), run_name=run.id, tags=tags)
+        log = self._client.log_batch
+        params = [Param(name, written(value)) for name, value in run.settings.items()]
+        for at in range(0, len(params), PARAMS_AT_ONCE):
+            log(made.info.run_id, params=params[at : at + PARAMS_AT_ONCE])
+        metrics = [
+            Metric(name, value, int(1000 * t), step)
+            for name, values in measures(run).items()
+            for t, step, value in zip(times, steps, values.tolist(), strict=True)
+            if value == value
+        ]
+        last = steps[-1] if steps else 0
+        metrics += [Metric(f"result/{name}", value, end_ms, last) for name, value in outcome(run).items()]
+        for at in range(0, len(metrics), METRICS_AT_ONCE):
+            log(made.info.run_id, metrics=metrics[at : at + METRICS_AT_ONCE])
+        with contextlib.suppress(FileNotFoundError):
+            text = read_within(run.directory, "config.yaml").decode(errors="replace")
+            self._client.log_text(made.info.run_id, text, "config.yaml")
+        self._client.set_terminated(made.info.run_id, STATUS.get(run.state, "RUNNING"), end_ms)
+        for old in before:  # after the new one is whole
+            self._client.delete_run(old.info.run_id)
+        return str(made.info.run_id)
+
+    def _experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        where = None if self._artifacts is None else f"{self._artifacts}/{name}"
+        return str(self._client.create_experiment(name, artifact_location=where))
+
+
+def _obstacle(uri: str) -> str | None:
+    """Why no SQLite file can be there, found at once: MLflow tries again for two minutes."""
+    if not uri.startswith("sqlite:") or (name := make_url(uri).database) in (None, "", ":memory:"):
+        return None
+    file = Path(name).absolute()
+    if not file.parent.is_dir():
+        return f"{file.parent} is no folder"
+    if file.is_dir():
+        return f"{file} is a folder"
+    locked = [str(path) for path in (file.parent, file) if path.exists() and not os.access(path, os.W_OK)]
+    return f"{locked[0]} is read-only" if locked else None

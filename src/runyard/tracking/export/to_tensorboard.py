@@ -1,0 +1,74 @@
+"""Event files for TensorBoard: curves by step and time, settings and results for its HParams page."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.hparams import api_pb2, metadata
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.text import metadata as text
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from runyard.errors import UserError
+from runyard.runs.history import History
+from runyard.tracking.export.rows import began, measures, outcome, points, written
+
+EVENTS = "tfevents"  # in the name of each file of an export
+STATUS = {"finished": api_pb2.STATUS_SUCCESS, "failed": api_pb2.STATUS_FAILURE}
+
+
+def export(run: History, folder: Path) -> Path:
+    """Write ``folder/ID``, in the place of what an earlier export wrote there. Returns it.
+
+    Raises:
+        UserError: something else is there, as the run itself.
+    """
+    place, making = folder / run.id, folder / f".making-{run.id}"
+    if other := [path.name for path in place.glob("*") if EVENTS not in path.name]:
+        raise UserError(f"--to {folder}: {place} holds {other[0]}, which no export wrote; give another folder")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    writer = EventFileWriter(str(making))
+    try:
+        _write(run, writer)
+    finally:
+        writer.close()
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(making, place)
+    return place
+
+
+def _write(run: History, writer: EventFileWriter) -> None:
+    def add(summary: Summary, t: float, step: int = 0) -> None:
+        writer.add_event(Event(wall_time=t, step=step, summary=summary))
+
+    created, (times, steps) = began(run), points(run)
+    settings = {name: _plain(value) for name, value in run.settings.items()}
+    add(hparams_pb(settings, trial_id=run.id, start_time_secs=created), created)
+    shown = "\n".join(f"    {name}: {written(value)}" for name, value in run.settings.items())
+    letters = TensorProto(dtype=DT_STRING, string_val=[shown.encode()])
+    about = text.create_summary_metadata("config", "")
+    add(Summary(value=[Summary.Value(tag="config/text_summary", metadata=about, tensor=letters)]), created)
+    for name, values in measures(run).items():
+        for t, step, value in zip(times, steps, values, strict=True):
+            if value == value:
+                add(Summary(value=[Summary.Value(tag=name, simple_value=value)]), t, step)
+    end, last = (times[-1], steps[-1]) if times else (created, 0)
+    for name, value in outcome(run).items():
+        add(Summary(value=[Summary.Value(tag=f"result/{name}", simple_value=value)]), end, last)
+    ended = SessionEndInfo(status=STATUS.get(run.state, api_pb2.STATUS_RUNNING), end_time_secs=end)
+    about = metadata.create_summary_metadata(HParamsPluginData(session_end_info=ended))
+    said = Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=about, tensor=metadata.NULL_TENSOR)
+    add(Summary(value=[said]), end)
+
+
+def _plain(value: object) -> object:
+    """HParams takes numbers, booleans and text."""
+    return value if isinstance(value, (bool, int, float, str)) else written(value)

@@ -1,0 +1,130 @@
+"""What of a run's directory goes to Weights & Biases as files and tables: code, settings, predictions, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runyard.analysis.report.samples import png, test_images
+from runyard.data import manifest
+from runyard.errors import UserError
+from runyard.files import open_within, read_within
+from runyard.runs import facts, snapshot
+from runyard.runs.run import Run
+
+PER_CLASS = ("class", "images", "recall", "precision", "mostly taken for")
+SAMPLES = ("image", "true", "predicted", "confidence", "index")
+FOLDER = "runyard"  # among a W&B run's files
+DIRECTORY = ("run.json", "config.yaml", "data.json", "metrics.jsonl", "predictions.npz")
+SAMPLES_EACH = 32  # mistaken images, and as many right ones
+MOST_CLASSES = 100  # in a confusion matrix: W&B's tables end at 10,000 rows, one for each pair
+
+
+def save_code(run: Run, record: Any) -> None:
+    """The code that was submitted, as W&B's code artifact."""
+    with contextlib.suppress(UserError, OSError):  # not what was submitted, or gone
+        snapshot.verify(run.code, run.record.get("code_sha256"))
+        record.log_code(root=str(run.code), name=f"source-{run.config.tracking.project}")
+
+
+def save_directory(run: Run, record: Any) -> None:
+    """What others need to read the run as from its own directory, as far as it is there; whatever was sent is replaced.
+
+    W&B's client sends a file again when it has changed, and once more when the record is closed.
+    """
+    folder = Path(record.dir) / FOLDER  # W&B has a config.yaml of its own
+    folder.mkdir(exist_ok=True)
+    for name in DIRECTORY:
+        with contextlib.suppress(FileNotFoundError):  # predictions come last
+            new = not (folder / name).exists()
+            with open_within(run.path, name) as source, open(folder / f".{name}", "wb") as copy:
+                shutil.copyfileobj(source, copy)
+            (folder / f".{name}").replace(folder / name)
+            if new:
+                record.save(str(folder / name), base_path=record.dir, policy="live")
+
+
+def final_tables(run: Run) -> dict[str, Any]:
+    """The confusion matrix, a table by class, and sample predictions, as far as they are there."""
+    import wandb
+
+    known = facts.gather(run)
+    if known.confusion is None:
+        return {}
+    confusion, classes = known.confusion, known.classes
+    tables: dict[str, Any] = {"per_class": wandb.Table(columns=list(PER_CLASS), data=per_class(confusion, classes))}
+    if len(classes) <= MOST_CLASSES:
+        truth, said = np.nonzero(confusion)
+        counts = confusion[truth, said]
+        tables["confusion_matrix"] = wandb.plot.confusion_matrix(
+            y_true=np.repeat(truth, counts).tolist(), preds=np.repeat(said, counts).tolist(), class_names=classes
+        )
+    if samples := _samples(run, classes):
+        tables["sample_predictions"] = wandb.Table(columns=list(SAMPLES), data=samples)
+    return tables
+
+
+def per_class(confusion: np.ndarray, classes: list[str]) -> list[list[Any]]:
+    """Rows of ``PER_CLASS``, None where there was no image, or no such prediction, to divide by."""
+    rows: list[list[Any]] = []
+    for label, name in enumerate(classes):
+        right, images, said = confusion[label, label], confusion[label].sum(), confusion[:, label].sum()
+        wrong = np.where(np.arange(len(classes)) == label, 0, confusion[label])
+        mostly = classes[int(wrong.argmax())] if wrong.any() else None
+        recall, precision = (float(right / n) if n else None for n in (images, said))
+        rows.append([name, int(images), recall, precision, mostly])
+    return rows
+
+
+def _samples(run: Run, classes: list[str]) -> list[list[Any]]:
+    """Rows of ``SAMPLES``: the surest mistakes, then images taken evenly from those that were right."""
+    import wandb
+    from PIL import Image
+
+    try:
+        with open_within(run.path, "predictions.npz") as file, np.load(file, allow_pickle=False) as kept:
+            index, label, said, sure = (kept[key] for key in ("index", "label", "predicted", "confidence"))
+        images = test_images(manifest.folder(run.config.data), run.path / "data.json", index, label)
+    except (UserError, OSError, ValueError, KeyError):  # not kept, or the data is elsewhere: no table
+        return []
+    wrong, right = np.flatnonzero(said != label), np.flatnonzero(said == label)
+    surest = wrong[np.argsort(-sure[wrong], kind="stable")][:SAMPLES_EACH]
+    evenly = right[np.unique(np.linspace(0, len(right) - 1, SAMPLES_EACH).astype(int))] if len(right) else right
+    return [
+        [wandb.Image(Image.open(io.BytesIO(png(images[index[at]])))), classes[label[at]], classes[said[at]],
+         float(sure[at]), int(index[at])]
+        for at in (*surest, *evenly)
+    ]  # fmt: skip
+
+
+def log_checkpoints(run: Run, record: Any) -> None:
+    """The newest checkpoint and the best as versions of one artifact, aliased last and best. Damaged ones stay here."""
+    import wandb
+
+    found = [c for path in sorted(run.checkpoints.glob("step_*")) if (c := _checkpoint(path)) is not None]
+    scored = [c for c in found if c[1]["score"] is not None]
+    best = max(scored, key=lambda c: (c[1]["score"], c[1]["step"])) if scored else None
+    for path, said in found:
+        aliases = ["last"] * (path == found[-1][0]) + ["best"] * (best is not None and path == best[0])
+        if aliases:
+            artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=said)
+            artifact.add_file(str(path / "state.pt"))
+            record.log_artifact(artifact, aliases=[*aliases, path.name])
+
+
+def _checkpoint(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """A checkpoint's folder and manifest, None unless its content matches. Without torch: a login node sends it too."""
+    try:
+        said = json.loads(read_within(path.parents[1], f"checkpoints/{path.name}/manifest.json"))
+        with open_within(path.parents[1], f"checkpoints/{path.name}/state.pt") as state:
+            whole = hashlib.file_digest(state, "sha256").hexdigest() == said["sha256"]
+        return (path, said) if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,163 @@
+"""What Weights & Biases is told of a run, as a function of its journal alone. It imports no wandb.
+
+The n-th point of the journal is W&B's step n, for ever: rows are only appended, and a later row changes no earlier
+point. So a server that holds n points of a run lacks exactly those from the n-th on, whoever sent them and however the
+sender ended, and nobody keeps a ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from runyard.config.schema import Config
+from runyard.runs.facts import number
+from runyard.runs.journal import Row
+from runyard.runs.narrative import say
+
+# A slash makes a section of W&B's workspace. A field that a journal lacks makes no curve.
+NAMES = {
+    "train_loss": "train/loss",
+    "train_top1": "train/top1",
+    "test_loss": "test/loss",
+    "test_top1": "test/top1",
+    "val_loss": "val/loss",
+    "val_top1": "val/top1",
+    "lr": "train/lr",
+    "grad_norm": "train/grad_norm",
+    "images_per_s": "speed/images_per_s",
+    "data_wait_pct": "speed/data_wait_pct",
+    "gpu_util_pct": "speed/gpu_util_pct",
+    "train_s": "speed/train_s",
+    "eval_s": "speed/eval_s",
+    "peak_memory_mb": "speed/peak_memory_mb",
+    "slowest_rank": "speed/slowest_rank",
+    "slowest_to_median": "speed/slowest_to_median",
+}
+RANK = {"rank_step_ms": "step_ms", "rank_data_ms": "data_ms"}  # of each of the first ranks, as rank/3/step_ms
+MOST_RANKS = 64  # with curves of their own
+NODE = ("cpu_pct", "memory_mb", "gpu_util_pct", "gpu_memory_mb")  # of each of the row's nodes, as node/NAME/cpu_pct
+AXES = ("epoch", "step", "images", "clock_s")  # clock_s: seconds of training, without the pauses between restarts
+BEST = {"test/top1": max, "val/top1": max, "test/loss": min, "val/loss": min, "train/loss": min}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One line of W&B's history, and what is known once it is there.
+
+    Attributes:
+        values: Numbers by W&B's names.
+        summary: What W&B's summary says from here on. Ours, since W&B's own best forgets what was before a restart.
+        final: The ``final`` row, on the last point of a finished run.
+        lines: The log's lines since the point before.
+    """
+
+    values: dict[str, float]
+    summary: dict[str, Any]
+    final: Row | None
+    lines: list[str]
+
+
+@dataclass
+class History:
+    """The points of the rows taken so far, and how the run stands after them.
+
+    Attributes:
+        lines: The log's lines since the last point.
+        starts: How many times the training program was started.
+        ended: The ``stop`` row that ended the newest start, None while it runs or where it ended without a word.
+        failures: Every ``stop`` row that says failed.
+    """
+
+    config: Config
+    points: list[Point] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    starts: int = 0
+    ended: Row | None = None
+    failures: list[Row] = field(default_factory=list)
+    _taken: int = 0
+    _summary: dict[str, Any] = field(default_factory=dict)
+    _finals: int = 0
+    _epochs_done: int = 0
+
+    def take(self, rows: Sequence[Row]) -> None:
+        """Go on with ``rows``, which begins with the rows taken before."""
+        for row in rows[self._taken :]:
+            self._one(row)
+        self._taken = len(rows)
+
+    @property
+    def status(self) -> str:
+        """How the newest start ended: finished, interrupted, failed; or running, as far as the journal knows."""
+        return str(self.ended.get("reason")) if self.ended is not None else "running"
+
+    def _one(self, row: Row) -> None:
+        if (line := _line(row, self.config.epochs)) is not None:
+            self.lines.append(line)
+        match row["event"]:
+            case "start":
+                self.starts, self.ended = self.starts + 1, None
+            case "stop":
+                self.ended = row
+                if row.get("reason") == "failed":
+                    self.failures.append(row)
+            case "epoch":
+                epoch = number(row, "epoch")
+                if epoch is not None and epoch > self._epochs_done:  # a resumed run may repeat one, with its results
+                    self._epochs_done = int(epoch)
+                    self._point(row, self._epoch(row), None)
+            case "final" if not self._finals:
+                self._finals = 1
+                measured = {key: row.get(key) for key in ("top1", "loss", "top1_best", "best_epoch", "parameters")}
+                self._summary |= {key: value for key, value in measured.items() if value is not None}
+                self._point(row, {"epoch": self.config.epochs}, row)
+
+    def _point(self, row: Row, values: dict[str, float], final: Row | None) -> None:
+        when = {"_timestamp": t} if (t := number(row, "t")) is not None else {}
+        summary = {**self._summary, "restarts": max(0, self.starts - 1)}
+        self.points.append(Point(values | when, summary, final, self.lines))
+        self.lines = []
+
+    def _epoch(self, row: Row) -> dict[str, float]:
+        measured = {name: value for key, name in NAMES.items() if (value := number(row, key)) is not None}
+        axes = {axis: value for axis in AXES if (value := number(row, axis)) is not None}
+        if "step" in axes:
+            axes["images"] = axes["step"] * self.config.batch_size
+        for name, better in BEST.items():
+            if name in measured:
+                word = "max" if better is max else "min"
+                before = self._summary.get(name, {}).get(word, measured[name])
+                self._summary[name] = {word: better(before, measured[name]), "last": measured[name]}
+        score = measured.get("val/top1", measured.get("test/top1"))
+        if score is not None and score > self._summary.get("top1_best", -1.0):
+            self._summary |= {"top1_best": score, "best_epoch": int(axes["epoch"])}
+        best = {"top1_best": self._summary["top1_best"]} if "top1_best" in self._summary else {}
+        return axes | measured | _nodes(row) | _ranks(row) | best
+
+
+def _ranks(row: Row) -> dict[str, float]:
+    return {
+        f"rank/{rank}/{name}": float(value)
+        for key, name in RANK.items()
+        for rank, value in enumerate(row[key][:MOST_RANKS] if isinstance(row.get(key), list) else [])
+        if isinstance(value, (int, float))
+    }
+
+
+def _nodes(row: Row) -> dict[str, float]:
+    nodes = row.get("nodes")
+    return {
+        f"node/{node['node']}/{key}": value
+        for node in (nodes if isinstance(nodes, list) else [])
+        if isinstance(node, dict) and isinstance(node.get("node"), str)
+        for key in NODE
+        if (value := number(node, key)) is not None
+    }
+
+
+def _line(row: Row, epochs: int) -> str | None:
+    try:
+        return say(row, epochs)
+    except (KeyError, TypeError, ValueError):  # a row of another version, or with a null where a number was
+        return None

@@ -1,0 +1,258 @@
+"""A run's record at Weights & Biases, opened and brought up to what the journal says: by a training or by `sync`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from runyard.config import schema
+from runyard.runs.journal import Row
+from runyard.runs.run import Run
+from runyard.tracking.wandb import files
+from runyard.tracking.wandb.agent import forget_others
+from runyard.tracking.wandb.connection import held
+from runyard.tracking.wandb.history import AXES, BEST, History, Point
+
+INIT_TIMEOUT_S = 60.0
+DIRECTORY_EVERY_S = 60.0  # the journal as a file, beside its points, for who compares a run that still trains
+TITLE_LENGTH = 63  # of an alert, at most
+KILLED = 255  # the exit code W&B's client itself gives a run that was stopped by hand
+
+
+class WandbRecord:
+    """An open record. Online it goes on with what the server has of this run; offline it starts a whole one again.
+
+    Attributes:
+        there: How many points the server had when the record was opened.
+        sent: How many it has been given since.
+        url: Its page, None offline.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        online: bool,
+        live: bool,
+        ends: bool,
+        folder: Path,
+        facts: dict[str, Any],
+        finish_timeout_s: float,
+        warn: Callable[[str], None],
+    ) -> None:
+        """Open it.
+
+        Args:
+            live: By the training itself, whose machine is measured; not so where `sync` sends it later.
+            ends: Whether ``finish`` says how the run ended; else the server takes it for one that still runs.
+            folder: Where W&B's client keeps its own files.
+            facts: What the run runs on.
+            warn: Called where something beside the curves could not be sent.
+
+        Raises:
+            Exception: W&B's own, the network's or its helper's.
+        """
+        forget_others()
+        import wandb
+
+        handed = run.record.get("wandb") or {}
+        if not live:
+            wandb.setup(wandb.Settings(silent=True))  # where the key lies is said before the record's settings
+        tracking = run.config.tracking
+        self._run, self._history, self._warn = run, History(run.config), warn
+        self._record = wandb.init(
+            project=tracking.project,
+            entity=tracking.entity,
+            id=run.wandb_id,
+            name=run.id,
+            dir=str(folder),
+            group=tracking.group or run.config.name,
+            job_type="train",
+            tags=tracking.tags,
+            resume="allow" if online else None,
+            mode="online" if online else "offline",
+            config={
+                **schema.to_dict(run.config),
+                **handed.get("drawn", {}),  # by the names under which the sweep looks for them
+                "machine": facts,
+                "code_sha256": run.record["code_sha256"],
+            },
+            allow_val_change=True,  # a restart may be on another machine
+            settings=wandb.Settings(
+                init_timeout=INIT_TIMEOUT_S,
+                finish_timeout=finish_timeout_s,
+                finish_timeout_raises=True,
+                quiet=True,
+                silent=not live,
+                console="off",  # its capture would send every line a program prints through a helper that may be dead
+                disable_git=True,
+                save_code=False,
+                reinit="create_new",
+                stop_fn=stop_this_training,
+                x_disable_stats=not live,
+                x_disable_machine_info=not live,
+                x_save_requirements=live,
+                x_skip_transaction_log=not live,
+                x_update_finish_state=ends,
+                sweep_id=handed.get("sweep"),
+            ),
+        )
+        self.there = self._record.starting_step
+        if online and (counted := held(run).points) != self.there:
+            raise RuntimeError(f"the server has {counted} points, and W&B's client would go on after {self.there}")
+        self.sent = 0
+        self.url: str | None = self._record.url if online else None
+        self._told = int(dict(self._record.summary).get("failures", 0)) if online else 0
+        self._define()
+        if not self.there:
+            self._beside("the code", lambda: files.save_code(run, self._record))
+        self._save_directory()
+
+    def _define(self) -> None:
+        """Epochs along the x axis; step, images, training time and W&B's own wall time stand beside them to choose."""
+        for axis in AXES:
+            self._record.define_metric(axis, hidden=True)
+        self._record.define_metric("*", step_metric="epoch")
+        for name in BEST:
+            self._record.define_metric(name, step_metric="epoch", summary="none")
+
+    def send(self, rows: list[Row], progress: Callable[[int], None] = lambda sent: None) -> None:
+        """Hand over what the server lacks of ``rows``: points, the log's lines, an alert for a failure."""
+        self._history.take(rows)
+        points = self._history.points
+        for at in range(self.there + self.sent, len(points)):
+            self._point(points[at])
+            self.sent += 1
+            progress(self.sent)
+        if self._history.lines:
+            self._record.write_logs("\n".join(self._history.lines))
+            self._history.lines = []
+        if time.monotonic() - self._directory_saved > DIRECTORY_EVERY_S:
+            self._save_directory()
+        if len(self._history.failures) > self._told:
+            self._told = len(self._history.failures)
+            self._record.summary["failures"] = self._told
+            end = self._history.ended
+            if end is not None and self._history.status == "failed":  # not of one that goes on again
+                message = str(end.get("message") or "without a word")
+                self._record.alert(title(self._run, message), f"{message}\n\nrun {self._run.id}", level="ERROR")
+
+    def _point(self, point: Point) -> None:
+        """One line of history. Never with step=: after a restart lower steps would be dropped."""
+        if point.lines:
+            self._record.write_logs("\n".join(point.lines))
+        values: dict[str, Any] = {**point.values}
+        if point.final:
+            self._beside("the tables", lambda: values.update(files.final_tables(self._run)))
+            self._beside("the tables", lambda: self._record.log(values)) or self._record.log(point.values)
+        else:
+            self._record.log(values)
+        self._record.summary.update(point.summary)
+
+    def _save_directory(self) -> None:
+        self._directory_saved = time.monotonic()
+        self._beside("the run's files", lambda: files.save_directory(self._run, self._record))
+
+    def _beside(self, what: str, send: Callable[[], Any]) -> bool:
+        """Send something without which the curves are whole. Whether that went well."""
+        try:
+            send()
+        except Exception as error:  # what W&B's client and its server disagree on; a picture
+            if helper_died():  # and with it the record is gone
+                raise
+            self._warn(f"W&B did not take {what} ({line(error)})")
+            return False
+        return True
+
+    def finish(self, failed: bool = False) -> None:
+        """Close the record as the journal says the run ended.
+
+        Raises:
+            Exception: not all of it reached the server in time.
+        """
+        end = self._history.ended
+        reason = "failed" if failed and end is None else self._history.status
+        self._record.summary["status"] = reason
+        self._save_directory()
+        if reason == "finished" and self._run.config.tracking.artifacts:
+            self._beside("the checkpoints", lambda: files.log_checkpoints(self._run, self._record))
+        by_hand = end is not None and end.get("cause") == "TERM"
+        if reason == "interrupted" and not by_hand:
+            self._record.mark_preempting()
+        code = {"finished": 0, "running": 0, "interrupted": KILLED if by_hand else 1}.get(reason, 1)
+        self._record.finish(exit_code=code)
+
+    def abandon(self) -> None:
+        """Leave the record as it is; the next one goes on with it."""
+        kill_helpers()
+        checker = getattr(self._record, "_run_status_checker", None)
+        if checker is not None:  # its thread would die of the helper's end with a traceback in the job's log
+            with contextlib.suppress(Exception):
+                checker.stop()
+        tear_down(kill=True)
+
+
+def title(run: Run, message: str) -> str:
+    """Of an alert: what happened, and the experiment."""
+    if message.startswith("given up"):
+        what = "given up"
+    elif "not a finite number" in message:
+        what = "diverged"
+    else:
+        what = "failed"
+    return f"{run.config.name}: {what}"[:TITLE_LENGTH]
+
+
+def line(error: BaseException) -> str:
+    """An error of W&B's in one line."""
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def stop_this_training() -> None:
+    """W&B's Stop button: save and stop, as on SIGTERM, where this program knows that; else as by Ctrl-C."""
+    knows = signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN, None)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM if knows else signal.SIGINT)
+
+
+def tear_down(*, kill: bool) -> None:
+    """Let go of W&B's helper, so that the next record starts another. Without ``kill`` it first writes all it has."""
+    if kill:
+        kill_helpers()
+    if (wandb := sys.modules.get("wandb")) is not None:
+        with contextlib.suppress(Exception, SystemExit):  # of a helper that ended badly W&B's client ends the program
+            wandb.teardown()
+
+
+def kill_helpers() -> None:
+    for helper in helpers():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(helper, signal.SIGKILL)
+
+
+def helper_died() -> bool:
+    """Whether it is gone, or goes within a second: it closes its connection before it ends."""
+    deadline = time.monotonic() + 1
+    while helpers():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def helpers() -> list[int]:
+    """The pids of W&B's helper processes that this process started and that live."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = status.read_text().partition("(")[2].rpartition(")")
+            state, parent = rest.split()[:2]
+            if name == "wandb-core" and state != "Z" and int(parent) == os.getpid():
+                found.append(int(status.parent.name))
+    return found

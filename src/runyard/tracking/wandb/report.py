@@ -1,0 +1,85 @@
+"""A W&B Report of compared runs: our table and tests as text, and W&B's own panels of the same runs.
+
+Reports are made through W&B's library for them, a public preview: the extra ``reports``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from runyard.errors import UserError
+from runyard.tracking.wandb.agent import forget_others
+from runyard.tracking.wandb.record import line
+
+MOST_RUNS = 100  # drawn in one of W&B's charts
+WIDE, HALF, HIGH = 24, 12, 8  # of a panel, in W&B's grid of 24 columns
+
+
+def publish(
+    project: str,
+    title: str,
+    paragraphs: Sequence[str],
+    colours: Mapping[str, str],
+    curves: Sequence[tuple[str, str]],
+    settings: Sequence[str],
+) -> str:
+    """Create a report in ``project`` (ENTITY/PROJECT, or PROJECT of the key's own entity). Returns its address.
+
+    Args:
+        paragraphs: Markdown, above the panels.
+        colours: ``#rrggbb`` by W&B's run id: the runs, and how each is drawn.
+        curves: W&B's name and a title of each measure to draw over epochs.
+        settings: Dotted names of the settings in which the runs differ.
+
+    Raises:
+        UserError: the library is missing, or W&B did not take the report.
+    """
+    forget_others()
+    try:
+        import wandb
+        import wandb_workspaces.reports.v2 as wr
+        from wandb_workspaces import expr
+    except ModuleNotFoundError as error:
+        raise UserError(f"--report: {error.name} is not installed: pip install 'runyard[reports]'") from None
+    entity, _, name = project.rpartition("/")
+    try:
+        entity = entity or str(wandb.Api().default_entity)
+        runs = wr.Runset(
+            entity=entity,
+            project=name,
+            name="Compared runs",
+            filters=[expr.Metric("ID").isin(list(colours))],
+            run_settings={run: wr.RunSettings(color=colour) for run, colour in colours.items()},
+        )
+        text = wr.MarkdownBlock("\n\n".join(paragraphs))
+        panels = wr.PanelGrid(runsets=[runs], panels=_panels(curves, settings))
+        return str(wr.Report(entity=entity, project=name, title=title, blocks=[text, panels]).save().url)
+    except Exception as error:  # W&B's own and its transports' are of many kinds
+        raise UserError(f"--report {title}: W&B did not take it ({line(error)}); the table stands above") from None
+
+
+def _panels(curves: Sequence[tuple[str, str]], settings: Sequence[str]) -> list[Any]:
+    """Two in a row: each curve, and accuracy against cost; below them what takes the whole width."""
+    import wandb_workspaces.reports.v2 as wr
+
+    top1, spent = wr.SummaryMetric("top1"), wr.SummaryMetric("clock_s")
+    panels: list[Any] = [
+        *(wr.LinePlot(title=said, x="epoch", y=[name], max_runs_to_show=MOST_RUNS) for name, said in curves),
+        wr.ScatterPlot(title="Last test top-1 against training time, s", x=spent, y=top1),
+    ]
+    for at, panel in enumerate(panels):
+        panel.layout = wr.Layout(x=at % 2 * HALF, y=at // 2 * HIGH, w=HALF, h=HIGH)
+    wide: list[Any] = [
+        wr.RunComparer(diff_only=True),
+        wr.WeavePanelSummaryTable(table_name="per_class"),
+        wr.WeavePanelSummaryTable(table_name="sample_predictions"),
+    ]
+    if settings:
+        axes = [wr.Config(name) for name in settings] + [top1]
+        columns = [wr.ParallelCoordinatesPlotColumn(metric=metric) for metric in axes]
+        wide.insert(0, wr.ParallelCoordinatesPlot(columns=columns))
+    below = -(-len(panels) // 2)
+    for at, panel in enumerate(wide, below):
+        panel.layout = wr.Layout(x=0, y=at * HIGH, w=WIDE, h=HIGH)
+    return panels + wide

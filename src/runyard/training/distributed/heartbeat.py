@@ -1,0 +1,65 @@
+"""Where each rank stands, told to the others every few seconds: so who is waited for can be named, and where it is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+
+BEAT_S = 5.0
+OWN = f"{Path(__file__).parents[2]}/"  # our sources
+
+
+class Heartbeat:
+    """A thread that puts this rank's place into the ranks' store: what it waits in or computes, and since when.
+
+    It has a connection of its own, for an exchange may hold the other one long. It ends with the store.
+    """
+
+    def __init__(self, store: dist.Store, rank: int) -> None:
+        self._store, self._rank = store.clone(), rank  # type: ignore[attr-defined]
+        self._main, self._over = threading.main_thread().ident, threading.Event()
+        self._at, self._since = "", time.time()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Returns within a second, also where the store hangs."""
+        self._over.set()
+        self._thread.join(1.0)
+
+    def _beat(self) -> None:
+        with contextlib.suppress(RuntimeError):  # rank 0 has ended, and the store with it
+            while not self._over.wait(BEAT_S):
+                at = _innermost(self._main)
+                if at != self._at:
+                    self._at, self._since = at, time.time()
+                beat = {"t": time.time(), "since": self._since, "at": at}
+                self._store.set(f"beat/{self._rank}", json.dumps(beat))
+
+
+def describe(store: dist.Store, rank: int) -> str:
+    """Where ``rank`` stood when it was last heard of, in words; empty if it never was."""
+    if not store.check([f"beat/{rank}"]):
+        return ""
+    beat, now = json.loads(store.get(f"beat/{rank}")), time.time()
+    if now - beat["t"] > 3 * BEAT_S:
+        return f"rank {rank} has been silent for {now - beat['t']:.0f} s, stopped or cut off; it was at {beat['at']}"
+    return f"rank {rank} has been at {beat['at']} for {now - beat['since']:.0f} s"
+
+
+def _innermost(thread: int | None) -> str:
+    """The innermost line of our own sources that ``thread`` is in, and the function that this waits for."""
+    frame = sys._current_frames().get(thread or 0)
+    called = ""
+    while frame is not None and not frame.f_code.co_filename.startswith(OWN):
+        called = called or f" ({frame.f_code.co_name})"
+        frame = frame.f_back
+    if frame is None:
+        return "?"
+    return f"{frame.f_code.co_filename.removeprefix(OWN)}:{frame.f_lineno}{called}"

@@ -1,0 +1,96 @@
+"""What this run runs on, for the journal."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from runyard.config.schema import Config
+from runyard.errors import UserError
+from runyard.runs.run import Run
+from runyard.training.train_state import Learner
+
+
+def check(config: Config, device: torch.device) -> None:
+    """Refuse settings that this device cannot follow.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if config.precision == "fp16" and device.type == "cpu":
+        raise UserError("precision=fp16 needs a GPU, and this task has none: set precision=bf16 or fp32")
+
+
+def ignored(config: Config, device: torch.device) -> list[str]:
+    """What to warn of: settings that mean nothing on this device."""
+    if config.workers is not None and config.loader == "resident" and device.type == "cuda":
+        return [f"workers={config.workers} is ignored: loader=resident on a GPU has no workers"]
+    return []
+
+
+def use_deterministic_kernels() -> None:
+    """From now on torch takes kernels that give the same bits each time, and raises RuntimeError where it has none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made on a GPU
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
+    torch.backends.cudnn.benchmark = False
+
+
+def facts(run: Run, learner: Learner, resumed_from: str | None) -> dict[str, Any]:
+    """The fields of the journal's ``start`` event."""
+    place, cuda = learner.place, learner.device.type == "cuda"
+    return {
+        "job": place.job,
+        "job_id": slurm_job(os.environ),
+        "restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
+        "nodelist": os.environ.get("SLURM_JOB_NODELIST", socket.gethostname()),
+        "launcher": place.launcher,
+        "world_size": place.world_size,
+        "nodes": -(-place.world_size // place.local_world_size),
+        "device": learner.device.type,
+        "device_name": torch.cuda.get_device_name(learner.device) if cuda else _cpu_name(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "hostname": socket.gethostname(),
+        "step": learner.step,
+        "epoch": learner.epochs_done,
+        "resumed_from": resumed_from,
+        "parameters": learner.parameters,
+        "precision": run.config.precision,
+        "loader": run.config.loader,
+    }
+
+
+def slurm_job(env: Mapping[str, str]) -> str | None:
+    """This job's number as squeue and scancel take it, 12 or 12_3 in an array; None outside SLURM."""
+    if array := env.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env.get("SLURM_JOB_ID")
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory any rank has used so far, MB: of the GPU where there is one, else resident. A collective call."""
+    used = (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    most = torch.tensor(used / 1e6, dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+    return float(most)
+
+
+def _cpu_name() -> str:
+    with open("/proc/cpuinfo") as f:
+        names = [line.partition(":")[2].strip() for line in f if line.startswith("model name")]
+    return f"{names[0]} x{len(names)}" if names else platform.machine()
