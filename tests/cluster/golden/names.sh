@@ -33,7 +33,7 @@ ln -sf submission_TOKEN"${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".pkl /RUNS
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /RUNS/RUN/slurm/%j_%t_log.out --error /RUNS/RUN/slurm/%j_%t_log.err --kill-on-bad-exit=1 --open-mode=append /opt/env/bin/python -m cluster.task -u -m submitit.core._submit /RUNS/RUN/slurm
+srun --unbuffered --output /RUNS/RUN/slurm/%j_%t_log.out --error /RUNS/RUN/slurm/%j_%t_log.err --kill-on-bad-exit=1 --open-mode=append /opt/env/bin/python -m runyard.cluster.job.task -u -m submitit.core._submit /RUNS/RUN/slurm
 
 
 # teardown

@@ -24,7 +24,7 @@ ln -sf submission_TOKEN"${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".pkl '/tmp
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '/tmp/my runs/RUN/slurm/%j_%t_log.out' --error '/tmp/my runs/RUN/slurm/%j_%t_log.err' --kill-on-bad-exit=1 --open-mode=append '/tmp/my runs/RUN/code/slurm/python.sh' -m cluster.task -u -m submitit.core._submit '/tmp/my runs/RUN/slurm'
+srun --unbuffered --output '/tmp/my runs/RUN/slurm/%j_%t_log.out' --error '/tmp/my runs/RUN/slurm/%j_%t_log.err' --kill-on-bad-exit=1 --open-mode=append '/tmp/my runs/RUN/code/slurm/python.sh' -m runyard.cluster.job.task -u -m submitit.core._submit '/tmp/my runs/RUN/slurm'
 
 
 # teardown
