@@ -88,10 +88,10 @@ def contenders(root: str) -> dict[str, Callable[[int], Iterable[object]]]:
     out: dict[str, Callable[[int], Iterable[object]]] = {}
     for reader in ("ffcv", "resident", "torch"):
         config = settings(root, f"loader={reader}")
-        folder = manifest.folder(config.data)
-        loader = loaders.train_loader(config, manifest.load(folder), folder, rank=0, world_size=1, device=CPU)
+        folder = manifest.dataset_dir(config.data)
+        loader = loaders.train_loader(config, manifest.load_manifest(folder), folder, rank=0, world_size=1, device=CPU)
         out[f"ours, loader={reader}"] = loader.epoch
-    split = manifest.load(folder).splits["train"]
+    split = manifest.load_manifest(folder).splits["train"]
     assert split.images is not None
     assert split.labels is not None
     for name in BASELINES:
@@ -104,10 +104,10 @@ def contenders(root: str) -> dict[str, Callable[[int], Iterable[object]]]:
 def kernel_figures(root: str) -> dict[str, float]:
     """Microseconds per image on one thread, for each change alone and for the paper's set."""
     config = settings(root, "loader=resident")
-    folder = manifest.folder(config.data)
-    prepared = manifest.load(folder)
+    folder = manifest.dataset_dir(config.data)
+    prepared = manifest.load_manifest(folder)
     images, _ = loaders.open_source(config, prepared, folder, "train").read(np.arange(1))
-    paper = params.settings(config.augment, prepared.image_size, prepared.mean)
+    paper = params.augment_params(config.augment, prepared.image_size, prepared.mean)
     nothing = paper._replace(flip=0, padding=0, rotation=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
     rows = np.random.default_rng(0).permutation(len(images))[:2048]
     out = np.empty((len(rows), *images.shape[1:]), np.uint8)
@@ -124,7 +124,7 @@ def kernel_figures(root: str) -> dict[str, float]:
         seconds = []
         for _ in range(8):
             began = time.perf_counter()
-            kernels.augment(images, rows, rows, 0, 0, s, out)
+            kernels.augment_batch(images, rows, rows, 0, 0, s, out)
             seconds.append(time.perf_counter() - began)
         figures[name] = statistics.median(seconds[1:]) / len(rows) * 1e6
     return figures

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from benchmarks.commands import DATA
 from runyard.cluster.rehearsal.rehearse import tasks_of
-from runyard.cluster.rehearsal.sandbox import Rehearsal
+from runyard.cluster.rehearsal.sandbox import SlurmSandbox
 from runyard.runs import journal
 from runyard.runs.run import Run
 
@@ -45,7 +45,7 @@ def up_and_down(repeats: int) -> list[Row]:
         for _ in range(repeats):
             with tempfile.TemporaryDirectory() as place:
                 began = time.perf_counter()
-                with Rehearsal(Path(place, "lab"), nodes=3, accounting=accounting):
+                with SlurmSandbox(Path(place, "lab"), nodes=3, accounting=accounting):
                     ups.append(time.perf_counter() - began)
                     began = time.perf_counter()
                 downs.append(time.perf_counter() - began)
@@ -55,13 +55,13 @@ def up_and_down(repeats: int) -> list[Row]:
     return rows
 
 
-def submit(lab: Rehearsal, folder: Path) -> tuple[Run, float, float]:
+def submit(sandbox: SlurmSandbox, folder: Path) -> tuple[Run, float, float]:
     """A new run on the queue, and wall seconds and peak resident MB of the command."""
     settings = (*SETTINGS, f"data.root={folder}", f"runs_dir={folder / 'runs'}")
     with tempfile.TemporaryFile("w+") as said:
         began = time.perf_counter()
         words = [*RUNYARD, "submit", "--json", *settings]
-        command = subprocess.Popen(words, cwd=ROOT, env=lab.environment, stdout=said)
+        command = subprocess.Popen(words, cwd=ROOT, env=sandbox.environment, stdout=said)
         _, status, usage = os.wait4(command.pid, 0)
         wall_s = time.perf_counter() - began
         if status:
@@ -71,7 +71,7 @@ def submit(lab: Rehearsal, folder: Path) -> tuple[Run, float, float]:
 
 
 def of_run(run: Run) -> list[journal.Row]:
-    return journal.read(run.journal_path)[0]
+    return journal.read_journal(run.journal_path)[0]
 
 
 def until_step_after(run: Run, starts: int) -> float:
@@ -90,18 +90,18 @@ def until_step_after(run: Run, starts: int) -> float:
 
 def submissions(repeats: int) -> list[Row]:
     walls, memory, delays = [], [], []
-    with tempfile.TemporaryDirectory() as place, Rehearsal(Path(place, "lab"), nodes=3, accounting=True) as lab:
-        lab.environment |= {"OMP_NUM_THREADS": "1", "RUNYARD_PYTHON": sys.executable}
+    with tempfile.TemporaryDirectory() as place, SlurmSandbox(Path(place, "lab"), nodes=3, accounting=True) as sandbox:
+        sandbox.environment |= {"OMP_NUM_THREADS": "1", "RUNYARD_PYTHON": sys.executable}
         subprocess.run([*RUNYARD, "prepare", *DATA, f"data.root={place}"], cwd=ROOT, check=True, capture_output=True)
         for _ in range(repeats):
-            run, wall_s, peak_mb = submit(lab, Path(place))
+            run, wall_s, peak_mb = submit(sandbox, Path(place))
             walls.append(wall_s)
             memory.append(peak_mb)
             until_step_after(run, 1)
             killed_at = time.time()
             os.kill(max(tasks_of(run).items())[1], signal.SIGKILL)
             delays.append(until_step_after(run, 2) - killed_at)
-            while not run.finished:
+            while not run.is_finished:
                 time.sleep(0.2)
     return [{"what": "runyard submit, s", "median": statistics.median(walls)},
             {"what": "runyard submit, peak MB", "median": statistics.median(memory)},

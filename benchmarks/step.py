@@ -25,45 +25,45 @@ from runyard.data import manifest
 from runyard.data.loading import loaders
 from runyard.data.loading.batch import Batch
 from runyard.training.distributed import process_group
-from runyard.training.train_state import Learner
+from runyard.training.train_state import TrainState
 
 WARM_UP_STEPS, STEPS, REPEATS = 8, 20, 5
 
 
 def measure(config: Config) -> dict[str, Any]:
     """Median milliseconds per step over the repeats, images/s, and seconds of warm-up."""
-    place = process_group.from_environment({})
-    folder = manifest.folder(config.data)
-    data = manifest.load(folder)
-    loader = loaders.train_loader(config, data, folder, rank=0, world_size=1, device=place.device)
-    learner = Learner(config, data, place, loader.steps)
-    learner.connect()
+    rank_info = process_group.from_environment({})
+    folder = manifest.dataset_dir(config.data)
+    data = manifest.load_manifest(folder)
+    loader = loaders.train_loader(config, data, folder, rank=0, world_size=1, device=rank_info.device)
+    train_state = TrainState(config, data, rank_info, loader.steps)
+    train_state.wrap_ddp()
     began = time.perf_counter()
     if config.compile != "none":
         size = data.image_size
-        images = torch.zeros((config.batch_size, size, size, 3), dtype=torch.uint8, device=place.device)
-        labels = torch.zeros(config.batch_size, dtype=torch.int64, device=place.device)
-        learner.warm_up(Batch(images, labels, labels))
+        images = torch.zeros((config.batch_size, size, size, 3), dtype=torch.uint8, device=rank_info.device)
+        labels = torch.zeros(config.batch_size, dtype=torch.int64, device=rank_info.device)
+        train_state.warm_up(Batch(images, labels, labels))
     epoch = loader.epoch(0)
     batches = [next(epoch) for _ in range(WARM_UP_STEPS)]
     for batch in batches:
-        learner.train_step(batch)
-    _synchronize(place.device)
+        train_state.train_step(batch)
+    _synchronize(rank_info.device)
     warm_up_s = time.perf_counter() - began
     host_ms, step_ms = [], []
     for _ in range(REPEATS):
         began = time.perf_counter()
         for i in range(STEPS):
-            learner.train_step(batches[i % len(batches)])
+            train_state.train_step(batches[i % len(batches)])
         host_ms.append(1e3 * (time.perf_counter() - began) / STEPS)
-        _synchronize(place.device)
+        _synchronize(rank_info.device)
         step_ms.append(1e3 * (time.perf_counter() - began) / STEPS)
     began, seen = time.perf_counter(), 0
     for step in loader.epoch(1):
         seen += len(step[0].labels)
         if time.perf_counter() - began > 5:
             break
-    _synchronize(place.device)
+    _synchronize(rank_info.device)
     loader_rate = seen / (time.perf_counter() - began)
     loader.close()
     step = statistics.median(step_ms)

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.progress import Progress
 
-from runyard.cluster.rehearsal.sandbox import Rehearsal
+from runyard.cluster.rehearsal.sandbox import SlurmSandbox
 from runyard.runs import journal
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,24 +48,24 @@ def train(folder: Path, epochs: int, data: Path) -> None:
     settings = ["experiment=starter", f"epochs={epochs}", f"data.root={data}", f"runs_dir={folder}",
                 "cluster=rehearsal", "cluster.nodes=1", "cluster.timeout_min=30", "cluster.array_parallelism=2",
                 *GRID]  # fmt: skip
-    with tempfile.TemporaryDirectory() as place, Rehearsal(Path(place, "lab"), nodes=2, accounting=True) as lab:
+    with tempfile.TemporaryDirectory() as place, SlurmSandbox(Path(place, "lab"), nodes=2, accounting=True) as sandbox:
         command = [*RUNYARD, "submit", "--multirun", "--json", *settings]
-        made = subprocess.run(command, cwd=ROOT, env=lab.environment, capture_output=True, text=True)
+        made = subprocess.run(command, cwd=ROOT, env=sandbox.environment, capture_output=True, text=True)
         if made.returncode:
             raise SystemExit(made.stderr)
         runs = [Path(run["path"]) for run in json.loads(made.stdout)]
         with Progress() as bar:
             task = bar.add_task(f"{len(runs)} runs", total=len(runs) * epochs)
-            while lab.run("squeue", "--noheader").strip():
+            while sandbox.run("squeue", "--noheader").strip():
                 time.sleep(POLL_S)
                 bar.update(task, completed=sum(epochs_of(run) for run in runs))
         jobs = ("sacct", "--allocations", "--parsable2", "--format=JobID,State,Elapsed,ExitCode,NodeList")
-        print(lab.run(*jobs))
+        print(sandbox.run(*jobs))
 
 
 def epochs_of(run: Path) -> int:
     journal_path = run / "metrics.jsonl"
-    return len(journal.epochs(journal.read(journal_path)[0])) if journal_path.exists() else 0
+    return len(journal.epochs(journal.read_journal(journal_path)[0])) if journal_path.exists() else 0
 
 
 def pictures(folder: Path, to: Path) -> None:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runyard.config.compose import compose
-from runyard.data.prepare.pipeline import prepare
+from runyard.data.prepare.pipeline import prepare_dataset
 from runyard.runs import journal
 from runyard.runs.run import Run
 from runyard.tracking.recorder import Recorder
@@ -52,7 +52,7 @@ class Timed:
 
 def measure(mode: str, overrides: list[str], folder: str, timed: dict[str, Timed]) -> dict[str, Any]:
     config = compose([*overrides, f"tracking.mode={mode}", f"data.root={folder}", f"runs_dir={folder}/runs"]).config
-    prepare(config.data, progress=False)
+    prepare_dataset(config.data, progress=False)
     for each in timed.values():
         each.seconds.clear()
         each.cpu_s = 0.0
@@ -60,7 +60,7 @@ def measure(mode: str, overrides: list[str], folder: str, timed: dict[str, Timed
     cpu = time.process_time()
     train(run)
     cpu = time.process_time() - cpu
-    epochs = journal.epochs(journal.read(run.journal_path)[0])
+    epochs = journal.epochs(journal.read_journal(run.journal_path)[0])
     steps, clock_s = epochs[-1]["step"], epochs[-1]["clock_s"]
     spent = {name: sum(each.seconds) for name, each in timed.items()}
     return {

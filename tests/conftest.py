@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from runyard.config.schema import Config, from_dict
+from runyard.config.schema import Config, config_from_dict
 
 # Files of tests/slurm that share clusters and runs.
 TOGETHER = {
@@ -42,7 +42,7 @@ def compose(*overrides: str) -> Config:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         values = OmegaConf.to_container(hydra_compose("train", overrides=list(overrides)), resolve=True)
     assert isinstance(values, dict)
-    return from_dict({str(key): value for key, value in values.items()})
+    return config_from_dict({str(key): value for key, value in values.items()})
 
 
 @pytest.fixture(autouse=True)
@@ -71,11 +71,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def data_root(shared: Path) -> Path:
     """Where the small data set is prepared."""
-    from runyard.data.prepare.pipeline import prepare
+    from runyard.data.prepare.pipeline import prepare_dataset
 
     root = shared / "small"
     root.mkdir(exist_ok=True)
-    prepare(compose(*SMALL_DATA, f"data.root={root}").data, progress=False)
+    prepare_dataset(compose(*SMALL_DATA, f"data.root={root}").data, progress=False)
     return root
 
 

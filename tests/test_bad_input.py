@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runyard.cli.commands import NAMES
-from runyard.cli.completion import answer
+from runyard.cli.commands import COMMANDS
+from runyard.cli.completion import completions
 from runyard.cli.main import main
 from runyard.data import manifest
 from runyard.runs.journal import Journal
@@ -243,7 +243,7 @@ def test_a_finished_run_is_not_resumed(refused: Refused, run: Path) -> None:
 
 
 def test_a_run_that_another_process_writes_is_not_resumed(refused: Refused, run: Path) -> None:
-    lease = Run.open(run).lease()
+    lease = Run.open(run).acquire_lease()
     assert f"is being written by process {os.getpid()}" in refused("resume", str(run))
     lease.release()
 
@@ -319,7 +319,7 @@ def test_damaged_data_is_refused_with_the_file_named(
 
 def test_whole_data_is_not_refused(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", *small, "--json"]) == 0
-    assert manifest.from_dict(json.loads(capsys.readouterr().out)).splits["train"].samples == 256
+    assert manifest.manifest_from_dict(json.loads(capsys.readouterr().out)).splits["train"].samples == 256
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
@@ -357,7 +357,7 @@ def test_prepare_says_how_many_files_were_converted_and_left_out(
         "verified; 3 converted (2 grayscale, 1 CMYK); 1 skipped (1 not an image)\n")
 
 
-@pytest.mark.parametrize("verb", NAMES)
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_every_verbs_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([verb, "--help"])
@@ -393,20 +393,20 @@ def test_the_tab_key_completes_in_bash(line: str, words: str) -> None:
 
 
 def test_completion_knows_every_verb() -> None:
-    assert answer("runyard ") == list(NAMES)
+    assert completions("runyard ") == list(COMMANDS)
 
 
 TRAIN_ON_A_FULL_DISK = """
 import errno, sys
 from runyard.cli.main import main as cli
 from runyard.training import checkpoint
-from runyard.cli.commands import NAMES
+from runyard.cli.commands import COMMANDS
 from tests.conftest import SMALL_DATA
 
 def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-checkpoint.write = full
+checkpoint.write_checkpoint = full
 sys.exit(cli.main(["train", sys.argv[1]]))
 """
 

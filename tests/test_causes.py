@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from runyard import known_causes, out_of_memory
-from runyard.known_causes import CAUSES, Help
+from runyard.known_causes import KNOWN_CAUSES, RetryAdvice
 
 ASYNC = (
     "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "
@@ -79,34 +79,34 @@ EXAMPLES: list[tuple[str, str, str | None]] = [
 
 @pytest.mark.parametrize(("kind", "text", "cause"), EXAMPLES, ids=lambda value: str(value)[:40])
 def test_a_cause_is_told_from_what_is_really_said(kind: str, text: str, cause: str | None) -> None:
-    found = known_causes.known(kind, text)
+    found = known_causes.classify(kind, text)
     assert (found and found.name) == cause
 
 
 def test_every_cause_has_an_example_a_fix_and_a_name_of_its_own() -> None:
     shown = {cause for _, _, cause in EXAMPLES}
-    assert [cause.name for cause in CAUSES if cause.name not in shown | {"damaged data"}] == []
-    assert len({cause.name for cause in CAUSES}) == len(CAUSES)
-    assert all(cause.fix for cause in CAUSES)
+    assert [cause.name for cause in KNOWN_CAUSES if cause.name not in shown | {"damaged data"}] == []
+    assert len({cause.name for cause in KNOWN_CAUSES}) == len(KNOWN_CAUSES)
+    assert all(cause.fix for cause in KNOWN_CAUSES)
 
 
 def test_only_what_can_be_another_node_next_time_is_tried_elsewhere() -> None:
-    elsewhere = {cause.name for cause in CAUSES if cause.help is Help.ELSEWHERE}
+    elsewhere = {cause.name for cause in KNOWN_CAUSES if cause.retry is RetryAdvice.ELSEWHERE}
     assert elsewhere == {"failed health check", "GPU fault", "file or disk not readable"}
 
 
 def test_torchs_own_frames_and_advice_are_folded_away() -> None:
     said = "[../aten/src/x/CUDAContext.cpp:12] CUDA error: uncorrectable ECC error encountered" + ASYNC + FRAMES
-    assert known_causes.fold(said) == "CUDA error: uncorrectable ECC error encountered"
-    assert known_causes.said(ValueError("one\n  two")) == "one two"
-    assert known_causes.said(ValueError()) == "ValueError"
-    assert len(known_causes.fold("x" * 9999)) == known_causes.MOST_CHARACTERS
+    assert known_causes.one_line(said) == "CUDA error: uncorrectable ECC error encountered"
+    assert known_causes.error_text(ValueError("one\n  two")) == "one two"
+    assert known_causes.error_text(ValueError()) == "ValueError"
+    assert len(known_causes.one_line("x" * 9999)) == known_causes.MAX_MESSAGE_CHARACTERS
 
 
 def test_a_process_that_a_signal_ended_is_told_of_by_that_signal_alone() -> None:
     ends = [subprocess.run([sys.executable, "-c", f"import os; os.kill(os.getpid(), {number})"]).returncode
             for number in (signal.SIGKILL, signal.SIGTERM)]  # fmt: skip
-    assert [known_causes.end_in_words(known_causes.end(code)) for code in (*ends, 137, 3)] == [
+    assert [known_causes.exit_text(known_causes.describe_exit(code)) for code in (*ends, 137, 3)] == [
         "killed by SIGKILL (signal 9)", "killed by SIGTERM (signal 15)", "killed by SIGKILL (signal 9)", "exit code 3",
     ]  # fmt: skip
 
@@ -127,10 +127,10 @@ def test_memory_is_named_only_where_the_kernel_has_counted_a_kill(
     count = tmp_path / "groups" / file
     count.parent.mkdir(parents=True)
     count.write_text("oom 4\noom_kill 1\noom_group_kill 0\n")
-    monkeypatch.setattr(out_of_memory.kills, "__defaults__", (tmp_path / "own", tmp_path / "groups"))
-    watch = out_of_memory.Watch()
-    assert watch.words() is None, "an earlier kill is none of ours"
+    monkeypatch.setattr(out_of_memory.oom_kill_count, "__defaults__", (tmp_path / "own", tmp_path / "groups"))
+    watch = out_of_memory.OomMonitor()
+    assert watch.message() is None, "an earlier kill is none of ours"
     count.write_text("oom 5\noom_kill 2\n")
-    assert watch.words() == "the kernel's out-of-memory killer struck"
+    assert watch.message() == "the kernel's out-of-memory killer struck"
     count.unlink()
-    assert watch.words() is None, "where nobody counts"
+    assert watch.message() is None, "where nobody counts"

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from runyard import models
-from runyard.config.schema import Config, from_dict, read, to_dict
+from runyard.config.schema import Config, config_from_dict, config_to_dict, read_dataclass
 from runyard.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -32,7 +32,7 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 def checked(*overrides: str) -> Config:
     """The composed configuration after every check that needs no data: schema, rules, and the network itself."""
-    config = from_dict(composed(*overrides))
+    config = config_from_dict(composed(*overrides))
     models.build(config.model, 10, config.data.image_size)
     return config
 
@@ -41,7 +41,7 @@ def checked(*overrides: str) -> Config:
 def test_every_experiment_composes_and_passes(experiment: str) -> None:
     config = checked(f"experiment={experiment}")
     assert config.name == experiment
-    assert from_dict(to_dict(config)) == config
+    assert config_from_dict(config_to_dict(config)) == config
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
@@ -57,9 +57,9 @@ def test_every_optimiser_goes_with_every_schedule(optim: str, schedule: str) -> 
 
 def test_a_broken_experiment_would_be_caught() -> None:
     with pytest.raises(UserError, match="unknown setting epohcs"):
-        from_dict(composed("+epohcs=3"))
+        config_from_dict(composed("+epohcs=3"))
     with pytest.raises(UserError, match=r"optim\.lr=-1"):
-        from_dict(composed("optim.lr=-1"))
+        config_from_dict(composed("optim.lr=-1"))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -75,7 +75,7 @@ def test_a_group_holds_every_setting_of_its_section_and_no_more(group: str, opti
     """An option that builds on another (``defaults``) is completed by it; any other can be read alone."""
     values = yaml.safe_load((CONFIGS / group / f"{option}.yaml").read_text())
     if "defaults" not in values:
-        read(SECTIONS[group], values)
+        read_dataclass(SECTIONS[group], values)
 
 
 @pytest.mark.parametrize(("override", "message"), [
@@ -88,4 +88,4 @@ def test_a_group_holds_every_setting_of_its_section_and_no_more(group: str, opti
 ])
 def test_a_setting_that_another_makes_meaningless_is_refused(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        from_dict(composed(*override.split()))
+        config_from_dict(composed(*override.split()))

@@ -7,23 +7,30 @@ from typing import Any, Literal
 
 import pytest
 
-from runyard.config.fields import names, read, setting, to_dict, unknown, written
+from runyard.config.fields import (
+    config_to_dict,
+    format_literal,
+    read_dataclass,
+    setting,
+    setting_names,
+    unknown_name_message,
+)
 from runyard.errors import UserError
 
 
 @dataclass(frozen=True)
 class Inner:
-    rate: float = setting("A rate", above=0, most=1)
+    rate: float = setting("A rate", exclusive_minimum=0, maximum=1)
 
 
 @dataclass(frozen=True)
 class Outer:
-    count: int = setting("How many", least=1, below=10)
+    count: int = setting("How many", minimum=1, exclusive_maximum=10)
     word: str = setting("A word")
     kind: Literal["a", "b"] = setting("One of two")
     on: bool = setting("Or off")
     numbers: list[int] | None = setting("Some numbers")
-    limit: float | None = setting("A limit", least=0)
+    limit: float | None = setting("A limit", minimum=0)
     inner: Inner = field(metadata={"doc": "A group"})
 
 
@@ -38,9 +45,9 @@ GOOD: dict[str, Any] = {"count": 3, "word": "w", "kind": "a", "on": True, "numbe
 
 
 def test_what_is_read_is_what_was_written() -> None:
-    made = read(Outer, GOOD)
+    made = read_dataclass(Outer, GOOD)
     assert made == Outer(3, "w", "a", True, [1, 2], None, Inner(1.0))
-    assert read(Outer, to_dict(made)) == made
+    assert read_dataclass(Outer, config_to_dict(made)) == made
     assert isinstance(made.inner.rate, float)
 
 
@@ -77,42 +84,42 @@ def test_a_wrong_value_is_refused_with_its_name_what_it_is_and_what_was_expected
     changed: dict[Any, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as refusal:
-        read(Outer, GOOD | changed)
+        read_dataclass(Outer, GOOD | changed)
     assert str(refusal.value) == message
 
 
 @pytest.mark.parametrize("changed", [{"count": 9}, {"count": 1}, {"numbers": None}, {"numbers": []}, {"limit": 0},
                                      {"inner": {"rate": 1}}, {"word": "a b"}])
 def test_values_at_the_edge_of_a_range_are_taken(changed: dict[str, Any]) -> None:
-    read(Outer, GOOD | changed)
+    read_dataclass(Outer, GOOD | changed)
 
 
 @pytest.mark.parametrize("lacking", list(GOOD))
 def test_every_setting_must_be_given(lacking: str) -> None:
     with pytest.raises(UserError, match=f"{lacking} is missing"):
-        read(Outer, {name: value for name, value in GOOD.items() if name != lacking})
+        read_dataclass(Outer, {name: value for name, value in GOOD.items() if name != lacking})
 
 
 def test_a_rest_takes_what_has_no_field_and_gives_it_back() -> None:
-    made = read(Open, {"name": "n", "depth": 3})
+    made = read_dataclass(Open, {"name": "n", "depth": 3})
     assert made.rest == {"depth": 3}
-    assert to_dict(made) == {"name": "n", "depth": 3}
+    assert config_to_dict(made) == {"name": "n", "depth": 3}
 
 
 def test_names_are_dotted_and_in_order() -> None:
-    assert names(Outer) == ["count", "word", "kind", "on", "numbers", "limit", "inner", "inner.rate"]
+    assert setting_names(Outer) == ["count", "word", "kind", "on", "numbers", "limit", "inner", "inner.rate"]
 
 
 def test_a_leaf_is_found_in_its_group_and_a_long_list_is_not_recited() -> None:
-    assert unknown("rate", ["count", "inner.rate"]) == "unknown setting rate: did you mean inner.rate?"
+    assert unknown_name_message("rate", ["count", "inner.rate"]) == "unknown setting rate: did you mean inner.rate?"
     many = [f"setting{i}" for i in range(50)]
-    assert unknown("qqq", many) == "unknown setting qqq: `runyard settings` lists what there is"
+    assert unknown_name_message("qqq", many) == "unknown setting qqq: `runyard settings` lists what there is"
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, "null"), (True, "true"), ([1, None], "[1, null]"), ("adam", "adam"),
                                              ("null", "'null'"), ("a b", "'a b'"), (1e-3, "0.001")])
 def test_a_message_writes_values_as_the_command_line_has_them(value: Any, text: str) -> None:
-    assert written(value) == text
+    assert format_literal(value) == text
 
 
 def test_a_refusal_is_one_printable_line_whatever_is_in_it() -> None:

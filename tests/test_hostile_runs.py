@@ -98,7 +98,7 @@ class Sent(SimpleNamespace):
         self.code.append(root)
 
 
-@pytest.mark.parametrize("name", wandb_files.DIRECTORY)
+@pytest.mark.parametrize("name", wandb_files.RUN_FILES)
 def test_sync_sends_no_file_that_a_link_leads_to(
     run: Run, secret: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -118,7 +118,7 @@ def test_sync_sends_no_file_that_a_link_leads_to(
 
 def test_sync_sends_no_code_but_what_was_submitted(run: Run, secret: Path, tmp_path: Path) -> None:
     wandb_files.save_code(run, right := Sent(tmp_path))
-    assert right.code == [str(run.code)]
+    assert right.code == [str(run.code_path)]
     link(run.path / "code", secret.parent)
     wandb_files.save_code(run, wrong := Sent(tmp_path))
     assert wrong.code == []
@@ -140,7 +140,7 @@ def test_sync_sends_no_checkpoint_that_a_link_leads_to(run: Run, secret: Path) -
 
 def test_a_lock_or_a_report_that_is_a_link_leads_nowhere(run: Run, secret: Path) -> None:
     link(run.path / ".sync-lock", secret)
-    with sync._alone(run):
+    with sync._sync_lock(run):
         assert secret.read_text() == SECRET
     link(run.path / "report", secret.parent)
     with pytest.raises(UserError, match=r"report: cannot write the report there \(a symbolic link, not a directory\)"):
@@ -265,7 +265,7 @@ def test_nothing_in_a_run_steers_the_terminal(
 def test_sync_report_and_resume_ask_whose_directory_it_is(
     run: Run, says: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sync, "plan", lambda run: pytest.fail("looked into it"))
+    monkeypatch.setattr(sync, "plan_sync", lambda run: pytest.fail("looked into it"))
     os.chown(run.path, NOBODY, -1)
     for verb in ("sync", "report", "resume"):
         said = says(verb, run.id)
@@ -278,6 +278,6 @@ def test_sync_report_and_resume_ask_whose_directory_it_is(
 
 
 def test_a_journal_is_read_as_before(run: Run) -> None:
-    rows, broken = journal.read(run.journal_path)
+    rows, broken = journal.read_journal(run.journal_path)
     assert ([row["event"] for row in rows], broken) == (["start", "epoch", "epoch", "stop"], 0)
     assert np.isfinite([row["t"] for row in rows]).all()

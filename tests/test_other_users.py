@@ -13,9 +13,9 @@ import pytest
 from runyard import ownership
 from runyard.config.schema import Config
 from runyard.data import compiled, manifest
-from runyard.data.prepare.stage import stage
+from runyard.data.prepare.stage import stage_data
 from runyard.errors import UserError
-from runyard.ownership import of_this_user, private_folder
+from runyard.ownership import per_user_name, private_folder
 from runyard.runs import run as run_module
 from runyard.runs import snapshot
 from runyard.runs.run import Run
@@ -30,7 +30,7 @@ def mode(path: Path) -> int:
 
 
 def plant(folder: Path, *files: str) -> None:
-    """``folder`` as another user made it, with these files in it."""
+    """``dataset_dir`` as another user made it, with these files in it."""
     folder.mkdir(parents=True)
     for name in files:
         (folder / name).write_text("raise SystemExit('another user was here')")
@@ -57,17 +57,17 @@ def test_code_that_another_put_into_a_shared_folder_of_runs_is_never_taken(
     create: Callable[..., Run], shared_place: Path
 ) -> None:
     first = create()
-    store = shared_place / of_this_user(".code")
-    assert first.code.parent == store
+    store = shared_place / per_user_name(".code")
+    assert first.code_path.parent == store
     assert mode(store) == 0o700
     for path in sorted(store.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     store.rmdir()
-    plant(store / first.code.name)
+    plant(store / first.code_path.name)
     os.chown(store, NOBODY, NOBODY)
     with pytest.raises(UserError, match=rf"{store} belongs to nobody; choose another place"):
         create()
-    (store / first.code.name).rmdir()
+    (store / first.code_path.name).rmdir()
     store.rmdir()
     plant_link(store, shared_place)
     with pytest.raises(UserError, match="is no directory but a link"):
@@ -80,14 +80,14 @@ def test_two_users_share_a_folder_of_runs(
 ) -> None:
     mine, store = create(), shared_place / f".code-{NOBODY}"
     installed = shared_place / "installed"  # where both can read the program: this checkout may lie where only root can
-    sources = {name: installed / name for name in snapshot.checkout()}
-    shutil.copytree(mine.code, installed)
+    sources = {name: installed / name for name in snapshot.checkout_files()}
+    shutil.copytree(mine.code_path, installed)
     for path in (installed, *installed.rglob("*")):
         path.chmod(0o755)
-    monkeypatch.setattr(snapshot, "checkout", lambda: sources)
+    monkeypatch.setattr(snapshot, "checkout_files", lambda: sources)
 
     def make() -> Path:
-        run_module.STORE = store.name  # it is of whoever started the program
+        run_module.CODE_STORE = store.name  # it is of whoever started the program
         return Run.create(mine.config, []).path
 
     theirs = Path(as_nobody(make, umask=0))
@@ -98,7 +98,7 @@ def test_two_users_share_a_folder_of_runs(
 
 
 def test_a_snapshot_whose_content_is_not_what_its_name_says_is_not_used(create: Callable[..., Run]) -> None:
-    code = create().code
+    code = create().code_path
     (code / "runyard" / "cluster" / "job" / "task.py").write_text("raise SystemExit('changed')")
     with pytest.raises(UserError, match=f"the code in {code} is not what was submitted.*move that directory away"):
         create()
@@ -120,10 +120,10 @@ def test_data_is_staged_into_a_directory_of_our_own_alone(
     data_root: Path, make_config: Callable[..., Config], shared_place: Path, tmp_path: Path, planted: str
 ) -> None:
     config = make_config(*SMALL_DATA, f"data.root={data_root}", "cluster=slurm", f"cluster.stage_data={shared_place}")
-    folder = manifest.folder(config.data)
-    known = manifest.load(folder)
-    copy, warning = stage(config, known, folder, "1")
-    assert (copy, warning) == (shared_place / of_this_user(f"runyard-{known.sha256[:16]}"), None)
+    folder = manifest.dataset_dir(config.data)
+    known = manifest.load_manifest(folder)
+    copy, warning = stage_data(config, known, folder, "1")
+    assert (copy, warning) == (shared_place / per_user_name(f"runyard-{known.sha256[:16]}"), None)
     assert mode(copy) == 0o700
     copy.rename(tmp_path / "aside")
     (victim := tmp_path / "victim").mkdir()
@@ -131,7 +131,7 @@ def test_data_is_staged_into_a_directory_of_our_own_alone(
         plant(copy, "verified-1", next(folder.glob("*train*.beton")).name)
     else:
         plant_link(copy, victim)
-    found, warning = stage(config, known, folder, "1")
+    found, warning = stage_data(config, known, folder, "1")
     assert found == folder
     said = "belongs to nobody" if planted == "directory" else "is no directory but a link"
     assert said in str(warning)
@@ -157,7 +157,7 @@ def test_kernels_that_another_compiled_are_not_loaded(shared_place: Path, monkey
 def test_a_compiler_cache_that_another_made_is_not_used(shared_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(shared_place))
     ours = ownership.compiler_cache("inductor")
-    assert (ours, mode(ours)) == (shared_place / of_this_user("runyard-inductor"), 0o700)
+    assert (ours, mode(ours)) == (shared_place / per_user_name("runyard-inductor"), 0o700)
     ours.rmdir()
     plant(ours, "graph.pkl")
     other = ownership.compiler_cache("inductor")

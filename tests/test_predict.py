@@ -16,7 +16,7 @@ from runyard import predict as prediction
 from runyard.config import schema
 from runyard.data import manifest
 from runyard.errors import UserError
-from runyard.predict import open_images, predict
+from runyard.predict import open_images, predict_to_csv
 from runyard.runs.run import Run
 
 SIZE, CLASSES = 8, ("dark", "red", "green", "blue")
@@ -37,12 +37,12 @@ def run(tmp_path, make_config, monkeypatch):
     config = make_config("precision=fp32", *small)
     path = tmp_path / "run"
     path.mkdir()
-    (path / "config.yaml").write_text(yaml.safe_dump(schema.to_dict(config)))
+    (path / "config.yaml").write_text(yaml.safe_dump(schema.config_to_dict(config)))
     (path / "run.json").write_text(json.dumps({"format": "runyard-run-1", "id": "r"}))
     split = manifest.Split(1, "t.beton", "0" * 64, 1, None, None, {})
     splits = {"train": split, "test": split}
     data = manifest.Manifest("d", "cifar10", "s", CLASSES, SIZE, (0.5,) * 3, (0.25,) * 3, splits, {}, True)
-    (path / "data.json").write_text(json.dumps(manifest.to_dict(data)))
+    (path / "data.json").write_text(json.dumps(manifest.manifest_to_dict(data)))
     monkeypatch.setattr(prediction, "load_network", lambda run, which: Brightest().eval())
     return Run.open(path)
 
@@ -82,7 +82,7 @@ def test_every_array_layout_and_file_gives_the_same_labels_in_input_order(run, p
             np.savez(file, data=array, other=np.arange(3))
         else:
             pickle.dump({b"data" if kind == "pickle-bytes" else "data": array}, file)
-    assert predict(run, path, tmp_path / "out.csv") == 10
+    assert predict_to_csv(run, path, tmp_path / "out.csv") == 10
     assert rows(tmp_path / "out.csv") == expected(wanted)
 
 
@@ -90,7 +90,7 @@ def test_ids_beside_the_images_are_used(run, pictures, tmp_path):
     images, wanted = pictures
     ids = np.arange(10)[::-1] * 7
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({b"data": images, b"ids": ids}, protocol=2))
-    predict(run, tmp_path / "a.pkl", tmp_path / "out.csv")
+    predict_to_csv(run, tmp_path / "a.pkl", tmp_path / "out.csv")
     assert rows(tmp_path / "out.csv") == expected(wanted, [int(i) for i in ids])
 
 
@@ -101,7 +101,7 @@ def test_a_folder_is_read_in_natural_order_with_the_names_as_ids(run, pictures, 
     for at in range(10):
         Image.fromarray(images[at]).save(folder / f"{at + 1}.png")
     (folder / ".hidden").write_text("no image")
-    predict(run, folder, tmp_path / "out.csv")
+    predict_to_csv(run, folder, tmp_path / "out.csv")
     assert rows(tmp_path / "out.csv") == expected(wanted, range(1, 11))
     assert sorted(str(i) for i in range(1, 11))[1] == "10"  # negative control: the plain order is another
 
@@ -113,13 +113,13 @@ def test_a_folders_images_of_another_size_are_resized_and_cropped_to_the_middle(
     wide[:, 24:40, 1] = 220  # green in the middle square only
     Image.fromarray(wide).save(folder / "wide.png")
     Image.fromarray(wide[:, 24:40, 1]).save(folder / "gray.png")
-    predict(run, folder, tmp_path / "out.csv", labels="name")
+    predict_to_csv(run, folder, tmp_path / "out.csv", labels="name")
     assert rows(tmp_path / "out.csv")[2] == ["wide", "green"]
 
 
 def test_class_names_and_column_names_can_be_asked_for(run, pictures, tmp_path):
     np.save(tmp_path / "a.npy", pictures[0])
-    predict(run, tmp_path / "a.npy", tmp_path / "out.csv", columns=("id", "label"), labels="name")
+    predict_to_csv(run, tmp_path / "a.npy", tmp_path / "out.csv", columns=("id", "label"), labels="name")
     assert rows(tmp_path / "out.csv")[:3] == [["id", "label"], ["0", "dark"], ["1", "red"]]
 
 
@@ -128,16 +128,16 @@ def test_flip_averages_with_the_mirrored_image(run, tmp_path):
     image[:, :, : SIZE // 2, 0] = 180  # red on the left
     image[:, :, SIZE // 2 :, 2] = 255  # more blue on the right
     np.save(tmp_path / "a.npy", image)
-    predict(run, tmp_path / "a.npy", tmp_path / "out.csv")
+    predict_to_csv(run, tmp_path / "a.npy", tmp_path / "out.csv")
     assert rows(tmp_path / "out.csv")[1] == ["0", "1"]
-    predict(run, tmp_path / "a.npy", tmp_path / "out.csv", flip_tta=True)
+    predict_to_csv(run, tmp_path / "a.npy", tmp_path / "out.csv", flip_tta=True)
     assert rows(tmp_path / "out.csv")[1] == ["0", "3"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 99])
 def test_labels_do_not_depend_on_the_batch_size(run, pictures, tmp_path, batch_size):
     np.save(tmp_path / "a.npy", pictures[0])
-    predict(run, tmp_path / "a.npy", tmp_path / "out.csv", batch_size=batch_size)
+    predict_to_csv(run, tmp_path / "a.npy", tmp_path / "out.csv", batch_size=batch_size)
     assert rows(tmp_path / "out.csv") == expected(pictures[1])
 
 
@@ -145,7 +145,7 @@ def test_the_checkpoint_that_was_asked_for_is_used(run, pictures, tmp_path, monk
     asked = []
     monkeypatch.setattr(prediction, "load_network", lambda run, which: (asked.append(which), Brightest())[1])
     np.save(tmp_path / "a.npy", pictures[0])
-    predict(run, tmp_path / "a.npy", tmp_path / "out.csv", which="best")
+    predict_to_csv(run, tmp_path / "a.npy", tmp_path / "out.csv", which="best")
     assert asked == ["best"]
 
 
@@ -242,7 +242,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(run, pictures
     np.save(tmp_path / "a.npy", pictures[0])
     for out in (tmp_path, tmp_path / "no" / "out.csv"):
         with pytest.raises(UserError, match="--out"):
-            predict(run, tmp_path / "a.npy", out)
+            predict_to_csv(run, tmp_path / "a.npy", out)
 
 
 def test_a_crash_while_writing_leaves_the_old_file(run, pictures, tmp_path, monkeypatch):
@@ -255,7 +255,7 @@ def test_a_crash_while_writing_leaves_the_old_file(run, pictures, tmp_path, monk
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(UserError, match="No space left"):
-        predict(run, tmp_path / "a.npy", out)
+        predict_to_csv(run, tmp_path / "a.npy", out)
     assert out.read_text() == "old"
 
 
@@ -278,7 +278,7 @@ def refused(run, images, folder):
     """The message of the one-line refusal; nothing is left behind."""
     before = sorted(p.name for p in folder.iterdir())
     with pytest.raises(UserError) as caught:
-        predict(run, images, folder / "out.csv")
+        predict_to_csv(run, images, folder / "out.csv")
     message = str(caught.value)
     assert "\n" not in message
     assert images.name in message or run.id in message
@@ -293,5 +293,5 @@ def test_a_fifo_is_refused_and_not_waited_for(run, pictures, tmp_path, where):
     os.mkfifo(folder / "a.png")
     images = folder / "a.png" if where == "in place of the file" else folder
     with pytest.raises(UserError, match=r"a\.png.*a FIFO \(named pipe\), not a regular file"):
-        predict(run, images, tmp_path / "out.csv")
+        predict_to_csv(run, images, tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()

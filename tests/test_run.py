@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from runyard.config.schema import Config, to_dict
+from runyard.config.schema import Config, config_to_dict
 from runyard.errors import UserError
-from runyard.ownership import of_this_user
+from runyard.ownership import per_user_name
 from runyard.runs import run as run_module
 from runyard.runs.journal import Journal
 from runyard.runs.run import Run
@@ -34,7 +34,7 @@ def create(tmp_path: Path, make_config: Callable[..., Config]) -> Callable[..., 
 
 def left(folder: Path) -> list[str]:
     """Everything below ``folder`` but the store of code, and what is half-made in that."""
-    found = [p for p in folder.rglob("*") if of_this_user(".code") not in p.parts or ".making" in p.name]
+    found = [p for p in folder.rglob("*") if per_user_name(".code") not in p.parts or ".making" in p.name]
     return sorted(str(p.relative_to(folder)) for p in found)
 
 
@@ -44,8 +44,8 @@ def test_what_was_created_is_what_is_opened(create: Callable[..., Run]) -> None:
     assert opened.config == made.config
     assert opened.record == made.record
     assert opened.record["overrides"] == ["epochs=7"]
-    assert (opened.code / "runyard" / "runs" / "run.py").is_file()
-    assert not opened.edited
+    assert (opened.code_path / "runyard" / "runs" / "run.py").is_file()
+    assert not opened.config_edited
 
 
 def full(*_: object, **__: object) -> None:
@@ -149,23 +149,23 @@ def test_a_configuration_changed_by_hand_is_known(create: Callable[..., Run]) ->
     path = create("epochs=3").path
     text = (path / "config.yaml").read_text()
     (path / "config.yaml").write_text(text.replace("epochs: 3\n", "epochs: 4\n"))
-    assert Run.open(path).edited
+    assert Run.open(path).config_edited
     assert Run.open(path).config.epochs == 4
 
 
 def test_a_run_is_finished_when_its_journal_says_so_for_all_its_epochs(create: Callable[..., Run]) -> None:
     run = create("epochs=2")
     journal = Journal(run.journal_path)
-    assert not run.finished
+    assert not run.is_finished
     journal.write("epoch", epoch=1)
     journal.write("stop", reason="interrupted")
-    assert not run.finished
+    assert not run.is_finished
     journal.write("epoch", epoch=2)
-    assert not run.finished
+    assert not run.is_finished
     journal.write("stop", reason="finished")
-    assert run.finished
+    assert run.is_finished
     longer = Run(run.path, create("epochs=3").config, run.record)
-    assert not longer.finished
+    assert not longer.is_finished
 
 
 HOLD = """
@@ -184,11 +184,11 @@ def test_one_process_at_a_time_writes_a_run_and_its_death_frees_it(create: Calla
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=f"is being written by process {holder.pid} on "):
-        run.lease()
+        run.acquire_lease()
     holder.kill()
     holder.communicate()
-    run.lease().release()
-    run.lease().release()
+    run.acquire_lease().release()
+    run.acquire_lease().release()
 
 
 def test_a_submission_is_noted_whole_or_not_at_all(create: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,15 +202,15 @@ def test_a_submission_is_noted_whole_or_not_at_all(create: Callable[..., Run], m
 
 def test_other_errors_of_the_disk_stay_what_they_are(create: Callable[..., Run]) -> None:
     run = create()
-    with pytest.raises(InterruptedError), run.writing():
+    with pytest.raises(InterruptedError), run.reporting_write_errors():
         raise InterruptedError(errno.EINTR, "interrupted")
 
 
 CREATE = """
 import json, sys
-from runyard.config.schema import from_dict
+from runyard.config.schema import config_from_dict
 from runyard.runs.run import Run
-print(Run.create(from_dict(json.loads(sys.argv[1])), []).path)
+print(Run.create(config_from_dict(json.loads(sys.argv[1])), []).path)
 """
 
 
@@ -225,16 +225,16 @@ def test_editing_the_checkout_after_creation_does_not_change_what_a_run_imports(
 ) -> None:
     for folder in ("src/runyard", "cluster"):
         shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    settings: dict[str, Any] = to_dict(make_config("experiment=starter", f"runs_dir={tmp_path / 'runs'}"))
+    settings: dict[str, Any] = config_to_dict(make_config("experiment=starter", f"runs_dir={tmp_path / 'runs'}"))
     first, second = (Run.open(says(CREATE, tmp_path / "src", json.dumps(settings))) for _ in range(2))
-    assert first.code == second.code
+    assert first.code_path == second.code_path
     edited = tmp_path / "src" / "runyard" / "__init__.py"
     edited.write_text(edited.read_text() + "\nEDITED = True\n")
     (tmp_path / "cluster" / "job" / "train_job.py").unlink()
     ask = "import runyard.cluster; print(hasattr(runyard, 'EDITED'), runyard.__file__, runyard.cluster.__file__)"
-    assert says(ask, first.code) == f"False {first.code}/runyard/__init__.py {first.code}/runyard/cluster/__init__.py"
-    assert (first.code / "runyard" / "cluster" / "job" / "train_job.py").is_file()
+    assert says(ask, first.code_path) == f"False {first.code_path}/runyard/__init__.py {first.code_path}/runyard/cluster/__init__.py"
+    assert (first.code_path / "runyard" / "cluster" / "job" / "train_job.py").is_file()
     assert says(ask, tmp_path / "src").startswith("True ")
     third = Run.open(says(CREATE, tmp_path / "src", json.dumps(settings)))
     assert third.record["code_sha256"] != first.record["code_sha256"]
-    assert says(ask, third.code).startswith(f"True {third.code}/")
+    assert says(ask, third.code_path).startswith(f"True {third.code_path}/")

@@ -175,9 +175,9 @@ def _load_kernels() -> None:
     from tests.conftest import compose
     from tests.training.conftest import SMALL
 
-    settings = params.settings(compose(*SMALL).augment, 16, (0.5, 0.5, 0.5))
+    settings = params.augment_params(compose(*SMALL).augment, 16, (0.5, 0.5, 0.5))
     images, rows = np.zeros((2, 16, 16, 3), np.uint8), np.arange(2)
-    kernels.augment(images, rows, rows, 0, 0, settings, np.zeros_like(images))
+    kernels.augment_batch(images, rows, rows, 0, 0, settings, np.zeros_like(images))
 
 
 def _reap(*_: object) -> None:

@@ -12,49 +12,49 @@ import sys
 from runyard.errors import USER_ERROR, UserError
 from runyard.runs.run import Run
 
-TELL_TIMEOUT_S = 60.0  # the job holds its nodes meanwhile
+ALERT_TIMEOUT_S = 60.0  # the job holds its nodes meanwhile
 
 
-def tell(run: Run) -> None:
+def send_alert(run: Run) -> None:
     """Send it, and say in one line how that went. Silent where the run does not use W&B."""
     if run.config.tracking.mode not in ("online", "auto"):
         return
     command = [sys.executable, "-m", "runyard.cluster.job.alert", str(run.path)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TELL_TIMEOUT_S)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ALERT_TIMEOUT_S)
         said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1:]
         line = "".join(said) if done.returncode in (0, USER_ERROR) else _not_told(run, *said)
     except subprocess.TimeoutExpired:
-        line = _not_told(run, f"no end within {TELL_TIMEOUT_S:g} s")
+        line = _not_told(run, f"no end within {ALERT_TIMEOUT_S:g} s")
     except OSError as error:
         line = _not_told(run, str(error))
     if line:
         print(f"runyard: {line}", file=sys.stderr, flush=True)
 
 
-def main(run_dir: str) -> str:
+def sync_and_report(run_dir: str) -> str:
     """Send it here. Returns what to say: nothing where tracking=auto finds no W&B, as its training found none."""
     from runyard.tracking.wandb import sync
-    from runyard.tracking.wandb.connection import obstacle
+    from runyard.tracking.wandb.connection import connection_problem
 
     run = Run.open(run_dir)
-    if (why := obstacle()) is not None:
+    if (why := connection_problem()) is not None:
         return "" if run.config.tracking.mode == "auto" else _not_told(run, why)
     try:
-        plan = sync.plan(run)
-        url = None if plan.done else sync.send(plan, progress=lambda sent: None, warn=lambda message: None)
+        plan = sync.plan_sync(run)
+        url = None if plan.is_complete else sync.send_missing(plan, progress=lambda sent: None, warn=lambda message: None)
         return f"W&B was told: {url}" if url else "W&B knows already"
     except UserError as error:
         raise UserError(_not_told(run, str(error))) from None
 
 
 def _not_told(run: Run, why: str = "without a word") -> str:
-    return f"W&B was not told ({why}); try: runyard sync {run.reference}"
+    return f"W&B was not told ({why}); try: runyard sync {run.cli_reference}"
 
 
 if __name__ == "__main__":
     try:
-        print(main(sys.argv[1]))
+        print(sync_and_report(sys.argv[1]))
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(USER_ERROR)

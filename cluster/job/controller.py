@@ -22,12 +22,12 @@ from types import FrameType
 from runyard import known_causes, out_of_memory
 from runyard.runs import journal, lease
 
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # what asks the tasks to save and stop
-POLL_S = 0.05
-GRACE_S = 30.0  # for the others, once a rank has failed
-CLOSING_S = 660.0  # for rank 0 once it has written how the run ended: its W&B record may take that long to close
-SHOW_S = 1.0  # for a task to print where it stands
-TAIL_BYTES = 4096
+FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # what asks the tasks to save and stop
+TASK_POLL_S = 0.05
+FAILURE_GRACE_S = 30.0  # for the others, once a rank has failed
+CLOSE_TIMEOUT_S = 660.0  # for rank 0 once it has written how the run ended: its W&B record may take that long to close
+STACK_DUMP_S = 1.0  # for a task to print where it stands
+ERROR_TAIL_BYTES = 4096
 
 
 class Controller:
@@ -45,23 +45,23 @@ class Controller:
         self._limit_s, self._warning_s = limit_s, warning_s
         self._job, self._start, self._began = str(os.getpid()), secrets.token_hex(4), time.time()
         self._tasks: list[subprocess.Popen[bytes]] = []
-        self._ended: dict[int, str] = {}  # by rank, how it ended badly
-        self._asked: signal.Signals | None = None
-        self._oom = out_of_memory.Watch()
+        self._failures: dict[int, str] = {}  # by rank, how it ended badly
+        self._stop_signal: signal.Signals | None = None
+        self._oom = out_of_memory.OomMonitor()
 
     def run(self) -> None:
         """Start the tasks, and wait for them."""
-        for number in PASSED_ON:
-            signal.signal(number, self._pass_on)
+        for number in FORWARDED_SIGNALS:
+            signal.signal(number, self._forward_signal)
         for rank in range(self._ranks):
-            self._tasks.append(self._started(rank))
+            self._tasks.append(self._start_task(rank))
         # Blocked until now, and so in each task from its first instruction on, until it can answer by saving.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED_SIGNALS)
         self._watch()
-        self._conclude()
-        self._notes.unlink(missing_ok=True)
+        self._record_end()
+        self._ended_file.unlink(missing_ok=True)
 
-    def _started(self, rank: int) -> subprocess.Popen[bytes]:
+    def _start_task(self, rank: int) -> subprocess.Popen[bytes]:
         number = str(rank)
         place = {
             "SUBMITIT_LOCAL_JOB_ID": self._job,
@@ -72,9 +72,9 @@ class Controller:
         with open(self._log(rank, "out"), "a") as out, open(self._log(rank, "err"), "a") as err:
             return subprocess.Popen(self._command, env=env, stdout=out, stderr=err)
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self._asked = signal.Signals(number)
-        self._send(self._asked)
+    def _forward_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stop_signal = signal.Signals(number)
+        self._send(self._stop_signal)
 
     def _send(self, number: signal.Signals) -> None:
         for task in self._tasks:
@@ -87,65 +87,65 @@ class Controller:
         while any(task.poll() is None for task in self._tasks):
             now = time.monotonic()
             self._note_ended()
-            failed_at = failed_at or (now if self._ended else 0.0)
+            failed_at = failed_at or (now if self._failures else 0.0)
             if now - began > self._limit_s - self._warning_s and not warned:
                 warned = True
                 self._send(signal.SIGUSR2)
-            closing = self._tasks[0].poll() is None and self._concluded()
-            late = failed_at and now - failed_at > (CLOSING_S if closing else GRACE_S)
+            closing = self._tasks[0].poll() is None and self._end_recorded()
+            late = failed_at and now - failed_at > (CLOSE_TIMEOUT_S if closing else FAILURE_GRACE_S)
             if late or now - began > self._limit_s:
-                self._end()
-            time.sleep(POLL_S)
+                self._kill_hung()
+            time.sleep(TASK_POLL_S)
         self._note_ended()
 
     def _note_ended(self) -> None:
         for rank, task in enumerate(self._tasks):
-            if (code := task.poll()) and rank not in self._ended:
-                self._ended[rank] = self._how(rank, code)
-                with open(self._notes, "a") as notes:
-                    notes.write(json.dumps({"rank": rank, "message": self._ended[rank]}) + "\n")
+            if (code := task.poll()) and rank not in self._failures:
+                self._failures[rank] = self._exit_text(rank, code)
+                with open(self._ended_file, "a") as notes:
+                    notes.write(json.dumps({"rank": rank, "message": self._failures[rank]}) + "\n")
 
-    def _how(self, rank: int, code: int) -> str:
+    def _exit_text(self, rank: int, code: int) -> str:
         if code < 0:
-            struck = self._oom.words()
-            how = ", ".join(filter(None, [known_causes.end_in_words(known_causes.end(code)), struck]))
+            struck = self._oom.message()
+            how = ", ".join(filter(None, [known_causes.exit_text(known_causes.describe_exit(code)), struck]))
             return f"of {self._ranks} ended without a word: {how}"
         lines = [line for line in self._tail(rank).splitlines() if line.strip()]
         said = [line.removeprefix("runyard: ") for line in lines if line.startswith("runyard: ")] or lines
         return f"ended with {code}{': ' + said[-1] if said else ''}"
 
-    def _end(self) -> None:
+    def _kill_hung(self) -> None:
         """Let the rest show where they stand, and kill them; what only a look from outside tells goes to their logs."""
         hung = [(rank, task) for rank, task in enumerate(self._tasks) if task.poll() is None]
         for _, task in hung:
             task.send_signal(signal.SIGQUIT)  # StopFlag has its stack printed
-        time.sleep(SHOW_S)
+        time.sleep(STACK_DUMP_S)
         for rank, task in hung:
-            self._ended = {rank: f"did not end, and was killed; it was {_stands(task.pid)}"} | self._ended
+            self._failures = {rank: f"did not end, and was killed; it was {_process_state(task.pid)}"} | self._failures
             with open(self._log(rank, "err"), "a") as err:
-                err.write(f"runyard: rank {rank} {self._ended[rank]}\n")
+                err.write(f"runyard: rank {rank} {self._failures[rank]}\n")
             task.kill()
             task.wait()
 
-    def _conclude(self) -> None:
+    def _record_end(self) -> None:
         """Write down how the run ended where its own rank 0 could not."""
         run = self._folder.parent
-        if self._concluded() or not self._ended or lease.holder(run) is not None:
+        if self._end_recorded() or not self._failures or lease.lease_holder(run) is not None:
             return
-        rank, how = next(iter(self._ended.items()))  # who hung, else who failed first
-        stopped = self._asked is signal.SIGTERM
+        rank, how = next(iter(self._failures.items()))  # who hung, else who failed first
+        stopped = self._stop_signal is signal.SIGTERM
         with contextlib.suppress(OSError):
             journal.Journal(run / "metrics.jsonl").write(
                 "stop", reason="interrupted" if stopped else "failed", message=f"rank {rank} {how}", rank=rank,
                 **({"cause": "TERM"} if stopped else {"user_error": False, "retry": True}),
             )  # fmt: skip
 
-    def _concluded(self) -> bool:
-        rows, _ = journal.read(self._folder.parent / "metrics.jsonl")
+    def _end_recorded(self) -> bool:
+        rows, _ = journal.read_journal(self._folder.parent / "metrics.jsonl")
         return any(row["event"] == "stop" and row["t"] >= self._began for row in rows[-2:])  # a warning may follow
 
     @property
-    def _notes(self) -> Path:
+    def _ended_file(self) -> Path:
         return self._folder / f"ended-{self._job}-{self._start}.jsonl"
 
     def _log(self, rank: int, kind: str) -> Path:
@@ -153,11 +153,11 @@ class Controller:
 
     def _tail(self, rank: int) -> str:
         with open(self._log(rank, "err"), "rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_BYTES))
+            log.seek(max(0, log.seek(0, os.SEEK_END) - ERROR_TAIL_BYTES))
             return log.read().decode(errors="replace")
 
 
-def _stands(pid: int) -> str:
+def _process_state(pid: int) -> str:
     """What the kernel tells of a process: its state, and what it waits for as far as we may know."""
     try:
         status = dict(

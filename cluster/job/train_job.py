@@ -23,19 +23,19 @@ class TrainJob:
         from runyard.runs.lease import LeaseLost
         from runyard.runs.run import Run
         from runyard.training.distributed.health_check import HealthError
-        from runyard.training.distributed.peer_failure import RankLost
+        from runyard.training.distributed.peer_failure import PeerFailure
         from runyard.training.distributed.process_group import from_environment
-        from runyard.training.train_state import Diverged
+        from runyard.training.train_state import DivergenceError
         from runyard.training.trainer import train
 
         try:
             run = Run.open(Path(self.run_dir))
-            run.keep_private()
+            run.set_umask()
             if from_environment(os.environ).rank == 0:
-                stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
+                stop.watch_time_limit(os.environ, run.config.cluster.signal_delay_s)
             return str(train(run, stop))
-        except (UserError, Diverged, RankLost, LeaseLost, HealthError) as error:
+        except (UserError, DivergenceError, PeerFailure, LeaseLost, HealthError) as error:
             print(f"runyard: {error}", file=sys.stderr, flush=True)
             sys.exit(2 if isinstance(error, UserError) else 1)
         finally:
-            stop.ignore()  # all is written: while Python ends, one more signal would end it as a crash does
+            stop.ignore_signals()  # all is written: while Python ends, one more signal would end it as a crash does

@@ -22,27 +22,35 @@ from runyard.config.schema import ClusterConfig
 from runyard.errors import UserError
 from runyard.ownership import UMASK, UMASK_WITH_GROUP
 from runyard.runs.run import Run
-from runyard.slurm_client import ASK_AGAIN_S, CannotTell, NoAnswer, ask, environment, in_one_line, insist
+from runyard.slurm_client import (
+    RETRY_INTERVAL_S,
+    QueryError,
+    SlurmUnavailable,
+    clean_environment,
+    error_line,
+    run_query,
+    run_with_retry,
+)
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-PYTHON = CHECKOUT / "slurm" / "python.sh"
+REPO_ROOT = Path(__file__).resolve().parents[2]
+PYTHON = REPO_ROOT / "slurm" / "python.sh"
 # sbatch's variables that go by another name than the option which they override.
-VARIABLES = {
+SBATCH_VARIABLES = {
     "time": ("TIMELIMIT",),
     "mem": ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"),
     "array": ("ARRAY_INX",),
     "requeue": ("REQUEUE", "NO_REQUEUE"),
     "no-requeue": ("REQUEUE", "NO_REQUEUE"),
 }
-OF_OTHER_JOBS = ("WAIT", "ARRAY_INX", "TEST_ONLY")  # what no submission of ours is, whatever the environment says
-SBATCH_S = 60.0  # for sbatch, which a busy controller keeps waiting
+FOREIGN_SBATCH_VARIABLES = ("WAIT", "ARRAY_INX", "TEST_ONLY")  # what no submission of ours is, whatever the environment says
+SBATCH_SUBMIT_TIMEOUT_S = 60.0  # for sbatch, which a busy controller keeps waiting
 
 
-class Unsure(UserError):
+class SubmissionUnknown(UserError):
     """Whether a job is on the queue could not be found out. What it needs must stay."""
 
 
-class Batch:
+class SbatchJob:
     """One submission: a run, or the points of a sweep as one array, and the batch script that starts them.
 
     Args:
@@ -80,12 +88,12 @@ class Batch:
         if odd := next((c for c in str(self.folder) if c in "'\"\\" or not c.isprintable()), None):
             raise UserError(f"runs_dir: sbatch would misread the {odd!r} in {self.folder}; set one without it")
         count = len(self.runs) if len(self.runs) > 1 else None
-        command = f"{self._start} -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
+        command = f"{self._task_command} -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
         text = str(_make_sbatch_string(command, self.folder, map_count=count, **self.parameters))
-        _check_script(text, self._expected_lines())
+        _check_script(text, self._required_directives())
         return text
 
-    def submit(self, hold: Sequence[int] = ()) -> list[str]:
+    def submit(self, held_locks: Sequence[int] = ()) -> list[str]:
         """Put the job on the queue. Returns one id per run: ``12``, or ``12_0``, ``12_1``, ... of an array.
 
         Args:
@@ -95,69 +103,69 @@ class Batch:
             UserError: sbatch refused it. Nothing is on the queue then.
             Unsure: it may be on the queue, and SLURM does not say.
         """
-        wanted = self.script()
+        script = self.script()
         for run, pickle in zip(self.runs, self._pickles, strict=True):
             task = submitit.core.utils.DelayedSubmission(TrainJob(str(run.path)))
             task.set_timeout(self.cluster.timeout_min, max_num_timeout=0)
             task.dump(pickle)
         if self.folder != self.runs[0].path / "slurm":
             (self.folder / "runs.txt").write_text("".join(f"{run.path}\n" for run in self.runs))
-        self.path.write_text(wanted)
+        self.path.write_text(script)
         try:
-            number = self._to_sbatch(hold)
-        except CannotTell as error:
-            self.take_back(error)
+            number = self._run_sbatch(held_locks)
+        except QueryError as error:
+            self.cancel_submission(error)
             raise UserError(f"SLURM does not answer ({error}): nothing was submitted; try again later") from None
         except BaseException as error:  # it may be on the queue all the same: a person can lose patience
-            self.take_back(error)
+            self.cancel_submission(error)
             raise
         return [f"{number}_{k}" for k in range(len(self.runs))] if len(self.runs) > 1 else [number]
 
-    def take_back(self, because: BaseException) -> None:
+    def cancel_submission(self, because: BaseException) -> None:
         """Cancel what is on the queue of this submission, and of no other.
 
         Raises:
             Unsure: SLURM does not say whether there is something.
         """
         try:
-            if numbers := self._on_the_queue(wait_s=0 if isinstance(because, CannotTell) else None):
-                insist("scancel", *numbers)
+            if numbers := self._queued_job_ids(wait_s=0 if isinstance(because, QueryError) else None):
+                run_with_retry("scancel", *numbers)
             for path in (self.path, *self._pickles):
                 path.unlink(missing_ok=True)
-        except CannotTell as error:
+        except QueryError as error:
             told = f"{because}; " if isinstance(because, UserError) else ""
-            raise Unsure(
+            raise SubmissionUnknown(
                 f"{told}a job of {self.name} may be on the queue, and SLURM does not say ({error}): look with "
                 f"`runyard status` once it does, and end it with `runyard cancel`"
             ) from because
 
-    def _to_sbatch(self, hold: Sequence[int]) -> str:
+    def _run_sbatch(self, held_locks: Sequence[int]) -> str:
         """The job's number, as the queue has it: sbatch may print other numbers besides, or lose the answer."""
-        env, deadline = _environment(self.path.read_text()), time.monotonic() + slurm_client.PATIENCE_S
+        env, deadline = _environment(self.path.read_text()), time.monotonic() + slurm_client.RETRY_TIMEOUT_S
         while True:
             said, refusal = "", None
             try:
-                said = ask("sbatch", str(self.path), timeout_s=SBATCH_S, env=env, keep=hold)
-            except CannotTell as error:
+                said = run_query("sbatch", str(self.path), timeout_s=SBATCH_SUBMIT_TIMEOUT_S, env=env, keep_open=held_locks)
+            except QueryError as error:
                 refusal = error
-            if numbers := self._on_the_queue():
+            if numbers := self._queued_job_ids():
                 if len(numbers) > 1:  # sbatch was heard twice
-                    insist("scancel", *numbers[1:])
+                    run_with_retry("scancel", *numbers[1:])
                 return numbers[0]
             if refusal is None:
                 raise UserError(
-                    f"sbatch said {in_one_line(said)!r}, and no job of this submission is on the queue: look at what "
+                    f"sbatch said {error_line(said)!r}, and no job of this submission is on the queue: look at what "
                     "sbatch is here, and try again"
                 )
-            if not isinstance(refusal, NoAnswer):
+            if not isinstance(refusal, SlurmUnavailable):
                 raise UserError(f"sbatch refused the job: {refusal}") from None
-            if time.monotonic() + ASK_AGAIN_S > deadline:
+            if time.monotonic() + RETRY_INTERVAL_S > deadline:
                 raise UserError(f"SLURM does not answer ({refusal}): nothing was submitted; try again later") from None
-            time.sleep(ASK_AGAIN_S)
+            time.sleep(RETRY_INTERVAL_S)
 
-    def _on_the_queue(self, wait_s: float | None = None) -> list[str]:
+    def _queued_job_ids(self, wait_s: float | None = None) -> list[str]:
         """Numbers of the jobs that run this submission's script: of one, as a rule."""
-        said = insist("squeue", "--me", "--noheader", "--states=all", "--format=%F %o", wait_s=wait_s)
+        said = run_with_retry("squeue", "--me", "--noheader", "--states=all", "--format=%F %o", wait_s=wait_s)
         lines = [line.strip().partition(" ") for line in said.splitlines()]
         return sorted({number for number, _, command in lines if command == str(self.path)}, key=int)
 
@@ -167,7 +175,7 @@ class Batch:
         return [self.path.with_name(f"{self.path.stem}{element}.pkl") for element in elements]
 
     @property
-    def _start(self) -> str:
+    def _task_command(self) -> str:
         return f"{self._python} -m runyard.cluster.job.task"
 
     @property
@@ -177,31 +185,31 @@ class Batch:
     @property
     def _scripts(self) -> Path:
         """The snapshot's, as the rest of the code; the checkout's for a run from before these were part of it."""
-        code = self.runs[0].code
-        kept = not code.exists() or (code / "slurm" / "begin.sh").exists()
-        return code / "slurm" if kept else CHECKOUT / "slurm"
+        code = self.runs[0].code_path
+        in_snapshot = not code.exists() or (code / "slurm" / "begin.sh").exists()
+        return code / "slurm" if in_snapshot else REPO_ROOT / "slurm"
 
     def _setup(self) -> list[str]:
-        code = shlex.quote(str(self.runs[0].code))
+        code = shlex.quote(str(self.runs[0].code_path))
         # The snapshot of the code that was taken when the run was created, and not what lies in the checkout by now.
         snapshot = f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1'
-        root = f"export RUNYARD_ROOT={shlex.quote(str(CHECKOUT))}"  # by it the snapshot's python.sh finds .venv
+        root = f"export RUNYARD_ROOT={shlex.quote(str(REPO_ROOT))}"  # by it the snapshot's python.sh finds .venv
         # What a job writes is its user's alone. Who can write runs_dir may have put code of their own there meanwhile.
         config = self.runs[0].config
         private = f"umask {UMASK_WITH_GROUP if config.runs_group_readable else UMASK:03o}"
-        whose = f"case $(stat -c %u {code} 2>/dev/null) in {self._owner}|'') ;; *)"
-        mine = f"{whose} echo runyard: not run, another user owns it now: {code} >&2; exit 2 ;; esac"
+        owner_case = f"case $(stat -c %u {code} 2>/dev/null) in {self._code_owner_uid}|'') ;; *)"
+        owner_check = f"{owner_case} echo runyard: not run, another user owns it now: {code} >&2; exit 2 ;; esac"
         # set +e: where a line of env_setup set it, the script would end with srun and requeue nothing.
         begin = f". {shlex.quote(str(self._scripts / 'begin.sh'))}"
         # Each task reads its pickle by the job's number, which nobody knows before sbatch answers, if ever it does.
         element = '${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}'
         pickle = f'ln -sf {self.path.stem}"{element}".pkl {shlex.quote(str(self.folder))}/"$job"_submitted.pkl'
-        return [*self.cluster.env_setup, "set +e", private, mine, snapshot, root, begin, pickle]
+        return [*self.cluster.env_setup, "set +e", private, owner_check, snapshot, root, begin, pickle]
 
     @property
-    def _owner(self) -> int:
+    def _code_owner_uid(self) -> int:
         """User id of whoever owns the code now, when a person has it run."""
-        code = self.runs[0].code
+        code = self.runs[0].code_path
         return code.stat().st_uid if code.exists() else os.getuid()
 
     def _teardown(self) -> list[str]:
@@ -211,7 +219,7 @@ class Batch:
             run = f'"$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(self.folder / "runs.txt"))})"'
         return [f"ended=$?; exec {shlex.quote(str(self._scripts / 'requeue.sh'))} {self._python} {run} $ended"]
 
-    def _expected_lines(self) -> list[str]:
+    def _required_directives(self) -> list[str]:
         own = {"setup", "teardown", "signal_delay_s", "array_parallelism", "additional_parameters", "srun_args"}
         given = {k: v for k, v in self.parameters.items() if k not in own} | self.parameters["additional_parameters"]
         lines = [f"#SBATCH --{name.replace('_', '-')}" for name in given]
@@ -269,9 +277,9 @@ def _check_script(text: str, expected: list[str]) -> None:
         if line and not line.startswith("#"):
             break
         head.append(line)
-    for wanted in expected:
-        if not any(line == wanted or line.startswith(wanted + "=") for line in head):
-            raise UserError(f"the batch script lacks {wanted!r} before its first command: a setting broke it")
+    for script in expected:
+        if not any(line == script or line.startswith(script + "=") for line in head):
+            raise UserError(f"the batch script lacks {script!r} before its first command: a setting broke it")
 
 
 def _environment(script: str) -> dict[str, str]:
@@ -280,6 +288,6 @@ def _environment(script: str) -> dict[str, str]:
     A user's SBATCH_ACCOUNT and the like still fill what ``script`` leaves open.
     """
     options = re.findall(r"^#SBATCH --([\w-]+)", script, flags=re.MULTILINE)
-    given = [name for o in options for name in VARIABLES.get(o, (o.replace("-", "_").upper(),))]
-    without = {f"SBATCH_{name}" for name in (*given, *OF_OTHER_JOBS)}
-    return {name: value for name, value in environment().items() if name not in without}
+    given = [name for o in options for name in SBATCH_VARIABLES.get(o, (o.replace("-", "_").upper(),))]
+    without = {f"SBATCH_{name}" for name in (*given, *FOREIGN_SBATCH_VARIABLES)}
+    return {name: value for name, value in clean_environment().items() if name not in without}

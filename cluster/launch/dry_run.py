@@ -5,39 +5,39 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from runyard.cluster.launch.checks.preflight import planned
-from runyard.cluster.launch.submit import Plan, layout
+from runyard.cluster.launch.checks.preflight import planned_job
+from runyard.cluster.launch.submit import SubmissionPlan, tasks_and_gpus
 from runyard.config.compose import compose
-from runyard.config.fields import written
-from runyard.config.schema import to_dict
-from runyard.runs.identity import differences
+from runyard.config.fields import format_literal
+from runyard.config.schema import config_to_dict
+from runyard.runs.identity import changed_settings
 
 
-def show(plan: Plan, *, as_json: bool) -> None:
+def print_plan(plan: SubmissionPlan, *, as_json: bool) -> None:
     """Print it, and create nothing."""
-    differing = differences(compose([]).values, plan.points[0].values)
+    differing = changed_settings(compose([]).values, plan.configs[0].values)
     on_slurm = plan.config.cluster.launcher == "slurm"
-    script = planned([point.config for point in plan.points], plan.after).script() if on_slurm else None
-    tasks, gpus = layout(plan.config.cluster)
-    hours = plan.config.cluster.timeout_min / 60 * plan.config.cluster.nodes * len(plan.points)
+    script = planned_job([point.config for point in plan.configs], plan.after).script() if on_slurm else None
+    tasks, gpus = tasks_and_gpus(plan.config.cluster)
+    hours = plan.config.cluster.timeout_min / 60 * plan.config.cluster.nodes * len(plan.configs)
     if as_json:
-        cost: dict[str, Any] = {"points": len(plan.points), "node_hours": hours, "gpu_hours": hours * gpus}
-        print(json.dumps({"script": script, "config": to_dict(plan.config), "differences": differing} | cost))
+        cost: dict[str, Any] = {"points": len(plan.configs), "node_hours": hours, "gpu_hours": hours * gpus}
+        print(json.dumps({"script": script, "config": config_to_dict(plan.config), "differences": differing} | cost))
         return
     print(script or "no batch script: cluster=local starts processes on this machine", end="\n\n")
     print(_words(plan, tasks, gpus, hours), end="\n\n")
     print("differs from the defaults:")
     for name, (default, value) in differing.items():
-        print(f"  {name}: {written(default)} -> {written(value)}")
-    for point in plan.points[1:]:
-        varied = differences(plan.points[0].values, point.values)
-        print("a further point:", ", ".join(f"{name}={written(value)}" for name, (_, value) in varied.items()))
+        print(f"  {name}: {format_literal(default)} -> {format_literal(value)}")
+    for point in plan.configs[1:]:
+        varied = changed_settings(plan.configs[0].values, point.values)
+        print("a further point:", ", ".join(f"{name}={format_literal(value)}" for name, (_, value) in varied.items()))
     print("nothing was submitted (--dry-run)")
 
 
-def _words(plan: Plan, tasks: int, gpus: int, hours: float) -> str:
+def _words(plan: SubmissionPlan, tasks: int, gpus: int, hours: float) -> str:
     c = plan.config.cluster
-    points = f"{len(plan.points)} runs, at most {c.array_parallelism} at once, each on " if len(plan.points) > 1 else ""
+    points = f"{len(plan.configs)} runs, at most {c.array_parallelism} at once, each on " if len(plan.configs) > 1 else ""
     nodes = f"{c.nodes} node{'s' * (c.nodes > 1)}" if c.launcher == "slurm" else "this machine"
     share = plan.config.batch_size // (tasks * c.nodes)
     cost = f"{hours * gpus:g} GPU-hours" if gpus else f"{hours * tasks * (c.cpus_per_task or 1):g} core-hours"

@@ -11,8 +11,8 @@ from pathlib import Path
 import submitit
 from submitit.local.local import LocalJob
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-CONTROLLER = CHECKOUT / "cluster" / "job" / "controller.py"
+REPO_ROOT = Path(__file__).resolve().parents[2]
+CONTROLLER_SCRIPT = REPO_ROOT / "cluster" / "job" / "controller.py"
 
 
 class LocalExecutor(submitit.LocalExecutor):
@@ -24,7 +24,7 @@ class LocalExecutor(submitit.LocalExecutor):
         # The controller is the checkout's, as sbatch is the site's; its tasks run what was submitted.
         tasks = f"env PYTHONPATH={shlex.quote(os.environ.get('PYTHONPATH', ''))} {command}"
         env = os.environ | {
-            "PYTHONPATH": str(CHECKOUT / "src"),
+            "PYTHONPATH": str(REPO_ROOT / "src"),
             "SUBMITIT_LOCAL_NTASKS": str(p["tasks_per_node"]),
             "SUBMITIT_LOCAL_COMMAND": tasks,
             "SUBMITIT_LOCAL_TIMEOUT_S": str(60 * p["timeout_min"]),
@@ -34,5 +34,5 @@ class LocalExecutor(submitit.LocalExecutor):
             "SUBMITIT_EXECUTOR": "local",
             "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
         }
-        process = subprocess.Popen([sys.executable, str(CONTROLLER), str(self.folder)], env=env)
+        process = subprocess.Popen([sys.executable, str(CONTROLLER_SCRIPT), str(self.folder)], env=env)
         return LocalJob(self.folder, str(process.pid), range(p["tasks_per_node"]), process)

@@ -16,57 +16,57 @@ from typing import Any
 
 from runyard import slurm_client
 from runyard.cluster.job.train_job import TrainJob
-from runyard.cluster.launch.batch_script import Batch, Unsure, require_sbatch, tasks_per_node
-from runyard.cluster.launch.checks.check import Subject
+from runyard.cluster.launch.batch_script import SbatchJob, SubmissionUnknown, require_sbatch, tasks_per_node
+from runyard.cluster.launch.checks.check import CheckContext
 from runyard.cluster.launch.checks.preflight import (
-    can_go_on,
-    is_ours,
-    planned,
+    planned_job,
     preflight,
-    python_is_elsewhere,
-    where_it_goes_on,
+    python_warning,
+    require_own_run,
+    require_resumable,
+    skipped_checkpoints_warning,
 )
 from runyard.cluster.launch.local import LocalExecutor
-from runyard.cluster.monitor.attach import Job, LocalJob, SlurmJob
+from runyard.cluster.monitor.attach import JobHandle, LocalJobHandle, SlurmJobHandle
 from runyard.cluster.slurm import queue
-from runyard.cluster.slurm.submission import begin, conclude, one_at_a_time
+from runyard.cluster.slurm.submission import finish_submission, record_submission, submission_lock
 from runyard.config import schema
 from runyard.config.compose import Composed, compose, expand, gpu_count, visible_gpus
-from runyard.config.fields import written
+from runyard.config.fields import format_literal
 from runyard.config.schema import ClusterConfig, Config
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.files import write_atomic
 from runyard.ownership import private_folder
 from runyard.runs import own_code
-from runyard.runs.identity import FREE, differences
-from runyard.runs.run import Run, new_id, sweeps
-from runyard.tracking.wandb.agent import Handed
+from runyard.runs.identity import CHANGEABLE_SETTINGS, changed_settings
+from runyard.runs.run import Run, new_id, sweeps_dir
+from runyard.tracking.wandb.agent import SweepAssignment
 from runyard.training.stop_signals import STOP_SIGNALS
 
 
 @dataclass(frozen=True)
-class Plan:
+class SubmissionPlan:
     """A checked submission that has not been made: one point, or several of a sweep; or the one that W&B's agent was
-    ``handed``."""
+    ``assignment``."""
 
-    points: list[Composed]
+    configs: list[Composed]
     after: str | None
-    handed: Handed | None = None
+    handed: SweepAssignment | None = None
 
     @property
     def config(self) -> Config:
-        return self.points[0].config
+        return self.configs[0].config
 
 
-def plan(
+def plan_submission(
     overrides: list[str],
     *,
     sweep: bool = False,
     after: str | None = None,
     dry_run: bool = False,
-    handed: Handed | None = None,
-) -> Plan:
+    assignment: SweepAssignment | None = None,
+) -> SubmissionPlan:
     """Compose every point and check it against the data and this machine; data may come to be while it waits ``after``.
 
     Raises:
@@ -79,68 +79,68 @@ def plan(
     needs_data = after is None and not dry_run
     prepare = manifest.prepare_command(first.overrides)
     # As many as the grid has: to compose a thousand takes a minute, and what SLURM would refuse shows in the first.
-    preflight(subject([first.config] * len(grid), prepare, after, needs_data=needs_data), of_slurm=not dry_run)
-    if (doubt := python_is_elsewhere(first.config)) is not None:
+    preflight(check_context([first.config] * len(grid), prepare, after, needs_data=needs_data), include_slurm=not dry_run)
+    if (doubt := python_warning(first.config)) is not None:
         print(f"runyard: warning: {doubt}", file=sys.stderr, flush=True)
     points = [first, *map(compose, grid[1:])]
     if len({repr(point.config.cluster) for point in points}) > 1:
         raise UserError("a sweep is one array of equal jobs: leave the cluster's settings out of what it varies")
     for point in points[1:]:
-        one = subject([point.config], manifest.prepare_command(point.overrides), needs_data=needs_data)
-        preflight(one, of_slurm=False)
-    return Plan(points, after, handed)
+        one = check_context([point.config], manifest.prepare_command(point.overrides), needs_data=needs_data)
+        preflight(one, include_slurm=False)
+    return SubmissionPlan(points, after, assignment)
 
 
-def submit(made: Plan) -> list[tuple[Run, Job]]:
+def submit(plan: SubmissionPlan) -> list[tuple[Run, JobHandle]]:
     """Create the runs and put them on SLURM's queue, several as one array; or start the first on this machine.
 
     Raises:
         UserError: sbatch is missing or refused. The runs it was for are gone again.
     """
-    if made.config.cluster.launcher == "local":
-        return [start_here(point, handed=made.handed) for point in made.points[:1]]
+    if plan.config.cluster.launcher == "local":
+        return [start_local(point, assignment=plan.handed) for point in plan.configs[:1]]
     require_sbatch()
-    sweep = new_id(made.config.name) if len(made.points) > 1 else None
+    sweep = new_id(plan.config.name) if len(plan.configs) > 1 else None
     runs: list[Run] = []
     try:
-        for point in made.points:
-            runs.append(create(point, sweep, made.handed))
+        for point in plan.configs:
+            runs.append(create_run(point, sweep, plan.handed))
         if sweep is None:
-            return [(runs[0], launch(runs[0], made.after))]
-        return list(zip(runs, enqueue(runs, sweep, sweeps(made.config.runs_dir) / sweep, made.after), strict=True))
-    except Unsure:
+            return [(runs[0], launch(runs[0], plan.after))]
+        return list(zip(runs, enqueue(runs, sweep, sweeps_dir(plan.config.runs_dir) / sweep, plan.after), strict=True))
+    except SubmissionUnknown:
         raise
     except BaseException:
-        for path in [run.path for run in runs] + ([sweeps(made.config.runs_dir) / sweep] if sweep else []):
+        for path in [run.path for run in runs] + ([sweeps_dir(plan.config.runs_dir) / sweep] if sweep else []):
             shutil.rmtree(path, ignore_errors=True)
         raise
 
 
-def start_here(point: Composed, sweep: str | None = None, handed: Handed | None = None) -> tuple[Run, Job]:
+def start_local(point: Composed, sweep: str | None = None, assignment: SweepAssignment | None = None) -> tuple[Run, JobHandle]:
     """Create one run, alone or as a point of a ``sweep``, and start it on this machine."""
-    run = create(point, sweep, handed)
+    run = create_run(point, sweep, assignment)
     return run, launch(run)
 
 
-def create(point: Composed, sweep: str | None, handed: Handed | None) -> Run:
-    """A new run: alone, of a ``sweep`` of our own, or the one of a sweep at W&B that its agent was ``handed``."""
-    if handed is None:
-        return Run.create(point.config, kept(point), sweep)
-    return Run.create(point.config, kept(point), handed.sweep, wandb=handed.record)
+def create_run(point: Composed, sweep: str | None, assignment: SweepAssignment | None) -> Run:
+    """A new run: alone, of a ``sweep`` of our own, or the one of a sweep at W&B that its agent was ``assignment``."""
+    if assignment is None:
+        return Run.create(point.config, persistent_overrides(point), sweep)
+    return Run.create(point.config, persistent_overrides(point), assignment.sweep, wandb=assignment.record)
 
 
-def launch(run: Run, after: str | None = None) -> Job:
+def launch(run: Run, after: str | None = None) -> JobHandle:
     """Start a job for ``run``, which is new. The job runs the code snapshot in the run's directory."""
-    with one_at_a_time(run.path, run.reference) as lock:
-        return _launch(run, lock, after)
+    with submission_lock(run.path, run.cli_reference) as lock:
+        return _launch_locked(run, lock, after)
 
 
-def _launch(run: Run, lock: int | None, after: str | None = None) -> Job:
-    run.keep_private()
+def _launch_locked(run: Run, lock: int | None, after: str | None = None) -> JobHandle:
+    run.set_umask()
     if run.config.cluster.launcher == "slurm":
         require_sbatch()
         return enqueue([run], run.id, run.path / "slurm", after, hold=[lock])[0]
-    tasks, gpus = layout(run.config.cluster)
+    tasks, gpus = tasks_and_gpus(run.config.cluster)
     python = f"{shlex.quote(sys.executable)} -m runyard.cluster.job.task"
     executor = LocalExecutor(run.path / "slurm", python=python)  # AutoExecutor takes no signal_delay_s here
     executor.update_parameters(
@@ -153,11 +153,11 @@ def _launch(run: Run, lock: int | None, after: str | None = None) -> Job:
     )
     with _job_environment(run):
         job = executor.submit(TrainJob(str(run.path)))
-    run.add_job(described(run, run.path / "slurm") | {"id": str(job.job_id)})
-    return LocalJob(job)
+    run.add_job(job_record(run, run.path / "slurm") | {"id": str(job.job_id)})
+    return LocalJobHandle(job)
 
 
-def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, trusted: bool = False) -> Job:
+def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, trusted: bool = False) -> JobHandle:
     """Start a job that goes on with ``run``, with other settings of the kind that does not change what the run learns.
 
     Args:
@@ -165,37 +165,37 @@ def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, truste
         trusted: A person has said that the code in it is to be run though it is another user's.
 
     Raises:
-        UserError: one that does, named with its old and its new value; or the run cannot go on (``can_go_on``).
+        UserError: one that does, named with its old and its new value; or the run cannot go on (``require_resumable``).
     """
-    is_ours(run, trusted=trusted)
-    with one_at_a_time(run.path, run.reference) as lock:
-        run.read_again()  # as another command may have left it
-        can_go_on(run)
-        for said in (own_code.restore(run, trusted=trusted), where_it_goes_on(run, from_scratch=from_scratch)):
+    require_own_run(run, trusted=trusted)
+    with submission_lock(run.path, run.cli_reference) as lock:
+        run.reload()  # as another command may have left it
+        require_resumable(run)
+        for said in (own_code.restore_code(run, trusted=trusted), skipped_checkpoints_warning(run, from_scratch=from_scratch)):
             if said is not None:
                 print(f"runyard: {said}", file=sys.stderr, flush=True)
-        config, all_overrides = _changed(run, overrides)
-        preflight(subject([config], manifest.prepare_command(all_overrides)))
+        config, all_overrides = _apply_overrides(run, overrides)
+        preflight(check_context([config], manifest.prepare_command(all_overrides)))
         if config == run.config:
-            return _launch(run, lock)
-        as_it_was, text = dict(run.record), (run.path / "config.yaml").read_bytes()
-        run.amend(config, all_overrides, said=overrides)  # before the launch: a job may begin at once
+            return _launch_locked(run, lock)
+        previous_record, text = dict(run.record), (run.path / "config.yaml").read_bytes()
+        run.change_settings(config, all_overrides, said=overrides)  # before the launch: a job may begin at once
         try:
-            return _launch(run, lock)
-        except Unsure:
+            return _launch_locked(run, lock)
+        except SubmissionUnknown:
             raise
         except BaseException:
             write_atomic(run.path / "config.yaml", text)
-            with run.updating() as record:
+            with run.editing_record() as record:
                 for name in ("overrides", "config_sha256", "amended"):
-                    if name in as_it_was:
-                        record[name] = as_it_was[name]
+                    if name in previous_record:
+                        record[name] = previous_record[name]
                     else:
                         del record[name]
             raise
 
 
-def _changed(run: Run, overrides: list[str]) -> tuple[Config, list[str]]:
+def _apply_overrides(run: Run, overrides: list[str]) -> tuple[Config, list[str]]:
     """The configuration that ``run`` goes on with, and all the overrides that make it.
 
     Raises:
@@ -206,24 +206,24 @@ def _changed(run: Run, overrides: list[str]) -> tuple[Config, list[str]]:
     if any(o.lstrip("+").startswith("cluster=") for o in overrides):
         # Another place: what was said of the one before goes with it.
         given = [o for o in given if not o.startswith(("cluster=", "cluster."))]
-    changed = differences(before, compose([*given, *overrides]).values)
+    changed = changed_settings(before, compose([*given, *overrides]).values)
     for name, (old, new) in changed.items():
-        if not name.startswith(FREE):
+        if not name.startswith(CHANGEABLE_SETTINGS):
             raise UserError(
-                f"{name}={written(new)}: run {run.id} was begun with {written(old)}, and would learn "
-                f"something else; resume takes {', '.join(n.rstrip('.') for n in FREE)}; start a new run for the rest"
+                f"{name}={format_literal(new)}: run {run.id} was begun with {format_literal(old)}, and would learn "
+                f"something else; resume takes {', '.join(n.rstrip('.') for n in CHANGEABLE_SETTINGS)}; start a new run for the rest"
             )
-    values = schema.to_dict(run.config)
+    values = schema.config_to_dict(run.config)
     for name, (_, new) in changed.items():
         *groups, leaf = name.split(".")
         inner = values
         for group in groups:
             inner = inner[group]
         inner[leaf] = new
-    return schema.from_dict(values), [*given, *overrides]
+    return schema.config_from_dict(values), [*given, *overrides]
 
 
-def layout(cluster: ClusterConfig) -> tuple[int, int]:
+def tasks_and_gpus(cluster: ClusterConfig) -> tuple[int, int]:
     """Tasks and GPUs of each machine: one task per GPU, or two on this machine without any."""
     if cluster.launcher == "slurm":
         return tasks_per_node(cluster), cluster.gpus_per_node or 0
@@ -241,72 +241,72 @@ def layout(cluster: ClusterConfig) -> tuple[int, int]:
     return tasks, gpus
 
 
-def subject(
+def check_context(
     configs: list[Config], prepare: str, after: str | None = None, *, needs_data: bool = True
-) -> Subject:
+) -> CheckContext:
     """What preflight and doctor check: one run, or a sweep whose points lie on the same cluster."""
-    tasks, _ = layout(configs[0].cluster)
+    tasks, _ = tasks_and_gpus(configs[0].cluster)
     on_slurm = configs[0].cluster.launcher == "slurm"
-    script = (lambda: planned(configs, after).script()) if on_slurm else None
-    return Subject(configs[0], tasks, prepare, needs_data, len(configs), script, after)
+    script = (lambda: planned_job(configs, after).script()) if on_slurm else None
+    return CheckContext(configs[0], tasks, prepare, needs_data, len(configs), script, after)
 
 
 def enqueue(
     runs: list[Run], name: str, folder: Path, after: str | None = None, hold: Sequence[int | None] = ()
-) -> list[Job]:
+) -> list[JobHandle]:
     """Put ``runs`` on SLURM's queue as one job of that ``name``, several as its array, with its logs in ``folder``.
 
     Args:
-        hold: Locks of ``one_at_a_time``, which sbatch holds as well; a None among them is a disk without locks.
+        hold: Locks of ``submission_lock``, which sbatch holds as well; a None among them is a disk without locks.
 
     Raises:
         UserError: sbatch refused. Nothing is on the queue then.
         Unsure: it may be on the queue. The runs' records have the submission, and what asks of them next finds out.
     """
-    runs[0].keep_private()
+    runs[0].set_umask()
     config = runs[0].config
-    if (shared := sweeps(config.runs_dir)) in folder.parents:
+    if (shared := sweeps_dir(config.runs_dir)) in folder.parents:
         private_folder(shared, group_reads=config.runs_group_readable)
     folder.mkdir(parents=True, exist_ok=True)
-    batch = Batch(name, folder, runs, after)
+    batch = SbatchJob(name, folder, runs, after)
     for run in runs:
-        begin(run, batch.token, described(run, folder) | ({} if name == run.id else {"name": name}))
+        record_submission(run, batch.token, job_record(run, folder) | ({} if name == run.id else {"name": name}))
     try:
         ids = batch.submit([lock for lock in hold if lock is not None])
         try:
             if None in hold:
-                _only_one(runs[0], ids[0])
+                _require_first_job(runs[0], ids[0])
             for run, job_id in zip(runs, ids, strict=True):
-                conclude(run, job_id)
+                finish_submission(run, job_id)
         except BaseException as error:
-            batch.take_back(error)
+            batch.cancel_submission(error)
             raise
-    except Unsure:
+    except SubmissionUnknown:
         raise
     except BaseException:
         for run in runs:
             with contextlib.suppress(UserError):
-                conclude(run, None)
+                finish_submission(run, None)
         raise
-    return [SlurmJob(job_id, folder) for job_id in ids]
+    return [SlurmJobHandle(job_id, folder) for job_id in ids]
 
 
-def _only_one(run: Run, job_id: str) -> None:
+def _require_first_job(run: Run, job_id: str) -> None:
     """Without locks two commands may each have submitted a job of ``run``: the first on the queue stays.
 
     Raises:
         UserError: another job was first.
     """
-    jobs = queue.every([job_id], slurm_client.PATIENCE_S).of(run.path)
+    jobs = queue.all_user_jobs([job_id], slurm_client.RETRY_TIMEOUT_S).jobs_of(run.path)
     first = next((job for job in reversed(jobs) if job.active), None)
     if first is not None and first.id != job_id:
         raise UserError(f"run {run.id} has job {first.id} already, of another command; see: runyard status {run.id}")
 
 
-def described(run: Run, logs: Path) -> dict[str, Any]:
+def job_record(run: Run, logs: Path) -> dict[str, Any]:
     """A job of ``run`` that begins now, as its record describes it."""
     cluster = run.config.cluster
-    tasks, gpus = layout(cluster)
+    tasks, gpus = tasks_and_gpus(cluster)
     size = {"nodes": cluster.nodes, "tasks_per_node": tasks, "gpus_per_node": gpus}
     where = {"launcher": cluster.launcher, "cluster": cluster.name}
     return where | size | {"submitted": time.time(), "logs": os.path.relpath(logs, run.path)}
@@ -321,7 +321,7 @@ def _job_environment(run: Run) -> Iterator[None]:
     A job that held the command's output would keep ``$(runyard submit --detach --json)`` waiting for its end.
     """
     before = dict(os.environ)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(run.code), before.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(run.code_path), before.get("PYTHONPATH")]))
     os.environ["PYTHONSAFEPATH"] = "1"  # else `python -m` would find the checkout in the working directory first
     handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -344,5 +344,5 @@ def _job_environment(run: Run) -> Iterator[None]:
         os.environ.update(before)
 
 
-def kept(composed: Composed) -> list[str]:
+def persistent_overrides(composed: Composed) -> list[str]:
     return [o for o in composed.overrides if not o.startswith("runs_dir=")]

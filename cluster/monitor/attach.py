@@ -19,95 +19,95 @@ from runyard.cluster.slurm import queue
 from runyard.files import read_within
 from runyard.printable import printable
 from runyard.runs import journal, lease
-from runyard.runs.narrative import clock, say
+from runyard.runs.narrative import format_duration, format_row
 from runyard.runs.run import Run
-from runyard.runs.summary import glance
+from runyard.runs.summary import read_run_summary
 
-POLL_S = 0.5
+FOLLOW_POLL_S = 0.5
 QUEUE_POLL_S = 5.0  # a controller answers many
-OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
+FINAL_STATES = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
         "NODE_FAIL", "PREEMPTED"}  # fmt: skip
-SILENT = "the job ended without a word: its log may have one"
+NO_MESSAGE = "the job ended without a word: its log may have one"
 DEAD_AFTER_POLLS = 10  # a journal may reach a shared disk some seconds after its writer ended
 
 
-class HungUp(Exception):
+class TerminalClosed(Exception):
     """The terminal that followed a job is gone (SIGHUP)."""
 
 
-class Job(Protocol):
+class JobHandle(Protocol):
     """A job that was started, wherever."""
 
     id: str
     logs: Path
-    outlives: bool  # the terminal that follows it
+    survives_terminal: bool  # the terminal that follows it
 
-    def over(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether it has ended, and nothing will start it again by itself."""
 
-    def interrupt(self) -> str:
+    def on_ctrl_c(self) -> str:
         """What Ctrl-C does to it, and the words that say so."""
 
-    def warn(self) -> None:
+    def forward_warning(self) -> None:
         """SLURM's warning, SIGUSR2, came to the process that follows it."""
 
 
-class LocalJob:
+class LocalJobHandle:
     """Processes on this machine. Ctrl-C asks them to save and stop; a second leaves them to do so alone."""
 
-    outlives = False
+    survives_terminal = False
 
     def __init__(self, job: submitit.Job[str]) -> None:
         self.id, self.logs, self._job = str(job.job_id), Path(job.paths.folder), job
 
-    def over(self) -> bool:
+    def has_ended(self) -> bool:
         """Also what leads it may be killed, while its ranks train on."""
-        return bool(self._job.done()) and lease.holder(self.logs.parent) is None
+        return bool(self._job.done()) and lease.lease_holder(self.logs.parent) is None
 
-    def interrupt(self) -> str:
+    def on_ctrl_c(self) -> str:
         self._send(signal.SIGTERM)
         return "stopping: saving a checkpoint first (Ctrl-C again to leave it to finish alone)"
 
-    def warn(self) -> None:
+    def forward_warning(self) -> None:
         self._send(signal.SIGUSR2)
 
     def _send(self, number: signal.Signals) -> None:
         """To the process that leads the tasks, which passes it on, or to rank 0 where that is gone."""
-        if (pid := glance(self.logs.parent).local_process()) is not None:
+        if (pid := read_run_summary(self.logs.parent).local_pid()) is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
 
-class SlurmJob:
+class SlurmJobHandle:
     """A job on SLURM's queue. Ctrl-C leaves it alone: it was put there to go on without this terminal."""
 
-    outlives = True
+    survives_terminal = True
 
     def __init__(self, job_id: str, logs: Path) -> None:
         self.id, self.logs = job_id, logs
         self._asked_at, self._over = -QUEUE_POLL_S, False
 
-    def over(self) -> bool:
+    def has_ended(self) -> bool:
         if not self._over and time.monotonic() - self._asked_at >= QUEUE_POLL_S:
             self._asked_at = time.monotonic()
             answer = queue.squeue([self.id])
             states = {job.state for job in answer.jobs.values() if job.id == self.id}
-            self._over = answer.problem is None and states <= OVER
+            self._over = answer.error is None and states <= FINAL_STATES
         return self._over
 
-    def interrupt(self) -> str:
+    def on_ctrl_c(self) -> str:
         return f"job {self.id} goes on; logs -f shows it again, cancel ends it"
 
-    def warn(self) -> None:
+    def forward_warning(self) -> None:
         """It has heard: SLURM told it itself."""
 
 
-class Attached:
+class JobFollower:
     """What the terminal shows of one job of ``run``, beginning after the journal's rows of earlier jobs."""
 
     def __init__(self, run: Run, console: Console) -> None:
         self._run, self._console = run, console
-        self._seen = len(journal.read(run.journal_path)[0])
+        self._seen = len(journal.read_journal(run.journal_path)[0])
         self._bar = Progress(
             TextColumn("[bold]{task.fields[where]}"),
             BarColumn(),
@@ -118,10 +118,10 @@ class Attached:
             transient=True,
         )
         self._task = self._bar.add_task("", total=None, where="starting", pace="")
-        self._began = self._asked = self._terminated = self._warned = False
-        self._end: dict[str, Any] | None = None
+        self._began = self._asked = self._sigterm_seen = self._warning_pending = False
+        self._stop_row: dict[str, Any] | None = None
 
-    def follow(self, job: Job) -> dict[str, Any]:
+    def follow(self, job: JobHandle) -> dict[str, Any]:
         """Show progress until the job ends; return the journal's stop row, or one in its place.
 
         Ctrl-C or SIGTERM does what the job's kind says, and a second Ctrl-C always leaves it alone: KeyboardInterrupt.
@@ -144,48 +144,48 @@ class Attached:
                 signal.signal(number, handler)
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
-        if not self._asked and not self._terminated:
-            self._terminated = True
+        if not self._asked and not self._sigterm_seen:
+            self._sigterm_seen = True
             raise KeyboardInterrupt
 
     def _hang_up(self, number: int, frame: FrameType | None) -> None:
-        raise HungUp
+        raise TerminalClosed
 
     def _take_warning(self, number: int, frame: FrameType | None) -> None:
-        self._warned = True
+        self._warning_pending = True
 
-    def _wait(self, job: Job) -> dict[str, Any]:
+    def _wait(self, job: JobHandle) -> dict[str, Any]:
         polls_after_end = 0
         while True:
             try:
-                if self._warned:
-                    self._warned = False
-                    job.warn()
-                over = job.over()
+                if self._warning_pending:
+                    self._warning_pending = False
+                    job.forward_warning()
+                over = job.has_ended()
                 self._show()
-                if over and self._end is not None:
-                    return self._end
+                if over and self._stop_row is not None:
+                    return self._stop_row
                 if over and self._asked and not self._began:
                     return {"event": "stop", "reason": "interrupted", "message": "before the first step"}
                 if over and polls_after_end == DEAD_AFTER_POLLS:
-                    words = glance(self._run.path).last_words() or SILENT
+                    words = read_run_summary(self._run.path).last_error_line() or NO_MESSAGE
                     return {"event": "stop", "reason": "failed", "message": words}
                 polls_after_end += over
-                time.sleep(POLL_S)
+                time.sleep(FOLLOW_POLL_S)
             except KeyboardInterrupt:
                 if self._asked:
                     raise
                 self._asked = True
-                self._console.print(job.interrupt(), highlight=False)
-                if job.outlives:
+                self._console.print(job.on_ctrl_c(), highlight=False)
+                if job.survives_terminal:
                     raise
 
     def _show(self) -> None:
-        rows, _ = journal.read(self._run.journal_path)
+        rows, _ = journal.read_journal(self._run.journal_path)
         for row in rows[self._seen :]:
             self._began |= row["event"] == "start"
-            self._end = {"stop": row, "start": None, "requeue": None}.get(row["event"], self._end)
-            if (line := say(row, self._run.config.epochs)) is not None:
+            self._stop_row = {"stop": row, "start": None, "requeue": None}.get(row["event"], self._stop_row)
+            if (line := format_row(row, self._run.config.epochs)) is not None:
                 self._console.print(printable(line), highlight=False)
         self._seen = max(self._seen, len(rows))
         try:
@@ -197,5 +197,5 @@ class Attached:
             total=now["steps"],
             completed=now["step"],
             where=f"epoch {now['epoch']}/{now['epochs']}",
-            pace=f"{now['images_per_s']:,.0f} images/s, {clock(now['eta_s'])} left",
+            pace=f"{now['images_per_s']:,.0f} images/s, {format_duration(now['eta_s'])} left",
         )

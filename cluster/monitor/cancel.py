@@ -13,23 +13,23 @@ from typing import Protocol
 
 from rich.console import Console
 
-from runyard.cluster.monitor.run_status import SKEW_S, standing
+from runyard.cluster.monitor.run_status import CLOCK_SKEW_S, run_status
 from runyard.cluster.slurm import queue
-from runyard.cluster.slurm.queue import Job
-from runyard.cluster.slurm.submission import one_at_a_time
+from runyard.cluster.slurm.queue import JobInfo
+from runyard.cluster.slurm.submission import submission_lock
 from runyard.errors import UserError
 from runyard.printable import printable
 from runyard.runs.journal import Journal
-from runyard.runs.summary import Glance, glance
-from runyard.slurm_client import PATIENCE_S, CannotTell, insist
+from runyard.runs.summary import RunSummary, read_run_summary
+from runyard.slurm_client import RETRY_TIMEOUT_S, QueryError, run_with_retry
 
-POLL_S = 1.0
-ASK_AGAIN_S = 5.0  # while a job starts: before its tasks are there, nobody hears a signal
-DIE_WITHIN_S = 90.0  # of scancel: KillWait is 30 s as a rule
+CANCEL_POLL_S = 1.0
+SIGNAL_INTERVAL_S = 5.0  # while a job starts: before its tasks are there, nobody hears a signal
+KILL_TIMEOUT_S = 90.0  # of scancel: KillWait is 30 s as a rule
 
 
 @dataclass(frozen=True)
-class Ended:
+class CancelResult:
     """How a run stands after it was cancelled.
 
     Attributes:
@@ -44,52 +44,52 @@ class Ended:
     forced: bool
 
     @property
-    def well(self) -> bool:
+    def clean(self) -> bool:
         return not self.forced and self.state in ("stopped", "cancelled", "finished")
 
 
-def cancel(run: Glance, wait_s: float, console: Console) -> Ended:
+def cancel(run: RunSummary, wait_s: float, console: Console) -> CancelResult:
     """Ask ``run`` to save and stop, wait ``wait_s`` for that, and then end it by force.
 
     Raises:
         UserError: nothing of it waits or runs, or not where it can be reached from here.
     """
-    with one_at_a_time(run.path, run.reference):  # what another command is submitting is on the queue, or is not
-        found = glance(run.path)
-        now = standing(found, wait_s=PATIENCE_S if found.on_slurm or found.submission else 0, held=True)
+    with submission_lock(run.path, run.reference):  # what another command is submitting is on the queue, or is not
+        found = read_run_summary(run.path)
+        now = run_status(found, wait_s=RETRY_TIMEOUT_S if found.on_slurm or found.pending_submission else 0, holds_locks=True)
     run = now.run
-    if now.problem:
-        raise UserError(f"run {run.id}: {now.problem}")
-    if not now.going:
-        raise UserError(f"run {run.id} neither waits nor runs, there is nothing to cancel: {now.words}")
+    if now.error:
+        raise UserError(f"run {run.id}: {now.error}")
+    if not now.active:
+        raise UserError(f"run {run.id} neither waits nor runs, there is nothing to cancel: {now.message}")
     if now.job is not None:
         job: _Target = _SlurmJobs(run)
-    elif (pid := run.local_process()) is not None:
+    elif (pid := run.local_pid()) is not None:
         job = _LocalProcess(pid, run)
     else:
-        raise UserError(f"run {run.id} cannot be reached from here, cancel it where it runs: {now.words}")
+        raise UserError(f"run {run.id} cannot be reached from here, cancel it where it runs: {now.message}")
     began = time.monotonic()
     with _progress(console, run.id) as say:
-        while not (over := job.ask()) and time.monotonic() - began < wait_s:
+        while not (ended := job.request_stop()) and time.monotonic() - began < wait_s:
             say(run.path, time.monotonic() - began)
-            time.sleep(POLL_S)
-        forced = not over
+            time.sleep(CANCEL_POLL_S)
+        forced = not ended
         if forced:
             console.print(f"not ended within {wait_s:g} s: ending it by force")
-            job.force()
+            job.kill()
             began = time.monotonic()
-            while not (over := job.over()) and time.monotonic() - began < DIE_WITHIN_S:
-                time.sleep(POLL_S)
-    return _ended(glance(run.path), over, forced)
+            while not (ended := job.over()) and time.monotonic() - began < KILL_TIMEOUT_S:
+                time.sleep(CANCEL_POLL_S)
+    return _result(read_run_summary(run.path), ended, forced)
 
 
 class _Target(Protocol):
     """What is to end."""
 
-    def ask(self) -> bool:
+    def request_stop(self) -> bool:
         """Ask again whatever may not have heard it; whether all has ended."""
 
-    def force(self) -> None:
+    def kill(self) -> None:
         """End it now."""
 
     def over(self) -> bool:
@@ -99,68 +99,68 @@ class _Target(Protocol):
 class _SlurmJobs:
     """All jobs of a run on SLURM: what waits is taken off the queue, the tasks of what runs are asked to stop."""
 
-    def __init__(self, run: Glance) -> None:
+    def __init__(self, run: RunSummary) -> None:
         self._run = run
-        self._asking: dict[tuple[str, float | None], _Asking] = {}  # by id and start: anew after a requeue
+        self._asking: dict[tuple[str, float | None], _SignalTimer] = {}  # by id and start: anew after a requeue
 
-    def ask(self) -> bool:
+    def request_stop(self) -> bool:
         active = self._active()
         for job in active:
-            if job.waits:
+            if job.pending:
                 _scancel(job.id)
             elif job.state != "COMPLETING":
                 self._ask_tasks(job)
         return not active
 
-    def force(self) -> None:
+    def kill(self) -> None:
         for job in self._active():
             _scancel(job.id)
 
     def over(self) -> bool:
         return not self._active()
 
-    def _ask_tasks(self, job: Job) -> None:
+    def _ask_tasks(self, job: JobInfo) -> None:
         """SIGTERM to the tasks and not to the batch script, which sees how they end and does not requeue."""
-        if self._asking.setdefault((job.id, job.start), _Asking()).due(self._run.path, job.start or 0):
+        if self._asking.setdefault((job.id, job.start), _SignalTimer()).is_due(self._run.path, job.start or 0):
             _scancel("--signal=TERM", job.id)
 
-    def _active(self) -> list[Job]:
+    def _active(self) -> list[JobInfo]:
         """Looked at twice before it is empty: a job that is put back into the queue is out of it for a moment."""
         for _ in range(2):
-            answer = queue.every(self._run.slurm_jobs, PATIENCE_S)
-            if answer.problem:
-                raise UserError(f"run {self._run.id}: {answer.problem}")
-            if active := [job for job in answer.of(self._run.path) if job.active]:
+            answer = queue.all_user_jobs(self._run.slurm_jobs, RETRY_TIMEOUT_S)
+            if answer.error:
+                raise UserError(f"run {self._run.id}: {answer.error}")
+            if active := [job for job in answer.jobs_of(self._run.path) if job.active]:
                 return active
-            time.sleep(POLL_S)
+            time.sleep(CANCEL_POLL_S)
         return []
 
 
 class _LocalProcess:
     """The process of this machine that leads the run. Its tasks end with it, or it with them."""
 
-    def __init__(self, pid: int, run: Glance) -> None:
+    def __init__(self, pid: int, run: RunSummary) -> None:
         self._pid, self._run = pid, run
-        self._asking = _Asking()
+        self._asking = _SignalTimer()
 
-    def ask(self) -> bool:
-        if self._asking.due(self._run.path, self._run.job.get("submitted", 0)):
+    def request_stop(self) -> bool:
+        if self._asking.is_due(self._run.path, self._run.job.get("submitted", 0)):
             _kill(self._pid, signal.SIGTERM)
         return self.over()
 
-    def force(self) -> None:
+    def kill(self) -> None:
         with contextlib.suppress(OSError):
             for child in Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text().split():
                 _kill(int(child), signal.SIGKILL)
-        time.sleep(POLL_S)  # the leader sees that, and closes its books
+        time.sleep(CANCEL_POLL_S)  # the leader sees that, and closes its books
         if not self.over():
             _kill(self._pid, signal.SIGKILL)
 
     def over(self) -> bool:
-        return self._run.local_process() != self._pid
+        return self._run.local_pid() != self._pid
 
 
-class _Asking:
+class _SignalTimer:
     """When to ask the tasks of one job, by what the run's journal says since the job's start.
 
     Until they train a signal may meet nobody, so it is sent again; then one must do: they stop listening once they have
@@ -170,34 +170,34 @@ class _Asking:
     def __init__(self) -> None:
         self._at, self._trained = float("-inf"), False
 
-    def due(self, run: Path, since: float) -> bool:
-        now = glance(run)
-        if now.last["event"] in ("stop", "requeue") and now.last["t"] >= since - SKEW_S:
+    def is_due(self, run: Path, since: float) -> bool:
+        now = read_run_summary(run)
+        if now.last_event["event"] in ("stop", "requeue") and now.last_event["t"] >= since - CLOCK_SKEW_S:
             return False
-        trains = any(row["t"] >= since - SKEW_S for row in now.starts)
-        if self._trained or (not trains and time.monotonic() - self._at < ASK_AGAIN_S):
+        trains = any(row["t"] >= since - CLOCK_SKEW_S for row in now.starts)
+        if self._trained or (not trains and time.monotonic() - self._at < SIGNAL_INTERVAL_S):
             return False
         self._at, self._trained = time.monotonic(), trains
         return True
 
 
-def _ended(run: Glance, over: bool, forced: bool) -> Ended:
+def _result(run: RunSummary, ended: bool, forced: bool) -> CancelResult:
     """How the run stands, with a last word in its journal where no process of its own was left to write one."""
-    step = run.saved_step
-    if not over:
-        return Ended("going", f"has not ended {DIE_WITHIN_S:g} s after scancel: see `squeue`", step, forced)
-    if not run.concluded:
+    step = run.last_checkpoint_step
+    if not ended:
+        return CancelResult("going", f"has not ended {KILL_TIMEOUT_S:g} s after scancel: see `squeue`", step, forced)
+    if not run.end_recorded:
         message = "ended by force" if forced else "cancelled before its tasks had begun"
         Journal(run.journal_path).write("stop", reason="interrupted", message=message, cause="TERM")
-        run = glance(run.path)
-    now = standing(run)
-    return Ended(now.state, now.words, step, forced)
+        run = read_run_summary(run.path)
+    now = run_status(run)
+    return CancelResult(now.state, now.message, step, forced)
 
 
 def _scancel(*arguments: str) -> None:
     try:
-        insist("scancel", *arguments)
-    except CannotTell as error:
+        run_with_retry("scancel", *arguments)
+    except QueryError as error:
         if "Invalid job id" not in str(error) and "already completing" not in str(error):
             raise UserError(f"scancel {' '.join(arguments)}: {error}") from None
 
@@ -224,4 +224,4 @@ def _progress(console: Console, run_id: str) -> Iterator[Callable[[Path, float],
 
 
 def _step(path: Path) -> str:
-    return printable(str(glance(path).progress.get("step", "–")))
+    return printable(str(read_run_summary(path).progress.get("step", "–")))

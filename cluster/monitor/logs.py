@@ -10,15 +10,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TextIO
 
-from runyard.cluster.monitor.run_status import Standing, standing
+from runyard.cluster.monitor.run_status import RunStatus, run_status
 from runyard.errors import UserError
-from runyard.runs.summary import Glance, glance
+from runyard.runs.summary import RunSummary, read_run_summary
 
-READ_AGAIN_S = 0.5
-LOOK_AGAIN_S = 10.0  # a controller answers many
-SURE_AFTER_S = 3.0  # a job that is put back into the queue is out of it for a moment
+LOG_POLL_S = 0.5
+LOGS_QUEUE_POLL_S = 10.0  # a controller answers many
+CONFIRM_END_S = 3.0  # a job that is put back into the queue is out of it for a moment
 # How submitit begins a task's output, at each start: logs are appended to.
-BEGIN = re.compile(r"submitit INFO \((?P<at>[\d :-]+),\d+\) - Starting with Job.*hostname=(?P<host>[^,)]+)")
+SUBMITIT_START_LINE = re.compile(r"submitit INFO \((?P<at>[\d :-]+),\d+\) - Starting with Job.*hostname=(?P<host>[^,)]+)")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Line:
     text: str
     mark: bool = False
 
-    def shown(self, prefix: bool) -> str:
+    def as_text(self, prefix: bool) -> str:
         if self.mark:
             return f"── {self.text} ──"
         return f"[{self.rank}] {self.text}" if prefix else self.text
@@ -50,7 +50,7 @@ class Logs:
         UserError: no job of this run can have such a log.
     """
 
-    def __init__(self, run: Glance, rank: int | None, stream: str) -> None:
+    def __init__(self, run: RunSummary, rank: int | None, stream: str) -> None:
         self.run, self._rank, self._stream = run, rank, stream
         if not run.record["jobs"] and run.starts:
             raise UserError(
@@ -69,7 +69,7 @@ class Logs:
         """There was a file to read."""
         return bool(self._read)
 
-    def new(self, *, ended: bool = True) -> Iterator[Line]:
+    def read_new(self, *, ended: bool = True) -> Iterator[Line]:
         """The lines that have come since the last call, job by job and rank by rank.
 
         Args:
@@ -82,7 +82,7 @@ class Logs:
                     log.close()
                     continue
                 first = (str(job["id"]), rank) not in self._read
-                text = self._rest((str(job["id"]), rank), log, ended)
+                text = self._read_rest((str(job["id"]), rank), log, ended)
                 if first and text and self._stream == "err":  # where no line of submitit's tells of a start
                     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["submitted"]))
                     words = f"job {job['id']}, {number + 1} of {len(jobs)} of this run, submitted {at}"
@@ -90,7 +90,7 @@ class Logs:
                 for line in text.removesuffix("\n").split("\n") if text else ():
                     yield self._line(str(job["id"]), rank, line)
 
-    def _rest(self, key: tuple[str, int], log: BinaryIO, ended: bool) -> str:
+    def _read_rest(self, key: tuple[str, int], log: BinaryIO, ended: bool) -> str:
         """What was written to ``log`` since it was read last: whole lines, unless nobody writes any more."""
         with log as file:
             size = file.seek(0, 2)
@@ -103,7 +103,7 @@ class Logs:
 
     def _line(self, job: str, rank: int, text: str) -> Line:
         """The line, or for the one that begins a task's output the mark in its place: which start, where and why."""
-        if (found := BEGIN.match(text)) is None:
+        if (found := SUBMITIT_START_LINE.match(text)) is None:
             return Line(job, rank, text)
         key = (job, rank)
         at = time.mktime(time.strptime(found["at"], "%Y-%m-%d %H:%M:%S"))
@@ -128,30 +128,30 @@ class Printer:
 
     def show(self, lines: Iterable[Line]) -> None:
         for line in lines:
-            print(line.as_json() if self.as_json else line.shown(self.all_ranks), file=self.out)
+            print(line.as_json() if self.as_json else line.as_text(self.all_ranks), file=self.out)
         self.out.flush()
 
 
-def follow(logs: Logs, printer: Printer, notes: TextIO, last: int | None = None) -> Standing:
+def follow_logs(logs: Logs, printer: Printer, stderr: TextIO, last: int | None = None) -> RunStatus:
     """Print as it comes, over restarts and later jobs of the run, until the run has ended; how it stands then.
 
     Begins with the ``last`` lines that are there, None: all. What it waits for meanwhile goes to ``notes``.
     """
     looked_at, over_since, noted = float("-inf"), None, ""
-    before = logs.run.last
-    printer.show(deque(logs.new(ended=False), last))
+    before = logs.run.last_event
+    printer.show(deque(logs.read_new(ended=False), last))
     while True:
-        news = logs.run.last != before or over_since is not None or not logs.run.on_slurm
-        if news or time.monotonic() - looked_at >= LOOK_AGAIN_S:
-            before, looked_at, now = logs.run.last, time.monotonic(), standing(logs.run)
-            over = not now.going and now.state != "unknown"
+        changed = logs.run.last_event != before or over_since is not None or not logs.run.on_slurm
+        if changed or time.monotonic() - looked_at >= LOGS_QUEUE_POLL_S:
+            before, looked_at, now = logs.run.last_event, time.monotonic(), run_status(logs.run)
+            over = not now.active and now.state != "unknown"
             over_since = (over_since or time.monotonic()) if over else None
             if now.state in ("waiting", "unknown") and noted != f"{now.state} {now.reason}":
-                print(f"── {now.words} ──", file=notes, flush=True)
+                print(f"── {now.message} ──", file=stderr, flush=True)
             noted = f"{now.state} {now.reason}"
-        if over_since is not None and time.monotonic() - over_since >= SURE_AFTER_S:
-            printer.show(logs.new())
+        if over_since is not None and time.monotonic() - over_since >= CONFIRM_END_S:
+            printer.show(logs.read_new())
             return now
-        time.sleep(READ_AGAIN_S)
-        logs.run = glance(logs.run.path)
-        printer.show(logs.new(ended=False))
+        time.sleep(LOG_POLL_S)
+        logs.run = read_run_summary(logs.run.path)
+        printer.show(logs.read_new(ended=False))

@@ -12,21 +12,21 @@ from typing import Any
 
 from runyard import known_causes
 from runyard.cluster.slurm import job_states, queue
-from runyard.cluster.slurm.queue import Answer, Job
-from runyard.cluster.slurm.submission import settle
+from runyard.cluster.slurm.queue import JobAnswer, JobInfo
+from runyard.cluster.slurm.submission import resolve_pending
 from runyard.errors import UserError
-from runyard.runs.narrative import straggler
-from runyard.runs.summary import Glance, glance
+from runyard.runs.narrative import straggler_text
+from runyard.runs.summary import RunSummary, read_run_summary
 
-SKEW_S = 5  # by which the clocks of a cluster's nodes may differ
-GOING = ("waiting", "starting", "running", "ending")
-REQUEUED = {"preemption": "preempted", "crash": "crashed", "time limit": "time limit reached"}
+CLOCK_SKEW_S = 5  # by which the clocks of a cluster's nodes may differ
+ACTIVE_STATES = ("waiting", "starting", "running", "ending")
+REQUEUE_CAUSE_TEXT = {"preemption": "preempted", "crash": "crashed", "time limit": "time limit reached"}
 SCRIPT_KILLED = ("RaisedSignal", "JobLaunchFailure")  # SLURM says the one or the other
-CAUSES = {"TERM": "cancelled", "USR2": "by SLURM's signal", "time limit": "time limit"}
+STOP_CAUSE_TEXT = {"TERM": "cancelled", "USR2": "by SLURM's signal", "time limit": "time limit"}
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """Where one run stands.
 
     Attributes:
@@ -38,21 +38,21 @@ class Standing:
         problem: Why SLURM could not be asked, where that leaves the state unknown.
     """
 
-    run: Glance
+    run: RunSummary
     state: str
-    words: str
+    message: str
     reason: str | None = None
-    job: Job | None = None
+    job: JobInfo | None = None
     nodes: tuple[str, ...] = ()
-    problem: str | None = None
+    error: str | None = None
 
     @property
-    def going(self) -> bool:
+    def active(self) -> bool:
         """It may still come further by itself."""
-        return self.state in GOING
+        return self.state in ACTIVE_STATES
 
     @property
-    def numbers(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """Step, accuracy and speed: raw values, None where unknown."""
         run, now = self.run, self.run.progress
         epochs, final = run.epochs, next((r for r in reversed(run.rows) if r["event"] == "final"), {})
@@ -61,7 +61,7 @@ class Standing:
         newest = epochs[-1] if epochs else {}
         live = now if self.state == "running" else {}
         best = final.get("top1_best")
-        steps = [step for step in (now.get("step"), newest.get("step"), run.saved_step) if step is not None]
+        steps = [step for step in (now.get("step"), newest.get("step"), run.last_checkpoint_step) if step is not None]
         return {
             "step": max(steps, default=None),
             "steps": now.get("steps"),
@@ -80,10 +80,10 @@ class Standing:
         }
 
 
-def ask(
-    runs: Sequence[Glance], *, wait_s: float = 0.0, held: bool = False
-) -> tuple[list[Glance], Answer, Answer]:
-    """squeue and sacct about all of ``runs`` at once, and neither where none is needed.
+def query_slurm(
+    runs: Sequence[RunSummary], *, wait_s: float = 0.0, holds_locks: bool = False
+) -> tuple[list[RunSummary], JobAnswer, JobAnswer]:
+    """squeue and sacct about all of ``running`` at once, and neither where none is needed.
 
     The runs are given back as they are after squeue answered: a job that ended in between has said so by then, and a
     submission that was cut off has its job.
@@ -92,168 +92,168 @@ def ask(
         wait_s: How long to ask again while the controller is away.
         held: Who asks holds these runs' locks (``runyard.cluster.slurm.submission``).
     """
-    asked = [run for run in runs if not run.settled and (run.on_slurm or run.submission or not run.record["jobs"])]
-    waiting = queue.every([n for run in asked for n in run.slurm_jobs], wait_s) if asked else Answer({})
-    again: dict[Path, Glance] = {}
+    asked = [run for run in runs if not run.finished_for_good and (run.on_slurm or run.pending_submission or not run.record["jobs"])]
+    squeue_answer = queue.all_user_jobs([n for run in asked for n in run.slurm_jobs], wait_s) if asked else JobAnswer({})
+    again: dict[Path, RunSummary] = {}
     for run in asked:
         with contextlib.suppress(UserError):  # gone since: as it was a moment ago
-            if run.submission:
-                settle(run.path, waiting, run.starts, held=held)
-            again[run.path] = glance(run.path)
-    unsaid = [run for run in again.values() if _needs_accounting(run, waiting)]
+            if run.pending_submission:
+                resolve_pending(run.path, squeue_answer, run.starts, held=holds_locks)
+            again[run.path] = read_run_summary(run.path)
+    without_end = [run for run in again.values() if _needs_accounting(run, squeue_answer)]
     now = [again.get(run.path, run) for run in runs]
-    return now, waiting, queue.sacct(run.slurm_jobs[-1] for run in unsaid if run.slurm_jobs)
+    return now, squeue_answer, queue.sacct(run.slurm_jobs[-1] for run in without_end if run.slurm_jobs)
 
 
-def standing(run: Glance, *, wait_s: float = 0.0, held: bool = False) -> Standing:
+def run_status(run: RunSummary, *, wait_s: float = 0.0, holds_locks: bool = False) -> RunStatus:
     """How one run stands now; see ``ask``."""
-    (now,), waiting, ended = ask([run], wait_s=wait_s, held=held)
-    return stand(now, waiting, ended, time.time())
+    (now,), squeue_answer, sacct_answer = query_slurm([run], wait_s=wait_s, holds_locks=holds_locks)
+    return derive_status(now, squeue_answer, sacct_answer, time.time())
 
 
-def _needs_accounting(run: Glance, waiting: Answer) -> bool:
+def _needs_accounting(run: RunSummary, squeue_answer: JobAnswer) -> bool:
     """The journal does not say how its last attempt ended: it vanished, or SLURM itself put it back into the queue."""
-    job = own(run, waiting)
+    job = current_job(run, squeue_answer)
     if job is None or not job.active:
-        return waiting.problem is None and not run.concluded
-    return job.waits and bool(run.starts) and run.last["event"] != "requeue"
+        return squeue_answer.error is None and not run.end_recorded
+    return job.pending and bool(run.starts) and run.last_event["event"] != "requeue"
 
 
-def stand(run: Glance, waiting: Answer, ended: Answer, now: float) -> Standing:
+def derive_status(run: RunSummary, squeue_answer: JobAnswer, sacct_answer: JobAnswer, now: float) -> RunStatus:
     """How ``run`` stands, by what squeue and sacct said at unix seconds ``now``."""
-    job = own(run, waiting)
-    here = queue.hosts(str(next(iter(reversed(run.starts)), {}).get("nodelist") or ""))
-    if run.settled:
-        return Standing(run, "finished", "finished", nodes=here)
-    if job is not None and job.waits:
-        return _waiting(run, job, accounted(run, ended), now)
-    if job is not None and job.runs:
-        return _running(run, job, now)
-    if not run.on_slurm and (pid := run.local_process()) is not None:
+    job = current_job(run, squeue_answer)
+    here = queue.expand_hostlist(str(next(iter(reversed(run.starts)), {}).get("nodelist") or ""))
+    if run.finished_for_good:
+        return RunStatus(run, "finished", "finished", nodes=here)
+    if job is not None and job.pending:
+        return _status_of_pending_job(run, job, accounting_job(run, sacct_answer), now)
+    if job is not None and job.running:
+        return _status_of_running_job(run, job, now)
+    if not run.on_slurm and (pid := run.local_pid()) is not None:
         began = any(row["t"] >= run.job.get("submitted", 0) for row in run.starts)
-        state = "ending" if run.concluded else "running" if began else "starting"
-        words = f"{state} here, process {pid}{_slow(run, state)}"
-        return Standing(run, state, words, nodes=(os.uname().nodename,))
-    if run.concluded:
-        return _concluded(run, here, job)
-    if waiting.problem and (run.on_slurm or run.submission):
-        return Standing(run, "unknown", f"SLURM was not asked: {waiting.problem}", nodes=here, problem=waiting.problem)
-    if job is None and (writer := run.writer()) is not None:  # of another machine, or a job that SLURM hides from us
-        return Standing(run, "running", f"running: {writer}", nodes=here)
+        state = "ending" if run.end_recorded else "running" if began else "starting"
+        words = f"{state} here, process {pid}{_straggler_text(run, state)}"
+        return RunStatus(run, state, words, nodes=(os.uname().nodename,))
+    if run.end_recorded:
+        return _status_of_ended_run(run, here, job)
+    if squeue_answer.error and (run.on_slurm or run.pending_submission):
+        return RunStatus(run, "unknown", f"SLURM was not asked: {squeue_answer.error}", nodes=here, error=squeue_answer.error)
+    if job is None and (writer := run.lease_holder_text()) is not None:  # of another machine, or a job that SLURM hides from us
+        return RunStatus(run, "running", f"running: {writer}", nodes=here)
     if not run.job and not run.starts:
         words = f"not submitted: runyard resume {run.reference}"
-        if run.submission:
+        if run.pending_submission:
             words = f"its submission is under way, or was cut off: see `squeue`, or runyard resume {run.reference}"
-        return Standing(run, "new", words)
-    if job is None and ended.problem and run.on_slurm:
-        words = f"its job is gone, and nobody says how ({ended.problem}); go on with: runyard resume {run.reference}"
-        return Standing(run, "unknown", words, nodes=here, problem=ended.problem)
-    gone = accounted(run, ended) or job  # accounting knows more of how, squeue of why
-    return _vanished(run, replace(gone, reason=job.reason) if gone and job else gone, here)
+        return RunStatus(run, "new", words)
+    if job is None and sacct_answer.error and run.on_slurm:
+        words = f"its job is gone, and nobody says how ({sacct_answer.error}); go on with: runyard resume {run.reference}"
+        return RunStatus(run, "unknown", words, nodes=here, error=sacct_answer.error)
+    vanished_job = accounting_job(run, sacct_answer) or job  # accounting knows more of how, squeue of why
+    return _status_of_vanished_job(run, replace(vanished_job, reason=job.reason) if vanished_job and job else vanished_job, here)
 
 
-def _waiting(run: Glance, job: Job, accounted: Job | None, now: float) -> Standing:
-    code, meaning = job_states.why_it_waits(job)
+def _status_of_pending_job(run: RunSummary, job: JobInfo, accounted: JobInfo | None, now: float) -> RunStatus:
+    code, meaning = job_states.pending_reason(job)
     again = ""
     if run.starts:
-        cause = job_states.why_it_goes_on(accounted) if accounted else None
-        if run.last["event"] == "requeue":
-            cause = REQUEUED.get(run.last["cause"], run.last["cause"])
-        step = run.last.get("step") if run.last["event"] == "requeue" else run.saved_step
+        cause = job_states.previous_end_reason(accounted) if accounted else None
+        if run.last_event["event"] == "requeue":
+            cause = REQUEUE_CAUSE_TEXT.get(run.last_event["cause"], run.last_event["cause"])
+        step = run.last_event.get("step") if run.last_event["event"] == "requeue" else run.last_checkpoint_step
         where = f" at step {step}" if step else " from the beginning" if step == 0 else ""
         again = f"{cause + ', ' if cause else ''}waiting to go on{where} "
-    words = f"{again or 'waiting '}{_left_out(run)}({code}): {meaning}"
+    words = f"{again or 'waiting '}{_excluded_nodes_text(run)}({code}): {meaning}"
     if job.start is not None and job.start > now:
-        words += f"; expected to start {job_states.clock_time(job.start, now)}"
-    return Standing(run, "waiting", words, code, job)
+        words += f"; expected to start {job_states.format_time(job.start, now)}"
+    return RunStatus(run, "waiting", words, code, job)
 
 
-def _running(run: Glance, job: Job, now: float) -> Standing:
+def _status_of_running_job(run: RunSummary, job: JobInfo, now: float) -> RunStatus:
     since = job.start if job.start is not None else now - (job.elapsed_s or 0)
-    on, last = f"on {job_states.places(job.nodes)}", run.last
-    heard = last["event"] != "" and last["t"] >= since - SKEW_S
+    on, last = f"on {job_states.format_nodes(job.nodes)}", run.last_event
+    heard = last["event"] != "" and last["t"] >= since - CLOCK_SKEW_S
     state, words = "running" if heard else "starting", ""
     if heard and last["event"] == "requeue":
-        state, words = "ending", f"{REQUEUED.get(last['cause'], last['cause'])}: about to wait again"
+        state, words = "ending", f"{REQUEUE_CAUSE_TEXT.get(last['cause'], last['cause'])}: about to wait again"
     elif heard and last["event"] == "stop":
         failed = last.get("reason") == "failed"
-        why = known_causes.in_words(last) if failed else last.get("message") or last.get("reason")
+        why = known_causes.describe_failure(last) if failed else last.get("message") or last.get("reason")
         state, words = "ending", f"ending {on}: {why}"
     elif job.state == "SUSPENDED":
         words = f"suspended {on} by SLURM: it goes on by itself"
     ends = None if job.left_s is None else since + job.left_s + (job.elapsed_s or 0)
-    left = "" if ends is None else f", {job_states.span(ends - now)} left"
-    words = words or f"{state} {on} for {job_states.span(now - since)}{left}"
-    if state != "ending" and (without := _left_out(run)):
+    left = "" if ends is None else f", {job_states.format_span(ends - now)} left"
+    words = words or f"{state} {on} for {job_states.format_span(now - since)}{left}"
+    if state != "ending" and (without := _excluded_nodes_text(run)):
         words += f", {without.strip()}"
-    return Standing(run, state, words + _slow(run, state), None, job, job.nodes)
+    return RunStatus(run, state, words + _straggler_text(run, state), None, job, job.nodes)
 
 
-def _slow(run: Glance, state: str) -> str:
+def _straggler_text(run: RunSummary, state: str) -> str:
     """Which rank the others wait for, as far as the newest epoch says."""
-    words = straggler(run.epochs[-1]) if run.epochs and state == "running" else None
+    words = straggler_text(run.epochs[-1]) if run.epochs and state == "running" else None
     return f"; {words}" if words else ""
 
 
-def _left_out(run: Glance) -> str:
+def _excluded_nodes_text(run: RunSummary) -> str:
     """The nodes that its newest job leaves out since starts failed there, and why the last one was."""
     rows = [row for row in run.rows if row["event"] == "exclude" and row["t"] >= run.job.get("submitted", 0)]
     nodes = ", ".join(dict.fromkeys(str(row.get("node")) for row in rows))
     return f"without {nodes} ({rows[-1].get('why')}) " if rows else ""
 
 
-def _concluded(run: Glance, here: tuple[str, ...], job: Job | None) -> Standing:
-    last, on = run.last, f"go on with: runyard resume {run.reference}"
+def _status_of_ended_run(run: RunSummary, here: tuple[str, ...], job: JobInfo | None) -> RunStatus:
+    last, on = run.last_event, f"go on with: runyard resume {run.reference}"
     message = str(last.get("message") or "")
     if last.get("reason") == "interrupted":
-        cause = CAUSES.get(str(last.get("cause")), "")
+        cause = STOP_CAUSE_TEXT.get(str(last.get("cause")), "")
         if job is not None and job.reason.startswith(SCRIPT_KILLED):  # its tasks were then told to end, by no person
             cause = f"its batch script was killed: {job.reason}"
-        step = run.saved_step
-        at = f"stopped at step {step}, saved{run.saved_doubt}" if step is not None else "stopped before the first step"
+        step = run.last_checkpoint_step
+        at = f"stopped at step {step}, saved{run.checkpoint_warning}" if step is not None else "stopped before the first step"
         words = f"{at}{f' ({message or cause})' if message or cause else ''}; {on}"
-        return Standing(run, "stopped", words, last.get("cause"), nodes=here)
+        return RunStatus(run, "stopped", words, last.get("cause"), nodes=here)
     if last.get("reason") == "finished":
-        return Standing(run, "finished", "finished", nodes=here)
-    why = message if last.get("given_up") else known_causes.in_words(last)
-    return Standing(run, "failed", f"failed: {why}", last.get("cause"), nodes=here)
+        return RunStatus(run, "finished", "finished", nodes=here)
+    why = message if last.get("given_up") else known_causes.describe_failure(last)
+    return RunStatus(run, "failed", f"failed: {why}", last.get("cause"), nodes=here)
 
 
-def _vanished(run: Glance, job: Job | None, here: tuple[str, ...]) -> Standing:
+def _status_of_vanished_job(run: RunSummary, job: JobInfo | None, here: tuple[str, ...]) -> RunStatus:
     """Its job is gone and the journal has no end of it: what SLURM says instead, or nobody does."""
     on = f"go on with: runyard resume {run.reference}"
-    step = f", saved at step {run.saved_step}{run.saved_doubt}" if run.saved_step is not None else ""
-    why = job_states.how_it_ended(job) if job else ""
+    step = f", saved at step {run.last_checkpoint_step}{run.checkpoint_warning}" if run.last_checkpoint_step is not None else ""
+    why = job_states.end_reason(job) if job else ""
     if job is not None and job.state == "CANCELLED":
-        waited = run.last["event"] != "start"
+        waited = run.last_event["event"] != "start"
         reason = job.reason if job.reason == "DependencyNeverSatisfied" else None
         why = "cancelled: the job it was to follow failed" if reason else why
-        return Standing(run, "cancelled", f"{why}{' while it waited' if waited else ''}{step}; {on}", reason, job, here)
-    said = run.last_words()
-    ended = f"its batch script ended: {known_causes.end_in_words(job.end)}" if job is not None and job.end else ""
-    why = why or "died without a word" + (f": {said or ended}" if said or ended else "")
-    return Standing(run, "died", f"{why}{step}; {on}", job.state if job else None, job, here)
+        return RunStatus(run, "cancelled", f"{why}{' while it waited' if waited else ''}{step}; {on}", reason, job, here)
+    said = run.last_error_line()
+    sacct_answer = f"its batch script ended: {known_causes.exit_text(job.end)}" if job is not None and job.end else ""
+    why = why or "died without a word" + (f": {said or sacct_answer}" if said or sacct_answer else "")
+    return RunStatus(run, "died", f"{why}{step}; {on}", job.state if job else None, job, here)
 
 
-def own(run: Glance, waiting: Answer) -> Job | None:
+def current_job(run: RunSummary, squeue_answer: JobAnswer) -> JobInfo | None:
     """The job of this run that says most, as squeue knows it: one that has nodes, else one that waits, else the newest.
 
     Which are the run's SLURM says, and not the run's record: numbers are used again, and a record may be another's.
     """
-    jobs = waiting.of(run.path)
-    first = next((job for job in jobs if job.runs), None) or next((job for job in jobs if job.waits), None)
+    jobs = squeue_answer.jobs_of(run.path)
+    first = next((job for job in jobs if job.running), None) or next((job for job in jobs if job.pending), None)
     return first or next((job for job in jobs if not run.slurm_jobs or job.id == run.slurm_jobs[-1]), None)
 
 
-def accounted(run: Glance, ended: Answer) -> Job | None:
+def accounting_job(run: RunSummary, sacct_answer: JobAnswer) -> JobInfo | None:
     """The run's newest job as accounting has it, unless that number is a job of another name."""
     names = {run.id, run.record.get("sweep"), *(job.get("name") for job in run.record["jobs"])}
     noted = [str(job["id"]) for job in run.record["jobs"]]
-    job = ended.jobs.get(run.slurm_jobs[-1]) if run.slurm_jobs else None
+    job = sacct_answer.jobs.get(run.slurm_jobs[-1]) if run.slurm_jobs else None
     return job if job is not None and (job.name in names or job.id not in noted) else None
 
 
-def shortest(ids: Iterable[str], among: Sequence[str], least: int = 15) -> dict[str, str]:
+def unique_prefixes(ids: Iterable[str], among: Sequence[str], least: int = 15) -> dict[str, str]:
     """The beginnings of ``ids`` that name no other of ``among``; whole those that are not there."""
     ordered = sorted(set(among))
     place = {name: k for k, name in enumerate(ordered)}
@@ -263,10 +263,10 @@ def shortest(ids: Iterable[str], among: Sequence[str], least: int = 15) -> dict[
             short[name] = name
             continue
         beside = [ordered[j] for j in (k - 1, k + 1) if 0 <= j < len(ordered)]
-        length = max([least, *(_common(name, other) + 1 for other in beside)])
+        length = max([least, *(_common_prefix_length(name, other) + 1 for other in beside)])
         short[name] = name[:length]
     return short
 
 
-def _common(a: str, b: str) -> int:
+def _common_prefix_length(a: str, b: str) -> int:
     return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -13,25 +13,25 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from runyard.cluster.monitor.run_status import Standing, ask, shortest, stand
+from runyard.cluster.monitor.run_status import RunStatus, derive_status, query_slurm, unique_prefixes
 from runyard.errors import UserError
 from runyard.printable import printable
-from runyard.runs.narrative import clock
-from runyard.runs.summary import Glance, glance
+from runyard.runs.narrative import format_duration
+from runyard.runs.summary import RunSummary, read_run_summary
 
-READ_AGAIN_S = 2.0
-LOOK_AGAIN_S = 15.0  # a controller answers many
-WIDE = 100  # columns from which names have one of their own
-LONGEST_NAME = 24
+TABLE_REFRESH_S = 2.0
+TABLE_QUEUE_POLL_S = 15.0  # a controller answers many
+WIDE_COLUMNS = 100  # columns from which names have one of their own
+MAX_RUN_NAME = 24
 STYLES = {"waiting": "yellow", "starting": "yellow", "running": "green", "ending": "green", "failed": "red",
           "died": "red", "unknown": "magenta", "stopped": "cyan", "cancelled": "cyan"}  # fmt: skip
-HEADS = (("", "run"), ("", "name"), ("", "state"), ("step", "/total"), ("top-1 %", "last/best"), ("images", "/s"),
+COLUMN_HEADINGS = (("", "run"), ("", "name"), ("", "state"), ("step", "/total"), ("top-1 %", "last/best"), ("images", "/s"),
          ("data", "wait"), ("re-", "starts"), ("", "nodes"), ("time", "left"))  # fmt: skip
-DISPENSABLE = (6,)  # data wait, where ids that begin alike leave no room for the time left
-LEFT = 3  # columns of words; the others are figures
+OPTIONAL_COLUMNS = (6,)  # data wait, where ids that begin alike leave no room for the time left
+LEFT_ALIGNED_COLUMNS = 3  # columns of words; the others are figures
 
 
-class View:
+class StatusView:
     """The runs that are looked at, and how they stood at the last look.
 
     Args:
@@ -49,50 +49,50 @@ class View:
 
     def __init__(self, folder: Path, named: Sequence[Path] = (), sweep: str | None = None) -> None:
         self._folder, self._named, self._sweep = folder, named, sweep
-        self.look()
+        self.refresh()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Read all runs, and ask SLURM."""
-        self.broken: list[str] = []
-        runs, waiting, ended = ask([glance(path) for path in self._named] or self._everything())
+        self.unreadable: list[str] = []
+        runs, waiting, ended = query_slurm([read_run_summary(path) for path in self._named] or self._all_runs())
         self._answers = waiting, ended
-        self.found = []
+        self.statuses = []
         for run in runs:
             try:
-                self.found.append(stand(run, *self._answers, time.time()))
-                _cells(self.found[-1], run.id, brief=False)
+                self.statuses.append(derive_status(run, *self._answers, time.time()))
+                _cells(self.statuses[-1], run.id, brief=False)
             except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                self.found = [s for s in self.found if s.run is not run]
-                self.broken.append(f"{run.path}: damaged: its journal or record says what no run does ({error!r})")
+                self.statuses = [s for s in self.statuses if s.run is not run]
+                self.unreadable.append(f"{run.path}: damaged: its journal or record says what no run does ({error!r})")
 
-    def look_at_files(self) -> None:
+    def refresh_files(self) -> None:
         """Read again what still runs, by what SLURM said at the last look."""
-        found = self.found
-        self.found = []
+        found = self.statuses
+        self.statuses = []
         for s in found:
             with contextlib.suppress(UserError):  # a person removed it; one that was named is told of at the next look
-                self.found.append(stand(glance(s.run.path), *self._answers, time.time()) if s.going else s)
+                self.statuses.append(derive_status(read_run_summary(s.run.path), *self._answers, time.time()) if s.active else s)
 
     def table(self, width: int, lines: int | None) -> Text:
         """What fits ``lines`` of a terminal, None for all, with a word on what does not."""
-        shown = fitting(self.found, None if self._named else lines)
-        text = table(shown, [path.parent.name for path in _records(self._folder)], width)
-        if len(shown) < len(self.found):
-            text.append(f"\n{len(self.found) - len(shown)} older ones: runyard status --all", "dim")
+        shown = fit_to_lines(self.statuses, None if self._named else lines)
+        text = status_table(shown, [path.parent.name for path in _run_records(self._folder)], width)
+        if len(shown) < len(self.statuses):
+            text.append(f"\n{len(self.statuses) - len(shown)} older ones: runyard status --all", "dim")
         return text
 
     @property
     def problems(self) -> list[str]:
         """Why some states are not known, each once."""
-        return list(dict.fromkeys(s.problem for s in self.found if s.problem))
+        return list(dict.fromkeys(s.error for s in self.statuses if s.error))
 
-    def _everything(self) -> list[Glance]:
+    def _all_runs(self) -> list[RunSummary]:
         runs = []
-        for path in _records(self._folder):
+        for path in _run_records(self._folder):
             try:
-                runs.append(glance(path.parent))
+                runs.append(read_run_summary(path.parent))
             except UserError as error:
-                self.broken.append(str(error))
+                self.unreadable.append(str(error))
         if self._sweep is not None:
             old_first = sorted(runs, key=lambda run: str(run.record.get("created")))
             ids = list(dict.fromkeys(str(run.record["sweep"]) for run in old_first if run.record.get("sweep")))
@@ -102,16 +102,16 @@ class View:
                 known = f"there are {', '.join(ids[-3:])}" if ids else "no run there belongs to one"
                 raise UserError(f"--sweep {self._sweep}: fits {len(fits) or 'none'} in {self._folder}, {known}")
             return [run for run in runs if run.record.get("sweep") == fits[0]]
-        if not runs and not self.broken:
+        if not runs and not self.unreadable:
             raise UserError(f"no run in {self._folder}: `runyard submit` makes one, --runs-dir looks elsewhere")
         return runs
 
 
-def _records(folder: Path) -> list[Path]:
+def _run_records(folder: Path) -> list[Path]:
     return sorted(folder.glob("[!.]*/run.json"), key=lambda path: path.parent.name, reverse=True)
 
 
-def raw(standing: Standing) -> dict[str, Any]:
+def as_json(standing: RunStatus) -> dict[str, Any]:
     """One run as JSON has it: parts of 1, seconds, null for what is not known."""
     run, job = standing.run, standing.job
     return {
@@ -121,31 +121,31 @@ def raw(standing: Standing) -> dict[str, Any]:
         "sweep": run.record.get("sweep"),
         "state": standing.state,
         "reason": standing.reason,
-        "words": standing.words,
+        "words": standing.message,
         "job": run.job.get("id"),
         "slurm_state": job.state if job else None,
-        "time_left_s": job.left_s if job and job.runs else None,
+        "time_left_s": job.left_s if job and job.running else None,
         "nodelist": list(standing.nodes),
-        **standing.numbers,
+        **standing.figures,
     }
 
 
-def table(shown: Sequence[Standing], among: Sequence[str], width: int) -> Text:
+def status_table(shown: Sequence[RunStatus], among: Sequence[str], width: int) -> Text:
     """``shown`` for a terminal of ``width`` columns; ids are cut where they are still told from those ``among``."""
-    short = shortest([s.run.id for s in shown], among)
-    wide = width >= WIDE
-    columns = [k for k in range(len(HEADS)) if wide or k != 1]
-    for brief, too_many in ((False, ()), (True, ()), (True, DISPENSABLE)):
+    short = unique_prefixes([s.run.id for s in shown], among)
+    wide = width >= WIDE_COLUMNS
+    columns = [k for k in range(len(COLUMN_HEADINGS)) if wide or k != 1]
+    for brief, too_many in ((False, ()), (True, ()), (True, OPTIONAL_COLUMNS)):
         columns = [k for k in columns if k not in too_many]
         rows = [tuple(map(printable, _cells(s, short[s.run.id], brief))) for s in shown]
-        widths = [max(len(text) for text in (*HEADS[k], *(row[k] for row in rows))) for k in range(len(HEADS))]
+        widths = [max(len(text) for text in (*COLUMN_HEADINGS[k], *(row[k] for row in rows))) for k in range(len(COLUMN_HEADINGS))]
         taken = sum(widths[k] for k in columns) + len(columns) - 1
         if taken <= width:
             break
     gap = "  " if taken + len(columns) - 1 <= width else " "
 
     def line(cells: Sequence[str], style: str = "") -> Text:
-        parts = [cells[k].ljust(widths[k]) if k < LEFT else cells[k].rjust(widths[k]) for k in columns]
+        parts = [cells[k].ljust(widths[k]) if k < LEFT_ALIGNED_COLUMNS else cells[k].rjust(widths[k]) for k in columns]
         text = Text(gap.join(parts).rstrip())
         state = len(gap.join(parts[: columns.index(2)])) + len(gap)
         text.stylize("bold", 0, widths[0])
@@ -153,23 +153,23 @@ def table(shown: Sequence[Standing], among: Sequence[str], width: int) -> Text:
         text.truncate(width, overflow="ellipsis")
         return text
 
-    lines = [Text(line([head[k] for head in HEADS]).plain, "dim") for k in (0, 1)]
+    lines = [Text(line([head[k] for head in COLUMN_HEADINGS]).plain, "dim") for k in (0, 1)]
     for standing, row in zip(shown, rows, strict=True):
         lines.append(line(row, STYLES.get(standing.state, "")))
         name = "" if wide else f"{standing.run.record.get('name')}: "
-        if not wide or standing.words != standing.state:
-            lines += [Text(f"  {part}", "dim") for part in _wrapped(printable(name + standing.words), width - 2)]
+        if not wide or standing.message != standing.state:
+            lines += [Text(f"  {part}", "dim") for part in _wrapped(printable(name + standing.message), width - 2)]
     return Text("\n").join(lines)
 
 
-def _cells(standing: Standing, run: str, brief: bool) -> tuple[str, ...]:
-    n = standing.numbers
+def _cells(standing: RunStatus, run: str, brief: bool) -> tuple[str, ...]:
+    n = standing.figures
     best = [n["top1_last"], n["top1_best"]]
     name = str(standing.run.record.get("name"))
     done = f"{100 * n['step'] / n['steps']:.0f} %" if n["steps"] and n["step"] is not None and brief else None
     return (
         run,
-        name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…",
+        name if len(name) <= MAX_RUN_NAME else f"{name[: MAX_RUN_NAME - 1]}…",
         standing.state,
         done or _or_dash(n["step"], "{}") + (f"/{n['steps']}" if n["steps"] else ""),
         "/".join(f"{100 * value:.1f}" for value in best) if None not in best else "–",
@@ -177,7 +177,7 @@ def _cells(standing: Standing, run: str, brief: bool) -> tuple[str, ...]:
         _or_dash(n["data_wait_pct"], "{:.0f} %"),
         str(n["restarts"]),
         _or_dash(n["nodes"], "{}"),
-        clock(n["eta_s"]) if n["eta_s"] is not None else "–",
+        format_duration(n["eta_s"]) if n["eta_s"] is not None else "–",
     )
 
 
@@ -189,30 +189,30 @@ def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, max(width, 20), break_long_words=False, break_on_hyphens=False)
 
 
-def fitting(found: Sequence[Standing], lines: int | None) -> list[Standing]:
+def fit_to_lines(found: Sequence[RunStatus], lines: int | None) -> list[RunStatus]:
     """The newest that ``lines`` hold, two each, but before them those that wait or run, however old; None: all."""
     if lines is None:
         return list(found)
     room = max(1, (lines - 4) // 2)
-    going = [s for s in found if s.going][:room]
-    others = [s for s in found if not s.going][: room - len(going)]
+    going = [s for s in found if s.active][:room]
+    others = [s for s in found if not s.active][: room - len(going)]
     return [s for s in found if s in going or s in others]
 
 
-def watch(view: View, console: Console, lines: int | None) -> None:
+def watch(view: StatusView, console: Console, lines: int | None) -> None:
     """Show ``view`` again and again until Ctrl-C; where there is no terminal, one table below the other."""
     if not console.is_terminal:
         while True:
             console.print(view.table(console.width, lines), "")
-            time.sleep(LOOK_AGAIN_S)
-            view.look()
+            time.sleep(TABLE_QUEUE_POLL_S)
+            view.refresh()
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         asked = time.monotonic()
         while True:
             live.update(view.table(console.width, lines), refresh=True)
-            time.sleep(READ_AGAIN_S)
-            if time.monotonic() - asked < LOOK_AGAIN_S:
-                view.look_at_files()
+            time.sleep(TABLE_REFRESH_S)
+            if time.monotonic() - asked < TABLE_QUEUE_POLL_S:
+                view.refresh_files()
             else:
-                view.look()
+                view.refresh()
                 asked = time.monotonic()

@@ -14,11 +14,11 @@ from pathlib import Path
 from runyard.cluster.rehearsal import supervisor
 from runyard.errors import UserError
 
-PROGRAMS = ("mariadbd", "slurmdbd", "sacct", "sacctmgr")
+ACCOUNTING_PROGRAMS = ("mariadbd", "slurmdbd", "sacct", "sacctmgr")
 DATABASE, ACCOUNTING = "database", "accounting"
 ACCOUNT = "lab"
 
-SETTINGS = """\
+SLURM_CONF_LINES = """\
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={port}
@@ -59,18 +59,18 @@ def write_files(folder: Path, port: int, user: str) -> None:
     (folder / "database" / "tables.sql").write_text(tables)
 
 
-def begin(running: supervisor.Parts, folder: Path, port: int) -> None:
+def start_accounting(running: supervisor.Supervisor, folder: Path, port: int) -> None:
     """Start the database, then slurmdbd, which makes its tables before it listens."""
     own = folder / "database"
     files = [f"--datadir={own}/data", f"--tmpdir={own}", f"--socket={own}/socket", f"--init-file={own}/tables.sql"]
     user = ["--user=root"] if os.getuid() == 0 else []
-    running.begin(DATABASE, ["mariadbd", *MARIADB, *files, *user])
+    running.start(DATABASE, ["mariadbd", *MARIADB, *files, *user])
     running.wait_until(DATABASE, (own / "socket").exists)
-    running.begin_alone(ACCOUNTING, f"env {shlex.quote(f'MYSQL_UNIX_PORT={own}/socket')} slurmdbd -D")
+    running.start_isolated(ACCOUNTING, f"env {shlex.quote(f'MYSQL_UNIX_PORT={own}/socket')} slurmdbd -D")
     running.wait_until(ACCOUNTING, lambda: _listens(port))
 
 
-def accounts(user: str) -> list[list[str]]:
+def sacctmgr_commands(user: str) -> list[list[str]]:
     """sacctmgr's arguments, a list a call: ``user`` belongs to one account with two QOS, one limited to ten minutes."""
     return [
         ["add", "qos", "short", "MaxWall=10", "Flags=DenyOnLimit"],

@@ -21,16 +21,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from runyard.cluster.launch.submit import Plan, submit
-from runyard.cluster.rehearsal.sandbox import Rehearsal
-from runyard.cluster.rehearsal.scaled import EPOCHS, STEPS_PER_EPOCH, scaled
+from runyard.cluster.launch.submit import SubmissionPlan, submit
+from runyard.cluster.rehearsal.sandbox import SlurmSandbox
+from runyard.cluster.rehearsal.scaled import EPOCHS, STEPS_PER_EPOCH, scale_down
 from runyard.config.compose import Composed, compose
 from runyard.errors import UserError
 from runyard.runs import journal
 from runyard.runs.run import Run
 
-WITHIN_S = 300.0  # for one stretch between two interruptions
-LEARNED_EPOCHS = (1, 3, 5)  # after which it is interrupted
+STAGE_TIMEOUT_S = 300.0  # for one stretch between two interruptions
+INTERRUPT_AFTER_EPOCHS = (1, 3, 5)  # after which it is interrupted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Interruption:
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class RehearsalResult:
     """What a rehearsal found out."""
 
     tasks: int
@@ -56,38 +56,38 @@ class Told:
     equal: bool
 
 
-class Stage:
+class Rehearsal:
     """The throwaway cluster, tiny data and the runs upon it, in one folder that is gone afterwards."""
 
     def __init__(self, overrides: list[str], say: Callable[[str], None]) -> None:
         self.say = say
-        self.composed = scaled(overrides, say)
+        self.composed = scale_down(overrides, say)
         self.cluster = self.composed.config.cluster
 
-    def perform(self) -> Told:
+    def run(self) -> RehearsalResult:
         """Train twice, once undisturbed and once interrupted three times."""
-        with folder_for_a_while() as folder, contextlib.ExitStack() as stack:
+        with temporary_folder() as folder, contextlib.ExitStack() as stack:
             began = time.monotonic()
-            lab = stack.enter_context(Rehearsal(folder / "slurm", nodes=self.cluster.nodes + 1))
+            sandbox = stack.enter_context(SlurmSandbox(folder / "slurm", nodes=self.cluster.nodes + 1))
             up_s = time.monotonic() - began
-            stack.enter_context(speaking_to(lab))
-            self.say(f"a SLURM of {len(lab.nodes)} nodes is up after {up_s:.1f} s")
+            stack.enter_context(sandbox_environment(sandbox))
+            self.say(f"a SLURM of {len(sandbox.nodes)} nodes is up after {up_s:.1f} s")
             self.composed = compose(
                 [*self.composed.overrides, f"data.root={folder / 'data'}", f"runs_dir={folder / 'runs'}"]
             )
-            prepare(self.composed)
+            prepare_data(self.composed)
             whole = self._run()
-            self._until(whole, lambda: whole.finished)
+            self._wait_until(whole, lambda: whole.is_finished)
             self.say(f"undisturbed: {EPOCHS * STEPS_PER_EPOCH} steps on {self._size()}")
             run = self._run()
-            found = [self._limit(run), self._kill(run), self._power_off(run, lab)]
-            self._until(run, lambda: run.finished)
+            found = [self._hit_time_limit(run), self._kill_rank(run), self._power_off(run, sandbox)]
+            self._wait_until(run, lambda: run.is_finished)
             equal = same_weights(whole, run)
             self.say(f"finished; final weights {'equal' if equal else 'DIFFER from'} the undisturbed run's")
-            return Told(self._tasks(), self.cluster.nodes, up_s, found, equal)
+            return RehearsalResult(self._tasks(), self.cluster.nodes, up_s, found, equal)
 
     def _run(self) -> Run:
-        return submit(Plan([self.composed], None))[0][0]
+        return submit(SubmissionPlan([self.composed], None))[0][0]
 
     def _tasks(self) -> int:
         return self.cluster.nodes * (self.cluster.tasks_per_node or 1)
@@ -95,54 +95,54 @@ class Stage:
     def _size(self) -> str:
         return f"{self.cluster.nodes} nodes, {self._tasks()} tasks"
 
-    def _limit(self, run: Run) -> Interruption:
+    def _hit_time_limit(self, run: Run) -> Interruption:
         def hold() -> None:
             for pid in tasks_of(run).values():
                 os.kill(pid, signal.SIGSTOP)
 
-        return self._interrupt(run, LEARNED_EPOCHS[0], "time limit", hold)
+        return self._interrupt(run, INTERRUPT_AFTER_EPOCHS[0], "time limit", hold)
 
-    def _kill(self, run: Run) -> Interruption:
+    def _kill_rank(self, run: Run) -> Interruption:
         last = self._tasks() - 1
         return self._interrupt(
-            run, LEARNED_EPOCHS[1], f"rank {last} killed", lambda: os.kill(tasks_of(run)[last], signal.SIGKILL)
+            run, INTERRUPT_AFTER_EPOCHS[1], f"rank {last} killed", lambda: os.kill(tasks_of(run)[last], signal.SIGKILL)
         )
 
-    def _power_off(self, run: Run, lab: Rehearsal) -> Interruption:
+    def _power_off(self, run: Run, sandbox: SlurmSandbox) -> Interruption:
         def cut() -> None:
-            lab.power_off(lab.run("scontrol", "show", "hostnames", starts(run)[-1]["nodelist"]).split()[-1])
+            sandbox.power_off(sandbox.run("scontrol", "show", "hostnames", starts(run)[-1]["nodelist"]).split()[-1])
 
-        return self._interrupt(run, LEARNED_EPOCHS[2], "node without power", cut)
+        return self._interrupt(run, INTERRUPT_AFTER_EPOCHS[2], "node without power", cut)
 
     def _interrupt(self, run: Run, epochs: int, what: str, do: Callable[[], None]) -> Interruption:
-        self._until(run, lambda: len(journal.epochs(rows(run))) >= epochs and got_further(run))
+        self._wait_until(run, lambda: len(journal.epochs(journal_rows(run))) >= epochs and has_progressed(run))
         before = len(starts(run))
         do()
-        at, step = time.time(), max(row.get("step", 0) for row in rows(run))
+        at, step = time.time(), max(row.get("step", 0) for row in journal_rows(run))
         self.say(f"{what}, after step {step}")
-        self._until(run, lambda: len(starts(run)) > before)
+        self._wait_until(run, lambda: len(starts(run)) > before)
         start = starts(run)[-1]
-        requeues = [row for row in rows(run) if row["event"] == "requeue" and row["t"] > at]
+        requeues = [row for row in journal_rows(run) if row["event"] == "requeue" and row["t"] > at]
         by = "its script" if requeues else "SLURM"
-        reached = max(row.get("step", 0) for row in rows(run) if row["event"] != "start" and row["t"] < start["t"])
+        reached = max(row.get("step", 0) for row in journal_rows(run) if row["event"] != "start" and row["t"] < start["t"])
         found = Interruption(what, reached, by, start["step"], reached - start["step"], start["t"] - at)
         self.say(f"requeued by {by}, resumed at step {found.resumed_at}, {found.lost_s:.0f} s lost")
         return found
 
-    def _until(self, run: Run, true: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + WITHIN_S
+    def _wait_until(self, run: Run, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + STAGE_TIMEOUT_S
         while not true():
-            stops = [row for row in rows(run) if row["event"] == "stop" and row["reason"] == "failed"]
+            stops = [row for row in journal_rows(run) if row["event"] == "stop" and row["reason"] == "failed"]
             if stops and (stops[-1].get("user_error") or not stops[-1].get("retry", True)):
                 raise UserError(f"the rehearsed run failed: {stops[-1]['message']}")
             if time.monotonic() > deadline:
                 logs = sorted((run.path / "slurm").glob("*_log.err"))
                 words = [line for log in logs for line in log.read_text(errors="replace").splitlines()[-1:]]
-                raise UserError(f"no progress within {WITHIN_S:g} s; the tasks said: {'; '.join(words) or 'nothing'}")
+                raise UserError(f"no progress within {STAGE_TIMEOUT_S:g} s; the tasks said: {'; '.join(words) or 'nothing'}")
             time.sleep(0.1)
 
 
-def prepare(composed: Composed) -> None:
+def prepare_data(composed: Composed) -> None:
     """Write the tiny data in a process of its own: it needs FFCV, and this one stays light."""
     data = [o for o in composed.overrides if o.startswith(("data=", "data."))]
     done = subprocess.run([sys.executable, "-m", "runyard", "prepare", *data], capture_output=True, text=True)
@@ -151,7 +151,7 @@ def prepare(composed: Composed) -> None:
 
 
 @contextlib.contextmanager
-def folder_for_a_while() -> Iterator[Path]:
+def temporary_folder() -> Iterator[Path]:
     """A folder that is gone afterwards, even if this process is killed: a small one waits for that and deletes it."""
     where = tempfile.gettempdir()
     if not re.fullmatch(r"/[A-Za-z0-9._/-]{0,54}", where):
@@ -173,11 +173,11 @@ def folder_for_a_while() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def speaking_to(lab: Rehearsal) -> Iterator[None]:
-    """Within the block sbatch and the others speak to ``lab``, and jobs inherit what suits one machine."""
+def sandbox_environment(sandbox: SlurmSandbox) -> Iterator[None]:
+    """Within the block sbatch and the others speak to ``sandbox``, and jobs inherit what suits one machine."""
     before = dict(os.environ)
     os.environ.clear()
-    os.environ.update(lab.environment | {"OMP_NUM_THREADS": "1", "RUNYARD_PYTHON": sys.executable})
+    os.environ.update(sandbox.environment | {"OMP_NUM_THREADS": "1", "RUNYARD_PYTHON": sys.executable})
     try:
         yield
     finally:
@@ -185,18 +185,18 @@ def speaking_to(lab: Rehearsal) -> Iterator[None]:
         os.environ.update(before)
 
 
-def rows(run: Run) -> list[dict[str, Any]]:
-    return journal.read(run.journal_path)[0]
+def journal_rows(run: Run) -> list[dict[str, Any]]:
+    return journal.read_journal(run.journal_path)[0]
 
 
 def starts(run: Run) -> list[dict[str, Any]]:
-    return [row for row in rows(run) if row["event"] == "start"]
+    return [row for row in journal_rows(run) if row["event"] == "start"]
 
 
-def got_further(run: Run) -> bool:
+def has_progressed(run: Run) -> bool:
     """Whether more was saved since its newest start: else what strikes it next would show nothing of the one before."""
     begun = starts(run)[-1]["step"]
-    return any(row["event"] == "checkpoint" and row["step"] > begun for row in rows(run))
+    return any(row["event"] == "checkpoint" and row["step"] > begun for row in journal_rows(run))
 
 
 def tasks_of(run: Run) -> dict[int, int]:
@@ -221,26 +221,26 @@ def same_weights(one: Run, other: Run) -> bool:
 
     networks = []
     for run in (one, other):
-        newest = checkpoint.newest(run.checkpoints)
+        newest = checkpoint.newest_checkpoint(run.checkpoints)
         networks.append({} if newest is None else newest.load()["network"])
     a, b = networks
     return bool(a) and a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def show(told: Told, *, as_json: bool) -> None:
+def print_result(result: RehearsalResult, *, as_json: bool) -> None:
     """The table, or JSON."""
     if as_json:
-        print(json.dumps(dataclasses.asdict(told)))
+        print(json.dumps(dataclasses.asdict(result)))
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{told.nodes} nodes, {told.tasks} tasks", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(title=f"{result.nodes} nodes, {result.tasks} tasks", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("interrupted by", "at step", "requeued by", "resumed at", "steps lost", "seconds lost"):
         table.add_column(heading, justify="left" if heading.endswith("by") else "right", no_wrap=True)
-    for i in told.interruptions:
+    for i in result.interruptions:
         table.add_row(
             i.what, str(i.at_step), i.requeued_by, str(i.resumed_at), str(i.lost_steps), f"{i.lost_s:.0f}"
         )
     Console().print(table)
-    print(f"final weights {'equal' if told.equal else 'DIFFER from'} those of the undisturbed rehearsal")
+    print(f"final weights {'equal' if result.equal else 'DIFFER from'} those of the undisturbed rehearsal")

@@ -22,17 +22,17 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from runyard.cluster.rehearsal import accounting, slurm_conf, supervisor
-from runyard.cluster.rehearsal.slurm_conf import CONTROLLER
+from runyard.cluster.rehearsal.slurm_conf import CONTROLLER_HOST
 from runyard.errors import UserError
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", *supervisor.PROGRAMS)
+SLURM_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", *supervisor.NAMESPACE_PROGRAMS)
 SOCKET_PATH_BYTES = 78  # Linux takes 107, and a step's socket is /node1/node1_1234.4294967295
 PORTS = range(12_000, 32_000)
 CONTROLLER_SAVES_WITHIN_S = 5
-ORPHANS_S = 2  # a task was seen alive 25 s after its node's link was back
+ORPHAN_DELAY_S = 2  # a task was seen alive 25 s after its node's link was back
 
 
-class Rehearsal:
+class SlurmSandbox:
     """``with Rehearsal(folder, nodes=3) as lab: lab.run("sbatch", ...)``: up on entry, gone without a trace on exit.
 
     Partitions: ``main``, the default, and ``low``, whose jobs are requeued for those of ``high``.
@@ -60,11 +60,11 @@ class Rehearsal:
         self.environment = jobs | ours | {"SLURM_CONF": str(self.folder / "slurm.conf")}
         self._accounting, self._preempt_signal, self._preempt_signal_now = accounting, preempt_signal, preempt_signal
         self._user = pwd.getpwuid(os.getuid()).pw_name
-        self._parts = supervisor.Parts(self.folder, self.environment)
+        self._supervisor = supervisor.Supervisor(self.folder, self.environment)
         self._frozen: set[str] = set()
 
-    def __enter__(self) -> Rehearsal:
-        if reason := missing(self._accounting):
+    def __enter__(self) -> SlurmSandbox:
+        if reason := missing_programs(self._accounting):
             raise UserError(reason)
         if self.folder.exists() or len(os.fsencode(self.folder)) > SOCKET_PATH_BYTES:
             raise UserError(
@@ -85,7 +85,7 @@ class Rehearsal:
     ) -> None:
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            self._parts.end_all()
+            self._supervisor.stop_all()
             if self._terminate is not None:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
         finally:
@@ -106,27 +106,27 @@ class Rehearsal:
     def power_off(self, node: str) -> None:
         """Cut a node's power: all its processes are gone at once, and nobody is told."""
         self._frozen.discard(node)
-        self._parts.end(node)
+        self._supervisor.stop(node)
 
     def power_on(self, node: str) -> None:
         """Start a node again; back when SLURM has heard from it, and what had run on it is put back into the queue.
 
         A machine that was started anew tells SLURM so by its uptime, which ours has in common with all: we say it.
         """
-        before = self._started(node)
+        before = self._slurmd_start_time(node)
         self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=rebooted")
         self._begin_node(node)
-        self._parts.wait_until(node, lambda: self._started(node) != before)
+        self._supervisor.wait_until(node, lambda: self._slurmd_start_time(node) != before)
 
-    def freeze(self, node: str) -> None:
+    def suspend_node(self, node: str) -> None:
         """Stop all of a node's processes where they are: for all others its link is cut, and its tasks still exist."""
         self._frozen.add(node)
-        self._parts.freeze(node)
+        self._supervisor.suspend(node)
 
-    def thaw(self, node: str) -> None:
+    def resume_node(self, node: str) -> None:
         """Let a frozen node's tasks go on, as orphans if SLURM has given them up, then its slurmd, which ends those."""
         self._frozen.discard(node)
-        self._parts.thaw(node, first_alone_s=ORPHANS_S)
+        self._supervisor.resume(node, delay_first_s=ORPHAN_DELAY_S)
 
     def restart_controller(self) -> None:
         """``kill_controller`` and ``start_controller``."""
@@ -139,12 +139,12 @@ class Rehearsal:
         What changed less than five seconds before a crash is not on disk, a new job included: those are waited for.
         """
         time.sleep(CONTROLLER_SAVES_WITHIN_S)
-        self._parts.end(CONTROLLER)
+        self._supervisor.stop(CONTROLLER_HOST)
 
     def start_controller(self) -> None:
         """Start it on the state that it left; back when it has heard from its nodes."""
         self._begin_controller()
-        self._parts.wait_until(CONTROLLER, self._knows_its_nodes)
+        self._supervisor.wait_until(CONTROLLER_HOST, self._nodes_known)
 
     def signal_preempted(self, wanted: bool) -> None:
         """Whether jobs preempted from now on get the signal that they asked for and ten seconds, or no word of it.
@@ -155,42 +155,42 @@ class Rehearsal:
         self._write_configuration()
         self.run("scontrol", "reconfigure")
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         """Undo what was done: each node is powered, thawed and in service, and preemption as it was at first."""
         if self._preempt_signal_now != self._preempt_signal:
             self.signal_preempted(self._preempt_signal)
         for node in list(self._frozen):
-            self.thaw(node)
+            self.resume_node(node)
         for node in self.nodes:
-            if node not in self._parts:
+            if node not in self._supervisor:
                 self.power_on(node)
         for node, state in zip(self.nodes, self._states(), strict=True):
             if state in ("down", "drain", "drng"):  # by an administrator's word
                 self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
-        self._parts.wait_until(CONTROLLER, self._all_in_service)
+        self._supervisor.wait_until(CONTROLLER_HOST, self._all_in_service)
 
     def _write_files(self) -> None:
         self.folder.mkdir(parents=True)
-        self._parts.begin_cleaner()
+        self._supervisor.start_cleaner()
         for name in ("state", "log"):
             (self.folder / name).mkdir()
         self._ports = _free_ports(2 + len(self.nodes))
         self._write_configuration()
         if self._accounting:
             accounting.write_files(self.folder, self._ports[1], self._user)
-        names = f"{CONTROLLER} {accounting.ACCOUNTING} {' '.join(self.nodes)}"
+        names = f"{CONTROLLER_HOST} {accounting.ACCOUNTING} {' '.join(self.nodes)}"
         (self.folder / "hosts").write_text(f"127.0.0.1 localhost {names}\n")
         key = os.open(self.folder / "munge.key", os.O_WRONLY | os.O_CREAT, 0o600)
         os.write(key, secrets.token_bytes(128))
         os.close(key)
 
     def _write_configuration(self) -> None:
-        slurm_conf.write(
+        slurm_conf.write_slurm_conf(
             self.folder,
             user=self._user,
             controller_port=self._ports[0],
             nodes=dict(zip(self.nodes, self._ports[2:], strict=True)),
-            accounting=accounting.SETTINGS.format(folder=self.folder, port=self._ports[1]) if self._accounting else "",
+            accounting=accounting.SLURM_CONF_LINES.format(folder=self.folder, port=self._ports[1]) if self._accounting else "",
             preempt_signal=self._preempt_signal_now,
         )
 
@@ -198,24 +198,24 @@ class Rehearsal:
         f = self.folder
         own = {"key-file": "munge.key", "socket": "munge.sock", "seed-file": "munge.seed", "log-file": "log/munged.log"}
         files = [f"--{option}={f}/{name}" for option, name in ({"pid-file": "munged.pid"} | own).items()]
-        self._parts.begin("munged", ["munged", "--foreground", "--force", *files])
+        self._supervisor.start("munged", ["munged", "--foreground", "--force", *files])
         if self._accounting:
-            accounting.begin(self._parts, f, self._ports[1])
-        self._parts.wait_until("munged", (f / "munge.sock").exists)
+            accounting.start_accounting(self._supervisor, f, self._ports[1])
+        self._supervisor.wait_until("munged", (f / "munge.sock").exists)
         self._begin_controller()
         for node in self.nodes:
             self._begin_node(node)
         if self._accounting:  # once slurmctld, which made the cluster's entry, hears of what is added to it
-            self._parts.wait_until(CONTROLLER, lambda: "UP" in self.run("scontrol", "ping", check=False))
-            for arguments in accounting.accounts(self._user):
+            self._supervisor.wait_until(CONTROLLER_HOST, lambda: "UP" in self.run("scontrol", "ping", check=False))
+            for arguments in accounting.sacctmgr_commands(self._user):
                 self.run("sacctmgr", "--immediate", *arguments)
-        self._parts.wait_until(CONTROLLER, lambda: self._states() == ["idle"] * len(self.nodes))
+        self._supervisor.wait_until(CONTROLLER_HOST, lambda: self._states() == ["idle"] * len(self.nodes))
 
     def _begin_controller(self) -> None:
-        self._parts.begin_alone(CONTROLLER, f"slurmctld -D -f {shlex.quote(f'{self.folder}/slurm.conf')}")
+        self._supervisor.start_isolated(CONTROLLER_HOST, f"slurmctld -D -f {shlex.quote(f'{self.folder}/slurm.conf')}")
 
     def _begin_node(self, node: str) -> None:
-        self._parts.begin_alone(node, f"slurmd -D -N {node} -f {shlex.quote(f'{self.folder}/slurm.conf')}")
+        self._supervisor.start_isolated(node, f"slurmd -D -N {node} -f {shlex.quote(f'{self.folder}/slurm.conf')}")
 
     def _states(self) -> list[str]:
         """The nodes' states in short, each "unk" while slurmctld does not answer."""
@@ -226,19 +226,19 @@ class Rehearsal:
     def _all_in_service(self) -> bool:
         return set(self._states()) <= {"idle", "mix", "alloc", "comp"}
 
-    def _knows_its_nodes(self) -> bool:
+    def _nodes_known(self) -> bool:
         return not any(state.startswith("unk") for state in self._states())
 
-    def _started(self, node: str) -> str:
+    def _slurmd_start_time(self, node: str) -> str:
         """When a node's slurmd began, as slurmctld last heard from it."""
         shown = self.run("scontrol", "--oneliner", "show", "node", node)
         return shown.partition("SlurmdStartTime=")[2].split()[0]
 
 
-def missing(with_accounting: bool = True) -> str | None:
+def missing_programs(with_accounting: bool = True) -> str | None:
     """What this machine lacks for a rehearsal, in one line with its mend; None where nothing is."""
-    programs = PROGRAMS + (accounting.PROGRAMS if with_accounting else ())
-    if lacking := [name for name in programs if shutil.which(name, path=supervisor.path()) is None]:
+    programs = SLURM_PROGRAMS + (accounting.ACCOUNTING_PROGRAMS if with_accounting else ())
+    if lacking := [name for name in programs if shutil.which(name, path=supervisor.search_path()) is None]:
         return f"no {', '.join(lacking)} on this machine: `make rehearsal-tools` installs SLURM and its accounting"
     return None
 

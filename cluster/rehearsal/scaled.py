@@ -9,21 +9,21 @@ from pathlib import Path
 from runyard.cluster.launch.batch_script import tasks_per_node
 from runyard.cluster.rehearsal.slurm_conf import CPUS, MEMORY_MB, PARTITIONS
 from runyard.config.compose import Composed, compose
-from runyard.config.fields import written
+from runyard.config.fields import format_literal
 from runyard.config.schema import ClusterConfig
 from runyard.errors import UserError
 
 EPOCHS, STEPS_PER_EPOCH = 12, 6  # room for three interruptions, each after more was saved
 IMAGES_PER_TASK = 4  # in a micro-batch
 # SLURM looks every half minute for jobs near their limit: the tasks are held still until its signal wakes them.
-LIMIT = ("cluster.timeout_min=2", "cluster.signal_delay_s=85")
-MEMORY_OF_A_TASK_GB = 0.7  # measured, for starter and paper
-FEWEST_TASKS = 3  # the sum of two is the same in either order, so two could not show that ranks are summed in another
-TASKS_OF_A_CORE = 4  # more starve each other until they miss the times after which ranks give each other up
-ELSEWHERE = ("account", "qos", "constraint", "exclude", "nodelist")  # names that only a real cluster has
+TIME_LIMIT_OVERRIDES = ("cluster.timeout_min=2", "cluster.signal_delay_s=85")
+MEMORY_PER_TASK_GB = 0.7  # measured, for starter and paper
+MIN_TASKS = 3  # the sum of two is the same in either order, so two could not show that ranks are summed in another
+MAX_TASKS_PER_CORE = 4  # more starve each other until they miss the times after which ranks give each other up
+SITE_SETTINGS = ("account", "qos", "constraint", "exclude", "nodelist")  # names that only a real cluster has
 
 
-def scaled(overrides: list[str], say: Callable[[str], None]) -> Composed:
+def scale_down(overrides: list[str], say: Callable[[str], None]) -> Composed:
     """The experiment with tiny synthetic data, few steps, no W&B and what one machine can carry of its tasks.
 
     A task takes the place of a GPU. ``say`` is told where there are fewer than were asked for, or no GPUs.
@@ -36,8 +36,8 @@ def scaled(overrides: list[str], say: Callable[[str], None]) -> Composed:
         raise UserError(f"{other}: a rehearsal has a throwaway cluster of its own; leave that out")
     asked = compose([*(o for o in given if not o.startswith("cluster=")), "cluster=rehearsal"])
     config = asked.config
-    nodes, tasks = size(config.cluster, most_tasks(), say)
-    check(config.cluster, tasks)
+    nodes, tasks = fit_tasks(config.cluster, max_tasks(), say)
+    check_sandbox_limits(config.cluster, tasks)
     batch = nodes * tasks * config.accumulate * IMAGES_PER_TASK
     warmup = min(config.schedule.warmup_epochs, EPOCHS - 1)
     tiny = {
@@ -62,21 +62,21 @@ def scaled(overrides: list[str], say: Callable[[str], None]) -> Composed:
         "cluster.tasks_per_node": str(tasks),
     }
     kept = [o for o in asked.overrides if not o.startswith(("data=", "data.", "tracking=", "tracking.", *tiny))]
-    return compose([*kept, "tracking=none", *(f"{name}={value}" for name, value in tiny.items()), *LIMIT])
+    return compose([*kept, "tracking=none", *(f"{name}={value}" for name, value in tiny.items()), *TIME_LIMIT_OVERRIDES])
 
 
-def most_tasks() -> int:
+def max_tasks() -> int:
     """How many tasks this machine can carry, by its free memory and its cores; three at least."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free_gb = int(lines["MemAvailable"].split()[0]) / 1e6
-    return max(FEWEST_TASKS, min(int(free_gb / MEMORY_OF_A_TASK_GB), TASKS_OF_A_CORE * len(os.sched_getaffinity(0))))
+    return max(MIN_TASKS, min(int(free_gb / MEMORY_PER_TASK_GB), MAX_TASKS_PER_CORE * len(os.sched_getaffinity(0))))
 
 
-def size(cluster: ClusterConfig, most: int, say: Callable[[str], None]) -> tuple[int, int]:
+def fit_tasks(cluster: ClusterConfig, most: int, say: Callable[[str], None]) -> tuple[int, int]:
     """Nodes, and tasks on each, of at most so many in all: rather fewer tasks on a node than fewer nodes."""
     asked = tasks_per_node(cluster)
     nodes = min(cluster.nodes, most)
-    tasks = min(max(asked, -(-FEWEST_TASKS // nodes)), most // nodes)
+    tasks = min(max(asked, -(-MIN_TASKS // nodes)), most // nodes)
     if cluster.gpus_per_node or (nodes, tasks) != (cluster.nodes, asked):
         gpus = f", {cluster.gpus_per_node} GPUs" if cluster.gpus_per_node else ""
         three = "three ranks show in what order sums are taken, two do not"
@@ -88,19 +88,19 @@ def size(cluster: ClusterConfig, most: int, say: Callable[[str], None]) -> tuple
     return nodes, tasks
 
 
-def check(cluster: ClusterConfig, tasks: int) -> None:
+def check_sandbox_limits(cluster: ClusterConfig, tasks: int) -> None:
     """Refuse, before there is a cluster, what it would refuse, or wait for without end.
 
     Raises:
         UserError: naming the setting.
     """
-    for name in ELSEWHERE:
+    for name in SITE_SETTINGS:
         if value := getattr(cluster, name):
-            raise UserError(f"cluster.{name}={written(value)}: the throwaway cluster knows no such name; leave it out")
+            raise UserError(f"cluster.{name}={format_literal(value)}: the throwaway cluster knows no such name; leave it out")
     for partition in (cluster.partition or PARTITIONS[0]).split(","):
         if partition not in PARTITIONS:
             raise UserError(
-                f"cluster.partition={written(cluster.partition)}: the throwaway cluster has {', '.join(PARTITIONS)}; "
+                f"cluster.partition={format_literal(cluster.partition)}: the throwaway cluster has {', '.join(PARTITIONS)}; "
                 "leave it out"
             )
     if not cluster.requeue:

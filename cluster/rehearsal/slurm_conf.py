@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-CONTROLLER = "controller"
+CONTROLLER_HOST = "controller"
 CPUS, MEMORY_MB = 64, 256_000  # of each node, by its claim
 PARTITIONS = ("main", "low", "high")  # the first is the default
-GRACE_S = 10  # before the end of a preempted job that is signalled; SLURM itself adds up to five
+PREEMPT_GRACE_S = 10  # before the end of a preempted job that is signalled; SLURM itself adds up to five
 
 # cred_expire, KillWait: a job is requeued cred_expire + 1 s after its end, and the old srun must be gone by then.
 CONFIGURATION = """\
@@ -53,14 +53,14 @@ PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 PREEMPT_SIGNAL = "SlurmctldParameters=preempt_send_user_signal\n"
-NODE = (
+NODE_TEMPLATE = (
     "NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory={memory_mb} Gres=gpu:2\n"
 )
 # Two "GPUs" a node: SLURM wants device files, counts them, and never opens them.
-GRES = "Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n"
+GRES_CONF = "Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n"
 
 
-def write(
+def write_slurm_conf(
     folder: Path, user: str, controller_port: int, nodes: dict[str, int], accounting: str, preempt_signal: bool
 ) -> None:
     """Write both files into ``folder``.
@@ -70,8 +70,8 @@ def write(
         accounting: The lines about it; none without it.
         preempt_signal: Whether a preempted job is signalled, and has ``GRACE_S`` from then.
     """
-    grace_s = GRACE_S if preempt_signal else 0
-    text = CONFIGURATION.format(controller=CONTROLLER, port=controller_port, folder=folder, user=user, grace=grace_s)
-    text += "".join(NODE.format(name=name, port=port, cpus=CPUS, memory_mb=MEMORY_MB) for name, port in nodes.items())
+    grace_s = PREEMPT_GRACE_S if preempt_signal else 0
+    text = CONFIGURATION.format(controller=CONTROLLER_HOST, port=controller_port, folder=folder, user=user, grace=grace_s)
+    text += "".join(NODE_TEMPLATE.format(name=name, port=port, cpus=CPUS, memory_mb=MEMORY_MB) for name, port in nodes.items())
     (folder / "slurm.conf").write_text(text + accounting + (PREEMPT_SIGNAL if preempt_signal else ""))
-    (folder / "gres.conf").write_text(GRES)
+    (folder / "gres.conf").write_text(GRES_CONF)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from runyard.errors import UserError
 
-PROGRAMS = ("unshare", "setpriv")
+NAMESPACE_PROGRAMS = ("unshare", "setpriv")
 START_TIMEOUT_S, END_TIMEOUT_S = 30.0, 3.0
-MARK = "RUNYARD_PART_OF"
+OWNER_VARIABLE = "RUNYARD_PART_OF"
 # The end of the process that began it, whatever it is, closes its pipe; one that ended all parts says so first. Else a
 # part that was just being made may have been made too late for the kernel to end it, and for a moment shows no
 # environment by which to know it; and what is dying may still write a file: nothing must be there three times in a row.
@@ -23,7 +23,7 @@ CLEANER = f"""
 read -r ended
 clean=0
 for _ in 1 2 3 4 5 6 7 8 9; do
-    left=$(grep -lszxF "{MARK}=$1" /proc/[0-9]*/environ | cut -d/ -f3)
+    left=$(grep -lszxF "{OWNER_VARIABLE}=$1" /proc/[0-9]*/environ | cut -d/ -f3)
     [ -z "$left" ] || kill -KILL $left
     if rm -rf "$1" && [ -z "$left" ]; then clean=$((clean + 1)); else clean=0; fi
     [ "$clean" -lt "${{ended:-3}}" ] || exit
@@ -31,7 +31,7 @@ for _ in 1 2 3 4 5 6 7 8 9; do
 done"""
 
 
-class Parts:
+class Supervisor:
     """The parts of a cluster by name, in the order in which they were started.
 
     Args:
@@ -42,13 +42,13 @@ class Parts:
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self._folder, self._environment = folder, environment
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self._alone: set[str] = set()
+        self._isolated: set[str] = set()
         self._cleaner: subprocess.Popen[bytes] | None = None
 
     def __contains__(self, name: str) -> bool:
         return name in self._running
 
-    def begin_cleaner(self) -> None:
+    def start_cleaner(self) -> None:
         """Before any part: start what deletes the folder, and ends what is left, once this process is gone or done."""
         self._cleaner = subprocess.Popen(
             ["sh", "-c", CLEANER, "sh", self._folder],
@@ -58,27 +58,27 @@ class Parts:
             start_new_session=True,
         )
 
-    def begin(self, name: str, command: list[str]) -> None:
+    def start(self, name: str, command: list[str]) -> None:
         """Start a part that the kernel ends should this process die without a chance to."""
         with open(self._folder / "log" / f"{name}.out", "ab") as log:
             self._running[name] = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *command],
-                env=self._environment | {"PATH": path(), MARK: str(self._folder)},
+                env=self._environment | {"PATH": search_path(), OWNER_VARIABLE: str(self._folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # the terminal's Ctrl-C is for this process alone
             )
 
-    def begin_alone(self, name: str, command: str) -> None:
+    def start_isolated(self, name: str, command: str) -> None:
         """Start a part in namespaces of its own, where names resolve as the cluster's administrator would have it."""
         setup = f"hostname {name} && mount --bind {shlex.quote(f'{self._folder}/hosts')} /etc/hosts && exec "
         namespaces = ["unshare", "--pid", "--mount", "--uts", "--mount-proc", "--fork", "--kill-child"]
         if os.getuid() != 0:  # root inside to set the node up, then oneself again
             namespaces.append("--map-root-user")
             setup += f"unshare --user --map-user={os.getuid()} --map-group={os.getgid()} "
-        self._alone.add(name)
-        self.begin(name, [*namespaces, "sh", "-c", setup + command])
+        self._isolated.add(name)
+        self.start(name, [*namespaces, "sh", "-c", setup + command])
 
     def wait_until(self, name: str, ready: Callable[[], bool]) -> None:
         """Wait for ``ready``, which part ``name`` is to bring about.
@@ -98,10 +98,10 @@ class Parts:
             said = (self._folder / "log" / f"{dead[0]}.out").read_text(errors="replace").strip().splitlines()
             raise UserError(f"{dead[0]} did not start: {said[-1] if said else 'it said nothing'}")
 
-    def end(self, name: str) -> None:
+    def stop(self, name: str) -> None:
         part = self._running.pop(name)
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            if name in self._alone:  # the first process of its namespace: all others go with it
+            if name in self._isolated:  # the first process of its namespace: all others go with it
                 for child in _children(part.pid):
                     os.kill(child, signal.SIGKILL)
             else:
@@ -111,25 +111,25 @@ class Parts:
             os.killpg(part.pid, signal.SIGKILL)
         part.wait()
 
-    def end_all(self) -> None:
+    def stop_all(self) -> None:
         """End every part and delete the folder."""
         for name in reversed(list(self._running)):
-            self.end(name)
+            self.stop(name)
         if self._cleaner is not None:
             self._cleaner.communicate(b"1\n")
 
-    def freeze(self, name: str) -> None:
+    def suspend(self, name: str) -> None:
         """Stop all processes of a part that is alone, where they are."""
         while running := [pid for pid in self._processes(name) if _state(pid) not in "TZ"]:
             for pid in running:  # parents first, and again for children made meanwhile
                 _signal(pid, signal.SIGSTOP)
 
-    def thaw(self, name: str, first_alone_s: float) -> None:
+    def resume(self, name: str, delay_first_s: float) -> None:
         """Let a part's processes go on; the first of them, which rules the others, so much later."""
         first, *others = self._processes(name)
         for pid in others:
             _signal(pid, signal.SIGCONT)
-        time.sleep(first_alone_s)
+        time.sleep(delay_first_s)
         _signal(first, signal.SIGCONT)
 
     def _processes(self, name: str) -> list[int]:
@@ -140,7 +140,7 @@ class Parts:
         return found
 
 
-def path() -> str:
+def search_path() -> str:
     """Where daemons lie is on few ordinary users' PATH."""
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 

@@ -13,15 +13,15 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from runyard.errors import UserError
 
-WORD = re.compile(r"\+*(?P<name>[\w.]+)=(?P<word>log|uniform|int|logint|choice)\((?P<inside>.*)\)")
-BEGUN = re.compile(r"\+*[\w.]+=(log|uniform|logint|choice)\((?!.*\)$)")
-FIXED = ("cluster", "checkpoint", "tracking", "data", "runs_dir", "experiment", "workers", "loader", "eval_batch_size")
+RANGE_PATTERN = re.compile(r"\+*(?P<name>[\w.]+)=(?P<word>log|uniform|int|logint|choice)\((?P<inside>.*)\)")
+UNCLOSED_RANGE = re.compile(r"\+*[\w.]+=(log|uniform|logint|choice)\((?!.*\)$)")
+UNSEARCHABLE_SETTINGS = ("cluster", "checkpoint", "tracking", "data", "runs_dir", "experiment", "workers", "loader", "eval_batch_size")
 EXAMPLE = "as optim.lr=log(1e-3,1)"
 
 Space = dict[str, BaseDistribution]
 
 
-def take_out(overrides: list[str]) -> tuple[list[str], Space]:
+def split_search_space(overrides: list[str]) -> tuple[list[str], Space]:
     """The overrides that are the same in every trial, and the dimensions of the rest by the setting's name.
 
     Raises:
@@ -29,18 +29,18 @@ def take_out(overrides: list[str]) -> tuple[list[str], Space]:
     """
     fixed, space = [], {}
     for override in overrides:
-        read = WORD.fullmatch(override)
+        read = RANGE_PATTERN.fullmatch(override)
         if read is None or (read["word"] == "int" and len(_parts(read["inside"])) == 1):  # Hydra's own int(3.7)
             fixed.append(override)
             continue
         name = read["name"]
-        if name.split(".")[0] in FIXED:
+        if name.split(".")[0] in UNSEARCHABLE_SETTINGS:
             raise UserError(f"{override}: {name} is the same for all of a search; give it one value")
         if name in space:
             raise UserError(f"{override}: {name} was given twice; leave one out")
         space[name] = _distribution(override, read["word"], _parts(read["inside"]))
-    if odd := next((o for o in fixed if BEGUN.match(o)), None):
-        raise UserError(f"{odd}: a range that cannot be read; expected a closing bracket, {EXAMPLE}")
+    if unclosed := next((o for o in fixed if UNCLOSED_RANGE.match(o)), None):
+        raise UserError(f"{unclosed}: a range that cannot be read; expected a closing bracket, {EXAMPLE}")
     if not space:
         raise UserError(f"nothing to search: give at least one setting a range, {EXAMPLE}")
     if twice := [o for o in fixed if o.lstrip("+").partition("=")[0] in space]:
@@ -48,13 +48,13 @@ def take_out(overrides: list[str]) -> tuple[list[str], Space]:
     return fixed, space
 
 
-def corner(space: Space) -> list[str]:
+def lowest_point(space: Space) -> list[str]:
     """The overrides of one point that is in it."""
     first = {name: d.choices[0] if isinstance(d, CategoricalDistribution) else d.low for name, d in space.items()}  # type: ignore[attr-defined]
     return [override(name, value) for name, value in first.items()]
 
 
-def short(point: dict[str, object]) -> str:
+def format_point(point: dict[str, object]) -> str:
     """One point for a person: four digits of each number."""
     return " ".join(f"{name}={v:.4g}" if isinstance(v, float) else f"{name}={v}" for name, v in point.items())
 
@@ -77,12 +77,12 @@ def _distribution(said: str, word: str, parts: list[str]) -> BaseDistribution:
         numbers = []
     if len(numbers) not in counts or not all(map(math.isfinite, numbers)):
         what = "two whole numbers" if kind is int else "two numbers"
-        raise UserError(f"{said}: expected {what}{', and perhaps a step' if word == 'int' else ''}, {_like(word)}")
+        raise UserError(f"{said}: expected {what}{', and perhaps a step' if word == 'int' else ''}, {_example(word)}")
     low, high = numbers[:2]
     if not low < high:
-        raise UserError(f"{said}: expected the smaller number first, {_like(word)}")
+        raise UserError(f"{said}: expected the smaller number first, {_example(word)}")
     if word in ("log", "logint") and low <= 0:
-        raise UserError(f"{said}: has no logarithm at {parts[0]}; begin above 0, {_like(word)}")
+        raise UserError(f"{said}: has no logarithm at {parts[0]}; begin above 0, {_example(word)}")
     if kind is float:
         return FloatDistribution(low, high, log=word == "log")
     if word == "logint":
@@ -93,7 +93,7 @@ def _distribution(said: str, word: str, parts: list[str]) -> BaseDistribution:
     return IntDistribution(int(low), int(high), step=step)
 
 
-def _like(word: str) -> str:
+def _example(word: str) -> str:
     return {"log": EXAMPLE, "uniform": "as uniform(0,0.2)", "int": "as int(8,64)", "logint": "as logint(8,512)"}[word]
 
 

@@ -22,15 +22,15 @@ from runyard.cluster.search.space import Space, override
 from runyard.errors import UserError
 from runyard.files import open_lock, write_atomic
 from runyard.ownership import private_folder
-from runyard.runs.summary import Glance, glance
+from runyard.runs.summary import RunSummary, read_run_summary
 
-MEASURES = ("val_top1", "test_top1")
+OBJECTIVES = ("val_top1", "test_top1")
 STARTUP_TRIALS = 5  # before any is judged by the others
-SETTINGS = "search.json"
+SEARCH_FILE = "search.json"
 
 
 @dataclass(frozen=True)
-class Settings:
+class SearchSettings:
     """What a search was begun with, and what it goes on with.
 
     Attributes:
@@ -51,21 +51,21 @@ class Settings:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / SETTINGS, json.dumps(vars(self), indent=1))
+        write_atomic(folder / SEARCH_FILE, json.dumps(vars(self), indent=1))
 
     @classmethod
-    def load(cls, folder: Path) -> Settings | None:
+    def load(cls, folder: Path) -> SearchSettings | None:
         """None where nothing was begun.
 
         Raises:
             UserError: the file is damaged.
         """
         try:
-            return cls(**json.loads((folder / SETTINGS).read_bytes()))
+            return cls(**json.loads((folder / SEARCH_FILE).read_bytes()))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{folder / SETTINGS}: damaged ({error}); restore it, or give another --name") from None
+            raise UserError(f"{folder / SEARCH_FILE}: damaged ({error}); restore it, or give another --name") from None
 
 
 class Study:
@@ -75,7 +75,7 @@ class Study:
         id: The search's id, which its runs have as their sweep.
     """
 
-    def __init__(self, folder: Path, settings: Settings, space: Space, epochs: int) -> None:
+    def __init__(self, folder: Path, settings: SearchSettings, space: Space, epochs: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.id, self._settings, self._space = folder.name, settings, space
         pruner = optuna.pruners.MedianPruner(STARTUP_TRIALS, n_warmup_steps=max(1, epochs // 5))
@@ -95,7 +95,7 @@ class Study:
         return self._study.get_trials(deepcopy=False)
 
     @property
-    def open(self) -> list[FrozenTrial]:
+    def open_trials(self) -> list[FrozenTrial]:
         """Those that were asked for and have no result."""
         return [trial for trial in self.trials if not trial.state.is_finished()]
 
@@ -117,30 +117,30 @@ class Study:
         return self.trials[number]
 
     def overrides(self, trial: FrozenTrial) -> list[str]:
-        return [*self._settings.overrides, *self.drawn(trial)]
+        return [*self._settings.overrides, *self.sampled_overrides(trial)]
 
     @staticmethod
-    def drawn(trial: FrozenTrial) -> list[str]:
+    def sampled_overrides(trial: FrozenTrial) -> list[str]:
         """Its own settings, as overrides."""
         return [override(name, value) for name, value in trial.params.items()]
 
-    def take(self, trial: FrozenTrial, run: Glance) -> bool:
+    def report_epochs(self, trial: FrozenTrial, run: RunSummary) -> bool:
         """Hear of epochs that the study has not. Whether the trial does too badly to go on."""
         known = self.trials[trial.number].intermediate_values
         asked = optuna.trial.Trial(self._study, trial._trial_id)
-        new = [(epoch, value) for epoch, value in self.measured(run) if epoch not in known]
+        new = [(epoch, value) for epoch, value in self.scores(run) if epoch not in known]
         for epoch, value in new:
             asked.report(value, epoch)
         return bool(new) and asked.should_prune()
 
-    def measured(self, run: Glance) -> list[tuple[int, float]]:
+    def scores(self, run: RunSummary) -> list[tuple[int, float]]:
         """``[(epoch, top-1)]`` of what the search is about."""
         measure = self._settings.measure
-        names = MEASURES if measure == "auto" else (measure,)
+        names = OBJECTIVES if measure == "auto" else (measure,)
         rows = [(row["epoch"], next((row[n] for n in names if row.get(n) is not None), None)) for row in run.epochs]
         return [(epoch, value) for epoch, value in rows if value is not None]
 
-    def condemn(self, trial: FrozenTrial) -> None:
+    def mark_pruned(self, trial: FrozenTrial) -> None:
         """It is to be stopped; kept, so that whoever finds it stopped knows why."""
         optuna.trial.Trial(self._study, trial._trial_id).set_user_attr("condemned", True)
 
@@ -151,12 +151,12 @@ class Study:
         self._study.tell(trial.number, value, state=state)
 
 
-def runs_of(search: str, runs_dir: Path) -> dict[int, Path]:
+def runs_by_trial(search: str, runs_dir: Path) -> dict[int, Path]:
     """The directory of each trial's run, by the trial's number."""
     found: dict[int, Path] = {}
     for record in sorted(runs_dir.glob("[!.]*/run.json")):
         try:
-            said: dict[str, Any] = glance(record.parent).record
+            said: dict[str, Any] = read_run_summary(record.parent).record
         except UserError:  # damaged, and perhaps not even ours
             continue
         if said.get("sweep") == search and isinstance(said.get("trial"), int):
@@ -165,7 +165,7 @@ def runs_of(search: str, runs_dir: Path) -> dict[int, Path]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def search_lock(folder: Path) -> Iterator[None]:
     """No second command searches in ``folder`` meanwhile.
 
     Raises:

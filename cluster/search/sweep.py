@@ -18,22 +18,22 @@ from rich.console import Console
 
 from runyard.cluster.launch import submit as launcher
 from runyard.cluster.launch.checks.preflight import preflight
-from runyard.cluster.monitor.attach import Job
-from runyard.cluster.monitor.cancel import Ended, cancel
-from runyard.cluster.monitor.run_status import Standing, ask, stand, standing
-from runyard.cluster.search.space import short
-from runyard.cluster.search.study import Study, runs_of
-from runyard.cluster.slurm.submission import one_at_a_time
+from runyard.cluster.monitor.attach import JobHandle
+from runyard.cluster.monitor.cancel import CancelResult, cancel
+from runyard.cluster.monitor.run_status import RunStatus, derive_status, query_slurm, run_status
+from runyard.cluster.search.space import format_point
+from runyard.cluster.search.study import Study, runs_by_trial
+from runyard.cluster.slurm.submission import submission_lock
 from runyard.config.compose import compose
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.runs.run import Run
-from runyard.runs.summary import glance
+from runyard.runs.summary import read_run_summary
 
-POLL_S = 2.0
-SURE_AFTER_LOOKS = 3  # at an end without a word: a job that is requeued is out of the queue for a moment
-REFUSED = "refused.jsonl"  # in the search's folder, for `runyard compare`, which knows no Optuna
-SAVE_S = 120.0  # before a trial that is stopped is ended by force
+SEARCH_POLL_S = 2.0
+CONFIRM_POLLS = 3  # at an end without a word: a job that is requeued is out of the queue for a moment
+REFUSED_TRIALS_FILE = "refused.jsonl"  # in the search's folder, for `runyard compare`, which knows no Optuna
+SAVE_TIMEOUT_S = 120.0  # before a trial that is stopped is ended by force
 
 
 class Search:
@@ -47,51 +47,51 @@ class Search:
 
     def __init__(self, study: Study, folder: Path, parallel: int, local: bool, say: Callable[[str], None]) -> None:
         self._study, self._folder, self._parallel, self._local, self._say = study, folder, parallel, local, say
-        self._runs = runs_of(study.id, folder.parents[1])
-        self._jobs: list[Job] = []  # of this machine: who forgets one leaves a zombie
-        self._ending: dict[int, Future[Ended]] = {}
-        self._seen_ended: dict[int, int] = {}
+        self._runs = runs_by_trial(study.id, folder.parents[1])
+        self._jobs: list[JobHandle] = []  # of this machine: who forgets one leaves a zombie
+        self._stopping: dict[int, Future[CancelResult]] = {}
+        self._ended_polls: dict[int, int] = {}
         self._threads = ThreadPoolExecutor(max_workers=max(1, parallel))
 
-    def to_the_end(self, trials: int) -> None:
+    def run(self, trials: int) -> None:
         """Go on until there are ``trials`` trials and all of them have a result.
 
         Raises:
             UserError: a run cannot be created or started. What goes on goes on; the same command goes on with it.
         """
-        self._adopt()
+        self._resume_open_trials()
         while True:
-            self._look()
-            going = len(self._study.open)
+            self._poll_trials()
+            going = len(self._study.open_trials)
             room = min(self._parallel - going, trials - len(self._study.trials))
             if room > 0:
-                self._begin([self._study.ask() for _ in range(room)])
+                self._start_trials([self._study.ask() for _ in range(room)])
             elif not going:
                 return
-            time.sleep(POLL_S)
+            time.sleep(SEARCH_POLL_S)
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """What Ctrl-C does: runs of this machine save and stop; SLURM's jobs go on."""
         if self._local:
-            for _, now in self._standings():
-                if now.going:
+            for _, now in self._run_statuses():
+                if now.active:
                     self._stop(now)
-        for future in self._ending.values():
+        for future in self._stopping.values():
             future.exception()
         self._threads.shutdown()
 
-    def _adopt(self) -> None:
+    def _resume_open_trials(self) -> None:
         """Go on with the trials that another command began and did not end."""
         again: list[FrozenTrial] = []
-        for trial in self._study.open:
+        for trial in self._study.open_trials:
             path = self._runs.get(trial.number)
-            now = None if path is None else standing(glance(path))
-            if now is None or not (now.going or now.state in ("finished", "failed", "unknown") or _condemned(trial)):
+            now = None if path is None else run_status(read_run_summary(path))
+            if now is None or not (now.active or now.state in ("finished", "failed", "unknown") or _is_marked_pruned(trial)):
                 again.append(trial)
         if again:
-            self._begin(again)
+            self._start_trials(again)
 
-    def _begin(self, trials: list[FrozenTrial]) -> None:
+    def _start_trials(self, trials: list[FrozenTrial]) -> None:
         """Make each its run, unless it has one, and start them: on SLURM as one array."""
         runs = [run for trial in trials if (run := self._run_of(trial)) is not None]
         if self._local:
@@ -102,11 +102,11 @@ class Search:
                 name += "x"
             (self._folder / name).mkdir()
             with contextlib.ExitStack() as stack:
-                locks = [stack.enter_context(one_at_a_time(run.path, run.reference)) for run in runs]
+                locks = [stack.enter_context(submission_lock(run.path, run.cli_reference)) for run in runs]
                 launcher.enqueue(runs, name, self._folder / name, hold=locks)
         for run in runs:
             number = run.record["trial"]
-            self._say(f"trial {number}: {short(self._study.trials[number].params)}, run {run.id}")
+            self._say(f"trial {number}: {format_point(self._study.trials[number].params)}, run {run.id}")
 
     def _run_of(self, trial: FrozenTrial) -> Run | None:
         """Its run, new or begun before; None where its settings make none, which is its result."""
@@ -114,61 +114,61 @@ class Search:
             return Run.open(path)
         try:
             point = compose(self._study.overrides(trial))
-            subject = launcher.subject([point.config], manifest.prepare_command(point.overrides))
-            preflight(subject, of_slurm=False)
+            context = launcher.check_context([point.config], manifest.prepare_command(point.overrides))
+            preflight(context, include_slurm=False)
         except UserError as error:
             self._study.tell(trial, TrialState.FAIL, why=str(error))
-            with open(self._folder / REFUSED, "a") as refused:  # it has no run that could say so
+            with open(self._folder / REFUSED_TRIALS_FILE, "a") as refused:  # it has no run that could say so
                 refused.write(json.dumps({"trial": trial.number, "why": str(error)}) + "\n")
             self._say(f"trial {trial.number}: refused: {error}")
             return None
-        run = Run.create(point.config, launcher.kept(point), self._study.id, trial.number)
+        run = Run.create(point.config, launcher.persistent_overrides(point), self._study.id, trial.number)
         self._runs[trial.number] = run.path
         return run
 
-    def _standings(self) -> list[tuple[FrozenTrial, Standing]]:
-        trials = [trial for trial in self._study.open if trial.number in self._runs]
-        now, waiting, ended = ask([glance(self._runs[trial.number]) for trial in trials])
-        return [(t, stand(run, waiting, ended, time.time())) for t, run in zip(trials, now, strict=True)]
+    def _run_statuses(self) -> list[tuple[FrozenTrial, RunStatus]]:
+        trials = [trial for trial in self._study.open_trials if trial.number in self._runs]
+        now, waiting, ended = query_slurm([read_run_summary(self._runs[trial.number]) for trial in trials])
+        return [(t, derive_status(run, waiting, ended, time.time())) for t, run in zip(trials, now, strict=True)]
 
-    def _look(self) -> None:
-        for trial, now in self._standings():
-            badly = self._study.take(trial, now.run)
-            if now.going:
-                self._seen_ended.pop(trial.number, None)
-                if (badly or _condemned(trial)) and not self._is_ending(trial.number):
-                    self._study.condemn(trial)
+    def _poll_trials(self) -> None:
+        for trial, now in self._run_statuses():
+            should_prune = self._study.report_epochs(trial, now.run)
+            if now.active:
+                self._ended_polls.pop(trial.number, None)
+                if (should_prune or _is_marked_pruned(trial)) and not self._is_stopping(trial.number):
+                    self._study.mark_pruned(trial)
                     self._stop(now)
-            elif now.state != "unknown" and not self._is_ending(trial.number):
-                self._conclude(trial, now)
+            elif now.state != "unknown" and not self._is_stopping(trial.number):
+                self._finish_trial(trial, now)
 
-    def _is_ending(self, number: int) -> bool:
-        asked = self._ending.get(number)
+    def _is_stopping(self, number: int) -> bool:
+        asked = self._stopping.get(number)
         return asked is not None and not asked.done()
 
-    def _stop(self, now: Standing) -> None:
+    def _stop(self, now: RunStatus) -> None:
         quiet = Console(quiet=True)
-        self._ending[now.run.record["trial"]] = self._threads.submit(cancel, now.run, SAVE_S, quiet)
+        self._stopping[now.run.record["trial"]] = self._threads.submit(cancel, now.run, SAVE_TIMEOUT_S, quiet)
 
-    def _conclude(self, trial: FrozenTrial, now: Standing) -> None:
-        measured = self._study.measured(now.run)
-        seen = self._seen_ended[trial.number] = self._seen_ended.get(trial.number, 0) + 1
+    def _finish_trial(self, trial: FrozenTrial, now: RunStatus) -> None:
+        measured = self._study.scores(now.run)
+        seen = self._ended_polls[trial.number] = self._ended_polls.get(trial.number, 0) + 1
         if now.state == "finished" and measured:
             epoch, value = measured[-1]
             best = self._study.best
             self._study.tell(trial, TrialState.COMPLETE, value)
             first = best is None or value > (best.value or 0.0)
             self._say(f"trial {trial.number}: {100 * value:.2f} %{', the best so far' if first else ''}")
-        elif _condemned(trial):
+        elif _is_marked_pruned(trial):
             epoch, value = measured[-1] if measured else (0, float("nan"))
-            Run.open(now.run.path).note_pruned()
+            Run.open(now.run.path).mark_pruned()
             self._study.tell(trial, TrialState.PRUNED)
             self._say(f"trial {trial.number}: {100 * value:.2f} % after epoch {epoch}, below the median: stopped")
-        elif now.state in ("finished", "failed") or seen >= SURE_AFTER_LOOKS:
-            why = "it measured nothing" if now.state == "finished" else now.words
+        elif now.state in ("finished", "failed") or seen >= CONFIRM_POLLS:
+            why = "it measured nothing" if now.state == "finished" else now.message
             self._study.tell(trial, TrialState.FAIL, why=why)
             self._say(f"trial {trial.number}: {why}")
 
 
-def _condemned(trial: FrozenTrial) -> bool:
+def _is_marked_pruned(trial: FrozenTrial) -> bool:
     return bool(trial.user_attrs.get("condemned"))

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from runyard.cluster.slurm.queue import duration_s
-from runyard.slurm_client import CannotTell, ask
+from runyard.slurm_client import QueryError, run_query
 
 SINFO_FIELDS = "%P|%a|%l|%s|%D|%c|%m|%G|%f"
-ANSWER_S = 10.0
-ACCOUNTS_ANSWER_S = 3.0  # without the accounting's answer sbatch itself still says what it thinks
+QUERY_TIMEOUT_S = 10.0
+ACCOUNTS_TIMEOUT_S = 3.0  # without the accounting's answer sbatch itself still says what it thinks
 
 
 @dataclass(frozen=True)
-class Nodes:
+class NodeGroup:
     """Nodes of one kind in one partition.
 
     Attributes:
@@ -35,24 +35,24 @@ class Nodes:
     features: frozenset[str]
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         things = [f"{n} {name}{f' {kind}' * bool(kind)}" for name, by in self.gres.items() for kind, n in by.items()]
         return ", ".join([f"{self.cpus} CPUs", f"{self.memory_mb / 1024:.0f} GB", *things])
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition that this user may see. ``limit_s`` and ``most_nodes`` are per job; None: no limit."""
+    """A partition that this user may see. ``limit_s`` and ``max_nodes`` are per job; None: no limit."""
 
     name: str
-    up: bool
+    is_up: bool
     default: bool
     limit_s: int | None
-    most_nodes: int | None
-    nodes: tuple[Nodes, ...]
+    max_nodes: int | None
+    nodes: tuple[NodeGroup, ...]
 
     @property
-    def size(self) -> int:
+    def node_count(self) -> int:
         return sum(kind.count for kind in self.nodes)
 
 
@@ -65,7 +65,7 @@ class Association:
     qos: frozenset[str]
 
 
-class Site:
+class ClusterInfo:
     """The answers of sinfo, scontrol and sacctmgr, asked for all at once when it is made.
 
     Each property raises CannotTell where its command is missing or failed.
@@ -74,12 +74,12 @@ class Site:
     def __init__(self) -> None:
         user = pwd.getpwuid(os.getuid()).pw_name
         with ThreadPoolExecutor(3) as pool:
-            self._sinfo = pool.submit(ask, "sinfo", "--noheader", "--exact", f"--format={SINFO_FIELDS}",
-                                      timeout_s=ANSWER_S)  # fmt: skip
-            self._config = pool.submit(ask, "scontrol", "show", "config", timeout_s=ANSWER_S)
+            self._sinfo = pool.submit(run_query, "sinfo", "--noheader", "--exact", f"--format={SINFO_FIELDS}",
+                                      timeout_s=QUERY_TIMEOUT_S)  # fmt: skip
+            self._config = pool.submit(run_query, "scontrol", "show", "config", timeout_s=QUERY_TIMEOUT_S)
             self._accounts = pool.submit(
-                ask, "sacctmgr", "--noheader", "--parsable2", "show", "association", f"user={user}",
-                "format=Account,Partition,QOS", timeout_s=ACCOUNTS_ANSWER_S,
+                run_query, "sacctmgr", "--noheader", "--parsable2", "show", "association", f"user={user}",
+                "format=Account,Partition,QOS", timeout_s=ACCOUNTS_TIMEOUT_S,
             )  # fmt: skip
 
     @cached_property
@@ -91,7 +91,7 @@ class Site:
         return self._setting("SLURM_VERSION", r"\S+")
 
     @cached_property
-    def most_in_array(self) -> int:
+    def max_array_size(self) -> int:
         """MaxArraySize: one more than the highest index of an array's element."""
         return int(self._setting("MaxArraySize", r"\d+"))
 
@@ -106,7 +106,7 @@ class Site:
     def _setting(self, name: str, pattern: str) -> str:
         found = re.search(rf"^{name}\s*= ({pattern})", self._config.result(), re.MULTILINE)
         if found is None:
-            raise CannotTell(f"`scontrol show config` does not say {name}")
+            raise QueryError(f"`scontrol show config` does not say {name}")
         return found[1]
 
 
@@ -116,11 +116,11 @@ def parse_sinfo(text: str) -> dict[str, Partition]:
     for line in text.splitlines():
         fields = line.split("|")
         if len(fields) != 9:
-            raise CannotTell(f"sinfo printed a line that cannot be read: {line[:80]}")
+            raise QueryError(f"sinfo printed a line that cannot be read: {line[:80]}")
         name, state, limit, size, count, cpus, memory, gres, features = fields
         named = name.rstrip("*")
         most = size.rpartition("-")[2]
-        nodes = Nodes(
+        nodes = NodeGroup(
             count=int(count),
             cpus=int(cpus.rstrip("+")),
             memory_mb=int(memory.rstrip("+")),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import time
 
-from runyard.cluster.slurm.queue import Job
+from runyard.cluster.slurm.queue import JobInfo
 
-AGAIN = "`runyard cancel` it, then `runyard resume` it with"  # a setting follows
-WAITING = {
+RESUBMIT_WITH = "`runyard cancel` it, then `runyard resume` it with"  # a setting follows
+PENDING_REASONS = {
     "None": "SLURM has not looked at it yet",
     "WaitingForScheduling": "SLURM has not looked at it yet",
     "Priority": "jobs with higher priority come first",
@@ -32,17 +32,17 @@ WAITING = {
     "Nodes required for job are DOWN": "nodes it needs are down, drained or kept for other jobs: wait, or ask for "
     "others (cluster.partition, cluster.constraint)",
     "NodeDown": "a node it asks for is down: wait, or leave cluster.nodelist unset",
-    "BadConstraints": f"no node is like that: {AGAIN} another cluster.constraint, cluster.gres or size",
-    "PartitionTimeLimit": f"its time limit is longer than the partition allows: {AGAIN} a smaller cluster.timeout_min",
-    "PartitionNodeLimit": f"the partition has not that many nodes for one job: {AGAIN} fewer cluster.nodes",
+    "BadConstraints": f"no node is like that: {RESUBMIT_WITH} another cluster.constraint, cluster.gres or size",
+    "PartitionTimeLimit": f"its time limit is longer than the partition allows: {RESUBMIT_WITH} a smaller cluster.timeout_min",
+    "PartitionNodeLimit": f"the partition has not that many nodes for one job: {RESUBMIT_WITH} fewer cluster.nodes",
     "PartitionDown": "the partition is down: wait for the administrators, or take another cluster.partition",
-    "PartitionInactive": f"the partition takes no jobs: {AGAIN} another cluster.partition",
+    "PartitionInactive": f"the partition takes no jobs: {RESUBMIT_WITH} another cluster.partition",
     "Reservation": "its reservation has not begun",
     "Licenses": "it waits for a licence",
     "Prolog": "its nodes are being prepared",
-    "InvalidAccount": f"the account is not valid here: {AGAIN} another cluster.account "
+    "InvalidAccount": f"the account is not valid here: {RESUBMIT_WITH} another cluster.account "
     "(`sacctmgr show assoc user=$USER` lists yours)",
-    "InvalidQOS": f"the QOS is not valid here: {AGAIN} another cluster.qos",
+    "InvalidQOS": f"the QOS is not valid here: {RESUBMIT_WITH} another cluster.qos",
     "AssociationJobLimit": "your account runs as many jobs as it may: it waits for one of them to end",
     "QOSJobLimit": "as many jobs run in this QOS as may: it waits for one of them to end",
     "AssociationResourceLimit": "your account uses as much as it may at a time: it waits for jobs to end",
@@ -51,7 +51,7 @@ WAITING = {
     "QOSTimeLimit": "this QOS has used up its time: take another cluster.qos, or ask those who grant it",
     "QOSUsageThreshold": "this QOS has used too much lately: wait, or take another cluster.qos",
 }
-ENDED = {
+END_STATES = {
     "CANCELLED": "cancelled (scancel)",
     "TIMEOUT": "time limit reached before it could save",
     "OUT_OF_MEMORY": "out of memory: ask for more (cluster.mem_gb), or take less (workers, loader)",
@@ -61,15 +61,15 @@ ENDED = {
     "PREEMPTED": "preempted by a job with higher priority, and not put back into the queue",
     "REVOKED": "revoked: another cluster runs it",
 }
-BEFORE = {"PREEMPTED": "preempted", "NODE_FAIL": "a node failed", "TIMEOUT": "time limit reached"}
+PREVIOUS_ENDS = {"PREEMPTED": "preempted", "NODE_FAIL": "a node failed", "TIMEOUT": "time limit reached"}
 
 
-def why_it_waits(job: Job) -> tuple[str, str]:
+def pending_reason(job: JobInfo) -> tuple[str, str]:
     """SLURM's code for why ``job`` waits, and what it means, with what to do about it where there is anything."""
     code = job.reason.partition(",")[0] or "None"
-    for known in (job.reason, code, *(k for k in WAITING if " " in k and job.reason.startswith(k))):
-        if known in WAITING:
-            return code, WAITING[known].format(id=job.id)
+    for known in (job.reason, code, *(k for k in PENDING_REASONS if " " in k and job.reason.startswith(k))):
+        if known in PENDING_REASONS:
+            return code, PENDING_REASONS[known].format(id=job.id)
     return code, _limit(code) or "see `man squeue`, JOB REASON CODES"
 
 
@@ -81,34 +81,34 @@ def _limit(code: str) -> str | None:
     whose, kind, what = found.groups()
     of = {"QOS": "this QOS", "Assoc": "your account"}.get(whose, "your account or QOS")
     if "Wall" in what and kind == "Max":
-        return f"longer than {of} allows one job: {AGAIN} a smaller cluster.timeout_min"
+        return f"longer than {of} allows one job: {RESUBMIT_WITH} a smaller cluster.timeout_min"
     if kind == "Grp" and "Minutes" in what:
-        return f"{of} has used up its time on {_thing(what)}: wait for the new period, or ask those who grant it"
+        return f"{of} has used up its time on {_resource_name(what)}: wait for the new period, or ask those who grant it"
     if kind == "Grp" or "PerUser" in what or "PerAcc" in what or "Jobs" in what:
         who, whose_own = ("you have", of) if "PerUser" in what else (f"{of} has", "it")
-        return f"{who} as many {_thing(what)} in use as {whose_own} allows at a time: it waits for jobs to end"
+        return f"{who} as many {_resource_name(what)} in use as {whose_own} allows at a time: it waits for jobs to end"
     if kind == "Min":
-        return f"less than {of} wants a job to ask for ({_thing(what)}): {AGAIN} more"
-    return f"more {_thing(what)} than {of} allows one job: {AGAIN} less"
+        return f"less than {of} wants a job to ask for ({_resource_name(what)}): {RESUBMIT_WITH} more"
+    return f"more {_resource_name(what)} than {of} allows one job: {RESUBMIT_WITH} less"
 
 
-def _thing(what: str) -> str:
+def _resource_name(what: str) -> str:
     names = {"Job": "jobs", "Node": "nodes", "GRES": "GPUs", "Gres": "GPUs", "Cpu": "CPUs", "CPU": "CPUs",
              "Mem": "memory", "Billing": "billing units"}  # fmt: skip
     return next((name for key, name in names.items() if what.startswith(key)), "resources")
 
 
-def how_it_ended(job: Job) -> str:
+def end_reason(job: JobInfo) -> str:
     """What SLURM says of a job that is over; "" where that is no more than that it is."""
-    return ENDED.get(job.state, "")
+    return END_STATES.get(job.state, "")
 
 
-def why_it_goes_on(job: Job) -> str | None:
+def previous_end_reason(job: JobInfo) -> str | None:
     """What ended the last attempt of a job that waits again, as far as accounting knows."""
-    return BEFORE.get(job.before[-1]) if job.before else None
+    return PREVIOUS_ENDS.get(job.earlier_states[-1]) if job.earlier_states else None
 
 
-def span(seconds: float) -> str:
+def format_span(seconds: float) -> str:
     """A duration for reading: 40 s, 3 min, 2 h 05 min, 3 d 4 h."""
     s = max(0, round(seconds))
     if s < 60:
@@ -120,11 +120,11 @@ def span(seconds: float) -> str:
     return f"{s // 86400} d {s % 86400 // 3600} h"
 
 
-def clock_time(at: float, now: float) -> str:
+def format_time(at: float, now: float) -> str:
     """A moment for reading: 22:31 within a day, else with its date."""
     return time.strftime("%H:%M" if abs(at - now) < 86400 else "%Y-%m-%d %H:%M", time.localtime(at))
 
 
-def places(nodes: tuple[str, ...]) -> str:
+def format_nodes(nodes: tuple[str, ...]) -> str:
     """Names of a few nodes; of many their number and the first."""
     return ",".join(nodes) if len(nodes) <= 4 else f"{len(nodes)} nodes ({nodes[0]} …)"

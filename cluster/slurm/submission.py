@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from runyard.cluster.slurm.queue import Answer, Job
+from runyard.cluster.slurm.queue import JobAnswer, JobInfo
 from runyard.errors import UserError
-from runyard.file_lock import alone
+from runyard.file_lock import exclusive_lock
 from runyard.runs.journal import Row
-from runyard.runs.run import Run, updating
-from runyard.slurm_client import PATIENCE_S
+from runyard.runs.run import Run, editing_record
+from runyard.slurm_client import RETRY_TIMEOUT_S
 
 LOCK = ".submission-lock"
-WAIT_S = 2 * PATIENCE_S  # for another command, which may itself wait for SLURM that long
+LOCK_TIMEOUT_S = 2 * RETRY_TIMEOUT_S  # for another command, which may itself wait for SLURM that long
 
 
 def script_name(token: str) -> str:
@@ -30,7 +30,7 @@ def script_name(token: str) -> str:
 
 
 @contextlib.contextmanager
-def one_at_a_time(run: Path, reference: str) -> Iterator[int | None]:
+def submission_lock(run: Path, reference: str) -> Iterator[int | None]:
     """Within the block no other command submits a job of ``run``. Gives what sbatch is to hold (``alone``).
 
     Raises:
@@ -41,25 +41,25 @@ def one_at_a_time(run: Path, reference: str) -> Iterator[int | None]:
 
     with contextlib.ExitStack() as stack:
         try:
-            held = stack.enter_context(alone(run / LOCK, WAIT_S, say))
+            held = stack.enter_context(exclusive_lock(run / LOCK, LOCK_TIMEOUT_S, say))
         except TimeoutError:
             raise UserError(
-                f"another command has been submitting run {reference} for {WAIT_S:g} s; see: runyard status {reference}"
+                f"another command has been submitting run {reference} for {LOCK_TIMEOUT_S:g} s; see: runyard status {reference}"
             ) from None
         except OSError as error:
             raise UserError(f"run {reference}: {run / LOCK}: {error.strerror}; mend its permissions") from None
         yield held
 
 
-def begin(run: Run, token: str, job: dict[str, Any]) -> None:
+def record_submission(run: Run, token: str, job: dict[str, Any]) -> None:
     """Write down that ``job``, which has no id yet, is being submitted."""
-    with run.updating() as record:
+    with run.editing_record() as record:
         record["submission"] = job | {"token": token}
 
 
-def conclude(run: Run, job_id: str | None) -> None:
+def finish_submission(run: Run, job_id: str | None) -> None:
     """Write down what came of it: this job, or nothing."""
-    with run.updating() as record:
+    with run.editing_record() as record:
         _conclude(record, job_id)
 
 
@@ -69,28 +69,28 @@ def _conclude(record: dict[str, Any], job_id: str | None) -> None:
         record["jobs"].append(job | {"id": job_id})
 
 
-def settle(run: Path, waiting: Answer, starts: list[Row], *, held: bool = False) -> None:
+def resolve_pending(run: Path, waiting: JobAnswer, starts: list[Row], *, held: bool = False) -> None:
     """Conclude a submission whose command was cut off, by what squeue said and which jobs have begun training ``run``.
 
     One that is under way, as its lock tells, is left alone, unless it is ``held`` by who asks; so is a run that is not
     ours to write.
     """
-    if waiting.problem is not None:
+    if waiting.error is not None:
         return
     with contextlib.suppress(TimeoutError, OSError), contextlib.ExitStack() as stack:
-        locked = held or stack.enter_context(alone(run / LOCK, wait_s=0)) is not None
-        with updating(run) as record:
-            intended = record.get("submission")
-            if intended is None or (not locked and time.time() - intended["submitted"] < WAIT_S):
+        locked = held or stack.enter_context(exclusive_lock(run / LOCK, wait_s=0)) is not None
+        with editing_record(run) as record:
+            pending = record.get("submission")
+            if pending is None or (not locked and time.time() - pending["submitted"] < LOCK_TIMEOUT_S):
                 return
-            _conclude(record, _came_to(intended, waiting.of(run), starts, record["jobs"]))
+            _conclude(record, _submitted_job(pending, waiting.jobs_of(run), starts, record["jobs"]))
 
 
-def _came_to(intended: dict[str, Any], jobs: list[Job], starts: list[Row], noted: list[dict[str, Any]]) -> str | None:
+def _submitted_job(pending: dict[str, Any], jobs: list[JobInfo], starts: list[Row], noted: list[dict[str, Any]]) -> str | None:
     """The job that a submission came to, of those that SLURM knows or that trained since; None: it came to none."""
     for job in reversed(jobs):  # the oldest, where sbatch was heard twice
-        if job.command.endswith(f"/{script_name(intended['token'])}"):
+        if job.command.endswith(f"/{script_name(pending['token'])}"):
             return job.id
     known = {job["id"] for job in noted}
-    began = [str(row["job_id"]) for row in starts if row["t"] >= intended["submitted"] and row.get("job_id")]
+    began = [str(row["job_id"]) for row in starts if row["t"] >= pending["submitted"] and row.get("job_id")]
     return next((job_id for job_id in began if job_id not in known), None)

@@ -12,7 +12,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-MOST_BYTES = 2**24  # of a record or a configuration, which hold some thousand
+MAX_RECORD_BYTES = 2**24  # of a record or a configuration, which hold some thousand
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a FIFO (named pipe)",
@@ -145,14 +145,14 @@ def read_regular(path: Path | str, *, follow_links: bool = True) -> bytes:
         return file.read()
 
 
-def keep_open(file: BufferedReader, owner: object) -> int:
+def duplicate_descriptor(file: BufferedReader, owner: object) -> int:
     """A descriptor of an open file that lives as long as ``owner``, whatever becomes of ``file``."""
     descriptor = os.dup(file.fileno())
     weakref.finalize(owner, os.close, descriptor)
     return descriptor
 
 
-def read_within(folder: Path, name: str, *, most: int = MOST_BYTES) -> bytes:
+def read_within(folder: Path, name: str, *, most: int = MAX_RECORD_BYTES) -> bytes:
     """The bytes of a regular file below ``folder``; see ``open_within``.
 
     Raises:

@@ -6,10 +6,10 @@ import contextlib
 import re
 from pathlib import Path
 
-GROUPS = Path("/sys/fs/cgroup")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
-def kills(own: Path = Path("/proc/self/cgroup"), groups: Path = GROUPS) -> int | None:
+def oom_kill_count(own: Path = Path("/proc/self/cgroup"), groups: Path = CGROUP_ROOT) -> int | None:
     """The count of this process's control group, of the whole SLURM job where it is in one; None where none is kept.
 
     Args:
@@ -32,15 +32,15 @@ def kills(own: Path = Path("/proc/self/cgroup"), groups: Path = GROUPS) -> int |
     return None
 
 
-class Watch:
+class OomMonitor:
     """Whether the killer has struck since this was made."""
 
     def __init__(self) -> None:
-        self._before = kills()
+        self._initial_count = oom_kill_count()
 
-    def words(self) -> str | None:
+    def message(self) -> str | None:
         """What to say of it; None where it has not, or nobody counts."""
-        now = kills()
-        if now is None or self._before is None or now <= self._before:
+        now = oom_kill_count()
+        if now is None or self._initial_count is None or now <= self._initial_count:
             return None
         return "the kernel's out-of-memory killer struck"

@@ -17,19 +17,19 @@ from pathlib import Path
 from runyard.errors import UserError
 
 UMASK, UMASK_WITH_GROUP = 0o077, 0o027
-BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-def owner(path: Path) -> str | None:
+def foreign_owner(path: Path) -> str | None:
     """The user who owns ``path``, in words, if that is somebody else. Root, who can do anything anyway, counts as us.
 
     Raises:
         OSError: it is not there, or cannot be looked at.
     """
-    return _stranger(path.stat().st_uid)
+    return _other_user(path.stat().st_uid)
 
 
-def require_own(path: Path, what: str, instead: str) -> None:
+def require_owner(path: Path, what: str, instead: str) -> None:
     """Refuse what belongs to another user.
 
     Args:
@@ -39,16 +39,16 @@ def require_own(path: Path, what: str, instead: str) -> None:
     Raises:
         UserError: saying whose it is.
     """
-    if (whose := owner(path)) is not None:
-        raise UserError(f"{what} belongs to {whose}; {instead}")
+    if (owner_name := foreign_owner(path)) is not None:
+        raise UserError(f"{what} belongs to {owner_name}; {instead}")
 
 
-def of_this_user(name: str) -> str:
+def per_user_name(name: str) -> str:
     """The name of this user's own directory in a place that others share."""
     return f"{name}-{os.getuid()}"
 
 
-def keep_private(*, group_reads: bool) -> None:
+def set_umask(*, group_reads: bool) -> None:
     """What this process and its children write from here on is for this user alone, or readable by the group too."""
     os.umask(UMASK_WITH_GROUP if group_reads else UMASK)
 
@@ -69,12 +69,12 @@ def private_folder(folder: Path, *, group_reads: bool = False) -> Path:
         raise OSError(errno.EPERM, words, str(folder.parent))
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    descriptor = _opened(folder)
+    descriptor = _open_directory(folder)
     try:
         found = os.fstat(descriptor)
-        if (whose := _stranger(found.st_uid)) is not None:
-            raise OSError(errno.EPERM, f"{folder} belongs to {whose}; choose another place", str(folder))
-        if found.st_mode & BY_OTHERS:
+        if (owner_name := _other_user(found.st_uid)) is not None:
+            raise OSError(errno.EPERM, f"{folder} belongs to {owner_name}; choose another place", str(folder))
+        if found.st_mode & WRITABLE_BY_OTHERS:
             words = f"others can write {folder}; look through it, then: chmod go-w {folder}"
             raise OSError(errno.EPERM, words, str(folder))
         if group_reads and not found.st_mode & stat.S_IRGRP:
@@ -87,7 +87,7 @@ def private_folder(folder: Path, *, group_reads: bool = False) -> Path:
 def compiler_cache(name: str) -> Path:
     """This user's own directory for compiled code among temporary files; a fresh one where its name has been taken."""
     try:
-        return private_folder(Path(tempfile.gettempdir()) / of_this_user(f"runyard-{name}"))
+        return private_folder(Path(tempfile.gettempdir()) / per_user_name(f"runyard-{name}"))
     except OSError:
         return Path(tempfile.mkdtemp(prefix=f"runyard-{name}-"))
 
@@ -105,16 +105,16 @@ def writable_by_others(folder: Path) -> str | None:
             if path == folder:
                 raise
             continue
-        if (whose := _stranger(found.st_uid)) is not None:
-            return f"{path} belongs to {whose}"
+        if (owner_name := _other_user(found.st_uid)) is not None:
+            return f"{path} belongs to {owner_name}"
         if stat.S_ISLNK(found.st_mode):
             return f"{path} is a symbolic link"
-        if found.st_mode & BY_OTHERS:
+        if found.st_mode & WRITABLE_BY_OTHERS:
             return f"others can write {path}; look through it, then: chmod -R go-w {folder}"
     return None
 
 
-def _opened(folder: Path) -> int:
+def _open_directory(folder: Path) -> int:
     try:
         return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -124,7 +124,7 @@ def _opened(folder: Path) -> int:
         raise
 
 
-def _stranger(uid: int) -> str | None:
+def _other_user(uid: int) -> str | None:
     if uid in (0, os.getuid()):
         return None
     try:

@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from runyard.data import manifest
-from runyard.data.arrays import ArrayFile, load
-from runyard.data.datasets.imagefolder import BrokenImageError, cpus, decode, show, square
-from runyard.data.loading.batch import Normalise
+from runyard.data.arrays import ArrayFile, load_npy
+from runyard.data.datasets.imagefolder import BrokenImageError, cpus, decode_image, printable_path, resize_and_crop
+from runyard.data.loading.batch import Normalize
 from runyard.errors import UserError
 from runyard.files import open_regular, write_atomic
-from runyard.runs.run import MEND, Run
+from runyard.runs.run import RUN_HINT, Run
 from runyard.training.checkpoint import load_network
 
 ARRAY_KEYS = ("data", "images")
 PICKLE_STARTS = (b"\x80", b"(", b"}")  # a dict, pickled by any protocol
-KINDS = "expected a folder of images, a .npy or .npz file, or a pickled dict with a data array"
+EXPECTED_INPUT = "expected a folder of images, a .npy or .npz file, or a pickled dict with a data array"
 ARRAY_HELP = "expected uint8 [N, S, S, 3], [N, 3, S, S], or rows as CIFAR's [N, 3*S*S]"
 
 
@@ -40,7 +40,7 @@ class Images:
     read: Callable[[int, int], np.ndarray]
 
 
-def predict(run: Run, images: Path, out: Path, *, which: Literal["last", "best"] = "last", flip_tta: bool = False,
+def predict_to_csv(run: Run, images: Path, out: Path, *, which: Literal["last", "best"] = "last", flip_tta: bool = False,
             columns: tuple[str, ...] = ("ID", "Labels"), labels: Literal["index", "name"] = "index",
             batch_size: int | None = None) -> int:
     """Label every image of ``images`` and write ``out``: a header, then one row per image in input order.
@@ -65,15 +65,15 @@ def predict(run: Run, images: Path, out: Path, *, which: Literal["last", "best"]
         UserError: anything wrong with the run, the images or ``out``. Nothing is written then.
     """
     if not out.parent.is_dir() or (out.exists() and not out.is_file()):  # a device must not be replaced by a file
-        raise UserError(f"--out {show(out)}: expected a file name in a folder that exists")
+        raise UserError(f"--out {printable_path(out)}: expected a file name in a folder that exists")
     data = _data(run)
     source = open_images(images, data.image_size)
     repeated = [name for name, count in Counter(source.ids).most_common(1) if count > 1]
     if repeated:
-        raise UserError(f"--images {show(images)}: two images have the ID {repeated[0]!r}; rename one of them")
+        raise UserError(f"--images {printable_path(images)}: two images have the ID {repeated[0]!r}; rename one of them")
     network = load_network(run, which)
     batch_size = batch_size or run.config.eval_batch_size
-    predicted = label(run, network, data, source, flip_tta=flip_tta, batch_size=batch_size)
+    predicted = predict_classes(run, network, data, source, flip_tta=flip_tta, batch_size=batch_size)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(columns)
@@ -82,19 +82,19 @@ def predict(run: Run, images: Path, out: Path, *, which: Literal["last", "best"]
     try:
         write_atomic(out, table.getvalue())
     except OSError as error:
-        raise UserError(f"--out {show(out)}: cannot write it ({error.strerror}); choose another place") from error
+        raise UserError(f"--out {printable_path(out)}: cannot write it ({error.strerror}); choose another place") from error
     return len(predicted)
 
 
 @torch.no_grad()
-def label(run: Run, network: torch.nn.Module, data: manifest.Manifest, source: Images, *, flip_tta: bool,
+def predict_classes(run: Run, network: torch.nn.Module, data: manifest.Manifest, source: Images, *, flip_tta: bool,
           batch_size: int) -> list[int]:
     """The class index of each image, computed as the run's evaluation computes it, on a GPU if there is one."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    normalise = Normalise(data.mean, data.std).to(device)
+    normalise = Normalize(data.mean, data.std).to(device)
     layout = torch.channels_last if run.config.channels_last else torch.contiguous_format
     network = network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[run.config.precision]
@@ -135,41 +135,41 @@ def open_images(path: Path, image_size: int) -> Images:
         if head == b"\x93NUMPY":
             return _from_array(_npy(path), None, path, image_size)
         if not head.startswith((*PICKLE_STARTS, b"PK")):
-            raise UserError(f"--images {show(path)}: a file of another kind; {KINDS}")
+            raise UserError(f"--images {printable_path(path)}: a file of another kind; {EXPECTED_INPUT}")
         arrays = _npz(path) if head.startswith(b"PK") else _pickle(path)
     except OSError as error:
-        raise UserError(f"--images {show(path)}: cannot read it ({error.strerror or error}); {KINDS}") from None
+        raise UserError(f"--images {printable_path(path)}: cannot read it ({error.strerror or error}); {EXPECTED_INPUT}") from None
     except (ValueError, EOFError) as error:
         reason = (str(error).splitlines() or ["cut short"])[0]
-        raise UserError(f"--images {show(path)}: damaged, or not plain numbers ({reason}); {KINDS}") from None
+        raise UserError(f"--images {printable_path(path)}: damaged, or not plain numbers ({reason}); {EXPECTED_INPUT}") from None
     key = next((key for key in ARRAY_KEYS if key in arrays), None)
     if key is None and len(arrays) == 1:
         key = next(iter(arrays))
     if key is None:
         names = ", ".join(sorted(arrays)) or "nothing"
-        raise UserError(f"--images {show(path)}: holds {names}; expected an array named data")
+        raise UserError(f"--images {printable_path(path)}: holds {names}; expected an array named data")
     return _from_array(arrays[key], arrays.get("ids"), path, image_size)
 
 
 def _data(run: Run) -> manifest.Manifest:
     path = run.path / "data.json"
     try:
-        return manifest.read(path, MEND)
+        return manifest.read_manifest(path, RUN_HINT)
     except FileNotFoundError:
-        raise UserError(f"run {run.id} has not been trained (no data.json): runyard resume {run.reference}") from None
+        raise UserError(f"run {run.id} has not been trained (no data.json): runyard resume {run.cli_reference}") from None
 
 
 def _folder(folder: Path, image_size: int) -> Images:
     files = sorted((p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()), key=_natural)
     if not files:
-        raise UserError(f"--images {show(folder)}: no files in it; expected a folder of images, not of folders")
+        raise UserError(f"--images {printable_path(folder)}: no files in it; expected a folder of images, not of folders")
     pool = ThreadPoolExecutor(cpus())
 
     def one(path: Path) -> np.ndarray:
         try:
-            return square(decode(path)[0], image_size)
+            return resize_and_crop(decode_image(path)[0], image_size)
         except BrokenImageError as error:
-            raise UserError(f"{show(path)}: cannot be read as an image ({error}); mend or remove it") from None
+            raise UserError(f"{printable_path(path)}: cannot be read as an image ({error}); mend or remove it") from None
 
     def read(start: int, stop: int) -> np.ndarray:
         return np.stack(list(pool.map(one, files[start:stop])))
@@ -186,7 +186,7 @@ def _npy(path: Path) -> ArrayFile | np.ndarray:
     try:
         return ArrayFile(path)
     except ValueError:  # in Fortran's order, or damaged, which this says
-        return load(path)
+        return load_npy(path)
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
@@ -203,9 +203,9 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 def _pickle(path: Path) -> dict[str, Any]:
     from runyard.data.datasets import safe_pickle
 
-    content = safe_pickle.load(path)
+    content = safe_pickle.load_pickle(path)
     if not isinstance(content, dict):
-        raise UserError(f"--images {show(path)}: a pickled {type(content).__name__}; {KINDS}")
+        raise UserError(f"--images {printable_path(path)}: a pickled {type(content).__name__}; {EXPECTED_INPUT}")
     return {_text(key): value for key, value in content.items()}
 
 
@@ -213,19 +213,19 @@ def _from_array(array: Any, ids: Any, path: Path, size: int) -> Images:
     is_array = isinstance(array, (np.ndarray, ArrayFile))
     if not is_array or array.dtype != np.uint8:
         given = array.dtype if is_array else type(array).__name__
-        raise UserError(f"--images {show(path)}: {given}; {ARRAY_HELP}, values 0 to 255")
+        raise UserError(f"--images {printable_path(path)}: {given}; {ARRAY_HELP}, values 0 to 255")
     shape = array.shape
     if len(shape) == 2 and shape[1] and math.isqrt(shape[1] // 3) ** 2 * 3 == shape[1]:
         side = math.isqrt(shape[1] // 3)
         shape = (shape[0], 3, side, side)
     last = len(shape) == 4 and shape[3] == 3
     if not last and not (len(shape) == 4 and shape[1] == 3):
-        raise UserError(f"--images {show(path)}: shape {list(array.shape)}; {ARRAY_HELP}")
+        raise UserError(f"--images {printable_path(path)}: shape {list(array.shape)}; {ARRAY_HELP}")
     if not shape[0]:
-        raise UserError(f"--images {show(path)}: no images in it; {ARRAY_HELP}")
+        raise UserError(f"--images {printable_path(path)}: no images in it; {ARRAY_HELP}")
     height, width = shape[1:3] if last else shape[2:4]
     if (height, width) != (size, size):
-        raise UserError(f"--images {show(path)}: images of {width}x{height} px, and the run's have {size}x{size}; "
+        raise UserError(f"--images {printable_path(path)}: images of {width}x{height} px, and the run's have {size}x{size}; "
                         "resize them, or give a folder of image files")
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -242,7 +242,7 @@ def _ids(ids: Any, count: int, path: Path) -> list[str]:
     is_list = isinstance(ids, (list, tuple)) or (isinstance(ids, np.ndarray) and ids.ndim == 1)
     values = list(ids) if is_list else []
     if len(values) != count:
-        raise UserError(f"--images {show(path)}: ids are not one for each of the {count} images")
+        raise UserError(f"--images {printable_path(path)}: ids are not one for each of the {count} images")
     return [_text(value) for value in values]
 
 

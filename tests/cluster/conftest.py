@@ -116,7 +116,7 @@ def until(true: Callable[[], bool], command: Command | None = None) -> None:
 
 
 def rows(run: Run, event: str) -> list[journal.Row]:
-    return [row for row in journal.read(run.journal_path)[0] if row["event"] == event]
+    return [row for row in journal.read_journal(run.journal_path)[0] if row["event"] == event]
 
 
 def processes_of(run: Run) -> list[str]:

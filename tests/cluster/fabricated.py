@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runyard.cluster.slurm.queue import SEPARATOR
-from runyard.runs.run import FORMAT
+from runyard.runs.run import RUN_FORMAT
 from tests.cluster.fake_slurm import FakeSlurm
 
 BEGAN = 1_790_000_000.0  # unix seconds, when the first run of a folder was made
@@ -56,7 +56,7 @@ class Folder:
         (folder / "slurm").mkdir(parents=True)
         noted = {"id": job, "launcher": launcher, "cluster": "x", "nodes": 2, "tasks_per_node": 2,
                  "gpus_per_node": 0, "submitted": made + submitted, "logs": "slurm"}  # fmt: skip
-        known = {"format": FORMAT, "id": run_id, "name": name, "created": made, "sweep": None,
+        known = {"format": RUN_FORMAT, "id": run_id, "name": name, "created": made, "sweep": None,
                  "jobs": [noted] if job else [], "overrides": []}  # fmt: skip
         (folder / "run.json").write_text(json.dumps(known | record))
         self.append(folder, *rows)

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 
 from runyard import slurm_client
-from runyard.cli.commands.following import followed
-from runyard.cluster.monitor.attach import SlurmJob
+from runyard.cli.commands.following import follow_to_end
+from runyard.cluster.monitor.attach import SlurmJobHandle
 from tests.cluster.fake_slurm import NUMBER, FakeSlurm
 
 
 def over(slurm: FakeSlurm, state: str) -> bool:
     slurm.says("known", f"{NUMBER}|{state}|None|0:01|9:00|N/A|n1|run\n")
-    return SlurmJob(NUMBER, Path("logs")).over()
+    return SlurmJobHandle(NUMBER, Path("logs")).has_ended()
 
 
 @pytest.mark.parametrize("state", ["COMPLETED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "CANCELLED"])
@@ -30,8 +30,8 @@ def test_a_controller_that_does_not_answer_ends_nothing_and_holds_nothing_up(
     slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slurm.program("squeue", "exec sleep 60\n")
-    monkeypatch.setattr(slurm_client, "ANSWER_S", 0.2)
-    assert not SlurmJob(NUMBER, Path("logs")).over()
+    monkeypatch.setattr(slurm_client, "COMMAND_TIMEOUT_S", 0.2)
+    assert not SlurmJobHandle(NUMBER, Path("logs")).has_ended()
 
 
 class Going:
@@ -58,7 +58,7 @@ class Going:
 def follow(folder: Path, job: Going) -> tuple[int, str]:
     config = SimpleNamespace(epochs=1)
     run = SimpleNamespace(id="R", reference="R", path=folder, journal_path=folder / "metrics.jsonl", config=config)
-    code, row = followed(run, job, quiet=False)
+    code, row = follow_to_end(run, job, quiet=False)
     return code, row["outcome"]
 
 

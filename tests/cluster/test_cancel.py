@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     slurm = FakeSlurm(tmp_path / "slurm")
     monkeypatch.setenv("PATH", str(slurm.bin) + ":/bin")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cancel, "POLL_S", 0.02)
+    monkeypatch.setattr(cancel, "CANCEL_POLL_S", 0.02)
     made = Folder(tmp_path / "runs", slurm)
     on_term(made, "true")
     return made
@@ -89,7 +89,7 @@ def test_what_trains_is_asked_once_and_says_what_it_saved(folder: Folder, cancel
 def test_what_starts_is_asked_until_it_listens_and_then_once_more(
     folder: Folder, cancelled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cancel, "ASK_AGAIN_S", 0.05)
+    monkeypatch.setattr(cancel, "SIGNAL_INTERVAL_S", 0.05)
     run = folder.run()
     folder.queue(RUNS)
     saved = row("checkpoint", 8, step=3), stop(9, "interrupted", cause="TERM")
@@ -130,7 +130,7 @@ def test_what_does_not_end_in_time_is_ended_by_force(folder: Folder, cancelled: 
 
 
 def test_what_survives_even_that_is_said_to(folder: Folder, cancelled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cancel, "DIE_WITHIN_S", 0.2)
+    monkeypatch.setattr(cancel, "KILL_TIMEOUT_S", 0.2)
     run = folder.run(start(1))
     folder.queue(RUNS)
     folder.slurm.program("scancel", "")
@@ -180,7 +180,7 @@ def test_a_run_on_this_machine_saves_and_leaves_no_process(endless: Run, runs: R
         until(lambda: len(rows(endless, "start")) > before)
     code, said = cancel_here(runs, endless)
     assert (code, said["state"], said["forced"]) == (0, "stopped", False)
-    newest = checkpoint.newest(endless.checkpoints)
+    newest = checkpoint.newest_checkpoint(endless.checkpoints)
     assert said["step"] == (newest.step if newest else None)
     until(lambda: processes_of(endless) == [])
     assert runs.start("cancel", str(endless.path)).wait() == 2, "there is nothing left to cancel"
@@ -196,5 +196,5 @@ def test_a_run_on_this_machine_that_is_deaf_is_killed(endless: Run, runs: Runs) 
         os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
     code, said = cancel_here(runs, endless, "--wait-s", "1")
-    assert (code, said["forced"], time.monotonic() - began < cancel.DIE_WITHIN_S) == (1, True, True)
+    assert (code, said["forced"], time.monotonic() - began < cancel.KILL_TIMEOUT_S) == (1, True, True)
     until(lambda: processes_of(endless) == [])

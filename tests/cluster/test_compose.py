@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runyard.cli.completion import answer
+from runyard.cli.completion import completions
 from runyard.cli.main import main
 from runyard.cluster.launch import submit
 from runyard.config import compose as composing
@@ -100,7 +100,7 @@ def flat(values: dict[str, object], path: str = "") -> list[tuple[str, object]]:
     ],
 )
 def test_tab_completes_verbs_groups_settings_and_values(line: str, wanted: list[str]) -> None:
-    got = answer(line)
+    got = completions(line)
     assert [w for w in got if w in wanted] == wanted or (not wanted and not got)
     assert not wanted or all(g.startswith(line.rpartition(" ")[2]) for g in got)
 
@@ -110,8 +110,8 @@ def test_tab_completes_runs_newest_first(tmp_path: Path, monkeypatch: pytest.Mon
     for name in ("20260101-a", "20260102-b", ".making-c"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "run.json").touch()
-    assert answer("runyard resume ") == ["@last", "20260102-b", "20260101-a"]
-    assert answer("runyard resume 20260101") == ["20260101-a"]
+    assert completions("runyard resume ") == ["@last", "20260102-b", "20260101-a"]
+    assert completions("runyard resume 20260101") == ["20260101-a"]
 
 
 LOCAL = compose(["cluster=local"]).config.cluster
@@ -133,7 +133,7 @@ def test_there_is_one_task_per_gpu_or_two_without(
     gpus: Callable[[int], None], there: int, changed: dict[str, int], wanted: tuple[int, int]
 ) -> None:
     gpus(there)
-    assert submit.layout(replace(LOCAL, **changed)) == wanted
+    assert submit.tasks_and_gpus(replace(LOCAL, **changed)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_layout_this_machine_has_not_is_refused(
 ) -> None:
     gpus(2)
     with pytest.raises(UserError, match=named):
-        submit.layout(replace(LOCAL, **changed))
+        submit.tasks_and_gpus(replace(LOCAL, **changed))
 
 
 def test_a_time_limit_leaves_time_to_save() -> None:
@@ -172,7 +172,7 @@ def test_what_cannot_train_is_refused_before_anything_is_made(
 ) -> None:
     gpus(0)
     with pytest.raises(UserError, match=named):
-        submit.plan([*SMALL, f"data.root={data_root}", f"runs_dir={tmp_path / 'runs'}", *changed])
+        submit.plan_submission([*SMALL, f"data.root={data_root}", f"runs_dir={tmp_path / 'runs'}", *changed])
     assert not list(tmp_path.glob("runs/*"))
 
 
@@ -183,15 +183,15 @@ def test_a_truncated_data_set_is_refused_by_its_file(
     beton = next(copy.glob("*/test.beton"))
     beton.write_bytes(beton.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"test\.beton"):
-        submit.preflight(submit.subject([make_config(*SMALL, f"data.root={copy}", f"runs_dir={tmp_path}")], "prepare"))
+        submit.preflight(submit.check_context([make_config(*SMALL, f"data.root={copy}", f"runs_dir={tmp_path}")], "prepare"))
 
 
 def test_a_full_disk_is_refused(
     data_root: Path, tmp_path: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(*SMALL, f"data.root={data_root}", f"runs_dir={tmp_path}")
-    submit.preflight(submit.subject([config], "prepare"))
+    submit.preflight(submit.check_context([config], "prepare"))
     usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
     monkeypatch.setattr(submit.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="1 MB free"):
-        submit.preflight(submit.subject([config], "prepare"))
+        submit.preflight(submit.check_context([config], "prepare"))

@@ -23,7 +23,7 @@ LEADING = """
 import shlex, sys
 from pathlib import Path
 from runyard.cluster.job import controller
-controller.GRACE_S, controller.SHOW_S = float(sys.argv[2]), 0.5
+controller.FAILURE_GRACE_S, controller.STACK_DUMP_S = float(sys.argv[2]), 0.5
 command = [sys.executable, "-c", sys.argv[3]]
 controller.Controller(Path(sys.argv[1]), command, 2, limit_s=float(sys.argv[4]), warning_s=0).run()
 """
@@ -51,7 +51,7 @@ class Led:
     def __init__(self, run: Path, rank: str, grace_s: float = 0.2, limit_s: float = 600, held: bool = False) -> None:
         self.run, self.folder = run, run / "slurm"
         self.folder.mkdir(exist_ok=True)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, controller.PASSED_ON if held else ())  # as submit does
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, controller.FORWARDED_SIGNALS if held else ())  # as submit does
         self.process = subprocess.Popen(
             [sys.executable, "-c", LEADING, str(self.folder), str(grace_s), rank, str(limit_s)],
             cwd=ROOT, env=environment() | {"PYTHONPATH": f"{ROOT}/src:{ROOT}"},
@@ -67,7 +67,7 @@ class Led:
 
     @property
     def last(self) -> dict[str, Any]:
-        return journal.read(self.run / "metrics.jsonl")[0][-1]
+        return journal.read_journal(self.run / "metrics.jsonl")[0][-1]
 
 
 Lead = Callable[..., Led]

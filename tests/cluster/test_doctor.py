@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from runyard.cli.commands.doctor import table
+from runyard.cli.commands.doctor import checks_table
 from runyard.cli.main import main
 from runyard.cluster.launch.checks import doctor, storage
-from runyard.cluster.launch.checks.check import Check, Subject, answer
+from runyard.cluster.launch.checks.check import Check, CheckContext, run_check
 from runyard.cluster.launch.checks.node_job import NodeJob
-from runyard.cluster.launch.checks.node_probe import MARK, probe
+from runyard.cluster.launch.checks.node_probe import OUTPUT_PREFIX, probe
 from runyard.errors import UserError
-from runyard.slurm_client import CannotTell
+from runyard.slurm_client import QueryError
 from tests.cluster.conftest import ROOT
 from tests.cluster.fake_slurm import FakeSlurm
 from tests.conftest import PATIENCE_S, compose
@@ -29,15 +29,15 @@ from tests.training.conftest import SMALL
 HERE = {"node_seen": True, "server_ahead_s": 0.01}
 NODE: dict[str, Any] = {  # a node on which all is well
     "host": "node1", "cpus": 8, "python": "3.11.7", "executable": "/env/bin/python", "errors": {}, "cuda": "13.0",
-    "versions": dict.fromkeys(doctor.CORE, "1.0"), "gpus": ["NVIDIA H200"], "data": None,
+    "versions": dict.fromkeys(doctor.REPORTED_PACKAGES, "1.0"), "gpus": ["NVIDIA H200"], "data": None,
     "reached": True, "stage": None,
     "meeting": {"seen": True, "error": None, "server_ahead_s": 0.0}, "tmpdir": None, "ahead_s": 0.2, "here": HERE,
 }  # fmt: skip
 
 
-def subject(*overrides: str) -> Subject:
+def subject(*overrides: str) -> CheckContext:
     config = compose("cluster=slurm", *SMALL, "cluster.gpus_per_node=1", *overrides)
-    return Subject(config, 1, "runyard prepare data=synthetic")
+    return CheckContext(config, 1, "runyard prepare data=synthetic")
 
 
 class Told(NodeJob):
@@ -49,7 +49,7 @@ class Told(NodeJob):
 
 def on_a_node(facts: dict[str, Any], *overrides: str) -> dict[str, Check]:
     asked = subject(*overrides)
-    return {name: answer(name, question, asked) for name, question in doctor.on_a_node(Told(facts))}
+    return {name: run_check(name, question, asked) for name, question in doctor.node_checks(Told(facts))}
 
 
 def checks_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, dict[str, str]]]:
@@ -93,7 +93,7 @@ def test_the_table_shows_each_mend_below_what_was_found() -> None:
     from rich.console import Console
 
     console = Console(width=60, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(table([Check("a", "passed", "well", "none"), Check("b", "failed", "[x]=1: no", "set [x]=2")]))
+    console.print(checks_table([Check("a", "passed", "well", "none"), Check("b", "failed", "[x]=1: no", "set [x]=2")]))
     assert [line.split() for line in console.export_text().splitlines()] == [
         ["check", "found"], ["a", "ok", "well"], ["b", "failed", "[x]=1:", "no"], ["→", "set", "[x]=2"]]
 
@@ -105,11 +105,11 @@ def test_a_wrong_setting_or_option_is_refused_in_one_line(capsys: pytest.Capture
 
 
 def test_the_job_on_a_node_asks_slurm_for_little_of_what_the_run_asks(slurm: FakeSlurm, tmp_path: Path) -> None:
-    slurm.program("srun", f"echo a banner; echo; echo '{MARK}{json.dumps({'time': time.time(), 'host': 'n1'})}'")
+    slurm.program("srun", f"echo a banner; echo; echo '{OUTPUT_PREFIX}{json.dumps({'time': time.time(), 'host': 'n1'})}'")
     asked = subject("cluster.account=lab", "cluster.gres='gpu:a100:4'", "cluster.gpus_per_node=4", "cluster.mem_gb=64",
                     "cluster.cpus_per_task=8", "cluster.python=/env/py", "cluster.env_setup=[module load x]",
                     f"runs_dir={tmp_path}/runs", "cluster.nodes=4", "batch_size=16")  # fmt: skip
-    facts = NodeJob(asked, ("wandb.example", 443), 30).facts()
+    facts = NodeJob(asked, ("wandb.example", 443), 30).report()
     assert facts["host"] == "n1"
     assert abs(facts["ahead_s"]) < 5
     call = "\n".join(slurm.calls())
@@ -121,7 +121,7 @@ def test_the_job_on_a_node_asks_slurm_for_little_of_what_the_run_asks(slurm: Fak
 
 
 FAILURES = [
-    ("srun: error: Unable to allocate resources: Requested nodes are busy", CannotTell, "no node was free within 30 s"),
+    ("srun: error: Unable to allocate resources: Requested nodes are busy", QueryError, "no node was free within 30 s"),
     ("srun: error: Unable to allocate resources: Invalid account or account/partition combination specified",
      UserError, "cluster.account=lab: sbatch refuses it (Unable to"),
     ("bash: line 1: /env/py: No such file or directory", UserError, "the job ended with 1: bash: line 1: /env/py: No"),
@@ -135,10 +135,10 @@ def test_why_the_job_on_a_node_told_nothing_is_told_once(
     slurm.program("srun", f"echo '{said}' >&2; exit 1")
     node = NodeJob(subject("cluster.account=lab", f"runs_dir={tmp_path}"), None, 30)
     with pytest.raises(kind) as error:
-        node.facts()
+        node.report()
     assert str(error.value).startswith(told)
-    with pytest.raises(CannotTell, match="the job on a node told nothing"):
-        node.later_facts()
+    with pytest.raises(QueryError, match="the job on a node told nothing"):
+        node.report_or_unknown()
     assert len(slurm.calls("srun")) == 1
 
 
@@ -183,13 +183,13 @@ def test_what_is_wrong_on_a_node_is_told_with_its_mend(
 ) -> None:
     found = on_a_node(facts, *overrides)
     assert found[name].state == "failed"
-    assert told in found[name].found
-    assert found[name].mend
+    assert told in found[name].result
+    assert found[name].fix
     assert {check.state for other, check in found.items() if other != name} == {"passed"}
 
 
 def test_a_node_without_a_network_is_no_fault_where_the_run_can_do_without() -> None:
-    assert "the run logs offline" in on_a_node({"reached": False}, "tracking=auto")["internet"].found
+    assert "the run logs offline" in on_a_node({"reached": False}, "tracking=auto")["internet"].result
 
 
 @pytest.mark.slow
@@ -224,7 +224,7 @@ def test_a_quota_that_is_used_up_is_told(slurm: FakeSlurm) -> None:
     slurm.program("myquota", f"cat <<'END'\n{MYQUOTA.replace('99.00', '9.00')}END")
     assert storage.quota(subject()) == "at most 18 % used (space of /home)"
     (slurm.bin / "myquota").unlink()
-    with pytest.raises(CannotTell, match="neither myquota nor lfs"):
+    with pytest.raises(QueryError, match="neither myquota nor lfs"):
         storage.quota(subject())
 
 
@@ -246,26 +246,26 @@ def test_old_files_on_a_scratch_disk_are_told_before_they_are_purged(
     old.touch()
     os.symlink("/nowhere", old.parent / "link")
     asked = subject(f"data.root={tmp_path}/scratch/data", f"runs_dir={tmp_path}/runs")
-    assert storage.purge(asked) == "longest idle 0 days (data.root), purged after 60"
+    assert storage.purge_risk(asked) == "longest idle 0 days (data.root), purged after 60"
     idle = time.time() - 50 * 86_400
     os.utime(old, (idle, idle))
     with pytest.raises(UserError, match=r"beton was not read for 50 days, .* made again: runyard prepare data=syn"):
-        storage.purge(asked)
+        storage.purge_risk(asked)
     moved = dataclasses.replace(asked, config=dataclasses.replace(asked.config, runs_dir=str(tmp_path)))
     (tmp_path / "scratch").rename(tmp_path / "kept")
-    assert storage.purge(moved) == "nothing on a disk that its name calls scratch"
+    assert storage.purge_risk(moved) == "nothing on a disk that its name calls scratch"
     monkeypatch.setenv("SCRATCH", str(tmp_path))
     with pytest.raises(UserError, match="50 days"):
-        storage.purge(moved)
+        storage.purge_risk(moved)
 
 
 def test_a_disk_that_takes_no_more_files_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     found = os.statvfs("/")
-    assert storage.files_left(subject()).startswith("runs_dir ")
+    assert storage.free_inodes(subject()).startswith("runs_dir ")
     full = os.statvfs_result((*found[:5], 10_000, 3, 3, *found[8:]))
     monkeypatch.setattr(os, "statvfs", lambda _: full)
     with pytest.raises(UserError, match="its disk takes only 3 more files; delete some"):
-        storage.files_left(subject())
+        storage.free_inodes(subject())
 
 
 @pytest.mark.parametrize(("mode", "obstacle", "state", "told"), [
@@ -278,9 +278,9 @@ def test_wandb_is_asked_for_where_it_is_used(
 ) -> None:
     monkeypatch.setattr("runyard.tracking.wandb.connection.obstacle", lambda: obstacle)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
-    check = answer("W&B", doctor.wandb, subject(f"tracking={mode}"))
+    check = run_check("W&B", doctor.wandb_reachable, subject(f"tracking={mode}"))
     assert check.state == state
-    assert told in check.found
+    assert told in check.result
 
 
 def test_the_key_is_never_printed(

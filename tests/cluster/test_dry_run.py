@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runyard.cli.main import main
-from runyard.config.fields import written
+from runyard.config.fields import format_literal
 from tests.cluster.conftest import API_KEY
 from tests.cluster.fake_slurm import FakeSlurm
 
@@ -54,7 +54,7 @@ def test_it_says_size_and_cost_in_words(
 def test_a_python_that_this_machine_lacks_is_warned_of(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
     for python, lacking in (("/nowhere/python", True), ("pyth0n", True), (sys.executable, False)):
         assert main(["submit", "experiment=starter", "cluster=slurm", f"cluster.python={python}", "--dry-run"]) == 0
-        words = f"runyard: warning: cluster.python={written(python)}: no such program on this machine"
+        words = f"runyard: warning: cluster.python={format_literal(python)}: no such program on this machine"
         assert (words in capsys.readouterr().err) == lacking
 
 

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from runyard.cluster.job.requeue import REQUEUE
+from runyard.cluster.job.requeue import REQUEUE_EXIT_CODE
 from runyard.cluster.launch import batch_script, dry_run
 from runyard.cluster.launch import submit as launcher
-from runyard.cluster.launch.batch_script import Batch
-from runyard.cluster.monitor.run_status import standing
+from runyard.cluster.launch.batch_script import SbatchJob
+from runyard.cluster.monitor.run_status import run_status
 from runyard.config.compose import compose
 from runyard.errors import UserError
 from runyard.runs.run import Run
-from runyard.runs.summary import glance
+from runyard.runs.summary import read_run_summary
 from tests.cluster.conftest import API_KEY, ROOT
 from tests.cluster.fake_slurm import NUMBER, SBATCH, FakeSlurm
 
@@ -54,11 +54,11 @@ def golden(said: str) -> str:
 
 
 def script(name: str, capsys: pytest.CaptureFixture[str]) -> str:
-    plan = launcher.plan(
+    plan = launcher.plan_submission(
         ["experiment=starter", "runs_dir=/RUNS", *SCRIPTS[name]],
         sweep=name == "sweep", after="99" if name == "after" else None, dry_run=True,
     )  # fmt: skip
-    dry_run.show(plan, as_json=True)
+    dry_run.print_plan(plan, as_json=True)
     return str(json.loads(capsys.readouterr().out)["script"])
 
 
@@ -98,9 +98,9 @@ def test_a_dry_run_prints_the_golden_script_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def batch(tmp_path: Path) -> Batch:
+def batch(tmp_path: Path) -> SbatchJob:
     run = Run(tmp_path / "RUN", compose(["cluster=nyu_greene"]).config, {"id": "RUN", "jobs": []})
-    return Batch("RUN", run.path / "slurm", [run])
+    return SbatchJob("RUN", run.path / "slurm", [run])
 
 
 BREAKS = {
@@ -150,7 +150,7 @@ def test_a_command_before_the_last_parameter_is_found_too(tmp_path: Path, monkey
 
 
 def submitted(small: list[str], *overrides: str) -> list[Run]:
-    plan = launcher.plan(["experiment=null", *small, "cluster=slurm", *overrides], sweep=True)
+    plan = launcher.plan_submission(["experiment=null", *small, "cluster=slurm", *overrides], sweep=True)
     return [run for run, _ in launcher.submit(plan)]
 
 
@@ -169,7 +169,7 @@ def test_srun_runs_the_snapshot_and_its_exit_code_reaches_the_judge(
     assert slurm.calls("python") == ["python -c import runyard.cluster.job.requeue", judge]
     for program in ("srun", "python"):
         path = slurm.env(f"{program}.env")["PYTHONPATH"].split(":")
-        assert path == [str(run.code), "/before"]
+        assert path == [str(run.code_path), "/before"]
         assert slurm.env(f"{program}.env")["PYTHONSAFEPATH"] == "1"
     assert slurm.env("srun.env")["SLURM_JOB_END_TIME"].isdigit()
     (srun,) = slurm.calls("srun")
@@ -202,9 +202,9 @@ def test_the_judge_that_a_script_calls_is_the_snapshots_own(small: list[str], sl
     (run,) = submitted(small)
     done = slurm.run_script(srun_ends_with=1)
     assert done.stdout == "runyard: crash: back into the queue, to go on at step 0\n", done.stderr
-    assert done.returncode == REQUEUE
+    assert done.returncode == REQUEUE_EXIT_CODE
     assert slurm.calls("scontrol")[-1] == f"scontrol requeue {NUMBER}"
-    assert (run.code / "runyard" / "cluster" / "__pycache__").exists(), "what was imported left no bytecode there"
+    assert (run.code_path / "runyard" / "cluster" / "__pycache__").exists(), "what was imported left no bytecode there"
 
 
 def test_what_is_done_to_the_checkout_changes_nothing_for_a_job_that_waits(
@@ -222,7 +222,7 @@ def test_what_is_done_to_the_checkout_changes_nothing_for_a_job_that_waits(
         (checkout / "slurm" / name).write_text("#!/bin/sh\nexit 99\n")
     slurm.program("srun", 'while [ "${1##*/}" != python.sh ]; do shift; done; exec "$1" -c "raise SystemExit(7)"\n')
     done = slurm.run_script()
-    assert done.returncode == REQUEUE, done.stderr
+    assert done.returncode == REQUEUE_EXIT_CODE, done.stderr
     assert done.stdout == "runyard: crash: back into the queue, to go on at step 0\n"
 
 
@@ -242,7 +242,7 @@ def test_the_script_outlives_the_term_of_the_time_limit_and_what_it_starts_hears
     slurm.program("srun", "kill -TERM $PPID; kill -TERM $$; sleep 5\n")
     slurm.says("shown", "JobState=COMPLETING Reason=TimeLimit Dependency=(null)\n")
     done = slurm.run_script()
-    assert done.returncode == REQUEUE, done.stderr
+    assert done.returncode == REQUEUE_EXIT_CODE, done.stderr
     assert done.stdout == "runyard: time limit: back into the queue, to go on at step 0\n"
     script = slurm.folder / "script"
     script.write_text(script.read_text().replace("srun --unb", "trap - TERM; srun --unb"))
@@ -350,7 +350,7 @@ def test_a_job_that_nobody_can_tell_of_keeps_its_run_which_finds_it_later(
     (path,) = (tmp_path / "runs").glob("2*")
     assert Run.open(path).record["jobs"] == []
     (slurm.folder / "down").unlink()
-    now = standing(glance(path))
+    now = run_status(read_run_summary(path))
     assert (now.state, now.job and now.job.id) == ("waiting", NUMBER)
     assert [job["id"] for job in Run.open(path).record["jobs"]] == [NUMBER]
     assert "submission" not in Run.open(path).record
@@ -372,7 +372,7 @@ def test_a_job_that_cannot_be_noted_is_taken_off_the_queue_again(
     def full(run: Run, job_id: str | None) -> None:
         raise UserError("No space left on device")
 
-    monkeypatch.setattr(launcher, "conclude", full)
+    monkeypatch.setattr(launcher, "finish_submission", full)
     with pytest.raises(UserError, match="No space left"):
         submitted(small)
     assert slurm.submissions, "the control: it was submitted"

@@ -15,7 +15,7 @@ import pytest
 from runyard.cli.main import main
 from runyard.cluster.monitor import logs
 from runyard.cluster.monitor.logs import Logs, Printer
-from runyard.runs.summary import glance
+from runyard.runs.summary import read_run_summary
 from tests.cluster.fabricated import BEGAN, Folder, row, start, stop
 from tests.cluster.fake_slurm import FakeSlurm
 from tests.conftest import PATIENCE_S
@@ -132,9 +132,9 @@ class Following:
 
     def __init__(self, run: Path) -> None:
         self.out, self.notes, self.ended = io.StringIO(), io.StringIO(), []
-        book = Logs(glance(run), 0, "out")
+        book = Logs(read_run_summary(run), 0, "out")
         self.thread = threading.Thread(
-            target=lambda: self.ended.append(logs.follow(book, Printer(self.out), self.notes)), daemon=True
+            target=lambda: self.ended.append(logs.follow_logs(book, Printer(self.out), self.notes)), daemon=True
         )
         self.thread.start()
 

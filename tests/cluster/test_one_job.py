@@ -16,13 +16,13 @@ import pytest
 from runyard.cli.main import main
 from runyard.cluster.launch import submit as launcher
 from runyard.cluster.launch.checks import preflight
-from runyard.cluster.monitor.run_status import standing
+from runyard.cluster.monitor.run_status import run_status
 from runyard.cluster.slurm import submission
 from runyard.config.compose import compose
-from runyard.file_lock import alone
+from runyard.file_lock import exclusive_lock
 from runyard.runs.journal import Journal
 from runyard.runs.run import Run
-from runyard.runs.summary import glance
+from runyard.runs.summary import read_run_summary
 from tests.cluster.fake_slurm import NUMBER, SBATCH, FakeSlurm
 
 AT_ONCE = 4
@@ -91,8 +91,8 @@ def test_without_the_lock_several_jobs_are_submitted(
     run: Run, slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control. The first sbatch waits for another."""
-    monkeypatch.setattr(launcher, "one_at_a_time", no_lock)
-    monkeypatch.setattr(launcher, "_only_one", lambda *_: None)
+    monkeypatch.setattr(launcher, "submission_lock", no_lock)
+    monkeypatch.setattr(launcher, "_require_first_job", lambda *_: None)
     slurm.program("sbatch", SBATCH.replace("number=", MEETS + "number="))
     resumes(run, tmp_path)
     assert len(slurm.submissions) > 1
@@ -101,7 +101,7 @@ def test_without_the_lock_several_jobs_are_submitted(
 def test_where_the_disk_has_no_locks_the_job_that_was_first_on_the_queue_stays(
     run: Run, slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launcher, "one_at_a_time", no_lock)
+    monkeypatch.setattr(launcher, "submission_lock", no_lock)
     first = run.path / "slurm" / "submission_0.sh"
     another = f'echo "9|other||{first}" >> "$here/queue"\n'
     slurm.program("sbatch", SBATCH.replace("number=", f"{another}number="))
@@ -141,26 +141,26 @@ def test_a_command_that_is_killed_leaves_a_job_that_is_found_or_none(
 def test_a_job_that_only_the_journal_knows_of_is_that_of_a_submission_that_was_cut_off(
     run: Run, slurm: FakeSlurm
 ) -> None:
-    submission.begin(run, "ab12", launcher.described(run, run.path / "slurm"))
+    submission.record_submission(run, "ab12", launcher.job_record(run, run.path / "slurm"))
     Journal(run.journal_path).write("start", job_id="40", launcher="SLURM", nodes=1)
-    standing(glance(run.path))
+    run_status(read_run_summary(run.path))
     (job,) = Run.open(run.path).record["jobs"]
     assert (job["id"], job["token"], job["logs"]) == ("40", "ab12", "slurm")
 
 
 def test_a_submission_that_is_under_way_is_left_alone(run: Run, slurm: FakeSlurm) -> None:
-    submission.begin(run, "ab12", launcher.described(run, run.path / "slurm"))
-    with alone(run.path / submission.LOCK):
-        standing(glance(run.path))
+    submission.record_submission(run, "ab12", launcher.job_record(run, run.path / "slurm"))
+    with exclusive_lock(run.path / submission.LOCK):
+        run_status(read_run_summary(run.path))
         assert "submission" in Run.open(run.path).record
-    standing(glance(run.path))
+    run_status(read_run_summary(run.path))
     assert "submission" not in Run.open(run.path).record, "the control"
 
 
 def test_while_slurm_does_not_answer_nothing_is_submitted(
     run: Run, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(preflight, "RETRY_TIMEOUT_S", 0.0)
     run.add_job({"id": "7", "launcher": "slurm", "submitted": 0.0})
     Journal(run.journal_path).write("start", job_id="7", launcher="SLURM", nodes=1)
     slurm.says("down")
@@ -192,8 +192,8 @@ def test_two_commands_that_write_a_record_lose_nothing_of_each_others(run: Run) 
     first, second = Run.open(run.path), Run.open(run.path)
     first.add_job({"id": "1", "launcher": "slurm"})
     second.add_job({"id": "2", "launcher": "slurm"})
-    first.note_pruned()
-    second.amend(second.config, second.record["overrides"], said=["workers=3"])
+    first.mark_pruned()
+    second.change_settings(second.config, second.record["overrides"], said=["workers=3"])
     record = Run.open(run.path).record
     assert [job["id"] for job in record["jobs"]] == ["1", "2"]
     assert (record["pruned"], len(record["amended"])) == (True, 1)
@@ -202,9 +202,9 @@ def test_two_commands_that_write_a_record_lose_nothing_of_each_others(run: Run) 
 def test_a_run_of_this_machine_that_another_command_starts_is_refused_in_one_line(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(submission, "WAIT_S", 0.0)
+    monkeypatch.setattr(submission, "LOCK_TIMEOUT_S", 0.0)
     run = Run.create(compose(["experiment=null", *small]).config, [])
-    with alone(run.path / submission.LOCK):
+    with exclusive_lock(run.path / submission.LOCK):
         assert main(["resume", str(run.path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"runyard: another command has been submitting run {run.path} for 0 s")
@@ -216,10 +216,10 @@ def test_where_a_disk_has_no_locks_a_block_is_entered_all_the_same(
     def none(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 
-    with alone(tmp_path / "lock") as held:
+    with exclusive_lock(tmp_path / "lock") as held:
         assert held is not None
     monkeypatch.setattr("fcntl.flock", none)
-    with alone(tmp_path / "lock") as held:
+    with exclusive_lock(tmp_path / "lock") as held:
         assert held is None
 
 

@@ -14,15 +14,22 @@ from typing import Any
 import pytest
 
 from runyard.cluster.launch.checks import slurm_checks
-from runyard.cluster.launch.checks.check import Subject, answer
-from runyard.cluster.launch.checks.preflight import can_go_on, data, is_ours, planned, preflight, questions
-from runyard.cluster.launch.checks.slurm_checks import refusal
-from runyard.cluster.slurm.cluster_info import Association, Nodes, Site, parse_gres, parse_sinfo
+from runyard.cluster.launch.checks.check import CheckContext, run_check
+from runyard.cluster.launch.checks.preflight import (
+    data_prepared,
+    planned_job,
+    preflight,
+    questions,
+    require_own_run,
+    require_resumable,
+)
+from runyard.cluster.launch.checks.slurm_checks import refusal_text
+from runyard.cluster.slurm.cluster_info import Association, ClusterInfo, NodeGroup, parse_gres, parse_sinfo
 from runyard.config.schema import Config
 from runyard.errors import UserError
 from runyard.runs.journal import Journal
 from runyard.runs.run import Run
-from runyard.slurm_client import CannotTell, Refused, ask, in_one_line
+from runyard.slurm_client import QueryError, SlurmRejected, error_line, run_query
 from tests.cluster import fabricated
 from tests.cluster.fake_slurm import FakeSlurm
 from tests.conftest import compose
@@ -47,10 +54,10 @@ def site(slurm: FakeSlurm) -> FakeSlurm:
     return slurm
 
 
-def subject(*overrides: str, points: int = 1) -> Subject:
+def subject(*overrides: str, points: int = 1) -> CheckContext:
     config = compose("cluster=slurm", *SMALL, "cluster.timeout_min=10", "cluster.signal_delay_s=15", *overrides)
     tasks = config.cluster.tasks_per_node or config.cluster.gpus_per_node or 1
-    return Subject(config, tasks, "runyard prepare", False, points, lambda: planned([config] * points).script())
+    return CheckContext(config, tasks, "runyard prepare", False, points, lambda: planned_job([config] * points).script())
 
 
 def refused(*overrides: str, points: int = 1) -> str:
@@ -62,10 +69,10 @@ def refused(*overrides: str, points: int = 1) -> str:
 
 def test_sinfos_lines_become_partitions_and_kinds_of_nodes() -> None:
     found = parse_sinfo((GOLDEN / "sinfo-22.05.txt").read_text())
-    assert {name: (p.up, p.default, p.limit_s, p.most_nodes, p.size) for name, p in found.items()} == {
+    assert {name: (p.is_up, p.default, p.limit_s, p.max_nodes, p.node_count) for name, p in found.items()} == {
         "main": (True, True, None, None, 3), "low": (True, False, None, None, 3), "high": (True, False, None, None, 3),
         "day": (True, False, 86_400, None, 1), "shut": (False, False, 1800, None, 1), "wee": (True, False, 1800, 1, 1)}
-    assert found["wee"].nodes == (Nodes(1, 64, 256_000, {"gpu": {"": 2}}, frozenset({"h200", "fast"})),)
+    assert found["wee"].nodes == (NodeGroup(1, 64, 256_000, {"gpu": {"": 2}}, frozenset({"h200", "fast"})),)
 
 
 def test_kinds_of_gpus_and_unlike_nodes_are_told_apart() -> None:
@@ -73,18 +80,18 @@ def test_kinds_of_gpus_and_unlike_nodes_are_told_apart() -> None:
     a100, h200 = found["gpu"].nodes
     assert (a100.cpus, a100.gres, h200.gres) == (
         64, {"gpu": {"a100": 4}}, {"gpu": {"h200": 8}, "tmpdisk": {"": 100 * 1024**3}})
-    assert found["cpu"].nodes[0] == Nodes(40, 48, 192_000, {}, frozenset())
+    assert found["cpu"].nodes[0] == NodeGroup(40, 48, 192_000, {}, frozenset())
     assert parse_gres("gpu:a100:2,gpu:h100:2,gpu:a100:1") == {"gpu": {"a100": 3, "h100": 2}}
 
 
 def test_a_line_that_is_none_of_sinfos_is_named() -> None:
-    with pytest.raises(CannotTell, match="sinfo printed a line that cannot be read: Welcome"):
+    with pytest.raises(QueryError, match="sinfo printed a line that cannot be read: Welcome"):
         parse_sinfo("Welcome to the cluster!\n")
 
 
 def test_one_site_asks_each_command_once(site: FakeSlurm) -> None:
-    found = Site()
-    assert (found.version, found.most_in_array, found.accounts_enforced) == ("22.05.8", 1001, True)
+    found = ClusterInfo()
+    assert (found.version, found.max_array_size, found.accounts_enforced) == ("22.05.8", 1001, True)
     assert found.associations == [
         Association("lab", "", frozenset({"normal", "short"})), Association("root", "", frozenset({"normal"}))]
     assert sorted(call.split()[0] for call in site.calls()) == ["sacctmgr", "scontrol", "sinfo"]
@@ -94,7 +101,7 @@ def test_a_submission_that_fits_passes_every_check(site: FakeSlurm) -> None:
     asked = subject("cluster.nodes=2", "cluster.gpus_per_node=2", "cluster.account=LAB", "cluster.qos=short",
                     "cluster.partition='main,low'", "cluster.constraint='h200&fast'", "cluster.mem_gb=250")
     preflight(asked)
-    states = {check.name: check.state for check in (answer(n, q, asked) for n, q in questions(asked))}
+    states = {check.name: check.state for check in (run_check(n, q, asked) for n, q in questions(asked))}
     assert states.pop("data") == "unknown", "it may come to be while the job waits"
     assert set(states.values()) == {"passed"}
     assert site.calls("sbatch") == ["sbatch --test-only"] * 2, "and nothing was submitted"
@@ -133,7 +140,7 @@ def test_what_slurm_could_not_run_is_refused_by_its_setting(site: FakeSlurm, ove
 def test_without_these_checks_sbatch_takes_what_would_wait_for_ever(
     site: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runyard.cluster.launch.checks.preflight.OF_SLURM", [("sbatch", slurm_checks.accepted)])
+    monkeypatch.setattr("runyard.cluster.launch.checks.preflight.OF_SLURM", [("sbatch", slurm_checks.sbatch_accepts)])
     preflight(subject("cluster.partition=shut"))
 
 
@@ -172,7 +179,7 @@ def test_who_has_no_account_is_refused_only_where_one_is_needed(site: FakeSlurm)
     site.program("sacctmgr", "")
     assert "accounting knows no account of yours; ask" in refused()
     site.program("scontrol", "echo 'AccountingStorageEnforce = none'")
-    assert answer("account", slurm_checks.account, subject()).state == "unknown"
+    assert run_check("account", slurm_checks.account, subject()).state == "unknown"
 
 
 @pytest.mark.parametrize("body", ["echo 'sacctmgr: error: no accounting' >&2; exit 1", "exec sleep 60"])
@@ -183,13 +190,13 @@ def test_an_accounting_that_does_not_answer_holds_up_no_submission(
     monkeypatch.setattr("runyard.cluster.slurm.cluster_info.ACCOUNTS_ANSWER_S", 0.5)
     asked = subject("cluster.account=whose")
     preflight(asked)
-    assert answer("account", slurm_checks.account, asked).state == "unknown"
+    assert run_check("account", slurm_checks.account, asked).state == "unknown"
 
 
 def test_without_sbatch_one_line_says_so(site: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match=r"^no sbatch and no srun on this machine: .* cluster=local"):
-        slurm_checks.slurm_answers(subject())
+        slurm_checks.slurm_responds(subject())
 
 
 def test_a_controller_that_is_down_is_told_in_one_line(site: FakeSlurm) -> None:
@@ -218,7 +225,7 @@ SAID = [  # as sbatch 22.05.8 said it
 def test_sbatchs_own_words_name_the_setting(said: str, told: str) -> None:
     c = dataclasses.replace(compose("cluster=slurm").cluster, partition="gup", account="lab", qos="short",
                             constraint="h200|l40s", nodelist="node9", timeout_min=10)
-    assert refusal(c, in_one_line(said)).startswith(told)
+    assert refusal_text(c, error_line(said)).startswith(told)
 
 
 def test_sbatch_is_asked_about_the_script_itself(site: FakeSlurm, tmp_path: Path) -> None:
@@ -226,7 +233,7 @@ def test_sbatch_is_asked_about_the_script_itself(site: FakeSlurm, tmp_path: Path
     site.program("sbatch", f"cat > {given}; echo 'sbatch: error: no, thanks' >&2; exit 1")
     asked = subject()
     with pytest.raises(UserError, match="no, thanks"):
-        slurm_checks.accepted(asked)
+        slurm_checks.sbatch_accepts(asked)
     assert asked.script is not None
     assert given.read_text() == asked.script()
 
@@ -237,7 +244,7 @@ def test_nodes_that_come_back_are_no_reason_to_refuse(site: FakeSlurm) -> None:
     assert asked.site.partitions
     for states, state in (("drain|2 idle|1", "unknown"), ("idle*|1 mix|2", "unknown"), ("idle~|1 mix-|2", "failed")):
         site.program("sinfo", f"printf '%s\\n' {' '.join(map(shlex.quote, states.split()))}")
-        assert answer("sbatch", slurm_checks.accepted, asked).state == state
+        assert run_check("sbatch", slurm_checks.sbatch_accepts, asked).state == state
 
 
 @pytest.mark.parametrize(("known", "told"), [
@@ -262,7 +269,7 @@ def test_how_a_job_ended_that_the_queue_forgot_is_asked_of_accounting(
     site: FakeSlurm, ended: str, state: str
 ) -> None:
     site.program("sacct", f"echo '7|{ended}|0:0|5|2030-01-01T00:00:00|n1|a'")
-    assert answer("after", slurm_checks.followed, dataclasses.replace(subject(), after="7")).state == state
+    assert run_check("after", slurm_checks.dependency, dataclasses.replace(subject(), after="7")).state == state
 
 
 def test_an_allocations_environment_does_not_speak_for_a_new_job(
@@ -271,17 +278,17 @@ def test_an_allocations_environment_does_not_speak_for_a_new_job(
     site.program("sbatch", "env | grep ^S; exit 1")
     for name in ("SLURM_JOB_ID", "SLURM_NNODES", "SINFO_FORMAT", "SLURM_CONF"):
         monkeypatch.setenv(name, "7")
-    with pytest.raises(Refused) as error:
-        ask("sbatch")
+    with pytest.raises(SlurmRejected) as error:
+        run_query("sbatch")
     assert "SLURM_CONF=7" in str(error.value)
     assert not [n for n in ("SLURM_JOB_ID", "SLURM_NNODES", "SINFO_FORMAT") if n in str(error.value)]
 
 
 def test_missing_data_is_a_failed_check_with_its_mend(tmp_path: Path) -> None:
     asked = dataclasses.replace(subject(f"data.root={tmp_path}"), needs_data=True)
-    check = answer("data", data, asked)
-    assert (check.state, check.mend) == ("failed", "make it: runyard prepare")
-    assert "no prepared data there" in check.found
+    check = run_check("data", data_prepared, asked)
+    assert (check.state, check.fix) == ("failed", "make it: runyard prepare")
+    assert "no prepared data there" in check.result
 
 
 MakeRun = Callable[..., Run]
@@ -294,9 +301,9 @@ def run(small: list[str]) -> Run:
 
 
 def test_a_run_that_is_new_or_stopped_can_go_on(run: Run) -> None:
-    can_go_on(run)
+    require_resumable(run)
     Journal(run.journal_path).write("stop", reason="interrupted", message="")
-    can_go_on(run)
+    require_resumable(run)
 
 
 def test_a_finished_run_is_refused(run: Run) -> None:
@@ -304,15 +311,15 @@ def test_a_finished_run_is_refused(run: Run) -> None:
     journal.write("epoch", epoch=run.config.epochs)
     journal.write("stop", reason="finished", message="")
     with pytest.raises(UserError, match=f"^run {run.id} is finished: .* `runyard submit`"):
-        can_go_on(run)
+        require_resumable(run)
 
 
 def test_a_run_that_is_being_written_is_refused(run: Run) -> None:
-    lease = run.lease()
+    lease = run.acquire_lease()
     with pytest.raises(UserError, match=f"^run {run.id} is being written by .*: wait for it, or stop it first"):
-        can_go_on(run)
+        require_resumable(run)
     lease.release()
-    can_go_on(run)
+    require_resumable(run)
 
 
 def test_a_run_that_waits_in_the_queue_is_refused(run: Run, slurm: FakeSlurm) -> None:
@@ -321,27 +328,27 @@ def test_a_run_that_waits_in_the_queue_is_refused(run: Run, slurm: FakeSlurm) ->
     fields: list[Any] = ["4711", "PENDING", "Priority", "0:00", "10:00", "N/A", "", run.id]
     slurm.program("squeue", f"echo {shlex.quote('|'.join(fields) + fabricated.runs(run.path))}")
     with pytest.raises(UserError, match=rf"^run {run.id} is waiting already \(job 4711\); see: runyard status"):
-        can_go_on(run)
+        require_resumable(run)
     slurm.program("squeue", "")
-    can_go_on(run)
+    require_resumable(run)
 
 
 @needs_root
 def test_another_users_run_is_refused_unless_a_person_trusts_it(run: Run) -> None:
     os.chown(run.path, NOBODY, -1)
     with pytest.raises(UserError, match=f"^run {run.id} belongs to nobody; begin one of your own.*--trust"):
-        is_ours(run)
-    is_ours(run, trusted=True)
+        require_own_run(run)
+    require_own_run(run, trusted=True)
 
 
 def test_a_run_that_cannot_be_written_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anything
     with pytest.raises(UserError, match=r"its directory cannot be written \(d.*\); mend it with: chmod u\+rwx "):
-        is_ours(run)
+        require_own_run(run)
 
 
 def test_checks_are_told_as_plain_values(site: FakeSlurm) -> None:
-    check = answer("partition", slurm_checks.partition, subject("cluster.partition=gup"))
+    check = run_check("partition", slurm_checks.partition, subject("cluster.partition=gup"))
     assert json.loads(json.dumps(dataclasses.asdict(check))) == {
         "name": "partition", "state": "failed", "found": "cluster.partition=gup: no partition gup here",
         "mend": "partitions here: main, low, high, day, shut, wee"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runyard.cluster.slurm import job_states, queue
-from runyard.cluster.slurm.queue import Job
+from runyard.cluster.slurm.queue import JobInfo
 from tests.cluster.fake_slurm import FakeSlurm
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -42,18 +42,18 @@ def test_durations_are_read(text: str, seconds: int | None) -> None:
      ("odd[x]", ["odd[x]"])],
 )  # fmt: skip
 def test_lists_of_nodes_are_spelt_out(text: str, names: list[str]) -> None:
-    assert list(queue.hosts(text)) == names
+    assert list(queue.expand_hostlist(text)) == names
 
 
 def test_moments_are_local_time() -> None:
-    assert time.localtime(queue.moment("2026-11-23T23:26:45"))[:6] == (2026, 11, 23, 23, 26, 45)
-    assert [queue.moment(text) for text in ("N/A", "Unknown", "None", "")] == [None] * 4
+    assert time.localtime(queue.parse_time("2026-11-23T23:26:45"))[:6] == (2026, 11, 23, 23, 26, 45)
+    assert [queue.parse_time(text) for text in ("N/A", "Unknown", "None", "")] == [None] * 4
 
 
 def test_squeues_lines_become_jobs() -> None:
-    start = queue.moment("2026-11-23T23:26:45")
-    assert WAITING["8"] == Job("8", "high", "RUNNING", "", 5, 55, start, ("node1", "node2", "node3"))
-    assert WAITING["14_2"] == Job("14_2", "arr", "PENDING", "JobArrayTaskLimit", 0, None, None, ())
+    start = queue.parse_time("2026-11-23T23:26:45")
+    assert WAITING["8"] == JobInfo("8", "high", "RUNNING", "", 5, 55, start, ("node1", "node2", "node3"))
+    assert WAITING["14_2"] == JobInfo("14_2", "arr", "PENDING", "JobArrayTaskLimit", 0, None, None, ())
     assert len(WAITING) == 16
 
 
@@ -62,7 +62,7 @@ def test_a_name_that_holds_a_bar_does_not_shift_the_fields() -> None:
 
 
 def test_what_waits_runs_and_is_over_is_told_apart() -> None:
-    assert {job.id for job in WAITING.values() if job.runs} == {"8", "14_1"}
+    assert {job.id for job in WAITING.values() if job.running} == {"8", "14_1"}
     assert {job.id for job in WAITING.values() if not job.active} == {"15", "2", "1", "3", "13"}
 
 
@@ -72,10 +72,10 @@ def test_lines_that_are_no_jobs_are_passed_over() -> None:
 
 
 def test_a_requeued_job_is_what_its_newest_attempt_is_and_knows_the_earlier() -> None:
-    attempts = {number: (*ENDED[number].before, ENDED[number].state) for number in ("6", "9", "11", "21")}
+    attempts = {number: (*ENDED[number].earlier_states, ENDED[number].state) for number in ("6", "9", "11", "21")}
     assert attempts == {"6": ("REQUEUED", "COMPLETED"), "9": ("NODE_FAIL", "COMPLETED"), "11": ("FAILED",),
                         "21": ("PREEMPTED", "PENDING")}  # fmt: skip
-    assert job_states.why_it_goes_on(ENDED["21"]) == "preempted"
+    assert job_states.previous_end_reason(ENDED["21"]) == "preempted"
 
 
 def test_who_cancelled_a_job_is_no_part_of_its_state() -> None:
@@ -85,7 +85,7 @@ def test_who_cancelled_a_job_is_no_part_of_its_state() -> None:
 def test_a_step_out_of_memory_explains_why_its_job_failed() -> None:
     killed = "5|FAILED|1:0|9|Unknown|n1|a\n5.batch|FAILED|1:0|9|Unknown|n1|b\n5.0|OUT_OF_MEMORY|0:125|9|Unknown|n1|p\n"
     assert queue.parse_sacct(killed)["5"].state == "OUT_OF_MEMORY"
-    assert "cluster.mem_gb" in job_states.how_it_ended(queue.parse_sacct(killed)["5"])
+    assert "cluster.mem_gb" in job_states.end_reason(queue.parse_sacct(killed)["5"])
     went_on = killed + "5|COMPLETED|0:0|9|Unknown|n1|a\n"
     assert queue.parse_sacct(went_on)["5"].state == "COMPLETED"
     assert queue.parse_sacct(killed.replace("5|FAILED", "5|COMPLETED"))["5"].state == "COMPLETED"
@@ -116,13 +116,13 @@ def test_a_step_out_of_memory_explains_why_its_job_failed() -> None:
     ],
 )
 def test_a_reason_is_said_in_words_with_what_to_do(reason: str, code: str, said: str) -> None:
-    found, words = job_states.why_it_waits(Job("7", "a", "PENDING", reason))
+    found, words = job_states.pending_reason(JobInfo("7", "a", "PENDING", reason))
     assert found == code
     assert said in words
 
 
 def test_every_reason_that_was_really_seen_has_words() -> None:
-    unknown = [job.reason for job in WAITING.values() if job.waits and "man squeue" in job_states.why_it_waits(job)[1]]
+    unknown = [job.reason for job in WAITING.values() if job.pending and "man squeue" in job_states.pending_reason(job)[1]]
     assert unknown == []
 
 
@@ -131,7 +131,7 @@ def test_every_reason_that_was_really_seen_has_words() -> None:
     [(0, "0 s"), (59.4, "59 s"), (61, "1 min"), (3660, "1 h 01 min"), (90000, "1 d 1 h"), (-3, "0 s")],
 )
 def test_spans_are_said_in_words(seconds: float, said: str) -> None:
-    assert job_states.span(seconds) == said
+    assert job_states.format_span(seconds) == said
 
 
 def test_one_call_asks_for_all_and_an_array_only_once(slurm: FakeSlurm) -> None:
@@ -143,31 +143,31 @@ def test_one_call_asks_for_all_and_an_array_only_once(slurm: FakeSlurm) -> None:
 
 def test_accounting_is_asked_for_all_attempts(slurm: FakeSlurm) -> None:
     slurm.says("sacct.txt", (GOLDEN / "sacct-22.05.txt").read_text())
-    assert queue.sacct(["6", "21"]).jobs["21"].before == ("PREEMPTED",)
+    assert queue.sacct(["6", "21"]).jobs["21"].earlier_states == ("PREEMPTED",)
     (call,) = slurm.calls()
     assert "--duplicates" in call
 
 
 def test_nobody_is_asked_about_no_job(slurm: FakeSlurm) -> None:
-    assert queue.squeue([]) == queue.sacct([]) == queue.Answer({})
+    assert queue.squeue([]) == queue.sacct([]) == queue.JobAnswer({})
     assert slurm.calls() == []
 
 
 def test_a_job_that_slurm_forgot_is_no_problem_and_a_controller_that_is_down_is(slurm: FakeSlurm) -> None:
     slurm.says("squeue.err", "slurm_load_jobs error: Invalid job id specified\n")
-    assert queue.squeue(["7"]) == queue.Answer({})
+    assert queue.squeue(["7"]) == queue.JobAnswer({})
     slurm.says("squeue.err", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n")
-    assert queue.squeue(["7"]).problem == "squeue: Unable to contact slurm controller (connect failure)"
+    assert queue.squeue(["7"]).error == "squeue: Unable to contact slurm controller (connect failure)"
 
 
 def test_no_accounting_is_said_in_one_line(slurm: FakeSlurm) -> None:
     slurm.says("sacct.err", "Slurm accounting storage is disabled\n")
-    assert queue.sacct(["7"]) == queue.Answer({}, "sacct: Slurm accounting storage is disabled")
+    assert queue.sacct(["7"]) == queue.JobAnswer({}, "sacct: Slurm accounting storage is disabled")
 
 
 def test_a_machine_without_slurm_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert queue.squeue(["7"]).problem == "no squeue on this machine: ask on the cluster's login node"
+    assert queue.squeue(["7"]).error == "no squeue on this machine: ask on the cluster's login node"
 
 
 def test_the_users_own_settings_of_squeue_change_nothing(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ def test_the_users_own_settings_of_squeue_change_nothing(slurm: FakeSlurm, monke
     assert not [name for name in seen if name.startswith(("SQUEUE_", "SACCT_", "SLURM_TIME_FORMAT"))]
 
 
-def job_that_runs(command: str, number: str = "7", workdir: str = "/") -> queue.Job:
+def job_that_runs(command: str, number: str = "7", workdir: str = "/") -> queue.JobInfo:
     line = f"{number}|PENDING|None|0:00|1:00|N/A||any name"
     return queue.parse_squeue(queue.SEPARATOR.join([line, workdir, command]))[number]
 
@@ -211,6 +211,6 @@ def test_a_run_is_the_same_by_every_path_and_a_copy_of_it_is_another(tmp_path: P
         (tmp_path / name / "slurm").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path)
     job = job_that_runs(f"{tmp_path}/run/slurm/submission_0.sh")
-    answer = queue.Answer({job.id: job})
-    assert answer.of(tmp_path / "link" / "run") == [job]
-    assert answer.of(tmp_path / "copy") == answer.of(tmp_path / "gone") == []
+    answer = queue.JobAnswer({job.id: job})
+    assert answer.jobs_of(tmp_path / "link" / "run") == [job]
+    assert answer.jobs_of(tmp_path / "copy") == answer.jobs_of(tmp_path / "gone") == []

@@ -54,7 +54,7 @@ def test_a_setting_that_changes_no_weights_is_taken_and_noted(run: Run, slurm: F
     assert getattr(getattr(now.config, section) if section else now.config, name) == value
     assert [amended["overrides"] for amended in now.record["amended"]] == [[override]]
     assert now.record["overrides"] == [*run.record["overrides"], override]
-    assert not now.edited, "it was not edited by hand"
+    assert not now.config_edited, "it was not edited by hand"
     assert [job["id"] for job in now.record["jobs"]] == [NUMBER]
     after = yaml.safe_load((run.path / "config.yaml").read_text())
     for values in (before, after):
@@ -173,7 +173,7 @@ def test_a_finished_run_has_nothing_to_go_on_with(
 def test_a_run_that_is_being_written_is_left_alone(
     run: Run, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lease = run.lease()
+    lease = run.acquire_lease()
     before = contents(run)
     assert main(["resume", str(run.path), "cluster.nodes=1"]) == 2
     assert f"run {run.id} is being written by process {os.getpid()}" in capsys.readouterr().err

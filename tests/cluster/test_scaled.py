@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from runyard.cluster.rehearsal import scaled as module
-from runyard.cluster.rehearsal.rehearse import folder_for_a_while
-from runyard.cluster.rehearsal.scaled import most_tasks, scaled
+from runyard.cluster.rehearsal.rehearse import temporary_folder
+from runyard.cluster.rehearsal.scaled import max_tasks, scale_down
 from runyard.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def carries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "most_tasks", lambda: 8)
+    monkeypatch.setattr(module, "max_tasks", lambda: 8)
 
 
 @pytest.mark.parametrize(("asked", "nodes", "tasks", "words"), [
@@ -32,7 +32,7 @@ def test_a_gpu_becomes_a_task_and_no_more_are_started_than_the_machine_carries(
     asked: str, nodes: int, tasks: int, words: str
 ) -> None:
     said: list[str] = []
-    config = scaled(["experiment=starter", *asked.split()], said.append).config
+    config = scale_down(["experiment=starter", *asked.split()], said.append).config
     assert (config.cluster.nodes, config.cluster.tasks_per_node, config.cluster.gpus_per_node) == (nodes, tasks, 0)
     assert config.batch_size == nodes * tasks * config.accumulate * module.IMAGES_PER_TASK
     assert len(said) == bool(words)
@@ -40,7 +40,7 @@ def test_a_gpu_becomes_a_task_and_no_more_are_started_than_the_machine_carries(
 
 
 def test_what_a_machine_carries_is_three_tasks_at_least() -> None:
-    assert 3 <= most_tasks() <= 4 * 1024
+    assert 3 <= max_tasks() <= 4 * 1024
 
 
 @pytest.mark.parametrize(("asked", "said"), [
@@ -55,7 +55,7 @@ def test_what_a_machine_carries_is_three_tasks_at_least() -> None:
 ])  # fmt: skip
 def test_what_the_throwaway_cluster_cannot_give_is_refused_before_there_is_one(asked: str, said: str) -> None:
     with pytest.raises(UserError) as refused:
-        scaled(["experiment=starter", *asked.split()], lambda said: None)
+        scale_down(["experiment=starter", *asked.split()], lambda said: None)
     assert str(refused.value).startswith(said)
 
 
@@ -65,19 +65,19 @@ def test_a_folder_in_which_no_slurm_could_live_is_refused_by_its_variable(
 ) -> None:
     (tmp_path / folder).mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / folder))
-    with pytest.raises(UserError, match=r"^TMPDIR=.*; try TMPDIR=/tmp$"), folder_for_a_while():
+    with pytest.raises(UserError, match=r"^TMPDIR=.*; try TMPDIR=/tmp$"), temporary_folder():
         pytest.fail("there is one")
     assert list((tmp_path / folder).iterdir()) == []
     monkeypatch.setattr(tempfile, "tempdir", "/tmp")
-    with folder_for_a_while() as taken:
+    with temporary_folder() as taken:
         assert taken.is_dir(), "the control"
 
 
 def test_a_rehearsal_never_speaks_to_wandb() -> None:
-    config = scaled(["experiment=starter", "tracking=online", "tracking.mode=online", "tracking.entity=me"],
+    config = scale_down(["experiment=starter", "tracking=online", "tracking.mode=online", "tracking.entity=me"],
                     lambda said: None).config  # fmt: skip
     assert (config.tracking.mode, config.tracking.entity) == ("none", None)
 
 
 def test_what_the_throwaway_cluster_has_is_taken() -> None:
-    assert scaled(["experiment=starter", "cluster.partition=low"], lambda said: None).config.cluster.partition == "low"
+    assert scale_down(["experiment=starter", "cluster.partition=low"], lambda said: None).config.cluster.partition == "low"

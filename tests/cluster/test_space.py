@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from runyard.cluster.search.space import corner, override, short, take_out
+from runyard.cluster.search.space import format_point, lowest_point, override, split_search_space
 from runyard.errors import UserError
 
 
@@ -20,14 +20,14 @@ from runyard.errors import UserError
     ("model.widths=choice([16,32],[32,64])", CategoricalDistribution(["[16,32]", "[32,64]"])),
 ])  # fmt: skip
 def test_a_word_is_a_distribution_and_the_rest_stays(word: str, distribution: object) -> None:
-    fixed, space = take_out(["experiment=starter", word, "seed=1"])
+    fixed, space = split_search_space(["experiment=starter", word, "seed=1"])
     assert fixed == ["experiment=starter", "seed=1"]
     assert list(space.values()) == [distribution]
     assert list(space) == [word.lstrip("+").partition("=")[0]]
 
 
 def test_hydras_own_cast_is_left_to_hydra() -> None:
-    fixed, _ = take_out(["epochs=int(3.7)", "optim.lr=log(0.1,1)"])
+    fixed, _ = split_search_space(["epochs=int(3.7)", "optim.lr=log(0.1,1)"])
     assert fixed == ["epochs=int(3.7)"]
 
 
@@ -37,12 +37,12 @@ def test_a_drawn_number_is_written_so_that_it_is_read_back_to_the_bit() -> None:
     assert (name, float(text)) == ("optim.lr", value)
     assert override("epochs", 3) == "epochs=3"
     assert override("schedule", "cosine") == "schedule=cosine"
-    assert short({"optim.lr": value, "epochs": 3}) == "optim.lr=0.3 epochs=3"
+    assert format_point({"optim.lr": value, "epochs": 3}) == "optim.lr=0.3 epochs=3"
 
 
 def test_a_corner_is_a_point_of_the_space() -> None:
-    _, space = take_out(["optim.lr=log(0.5,1)", "epochs=int(3,9)", "schedule=choice(cosine,one_cycle)"])
-    assert corner(space) == ["optim.lr=0.5", "epochs=3", "schedule=cosine"]
+    _, space = split_search_space(["optim.lr=log(0.5,1)", "epochs=int(3,9)", "schedule=choice(cosine,one_cycle)"])
+    assert lowest_point(space) == ["optim.lr=0.5", "epochs=3", "schedule=cosine"]
 
 
 @pytest.mark.parametrize(("words", "told"), [
@@ -69,5 +69,5 @@ def test_a_corner_is_a_point_of_the_space() -> None:
 ])  # fmt: skip
 def test_what_is_no_range_is_refused_in_one_line(words: list[str], told: str) -> None:
     with pytest.raises(UserError, match=told) as refused:
-        take_out(words)
+        split_search_space(words)
     assert "\n" not in str(refused.value)

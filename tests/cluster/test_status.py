@@ -18,13 +18,13 @@ import pytest
 from rich.cells import cell_len
 
 from runyard.cli.main import main
-from runyard.cluster.monitor.run_status import shortest, standing
-from runyard.cluster.monitor.status import View, table
+from runyard.cluster.monitor.run_status import run_status, unique_prefixes
+from runyard.cluster.monitor.status import StatusView, status_table
 from runyard.cluster.slurm.queue import SEPARATOR
 from runyard.errors import UserError
 from runyard.runs.journal import Journal
 from runyard.runs.lease import Lease
-from runyard.runs.summary import MANY, glance
+from runyard.runs.summary import DEFERRED_EVENTS, read_run_summary
 from tests.cluster.fabricated import BEGAN, Folder, epoch, row, runs, start, stop
 from tests.cluster.fake_slurm import FakeSlurm
 from tests.conftest import PATIENCE_S
@@ -54,8 +54,8 @@ def status(folder: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 
 def said(run: Path) -> tuple[str, str]:
     """State and words, without the command to go on with."""
-    now = standing(glance(run))
-    return now.state, now.words.partition(ON)[0]
+    now = run_status(read_run_summary(run))
+    return now.state, now.message.partition(ON)[0]
 
 
 def test_the_journal_says_how_it_ended(folder: Folder) -> None:
@@ -137,9 +137,9 @@ def test_a_job_that_vanished_is_said_to_have_and_how_to_go_on(
 ) -> None:
     run = folder.run(start(1), row("checkpoint", 5, step=40))
     folder.accounting(accounted)
-    found = standing(glance(run))
-    assert (found.state, found.words[: len(words)]) == (state, words)
-    assert found.words.endswith(f"{ON}{run.name}")
+    found = run_status(read_run_summary(run))
+    assert (found.state, found.message[: len(words)]) == (state, words)
+    assert found.message.endswith(f"{ON}{run.name}")
 
 
 def test_what_ends_while_slurm_is_asked_has_not_died(folder: Folder) -> None:
@@ -270,10 +270,10 @@ def test_finished_runs_need_no_slurm_and_a_thousand_others_a_call_or_two_of_each
 
 def test_the_journal_still_writes_the_lines_that_are_passed_over_as_they_are_known(tmp_path: Path) -> None:
     book = Journal(tmp_path / "metrics.jsonl")
-    for event in MANY.values():
+    for event in DEFERRED_EVENTS.values():
         book.write(event)
     lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
-    assert all(line.startswith(begin) for line, begin in zip(lines, MANY, strict=True))
+    assert all(line.startswith(begin) for line, begin in zip(lines, DEFERRED_EVENTS, strict=True))
 
 
 def test_figures_are_the_journals_and_of_a_running_one_its_progress(folder: Folder, status: Any) -> None:
@@ -310,7 +310,7 @@ def test_no_line_is_wider_than_the_terminal(folder: Folder, status: Any, width: 
 
 def test_names_are_cut_to_what_still_tells_runs_apart() -> None:
     ids = ["20260921-101112-paper-ab12", "20260921-101112-paper-ab34", "20260922-000000-paper-cd00"]
-    short = shortest(ids, ids)
+    short = unique_prefixes(ids, ids)
     assert list(short.values()) == ["20260921-101112-paper-ab1", "20260921-101112-paper-ab3", "20260922-000000"]
     assert all(sum(other.startswith(cut) for other in ids) == 1 for cut in short.values())
 
@@ -378,15 +378,15 @@ def test_watching_goes_on_where_a_run_is_removed(folder: Folder) -> None:
     line = "{}|RUNNING|None|1:00|9:00|N/A|node1|{}{}\n"
     running = [line.format(job, run.name, runs(run)) for job, run in (("12", goes), ("13", stays))]
     folder.slurm.says("squeue.txt", "".join(running))
-    view = View(folder.path)
-    assert [s.going for s in view.found] == [True, True]
+    view = StatusView(folder.path)
+    assert [s.active for s in view.statuses] == [True, True]
     shutil.rmtree(goes)
-    view.look_at_files()
-    assert [s.run.path for s in view.found] == [stays]
-    view = View(folder.path, [stays])
+    view.refresh_files()
+    assert [s.run.path for s in view.statuses] == [stays]
+    view = StatusView(folder.path, [stays])
     shutil.rmtree(stays)
     with pytest.raises(UserError, match="cannot read it"):
-        view.look()  # of one that was named it is said
+        view.refresh()  # of one that was named it is said
 
 
 def test_the_points_of_a_sweep_leave_room_for_the_time_that_is_left(folder: Folder) -> None:
@@ -397,7 +397,7 @@ def test_the_points_of_a_sweep_leave_room_for_the_time_that_is_left(folder: Fold
         run = folder.run(*rows, job=job, progress=going, id=name)
         running += f"{job}|RUNNING|None|1:00|9:00|N/A|node1|{name}{runs(run)}\n"
     folder.slurm.says("squeue.txt", running)
-    shown = table(View(folder.path).found, ids, 80).plain
+    shown = status_table(StatusView(folder.path).statuses, ids, 80).plain
     assert shown.count("2:05:05") == 2, shown
 
 

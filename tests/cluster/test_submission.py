@@ -21,7 +21,7 @@ from runyard.cluster.launch import submit as launcher
 from runyard.config.compose import compose, expand
 from runyard.errors import UserError
 from runyard.runs.journal import Journal
-from runyard.runs.run import Run, sweeps
+from runyard.runs.run import Run, sweeps_dir
 from tests.cluster.fake_slurm import NUMBER, SBATCH, FakeSlurm
 from tests.conftest import PATIENCE_S
 
@@ -53,7 +53,7 @@ def test_a_submission_prints_run_job_and_directory_and_what_comes_next(
     assert found, first
     run = Run.open(found[2])
     assert [line.partition(":")[2].strip() for line in rest] == [
-        f"runyard status {run.reference}", f"runyard logs -f {run.reference}", f"runyard cancel {run.reference}",
+        f"runyard status {run.cli_reference}", f"runyard logs -f {run.cli_reference}", f"runyard cancel {run.cli_reference}",
     ]  # fmt: skip
     (job,) = run.record["jobs"]
     assert isinstance(job.pop("submitted"), float)
@@ -90,7 +90,7 @@ def test_a_sweep_is_one_array_with_a_run_per_point(
     runs = [Run.open(row["path"]) for row in rows]
     assert [(run.config.optim.lr, run.config.seed) for run in runs] == [(x, s) for x in (0.1, 0.2) for s in (0, 1, 2)]
     (sweep,) = {run.record["sweep"] for run in runs}
-    folder = sweeps(runs[0].path.parent) / sweep
+    folder = sweeps_dir(runs[0].path.parent) / sweep
     assert (folder / "runs.txt").read_text().splitlines() == [str(run.path) for run in runs]
     assert {(run.path / run.record["jobs"][0]["logs"]).resolve() for run in runs} == {folder.resolve()}
     assert len(list(folder.glob("submission_*.pkl"))) == 6
@@ -144,7 +144,7 @@ def test_what_cannot_wait_for_another_job_is_refused(
 def test_after_a_run_means_after_its_newest_job_and_needs_no_data_yet(
     small: list[str], slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, _ = launcher.submit(launcher.plan(["experiment=null", *small, "cluster=slurm"]))[0]
+    first, _ = launcher.submit(launcher.plan_submission(["experiment=null", *small, "cluster=slurm"]))[0]
     first.add_job({"id": "99_3", "launcher": "slurm"})
     slurm.says("known", "99_3|PENDING|None|0:00|10:00|N/A||sweep\n")
     later = ["submit", *small, "experiment=null", "cluster=slurm", f"data.root={tmp_path / 'to come'}"]
@@ -192,7 +192,7 @@ def test_one_configuration_is_printed_and_not_a_grid(refused: Refused, small: li
 
 
 def test_a_run_to_wait_for_is_looked_for_where_the_new_one_would_lie(small: list[str], slurm: FakeSlurm) -> None:
-    first, _ = launcher.submit(launcher.plan(["experiment=null", *small, "cluster=slurm"]))[0]
+    first, _ = launcher.submit(launcher.plan_submission(["experiment=null", *small, "cluster=slurm"]))[0]
     slurm.says("known", f"{NUMBER}|PENDING|None|0:00|10:00|N/A||{first.id}\n")
     for grid in ([], ["-m", "seed=0,1"]):
         assert main(["submit", *small, "experiment=null", "cluster=slurm", "--after", first.id, *grid]) == 0
@@ -276,8 +276,8 @@ def test_the_points_of_a_sweep_here_run_one_after_the_other_and_can_be_compared(
     code: int,
 ) -> None:
     here = Here(*codes)
-    monkeypatch.setattr(launcher, "start_here", here.start)
-    monkeypatch.setattr(verb, "followed", here.follow)
+    monkeypatch.setattr(launcher, "start_local", here.start)
+    monkeypatch.setattr(verb, "follow_to_end", here.follow)
     assert main(["submit", *small, "experiment=null", "-m", "seed=3,1,2"]) == code
     assert here.seeds == seeds
     (sweep,) = set(here.sweeps)
@@ -288,8 +288,8 @@ def test_the_points_of_a_sweep_here_are_one_json_document(
     small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here = Here(0, 1)
-    monkeypatch.setattr(launcher, "start_here", here.start)
-    monkeypatch.setattr(verb, "followed", here.follow)
+    monkeypatch.setattr(launcher, "start_local", here.start)
+    monkeypatch.setattr(verb, "follow_to_end", here.follow)
     assert main(["submit", *small, "experiment=null", "-m", "seed=3,1", "--json"]) == 1
     assert json.loads(capsys.readouterr().out) == [{"run": 3}, {"run": 1}]
 
@@ -310,9 +310,9 @@ def test_a_run_started_here_says_in_its_record_of_which_sweep_it_is(
     small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher, "launch", lambda run: None)
-    (point,) = launcher.plan([*small, "experiment=null"]).points
-    assert launcher.start_here(point, "a-sweep")[0].record["sweep"] == "a-sweep"
-    assert launcher.start_here(point)[0].record["sweep"] is None
+    (point,) = launcher.plan_submission([*small, "experiment=null"]).configs
+    assert launcher.start_local(point, "a-sweep")[0].record["sweep"] == "a-sweep"
+    assert launcher.start_local(point)[0].record["sweep"] is None
 
 
 def test_a_sweep_here_cannot_be_left_alone(refused: Refused, small: list[str]) -> None:

@@ -69,14 +69,14 @@ def test_no_file_of_the_run_holds_the_api_key(finished: Command) -> None:
 
 def test_nothing_of_the_run_can_be_read_by_others_whatever_the_umask(finished: Command) -> None:
     run = finished.run()
-    written = [path for place in (run.path, run.code.parent) for path in (place, *place.rglob("*"))]
+    written = [path for place in (run.path, run.code_path.parent) for path in (place, *place.rglob("*"))]
     assert [path for path in written if not path.is_symlink() and path.stat().st_mode & 0o077] == []
     assert {"state.pt", "metrics.jsonl", "index.html", "controller.log"} < {path.name for path in written}
     assert any(path.suffix == ".pkl" for path in written)
 
 
 def test_the_job_ran_the_runs_own_copy_of_the_code(finished: Command) -> None:
-    compiled = {p.name.partition(".")[0] for p in finished.run().code.rglob("__pycache__/*.pyc")}
+    compiled = {p.name.partition(".")[0] for p in finished.run().code_path.rglob("__pycache__/*.pyc")}
     assert {"job", "task", "loop", "recorder"} <= compiled, "what was imported from there left its bytecode there"
     assert "attach" not in compiled, "the control: the command itself runs from the checkout"
 
@@ -109,7 +109,7 @@ def test_ctrl_c_saves_and_leaves_no_process(interrupted: Command) -> None:
     assert re.search(f"saved.*runyard resume .*{run.id}$", interrupted.stdout)
     assert "Traceback" not in interrupted.stderr
     assert [row["reason"] for row in rows(run, "stop")] == ["interrupted"]
-    saved = checkpoint.newest(run.checkpoints)
+    saved = checkpoint.newest_checkpoint(run.checkpoints)
     assert saved is not None
     assert 2 * STEPS_PER_EPOCH <= saved.step < 30 * STEPS_PER_EPOCH
     until(lambda: not processes_of(run))
@@ -119,7 +119,7 @@ def test_it_resumes_at_that_step_detached_and_finishes_after_the_terminal_is_gon
     interrupted: Command, runs: Runs
 ) -> None:
     run = interrupted.run()
-    saved = checkpoint.newest(run.checkpoints)
+    saved = checkpoint.newest_checkpoint(run.checkpoints)
     assert saved is not None
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "runyard", "resume", "--detach", "--runs-dir", str(runs.folder), run.id]
@@ -184,11 +184,11 @@ def test_slurms_warning_to_the_command_of_a_batch_script_reaches_the_tasks_and_t
 
 
 def test_the_time_limit_saves_and_says_how_to_go_on(endless: Run, runs: Runs) -> None:
-    before = checkpoint.newest(endless.checkpoints)
+    before = checkpoint.newest_checkpoint(endless.checkpoints)
     command = runs.start("resume", "--runs-dir", str(runs.folder), endless.id, "cluster.signal_delay_s=3599")
     assert command.wait() == 130, command.stdout + command.stderr
     assert rows(endless, "stop")[-1]["reason"] == "interrupted"
     assert re.search(f"saved.*runyard resume .*{endless.id}$", command.stdout)
-    saved = checkpoint.newest(endless.checkpoints)
+    saved = checkpoint.newest_checkpoint(endless.checkpoints)
     assert saved is not None
     assert before is None or saved.step > before.step

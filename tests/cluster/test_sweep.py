@@ -17,12 +17,12 @@ from optuna.trial import TrialState
 
 from runyard.cli.commands import sweep as verb
 from runyard.cli.main import main
-from runyard.cluster.search.space import take_out
-from runyard.cluster.search.study import Settings, Study, alone, runs_of
+from runyard.cluster.search.space import split_search_space
+from runyard.cluster.search.study import SearchSettings, Study, runs_by_trial, search_lock
 from runyard.errors import UserError
 from runyard.runs import journal
-from runyard.runs.run import sweeps
-from runyard.runs.summary import glance
+from runyard.runs.run import sweeps_dir
+from runyard.runs.summary import read_run_summary
 from tests.cluster.conftest import Runs, environment
 from tests.cluster.fabricated import Folder, epoch, start
 from tests.cluster.fake_slurm import FakeSlurm
@@ -37,11 +37,11 @@ def folder(tmp_path: Path, slurm: FakeSlurm) -> Folder:
 
 
 def study(tmp_path: Path, **changes: Any) -> Study:
-    settings = Settings(**{"overrides": [], "space": WORDS, "seed": 0, "sampler": "tpe", "prune": True,
+    settings = SearchSettings(**{"overrides": [], "space": WORDS, "seed": 0, "sampler": "tpe", "prune": True,
                            "measure": "auto"} | changes)  # fmt: skip
     place = tmp_path / "first"
     place.mkdir(exist_ok=True)
-    return Study(place, settings, take_out(WORDS)[1], epochs=5)
+    return Study(place, settings, split_search_space(WORDS)[1], epochs=5)
 
 
 def test_the_same_seed_draws_the_same_points_wherever_the_command_was_interrupted(tmp_path: Path) -> None:
@@ -66,25 +66,25 @@ def test_a_trial_below_the_median_of_the_others_is_to_be_stopped_and_one_above_i
     made = study(tmp_path)
     for _ in range(5):
         trial = made.ask()
-        assert not made.take(trial, glance(folder.run(start(1), *(epoch(n, n, 0.5) for n in range(1, 5)))))
+        assert not made.report_epochs(trial, read_run_summary(folder.run(start(1), *(epoch(n, n, 0.5) for n in range(1, 5)))))
         made.tell(trial, TrialState.COMPLETE, 0.5)
     bad, good = made.ask(), made.ask()
-    assert made.take(bad, glance(folder.run(start(1), *(epoch(n, n, 0.2) for n in range(1, 4)))))
-    assert not made.take(good, glance(folder.run(start(1), *(epoch(n, n, 0.8) for n in range(1, 4)))))
-    assert not study(tmp_path, prune=False).take(made.ask(), glance(folder.run(start(1), epoch(3, 3, 0.1))))
+    assert made.report_epochs(bad, read_run_summary(folder.run(start(1), *(epoch(n, n, 0.2) for n in range(1, 4)))))
+    assert not made.report_epochs(good, read_run_summary(folder.run(start(1), *(epoch(n, n, 0.8) for n in range(1, 4)))))
+    assert not study(tmp_path, prune=False).report_epochs(made.ask(), read_run_summary(folder.run(start(1), epoch(3, 3, 0.1))))
 
 
 def test_it_goes_by_the_held_out_part_where_there_is_one(tmp_path: Path, folder: Folder) -> None:
-    both = glance(folder.run(start(1), epoch(1, 1, 0.5, val_top1=0.25)))
-    assert study(tmp_path).measured(both) == [(1, 0.25)]
-    assert study(tmp_path, measure="test_top1").measured(both) == [(1, 0.5)]
-    assert study(tmp_path).measured(glance(folder.run(start(1), epoch(1, 1, 0.5)))) == [(1, 0.5)]
+    both = read_run_summary(folder.run(start(1), epoch(1, 1, 0.5, val_top1=0.25)))
+    assert study(tmp_path).scores(both) == [(1, 0.25)]
+    assert study(tmp_path, measure="test_top1").scores(both) == [(1, 0.5)]
+    assert study(tmp_path).scores(read_run_summary(folder.run(start(1), epoch(1, 1, 0.5)))) == [(1, 0.5)]
 
 
 def test_two_commands_do_not_drive_one_search(tmp_path: Path) -> None:
-    with alone(tmp_path), pytest.raises(UserError, match="another command drives it"), alone(tmp_path):
+    with search_lock(tmp_path), pytest.raises(UserError, match="another command drives it"), search_lock(tmp_path):
         pass
-    with alone(tmp_path):
+    with search_lock(tmp_path):
         pass
 
 
@@ -92,10 +92,10 @@ def test_a_folder_of_runs_that_cannot_be_written_is_one_line_and_the_searchs_own
     runs = tmp_path / "runs"
     runs.write_text("a file")  # root writes into any folder
     told = rf"runs_dir={runs}: cannot be written \(File exists\); set runs_dir"
-    with pytest.raises(UserError, match=told), alone(sweeps(runs) / "first"):
+    with pytest.raises(UserError, match=told), search_lock(sweeps_dir(runs) / "first"):
         pass
     runs.unlink()
-    with pytest.raises(FileNotFoundError), alone(sweeps(runs) / "first"):
+    with pytest.raises(FileNotFoundError), search_lock(sweeps_dir(runs) / "first"):
         raise FileNotFoundError
 
 
@@ -131,8 +131,8 @@ def test_a_search_goes_on_with_nothing_else_than_it_was_begun_with(
     words: list[str], option: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tmp_path / "runs"
-    begun = Settings(["experiment=auto", f'runs_dir="{runs}"'], WORDS, 0, "tpe", True, "auto")
-    begun.save(sweeps(runs) / "q")
+    begun = SearchSettings(["experiment=auto", f'runs_dir="{runs}"'], WORDS, 0, "tpe", True, "auto")
+    begun.save(sweeps_dir(runs) / "q")
     assert main(["sweep", "--name", "q", "--runs-dir", str(runs), *option, *words]) == 2
     assert told in capsys.readouterr().err
 
@@ -142,8 +142,8 @@ def test_the_commands_that_come_next_say_where_the_runs_are(where: list[str]) ->
     parser = argparse.ArgumentParser()
     verb.arguments(parser)
     args = parser.parse_args([*where, *WORDS])
-    assert verb._elsewhere(args) == " --runs-dir 'there is'"
-    assert verb._elsewhere(parser.parse_args(WORDS)) == "", "the control"
+    assert verb._runs_dir_option(args) == " --runs-dir 'there is'"
+    assert verb._runs_dir_option(parser.parse_args(WORDS)) == "", "the control"
 
 
 class Searches:
@@ -159,7 +159,7 @@ class Searches:
         return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def trials(self, name: str) -> dict[int, Path]:
-        return runs_of(name, self.folder)
+        return runs_by_trial(name, self.folder)
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def until(true: Callable[[], object], command: subprocess.Popen[str]) -> None:
 
 def began(run: Path) -> bool:
     return (run / "metrics.jsonl").exists() and any(
-        row["event"] == "start" for row in journal.read(run / "metrics.jsonl")[0]
+        row["event"] == "start" for row in journal.read_journal(run / "metrics.jsonl")[0]
     )
 
 
@@ -194,7 +194,7 @@ def test_a_command_that_ends_midway_loses_no_trial_and_the_next_runs_none_twice(
     if ended_by == signal.SIGINT:
         assert first.returncode == 130
         assert f"runyard sweep --name {name} --trials 2" in said
-        assert not glance(searches.trials(name)[0]).local_process(), "it has saved and stopped"
+        assert not read_run_summary(searches.trials(name)[0]).local_pid(), "it has saved and stopped"
     second = searches.start(name, "--trials", "2")
     printed, said = second.communicate(timeout=PATIENCE_S)
     assert second.returncode == 0, said
@@ -206,7 +206,7 @@ def test_a_command_that_ends_midway_loses_no_trial_and_the_next_runs_none_twice(
     of_it = [p for p in searches.folder.glob("[!.]*/run.json") if json.loads(p.read_text())["sweep"] == name]
     assert len(of_it) == 2, "one run for each trial"
     for trial in told["trials"]:
-        rows = journal.read(paths[trial["trial"]] / "metrics.jsonl")[0]
+        rows = journal.read_journal(paths[trial["trial"]] / "metrics.jsonl")[0]
         assert [row["epoch"] for row in journal.epochs(rows)] == [1, 2]
         assert journal.epochs(rows)[-1]["test_top1"] == trial["top1"]
         config = (paths[trial["trial"]] / "config.yaml").read_text()
@@ -244,8 +244,8 @@ def test_a_trial_that_makes_no_run_is_written_down_for_those_who_compare(
         raise UserError("no room")
 
     monkeypatch.setattr(sweep, "compose", refuse)
-    sweep.Search(made, place, 1, True, said.append).to_the_end(2)
-    rows = [json.loads(line) for line in (place / sweep.REFUSED).read_text().splitlines()]
+    sweep.Search(made, place, 1, True, said.append).run(2)
+    rows = [json.loads(line) for line in (place / sweep.REFUSED_TRIALS_FILE).read_text().splitlines()]
     assert rows == [{"trial": 0, "why": "no room"}, {"trial": 1, "why": "no room"}]
 
 
@@ -259,18 +259,18 @@ def test_what_is_stopped_early_is_saved_and_told(folder: Folder, searches: Searc
     fixed = [*searches.settings, "epochs=400"]
     place = searches.folder / ".sweeps" / "early"
     place.mkdir(parents=True)
-    space = take_out(["optim.lr=log(1e-9,2e-9)"])[1]
-    made = Study(place, Settings(fixed, [], 0, "tpe", True, "auto"), space, epochs=5)
+    space = split_search_space(["optim.lr=log(1e-9,2e-9)"])[1]
+    made = Study(place, SearchSettings(fixed, [], 0, "tpe", True, "auto"), space, epochs=5)
     for _ in range(5):
         trial = made.ask()
-        made.take(trial, glance(folder.run(start(1), *(epoch(n, n, 0.9) for n in range(1, 400)))))
+        made.report_epochs(trial, read_run_summary(folder.run(start(1), *(epoch(n, n, 0.9) for n in range(1, 400)))))
         made.tell(trial, TrialState.COMPLETE, 0.9)
-    assert launcher.plan([*fixed, "optim.lr=1e-9"]).config.epochs == 400
+    assert launcher.plan_submission([*fixed, "optim.lr=1e-9"]).config.epochs == 400
     said: list[str] = []
-    Search(made, place, 1, True, said.append).to_the_end(6)
+    Search(made, place, 1, True, said.append).run(6)
     assert made.trials[5].state is TrialState.PRUNED, said
-    run = glance(runs_of("early", searches.folder)[5])
-    assert run.last["reason"] == "interrupted"
+    run = read_run_summary(runs_by_trial("early", searches.folder)[5])
+    assert run.last_event["reason"] == "interrupted"
     assert run.record["pruned"], "for those who compare"
-    assert run.saved_step
+    assert run.last_checkpoint_step
     assert "below the median: stopped" in said[-1]

@@ -10,12 +10,12 @@ import pytest
 
 from runyard.cli.main import main
 from runyard.config.schema import Config
-from runyard.runs.history import History
-from runyard.runs.reading import load
+from runyard.runs.history import RunHistory
+from runyard.runs.reading import load_history
 from tests.browser import Browser
 from tests.compare.fabricate import fabricate
 
-Make = Callable[..., History]
+Make = Callable[..., RunHistory]
 Compare = Callable[..., tuple[int, str, str]]
 
 
@@ -35,12 +35,12 @@ def make(runs_dir: Path, recipe: Config) -> Make:
     made: list[Path] = []
 
     def one(top1: float = 0.92, *, seed: int = 0, lr: float = 1e-3, name: str = "paper",
-            settings: dict[str, Any] | None = None, **how: Any) -> History:
+            settings: dict[str, Any] | None = None, **how: Any) -> RunHistory:
         settings = {"seed": seed, "optim.lr": lr, "name": name} | (settings or {})
         run_id = f"20260901-{len(made):06d}-{name}-ab12"
         how = {"began": 1_790_000_000.0 + 1000 * len(made)} | how
         made.append(fabricate(runs_dir, recipe, run_id, settings=settings, top1=top1, **how))
-        return load(made[-1])
+        return load_history(made[-1])
 
     return one
 

@@ -50,7 +50,7 @@ def fabricate(
     """
     path = runs_dir / run_id
     path.mkdir(parents=True)
-    values = schema.to_dict(config)
+    values = schema.config_to_dict(config)
     for name, value in (settings or {}).items():
         *groups, leaf = name.split(".")
         place = values

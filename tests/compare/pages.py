@@ -13,16 +13,16 @@ READY = "document.documentElement.dataset.ready"
 
 def page_of(runs_dir: Path, *, sweep: str | None = None, target: float | None = None) -> Path:
     """What ``runyard compare --all --html`` writes, or with ``--sweep`` and ``--target``."""
-    chosen = choose.choose([], everything=sweep is None, sweep=sweep, runs_dir=runs_dir)
-    found = groups.group(chosen.runs)
-    rows = table.ordered(table.rows(found, target), "last")
+    chosen = choose.select_runs([], everything=sweep is None, sweep=sweep, runs_dir=runs_dir)
+    found = groups.group_runs(chosen.runs)
+    rows = table.sort_rows(table.table_rows(found, target), "last")
     return write_page(
         runs_dir.parent / f"{runs_dir.name}.html",
         rows,
-        pairs.compare([row.group for row in rows]),
+        pairs.compare_groups([row.group for row in rows]),
         notes=chosen.notes,
         target=target,
-        sweep=(importance.sweep(found, chosen.refused), chosen.sweep) if chosen.sweep else None,
+        sweep=(importance.summarize_sweep(found, chosen.refused_trials), chosen.sweep) if chosen.sweep else None,
     )
 
 

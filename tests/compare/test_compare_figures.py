@@ -16,10 +16,25 @@ import pytest
 
 from runyard.analysis.compare import choose, groups
 from runyard.analysis.compare.groups import Group
-from runyard.analysis.figures.build import KINDS, RESTARTS, band, curves, curves_by_cost, settings, write_figures
-from runyard.analysis.figures.class_figures import classes, confusion_difference, confusions
-from runyard.analysis.figures.cost_figures import _ticks, cost, pareto
-from runyard.analysis.figures.group_style import DARK, LIGHT, MATPLOTLIB_LINES, MATPLOTLIB_MARKERS, MOST, looks
+from runyard.analysis.figures.build import (
+    FIGURE_FORMATS,
+    RESTART_GID,
+    curves,
+    curves_by_cost,
+    mean_and_std,
+    parallel_coordinates,
+    write_figures,
+)
+from runyard.analysis.figures.class_figures import confusion_difference, confusions, per_class_accuracy
+from runyard.analysis.figures.cost_figures import _ticks, accuracy_vs_cost, pareto
+from runyard.analysis.figures.group_style import (
+    COLORS_DARK,
+    COLORS_LIGHT,
+    MATPLOTLIB_LINES,
+    MATPLOTLIB_MARKERS,
+    MAX_NAMED_STYLES,
+    group_styles,
+)
 from runyard.analysis.report import theme
 from runyard.cli.main import main
 from runyard.config.schema import Config
@@ -37,7 +52,7 @@ def make(tmp_path: Path, make_config: Callable[..., Config]) -> Callable[..., li
     def made(*runs: dict[str, Any]) -> list[Group]:
         for at, how in enumerate(runs):
             fabricate(tmp_path / "runs", config, f"run-{at:03}", **{"test_images": 200, **how})
-        return groups.group(choose.choose([], everything=True, runs_dir=tmp_path / "runs").runs)
+        return groups.group_runs(choose.select_runs([], everything=True, runs_dir=tmp_path / "runs").runs)
 
     return made
 
@@ -60,23 +75,23 @@ def test_every_figure_is_written_as_png_pdf_and_svg(make: Callable[..., list[Gro
     ]  # fmt: skip
     starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
     for name in made:
-        for kind in KINDS:
+        for kind in FIGURE_FORMATS:
             assert (tmp_path / "figures" / f"{name}.{kind}").read_bytes().startswith(starts[kind])
 
 
 def test_a_line_is_the_mean_over_seeds_with_one_standard_deviation(make: Callable[..., list[Group]]) -> None:
     found = two_by_three(make)
-    values = 100 * np.stack([run.measure("test_top1") for run in found[0].runs])
+    values = 100 * np.stack([run.metric("test_top1") for run in found[0].runs])
     axis = curves(found).axes[0]
     assert axis.lines[0].get_ydata() == pytest.approx(values.mean(axis=0))
     edge = axis.collections[0].get_paths()[0].vertices[:, 1]
     assert edge.max() == pytest.approx((values.mean(axis=0) + values.std(axis=0, ddof=1)).max())
-    assert band(found[0], "test_top1")[:, 3].tolist() == [3] * 5
+    assert mean_and_std(found[0], "test_top1")[:, 3].tolist() == [3] * 5
 
 
 def test_the_accuracies_and_hours_are_the_runs_own(make: Callable[..., list[Group]]) -> None:
     found = two_by_three(make)
-    large = [line for line in cost(found).axes[0].lines if line.get_markersize() == 6 and len(line.get_xdata()) == 1]
+    large = [line for line in accuracy_vs_cost(found).axes[0].lines if line.get_markersize() == 6 and len(line.get_xdata()) == 1]
     assert [line.get_xdata()[0] for line in large] == pytest.approx([g.mean("gpu_hours") for g in found])
     assert [line.get_ydata()[0] for line in large] == pytest.approx([100 * g.mean("last") for g in found])
 
@@ -88,7 +103,7 @@ def test_class_accuracies_and_their_difference_are_those_of_the_confusion_matric
     worse, better = (run.confusion() for group in found for run in group.runs)
     assert worse is not None
     assert better is not None
-    axis = classes(found).axes[0]
+    axis = per_class_accuracy(found).axes[0]
     named = dict(zip([t.get_text() for t in axis.get_yticklabels()], axis.lines[0].get_xdata(), strict=True))
     assert named["cat"] == pytest.approx(100 * worse[3, 3] / worse[3].sum())
     cells = {
@@ -104,9 +119,9 @@ def test_by_cost_a_line_stands_where_its_runs_had_spent_that_much_and_restarts_a
 ) -> None:
     found = make({"settings": {"seed": 0}, "restarts": (3,)}, {"settings": {"seed": 1}, "epoch_s": 72.0})
     axis = curves_by_cost(found).axes[0]
-    (marks,) = [line for line in axis.lines if line.get_gid() == RESTARTS]
+    (marks,) = [line for line in axis.lines if line.get_gid() == RESTART_GID]
     assert marks.get_xdata() == pytest.approx([2.5 * 36 * 4 / 3600])
-    (line,) = [line for line in axis.lines if line.get_gid() != RESTARTS]
+    (line,) = [line for line in axis.lines if line.get_gid() != RESTART_GID]
     spent = np.mean([run.series["gpu_hours"] for run in found[0].runs], axis=0)
     assert line.get_xdata() == pytest.approx(spent)
     assert curves_by_cost(found).axes[-1].get_xlabel() == "GPU-hours"
@@ -140,28 +155,28 @@ def test_the_pareto_front_holds_what_nothing_cheaper_equals() -> None:
 
 def test_groups_differ_without_colour_too_and_no_two_look_alike(make: Callable[..., list[Group]]) -> None:
     one = make({"settings": {"optim.lr": 1e-3}})
-    every = looks(one * MOST)
-    assert len({(look.line, look.marker) for look in every}) == len({(look.light, look.line) for look in every}) == MOST
+    every = group_styles(one * MAX_NAMED_STYLES)
+    assert len({(look.line, look.marker) for look in every}) == len({(look.light, look.line) for look in every}) == MAX_NAMED_STYLES
     assert {look.line for look in every} <= set(MATPLOTLIB_LINES)
     assert {look.marker for look in every} <= set(MATPLOTLIB_MARKERS)
 
 
-def luminance(colour: str) -> float:
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def luminance(color: str) -> float:
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
-@pytest.mark.parametrize(("colours", "ground"), [(LIGHT, theme.LIGHT.surface), (DARK, theme.DARK.surface)])
-def test_every_colour_stands_out_from_its_ground(colours: tuple[str, ...], ground: str) -> None:
-    for colour in colours:
-        high, low = sorted((luminance(colour), luminance(ground)), reverse=True)
-        assert (high + 0.05) / (low + 0.05) >= 3, colour
+@pytest.mark.parametrize(("colours", "ground"), [(COLORS_LIGHT, theme.LIGHT.background), (COLORS_DARK, theme.DARK.background)])
+def test_every_colour_stands_out_from_its_ground(colors: tuple[str, ...], ground: str) -> None:
+    for color in colors:
+        high, low = sorted((luminance(color), luminance(ground)), reverse=True)
+        assert (high + 0.05) / (low + 0.05) >= 3, color
 
 
 def test_more_groups_than_can_be_told_apart_are_coloured_by_how_good_they_are(make: Callable[..., list[Group]]) -> None:
-    found = make(*({"settings": {"optim.lr": 1e-3 * (1 + at)}, "top1": 0.7 + 0.005 * at} for at in range(MOST + 1)))
-    shades = [luminance(look.light) for look in looks(found)]
+    found = make(*({"settings": {"optim.lr": 1e-3 * (1 + at)}, "top1": 0.7 + 0.005 * at} for at in range(MAX_NAMED_STYLES + 1)))
+    shades = [luminance(look.light) for look in group_styles(found)]
     assert shades == sorted(shades, reverse=True)
 
 
@@ -180,7 +195,7 @@ def test_any_name_can_be_drawn_and_no_legend_is_wider_than_the_column(
     legend = figure.legends[0].get_window_extent()
     assert len(figure.legends[0].get_texts()) == 2
     assert 0 <= legend.x0 < legend.x1 <= figure.bbox.width
-    for draw in (curves, curves_by_cost, cost, classes, confusions, confusion_difference, settings):
+    for draw in (curves, curves_by_cost, accuracy_vs_cost, per_class_accuracy, confusions, confusion_difference, parallel_coordinates):
         assert theme.save(draw(found), "png", 60).startswith(b"\x89PNG")
 
 
@@ -194,15 +209,15 @@ def test_runs_without_metrics_and_single_runs_have_the_figures_there_are(
         {"settings": {"name": "d"}, "device": "cpu"},
     )
     assert "curves" in write_figures(tmp_path / "figures", found)
-    assert settings(found[:1]) is None
+    assert parallel_coordinates(found[:1]) is None
     assert confusion_difference(found[:1]) is None
-    assert cost(found[:1]) is None
+    assert accuracy_vs_cost(found[:1]) is None
     assert curves(found[1:2]) is None
 
 
 def test_what_has_not_finished_is_hollow_and_on_no_front(make: Callable[..., list[Group]]) -> None:
     found = make({"top1": 0.7}, {"settings": {"name": "under way"}, "top1": 0.99, "done": 4, "end": ""})
-    axis = cost(found).axes[0]
+    axis = accuracy_vs_cost(found).axes[0]
     large = [line for line in axis.lines if line.get_markersize() == 6 and len(line.get_xdata()) == 1]
     fills = [line.get_markerfacecolor() for line in large if line.get_marker() != "None"]
     assert sorted(fill == "none" for fill in fills) == [False, True]
@@ -213,9 +228,9 @@ def test_of_mixed_data_sets_the_classes_of_one_are_drawn(make: Callable[..., lis
     make({"settings": {"name": "a"}}, {"settings": {"name": "b"}}, {"settings": {"name": "c"}, "data": "1"})
     path = tmp_path / "runs" / "run-002" / "metrics.jsonl"
     path.write_text(path.read_text().replace("airplane", "albatross"))
-    found = groups.group(choose.choose([], everything=True, runs_dir=tmp_path / "runs").runs)
-    assert "of cifar10 alone" in classes(found).axes[0].get_xlabel()
-    assert classes(found[:2]).axes[0].get_xlabel() == "Right, % of the class"
+    found = groups.group_runs(choose.select_runs([], everything=True, runs_dir=tmp_path / "runs").runs)
+    assert "of cifar10 alone" in per_class_accuracy(found).axes[0].get_xlabel()
+    assert per_class_accuracy(found[:2]).axes[0].get_xlabel() == "Right, % of the class"
     assert confusion_difference(found) is not None
 
 
@@ -227,8 +242,8 @@ def test_a_matrix_of_another_size_than_the_classes_is_drawn_with_numbers_and_bes
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [row | {"confusion": [[90, 10], [20, 80]]} if row["event"] == "final" else row for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = groups.group(choose.choose([], everything=True, runs_dir=tmp_path / "runs").runs)
-    assert len(classes(found).axes[0].get_yticks()) == 10
+    found = groups.group_runs(choose.select_runs([], everything=True, runs_dir=tmp_path / "runs").runs)
+    assert len(per_class_accuracy(found).axes[0].get_yticks()) == 10
     assert confusion_difference(found) is None
     alone = confusions(found[1:])
     assert [tick.get_text() for tick in alone.axes[0].get_xticklabels()] == ["class 0", "class 1"]

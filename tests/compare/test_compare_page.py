@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runyard.analysis.compare.choose import choose
-from runyard.analysis.compare.groups import group
+from runyard.analysis.compare.choose import select_runs
+from runyard.analysis.compare.groups import group_runs
 from runyard.analysis.figures.cost_figures import pareto
 from runyard.analysis.page.disagreements import disagreements
 from runyard.config.schema import Config
@@ -45,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, make_config: Callable[..., Co
         held = json.loads((path / "data.json").read_text())
         held["splits"]["test"] |= {"images": "test_images.npy", "labels": "test_labels.npy"}
         (path / "data.json").write_text(json.dumps(held))
-    prepared = manifest.folder(config.data)
+    prepared = manifest.dataset_dir(config.data)
     prepared.mkdir(parents=True)
     np.save(prepared / "test_images.npy", np.random.default_rng(0).integers(0, 255, (IMAGES, 32, 32, 3), np.uint8))
     np.save(prepared / "test_labels.npy", np.arange(IMAGES) % 10)
@@ -332,10 +332,10 @@ def test_images_come_from_the_first_run_whose_data_is_here(
         how = {"settings": {"name": f"n{at}"}, "test_images": IMAGES, "top1": 0.8 + at / 10}
         path = fabricate(tmp_path / "runs", config, f"run-{at}", **how)
         (path / "data.json").write_bytes((runs / "run-0" / "data.json").read_bytes())
-    found = disagreements(group(choose([], everything=True, runs_dir=tmp_path / "runs").runs))
+    found = disagreements(group_runs(select_runs([], everything=True, runs_dir=tmp_path / "runs").runs))
     assert (len(found["images"]) > 20, found["missing"]) == (True, "")
     shutil.rmtree(tmp_path / "runs" / "run-1")
-    only = [group(choose([], everything=True, runs_dir=tmp_path / "runs").runs)[0]] * 2
+    only = [group_runs(select_runs([], everything=True, runs_dir=tmp_path / "runs").runs)[0]] * 2
     assert "elsewhere" in disagreements(only)["missing"]
 
 
@@ -346,8 +346,8 @@ def test_the_pareto_front_is_the_one_of_the_figures(shown: Browser) -> None:
 
 
 def test_the_numbers_in_a_dark_matrix_can_be_read(browser: Browser, page: Path) -> None:
-    def luminance(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    def luminance(color: str) -> float:
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
         return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 

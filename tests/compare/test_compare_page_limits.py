@@ -57,12 +57,12 @@ def test_without_escaping_the_names_would_be_live(
     assert browser.run("document.querySelectorAll('.live').length") > 0
 
 
-@pytest.mark.parametrize("policy", [build.POLICY, build.POLICY.replace("'nonce-{nonce}'", "'unsafe-inline'")])
+@pytest.mark.parametrize("policy", [build.PAGE_CSP, build.PAGE_CSP.replace("'nonce-{nonce}'", "'unsafe-inline'")])
 def test_no_script_runs_on_the_page_but_its_own(
     browser: Browser, tmp_path: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, policy: str
 ) -> None:
     """The second is the control: by the policy of pages before, another does run."""
-    monkeypatch.setattr(build, "POLICY", policy)
+    monkeypatch.setattr(build, "PAGE_CSP", policy)
     fabricate(tmp_path / "runs", make_config("experiment=starter", "epochs=2"), "run-0")
     browser.open(page_of(tmp_path / "runs"), READY)
     added = "document.documentElement.dataset.live = 1"
@@ -108,8 +108,8 @@ def test_what_has_not_finished_is_hollow_and_on_no_front(
 def test_what_the_page_leaves_out_is_said_with_its_reason(
     browser: Browser, tmp_path: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page_content, "MOST_MISTAKES", 60)
-    monkeypatch.setattr(page_disagreements, "MOST_PAIRED", 2)
+    monkeypatch.setattr(page_content, "MAX_MISTAKES", 60)
+    monkeypatch.setattr(page_disagreements, "MAX_COMPARED_RUNS", 2)
     config = make_config("experiment=starter", "epochs=2")
     for at in range(4):
         how = {"done": 1, "end": "failed", "message": "x"} if at == 3 else {}
@@ -206,12 +206,12 @@ def test_a_page_that_cannot_be_written_is_one_line(
     tmp_path: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fabricate(tmp_path / "runs", make_config("experiment=starter", "epochs=2"), "run-0")
-    chosen = choose.choose([], everything=True, runs_dir=tmp_path / "runs")
-    rows = table.rows(groups.group(chosen.runs))
+    chosen = choose.select_runs([], everything=True, runs_dir=tmp_path / "runs")
+    rows = table.table_rows(groups.group_runs(chosen.runs))
     missing = tmp_path / "no" / "folder" / "x.html"
     with pytest.raises(UserError, match=f"--html {missing}: cannot write it") as caught:
-        write_page(missing, rows, pairs.compare([row.group for row in rows]))
+        write_page(missing, rows, pairs.compare_groups([row.group for row in rows]))
     assert os.linesep not in str(caught.value)
     monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="plotly is not installed here"):
-        write_page(tmp_path / "x.html", rows, pairs.compare([row.group for row in rows]))
+        write_page(tmp_path / "x.html", rows, pairs.compare_groups([row.group for row in rows]))

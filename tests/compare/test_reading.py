@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import yaml
 
-from runyard.analysis.compare.groups import group
-from runyard.analysis.compare.narrative import of_table
+from runyard.analysis.compare.groups import group_runs
+from runyard.analysis.compare.narrative import table_notes
 from runyard.errors import UserError
-from runyard.runs.history import History
-from runyard.runs.reading import SIGN_OF_LIFE_S, load
+from runyard.runs.history import RunHistory
+from runyard.runs.reading import ACTIVE_WITHIN_S, load_history
 from tests.compare.conftest import Compare, Make
 from tests.compare.fabricate import BEGAN
 
 
-def append(run: History, **row: object) -> History:
+def append(run: RunHistory, **row: object) -> RunHistory:
     with open(run.directory / "metrics.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
-    return load(run.directory)
+    return load_history(run.directory)
 
 
 def test_a_history_holds_the_journals_own_figures(make: Make) -> None:
@@ -31,8 +31,8 @@ def test_a_history_holds_the_journals_own_figures(make: Make) -> None:
     epochs = [row for row in rows if row["event"] == "epoch"]
     for name in ("epoch", "step", "t", "clock_s", "train_loss", "test_top1", "lr", "images_per_s", "data_wait_pct"):
         assert run.series[name].tolist() == [row[name] for row in epochs]
-    assert (run.last, run.best, run.best_epoch, run.parameters) == (0.92, 0.92, 10, 4_693_962)
-    assert np.isnan(run.measure("val_top1")).all()
+    assert (run.last_top1, run.best_top1, run.best_epoch, run.parameters) == (0.92, 0.92, 10, 4_693_962)
+    assert np.isnan(run.metric("val_top1")).all()
     confusion, predictions = run.confusion(), run.predictions()
     assert confusion is not None
     assert confusion.sum() == 100
@@ -54,10 +54,10 @@ def test_gpu_hours_are_time_under_way_times_gpus_without_the_wait_between_starts
     whole, restarted = make(ranks=4, epoch_s=36.0), make(ranks=4, epoch_s=36.0, restarts=(5,))
     assert whole.gpu_hours == pytest.approx(10 * 36 * 4 / 3600)
     assert restarted.gpu_hours == pytest.approx(whole.gpu_hours)
-    assert restarted.starts[1].t - restarted.starts[0].ended == 60
+    assert restarted.starts[1].start_time - restarted.starts[0].end_time == 60
     assert restarted.series["gpu_hours"][-1] == pytest.approx(restarted.gpu_hours)
     assert restarted.series["t"][-1] - whole.series["t"][-1] == pytest.approx(1000 + 60)
-    assert [start.ended_by for start in restarted.starts] == ["interrupted", "finished"]
+    assert [start.end_cause for start in restarted.starts] == ["interrupted", "finished"]
 
 
 @pytest.mark.parametrize("seed", ["seven", [1, 2], True, 0.5, float("nan"), float("inf"), None])
@@ -68,7 +68,7 @@ def test_a_seed_that_is_no_whole_number_is_none_and_costs_no_table(
     path = edited.directory / "config.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"seed": seed}))
     assert edited.seed == 7
-    assert load(edited.directory).seed is None
+    assert load_history(edited.directory).seed is None
     make(0.91, seed=1, test_images=50)
     make(0.92, lr=3e-3, test_images=50)
     for form in ((), ("--by-run",), ("--json",), ("--html", str(tmp_path / "page.html"))):
@@ -86,7 +86,7 @@ def test_a_start_that_was_killed_costs_until_its_last_row_and_a_requeue_ends_it(
     run = make(done=3, end="", ranks=1, epoch_s=36.0)
     assert run.gpu_hours == pytest.approx(3 * 36 / 3600)
     run = append(run, event="requeue", t=BEGAN + 200, cause="crash", step=780, without_progress=0)
-    assert (run.state, run.message, run.starts[0].ended_by) == ("waiting", "crash", "crash")
+    assert (run.state, run.message, run.starts[0].end_cause) == ("waiting", "crash", "crash")
     assert run.gpu_hours == pytest.approx(200 / 3600)
 
 
@@ -104,8 +104,8 @@ def test_a_trial_that_its_search_stopped_was_not_interrupted(make: Make) -> None
     for run in (stopped, finished):
         record = json.loads((run.directory / "run.json").read_text())
         (run.directory / "run.json").write_text(json.dumps(record | {"pruned": True}))
-    assert load(stopped.directory).state == "pruned"
-    assert load(finished.directory).state == "finished"
+    assert load_history(stopped.directory).state == "pruned"
+    assert load_history(finished.directory).state == "finished"
 
 
 def test_a_requeued_run_waits_until_it_is_given_up(make: Make) -> None:
@@ -120,11 +120,11 @@ def test_a_requeued_run_waits_until_it_is_given_up(make: Make) -> None:
 def test_an_unfinished_run_is_running_only_as_long_as_it_gives_a_sign_of_life(make: Make) -> None:
     now = time.time()
     assert make(done=3, end="", began=now - 3 * 36).state == "running"
-    silent = make(done=3, end="", began=now - 3 * 36 - 2 * SIGN_OF_LIFE_S)
+    silent = make(done=3, end="", began=now - 3 * 36 - 2 * ACTIVE_WITHIN_S)
     assert silent.state == "silent"
     assert "no sign of life" in silent.message
     (silent.directory / "progress.json").write_text(json.dumps({"t": now - 1}))
-    assert load(silent.directory).state == "running"
+    assert load_history(silent.directory).state == "running"
 
 
 def test_trouble_after_the_end_does_not_unfinish_a_run(make: Make) -> None:
@@ -135,10 +135,10 @@ def test_trouble_after_the_end_does_not_unfinish_a_run(make: Make) -> None:
 def test_a_run_that_never_started_has_no_metrics_and_no_cost(make: Make) -> None:
     run = make()
     (run.directory / "metrics.jsonl").unlink()
-    run = load(run.directory)
+    run = load_history(run.directory)
     assert (run.state, run.starts, len(run.series["epoch"]), run.gpu_hours) == ("not started", (), 0, 0)
-    assert np.isnan(run.last)
-    assert np.isnan(run.best)
+    assert np.isnan(run.last_top1)
+    assert np.isnan(run.best_top1)
 
 
 def test_broken_lines_are_numbered_and_a_half_written_last_one_is_told_apart(make: Make) -> None:
@@ -147,18 +147,18 @@ def test_broken_lines_are_numbered_and_a_half_written_last_one_is_told_apart(mak
     lines = path.read_text().splitlines(keepends=True)
     lines[3] = lines[3][:50] + "\n"
     path.write_text("".join(lines) + '{"event": "epo')
-    run = load(run.directory)
+    run = load_history(run.directory)
     assert run.broken_lines == (4, len(lines) + 1)
-    assert run.half_written
+    assert run.last_line_truncated
     assert 3 not in run.series["epoch"]
     path.write_text("".join(lines))
-    assert not load(run.directory).half_written
+    assert not load_history(run.directory).last_line_truncated
 
 
 def test_of_a_repeated_epoch_the_last_counts(make: Make) -> None:
     run = make()
     row = {"event": "epoch", "t": BEGAN + 9999, "epoch": 10, "step": 3900, "test_top1": 0.5}
-    assert append(run, **row).last == 0.5
+    assert append(run, **row).last_top1 == 0.5
 
 
 def test_best_is_chosen_on_the_held_out_part_where_there_is_one(make: Make) -> None:
@@ -168,9 +168,9 @@ def test_best_is_chosen_on_the_held_out_part_where_there_is_one(make: Make) -> N
         if row["event"] == "epoch" and row["epoch"] == 7:
             row["val_top1"] = 0.99
     (run.directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    chosen = load(run.directory)
-    assert (chosen.chosen_by, chosen.best_epoch) == ("val_top1", 7)
-    assert chosen.best == chosen.series["test_top1"][6] < chosen.last
+    chosen = load_history(run.directory)
+    assert (chosen.selection_metric, chosen.best_epoch) == ("val_top1", 7)
+    assert chosen.best_top1 == chosen.series["test_top1"][6] < chosen.last_top1
 
 
 def test_runs_of_an_older_and_a_newer_schema_are_read(make: Make) -> None:
@@ -192,7 +192,7 @@ def test_a_damaged_directory_is_refused_by_the_name_of_its_file(make: Make, file
     if content is not None:
         (path / file).write_text(content)
     with pytest.raises(UserError, match=file):
-        load(path)
+        load_history(path)
 
 
 @pytest.mark.parametrize("run_id", ["../victim", "/tmp/victim", "a/b", "..", ".code", ""])
@@ -201,9 +201,9 @@ def test_an_id_that_names_another_place_is_damaged(make: Make, run_id: str) -> N
     record = json.loads((path / "run.json").read_text())
     (path / "run.json").write_text(json.dumps(record | {"id": run_id}))
     with pytest.raises(UserError, match=r"run\.json: damaged \(id '.*': no plain name\)"):
-        load(path)
+        load_history(path)
     (path / "run.json").write_text(json.dumps(record | {"id": "another"}))
-    assert load(path).id == "another"
+    assert load_history(path).id == "another"
 
 
 @pytest.mark.parametrize("row", [
@@ -229,7 +229,7 @@ def test_a_journal_that_cannot_be_read_is_named_and_the_other_runs_are_shown(mak
     (run.directory / "metrics.jsonl").unlink()
     (run.directory / "metrics.jsonl").mkdir()  # root reads a file whatever its permissions
     with pytest.raises(UserError, match=r"metrics\.jsonl: cannot read it \(a directory, not a regular file\)"):
-        load(run.directory)
+        load_history(run.directory)
     make(0.9, lr=3e-3)
     code, out, err = compare("--all")
     assert (code, err.count("\n")) == (0, 1)
@@ -243,7 +243,7 @@ def test_without_its_data_json_a_run_has_no_identity_of_data(make: Make, content
     (path / "data.json").unlink()
     if content is not None:
         (path / "data.json").write_text(content)
-    assert (load(path).data_sha256, load(path).test_sha256) == (None, None)
+    assert (load_history(path).data_sha256, load_history(path).test_sha256) == (None, None)
 
 
 def test_the_test_parts_identity_is_its_content_not_its_layout(make: Make) -> None:
@@ -252,15 +252,15 @@ def test_the_test_parts_identity_is_its_content_not_its_layout(make: Make) -> No
     data = json.loads(path.read_text())
     data["splits"]["test"] |= {"arrays_sha256": {"x.npy": "a", "y.npy": "b"}}
     path.write_text(json.dumps(data))
-    with_arrays = load(run.directory)
+    with_arrays = load_history(run.directory)
     data["splits"]["test"] |= {"beton_sha256": "other layout"}
     path.write_text(json.dumps(data))
-    other_layout = load(run.directory)
+    other_layout = load_history(run.directory)
     assert other_layout.test_sha256 == with_arrays.test_sha256
     assert other_layout.data_sha256 != with_arrays.data_sha256
     data["splits"]["test"]["arrays_sha256"]["x.npy"] = "c"
     path.write_text(json.dumps(data))
-    assert load(run.directory).test_sha256 != with_arrays.test_sha256
+    assert load_history(run.directory).test_sha256 != with_arrays.test_sha256
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no numbers"])
@@ -276,10 +276,10 @@ def test_a_run_whose_ranks_changed_midway_is_told_of_beside_the_table(make: Make
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     [row for row in lines if row["event"] == "start"][-1]["world_size"] = 2
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    moved = load(moved.directory)
+    moved = load_history(moved.directory)
     assert (moved.ranks, stayed.ranks) == ((4, 2), (4,))
-    (only,) = group([moved, stayed])
-    (paragraph,) = of_table([only])
+    (only,) = group_runs([moved, stayed])
+    (paragraph,) = table_notes([only])
     assert "The number of ranks changed midway, which changes what is learned: paper (4 then 2)." in paragraph
-    (alone,) = of_table(group([stayed, make(seed=3)]))
+    (alone,) = table_notes(group_runs([stayed, make(seed=3)]))
     assert "changed midway" not in alone

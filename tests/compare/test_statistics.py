@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import stdtrit
 
-from runyard.analysis.compare.statistics import holm, mcnemar, welch
+from runyard.analysis.compare.statistics import holm_adjust, mcnemar, welch
 
 # The two samples, their t = -2.46, df = 25.0 and P = 0.021 are a worked example often printed for Welch's test.
 FIRST = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9, 16.9, 20.1, 21.9, 22.6, 23.1, 19.6, 19.0, 21.7, 21.4]
@@ -68,6 +68,6 @@ def test_mcnemar_is_the_exact_binomial_summed_in_whole_numbers(b: int, c: int) -
 
 
 def test_holm_gives_the_textbook_example_in_the_given_order() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
+    assert holm_adjust([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm_adjust([0.9, 0.8]) == [1.0, 1.0]
+    assert holm_adjust([]) == []

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from runyard.config.schema import DataConfig, read
+from runyard.config.schema import DataConfig, read_dataclass
 from runyard.data import manifest
-from runyard.data.prepare.pipeline import prepare
+from runyard.data.prepare.pipeline import prepare_dataset
 
 SYNTHETIC: dict[str, Any] = {
     "name": "tiny", "kind": "synthetic", "root": "data", "sources": [], "path": None, "image_size": 16,
@@ -21,7 +21,7 @@ SYNTHETIC: dict[str, Any] = {
 
 def data_config(**changes: Any) -> DataConfig:
     """The settings of a small synthetic set, with changes."""
-    return read(DataConfig, {**SYNTHETIC, **changes}, "data.")
+    return read_dataclass(DataConfig, {**SYNTHETIC, **changes}, "data.")
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,7 @@ def prepared_root(shared: Path) -> Path:
     """A root in which the small synthetic set is prepared. Not to be changed: take ``root``."""
     root = shared / "tiny"
     root.mkdir(exist_ok=True)
-    prepare(data_config(root=str(root)), progress=False)
+    prepare_dataset(data_config(root=str(root)), progress=False)
     return root
 
 
@@ -47,4 +47,4 @@ def root(prepared_root: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def folder(root: Path) -> Path:
     """The prepared folder in ``root``."""
-    return manifest.folder(data_config(root=str(root)))
+    return manifest.dataset_dir(data_config(root=str(root)))

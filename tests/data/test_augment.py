@@ -10,9 +10,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from runyard.config.schema import AugmentConfig
 from runyard.data.augment import device, kernels, params
-from runyard.data.augment.params import Draws, Settings
+from runyard.data.augment.params import AugmentDraws, AugmentParams
 
-NOTHING = Settings(flip=params.NO_FLIP, padding=0, reflect=False, rotation=0.0, bilinear=False, brightness=0.0,
+NOTHING = AugmentParams(flip=params.NO_FLIP, padding=0, reflect=False, rotation=0.0, bilinear=False, brightness=0.0,
                    contrast=0.0, saturation=0.0, hue=0.0, cutout=0, size=32, fill_r=125, fill_g=123, fill_b=114)
 FLIP = NOTHING._replace(flip=params.RANDOM_FLIP)
 CROP = NOTHING._replace(padding=4)
@@ -39,13 +39,13 @@ def pictures(n: int, size: int = 32) -> np.ndarray:
     return images
 
 
-def ours(images: np.ndarray, s: Settings, seed: int = 5, epoch: int = 1) -> tuple[np.ndarray, list[Draws]]:
+def ours(images: np.ndarray, s: AugmentParams, seed: int = 5, epoch: int = 1) -> tuple[np.ndarray, list[AugmentDraws]]:
     samples = np.arange(len(images))
-    out = kernels.augment(images, samples, samples, seed, epoch, s, np.empty_like(images))
-    return out, [Draws(*column) for column in kernels.draw_all(samples, seed, epoch, s).T]
+    out = kernels.augment_batch(images, samples, samples, seed, epoch, s, np.empty_like(images))
+    return out, [AugmentDraws(*column) for column in kernels.draw_params_all(samples, seed, epoch, s).T]
 
 
-def torchvisions(image: np.ndarray, d: Draws, s: Settings) -> np.ndarray:
+def torchvisions(image: np.ndarray, d: AugmentDraws, s: AugmentParams) -> np.ndarray:
     """One image through torchvision's functions, one after the other on uint8, as a v2.Compose of them would."""
     t = torch.from_numpy(image).permute(2, 0, 1)
     t = tv.horizontal_flip(t) if d.flip else t
@@ -55,7 +55,7 @@ def torchvisions(image: np.ndarray, d: Draws, s: Settings) -> np.ndarray:
     if s.rotation:
         how = InterpolationMode.BILINEAR if s.bilinear else InterpolationMode.NEAREST
         t = tv.rotate(t, math.degrees(d.angle), how)
-    for change in params.ORDERS[int(d.order)]:
+    for change in params.COLOR_ORDERS[int(d.order)]:
         if change == params.BRIGHTNESS and s.brightness:
             t = tv.adjust_brightness(t, d.brightness)
         elif change == params.CONTRAST and s.contrast:
@@ -67,7 +67,7 @@ def torchvisions(image: np.ndarray, d: Draws, s: Settings) -> np.ndarray:
     return t.permute(1, 2, 0).numpy()
 
 
-def differences(images: np.ndarray, s: Settings, change: dict[str, float] | None = None) -> np.ndarray:
+def differences(images: np.ndarray, s: AugmentParams, change: dict[str, float] | None = None) -> np.ndarray:
     """Levels between ours and torchvision's; ``change`` replaces draws on torchvision's side only."""
     out, drawn = ours(images, s)
     assert (out != images).any(), "nothing changed: torchvision would agree with no kernel at all"
@@ -79,20 +79,20 @@ def differences(images: np.ndarray, s: Settings, change: dict[str, float] | None
 @pytest.mark.parametrize("s", [FLIP, CROP, REFLECT, CROP._replace(flip=params.RANDOM_FLIP), BRIGHTNESS],
                          ids=["flip", "crop", "reflect", "flip and crop", "brightness"])
 @pytest.mark.parametrize("size", [32, 17])
-def test_what_moves_whole_pixels_or_needs_no_sum_equals_torchvision_exactly(s: Settings, size: int) -> None:
+def test_what_moves_whole_pixels_or_needs_no_sum_equals_torchvision_exactly(s: AugmentParams, size: int) -> None:
     assert differences(pictures(96, size), s._replace(size=size)).max() == 0
 
 
 @pytest.mark.parametrize("s", [ROTATION, GEOMETRY], ids=["rotation", "flip, crop and rotation in one gather"])
 @pytest.mark.parametrize("size", [32, 17])
-def test_nearest_rotation_equals_torchvision_up_to_ties_between_two_pixels(s: Settings, size: int) -> None:
+def test_nearest_rotation_equals_torchvision_up_to_ties_between_two_pixels(s: AugmentParams, size: int) -> None:
     # measured: no pixel differs; one may where a source coordinate rounds to just another side of a half
     assert (differences(pictures(96, size), s._replace(size=size)) > 0).mean() < 1e-4
 
 
 @pytest.mark.parametrize(("s", "share"), [(BILINEAR, 1e-3), (CONTRAST, 1e-3), (SATURATION, 5e-3), (HUE, 1e-3)],
                          ids=["bilinear", "contrast", "saturation", "hue"])
-def test_what_sums_in_float_is_within_one_level_of_torchvision_and_rarely_off(s: Settings, share: float) -> None:
+def test_what_sums_in_float_is_within_one_level_of_torchvision_and_rarely_off(s: AugmentParams, share: float) -> None:
     # measured on this set: 1e-5, 0, 1e-3 (gray pixels, where the sum lies on a whole level) and 5e-6 of the values
     levels = differences(pictures(256), s)
     assert levels.max() <= 1
@@ -109,7 +109,7 @@ def test_the_papers_whole_set_equals_torchvisions_sequence_but_for_rare_levels()
     (ROTATION, {"angle": 0.05}), (CROP, {"crop_x": 3}), (FLIP, {"flip": 0}), (BRIGHTNESS, {"brightness": 1.01}),
     (CONTRAST, {"contrast": 1.05}), (SATURATION, {"saturation": 0.95}), (HUE, {"hue": 0.02}), (PAPER, {"order": 7})],
     ids=["rotation", "crop", "flip", "brightness", "contrast", "saturation", "hue", "order"])
-def test_the_comparison_with_torchvision_sees_another_parameter(s: Settings, change: dict[str, float]) -> None:
+def test_the_comparison_with_torchvision_sees_another_parameter(s: AugmentParams, change: dict[str, float]) -> None:
     levels = differences(pictures(64), s, change)
     assert (levels > 0).mean() > 0.01
 
@@ -133,17 +133,17 @@ def test_without_settings_an_image_stays_as_it_is() -> None:
 @pytest.mark.parametrize("where", DEVICES)
 @pytest.mark.parametrize("s", [NOTHING, FLIP, CROP, REFLECT, ROTATION, GEOMETRY, BRIGHTNESS, CUTOUT],
                          ids=["nothing", "flip", "crop", "reflect", "rotation", "geometry", "brightness", "cutout"])
-def test_tensor_form_gives_the_kernels_pixels_exactly(s: Settings, where: str) -> None:
+def test_tensor_form_gives_the_kernels_pixels_exactly(s: AugmentParams, where: str) -> None:
     images = pictures(96)
-    got = device.augment(torch.from_numpy(images).to(where), np.arange(96), 5, 1, s).cpu().numpy()
+    got = device.augment_on_device(torch.from_numpy(images).to(where), np.arange(96), 5, 1, s).cpu().numpy()
     assert (got != ours(images, s)[0]).mean() < 1e-5  # a rotation's cosine may differ in its last bit on a GPU
 
 
 @pytest.mark.parametrize("where", DEVICES)
 @pytest.mark.parametrize("s", [BILINEAR, CONTRAST, SATURATION, HUE], ids=["bilinear", "contrast", "saturation", "hue"])
-def test_tensor_form_is_within_one_level_of_the_kernels(s: Settings, where: str) -> None:
+def test_tensor_form_is_within_one_level_of_the_kernels(s: AugmentParams, where: str) -> None:
     images = pictures(96)
-    got = device.augment(torch.from_numpy(images).to(where), np.arange(96), 5, 1, s).cpu().numpy()
+    got = device.augment_on_device(torch.from_numpy(images).to(where), np.arange(96), 5, 1, s).cpu().numpy()
     levels = np.abs(got.astype(int) - ours(images, s)[0])
     assert levels.max() <= 1
     assert (levels > 0).mean() < 5e-3
@@ -153,12 +153,12 @@ def test_tensor_form_is_within_one_level_of_the_kernels(s: Settings, where: str)
 def test_tensor_form_of_the_whole_set_follows_any_order_of_samples(where: str) -> None:
     images, s = pictures(128), PAPER._replace(cutout=6)
     samples = np.random.default_rng(3).permutation(128)[:77]
-    wanted = kernels.augment(images, samples, samples, 5, 1, s, np.empty_like(images[:77]))
-    got = device.augment(torch.from_numpy(images).to(where), samples, 5, 1, s).cpu().numpy()
+    wanted = kernels.augment_batch(images, samples, samples, 5, 1, s, np.empty_like(images[:77]))
+    got = device.augment_on_device(torch.from_numpy(images).to(where), samples, 5, 1, s).cpu().numpy()
     levels = np.abs(got.astype(int) - wanted)
     assert levels.max() <= 4
     assert (levels > 0).mean() < 5e-3
-    shuffled = device.augment(torch.from_numpy(images).to(where), samples[::-1].copy(), 5, 1, s).cpu().numpy()
+    shuffled = device.augment_on_device(torch.from_numpy(images).to(where), samples[::-1].copy(), 5, 1, s).cpu().numpy()
     np.testing.assert_array_equal(shuffled[::-1], got)
 
 
@@ -166,5 +166,5 @@ def test_configuration_becomes_numbers_in_the_kernels_units() -> None:
     config = AugmentConfig(flip="alternating", crop_padding_px=4, crop_fill="reflect", rotation_deg=90.0,
                            rotation_interpolation="bilinear", brightness=0.1, contrast=0.2, saturation=0.3, hue=0.4,
                            cutout_px=8)
-    assert params.settings(config, 32, (0.5, 0.25, 1.0)) == Settings(
+    assert params.augment_params(config, 32, (0.5, 0.25, 1.0)) == AugmentParams(
         params.ALTERNATING_FLIP, 4, True, math.pi / 2, True, 0.1, 0.2, 0.3, 0.4, 8, 32, 128, 64, 255)

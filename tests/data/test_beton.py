@@ -52,7 +52,7 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 
 def test_a_sound_file_gives_its_samples(prepared_root: Path, folder: Path) -> None:
-    content = beton.inspect(folder / "train.beton")
+    content = beton.inspect_beton(folder / "train.beton")
     images, labels = np.load(folder / "train_images.npy"), np.load(folder / "train_labels.npy")
     assert content.samples == len(images) == SAMPLES
     assert content.square(16)
@@ -69,7 +69,7 @@ def test_a_damaged_file_is_refused_in_one_line_that_names_it(folder: Path, name:
     path = folder / "train.beton"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=word) as error:
-        beton.inspect(path)
+        beton.inspect_beton(path)
     assert str(error.value).startswith(f"{path}: ")
     assert str(error.value).endswith("run: runyard prepare")
     assert "\n" not in str(error.value)
@@ -78,7 +78,7 @@ def test_a_damaged_file_is_refused_in_one_line_that_names_it(folder: Path, name:
 @pytest.mark.parametrize("path", ["nowhere.beton", "."])
 def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path, path: str) -> None:
     with pytest.raises(UserError, match="cannot read it"):
-        beton.inspect(tmp_path / path)
+        beton.inspect_beton(tmp_path / path)
 
 
 @pytest.mark.slow

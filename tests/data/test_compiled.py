@@ -12,9 +12,9 @@ from tests.conftest import PATIENCE_S
 USE = """
 import numpy as np
 from runyard.data.augment import params as draws; from runyard.data.augment import kernels
-s = draws.Settings(1, 4, False, 0.2, False, 0.2, 0.2, 0.2, 0.1, 0, 32, 0, 0, 0)
-assert kernels.draw_all(np.arange(2), 0, 0, s).shape == (11, 2)
-print(kernels.__file__, sum(kernels.draw_all.stats.cache_hits.values()))
+s = draws.AugmentParams(1, 4, False, 0.2, False, 0.2, 0.2, 0.2, 0.1, 0, 32, 0, 0, 0)
+assert kernels.draw_params_all(np.arange(2), 0, 0, s).shape == (11, 2)
+print(kernels.__file__, sum(kernels.draw_params_all.stats.cache_hits.values()))
 """
 
 

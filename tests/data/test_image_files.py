@@ -34,7 +34,7 @@ def png16(path: Path) -> Path:
 
 
 def test_a_plain_image_is_read_as_it_is(tmp_path: Path) -> None:
-    image, odd = imagefolder.decode(save(tmp_path / "a.png"))
+    image, odd = imagefolder.decode_image(save(tmp_path / "a.png"))
     np.testing.assert_array_equal(image, RGB)
     assert odd is None
 
@@ -45,7 +45,7 @@ def test_a_plain_image_is_read_as_it_is(tmp_path: Path) -> None:
     ("RGBA", "a.png", "alpha"), ("CMYK", "a.jpg", "CMYK"), ("YCbCr", "a.tif", "YCbCr"),
 ])
 def test_odd_kinds_are_told_and_converted_as_pillow_does(tmp_path: Path, mode: str, file: str, kind: str) -> None:
-    image, odd = imagefolder.decode(save(tmp_path / file, mode))
+    image, odd = imagefolder.decode_image(save(tmp_path / file, mode))
     assert odd == kind
     with Image.open(tmp_path / file) as wanted:
         np.testing.assert_array_equal(image, np.asarray(wanted.convert("RGB")))
@@ -53,20 +53,20 @@ def test_odd_kinds_are_told_and_converted_as_pillow_does(tmp_path: Path, mode: s
 
 def test_sixteen_bits_become_their_upper_eight(tmp_path: Path) -> None:
     Image.fromarray(GRAY16).save(tmp_path / "gray.png")
-    image, odd = imagefolder.decode(tmp_path / "gray.png")
+    image, odd = imagefolder.decode_image(tmp_path / "gray.png")
     assert odd == "16-bit"
     np.testing.assert_array_equal(image, np.repeat((GRAY16 >> 8).astype(np.uint8)[..., None], 3, 2))
-    image, odd = imagefolder.decode(png16(tmp_path / "colour.png"))
+    image, odd = imagefolder.decode_image(png16(tmp_path / "colour.png"))
     assert odd == "16-bit"
     np.testing.assert_array_equal(image, RGB)
 
 
 def test_a_palette_with_transparency_and_an_animation_are_read(tmp_path: Path) -> None:
     save(tmp_path / "p.png", "P", transparency=0)
-    assert imagefolder.decode(tmp_path / "p.png")[1] == "palette"
+    assert imagefolder.decode_image(tmp_path / "p.png")[1] == "palette"
     frames = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    image, odd = imagefolder.decode(tmp_path / "a.gif")
+    image, odd = imagefolder.decode_image(tmp_path / "a.gif")
     assert odd == "animation"
     assert image.shape == RGB.shape
 
@@ -80,7 +80,7 @@ def test_an_image_is_turned_as_its_exif_says(tmp_path: Path, orientation: int) -
     turn: dict[int, Callable[[np.ndarray], np.ndarray]] = {
         1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
         5: lambda a: a, 6: lambda a: a[:, ::-1], 7: lambda a: a[::-1, ::-1], 8: lambda a: a[::-1]}
-    np.testing.assert_array_equal(imagefolder.decode(tmp_path / "a.png")[0], turn[orientation](wanted))
+    np.testing.assert_array_equal(imagefolder.decode_image(tmp_path / "a.png")[0], turn[orientation](wanted))
 
 
 def broken(tmp_path: Path, name: str) -> Path:
@@ -114,26 +114,26 @@ def broken(tmp_path: Path, name: str) -> Path:
 def test_a_broken_file_is_told_with_its_reason(tmp_path: Path, name: str, reason: str) -> None:
     path = broken(tmp_path, name)
     with pytest.raises(BrokenImageError, match=reason) as error:
-        imagefolder.decode(path)
+        imagefolder.decode_image(path)
     assert "\n" not in str(error.value)
-    assert imagefolder.look(path, 16, None)[0] is None
+    assert imagefolder.inspect_image(path, 16, None)[0] is None
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "device", "directory"])
 def test_what_is_no_file_is_broken_by_its_kind_and_not_waited_for(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.png"
     {"FIFO": lambda: os.mkfifo(path), "device": lambda: path.symlink_to("/dev/zero"), "directory": path.mkdir}[kind]()
-    assert imagefolder.look(path, 16, None)[1].broken in {
+    assert imagefolder.inspect_image(path, 16, None)[1].problem in {
         "a FIFO (named pipe), not a regular file", "a device, not a regular file", "a directory, not a regular file",
     }  # fmt: skip
 
 
 def test_an_image_that_ffcv_cannot_hold_is_broken_for_it(tmp_path: Path) -> None:
     Image.new("RGB", (2000, 2)).save(tmp_path / "a.png")
-    assert imagefolder.look(tmp_path / "a.png", 16, None)[1].broken is None
-    assert "leave nothing" in str(imagefolder.look(tmp_path / "a.png", 16, 64)[1].broken)
+    assert imagefolder.inspect_image(tmp_path / "a.png", 16, None)[1].problem is None
+    assert "leave nothing" in str(imagefolder.inspect_image(tmp_path / "a.png", 16, 64)[1].problem)
     Image.new("RGB", (66000, 2)).save(tmp_path / "b.png")
-    assert "longer than 65535" in str(imagefolder.look(tmp_path / "b.png", 16, None)[1].broken)
+    assert "longer than 65535" in str(imagefolder.inspect_image(tmp_path / "b.png", 16, None)[1].problem)
 
 
 @pytest.mark.slow
@@ -143,4 +143,4 @@ def test_squares_are_those_of_torchvision(shape: tuple[int, int]) -> None:
 
     image = np.random.default_rng(2).integers(0, 256, (*shape, 3), np.uint8)
     wanted = Compose([Resize(16), CenterCrop(16)])(Image.fromarray(image))
-    np.testing.assert_array_equal(imagefolder.square(image, 16), np.asarray(wanted))
+    np.testing.assert_array_equal(imagefolder.resize_and_crop(image, 16), np.asarray(wanted))

@@ -13,7 +13,7 @@ from runyard.config.schema import DataConfig
 from runyard.data import beton, manifest
 from runyard.data.datasets import imagefolder
 from runyard.data.prepare import gather
-from runyard.data.prepare.pipeline import prepare
+from runyard.data.prepare.pipeline import prepare_dataset
 from runyard.errors import UserError
 
 Settings = Callable[..., DataConfig]
@@ -44,19 +44,19 @@ def folder_config(settings: Settings, tree: Path, **changes: Any) -> DataConfig:
                        "samples": None, "num_classes": None, "root": str(tree.parent / "data"), **changes})
 
 
-def gathered(data: DataConfig, tmp_path: Path) -> gather.Gathered:
+def gathered(data: DataConfig, tmp_path: Path) -> gather.DatasetLayout:
     work = tmp_path / "work"
     (work / "sources").mkdir(parents=True)
-    return gather.from_tree(data, work, work / "sources", lambda what, done, total: None)
+    return gather.layout_tree(data, work, work / "sources", lambda what, done, total: None)
 
 
 def test_classes_and_files_come_in_order_of_their_names(tree: Path) -> None:
     (tree / "train" / "ant" / ".hidden").write_text("")
     (tree / "train" / ".cache").mkdir()
-    found = imagefolder.find(tree)
+    found = imagefolder.scan_tree(tree)
     assert found.classes == ("ant", "zebra")
-    assert list(found.parts) == ["train", "test"]
-    files, labels = found.parts["train"]
+    assert list(found.splits) == ["train", "test"]
+    files, labels = found.splits["train"]
     wanted = [tree / "train" / c / f"{i}.png" for c in ("ant", "zebra") for i in range(8)]
     assert files == wanted
     np.testing.assert_array_equal(labels, np.repeat([0, 1], 8))
@@ -64,10 +64,10 @@ def test_classes_and_files_come_in_order_of_their_names(tree: Path) -> None:
 
 def test_with_test_and_val_the_latter_is_for_validation(tree: Path, settings: Settings, tmp_path: Path) -> None:
     (tree / "val").rename(tree / "test")
-    assert list(imagefolder.find(tree).parts) == ["train", "test"]
+    assert list(imagefolder.scan_tree(tree).splits) == ["train", "test"]
     (tree / "val" / "ant").mkdir(parents=True)
     save(tree / "val" / "ant" / "0.png")
-    assert {part: len(files) for part, (files, _) in imagefolder.find(tree).parts.items()} == {
+    assert {part: len(files) for part, (files, _) in imagefolder.scan_tree(tree).splits.items()} == {
         "train": 16, "test": 6, "validation": 1}
     with pytest.raises(UserError, match=r"data\.validation_fraction=0\.2: .* val/ is the validation part already"):
         gathered(folder_config(settings, tree, validation_fraction=0.2), tmp_path)
@@ -83,14 +83,14 @@ def test_with_test_and_val_the_latter_is_for_validation(tree: Path, settings: Se
 def test_a_tree_of_another_shape_is_refused(tree: Path, change: Callable[[Path], object], words: str) -> None:
     change(tree)
     with pytest.raises(UserError, match=words):
-        imagefolder.find(tree)
+        imagefolder.scan_tree(tree)
 
 
 def test_a_path_that_is_missing_or_not_given_is_named(tree: Path, settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.path=.*nowhere: there is no folder train/"):
-        prepare(folder_config(settings, tree, path=str(tmp_path / "nowhere")), progress=False)
+        prepare_dataset(folder_config(settings, tree, path=str(tmp_path / "nowhere")), progress=False)
     with pytest.raises(UserError, match=r"set data\.path=FOLDER"):
-        prepare(folder_config(settings, tree, path=None), progress=False)
+        prepare_dataset(folder_config(settings, tree, path=None), progress=False)
 
 
 def test_odd_and_broken_files_are_refused_by_name(tree: Path, settings: Settings) -> None:
@@ -98,10 +98,10 @@ def test_odd_and_broken_files_are_refused_by_name(tree: Path, settings: Settings
     (tree / "train/zebra/bad\nname.jpg").write_bytes(b"")
     said = r"1 broken or no image: train/zebra/bad\\nname\.jpg \(an empty file\).*=skip"
     with pytest.raises(UserError, match=said) as error:
-        prepare(folder_config(settings, tree), progress=False)
+        prepare_dataset(folder_config(settings, tree), progress=False)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"1 not plain 8-bit RGB: train/ant/gray\.png \(grayscale\).*=convert"):
-        prepare(folder_config(settings, tree, broken_images="skip"), progress=False)
+        prepare_dataset(folder_config(settings, tree, broken_images="skip"), progress=False)
     assert not [p for p in (tree.parent / "data").iterdir() if p.suffix != ".lock"]
 
 
@@ -120,10 +120,10 @@ def test_arrays_hold_the_squares_of_whole_files_in_order(tree: Path, settings: S
     assert len(files) == len(rows) == 15
     np.testing.assert_array_equal(np.load(tmp_path / "work/train_labels.npy"), [0] * 7 + [1] * 8)
     for file, row in zip(files, rows, strict=True):
-        np.testing.assert_array_equal(row, imagefolder.square(imagefolder.decode(file)[0], 16))
+        np.testing.assert_array_equal(row, imagefolder.resize_and_crop(imagefolder.decode_image(file)[0], 16))
     pixels = rows.reshape(-1, 3) / 255
-    np.testing.assert_allclose(gather.moments(found.counts), (pixels.mean(0), pixels.std(0)), rtol=1e-9)
-    assert found.report["skipped"] == {"files": 1, "kinds": {"an empty file": 1}, "first": ["train/ant/3.png"]}
+    np.testing.assert_allclose(gather.channel_mean_std(found.histogram), (pixels.mean(0), pixels.std(0)), rtol=1e-9)
+    assert found.conversions["skipped"] == {"files": 1, "kinds": {"an empty file": 1}, "first": ["train/ant/3.png"]}
 
 
 @pytest.mark.slow
@@ -134,17 +134,17 @@ def test_a_tree_is_stored_in_either_mode(tree: Path, settings: Settings, mode: s
     (tree / "train/zebra/bad.jpg").write_bytes(b"no picture")
     data = folder_config(settings, tree, odd_images="convert", broken_images="skip", write_mode=mode,
                          jpeg_quality=quality, max_resolution=None if mode == "raw" else 48, arrays=mode == "raw")
-    made = prepare(data, progress=False)
-    folder = manifest.folder(data)
-    assert prepare(data, progress=False) == made  # and so verified
+    made = prepare_dataset(data, progress=False)
+    folder = manifest.dataset_dir(data)
+    assert prepare_dataset(data, progress=False) == made  # and so verified
     assert not made.fixed_size
     assert {part: split.samples for part, split in made.splits.items()} == {"train": 18, "test": 6}
     assert (made.writer["converted"]["files"], made.writer["skipped"]["first"]) == (1, ["train/zebra/bad.jpg"])
-    content = beton.inspect(folder / "train.beton")
+    content = beton.inspect_beton(folder / "train.beton")
     assert content.raw.all() if mode == "raw" else not content.raw.any()
     files = sorted((tree / "train").rglob("*.png"))
     for i, file in enumerate(files):
-        image = imagefolder.decode(file)[0]
+        image = imagefolder.decode_image(file)[0]
         here = np.fromfile(folder / "train.beton", np.uint8, content.sizes[i], offset=int(content.pointers[i]))
         if mode == "raw":
             assert here.tobytes() == image.tobytes()
@@ -152,4 +152,4 @@ def test_a_tree_is_stored_in_either_mode(tree: Path, settings: Settings, mode: s
             assert max(content.width[i], content.height[i]) <= 48
     assert bool(list(folder.glob("*.npy"))) == (mode == "raw")
     with pytest.raises(UserError, match=r"set data\.name to another name"):
-        prepare(folder_config(settings, tree, **{**vars(data), "path": str(tree.parent)}), progress=False)
+        prepare_dataset(folder_config(settings, tree, **{**vars(data), "path": str(tree.parent)}), progress=False)

@@ -22,7 +22,7 @@ import torch
 
 from runyard.config.schema import Config
 from runyard.data.loading import loaders
-from runyard.data.loading.batch import Batch, Normalise
+from runyard.data.loading.batch import Batch, Normalize
 from runyard.data.loading.ffcv_reader import BetonSource
 from runyard.data.loading.prefetch import Prefetch
 from runyard.data.manifest import Manifest, Split
@@ -97,7 +97,7 @@ def same(a: Batch, b: Batch) -> bool:
 @pytest.mark.parametrize("reader", ["ffcv", "resident"])
 def test_images_are_identical_at_1_2_and_8_workers(config: Config, prepared: Any, reader: str,
                                                    monkeypatch: Any) -> None:
-    monkeypatch.setattr(loaders, "PIECE", 4)
+    monkeypatch.setattr(loaders, "MIN_IMAGES_PER_THREAD", 4)
     epochs = [joined(steps(replace(config, loader=reader, workers=n), prepared)) for n in (1, 2, 8)]
     assert same(epochs[0], epochs[1])
     assert same(epochs[0], epochs[2])
@@ -105,9 +105,9 @@ def test_images_are_identical_at_1_2_and_8_workers(config: Config, prepared: Any
 
 def test_draws_counted_by_place_in_the_work_instead_of_by_sample_would_be_noticed(
         config: Config, prepared: Any, monkeypatch: Any) -> None:
-    real = loaders.kernels.augment
-    monkeypatch.setattr(loaders, "PIECE", 4)
-    monkeypatch.setattr(loaders.kernels, "augment", lambda images, rows, samples, *rest: real(
+    real = loaders.kernels.augment_batch
+    monkeypatch.setattr(loaders, "MIN_IMAGES_PER_THREAD", 4)
+    monkeypatch.setattr(loaders.kernels, "augment_batch", lambda images, rows, samples, *rest: real(
         images, rows, np.arange(len(samples)), *rest))
     assert not same(*(joined(steps(replace(config, workers=n), prepared)) for n in (1, 8)))
 
@@ -212,7 +212,7 @@ def test_an_error_in_the_reader_reaches_the_consumer_with_its_cause(config: Conf
     def poisoned(*_: Any) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(loaders.kernels, "augment", poisoned)
+    monkeypatch.setattr(loaders.kernels, "augment_batch", poisoned)
     for workers in (1, 2):
         with pytest.raises(OSError, match="the disk is gone"):
             steps(replace(config, loader="ffcv", workers=workers), prepared)
@@ -282,13 +282,13 @@ def test_prefetch_runs_ahead_only_as_far_as_told() -> None:
 
 
 def test_the_wait_for_batches_is_counted(config: Config, prepared: Any, monkeypatch: Any) -> None:
-    real = loaders.kernels.augment
+    real = loaders.kernels.augment_batch
 
     def slow(*args: Any) -> None:
         time.sleep(0.2)
         real(*args)
 
-    monkeypatch.setattr(loaders.kernels, "augment", slow)
+    monkeypatch.setattr(loaders.kernels, "augment_batch", slow)
     loader = loaders.train_loader(config, *prepared, rank=0, world_size=1, device=CPU)
     assert loader.wait_s == 0
     assert len(list(loader.epoch(0))) == 3
@@ -409,7 +409,7 @@ def test_a_damaged_jpeg_is_refused_by_name(tmp_path: Path, place: str) -> None:
     path = tmp_path / "train.beton"
     images = [rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8) for _ in range(9)]
     write_beton(path, images, np.zeros(9), write_mode="jpg")
-    content = beton.inspect(path)
+    content = beton.inspect_beton(path)
     with open(path, "r+b") as f:
         f.seek(int(content.pointers[7] + (0 if place == "header" else content.sizes[7] - 40)))
         f.write(bytes(40) if place == "header" else b"\xff\xd9" * 20)
@@ -428,9 +428,9 @@ def test_default_workers_are_this_tasks_cpus_less_one(monkeypatch: Any) -> None:
 def test_normalise_gives_channels_last_float_of_the_manifests_mean_and_deviation(device: torch.device) -> None:
     images = torch.randint(0, 256, (4, SIZE, SIZE, 3), dtype=torch.uint8, device=device)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-    got = Normalise(mean, std).to(device)(images)
+    got = Normalize(mean, std).to(device)(images)
     wanted = (images.permute(0, 3, 1, 2) / 255 - torch.tensor(mean, device=device).view(3, 1, 1)) / torch.tensor(
         std, device=device).view(3, 1, 1)
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
     assert got.is_contiguous(memory_format=torch.channels_last)
-    assert not Normalise(mean, std).state_dict()
+    assert not Normalize(mean, std).state_dict()

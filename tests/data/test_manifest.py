@@ -24,8 +24,8 @@ def flip(path: Path, place: int) -> None:
 
 
 def check(folder: Path, *, hash_files: bool) -> Manifest:
-    made = manifest.load(folder)
-    manifest.verify(folder, made, made.splits, hash_files=hash_files)
+    made = manifest.load_manifest(folder)
+    manifest.verify_dataset(folder, made, made.splits, hash_files=hash_files)
     return made
 
 
@@ -37,7 +37,7 @@ def test_settings_that_change_the_files_change_the_folder(settings: Settings) ->
         {"max_resolution": 64}, {"odd_images": "convert"}, {"broken_images": "skip"}, {"validation_fraction": 0.1},
         {"validation_fraction": 0.1, "split_seed": 1}, {"validation_fraction": 0.1000000001}, cifar,
     ]
-    folders = [manifest.folder(settings(**change)) for change in changes]
+    folders = [manifest.dataset_dir(settings(**change)) for change in changes]
     assert len(set(folders)) == len(folders)
     assert folders[-1] == Path("data/cifar10")
     assert all(f.parent == Path("data") for f in folders)
@@ -45,16 +45,16 @@ def test_settings_that_change_the_files_change_the_folder(settings: Settings) ->
 
 def test_settings_that_do_not_change_the_files_do_not_change_the_folder(settings: Settings) -> None:
     for change in ({"path": "elsewhere"}, {"sources": ["disk"]}):
-        assert manifest.folder(settings(**change)) == manifest.folder(settings())
+        assert manifest.dataset_dir(settings(**change)) == manifest.dataset_dir(settings())
 
 
 def test_a_manifest_survives_json(folder: Path) -> None:
-    made = manifest.load(folder)
-    assert manifest.from_dict(json.loads(json.dumps(manifest.to_dict(made)))) == made
+    made = manifest.load_manifest(folder)
+    assert manifest.manifest_from_dict(json.loads(json.dumps(manifest.manifest_to_dict(made)))) == made
 
 
 def test_identity_depends_on_the_content_only(folder: Path) -> None:
-    made = manifest.load(folder)
+    made = manifest.load_manifest(folder)
     assert replace(made, name="other", source="elsewhere").sha256 == made.sha256
     train = replace(made.splits["train"], beton_sha256="0" * 64)
     assert replace(made, splits={**made.splits, "train": train}).sha256 != made.sha256
@@ -62,7 +62,7 @@ def test_identity_depends_on_the_content_only(folder: Path) -> None:
 
 def test_a_folder_that_was_not_prepared_says_what_makes_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="runyard prepare"):
-        manifest.load(tmp_path / "nothing")
+        manifest.load_manifest(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("content", [
@@ -71,7 +71,7 @@ def test_a_folder_that_was_not_prepared_says_what_makes_it(tmp_path: Path) -> No
 def test_a_broken_or_foreign_manifest_is_refused_by_name(folder: Path, content: str) -> None:
     (folder / "manifest.json").write_text(content)
     with pytest.raises(UserError, match=r"manifest\.json: ") as error:
-        manifest.load(folder)
+        manifest.load_manifest(folder)
     assert "\n" not in str(error.value)
 
 
@@ -82,7 +82,7 @@ def test_a_manifest_with_a_wrong_entry_is_refused(folder: Path, key: str, value:
     values = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**values, key: value}))
     with pytest.raises(UserError, match="damaged"):
-        manifest.load(folder)
+        manifest.load_manifest(folder)
 
 
 def test_a_manifest_cannot_name_a_file_outside_of_its_folder(folder: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_manifest_cannot_name_a_file_outside_of_its_folder(folder: Path) -> No
     values["splits"]["train"]["beton"] = "../../secret"
     (folder / "manifest.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match="leaves the folder"):
-        manifest.load(folder)
+        manifest.load_manifest(folder)
 
 
 def test_whole_files_pass(folder: Path) -> None:
@@ -134,11 +134,11 @@ def test_an_array_of_another_shape_is_refused(folder: Path) -> None:
 
 
 def test_labels_beyond_the_classes_are_refused(folder: Path) -> None:
-    made = manifest.load(folder)
+    made = manifest.load_manifest(folder)
     with pytest.raises(UserError, match=r"a label outside of 0\.\.1"):
-        manifest.verify(folder, replace(made, classes=("a", "b")), ["train"], hash_files=False)
+        manifest.verify_dataset(folder, replace(made, classes=("a", "b")), ["train"], hash_files=False)
 
 
 def test_a_part_that_was_not_held_out_names_the_setting(folder: Path) -> None:
     with pytest.raises(UserError, match=r"data\.validation_fraction"):
-        manifest.verify(folder, manifest.load(folder), ["validation"], hash_files=False)
+        manifest.verify_dataset(folder, manifest.load_manifest(folder), ["validation"], hash_files=False)

@@ -17,7 +17,7 @@ import pytest
 from runyard.config.schema import DataConfig
 from runyard.data import beton, manifest
 from runyard.data.loading.ffcv_reader import BetonSource
-from runyard.data.prepare.pipeline import prepare
+from runyard.data.prepare.pipeline import prepare_dataset
 from runyard.data.verified import check_content
 from runyard.errors import UserError
 
@@ -32,8 +32,8 @@ def sound(prepared_root: Path, settings: Settings) -> dict[str, Path]:
     """A small set of raw pixels and one of JPEGs."""
     raw = settings(root=str(prepared_root))
     jpg = settings(root=str(prepared_root), write_mode="jpg", jpeg_quality=90)
-    prepare(jpg, progress=False)
-    return {"raw": manifest.folder(raw), "jpg": manifest.folder(jpg)}
+    prepare_dataset(jpg, progress=False)
+    return {"raw": manifest.dataset_dir(raw), "jpg": manifest.dataset_dir(jpg)}
 
 
 def flip(content: bytearray, rng: random.Random, where: range) -> None:
@@ -62,7 +62,7 @@ def mutants(folder: Path, name: str) -> Iterator[tuple[str, bytes]]:
     whole, rng = (folder / name).read_bytes(), random.Random(f"{SEED} {folder.name} {name}")
     places = [range(len(whole))]
     if name.endswith(".beton"):
-        found = beton.inspect(folder / name)
+        found = beton.inspect_beton(folder / name)
         places = [range(HEAD), range(HEAD, HEAD + SAMPLES * beton._RECORD.itemsize),
                   range(found.pointers.min(), found.pointers.max()), range(len(whole) - 24 * SAMPLES, len(whole))]
     for number in range(EACH):
@@ -79,10 +79,10 @@ def read(folder: Path, *, hashed: bool) -> tuple[Any, ...]:
     Raises:
         UserError: it is refused.
     """
-    data = manifest.load(folder)
+    data = manifest.load_manifest(folder)
     if hashed:
         check_content(folder, data, {part.beton: part.beton_sha256 for part in data.splits.values()})
-    manifest.verify(folder, data, data.splits, hash_files=False)
+    manifest.verify_dataset(folder, data, data.splits, hash_files=False)
     source = BetonSource(folder / "train.beton", data.image_size)
     images, _ = source.read(np.arange(data.splits["train"].samples))
     return dataclasses.replace(data, name="", source="", writer={}), images.tobytes(), source.labels.tobytes()

@@ -3,28 +3,28 @@
 import numpy as np
 import pytest
 
-from runyard.data.sampler import epoch_order, evaluation_indices, rank_indices, steps_per_epoch
+from runyard.data.sampler import epoch_permutation, evaluation_indices, rank_indices, steps_per_epoch
 from runyard.errors import UserError
 
 
 def test_an_epoch_visits_every_sample_once() -> None:
-    np.testing.assert_array_equal(np.sort(epoch_order(3, 7, 1001)), np.arange(1001))
+    np.testing.assert_array_equal(np.sort(epoch_permutation(3, 7, 1001)), np.arange(1001))
 
 
 def test_order_is_a_pure_function_of_seed_and_epoch() -> None:
-    np.testing.assert_array_equal(epoch_order(3, 7, 100), epoch_order(3, 7, 100))
-    for other in (epoch_order(4, 7, 100), epoch_order(3, 8, 100), epoch_order(2**62, 7, 100)):
-        assert (other != epoch_order(3, 7, 100)).mean() > 0.8
+    np.testing.assert_array_equal(epoch_permutation(3, 7, 100), epoch_permutation(3, 7, 100))
+    for other in (epoch_permutation(4, 7, 100), epoch_permutation(3, 8, 100), epoch_permutation(2**62, 7, 100)):
+        assert (other != epoch_permutation(3, 7, 100)).mean() > 0.8
 
 
 def test_order_stays_the_same_across_versions_of_numpy_and_of_this_program() -> None:
-    assert epoch_order(0, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
+    assert epoch_permutation(0, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_ranks_joined_give_the_global_batch_at_any_world_size(world_size: int, accumulate: int) -> None:
-    order = epoch_order(0, 0, 200)
+    order = epoch_permutation(0, 0, 200)
     for step in range(steps_per_epoch(200, 48)):
         shares = [rank_indices(order, step, 48, rank, world_size, accumulate) for rank in range(world_size)]
         micro_batches = [np.concatenate(parts) for parts in zip(*shares, strict=True)]

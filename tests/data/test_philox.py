@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from runyard.data.augment import kernels, params
-from runyard.data.augment.params import Draws, Settings
+from runyard.data.augment.params import AugmentDraws, AugmentParams
 from runyard.data.augment.philox import philox
-from runyard.data.compiled import compiled
+from runyard.data.compiled import jit
 
-ALL = Settings(flip=params.RANDOM_FLIP, padding=4, reflect=False, rotation=0.25, bilinear=False, brightness=0.2,
+ALL = AugmentParams(flip=params.RANDOM_FLIP, padding=4, reflect=False, rotation=0.25, bilinear=False, brightness=0.2,
                contrast=0.3, saturation=0.4, hue=0.1, cutout=8, size=32, fill_r=0, fill_g=0, fill_b=0)
 # Random123 1.14, tests/kat_vectors: counter, key, result of philox4x32 with 10 rounds
 KNOWN = [
@@ -26,7 +26,7 @@ def words(text: str) -> list[int]:
 
 @pytest.mark.parametrize(("counter", "key", "result"), KNOWN, ids=["zeros", "ones", "pi"])
 def test_philox_gives_the_published_words(counter: str, key: str, result: str) -> None:
-    @compiled
+    @jit
     def machine_code(c, k):  # type: ignore[no-untyped-def]
         return philox(c[0], c[1], c[2], c[3], k[0], k[1])
 
@@ -34,25 +34,25 @@ def test_philox_gives_the_published_words(counter: str, key: str, result: str) -
     assert list(machine_code(np.array(words(counter)), np.array(words(key)))) == words(result)
 
 
-def table(seed: int = 1, epoch: int = 0, n: int = 4096, s: Settings = ALL, first: int = 0) -> Draws:
-    return Draws(*kernels.draw_all(np.arange(first, first + n), seed, epoch, s))
+def table(seed: int = 1, epoch: int = 0, n: int = 4096, s: AugmentParams = ALL, first: int = 0) -> AugmentDraws:
+    return AugmentDraws(*kernels.draw_params_all(np.arange(first, first + n), seed, epoch, s))
 
 
 def test_compiled_draws_are_those_of_the_python_text() -> None:
     for seed, epoch, sample in ((0, 0, 0), (1, 2, 3), (2**63 - 1, 10_000, 2**33 + 5)):
-        wanted = [float(value) for value in params.draws(seed, epoch, sample, ALL)]
-        assert kernels.draw_all(np.array([sample]), seed, epoch, ALL)[:, 0].tolist() == wanted
+        wanted = [float(value) for value in params.draw_params(seed, epoch, sample, ALL)]
+        assert kernels.draw_params_all(np.array([sample]), seed, epoch, ALL)[:, 0].tolist() == wanted
 
 
 @pytest.mark.parametrize("other", [{"seed": 2}, {"seed": 1 + 2**40}, {"epoch": 1}, {"first": 1}],
                          ids=["seed", "upper half of the seed", "epoch", "sample"])
 def test_another_seed_epoch_or_sample_draws_otherwise(other: dict[str, int]) -> None:
-    for name, a, b in zip(Draws._fields, table(), table(**other), strict=True):
+    for name, a, b in zip(AugmentDraws._fields, table(), table(**other), strict=True):
         assert abs(np.corrcoef(a, b)[0, 1]) < 0.06, name  # 4 standard errors of unrelated draws
 
 
 def test_draws_of_one_image_are_unrelated_to_each_other() -> None:
-    related = np.corrcoef(np.stack(table())) - np.eye(len(Draws._fields))
+    related = np.corrcoef(np.stack(table())) - np.eye(len(AugmentDraws._fields))
     assert np.abs(related).max() < 0.08
 
 

@@ -18,7 +18,7 @@ from runyard.config.schema import DataConfig
 from runyard.data import beton, manifest
 from runyard.data.datasets import synthetic
 from runyard.data.prepare import beton_writer, gather
-from runyard.data.prepare.pipeline import prepare
+from runyard.data.prepare.pipeline import prepare_dataset
 from runyard.errors import UserError
 from tests.conftest import PATIENCE_S
 
@@ -27,8 +27,8 @@ Settings = Callable[..., DataConfig]
 PREPARE = """
 import sys
 from tests.data.conftest import data_config
-from runyard.data.prepare.pipeline import prepare
-print(prepare(data_config(root=sys.argv[1]), progress=True).sha256)
+from runyard.data.prepare.pipeline import prepare_dataset
+print(prepare_dataset(data_config(root=sys.argv[1]), progress=True).sha256)
 """
 
 
@@ -52,7 +52,7 @@ def alive(pid: int) -> bool:
 
 def refused(data: DataConfig) -> str:
     with pytest.raises(UserError) as error:
-        prepare(data, progress=False)
+        prepare_dataset(data, progress=False)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -62,16 +62,16 @@ def no_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     def write(jobs: object, tell: object) -> None:
         raise AssertionError("something is written that need not be")
 
-    monkeypatch.setattr(beton_writer, "write", write)
+    monkeypatch.setattr(beton_writer, "write_betons", write)
 
 
 def test_the_files_hold_the_source_and_nothing_else_is_left(folder: Path) -> None:
-    made = manifest.load(folder)
+    made = manifest.load_manifest(folder)
     for part, samples in (("train", 300), ("test", 40)):
-        images, labels = synthetic.make(part, samples, 4, 16)
+        images, labels = synthetic.make_split(part, samples, 4, 16)
         np.testing.assert_array_equal(np.load(folder / f"{part}_images.npy"), images)
         np.testing.assert_array_equal(np.load(folder / f"{part}_labels.npy"), labels)
-        np.testing.assert_array_equal(beton.inspect(folder / f"{part}.beton").labels, labels)
+        np.testing.assert_array_equal(beton.inspect_beton(folder / f"{part}.beton").labels, labels)
     assert {name for name in names(folder.parent) if not name.startswith("tiny-300+40")} == set()
     ends = (".beton", "_images.npy", "_labels.npy")
     wanted = {"manifest.json"} | {f"{part}{end}" for part in ("train", "test") for end in ends}
@@ -84,7 +84,7 @@ def test_the_files_hold_the_source_and_nothing_else_is_left(folder: Path) -> Non
 @pytest.mark.usefixtures("no_writer")
 def test_a_second_call_verifies_and_writes_nothing(root: Path, folder: Path, settings: Settings) -> None:
     before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
-    assert prepare(settings(root=str(root)), progress=True) == manifest.load(folder)
+    assert prepare_dataset(settings(root=str(root)), progress=True) == manifest.load_manifest(folder)
     assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
 
 
@@ -99,17 +99,17 @@ def test_a_second_call_sees_a_changed_byte(root: Path, folder: Path, settings: S
 @pytest.mark.usefixtures("no_writer")
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, settings: Settings) -> None:
     data = settings(root=str(tmp_path))
-    manifest.folder(data).mkdir()
-    (manifest.folder(data) / "thesis.txt").write_text("precious")
+    manifest.dataset_dir(data).mkdir()
+    (manifest.dataset_dir(data) / "thesis.txt").write_text("precious")
     assert "was not made by runyard prepare" in refused(data)
-    assert (manifest.folder(data) / "thesis.txt").read_text() == "precious"
+    assert (manifest.dataset_dir(data) / "thesis.txt").read_text() == "precious"
 
 
 @pytest.mark.slow
 def test_a_killed_prepare_leaves_nothing_that_looks_finished(
         tmp_path: Path, prepared_root: Path, settings: Settings) -> None:
     data = settings(root=str(tmp_path))
-    target = manifest.folder(data)
+    target = manifest.dataset_dir(data)
     half_made = target.with_name(f".{target.name}.making")
     process = subprocess.Popen([sys.executable, "-c", PREPARE, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
     children: list[int] = []
@@ -125,12 +125,12 @@ def test_a_killed_prepare_leaves_nothing_that_looks_finished(
         time.sleep(0.01)
     assert names(tmp_path) == [half_made.name]
     with pytest.raises(UserError, match="no prepared data"):
-        manifest.load(target)
+        manifest.load_manifest(target)
     assert not (half_made / "manifest.json").exists()
 
-    made = prepare(data, progress=False)  # goes through, removes the remains, and writes the same bytes as another did
+    made = prepare_dataset(data, progress=False)  # goes through, removes the remains, and writes the same bytes as another did
     assert names(tmp_path) == [target.name]
-    assert made == manifest.load(manifest.folder(settings(root=str(prepared_root))))
+    assert made == manifest.load_manifest(manifest.dataset_dir(settings(root=str(prepared_root))))
 
 
 @pytest.mark.usefixtures("no_writer")
@@ -139,7 +139,7 @@ def test_a_prepare_waits_for_another_and_does_not_touch_its_work(root: Path, fol
     work.mkdir()
     with open(folder.with_name(f".{folder.name}.lock"), "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        second = threading.Thread(target=prepare, args=(settings(root=str(root)),), kwargs={"progress": False})
+        second = threading.Thread(target=prepare_dataset, args=(settings(root=str(root)),), kwargs={"progress": False})
         second.start()
         second.join(0.5)
         assert second.is_alive()
@@ -152,13 +152,13 @@ def test_a_prepare_waits_for_another_and_does_not_touch_its_work(root: Path, fol
 @pytest.mark.parametrize("problem", [UserError("no"), KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_whatever_stops_it_leaves_nothing(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch,
                                           problem: BaseException) -> None:
-    def write(jobs: list[beton_writer.Job], tell: object) -> None:
+    def write(jobs: list[beton_writer.WriteJob], tell: object) -> None:
         Path(jobs[0].beton).write_bytes(b"half")
         raise problem
 
-    monkeypatch.setattr(beton_writer, "write", write)
+    monkeypatch.setattr(beton_writer, "write_betons", write)
     with pytest.raises((UserError, KeyboardInterrupt)) as error:
-        prepare(settings(root=str(tmp_path)), progress=False)
+        prepare_dataset(settings(root=str(tmp_path)), progress=False)
     assert names(tmp_path) == []
     if isinstance(problem, OSError):
         assert "the disk is full" in str(error.value)
@@ -194,25 +194,25 @@ def test_a_fraction_that_leaves_a_part_empty_is_refused(fraction: float) -> None
 
 def test_mean_and_deviation_are_of_what_is_left_for_training(tmp_path: Path, settings: Settings) -> None:
     data = settings(root=str(tmp_path), validation_fraction=0.2, split_seed=3)
-    found = gather.from_arrays(data, tmp_path, tmp_path, lambda what, done, total: None)
+    found = gather.layout_arrays(data, tmp_path, tmp_path, lambda what, done, total: None)
     images = {part: np.load(tmp_path / f"{part}_images.npy") for part in ("train", "validation", "test")}
     assert {part: len(rows) for part, rows in images.items()} == {"train": 240, "validation": 60, "test": 40}
-    whole = synthetic.make("train", 300, 4, 16)[0].reshape(300, -1)
+    whole = synthetic.make_split("train", 300, 4, 16)[0].reshape(300, -1)
     both = np.concatenate([images["train"], images["validation"]]).reshape(300, -1)
     assert sorted(row.tobytes() for row in both) == sorted(row.tobytes() for row in whole)
     pixels = images["train"].reshape(-1, 3) / 255
-    np.testing.assert_allclose(gather.moments(found.counts), (pixels.mean(0), pixels.std(0)), rtol=1e-9)
+    np.testing.assert_allclose(gather.channel_mean_std(found.histogram), (pixels.mean(0), pixels.std(0)), rtol=1e-9)
 
 
 def test_a_channel_that_never_changes_can_still_be_divided_by_its_deviation() -> None:
-    _, std = gather.moments(gather.histogram(np.full((2, 4, 4, 3), 9, np.uint8)))
+    _, std = gather.channel_mean_std(gather.histogram(np.full((2, 4, 4, 3), 9, np.uint8)))
     assert min(std) > 0
 
 
 def test_synthetic_images_can_be_learned_and_are_always_the_same() -> None:
-    images, labels = synthetic.make("train", 400, 4, 16)
-    test_images, test_labels = synthetic.make("test", 100, 4, 16)
-    np.testing.assert_array_equal(images, synthetic.make("train", 400, 4, 16)[0])
+    images, labels = synthetic.make_split("train", 400, 4, 16)
+    test_images, test_labels = synthetic.make_split("test", 100, 4, 16)
+    np.testing.assert_array_equal(images, synthetic.make_split("train", 400, 4, 16)[0])
     np.testing.assert_array_equal(np.bincount(labels), [100] * 4)
     means = np.stack([images[labels == c].mean(0) for c in range(4)])
     nearest = ((test_images[:, None] - means[None]) ** 2).sum((2, 3, 4)).argmin(1)
@@ -224,12 +224,12 @@ def test_the_prepared_cifar10_is_the_published_one() -> None:
     folder = ROOT / "data" / "cifar10"
     if not folder.exists():
         pytest.skip("data/cifar10 is not prepared: runyard prepare data=cifar10")
-    made = manifest.load(folder)
-    manifest.verify(folder, made, made.splits, hash_files=True)
+    made = manifest.load_manifest(folder)
+    manifest.verify_dataset(folder, made, made.splits, hash_files=True)
     assert made.mean == pytest.approx((0.49139968, 0.48215841, 0.44653091), abs=1e-8)
     assert made.std == pytest.approx((0.24703223, 0.24348513, 0.26158784), abs=1e-8)
     for part, each in (("train", 5000), ("test", 1000)):
-        content, images = beton.inspect(folder / f"{part}.beton"), np.load(folder / f"{part}_images.npy", mmap_mode="r")
+        content, images = beton.inspect_beton(folder / f"{part}.beton"), np.load(folder / f"{part}_images.npy", mmap_mode="r")
         np.testing.assert_array_equal(np.bincount(content.labels), [each] * 10)
         stored = np.memmap(folder / f"{part}.beton", np.uint8, "r")
         for i in range(0, len(images), 997):

@@ -23,7 +23,7 @@ class Trap:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_what_numpy_pickled_is_read_as_it_was(protocol):
-    read = safe_pickle.load(io.BytesIO(pickle.dumps(WHOLE, protocol)))
+    read = safe_pickle.load_pickle(io.BytesIO(pickle.dumps(WHOLE, protocol)))
     assert list(read) == list(WHOLE)
     for key, value in WHOLE.items():
         if isinstance(value, np.ndarray):
@@ -39,7 +39,7 @@ def test_a_python_2_batch_is_read_with_bytes_keys():
            b"\x85U\x01b\x87Rq\x05(K\x01K\x01K\x02\x86cnumpy\ndtype\nq\x06U\x02u1K\x00K\x01\x87Rq\x07"
            b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
            b"\x89U\x02\x07\xfftbU\x06labelsq\x08]q\x09(K\x06K\x09eu.")
-    read = safe_pickle.load(io.BytesIO(old))
+    read = safe_pickle.load_pickle(io.BytesIO(old))
     assert read[b"labels"] == [6, 9]
     np.testing.assert_array_equal(read[b"data"], np.array([[7, 255]], np.uint8))
 
@@ -49,7 +49,7 @@ def test_a_foreign_name_is_refused_by_name_and_never_called(tmp_path, monkeypatc
     path = tmp_path / "trap.pkl"
     path.write_bytes(pickle.dumps({"data": Trap()}))
     with pytest.raises(UserError, match=r"trap.pkl: asks for posix.mkdir"):
-        safe_pickle.load(path)
+        safe_pickle.load_pickle(path)
     assert not (tmp_path / "sprung").exists()
     pickle.loads(path.read_bytes())  # the control: plain pickle does spring it
     assert (tmp_path / "sprung").exists()
@@ -62,6 +62,6 @@ def test_a_foreign_name_is_refused_by_name_and_never_called(tmp_path, monkeypatc
 ], ids=["empty", "garbage", "truncated", "objects", "structured", "eval", "bare name", "state on a name", "no end"])
 def test_damaged_and_forged_pickles_are_refused_in_one_line(content):
     with pytest.raises(UserError) as error:
-        safe_pickle.load(io.BytesIO(content), "x.pkl")
+        safe_pickle.load_pickle(io.BytesIO(content), "x.pkl")
     assert str(error.value).startswith("x.pkl: ")
     assert "\n" not in str(error.value)

@@ -13,7 +13,7 @@ import pytest
 from runyard.config.schema import Config
 from runyard.data import manifest
 from runyard.data.prepare import stage as staging
-from runyard.data.prepare.stage import stage
+from runyard.data.prepare.stage import stage_data
 from runyard.files import sha256
 from tests.conftest import SMALL_DATA
 
@@ -29,8 +29,8 @@ def staged(
     asked = dataclasses.replace(
         config, loader=loader, cluster=dataclasses.replace(config.cluster, stage_data=str(disk))
     )
-    folder = manifest.folder(config.data)
-    return stage(asked, manifest.load(folder), folder, start)
+    folder = manifest.dataset_dir(config.data)
+    return stage_data(asked, manifest.load_manifest(folder), folder, start)
 
 
 def _in_a_process(config: Config, disk: Path) -> tuple[Path, str | None]:
@@ -46,12 +46,12 @@ def test_what_the_loader_reads_is_copied_and_equal(config: Config, tmp_path: Pat
     assert any(name.endswith(".beton") for name in names) == (loader == "ffcv")
     assert len(names) == (2 if loader == "ffcv" else 4)
     for name in names:
-        assert (copy / name).read_bytes() == (manifest.folder(config.data) / name).read_bytes()
+        assert (copy / name).read_bytes() == (manifest.dataset_dir(config.data) / name).read_bytes()
 
 
 def test_nothing_is_copied_unless_asked(config: Config) -> None:
-    folder = manifest.folder(config.data)
-    assert stage(config, manifest.load(folder), folder, "first") == (folder, None)
+    folder = manifest.dataset_dir(config.data)
+    assert stage_data(config, manifest.load_manifest(folder), folder, "first") == (folder, None)
 
 
 def test_tasks_that_ask_at_once_share_one_copy(config: Config, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_source_that_reads_differently_than_prepared_is_not_used_from_the_copy
     root = tmp_path / "data"
     shutil.copytree(config.data.root, root)
     other = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root)))
-    folder = manifest.folder(other.data)
+    folder = manifest.dataset_dir(other.data)
     (beton,) = folder.glob("*train*.beton")
     beton.write_bytes(beton.read_bytes()[:-1] + b"!")
     found, warning = staged(other, tmp_path / "disk")
@@ -105,7 +105,7 @@ def test_a_node_without_such_a_disk_reads_where_the_data_is(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SLURM_TMPDIR", raising=False)
-    folder = manifest.folder(config.data)
+    folder = manifest.dataset_dir(config.data)
     found, warning = staged(config, "$SLURM_TMPDIR")
     assert (found, warning) == (folder, f"cluster.stage_data=$SLURM_TMPDIR: not set on this node; reading {folder}")
     (tmp_path / "file").touch()
@@ -125,8 +125,8 @@ def test_a_device_in_place_of_the_data_is_not_copied_for_ever(
 ) -> None:
     root = Path(shutil.copytree(data_root, tmp_path / "data"))
     mine = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root)))
-    (manifest.folder(mine.data) / "train.beton").unlink()
-    (manifest.folder(mine.data) / "train.beton").symlink_to("/dev/zero")
+    (manifest.dataset_dir(mine.data) / "train.beton").unlink()
+    (manifest.dataset_dir(mine.data) / "train.beton").symlink_to("/dev/zero")
     found, warning = staged(mine, tmp_path / "disk")
-    assert found == manifest.folder(mine.data)
+    assert found == manifest.dataset_dir(mine.data)
     assert "a device, not a regular file" in str(warning)

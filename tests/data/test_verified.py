@@ -13,7 +13,7 @@ import pytest
 
 from runyard.data import beton, manifest, verified
 from runyard.data.manifest import Manifest
-from runyard.data.verified import FILE_NAME, check_content
+from runyard.data.verified import VERIFIED_FILE, check_content
 from runyard.errors import UserError
 
 
@@ -21,14 +21,14 @@ from runyard.errors import UserError
 def hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> list[str]:
     """Names of the files that were hashed, in order; and a set that was prepared some time ago."""
     names: list[str] = []
-    hash_file = verified._hash
+    hash_file = verified._stamp_and_sha256
 
     def counting(path: Path) -> Any:
         names.append(path.name)
         return hash_file(path)
 
-    monkeypatch.setattr(verified, "_hash", counting)
-    monkeypatch.setattr(verified, "SETTLED_S", -1.0)
+    monkeypatch.setattr(verified, "_stamp_and_sha256", counting)
+    monkeypatch.setattr(verified, "SETTLE_S", -1.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return names
 
@@ -38,7 +38,7 @@ def betons(data: Manifest) -> dict[str, str]:
 
 
 def check(folder: Path, **settings: Any) -> None:
-    data = manifest.load(folder)
+    data = manifest.load_manifest(folder)
     check_content(folder, data, betons(data), **settings)
 
 
@@ -46,15 +46,15 @@ def zero_labels(path: Path) -> None:
     """Set every label to 0: the structure and the size stay as they were."""
     content = bytearray(path.read_bytes())
     head = beton._HEADER.itemsize + 2 * beton._FIELD.itemsize
-    records = np.frombuffer(content, beton._RECORD, beton.inspect(path).samples, head)
+    records = np.frombuffer(content, beton._RECORD, beton.inspect_beton(path).samples, head)
     records["label"] = 0
     path.write_bytes(content)
 
 
 def test_labels_that_were_changed_are_refused_by_the_files_name(folder: Path, hashed: list[str]) -> None:
     zero_labels(folder / "train.beton")
-    data = manifest.load(folder)
-    manifest.verify(folder, data, data.splits, hash_files=False)  # the control: without the sha256 it passes
+    data = manifest.load_manifest(folder)
+    manifest.verify_dataset(folder, data, data.splits, hash_files=False)  # the control: without the sha256 it passes
     with pytest.raises(UserError, match=r"train\.beton: its sha256 is not that of what was prepared.*runyard prepare"):
         check(folder)
 
@@ -63,7 +63,7 @@ def test_unchanged_files_are_hashed_once(folder: Path, hashed: list[str]) -> Non
     for _ in range(3):
         check(folder)
     assert hashed == ["train.beton", "test.beton"]
-    assert (folder / FILE_NAME).stat().st_mode & 0o777 == 0o600
+    assert (folder / VERIFIED_FILE).stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("how", ["written", "written and its time set back", "replaced", "touched"])
@@ -92,7 +92,7 @@ def test_a_file_that_was_changed_is_hashed_again(folder: Path, hashed: list[str]
 def test_a_file_changed_within_the_last_seconds_is_not_remembered(
     folder: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verified, "SETTLED_S", 1e6)
+    monkeypatch.setattr(verified, "SETTLE_S", 1e6)
     check(folder)
     check(folder)
     assert len(hashed) == 4
@@ -100,19 +100,19 @@ def test_a_file_changed_within_the_last_seconds_is_not_remembered(
 
 def test_what_others_could_have_written_is_not_believed(folder: Path, hashed: list[str]) -> None:
     check(folder)
-    (folder / FILE_NAME).chmod(0o666)
+    (folder / VERIFIED_FILE).chmod(0o666)
     check(folder)
     assert len(hashed) == 4
-    (folder / FILE_NAME).rename(folder / "elsewhere")
-    (folder / FILE_NAME).symlink_to("elsewhere")
+    (folder / VERIFIED_FILE).rename(folder / "elsewhere")
+    (folder / VERIFIED_FILE).symlink_to("elsewhere")
     check(folder)
     assert len(hashed) == 6
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"[1]", b"{", b'{"train.beton": 3}', b"[" * 100_000])
 def test_a_damaged_note_costs_a_hash_and_no_more(folder: Path, hashed: list[str], rubbish: bytes) -> None:
-    (folder / FILE_NAME).write_bytes(rubbish)
-    (folder / FILE_NAME).chmod(0o600)
+    (folder / VERIFIED_FILE).write_bytes(rubbish)
+    (folder / VERIFIED_FILE).chmod(0o600)
     check(folder)
     check(folder)
     assert len(hashed) == 2
@@ -121,14 +121,14 @@ def test_a_damaged_note_costs_a_hash_and_no_more(folder: Path, hashed: list[str]
 def test_where_the_data_cannot_be_written_it_is_remembered_in_the_users_cache(
     folder: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    places = verified._places
-    monkeypatch.setattr(verified, "_places", lambda folder: [Path("/proc/nothing"), *places(folder)[1:]])
+    places = verified._cache_files
+    monkeypatch.setattr(verified, "_cache_files", lambda folder: [Path("/proc/nothing"), *places(folder)[1:]])
     check(folder)
     check(folder)
     assert len(hashed) == 2
     (note,) = (tmp_path / "cache" / "runyard").iterdir()
     assert note.stat().st_mode & 0o777 == 0o600
-    monkeypatch.setattr(verified, "_places", lambda folder: [Path("/proc/nothing")])
+    monkeypatch.setattr(verified, "_cache_files", lambda folder: [Path("/proc/nothing")])
     check(folder)  # nowhere to remember: hashed at each start
     assert len(hashed) == 4
 

@@ -12,26 +12,26 @@ from runyard.errors import UserError
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> beton_writer.Job:
-    images, labels = synthetic.make("train", 8, 2, 16)
+def job(tmp_path: Path) -> beton_writer.WriteJob:
+    images, labels = synthetic.make_split("train", 8, 2, 16)
     np.save(tmp_path / "images.npy", images)
     np.save(tmp_path / "labels.npy", labels)
     beton, images, labels = (str(tmp_path / name) for name in ("a.beton", "images.npy", "labels.npy"))
-    return beton_writer.Job(beton, images, labels, 16, "raw", None, None, 2 << 20)
+    return beton_writer.WriteJob(beton, images, labels, 16, "raw", None, None, 2 << 20)
 
 
-def test_a_writer_that_stands_still_is_stopped(job: beton_writer.Job) -> None:
+def test_a_writer_that_stands_still_is_stopped(job: beton_writer.WriteJob) -> None:
     with pytest.raises(UserError, match=r"stood still for 0\.2 s"):
-        beton_writer.write([job], lambda what, done, total: None, stall_s=0.2)
+        beton_writer.write_betons([job], lambda what, done, total: None, stall_s=0.2)
 
 
 @pytest.mark.slow
-def test_a_dead_worker_of_ffcv_ends_the_write_with_its_reason(job: beton_writer.Job, tmp_path: Path) -> None:
+def test_a_dead_worker_of_ffcv_ends_the_write_with_its_reason(job: beton_writer.WriteJob, tmp_path: Path) -> None:
     (tmp_path / "files.json").write_text('["/nowhere/a.jpg"]')
     np.save(tmp_path / "labels.npy", np.zeros(1, np.int64))
-    broken = beton_writer.Job(job.beton, str(tmp_path / "files.json"), *list(vars(job).values())[2:])
+    broken = beton_writer.WriteJob(job.beton, str(tmp_path / "files.json"), *list(vars(job).values())[2:])
     with pytest.raises(UserError, match=r"the FFCV writer failed with code 1 \(.*it is gone"):
-        beton_writer.write([broken], lambda what, done, total: None)
+        beton_writer.write_betons([broken], lambda what, done, total: None)
 
 
 @pytest.mark.parametrize(("code", "words", "struck", "wanted"), [

@@ -21,8 +21,8 @@ from tensorboard.plugins.hparams import metadata
 from runyard.cli.main import main
 from runyard.config.schema import Config
 from runyard.runs import journal
-from runyard.runs.reading import load
-from runyard.tracking.export.to_mlflow import PATIENCE
+from runyard.runs.reading import load_history
+from runyard.tracking.export.to_mlflow import HTTP_LIMITS
 from tests.compare.fabricate import fabricate
 
 IDS = ("20260901-000000-paper-ab12", "20260901-000001-paper-ab12")
@@ -51,7 +51,7 @@ def export(runs_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def epochs(runs_dir: Path, run_id: str) -> list[dict[str, Any]]:
-    return journal.epochs(journal.read(runs_dir / run_id / "metrics.jsonl")[0])
+    return journal.epochs(journal.read_journal(runs_dir / run_id / "metrics.jsonl")[0])
 
 
 def change(path: Path, **values: Any) -> None:
@@ -155,7 +155,7 @@ def test_csv_has_every_digit_of_the_journal(export: Callable[..., str], runs_dir
     with open(tmp_path / "to" / "runs.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert [(line["run"], line["seed"]) for line in table] == [(IDS[0], "0"), (IDS[1], "1")]
-    assert float(table[0]["top1"]) == load(runs_dir / IDS[0]).last
+    assert float(table[0]["top1"]) == load_history(runs_dir / IDS[0]).last_top1
 
 
 def test_a_line_that_cannot_be_read_is_named(
@@ -245,7 +245,7 @@ def test_a_store_that_mlflow_cannot_open_is_one_line_within_seconds(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in PATIENCE:
+    for name in HTTP_LIMITS:
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "text").write_text("no database, but long enough to be taken for the head of one" * 9)
     began = time.monotonic()

@@ -43,8 +43,8 @@ run = Run.open(sys.argv[1])
 record = Recorder(run, active=True, lease=run.lease())
 if "checkpoint" in sys.argv[2]:
     import torch
-    from runyard.training.checkpoint import Saver
-    saver = Saver(run.checkpoints, 3, True, check=record.check)
+    from runyard.training.checkpoint import CheckpointSaver
+    saver = CheckpointSaver(run.checkpoints, 3, True, check=record.check)
 print("held", flush=True)
 for step in itertools.count():
     if "checkpoint" in sys.argv[2]:
@@ -73,7 +73,7 @@ def test_an_orphan_that_wakes_after_another_took_over_writes_nothing(
     os.kill(orphan.pid, signal.SIGSTOP)
     stopped(orphan)
     job(12, restarts=1)
-    lease = run.lease()
+    lease = run.acquire_lease()
     before = content(run)
     os.kill(orphan.pid, signal.SIGCONT)
     _, said = orphan.communicate(timeout=PATIENCE_S)
@@ -91,7 +91,7 @@ def test_without_the_check_an_orphan_writes_on(run: Run, start: Callable[..., An
     os.kill(orphan.pid, signal.SIGSTOP)
     stopped(orphan)
     job(12, restarts=1)
-    run.lease()
+    run.acquire_lease()
     before = content(run)
     os.kill(orphan.pid, signal.SIGCONT)
     until(lambda: content(run) != before)
@@ -112,28 +112,28 @@ def test_a_write_that_passed_its_check_just_before_reaches_nothing(
             os.kill(orphan.pid, signal.SIGCONT)
             stopped(orphan)
     if not put_aside:
-        monkeypatch.setattr(Run, "_put_aside", lambda run: None)
+        monkeypatch.setattr(Run, "_fence_previous_holder", lambda run: None)
     job(12, restarts=1)
-    lease = run.lease()
+    lease = run.acquire_lease()
     (run.path / "stop").unlink()
     before = content(run)
     os.kill(orphan.pid, signal.SIGCONT)
     orphan.communicate(timeout=PATIENCE_S)
     assert orphan.returncode == 1
     assert (content(run) == before) == put_aside
-    Recorder(run, active=True, lease=lease).event("warning", message="mine")
-    assert journal.read(run.journal_path)[1] == 0, "no line was broken"
+    Recorder(run, active=True, lease=lease).log_event("warning", message="mine")
+    assert journal.read_journal(run.journal_path)[1] == 0, "no line was broken"
 
 
 def test_who_lost_the_lease_writes_not_even_that_it_ended(run: Run, job: Callable[..., None]) -> None:
     job(12)
-    record = Recorder(run, active=True, lease=run.lease())
-    record.event("start", step=0, resumed_from=None, parameters=1, precision="fp32", world_size=1, device_name="cpu")
+    record = Recorder(run, active=True, lease=run.acquire_lease())
+    record.log_event("start", step=0, resumed_from=None, parameters=1, precision="fp32", world_size=1, device_name="cpu")
     job(12, restarts=1)
-    lease = run.lease()
+    lease = run.acquire_lease()
     before = content(run)
     with pytest.raises(LeaseLost):
-        record.event("stop", reason="failed", message="x")
+        record.log_event("stop", reason="failed", message="x")
     with pytest.raises(LeaseLost):
         record.progress(step=1)
     assert content(run) == before
@@ -143,9 +143,9 @@ def test_who_lost_the_lease_writes_not_even_that_it_ended(run: Run, job: Callabl
 
 def test_taking_over_keeps_every_row(run: Run, job: Callable[..., None]) -> None:
     job(12)
-    first = Recorder(run, active=True, lease=run.lease())
-    first.event("warning", message="first")
+    first = Recorder(run, active=True, lease=run.acquire_lease())
+    first.log_event("warning", message="first")
     job(12, restarts=1)
-    second = Recorder(run, active=True, lease=run.lease())
-    second.event("warning", message="second")
-    assert [row["message"] for row in journal.read(run.journal_path)[0]] == ["first", "second"]
+    second = Recorder(run, active=True, lease=run.acquire_lease())
+    second.log_event("warning", message="second")
+    assert [row["message"] for row in journal.read_journal(run.journal_path)[0]] == ["first", "second"]

@@ -17,7 +17,7 @@ from runyard.errors import UserError
 from runyard.runs import lease as lease_module
 from runyard.runs import lease_holder as holder_module
 from runyard.runs.lease import LeaseLost
-from runyard.runs.lease_holder import Holder
+from runyard.runs.lease_holder import LeaseHolder
 from runyard.runs.run import Run
 from tests.conftest import PATIENCE_S
 from tests.lease.conftest import until
@@ -35,7 +35,7 @@ def elsewhere(run: Run, age_s: float = 0.0, **fields: Any) -> Path:
     """A lease as a process on another node would have left it."""
     them = {"token": "theirs", "host": "node9", "boot": "another", "pid": 4711, "cluster": "lab", "locked": True}
     path = run.path / "lease"
-    path.write_bytes(Holder(**(them | fields)).written())
+    path.write_bytes(LeaseHolder(**(them | fields)).to_bytes())
     os.utime(path, (time.time() - age_s,) * 2)
     return path
 
@@ -43,7 +43,7 @@ def elsewhere(run: Run, age_s: float = 0.0, **fields: Any) -> Path:
 HOLD = """
 import sys
 from runyard.runs import lease
-lease.BEAT_S = 0.05
+lease.LEASE_HEARTBEAT_S = 0.05
 from runyard.runs.run import Run
 held = Run.open(sys.argv[1]).lease()
 print("held", flush=True)
@@ -55,22 +55,22 @@ for line in sys.stdin:
 
 def test_a_run_has_no_holder_before_after_and_when_the_holder_died(run: Run, start: Callable[..., Any]) -> None:
     before = sorted(run.path.iterdir())
-    assert run.holder() is None
-    lease = run.lease()
-    assert run.holder() == f"process {os.getpid()} on {os.uname().nodename}, heard of 0 s ago"
+    assert run.lease_holder() is None
+    lease = run.acquire_lease()
+    assert run.lease_holder() == f"process {os.getpid()} on {os.uname().nodename}, heard of 0 s ago"
     lease.release()
-    assert run.holder() is None
+    assert run.lease_holder() is None
     assert sorted(run.path.iterdir()) == before
     dead = start(HOLD, run.path)
     dead.kill()
     dead.wait()
-    assert run.holder() is None
+    assert run.lease_holder() is None
 
 
 def test_asking_who_holds_a_run_does_not_disturb_the_holder(run: Run, start: Callable[..., Any]) -> None:
     process = start(HOLD, run.path, SLURM_ARRAY_JOB_ID="12", SLURM_ARRAY_TASK_ID="4", SLURM_RESTART_COUNT="2")
     first = (run.path / "lease").read_bytes()
-    said = run.holder()
+    said = run.lease_holder()
     assert said is not None
     assert said.startswith(f"process {process.pid} on {os.uname().nodename} (job 12_4, restart 2), heard of ")
     assert (run.path / "lease").read_bytes() == first
@@ -87,7 +87,7 @@ def test_a_holder_beats(run: Run, start: Callable[..., Any]) -> None:
 def test_ages_do_not_depend_on_this_nodes_clock(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere(run, age_s=20)
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    said = run.holder()
+    said = run.lease_holder()
     assert said is not None
     assert said.endswith("heard of 20 s ago")
 
@@ -95,12 +95,12 @@ def test_ages_do_not_depend_on_this_nodes_clock(run: Run, monkeypatch: pytest.Mo
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(lease_module, "file_system_time", refuse)
-    assert run.holder() is not None, "who may only read must use it, wrong as it is"
+    assert run.lease_holder() is not None, "who may only read must use it, wrong as it is"
 
 
 def test_one_that_was_silent_for_a_minute_is_no_holder(run: Run) -> None:
     elsewhere(run, age_s=100)
-    assert run.holder() is None
+    assert run.lease_holder() is None
 
 
 FORK = """
@@ -124,9 +124,9 @@ def test_children_that_outlive_a_holder_do_not_hold_its_lease(
     parent.wait()
     if tamper:
         with pytest.raises(UserError, match=f"is being written by process {parent.pid}"):
-            run.lease()
+            run.acquire_lease()
     else:
-        run.lease().release()
+        run.acquire_lease().release()
 
 
 # A job that was requeued
@@ -136,9 +136,9 @@ def test_a_later_start_of_a_job_takes_over_at_once_and_an_earlier_one_is_refused
     run: Run, job: Callable[..., None]
 ) -> None:
     job(12)
-    first = run.lease()
+    first = run.acquire_lease()
     job(12, restarts=1)
-    second = run.lease()
+    second = run.acquire_lease()
     with pytest.raises(LeaseLost, match=rf"taken over by process {os.getpid()} on .* \(job 12, restart 1\)"):
         first.check()
     second.check()
@@ -146,7 +146,7 @@ def test_a_later_start_of_a_job_takes_over_at_once_and_an_earlier_one_is_refused
     second.check()
     job(12)
     with pytest.raises(UserError, match=r"is being written by process \d+ on .* \(job 12, restart 1\)"):
-        run.lease()
+        run.acquire_lease()
     second.release()
     with pytest.raises(LeaseLost, match="its lease is gone"):
         second.check()
@@ -157,7 +157,7 @@ def test_what_a_jobs_end_leaves_to_be_written_is_not_its_own_when_another_has_th
 ) -> None:
     job(12, restarts=1)
     assert run.successor() is None
-    lease = run.lease()
+    lease = run.acquire_lease()
     assert run.successor() is None
     job(12)
     assert run.successor() == f"process {os.getpid()} on {os.uname().nodename} (job 12, restart 1)"
@@ -195,15 +195,15 @@ def test_of_another_job_squeue_says_whether_it_is_over(
     run: Run, job: Callable[..., None], squeue: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
     answer: tuple[str, ...], age_s: float, taken: bool, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(lease_module, "POLL_S", 0.01)
+    monkeypatch.setattr(lease_module, "LEASE_POLL_S", 0.01)
     elsewhere(run, age_s, job="12_4")
     job(13)
     squeue(*answer)
     if taken:
-        run.lease().release()
+        run.acquire_lease().release()
     else:
         with pytest.raises(UserError, match=r"is being written by process 4711 on node9 \(job 12_4\), heard of \d+ s"):
-            run.lease()
+            run.acquire_lease()
     assert (tmp_path / "bin" / "asked").read_text() == "--noheader --jobs=12_4 --states=all --format=%T\n"
 
 
@@ -213,7 +213,7 @@ def test_a_job_that_slurm_has_forgotten_is_over(
     elsewhere(run, job="12")
     job(13)
     squeue("", stderr="slurm_load_jobs error: Invalid job id specified", code=1)
-    run.lease().release()
+    run.acquire_lease().release()
 
 
 @pytest.mark.usefixtures("hasty")
@@ -229,12 +229,12 @@ def test_where_slurm_has_no_answer_the_heartbeat_decides(
     job(13)
     squeue("", stderr="Unable to contact slurm controller", code=1)
     if why == "slow":
-        monkeypatch.setattr(holder_module, "SQUEUE_S", 0.05)
+        monkeypatch.setattr(holder_module, "SQUEUE_TIMEOUT_S", 0.05)
         (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\nexec sleep 30\n")
     elif why == "missing":
         monkeypatch.setenv("PATH", "/nonexistent")
     left(age_s=30)
-    run.lease().release()
+    run.acquire_lease().release()
     path, ended = left(), threading.Event()
 
     def beat() -> None:
@@ -244,11 +244,11 @@ def test_where_slurm_has_no_answer_the_heartbeat_decides(
     beating = threading.Thread(target=beat)
     beating.start()
     with pytest.raises(UserError, match=r"is being written by process 4711 on node9"):
-        run.lease()
+        run.acquire_lease()
     ended.set()
     beating.join()
     capfd.readouterr()
-    run.lease().release()
+    run.acquire_lease().release()
     said = capfd.readouterr().err
     assert said.startswith(f"runyard: run {run.id}: last written by process 4711 on node9")
     assert said.endswith("taken over if not heard of for 0.5 s\n")
@@ -258,13 +258,13 @@ def test_where_slurm_has_no_answer_the_heartbeat_decides(
 def test_what_an_earlier_version_left_is_taken(run: Run) -> None:
     (run.path / "lease").write_text("process 12 on node1")
     os.utime(run.path / "lease", (0, 0))
-    run.lease().release()
+    run.acquire_lease().release()
 
 
 @pytest.mark.usefixtures("hasty")
 def test_a_gate_that_a_kill_left_closed_opens_again(run: Run) -> None:
     (run.path / ".lease-gate").touch()
-    run.lease().release()
+    run.acquire_lease().release()
     assert not (run.path / ".lease-gate").exists()
 
 
@@ -275,14 +275,14 @@ def test_where_there_are_no_locks_a_lease_is_taken_held_and_refused_all_the_same
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    monkeypatch.setattr(lease_module, "BEAT_S", 0.05)
-    monkeypatch.setattr(lease_module, "POLL_S", 0.02)
-    first = run.lease()
+    monkeypatch.setattr(lease_module, "LEASE_HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(lease_module, "LEASE_POLL_S", 0.02)
+    first = run.acquire_lease()
     with pytest.raises(UserError, match="is being written by"):
-        run.lease()
+        run.acquire_lease()
     first.check()
     first.release()
-    run.lease().release()
+    run.acquire_lease().release()
 
 
 RACE = """
@@ -297,7 +297,7 @@ fcntl.flock = no_locks
 os.uname = lambda: SimpleNamespace(nodename="node" + sys.argv[1])
 from runyard.runs import lease
 from runyard.errors import UserError
-lease.BEAT_S, lease.POLL_S = 0.05, 0.01
+lease.LEASE_HEARTBEAT_S, lease.LEASE_POLL_S = 0.05, 0.01
 TAMPER
 print("held", flush=True)
 
@@ -332,7 +332,7 @@ def test_of_many_that_start_at_once_on_nodes_without_locks_exactly_one_wins(
     for i in range(10):
         (runs / f"{i:02d}").mkdir(parents=True)
         if i % 2:
-            (runs / f"{i:02d}" / "lease").write_bytes(Holder(token="gone", host="node9").written())
+            (runs / f"{i:02d}" / "lease").write_bytes(LeaseHolder(token="gone", host="node9").to_bytes())
             os.utime(runs / f"{i:02d}" / "lease", (0, 0))
     nodes = [start(RACE.replace("TAMPER", tamper), node, runs, marks) for node in range(4)]
     said = [node.communicate(timeout=PATIENCE_S) for node in nodes]

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from runyard import models
-from runyard.config.schema import ModelConfig, read
+from runyard.config.schema import ModelConfig, read_dataclass
 from runyard.errors import UserError
 from runyard.models import summary
 
@@ -26,7 +26,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 def make(name: str, image_size: int = 32, **changed: Any) -> nn.Module:
     values = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) | changed
     torch.manual_seed(0)
-    return models.build(read(ModelConfig, values, "model."), 10, image_size)
+    return models.build(read_dataclass(ModelConfig, values, "model."), 10, image_size)
 
 
 def test_the_papers_network_has_exactly_4693962_parameters() -> None:
@@ -39,7 +39,7 @@ def test_every_other_shape_of_the_papers_network_has_another_count(changed: dict
 
 
 def test_the_papers_network_has_the_stages_of_its_table() -> None:
-    rows = {row["name"]: row["output"] for row in summary.summarise(make("paper_resnet"), 32)["layers"]}
+    rows = {row["name"]: row["output"] for row in summary.summarize(make("paper_resnet"), 32)["layers"]}
     wanted = {"stem.3": [64, 32, 32], "stages.0.2.conv2": [64, 32, 32], "stages.1.3.conv2": [64, 32, 32],
               "stages.2.5.conv2": [128, 16, 16], "stages.3.1.conv2": [256, 8, 8], "head": [10]}
     assert {name: rows[name] for name in wanted} == wanted
@@ -81,10 +81,10 @@ def test_a_network_over_the_limit_is_refused_and_one_at_the_limit_is_not() -> No
 
 
 def test_every_network_has_a_config_and_every_config_a_network() -> None:
-    assert models.names() == sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    assert models.model_names() == sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", models.model_names())
 def test_every_network_learns_in_bf16_and_channels_last(name: str) -> None:
     small = {"paper_resnet": {"widths": [8, 16], "blocks": [1, 1]}}.get(name, {})
     network = make(name, **small).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -159,7 +159,7 @@ def test_a_starter_that_cannot_be_is_refused(changed: dict[str, Any], message: s
 
 def test_a_small_stem_keeps_the_resolution_that_imagenets_gives_away() -> None:
     for stem, side in (("small", 32), ("imagenet", 8)):
-        rows = {row["name"]: row["output"] for row in summary.summarise(make("torchvision", stem=stem), 32)["layers"]}
+        rows = {row["name"]: row["output"] for row in summary.summarize(make("torchvision", stem=stem), 32)["layers"]}
         assert rows["layer1.0.conv1"] == [64, side, side]
 
 
@@ -183,14 +183,14 @@ def test_a_network_with_a_second_head_gives_logits_alone() -> None:
 # summary
 
 def test_the_papers_network_costs_1_17_billion_multiply_adds() -> None:
-    found = summary.summarise(make("paper_resnet"), 32)
+    found = summary.summarize(make("paper_resnet"), 32)
     assert found["parameters"] == 4_693_962
     assert (round(found["multiply_adds"] / 1e9, 2), round(found["train_gflop"], 1)) == (1.17, 7.0)
 
 
 def test_multiply_adds_are_those_counted_by_hand() -> None:
     network = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, groups=3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 64, 5))
-    found = summary.summarise(network, 8)
+    found = summary.summarize(network, 8)
     by_hand = {"0": 8 * 8 * 6 * 1 * 9, "3": 6 * 64 * 5}
     assert {row["name"]: row["multiply_adds"] for row in found["layers"]} == by_hand
     assert found["multiply_adds"] == sum(by_hand.values())
@@ -204,7 +204,7 @@ def test_totals_are_torchvisions_own(arch: str, parameters: int, giga: float) ->
     torch.manual_seed(0)
     options = {"arch": arch, "stem": "imagenet"}
     network = models.build(ModelConfig(name="torchvision", max_parameters=None, options=options), 1000, 224)
-    found = summary.summarise(network, 224)
+    found = summary.summarize(network, 224)
     assert found["parameters"] == parameters
     assert found["multiply_adds"] / 1e9 == pytest.approx(giga, abs=0.01 if arch == "resnet50" else 0.05)
     for total in ("parameters", "multiply_adds"):
@@ -214,10 +214,10 @@ def test_totals_are_torchvisions_own(arch: str, parameters: int, giga: float) ->
 def test_a_summary_is_plain_json_and_a_table_and_leaves_the_network_as_it_was() -> None:
     network = make("starter")
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    found = summary.summarise(network, 32)
+    found = summary.summarize(network, 32)
     assert json.loads(json.dumps(found)) == found
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(summary.table(found, "starter"))
+    console.print(summary.summary_table(found, "starter"))
     text = console.export_text()
     assert f"{found['parameters']:,} ({found['trainable_parameters']:,} trained)" in text
     assert network.training

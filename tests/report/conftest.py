@@ -52,7 +52,7 @@ class FakeRun:
         self.path.mkdir(parents=True)
         settings = {**SETTINGS, "epochs": epochs, "evaluate_every_epochs": evaluate_every,
                     "data": {**SETTINGS["data"], "root": str(folder / "data"), **(data or {})}}
-        checked = schema.to_dict(schema.from_dict(settings))
+        checked = schema.config_to_dict(schema.config_from_dict(settings))
         (self.path / "config.yaml").write_text(yaml.safe_dump(checked, sort_keys=False))
         record = {"format": "runyard-run-1", "id": self.path.name, "name": "fake", "created": 1763829900.0,
                   "code_sha256": "c0de" * 16, "overrides": ["experiment=paper"], "jobs": []}
@@ -118,10 +118,10 @@ class FakeRun:
         made = manifest.Manifest(
             name="cifar10", kind="cifar10", source="fake", classes=tuple(self.classes), image_size=size, writer={},
             mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), splits={"train": split, "test": split}, fixed_size=True)
-        (self.path / "data.json").write_text(json.dumps(manifest.to_dict(made)))
+        (self.path / "data.json").write_text(json.dumps(manifest.manifest_to_dict(made)))
         if not arrays:
             return
-        folder = manifest.folder(self.run.config.data)
+        folder = manifest.dataset_dir(self.run.config.data)
         folder.mkdir(parents=True)
         y, x = np.mgrid[:size, :size] / size
         hue = labels[:, None, None] / len(self.classes)

@@ -14,7 +14,7 @@ from runyard.analysis.report.page import render, write_report
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.runs import journal
-from runyard.runs.facts import gather
+from runyard.runs.facts import load_report_data
 
 VOID = {"meta", "link", "img", "br", "source"}
 
@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 def text_of(fake):
     """The page of a run, with stand-ins for the figures, which take seconds."""
-    facts = gather(fake.run)
+    facts = load_report_data(fake.run)
     return render(facts, {"curves": b"1"} | ({} if facts.confusion is None else {"confusion": b"2"}))
 
 
@@ -100,7 +100,7 @@ def test_the_page_is_well_formed_and_every_picture_has_words(finished):
 
 def test_every_headline_number_is_the_journals(finished):
     fake, text = finished
-    rows, _ = journal.read(fake.journal.path)
+    rows, _ = journal.read_journal(fake.journal.path)
     final = next(row for row in rows if row["event"] == "final")
     last = journal.epochs(rows)[-1]
     values = Page(text).values
@@ -189,15 +189,15 @@ def test_a_failed_run_says_why(fake_run):
 def test_a_run_that_was_started_again_is_no_longer_called_interrupted(fake_run):
     fake = fake_run(epochs=20, done=2).train()
     fake.journal.write("stop", reason="interrupted", message="")
-    assert gather(fake.run).status[0] == "interrupted"
+    assert load_report_data(fake.run).status[0] == "interrupted"
     fake.start(780, "step_00000780")
-    assert gather(fake.run).status[0] == "unfinished"
+    assert load_report_data(fake.run).status[0] == "unfinished"
 
 
 def test_a_failure_after_training_finished_does_not_unfinish_it(fake_run):
     fake = fake_run(epochs=1).train().finish()
     fake.journal.write("stop", reason="failed", message="the report could not be written")
-    assert gather(fake.run).status[0] == "finished"
+    assert load_report_data(fake.run).status[0] == "finished"
 
 
 def test_a_run_that_never_started_has_a_report(fake_run):
@@ -216,7 +216,7 @@ def test_a_run_of_one_epoch_has_a_report(fake_run):
 
 
 def test_epochs_without_test_figures_are_left_out_and_nothing_is_made_up(fake_run):
-    facts = gather(fake_run(epochs=10, evaluate_every=4).train().run)
+    facts = load_report_data(fake_run(epochs=10, evaluate_every=4).train().run)
     assert facts.series("test_top1")[0] == [4, 8, 10]
     assert facts.series("train_loss")[0] == list(range(1, 11))
 
@@ -231,7 +231,7 @@ def test_damaged_values_in_the_journal_are_left_out(fake_run):
 
 def test_when_the_arrays_are_gone_the_page_says_so(fake_run):
     fake = fake_run(epochs=1).train().finish()
-    shutil.rmtree(manifest.folder(fake.run.config.data))
+    shutil.rmtree(manifest.dataset_dir(fake.run.config.data))
     text = text_of(fake)
     assert "the prepared images are no longer at" in text
     assert 'class="faces"' not in text
@@ -239,7 +239,7 @@ def test_when_the_arrays_are_gone_the_page_says_so(fake_run):
 
 def test_images_of_another_data_set_in_the_same_place_are_not_shown(fake_run):
     fake = fake_run(epochs=1).train().finish()
-    labels = manifest.folder(fake.run.config.data) / "test_labels.npy"
+    labels = manifest.dataset_dir(fake.run.config.data) / "test_labels.npy"
     np.save(labels, np.load(labels)[::-1])
     text = text_of(fake)
     assert "no longer those the run was tested on" in text
@@ -261,7 +261,7 @@ def test_a_validation_part_decides_which_epoch_is_best(fake_run):
     for row in rows[1:]:
         row["val_top1"] = 0.9 - 0.1 * abs(row["epoch"] - 2)
     fake.journal.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert gather(fake.run).best() == (0.9, 2)
+    assert load_report_data(fake.run).best() == (0.9, 2)
     assert "validation, epoch 2" in Page(text_of(fake)).text
 
 

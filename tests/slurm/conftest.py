@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runyard.cluster.rehearsal.sandbox import Rehearsal, missing
+from runyard.cluster.rehearsal.sandbox import SlurmSandbox, missing_programs
 from runyard.runs.run import Run
 from tests.slurm.lab import Cluster
 from tests.slurm.runs import RARE, Runs, until_finished
@@ -21,10 +21,10 @@ from tests.slurm.runs import RARE, Runs, until_finished
 
 @contextlib.contextmanager
 def cluster_of(nodes: int, folder: Path) -> Iterator[Cluster]:
-    if reason := missing():
+    if reason := missing_programs():
         pytest.skip(reason)
-    with Rehearsal(folder / "lab", nodes=nodes, accounting=True) as lab:
-        yield Cluster(lab, folder)
+    with SlurmSandbox(folder / "lab", nodes=nodes, accounting=True) as sandbox:
+        yield Cluster(sandbox, folder)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from runyard.cluster.rehearsal.sandbox import Rehearsal
+from runyard.cluster.rehearsal.sandbox import SlurmSandbox
 from tests.conftest import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,16 +17,16 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 class Cluster:
     """The rehearsal and a folder for its jobs' output. Jobs are submitted from ``checkout``."""
 
-    def __init__(self, lab: Rehearsal, output: Path) -> None:
-        self.lab, self.output = lab, output
-        lab.environment |= {"OMP_NUM_THREADS": "1", "RUNYARD_PYTHON": sys.executable}
+    def __init__(self, sandbox: SlurmSandbox, output: Path) -> None:
+        self.sandbox, self.output = sandbox, output
+        sandbox.environment |= {"OMP_NUM_THREADS": "1", "RUNYARD_PYTHON": sys.executable}
 
     def submit(self, script: str, *arguments: object, nodes: int = 2, tasks: int = 2, options: tuple[str, ...] = (),
                checkout: Path = ROOT) -> str:
         """The job's number. Resources of this machine's size take the place of the script's."""
         size = [f"--nodes={nodes}", f"--ntasks-per-node={tasks}", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=2G",
                 f"--chdir={checkout}", f"--output={self.output}/%j.out"]
-        printed = self.lab.run("sbatch", "--parsable", *size, *options, f"{checkout}/slurm/{script}",
+        printed = self.sandbox.run("sbatch", "--parsable", *size, *options, f"{checkout}/slurm/{script}",
                                *map(str, arguments))
         return printed.strip()
 
@@ -34,7 +34,7 @@ class Cluster:
         """State and exit code of ``job`` once it has ended."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            shown = self.lab.run("scontrol", "show", "job", job)
+            shown = self.sandbox.run("scontrol", "show", "job", job)
             state, code = re.findall(r"JobState=(\w+)|ExitCode=(\d+:\d+)", shown)
             if state[0] in ENDED:
                 return state[0], code[1]

@@ -34,13 +34,13 @@ class Runs:
     """Submits the small run of tests/training to ``cluster``, two nodes of one task unless asked otherwise."""
 
     def __init__(self, cluster: Cluster, data_root: Path, folder: Path) -> None:
-        self.cluster, self.lab = cluster, cluster.lab
+        self.cluster, self.sandbox = cluster, cluster.sandbox
         self.settings = ("experiment=null", *SMALL, f"data.root={data_root}", f"runs_dir={folder}", f"epochs={EPOCHS}",
                          "cluster=rehearsal", "cluster.nodes=2")  # fmt: skip
         self.folder = folder
 
     def command(self, *words: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
-        own = self.lab.environment | {"PYTHONPATH": f"{cwd / 'src'}:{cwd}"} | variables
+        own = self.sandbox.environment | {"PYTHONPATH": f"{cwd / 'src'}:{cwd}"} | variables
         return subprocess.run(
             [sys.executable, "-m", "runyard", *words],
             cwd=cwd, env=own, capture_output=True, text=True, timeout=PATIENCE_S,
@@ -61,11 +61,11 @@ class Runs:
         return self.command("resume", str(run.path), *settings)
 
     def queue(self) -> list[str]:
-        return self.lab.run("squeue", "--noheader", "--array", "--format=%i").split()
+        return self.sandbox.run("squeue", "--noheader", "--array", "--format=%i").split()
 
     def nodes(self, start: dict[str, Any]) -> list[str]:
         """Where a start of a run was, its batch script's node first."""
-        return self.lab.run("scontrol", "show", "hostnames", start["nodelist"]).split()
+        return self.sandbox.run("scontrol", "show", "hostnames", start["nodelist"]).split()
 
 
 @contextlib.contextmanager
@@ -86,7 +86,7 @@ def at_once(runs: Runs, *stories: Callable[[Runs], Any]) -> Iterator[Callable[[C
 
 
 def rows(run: Run, event: str | None = None) -> list[dict[str, Any]]:
-    return [row for row in journal.read(run.journal_path)[0] if event in (None, row["event"])]
+    return [row for row in journal.read_journal(run.journal_path)[0] if event in (None, row["event"])]
 
 
 def until(true: Callable[[], object], run: Run, patience_s: float = PATIENCE_S) -> None:
@@ -122,7 +122,7 @@ def until_started(run: Run, start: int) -> None:
 
 
 def until_finished(run: Run) -> None:
-    until(lambda: run.finished, run)
+    until(lambda: run.is_finished, run)
 
 
 def went_on(run: Run, whole: Run, *, most_restarts: int = 1) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def went_on(run: Run, whole: Run, *, most_restarts: int = 1) -> dict[str, Any]:
 
 
 def saved_step(run: Run) -> int:
-    newest = checkpoint.newest(run.checkpoints)
+    newest = checkpoint.newest_checkpoint(run.checkpoints)
     return 0 if newest is None else newest.step
 
 

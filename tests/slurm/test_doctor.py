@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from runyard.cluster.slurm.cluster_info import Site
+from runyard.cluster.slurm.cluster_info import ClusterInfo
 from tests.conftest import PATIENCE_S
 from tests.slurm.lab import ROOT, Cluster
 from tests.training.conftest import SMALL
@@ -27,12 +27,12 @@ PARTITIONS = ("day Nodes=node1 MaxTime=1-00:00:00", "shut Nodes=node1 State=DOWN
 def site(slurm: Cluster) -> Iterator[Cluster]:
     """The cluster with three more partitions and nodes of two features."""
     for partition in PARTITIONS:
-        slurm.lab.run("scontrol", "create", *f"PartitionName={partition}".split())
-    slurm.lab.run("scontrol", "update", "NodeName=node[1-2]", "AvailableFeatures=h200,fast", "ActiveFeatures=h200,fast")
+        slurm.sandbox.run("scontrol", "create", *f"PartitionName={partition}".split())
+    slurm.sandbox.run("scontrol", "update", "NodeName=node[1-2]", "AvailableFeatures=h200,fast", "ActiveFeatures=h200,fast")
     yield slurm
-    slurm.lab.run("scontrol", "update", "NodeName=node[1-2]", "AvailableFeatures=", "ActiveFeatures=")
+    slurm.sandbox.run("scontrol", "update", "NodeName=node[1-2]", "AvailableFeatures=", "ActiveFeatures=")
     for partition in PARTITIONS:
-        slurm.lab.run("scontrol", "delete", f"PartitionName={partition.split()[0]}")
+        slurm.sandbox.run("scontrol", "delete", f"PartitionName={partition.split()[0]}")
 
 
 @pytest.fixture
@@ -42,13 +42,13 @@ def settings(data_root: Path, tmp_path: Path) -> list[str]:
 
 
 def runyard(site: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in site.lab.environment.items() if k != "PYTHONPATH"}
+    env = {k: v for k, v in site.sandbox.environment.items() if k != "PYTHONPATH"}
     command = [sys.executable, "-m", "runyard", *arguments]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def queue(site: Cluster) -> str:
-    return site.lab.run("squeue", "--noheader", "--states=all", "--format=%i %T")
+    return site.sandbox.run("squeue", "--noheader", "--states=all", "--format=%i %T")
 
 
 @pytest.mark.parametrize(("override", "said"), [
@@ -82,7 +82,7 @@ def test_what_this_slurm_would_not_run_is_refused_in_one_line_and_nothing_is_que
 
 
 def test_a_job_is_not_to_follow_one_that_failed_or_never_was(site: Cluster, settings: list[str]) -> None:
-    failed = site.lab.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=exit 1").strip()
+    failed = site.sandbox.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=exit 1").strip()
     assert site.end(failed)[0] == "FAILED"
     before = queue(site)
     for number, said in ((failed, f"job {failed} has ended (FAILED), so the job would never start"),
@@ -96,17 +96,17 @@ def test_a_job_is_not_to_follow_one_that_failed_or_never_was(site: Cluster, sett
 def test_sbatch_itself_would_have_taken_what_waits_for_ever(site: Cluster) -> None:
     """The control: why a partition and its limit are looked at."""
     for options in (["--partition=shut"], ["--partition=wee", "--time=60"]):
-        site.lab.run("sbatch", "--test-only", *options, "--wrap=true")
+        site.sandbox.run("sbatch", "--test-only", *options, "--wrap=true")
 
 
 def test_what_this_slurm_says_of_itself_is_read(site: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", site.lab.environment)
-    found = Site()
+    monkeypatch.setattr(os, "environ", site.sandbox.environment)
+    found = ClusterInfo()
     assert list(found.partitions) == ["main", "low", "high", "day", "shut", "wee"]
     wee = found.partitions["wee"]
-    assert (wee.up, wee.limit_s, wee.most_nodes, wee.size) == (True, 1800, 1, 1)
+    assert (wee.is_up, wee.limit_s, wee.max_nodes, wee.node_count) == (True, 1800, 1, 1)
     assert (wee.nodes[0].cpus, wee.nodes[0].gres, wee.nodes[0].features) == (64, {"gpu": {"": 2}}, {"h200", "fast"})
-    assert found.most_in_array == 1001
+    assert found.max_array_size == 1001
     assert "lab" in {row.account for row in found.associations}
 
 
@@ -115,9 +115,9 @@ def test_a_comment_arrives_as_it_was_given(site: Cluster, settings: list[str], v
     done = runyard(site, "submit", *settings, f'cluster.comment="{value}"', "--dry-run", "--json")
     script = json.loads(done.stdout)["script"].replace("#SBATCH --requeue", "#SBATCH --requeue\n#SBATCH --hold")
     job = subprocess.run(["sbatch", "--parsable", "--output=/dev/null", "--error=/dev/null"], input=script, text=True,
-                         env=site.lab.environment, capture_output=True, check=True).stdout.strip()  # fmt: skip
-    shown = site.lab.run("scontrol", "show", "job", job)
-    site.lab.run("scancel", job)
+                         env=site.sandbox.environment, capture_output=True, check=True).stdout.strip()  # fmt: skip
+    shown = site.sandbox.run("scontrol", "show", "job", job)
+    site.sandbox.run("scancel", job)
     assert f"   Comment={value} \n" in shown or f"   Comment={value}\n" in shown
 
 
@@ -129,38 +129,38 @@ def test_doctor_looks_at_a_compute_node_and_leaves_nothing(site: Cluster, settin
     assert checks["environment"]["found"].startswith("on node")
     assert "torch 2." in checks["environment"]["found"]
     assert checks["partition"]["found"] == "the cluster's own choice of main, low, high, day, wee"
-    assert "runyard-doctor" not in site.lab.run("squeue", "--noheader", "--format=%j")
+    assert "runyard-doctor" not in site.sandbox.run("squeue", "--noheader", "--format=%j")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_doctor_tells_that_no_node_was_free_and_takes_its_job_back(site: Cluster, settings: list[str]) -> None:
-    site.lab.run("scontrol", "update", "NodeName=node[1-3]", "State=DRAIN", "Reason=test")
+    site.sandbox.run("scontrol", "update", "NodeName=node[1-3]", "State=DRAIN", "Reason=test")
     try:
         done = runyard(site, "doctor", *settings, "--wait-s=2", "--json")
     finally:
-        site.lab.run("scontrol", "update", "NodeName=node[1-3]", "State=RESUME")
+        site.sandbox.run("scontrol", "update", "NodeName=node[1-3]", "State=RESUME")
     checks = {check["name"]: check for check in json.loads(done.stdout)}
     assert (done.returncode, checks["environment"]["found"]) == (0, "no node was free within 2 s")
     assert checks["GPUs"]["state"] == "unknown"
     assert checks["sbatch"]["found"].startswith("3 nodes are down, drained or reserved"), "a submission would wait"
-    assert "runyard-doctor" not in site.lab.run("squeue", "--noheader", "--format=%j")
+    assert "runyard-doctor" not in site.sandbox.run("squeue", "--noheader", "--format=%j")
 
 
 def test_an_interrupted_doctor_leaves_no_job(site: Cluster, settings: list[str]) -> None:
-    site.lab.run("scontrol", "update", "NodeName=node[1-3]", "State=DRAIN", "Reason=test")
+    site.sandbox.run("scontrol", "update", "NodeName=node[1-3]", "State=DRAIN", "Reason=test")
     try:
         command = [sys.executable, "-m", "runyard", "doctor", *settings]
-        asking = subprocess.Popen(command, cwd=ROOT, env=site.lab.environment, stdout=subprocess.DEVNULL,
+        asking = subprocess.Popen(command, cwd=ROOT, env=site.sandbox.environment, stdout=subprocess.DEVNULL,
                                   stderr=subprocess.DEVNULL)  # fmt: skip
         deadline = time.monotonic() + PATIENCE_S
-        while "runyard-doctor" not in site.lab.run("squeue", "--noheader", "--format=%j"):
+        while "runyard-doctor" not in site.sandbox.run("squeue", "--noheader", "--format=%j"):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         asking.send_signal(2)
         assert asking.wait(PATIENCE_S) == 130
-        assert "runyard-doctor" not in site.lab.run("squeue", "--noheader", "--states=PD,R", "--format=%j")
+        assert "runyard-doctor" not in site.sandbox.run("squeue", "--noheader", "--states=PD,R", "--format=%j")
     finally:
-        site.lab.run("scontrol", "update", "NodeName=node[1-3]", "State=RESUME")
+        site.sandbox.run("scontrol", "update", "NodeName=node[1-3]", "State=RESUME")
 
 
 @pytest.mark.parametrize("python", ["/nope", "/bin/false"])

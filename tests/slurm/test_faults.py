@@ -61,10 +61,10 @@ def lost_link(runs: Runs) -> tuple[Run, Run]:
     run = runs.submit(*OFTEN, "cluster.nodes=1", "cluster.exclude='node[1-8]'")
     until_learning(run)
     node, orphan = rows(run, "start")[0]["nodelist"], tasks_of(run)[0]
-    runs.lab.freeze(node)
+    runs.sandbox.suspend_node(node)
     whole = runs.submit(*RARE, "cluster.nodes=1", "cluster.nodelist=node1")
     until_started(run, 2)
-    runs.lab.thaw(node)
+    runs.sandbox.resume_node(node)
     until_finished(run)
     until(lambda: not Path(f"/proc/{orphan}").exists(), run)
     until_finished(whole)
@@ -79,7 +79,7 @@ def power_cuts(runs: Runs) -> tuple[Run, list[str], list[float]]:
         until_learning(run, start=start)
         lost.append(runs.nodes(rows(run, "start")[-1])[which])
         at.append(time.time())
-        runs.lab.power_off(lost[-1])
+        runs.sandbox.power_off(lost[-1])
         until_started(run, start + 1)
     until_finished(run)
     return run, lost, at
@@ -106,15 +106,15 @@ def preemptions(runs: Runs) -> tuple[Run, int]:
     run = runs.submit(*RARE, "cluster.partition=low", "cluster.nodelist='node[3-4]'")
 
     def preempted() -> bool:
-        shown = runs.lab.run("scontrol", "show", "job", job(run))
+        shown = runs.sandbox.run("scontrol", "show", "job", job(run))
         return "PreemptTime=2" in shown or "JobState=RUNNING" not in shown
 
     def preempt(start: int, *, warned: bool) -> int:
         until_learning(run, start=start)
         signal_tasks(run, signal.SIGSTOP)  # it cannot be over before SLURM looks at the queue
         learned = learned_step(run)
-        runs.lab.signal_preempted(warned)
-        runs.lab.run("sbatch", "--partition=high", "--nodelist=node[3-4]", "--exclusive", "--output=/dev/null",
+        runs.sandbox.signal_preempted(warned)
+        runs.sandbox.run("sbatch", "--partition=high", "--nodelist=node[3-4]", "--exclusive", "--output=/dev/null",
                      "--wrap=sleep 2")  # fmt: skip
         until(preempted, run)
         signal_tasks(run, signal.SIGCONT)
@@ -131,7 +131,7 @@ def administrator(runs: Runs) -> tuple[Run, float]:
     run = runs.submit(*OFTEN, QUIET)
     until_learning(run)
     at = time.time()
-    runs.lab.run("scontrol", "requeue", job(run))
+    runs.sandbox.run("scontrol", "requeue", job(run))
     until_finished(run)
     return run, at
 
@@ -139,7 +139,7 @@ def administrator(runs: Runs) -> tuple[Run, float]:
 def cancelled(runs: Runs) -> tuple[Run, int, int]:
     run = runs.submit(*RARE, QUIET)
     until_learning(run)
-    runs.lab.run("scancel", job(run))
+    runs.sandbox.run("scancel", job(run))
     until(lambda: rows(run, "stop"), run)
     until(lambda: job(run) not in runs.queue(), run)
     learned, saved = learned_step(run), saved_step(run)
@@ -152,7 +152,7 @@ def cancelled(runs: Runs) -> tuple[Run, int, int]:
 def told(runs: Runs) -> Iterator[Callable[[Callable[[Runs], Any]], Any]]:
     with at_once(runs, time_limit, power_cuts, lost_link, three_crashes, preemptions, administrator, cancelled) as told:
         yield told
-    runs.lab.mend()
+    runs.sandbox.restore()
 
 
 def signal_tasks(run: Run, number: signal.Signals) -> None:
@@ -259,7 +259,7 @@ def test_a_controller_that_is_killed_and_comes_back_changes_nothing(runs: Runs, 
     run = runs.submit(*RARE, QUIET)
     until_learning(run)
     signal_tasks(run, signal.SIGSTOP)
-    runs.lab.restart_controller()
+    runs.sandbox.restart_controller()
     signal_tasks(run, signal.SIGCONT)
     until_finished(run)
     assert len(rows(run, "start")) == 1
@@ -278,15 +278,15 @@ def test_what_a_dead_rank_and_jobs_that_begin_ask_of_a_controller_that_is_away_t
                     for lines in ([waits], [waits, knows]))  # fmt: skip
     until_learning(struck)
     here = ("squeue", "--noheader", "--states=R", f"--jobs={job(asks)},{job(begins)}")
-    until(lambda: runs.lab.run(*here).count("\n") == 2, begins)
+    until(lambda: runs.sandbox.run(*here).count("\n") == 2, begins)
     signal_tasks(struck, signal.SIGSTOP)
-    runs.lab.kill_controller()
+    runs.sandbox.kill_controller()
     gate.touch()
     killed = tasks_of(struck)[1]
     signal_tasks(struck, signal.SIGCONT)
     os.kill(killed, signal.SIGKILL)
     time.sleep(AWAY_S)
-    runs.lab.start_controller()
+    runs.sandbox.start_controller()
     went_on(struck, whole)
     assert [row["cause"] for row in rows(struck, "requeue")] == ["crash"]
     for run in (asks, begins):
@@ -304,7 +304,7 @@ def test_six_ranks_on_three_nodes_stopped_twice_end_with_the_bits_of_six_that_we
     run = runs.submit(*six, "cluster.nodes=3", "cluster.tasks_per_node=2", "cluster.exclude='node[5-10]'")
     for start in (1, 2):
         until_started(run, start)
-        runs.lab.run("scancel", "--signal=USR2", job(run))
+        runs.sandbox.run("scancel", "--signal=USR2", job(run))
         until_started(run, start + 1)
     until_finished(run)
     (first, *others) = rows(run, "start")

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from runyard.cluster.rehearsal import accounting
-from runyard.cluster.rehearsal.sandbox import Rehearsal
-from runyard.cluster.rehearsal.slurm_conf import GRACE_S
+from runyard.cluster.rehearsal.sandbox import SlurmSandbox
+from runyard.cluster.rehearsal.slurm_conf import PREEMPT_GRACE_S
 from runyard.errors import UserError
 from tests.conftest import PATIENCE_S
 from tests.slurm.lab import ROOT, Cluster
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.slow
 HOLD = """
 import sys, time
 from pathlib import Path
-from runyard.cluster.rehearsal.sandbox import Rehearsal
-with Rehearsal(Path(sys.argv[1]), nodes=2, accounting=True) as lab:
+from runyard.cluster.rehearsal.sandbox import SlurmSandbox
+with SlurmSandbox(Path(sys.argv[1]), nodes=2, accounting=True) as lab:
     lab.run("sbatch", "--nodes=2", "--output=/dev/null", "--wrap", "srun sleep 600")
     print("up", flush=True)
     time.sleep(600)
@@ -39,7 +39,7 @@ with Rehearsal(Path(sys.argv[1]), nodes=2, accounting=True) as lab:
 def mended(slurm: Cluster) -> Iterator[None]:
     """Nodes that a test powered off or froze are back for the next."""
     yield
-    slurm.lab.mend()
+    slurm.sandbox.restore()
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -101,16 +101,16 @@ def ended_while_starting(folder: Path, number: signal.Signals, part: str) -> Pat
 
 
 def test_a_body_that_raises_leaves_nothing_and_clusters_stand_side_by_side(slurm: Cluster, tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), Rehearsal(tmp_path / "lab", nodes=3) as lab:  # noqa: PT012
-        assert lab.run("sinfo", "--noheader", "--partition=main", "--format=%D %t").split() == ["3", "idle"]
-        assert slurm.lab.run("sinfo", "--noheader", "--partition=main", "--format=%D").split() == ["3"]
+    with pytest.raises(ZeroDivisionError), SlurmSandbox(tmp_path / "lab", nodes=3) as sandbox:  # noqa: PT012
+        assert sandbox.run("sinfo", "--noheader", "--partition=main", "--format=%D %t").split() == ["3", "idle"]
+        assert slurm.sandbox.run("sinfo", "--noheader", "--partition=main", "--format=%D").split() == ["3"]
         raise ZeroDivisionError
     assert processes_of(tmp_path / "lab") == []
     assert not (tmp_path / "lab").exists()
 
 
 def test_a_folder_that_exists_is_refused(slurm: Cluster, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist yet"), Rehearsal(tmp_path):
+    with pytest.raises(UserError, match="does not exist yet"), SlurmSandbox(tmp_path):
         pass
     assert tmp_path.exists()
 
@@ -122,8 +122,8 @@ def test_a_user_without_rights_has_all_of_it(slurm: Cluster) -> None:
     program = """
 import sys, time
 from pathlib import Path
-from runyard.cluster.rehearsal.sandbox import Rehearsal
-with Rehearsal(Path(sys.argv[1]), nodes=2, accounting=True) as lab:
+from runyard.cluster.rehearsal.sandbox import SlurmSandbox
+with SlurmSandbox(Path(sys.argv[1]), nodes=2, accounting=True) as lab:
     lab.power_off("node2")
     lab.power_on("node2")
     lab.run("sbatch", "--wait", "--nodes=2", "--gpus-per-node=2", "--output=/dev/null", "--wrap", "srun true")
@@ -168,9 +168,9 @@ def listening(folder: Path) -> dict[str, set[str]]:
 
 def test_all_listen_on_loopback_alone(slurm: Cluster) -> None:
     job = started(slurm, "srun sleep 600", "--nodes=3")
-    until(lambda: {"slurmctld", "slurmd", "slurmdbd", "srun"} <= set(listening(slurm.lab.folder)))
-    found = listening(slurm.lab.folder)
-    slurm.lab.run("scancel", job)
+    until(lambda: {"slurmctld", "slurmd", "slurmdbd", "srun"} <= set(listening(slurm.sandbox.folder)))
+    found = listening(slurm.sandbox.folder)
+    slurm.sandbox.run("scancel", job)
     assert set.union(*found.values()) == {"0100007F"}  # 127.0.0.1
 
 
@@ -181,7 +181,7 @@ def test_without_its_setting_slurmdbd_would_be_open_to_all(
     setting = "CommunicationParameters=NoInAddrAny\n"
     assert setting in accounting.SLURMDBD
     monkeypatch.setattr(accounting, "SLURMDBD", accounting.SLURMDBD.replace(setting, ""))
-    with Rehearsal(tmp_path / "lab", nodes=1, accounting=True):
+    with SlurmSandbox(tmp_path / "lab", nodes=1, accounting=True):
         assert listening(tmp_path / "lab")["slurmdbd"] == {"00000000"}
 
 
@@ -195,12 +195,12 @@ def test_without_its_setting_slurmdbd_would_be_open_to_all(
 ])
 def test_what_the_cluster_cannot_give_is_refused_when_submitted(slurm: Cluster, options: str, reason: str) -> None:
     before = jobs(slurm)
-    assert reason in slurm.lab.run("sbatch", *options.split(), "--wrap", "true", check=False)
+    assert reason in slurm.sandbox.run("sbatch", *options.split(), "--wrap", "true", check=False)
     assert jobs(slurm) <= before  # the test before may leave one that is completing
 
 
 def jobs(slurm: Cluster) -> set[str]:
-    return set(slurm.lab.run("squeue", "--noheader", "--format=%i").split())
+    return set(slurm.sandbox.run("squeue", "--noheader", "--format=%i").split())
 
 
 @pytest.mark.parametrize("options", ["--gres=gpu:2", "--gpus-per-node=2 --qos=short --time=10"])
@@ -212,18 +212,18 @@ def test_fake_gpus_are_given_counted_and_no_gpus_to_torch(slurm: Cluster, option
     assert slurm.said(job).splitlines() == ["0,1", "False 0"]
     asked = ("--allocations", "--noheader", "--parsable2", "--format=Account,QOS,State,NNodes")
     row = f"lab|{'short' if 'short' in options else 'normal'}|COMPLETED|2\n"
-    until(lambda: slurm.lab.run("sacct", "--job", job, *asked) == row)  # accounting hears of it a little later
+    until(lambda: slurm.sandbox.run("sacct", "--job", job, *asked) == row)  # accounting hears of it a little later
 
 
 def started(slurm: Cluster, wrap: str, *options: str) -> str:
-    job = slurm.lab.run("sbatch", "--parsable", *options, f"--output={slurm.output}/%j.out", "--open-mode=append",
+    job = slurm.sandbox.run("sbatch", "--parsable", *options, f"--output={slurm.output}/%j.out", "--open-mode=append",
                         "--wrap", wrap).strip()
     until(lambda: state(slurm, job) == "RUNNING")
     return job
 
 
 def state(slurm: Cluster, job: str) -> str:
-    return slurm.lab.run("squeue", "--noheader", "--states=all", "--format=%T", "--job", job).strip()
+    return slurm.sandbox.run("squeue", "--noheader", "--states=all", "--format=%T", "--job", job).strip()
 
 
 def until(reached: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
@@ -246,26 +246,26 @@ def test_a_job_of_low_makes_way_for_one_of_high_and_is_signalled_if_that_is_set(
     slurm: Cluster, tmp_path: Path, signalled: bool
 ) -> None:
     (tmp_path / "tells").write_text(TELLS)
-    slurm.lab.signal_preempted(signalled)
+    slurm.sandbox.signal_preempted(signalled)
     job = started(slurm, f"srun bash {tmp_path}/tells", "--partition=low", "--exclusive", "--nodelist=node2",
                   "--signal=USR2@30", "--time=5")
     until(lambda: "ready" in slurm.said(job))
     high = started(slurm, "sleep 600", "--partition=high", "--exclusive", "--nodelist=node2")
     until(lambda: state(slurm, job) == "PENDING")  # it is put back into the queue
     times = dict(line.split() for line in slurm.said(job).splitlines() if line.startswith(("USR2", "TERM")))
-    slurm.lab.run("scancel", job, high)
+    slurm.sandbox.run("scancel", job, high)
     assert set(times) == ({"USR2", "TERM"} if signalled else {"TERM"})
     if signalled:
-        assert int(times["TERM"]) - int(times["USR2"]) >= GRACE_S
+        assert int(times["TERM"]) - int(times["USR2"]) >= PREEMPT_GRACE_S
 
 
 def test_main_makes_way_for_nobody(slurm: Cluster) -> None:
     job = started(slurm, "sleep 600", "--exclusive", "--nodelist=node2")
-    high = slurm.lab.run("sbatch", "--parsable", "--partition=high", "--exclusive", "--nodelist=node2",
+    high = slurm.sandbox.run("sbatch", "--parsable", "--partition=high", "--exclusive", "--nodelist=node2",
                          "--output=/dev/null", "--wrap", "true").strip()
     time.sleep(3)
     assert (state(slurm, job), state(slurm, high)) == ("RUNNING", "PENDING")
-    slurm.lab.run("scancel", job, high)
+    slurm.sandbox.run("scancel", job, high)
 
 
 def test_a_node_without_power_takes_its_tasks_with_it_and_comes_back_idle(slurm: Cluster, tmp_path: Path) -> None:
@@ -273,14 +273,14 @@ def test_a_node_without_power_takes_its_tasks_with_it_and_comes_back_idle(slurm:
     job = started(slurm, f"srun bash {tmp_path}/task", "--nodelist=node2", "--requeue")
     until(lambda: "ready" in slurm.said(job))
     assert processes_that_say(tmp_path / "task") != []
-    slurm.lab.power_off("node2")
+    slurm.sandbox.power_off("node2")
     assert processes_that_say(tmp_path / "task") == []
     assert state(slurm, job) == "RUNNING", "nobody was told"
-    slurm.lab.power_on("node2")
+    slurm.sandbox.power_on("node2")
     until(lambda: state(slurm, job) == "PENDING")
-    slurm.lab.run("scancel", job)
-    until(lambda: slurm.lab.run("sinfo", "--noheader", "--nodes=node2", "--partition=main", "--format=%t") == "idle\n")
-    slurm.lab.run("srun", "--nodelist=node2", "true")
+    slurm.sandbox.run("scancel", job)
+    until(lambda: slurm.sandbox.run("sinfo", "--noheader", "--nodes=node2", "--partition=main", "--format=%t") == "idle\n")
+    slurm.sandbox.run("srun", "--nodelist=node2", "true")
 
 
 def test_a_frozen_node_is_given_up_and_its_tasks_wake_as_orphans(slurm: Cluster, tmp_path: Path) -> None:
@@ -288,32 +288,32 @@ def test_a_frozen_node_is_given_up_and_its_tasks_wake_as_orphans(slurm: Cluster,
     lines = f"while :; do echo $SLURMD_NODENAME >>{written}; sleep 0.1; done"
     job = started(slurm, f"srun bash -c {lines!r}", "--nodelist=node3", "--requeue")
     until(lambda: written.exists() and "node3" in written.read_text())
-    slurm.lab.freeze("node3")
+    slurm.sandbox.suspend_node("node3")
     before = written.read_text()
     until(lambda: state(slurm, job) == "PENDING")
     assert written.read_text() == before, "it writes nothing while it is frozen"
-    slurm.lab.run("scancel", job)
-    slurm.lab.thaw("node3")
+    slurm.sandbox.run("scancel", job)
+    slurm.sandbox.resume_node("node3")
     assert len(written.read_text()) > len(before), "and it was not dead"
     until(lambda: processes_that_say(written) == [])
 
 
 def test_a_controller_that_is_killed_finds_its_jobs_again(slurm: Cluster) -> None:
     job = started(slurm, "sleep 600")
-    waits = slurm.lab.run("sbatch", "--parsable", "--hold", "--wrap", "true").strip()
-    slurm.lab.restart_controller()
+    waits = slurm.sandbox.run("sbatch", "--parsable", "--hold", "--wrap", "true").strip()
+    slurm.sandbox.restart_controller()
     assert (state(slurm, job), state(slurm, waits)) == ("RUNNING", "PENDING")
-    assert slurm.lab.run("sinfo", "--noheader", "--partition=main", "--format=%D %T").split()[-1] in ("idle", "mixed")
-    slurm.lab.run("scancel", job, waits)
-    slurm.lab.run("srun", "--account=lab", "true")
+    assert slurm.sandbox.run("sinfo", "--noheader", "--partition=main", "--format=%D %T").split()[-1] in ("idle", "mixed")
+    slurm.sandbox.run("scancel", job, waits)
+    slurm.sandbox.run("srun", "--account=lab", "true")
 
 
 def test_mend_brings_every_node_back(slurm: Cluster) -> None:
-    slurm.lab.power_off("node1")
-    slurm.lab.freeze("node2")
-    slurm.lab.run("scontrol", "update", "NodeName=node3", "State=DOWN", "Reason=test")
-    slurm.lab.mend()
-    slurm.lab.run("srun", "--nodes=3", "true")
+    slurm.sandbox.power_off("node1")
+    slurm.sandbox.suspend_node("node2")
+    slurm.sandbox.run("scontrol", "update", "NodeName=node3", "State=DOWN", "Reason=test")
+    slurm.sandbox.restore()
+    slurm.sandbox.run("srun", "--nodes=3", "true")
 
 
 def processes_that_say(word: object) -> list[str]:

@@ -26,13 +26,13 @@ exec {python} "$@"
 """
 RAISES = """
 import runpy, sys
-from runyard.training.train_state import Learner
-learn = Learner.train_step
+from runyard.training.train_state import TrainState
+learn = TrainState.train_step
 def train_step(self, batches):
     if self.step == {step}:
         raise {error}
     learn(self, batches)
-Learner.train_step = train_step
+TrainState.train_step = train_step
 sys.argv = sys.argv[sys.argv.index("submitit.core._submit"):]
 runpy.run_module("submitit.core._submit", run_name="__main__", alter_sys=True)
 """
@@ -103,7 +103,7 @@ def test_a_broken_gpu_costs_one_restart_and_the_verdict_names_node_rank_and_step
     assert known.items() <= failed.items()
     assert [row["node"] for row in rows(run, "exclude")] == ["node6"]
     assert [runs.nodes(start) for start in rows(run, "start")] == [["node5", "node6"], ["node5", "node7"]]
-    shown = runs.lab.run("scontrol", "show", "job", job(run))
+    shown = runs.sandbox.run("scontrol", "show", "job", job(run))
     assert "ExcNodeList=node[1-4,8-10],node6" in shown, "the person's own wish stands"
 
 

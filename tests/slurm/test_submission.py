@@ -40,7 +40,7 @@ def other_sizes(runs: Runs) -> Run:
     run = runs.submit(*OFTEN, f"epochs={2 * EPOCHS}", "cluster.tasks_per_node=2")
     for start, (nodes, tasks) in enumerate(((1, 1), (2, 1)), 1):
         until_learning(run, start=start)
-        runs.lab.run("scancel", job(run))
+        runs.sandbox.run("scancel", job(run))
         until(lambda start=start: len(rows(run, "stop")) == start, run)
         until(lambda: job(run) not in runs.queue(), run)
         resumed = runs.resume(run, f"cluster.nodes={nodes}", f"cluster.tasks_per_node={tasks}")
@@ -57,8 +57,8 @@ def chain(runs: Runs) -> tuple[Run, Run]:
                                    *data[:2], nodes=1, tasks=1, options=("--hold",))  # fmt: skip
     first = runs.submit(*data, options=("--after", prepared))
     second = runs.submit(*data, "seed=1", "report=true", options=("--after", job(first)))
-    assert set(runs.lab.run("squeue", "-h", "-o", "%r", f"--jobs={job(first)},{job(second)}").split()) == {"Dependency"}
-    runs.lab.run("scontrol", "release", prepared)
+    assert set(runs.sandbox.run("squeue", "-h", "-o", "%r", f"--jobs={job(first)},{job(second)}").split()) == {"Dependency"}
+    runs.sandbox.run("scontrol", "release", prepared)
     until_finished(second)
     return first, second
 
@@ -75,7 +75,7 @@ def grid(runs: Runs) -> list[Run]:
 
 def exported_nothing(runs: Runs) -> tuple[Run, str, str]:
     """As at a centre that says so for all; and what a script's srun passes on there, as it is and with our line."""
-    known = f"export SLURM_CONF={runs.lab.environment['SLURM_CONF']}"
+    known = f"export SLURM_CONF={runs.sandbox.environment['SLURM_CONF']}"
     done = runs.command("submit", "--json", *runs.settings, "epochs=1", f"cluster.env_setup=['{known}']",
                         SBATCH_EXPORT="NONE")  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -84,7 +84,7 @@ def exported_nothing(runs: Runs) -> tuple[Run, str, str]:
     for line in (":", "export SLURM_EXPORT_ENV=ALL"):
         script = f"{known}; export OURS=passed; {line}; srun printenv OURS || echo lost"
         options = ("--parsable", "--export=NONE", f"--output={runs.cluster.output}/%j.out")
-        number = runs.lab.run("sbatch", *options, f"--wrap={script}").strip()
+        number = runs.sandbox.run("sbatch", *options, f"--wrap={script}").strip()
         runs.cluster.end(number)
         passed_on.append(runs.cluster.said(number).split()[-1])
     until_finished(run)
@@ -95,12 +95,12 @@ def submitted_twice(runs: Runs) -> tuple[Run, list[tuple[str, str, str]], subpro
     """Both jobs wait and are let go at once. The run goes on until it is cancelled: the loser never comes too late."""
     run = runs.create(*RARE, "epochs=100000", "cluster.nodes=1", "cluster.requeue=false")
     jobs = [runs.cluster.submit("train.sbatch", run.path, nodes=1, tasks=1, options=("--hold",)) for _ in range(2)]
-    runs.lab.run("scontrol", "release", ",".join(jobs))
+    runs.sandbox.run("scontrol", "release", ",".join(jobs))
     until_learning(run)
     until(lambda: len(set(jobs) & set(runs.queue())) == 1, run)
     asked = runs.resume(run)
     until_learning(run, epochs=4)
-    runs.lab.run("scancel", *jobs, check=False)
+    runs.sandbox.run("scancel", *jobs, check=False)
     ended = [(*runs.cluster.end(number), runs.cluster.said(number)) for number in jobs]
     return run, ended, asked
 
@@ -110,14 +110,14 @@ def edited_meanwhile(runs: Runs) -> tuple[Run, int]:
     checkout = runs.folder.with_name("checkout")
     for part in ("src", "cluster", "configs", "slurm"):
         shutil.copytree(ROOT / part, checkout / part, symlinks=True)
-    blocker = runs.lab.run("sbatch", "--parsable", "--nodelist=node10", "--exclusive", "--output=/dev/null",
+    blocker = runs.sandbox.run("sbatch", "--parsable", "--nodelist=node10", "--exclusive", "--output=/dev/null",
                            "--wrap", "sleep 600").strip()  # fmt: skip
     run = runs.submit("epochs=1", "cluster.nodes=1", "cluster.nodelist=node10", cwd=checkout)
     (checkout / "src/runyard/training/trainer.py").write_text("raise SystemExit(7)\n")
     (checkout / "configs/model/starter.yaml").write_text("nonsense\n")
-    own = runs.lab.environment | {"PYTHONPATH": f"{checkout / 'src'}:{checkout}"}
+    own = runs.sandbox.environment | {"PYTHONPATH": f"{checkout / 'src'}:{checkout}"}
     broken = subprocess.run([sys.executable, "-c", "import runyard.training.trainer"], cwd=checkout, env=own)
-    runs.lab.run("scancel", blocker)
+    runs.sandbox.run("scancel", blocker)
     until_finished(run)
     return run, broken.returncode
 
@@ -145,7 +145,7 @@ def killed_after_sbatch(runs: Runs) -> tuple[Run, subprocess.CompletedProcess[st
     """The command dies before it hears of its job, which goes on without it."""
     kills = runs.folder.with_name("kills") / "sbatch"
     kills.parent.mkdir()
-    path = runs.lab.environment["PATH"]
+    path = runs.sandbox.environment["PATH"]
     kills.write_text(KILLS.format(sbatch=shutil.which("sbatch", path=path)))
     kills.chmod(0o755)
     name = "killed-after-sbatch"
@@ -187,12 +187,12 @@ def test_the_job_of_a_command_that_was_killed_as_it_came_on_the_queue_is_found_a
 def test_where_sbatch_exports_nothing_the_tasks_get_what_the_script_exports(told: Any) -> None:
     run, bare, ours = told(exported_nothing)
     assert (bare, ours) == ("lost", "passed")
-    assert run.finished, said(run)
+    assert run.is_finished, said(run)
 
 
 def test_prepare_then_train_then_train_again_is_a_chain(told: Any) -> None:
     first, second = told(chain)
-    assert first.finished
+    assert first.is_finished
     assert rows(first, "stop")[-1]["t"] < rows(second, "start")[0]["t"]
     until(lambda: (second.path / "report" / "index.html").exists(), second)
 
@@ -219,7 +219,7 @@ def test_a_run_goes_on_with_another_number_of_tasks_and_says_so(told: Any) -> No
 def test_a_waiting_job_trains_what_was_submitted_though_the_checkout_changes(told: Any) -> None:
     run, broken = told(edited_meanwhile)
     assert broken == 7, "the control"
-    assert run.finished
+    assert run.is_finished
 
 
 def test_the_plain_array_script_trains_each_run_of_a_list(told: Any) -> None:

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from runyard.cluster.search.study import runs_of
-from runyard.runs.summary import glance
+from runyard.cluster.search.study import runs_by_trial
+from runyard.runs.summary import read_run_summary
 from tests.slurm.lab import ROOT
 from tests.slurm.runs import Runs
 
@@ -24,11 +24,11 @@ def test_a_search_whose_command_was_killed_goes_on_with_its_array_and_runs_no_tr
     settings = [o for o in runs.settings if not o.startswith(("cluster.nodes", "epochs", "optim.lr"))]
     command = [sys.executable, "-m", "runyard", "sweep", "--json", "--name", "search", "--trials", "3", "--parallel",
                "2", *settings, "cluster.nodes=1", "epochs=4", "optim.lr=log(0.01,0.2)"]  # fmt: skip
-    own = runs.lab.environment | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    own = runs.sandbox.environment | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     with subprocess.Popen(command, cwd=ROOT, env=own, stdout=subprocess.PIPE, text=True) as first:
         until_there(runs, 2)
         os.kill(first.pid, signal.SIGKILL)
-    forgetful = runs_of("search", runs.folder)[1]
+    forgetful = runs_by_trial("search", runs.folder)[1]
     record = json.loads((forgetful / "run.json").read_text())
     (record["submission"],) = record["jobs"]  # as if it had been killed a moment before
     del record["submission"]["id"]
@@ -38,18 +38,18 @@ def test_a_search_whose_command_was_killed_goes_on_with_its_array_and_runs_no_tr
     assert done.returncode == 0, done.stderr
     trials = json.loads(done.stdout)["trials"]
     assert [trial["state"] for trial in trials] == ["complete"] * 3, trials
-    paths = runs_of("search", runs.folder)
-    jobs = [[job["id"] for job in glance(paths[n]).record["jobs"]] for n in range(3)]
+    paths = runs_by_trial("search", runs.folder)
+    jobs = [[job["id"] for job in read_run_summary(paths[n]).record["jobs"]] for n in range(3)]
     array = jobs[0][0].partition("_")[0]
     assert jobs[:2] == [[f"{array}_0"], [f"{array}_1"]], "one array, adopted and not submitted again"
-    assert [len(glance(paths[n]).starts) for n in range(3)] == [1, 1, 1]
+    assert [len(read_run_summary(paths[n]).starts) for n in range(3)] == [1, 1, 1]
 
 
 def until_there(runs: Runs, count: int) -> None:
     """Until that many trials have a job in their records."""
     def there() -> bool:
-        found = runs_of("search", runs.folder)
-        return len(found) == count and all(glance(path).record["jobs"] for path in found.values())
+        found = runs_by_trial("search", runs.folder)
+        return len(found) == count and all(read_run_summary(path).record["jobs"] for path in found.values())
 
     deadline = time.monotonic() + DRIVE_S
     while not there():

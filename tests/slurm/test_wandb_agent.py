@@ -25,11 +25,11 @@ SETTINGS = [s for s in SMALL if not s.startswith(("tracking", "epochs", "optim.l
 def server(slurm: Cluster) -> Iterator[WandbServer]:
     """Whose address and key jobs inherit from whoever submits them."""
     served = WandbServer()
-    before = dict(slurm.lab.environment)
-    slurm.lab.environment |= {"WANDB_BASE_URL": served.url, "WANDB_API_KEY": KEY, "NETRC": "/nowhere/netrc"}
+    before = dict(slurm.sandbox.environment)
+    slurm.sandbox.environment |= {"WANDB_BASE_URL": served.url, "WANDB_API_KEY": KEY, "NETRC": "/nowhere/netrc"}
     yield served
-    slurm.lab.environment.clear()
-    slurm.lab.environment.update(before)
+    slurm.sandbox.environment.clear()
+    slurm.sandbox.environment.update(before)
     served.close()
 
 
@@ -56,7 +56,7 @@ def test_its_run_is_saved_and_goes_on_by_a_later_agent_but_not_after_a_cancel(
         return slurm.said(job)
 
     def rows(event: str) -> list[journal.Row]:
-        return [row for path in journals() for row in journal.read(path)[0] if row["event"] == event]
+        return [row for path in journals() for row in journal.read_journal(path)[0] if row["event"] == event]
 
     def journals() -> list[Path]:
         return sorted((tmp_path / "runs").glob("[!.]*/metrics.jsonl"))
@@ -66,14 +66,14 @@ def test_its_run_is_saved_and_goes_on_by_a_later_agent_but_not_after_a_cancel(
                        options=("--array=0-0", work, f"--output={slurm.output}/%A.out"))  # fmt: skip
     until(lambda: len(rows("epoch")) > 1, said)
     if how == "cancel":
-        slurm.lab.run("scancel", "--full", "--signal=TERM", f"{job}_0")  # without the KILL two seconds later
+        slurm.sandbox.run("scancel", "--full", "--signal=TERM", f"{job}_0")  # without the KILL two seconds later
         until(lambda: rows("stop"), said)
         until(lambda: server.runs["sweep0r0"].ends, said)
         assert (rows("stop")[-1]["reason"], rows("stop")[-1]["cause"]) == ("interrupted", "TERM")
         assert (server.runs["sweep0r0"].ends, server.runs["sweep0r0"].preempting) == ([255], 0)
         return
     sweep.waiting.append("sweep0r0")  # as W&B does with a run that was preempted: the next to ask gets it
-    slurm.lab.run("scancel", "--batch", "--signal=USR2", f"{job}_0")
+    slurm.sandbox.run("scancel", "--batch", "--signal=USR2", f"{job}_0")
     until(lambda: [row["reason"] for row in rows("stop")] == ["interrupted", "finished"], said)
     (start, again) = rows("start")
     assert (start["launcher"], start["world_size"]) == ("submitit, local", 2)

@@ -39,13 +39,13 @@ def until_it_is(state: str, run: Run, status: Callable[[Run], dict[str, Any]]) -
 def follow(runs: Runs, run: Run) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "runyard", "logs", "-f", str(run.path)]
     return subprocess.Popen(
-        command, cwd=ROOT, env=runs.lab.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=runs.sandbox.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
 def restarts(runs: Runs, number: str) -> tuple[str, str]:
     """State of a job and how often SLURM started it again."""
-    shown = dict(word.partition("=")[::2] for word in runs.lab.run("scontrol", "show", "job", number).split())
+    shown = dict(word.partition("=")[::2] for word in runs.sandbox.run("scontrol", "show", "job", number).split())
     return shown["JobState"], shown["Restarts"]
 
 
@@ -60,7 +60,7 @@ def test_a_run_is_seen_and_followed_over_a_requeue_and_cancelled_for_good(runs: 
     assert leaver.wait(PATIENCE_S) == 130
     assert status(run)["state"] == "running", "who leaves leaves the run alone"
 
-    runs.lab.run("scontrol", "requeue", job(run))
+    runs.sandbox.run("scontrol", "requeue", job(run))
     waiting = until_it_is("waiting", run, status)
     assert "waiting to go on at step" in waiting["words"]
     until(lambda: len(rows(run, "start")) == 2, run)
@@ -84,16 +84,16 @@ def test_a_run_is_seen_and_followed_over_a_requeue_and_cancelled_for_good(runs: 
 
 
 def test_what_waits_is_cancelled_before_it_begins(runs: Runs, status: Any) -> None:
-    first = runs.lab.run("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap", "true").strip()
+    first = runs.sandbox.run("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap", "true").strip()
     run, other = (runs.submit(*ENDLESS, options=("--after", first)) for _ in range(2))
     for waiting in (status(run), status(other)):
         assert (waiting["state"], waiting["reason"]) == ("waiting", "Dependency")
         assert waiting["words"] == "waiting (Dependency): another job has to end first"
     done = runs.command("cancel", str(run.path))
     assert (done.returncode, "stopped before the first step" in done.stdout) == (0, True), done.stderr
-    runs.lab.run("scancel", job(other))
+    runs.sandbox.run("scancel", job(other))
     assert until_it_is("cancelled", other, status)["words"].startswith("cancelled (scancel) while it waited")
-    runs.lab.run("scancel", first)
+    runs.sandbox.run("scancel", first)
     until(lambda: runs.queue() == [], run)
     assert rows(run, "start") == rows(other, "start") == []
 

@@ -39,12 +39,12 @@ def strike(a: Attacker) -> str:
 
 def mutable(ground: Ground, kind: str) -> tuple[Run, Path]:
     """A run on a copy of the data set of that kind, and the folder that holds the copy."""
-    from runyard.data.prepare.pipeline import prepare
+    from runyard.data.prepare.pipeline import prepare_dataset
 
     config = ground.config(*KINDS[kind])
-    prepare(config.data, progress=False)
+    prepare_dataset(config.data, progress=False)
     root = ground.scratch()
-    folder = Path(shutil.copytree(manifest.folder(config.data), root / manifest.folder(config.data).name))
+    folder = Path(shutil.copytree(manifest.dataset_dir(config.data), root / manifest.dataset_dir(config.data).name))
     overrides = [*KINDS[kind], f"data.root={root}"]
     return Run.create(_at(ground, tuple(KINDS[kind]), root), overrides), folder
 
@@ -77,11 +77,11 @@ def as_submit(run_dir: str) -> None:
     import sys
 
     from runyard.cluster.launch.checks import preflight
-    from runyard.cluster.launch.submit import subject
+    from runyard.cluster.launch.submit import check_context
     from runyard.errors import USER_ERROR, UserError
 
     try:
-        preflight.data(subject([Run.open(run_dir).config], "runyard prepare"))
+        preflight.data_prepared(check_context([Run.open(run_dir).config], "runyard prepare"))
     except UserError as error:
         print(f"runyard: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
@@ -164,7 +164,7 @@ def change_at_step(folder: str, step: int, way: str) -> None:
                     (path.parent / "new").write_bytes(bytes(path.stat().st_size))
                     os.replace(path.parent / "new", path)
 
-    around("runyard.training.train_state:Learner.train_step", before=change)
+    around("runyard.training.train_state:TrainState.train_step", before=change)
 
 
 def unlooked_at(a: Attacker) -> str:
@@ -184,7 +184,7 @@ def believe_everything() -> None:
     from runyard.cluster.launch.checks import preflight
     from runyard.training import trainer
 
-    preflight.data = lambda subject: ""  # type: ignore[assignment]
+    preflight.data_prepared = lambda context: ""  # type: ignore[assignment]
     trainer.check_content = lambda *_, **__: None  # type: ignore[attr-defined]
 
 

@@ -41,7 +41,7 @@ def strike(a: Attacker, *, first: First = ()) -> str:
     """The newest k of six, k from none to all."""
     whole = a.ground.undisturbed(1, *SETTINGS)
     run = copied(whole.run, a.ground.scratch())
-    found = checkpoint.valid(run.checkpoints)
+    found = checkpoint.valid_checkpoints(run.checkpoints)
     k = a.number % (len(found) + 1)
     damaged = found[len(found) - k :]
     for each in damaged:
@@ -50,11 +50,11 @@ def strike(a: Attacker, *, first: First = ()) -> str:
         refused(a, run)
         discard(run)
         return "all damaged"
-    before = len(journal.read(run.journal_path)[0])
+    before = len(journal.read_journal(run.journal_path)[0])
     started = a.ground.start(run, 1, {0: first})
     codes = started.wait()
     hold(codes == [0], f"{k} damaged: ended with {codes}: {started.said[-300:]}")
-    rows = journal.read(run.journal_path)[0][before:]
+    rows = journal.read_journal(run.journal_path)[0][before:]
     start = next(row for row in rows if row["event"] == "start")
     wanted = found[len(found) - k - 1].step
     hold(start["step"] == wanted, f"{k} damaged: went on from step {start['step']}, expected {wanted}")
@@ -77,7 +77,7 @@ def refused(a: Attacker, run: Run) -> None:
 
 def copied(run: Run, folder: Path) -> Run:
     shutil.copytree(run.path, folder / run.id, symlinks=True)
-    (folder / run.code.parent.name).symlink_to(run.code.parent)
+    (folder / run.code_path.parent.name).symlink_to(run.code_path.parent)
     return Run.open(folder / run.id)
 
 

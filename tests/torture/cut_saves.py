@@ -109,7 +109,7 @@ def state(step: int) -> dict[str, Any]:
 
 def saved(folder: Path, *steps: int) -> None:
     for step in steps:
-        checkpoint.write(folder, state(step), step, None)
+        checkpoint.write_checkpoint(folder, state(step), step, None)
 
 
 @functools.cache
@@ -136,13 +136,13 @@ def cut(a: Attacker, folder: Path) -> str:
     again = a.rng.random() < 0.5
     with contextlib.suppress(Gone, OSError), calls():
         saved(folder, 20 if again else 30)
-    found = checkpoint.newest(folder)
+    found = checkpoint.newest_checkpoint(folder)
     hold(found is not None, f"{kind} {n}: no checkpoint is left")
     assert found is not None
     hold(found.step in ((20,) if again else (20, 30)), f"{kind} {n}: went back to step {found.step}")
     loads(found)
     saved(folder, 40)  # and the next save succeeds, and clears what the cut left
-    newest = checkpoint.newest(folder)
+    newest = checkpoint.newest_checkpoint(folder)
     hold(newest is not None and newest.step == 40, f"{kind} {n}: the next save came to nothing")
     left = [path.name for path in folder.glob(".making-*")]
     hold(not left, f"{kind} {n}: {left} stay for ever")
@@ -176,7 +176,7 @@ def flipped(a: Attacker, folder: Path) -> str:
 
 
 def went_back(folder: Path, what: str) -> None:
-    found = checkpoint.newest(folder)
+    found = checkpoint.newest_checkpoint(folder)
     hold(found is not None, f"{what}: no checkpoint is left")
     assert found is not None
     hold(found.step == 10, f"{what}: step {found.step} is believed")

@@ -60,8 +60,8 @@ def faults(a: Attacker, *, first: tuple[str, ...] = ()) -> str:
     if codes[0]:
         hold(os.strerror(error) in said, f"{words} of {place}: says nothing of it: {said[-300:]}")
         hold(codes[0] == USER_ERROR or not mendable, f"{words} of {place}: exit {codes[0]}")
-    left = checkpoint.newest(run.checkpoints)
-    hold(left is not None or count > 1 or call != "fsync" or not run.finished, f"{words}: no checkpoint is left")
+    left = checkpoint.newest_checkpoint(run.checkpoints)
+    hold(left is not None or count > 1 or call != "fsync" or not run.is_finished, f"{words}: no checkpoint is left")
     a.ground.finish(run, 2)
     compare(a.ground, run, 2, kind)
     discard(run)
@@ -98,7 +98,7 @@ def refused_at_submit(a: Attacker, place: Path) -> None:
 
 
 def moved(run: Run, place: Path) -> Run:
-    code = run.code.parent
+    code = run.code_path.parent
     shutil.copytree(run.path, place / run.id, symlinks=True)
     discard(run)
     (place / code.name).symlink_to(code)
@@ -112,9 +112,9 @@ def deaf(a: Attacker) -> str:
 
 def ignore_errors() -> None:
     """In a rank: no error of a save reaches anybody."""
-    from runyard.training.checkpoint import Saver
+    from runyard.training.checkpoint import CheckpointSaver
 
-    Saver._write = lambda *_: os.kill(os.getpid(), 11)  # type: ignore[method-assign,assignment]
+    CheckpointSaver._write = lambda *_: os.kill(os.getpid(), 11)  # type: ignore[method-assign,assignment]
 
 
 PROMISE = Promise(

@@ -61,11 +61,11 @@ class Ground:
     @functools.cached_property
     def data_root(self) -> Path:
         """Where the small data set is prepared."""
-        from runyard.data.prepare.pipeline import prepare
+        from runyard.data.prepare.pipeline import prepare_dataset
 
         root = self.folder / "data"
         root.mkdir(exist_ok=True)
-        prepare(compose(*SETTINGS, f"data.root={root}").data, progress=False)
+        prepare_dataset(compose(*SETTINGS, f"data.root={root}").data, progress=False)
         return root
 
     def words(self, *overrides: str) -> list[str]:
@@ -118,11 +118,11 @@ class Ground:
     def finish(self, run: Run, ranks: int) -> None:
         """Start it until it is finished, undisturbed."""
         for _ in range(3):
-            if run.finished:
+            if run.is_finished:
                 return
             started = self.start(run, ranks)
             started.wait()
-        assert run.finished, started.said
+        assert run.is_finished, started.said
 
     @functools.cache  # noqa: B019
     def undisturbed(self, ranks: int, *overrides: str) -> Undisturbed:
@@ -159,12 +159,12 @@ class Undisturbed:
 
 def epochs(run: Run) -> int:
     """How many its journal tells of, those that were learned again among them."""
-    return sum(row["event"] == "epoch" for row in journal.read(run.journal_path)[0])
+    return sum(row["event"] == "epoch" for row in journal.read_journal(run.journal_path)[0])
 
 
 def curves(run: Run) -> list[dict[str, Any]]:
     """The journal's epochs, less what is no result: times."""
-    return [{k: row[k] for k in SHOWN} for row in journal.epochs(journal.read(run.journal_path)[0])]
+    return [{k: row[k] for k in SHOWN} for row in journal.epochs(journal.read_journal(run.journal_path)[0])]
 
 
 def typed(*words: str) -> subprocess.Popen[str]:

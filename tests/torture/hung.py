@@ -15,7 +15,7 @@ from tests.zygote import First
 
 WORLDS = (2, 3, 4)
 TIMEOUT_S = 5  # in place of the two minutes that ranks wait for each other
-STEP = "runyard.training.train_state:Learner.train_step"
+STEP = "runyard.training.train_state:TrainState.train_step"
 
 
 def strike(a: Attacker, *, first: First = (("tests.torture.hung:hasty", TIMEOUT_S),)) -> str:

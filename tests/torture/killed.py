@@ -24,17 +24,17 @@ KINDS = (
 )  # fmt: skip
 # Moments by name: the function that marks each, and how often a start may come to it.
 MOMENTS = {
-    "init": ("runyard.training.trainer:Training.__init__", 1),
+    "init": ("runyard.training.trainer:Trainer.__init__", 1),
     "rendezvous": ("runyard.training.distributed.process_group:_wait_for_all", 2),
     "process group": ("torch.distributed:init_process_group", 1),
-    "first batch": ("runyard.training.train_state:Learner.train_step", 1),
-    "mid-epoch": ("runyard.training.train_state:Learner.train_step", EPOCHS * STEPS_PER_EPOCH),
-    "epoch end": ("runyard.training.trainer:Training._conclude", EPOCHS),
-    "evaluation": ("runyard.training.train_state:Learner.logits", 3 * EPOCHS),
-    "save": ("runyard.training.checkpoint:_fill", EPOCHS),
+    "first batch": ("runyard.training.train_state:TrainState.train_step", 1),
+    "mid-epoch": ("runyard.training.train_state:TrainState.train_step", EPOCHS * STEPS_PER_EPOCH),
+    "epoch end": ("runyard.training.trainer:Trainer.end_epoch", EPOCHS),
+    "evaluation": ("runyard.training.train_state:TrainState.logits", 3 * EPOCHS),
+    "save": ("runyard.training.checkpoint:_write_and_verify", EPOCHS),
     "purge": ("runyard.training.checkpoint:shutil.rmtree", EPOCHS),
     "journal": ("runyard.runs.journal:Journal.write", 3 * EPOCHS),
-    "final": ("runyard.training.trainer:Training._finish", 1),
+    "final": ("runyard.training.trainer:Trainer.finalize", 1),
     "report": ("runyard.training.trainer:_write_report", 1),
 }
 OF_RANK_0 = ("save", "purge", "journal", "report")
@@ -54,11 +54,11 @@ def through_the_command_line(a: Attacker) -> str:
         with contextlib.suppress(ProcessLookupError):
             os.kill(a.rng.choice(ranks), signal.SIGKILL)
     said, _ = command.communicate(timeout=PATIENCE_S)
-    if not run.finished:
+    if not run.is_finished:
         again = typed("resume", str(run.path))
         said, _ = again.communicate(timeout=PATIENCE_S)
         hold(again.returncode == 0, f"resume ended with {again.returncode}: {said[-300:]}")
-    hold(run.finished, f"it did not finish: {said[-300:]}")
+    hold(run.is_finished, f"it did not finish: {said[-300:]}")
     compare(a.ground, run, 2, kind)
     discard(run)
     return "through the command line"
@@ -79,7 +79,7 @@ def through_forks(a: Attacker) -> str:
     world, kind = WORLDS[a.number % len(WORLDS)], KINDS[a.number // len(WORLDS) % len(KINDS)]
     run, struck = a.ground.run(*kind), []
     for _ in range(a.rng.choice((1, 1, 2, 3))):
-        if run.finished:
+        if run.is_finished:
             break
         struck.append(kill(a.ground, a.rng, run, world, kind))
     a.ground.finish(run, world)

@@ -46,9 +46,9 @@ def iterate(run_dir: str, epochs: int, seed: str, out: str, leaky: bool) -> None
 
     torch.set_num_threads(2)
     rng, config, kept, seen = random.Random(seed), Run.open(run_dir).config, [], []
-    folder = manifest.folder(config.data)
+    folder = manifest.dataset_dir(config.data)
     shard: dict[str, Any] = {"rank": 0, "world_size": 1, "device": torch.device("cpu")}
-    loader = loaders.train_loader(config, manifest.load(folder), folder, **shard)
+    loader = loaders.train_loader(config, manifest.load_manifest(folder), folder, **shard)
     for epoch in range(epochs):
         steps = rng.randint(1, loader.steps)
         batches = loader.epoch(epoch, rng.randrange(loader.steps) if rng.random() < 0.3 else 0)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from runyard.cluster.rehearsal.rehearse import tasks_of
-from runyard.cluster.rehearsal.sandbox import missing
+from runyard.cluster.rehearsal.sandbox import missing_programs
 from runyard.runs.run import Run
 from runyard.training import checkpoint
 from tests.slurm.conftest import cluster_of
@@ -32,7 +32,7 @@ DATA = ("data.samples=[384,60]", "batch_size=48", "epochs=10")  # which 2, 4 and
 
 @functools.cache
 def runs(ground: Ground) -> Runs:
-    if reason := missing():
+    if reason := missing_programs():
         raise Unable(reason)
     folder = ground.scratch()
     (folder / "runs").mkdir()
@@ -69,7 +69,7 @@ def held_still(run: Run) -> Iterator[list[int]]:
 
 
 def until_started_again(run: Run, before: int) -> None:
-    until(lambda: run.finished or len(rows(run, "start")) > before, run)
+    until(lambda: run.is_finished or len(rows(run, "start")) > before, run)
 
 
 def processes(run: Run, word: bytes) -> list[int]:
@@ -107,7 +107,7 @@ def kill_srun(r: Runs, run: Run, rng: random.Random) -> str:
 def damage_newest(r: Runs, run: Run, rng: random.Random) -> str:
     """The newest checkpoint, where there is an older one, and then a rank."""
     with held_still(run) as tasks:
-        found = checkpoint.valid(run.checkpoints)
+        found = checkpoint.valid_checkpoints(run.checkpoints)
         if len(found) > 1:
             damage(found[-1].path, rng)
         for pid in tasks:
@@ -116,7 +116,7 @@ def damage_newest(r: Runs, run: Run, rng: random.Random) -> str:
 
 
 def warn(r: Runs, run: Run, rng: random.Random) -> str:
-    r.lab.run("scancel", "--signal=USR2", job(run))
+    r.sandbox.run("scancel", "--signal=USR2", job(run))
     return "warned of the time limit"
 
 
@@ -124,29 +124,29 @@ def lower_the_limit(r: Runs, run: Run, rng: random.Random) -> str:
     """To two minutes, which are waited for; then it is raised again."""
     before, began = len(rows(run, "start")), rows(run, "start")[-1]["t"]
     with held_still(run):
-        r.lab.run("scontrol", "update", f"JobId={job(run)}", "TimeLimit=2")
+        r.sandbox.run("scontrol", "update", f"JobId={job(run)}", "TimeLimit=2")
         time.sleep(max(0, began + 120 - SIGNAL_DELAY_S - time.time()))
     until_started_again(run, before)
-    r.lab.run("scontrol", "update", f"JobId={job(run)}", "TimeLimit=10", check=False)
+    r.sandbox.run("scontrol", "update", f"JobId={job(run)}", "TimeLimit=10", check=False)
     return "time limit lowered"
 
 
 def requeue(r: Runs, run: Run, rng: random.Random) -> str:
-    r.lab.run("scontrol", "requeue", job(run))
+    r.sandbox.run("scontrol", "requeue", job(run))
     return "requeued by the administrator"
 
 
 def hold_and_release(r: Runs, run: Run, rng: random.Random) -> str:
-    r.lab.run("scontrol", "requeuehold", job(run))
+    r.sandbox.run("scontrol", "requeuehold", job(run))
     until(lambda: not tasks_of(run), run)
-    r.lab.run("scontrol", "release", job(run))
+    r.sandbox.run("scontrol", "release", job(run))
     return "requeued, held and released"
 
 
 def suspend(r: Runs, run: Run, rng: random.Random) -> str:
-    r.lab.run("scontrol", "suspend", job(run))
+    r.sandbox.run("scontrol", "suspend", job(run))
     time.sleep(rng.uniform(1, 10))
-    r.lab.run("scontrol", "resume", job(run))
+    r.sandbox.run("scontrol", "resume", job(run))
     return "suspended"
 
 
@@ -156,12 +156,12 @@ def preempt(r: Runs, run: Run, rng: random.Random) -> str:
     warned = rng.random() < 0.5
 
     def preempted() -> bool:
-        shown = r.lab.run("scontrol", "show", "job", job(run))
+        shown = r.sandbox.run("scontrol", "show", "job", job(run))
         return "PreemptTime=2" in shown or "JobState=RUNNING" not in shown
 
     with held_still(run):
-        r.lab.signal_preempted(warned)
-        r.lab.run("sbatch", "--partition=high", f"--nodelist={','.join(nodes)}", "--exclusive", "--output=/dev/null",
+        r.sandbox.signal_preempted(warned)
+        r.sandbox.run("sbatch", "--partition=high", f"--nodelist={','.join(nodes)}", "--exclusive", "--output=/dev/null",
                   "--wrap=sleep 2")  # fmt: skip
         until(preempted, run)
     until_started_again(run, before)
@@ -174,7 +174,7 @@ def cancel(r: Runs, run: Run) -> None:
 
 
 def resume(r: Runs, run: Run, after: str, **variables: str) -> None:
-    if not run.finished:
+    if not run.is_finished:
         done = r.command("resume", str(run.path), cwd=ROOT, **variables)
         hold(done.returncode == 0, f"resume after {after}: {done.stderr}")
 
@@ -189,12 +189,12 @@ def cancel_and_resume(r: Runs, run: Run, rng: random.Random) -> str:
 
 def resume_twice_at_once(r: Runs, run: Run, rng: random.Random) -> str:
     cancel(r, run)
-    if not run.finished:
+    if not run.is_finished:
         with ThreadPoolExecutor() as pool:
             done = list(pool.map(lambda _: r.resume(run), range(rng.choice((2, 3)))))
         codes = [each.returncode for each in done]
         hold(sorted(codes) == [0, *[2] * (len(codes) - 1)], f"{len(codes)} at once ended with {codes}")
-        queued = r.lab.run("squeue", "--noheader", "--format=%j").split()
+        queued = r.sandbox.run("squeue", "--noheader", "--format=%j").split()
         hold(queued.count(run.id) <= 1, f"{queued.count(run.id)} jobs of the run are on the queue")
     return "cancelled, and resumed by several at once"
 
@@ -202,7 +202,7 @@ def resume_twice_at_once(r: Runs, run: Run, rng: random.Random) -> str:
 def lose_code(r: Runs, run: Run, rng: random.Random) -> str:
     """Cancelled, and what it was submitted with is gone: the checkout, which is the same, has it."""
     cancel(r, run)
-    if not run.finished:
+    if not run.is_finished:
         (run.path / "code").unlink()
     resume(r, run, "the loss of its code")
     return "cancelled, without its code, resumed"
@@ -215,7 +215,7 @@ def kill_batch_shell(r: Runs, run: Run, rng: random.Random) -> str:
         for pid in shells:
             os.kill(pid, signal.SIGKILL)
     until(lambda: job(run) not in r.queue(), run)
-    if not run.finished:
+    if not run.is_finished:
         said = r.command("status", str(run.path)).stdout
         hold("its batch script was killed" in " ".join(said.split()), f"the batch shell was killed: {said[-300:]}")
         resume(r, run, "a killed batch shell")
@@ -223,46 +223,46 @@ def kill_batch_shell(r: Runs, run: Run, rng: random.Random) -> str:
 
 
 def restart_controller(r: Runs, run: Run, rng: random.Random) -> str:
-    r.lab.restart_controller()
+    r.sandbox.restart_controller()
     return "controller restarted"
 
 
 def die_without_controller(r: Runs, run: Run, rng: random.Random) -> str:
     """A rank dies while nobody answers its batch script."""
     with held_still(run) as tasks:
-        r.lab.kill_controller()
+        r.sandbox.kill_controller()
         for pid in rng.sample(tasks, min(1, len(tasks))):
             os.kill(pid, signal.SIGKILL)
     time.sleep(AWAY_S)
-    r.lab.start_controller()
+    r.sandbox.start_controller()
     return "rank killed, controller away"
 
 
 def cut_power(r: Runs, run: Run, rng: random.Random) -> str:
     node, before = rng.choice(r.nodes(rows(run, "start")[-1])), len(rows(run, "start"))
-    r.lab.power_off(node)
+    r.sandbox.power_off(node)
     until_started_again(run, before)
-    r.lab.mend()
+    r.sandbox.restore()
     return "node without power"
 
 
 def cut_link(r: Runs, run: Run, rng: random.Random) -> str:
     """Its tasks there are orphans, and wake while the run goes on elsewhere."""
     node, before = rng.choice(r.nodes(rows(run, "start")[-1])), len(rows(run, "start"))
-    r.lab.freeze(node)
+    r.sandbox.suspend_node(node)
     until_started_again(run, before)
-    r.lab.thaw(node)
-    r.lab.mend()
+    r.sandbox.resume_node(node)
+    r.sandbox.restore()
     return "node without link"
 
 
 def drain(r: Runs, run: Run, rng: random.Random) -> str:
     """A node takes no more jobs, and a rank on it dies."""
     node, before = rng.choice(r.nodes(rows(run, "start")[-1])), len(rows(run, "start"))
-    r.lab.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=broken")
+    r.sandbox.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=broken")
     kill_rank(r, run, rng)
     until_started_again(run, before)
-    r.lab.mend()
+    r.sandbox.restore()
     return "node drained, rank killed"
 
 
@@ -289,16 +289,16 @@ def strike(a: Attacker, *settings: str) -> str:
     run = r.submit(*sized(size), *settings)
     struck = []
     for n in range(1 if settings else a.rng.choice((1, 2))):
-        until(lambda n=n: run.finished or len(rows(run, "start")) > n, run)  # type: ignore[misc]
-        if run.finished:
+        until(lambda n=n: run.is_finished or len(rows(run, "start")) > n, run)  # type: ignore[misc]
+        if run.is_finished:
             break
         until_learning(run, start=len(rows(run, "start")))
         fault = kill_rank if settings else FAULTS[(a.number + n) % len(FAULTS)]
-        if not run.finished:
+        if not run.is_finished:
             struck.append(fault(r, run, a.rng))
     if settings:
         until(lambda: job(run) not in r.queue(), run)
-        hold(run.finished, "it ended for good, unfinished")
+        hold(run.is_finished, "it ended for good, unfinished")
     until_finished(run)
     other = whole.differences(run)
     hold(not other, f"{size[0]} nodes of {size[1]}, {', '.join(struck)}: {other} differ")

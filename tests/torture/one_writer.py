@@ -34,16 +34,16 @@ def contend(run_dir: str, go: str, seed: str, control: str) -> None:
     from runyard.runs.lease import LeaseLost
 
     rng = random.Random(seed)
-    lease_module.POLL_S = 0.01
+    lease_module.LEASE_POLL_S = 0.01
     if control:  # the mechanism switched off: whoever asks gets it
         lease_module._gate = lambda folder: contextlib.nullcontext(True)  # type: ignore[assignment]
-        lease_module.judge = lambda *_: lease_module.Verdict.TAKE  # type: ignore[assignment]
+        lease_module.decide_lease = lambda *_: lease_module.LeaseDecision.TAKE  # type: ignore[assignment]
     run = Run.open(run_dir)
     while not Path(go).exists():
         time.sleep(0.0005)
     for _ in range(rng.randint(1, 4)):
         try:
-            lease = run.lease()
+            lease = run.acquire_lease()
         except UserError:
             time.sleep(rng.uniform(0, 0.02))
             continue
@@ -73,7 +73,7 @@ def race(a: Attacker, *, control: bool = False) -> str:
     go.touch()
     codes = [a.ground.zygote.wait(pid) for pid in pids]
     hold(codes == [0] * count, f"{count} processes ended with {codes}: {last_line(said)}")
-    _, broken = journal.read(run.journal_path)
+    _, broken = journal.read_journal(run.journal_path)
     hold(broken == 0, f"{broken} lines of the journal are broken")
     discard(run)
     return "race"
@@ -99,8 +99,8 @@ def orphan(a: Attacker) -> str:
     until(lambda: epochs(run) > before or not second.alive(), "the successor's first epoch")
     first.signal(0, signal.SIGCONT)
     codes = [*first.wait(), *second.wait()]
-    hold(codes[1] == 0 and run.finished, f"the successor ended with {codes[1]}: {second.said}")
-    rows, broken = journal.read(run.journal_path)
+    hold(codes[1] == 0 and run.is_finished, f"the successor ended with {codes[1]}: {second.said}")
+    rows, broken = journal.read_journal(run.journal_path)
     starts = [row for row in rows if row["event"] == "start"]
     after = rows[rows.index(starts[-1]) :]
     hold(broken == 0 and sum(row["event"] == "stop" for row in after) == 1, "the orphan wrote into the journal")
@@ -139,7 +139,7 @@ def hasty() -> None:
     """In a command."""
     from runyard.cluster.monitor import cancel
 
-    cancel.POLL_S = 0.05
+    cancel.CANCEL_POLL_S = 0.05
 
 
 class Queue:
@@ -250,8 +250,8 @@ def lock_nothing() -> None:
     def at_once(run: Path, reference: str) -> Iterator[int | None]:
         yield None
 
-    submit.one_at_a_time = at_once
-    submit._only_one = lambda *_: None
+    submit.submission_lock = at_once
+    submit._require_first_job = lambda *_: None
 
 
 WAYS = (race, commands, killed, orphan)  # no longer than promise.short: each is in the short form

@@ -61,7 +61,7 @@ class Share:
 
 def planted_code(s: Share, first: First = ()) -> str:
     """The folder that a submission would take for its snapshot is there already, with other code in it."""
-    honest = s.a.ground.run().code
+    honest = s.a.ground.run().code_path
     for store in {honest.parent.name, ".code"}:
         planted = s.shared / store / honest.name
         shutil.copytree(honest, planted)
@@ -71,7 +71,7 @@ def planted_code(s: Share, first: First = ()) -> str:
     code, said = s.says("create", *s.a.ground.words(f"runs_dir={s.shared}"), first=first)
     if code == 0:
         run = Run.open(said.strip().splitlines()[-1])
-        strange = [p for p in (run.code, *run.code.rglob("*.py")) if p.stat().st_uid == OTHER]
+        strange = [p for p in (run.code_path, *run.code_path.rglob("*.py")) if p.stat().st_uid == OTHER]
         hold(not strange, f"planted code: the new run's code is another user's: {strange[:1]}")
     s.unharmed("planted code")
     return "planted code"
@@ -82,8 +82,8 @@ def planted_data(s: Share) -> str:
     from runyard.data import manifest
 
     config = s.a.ground.config()
-    folder = manifest.folder(config.data)
-    data = manifest.load(folder)
+    folder = manifest.dataset_dir(config.data)
+    data = manifest.load_manifest(folder)
     for name in (f"runyard-{data.sha256[:16]}", f"runyard-{os.getuid()}", f"runyard-{os.getuid()}-{data.sha256[:16]}"):
         copy = s.shared / name
         copy.mkdir()
@@ -238,7 +238,7 @@ def resumed(s: Share) -> str:
     """`resume` of another user's run does not run the code in it; nor does `predict`."""
     run = s.run(end="interrupted")
     (run / "code").unlink(missing_ok=True)
-    honest = s.a.ground.run().code
+    honest = s.a.ground.run().code_path
     shutil.copytree(honest, run / "code")
     for file in ("runyard/cluster/job/task.py", "runyard/__init__.py", "runyard/predict.py"):
         (run / "code" / file).write_text(f"import os; os.mkdir({str(s.mark)!r})\n")
@@ -308,7 +308,7 @@ def store(s: Share) -> str:
     run = s.a.ground.run()
     moments = (
         "runyard.training.distributed.process_group:_wait_for_all",
-        "runyard.training.train_state:Learner.train_step",
+        "runyard.training.train_state:TrainState.train_step",
     )
     stops = [("tests.torture.moments:raise_at", name, 1, "before", signal.SIGSTOP) for name in moments]
     ranks = s.a.ground.start(run, 2, {0: stops})
@@ -390,7 +390,7 @@ def trust_everything() -> None:
     from runyard.runs import snapshot
 
     snapshot.private_folder = lambda folder, **_: folder  # type: ignore[attr-defined]
-    snapshot.verify = lambda *_, **__: None  # type: ignore[attr-defined]
+    snapshot.verify_snapshot = lambda *_, **__: None  # type: ignore[attr-defined]
 
 
 PROMISE = Promise(

@@ -30,7 +30,7 @@ def modes(a: Attacker, *, opened: bool = False) -> str:
     hold(code == 0, f"create: {said}")
     run = Run.open(said.strip())
     a.ground.start(run, 2, {0: first, 1: first}, report=True).wait()
-    hold(run.finished, "it was not finished")
+    hold(run.is_finished, "it was not finished")
     wrong = too_open(run.path)
     hold(not wrong, f"umask {umask:03o}: {', '.join(wrong[:3])}, {len(wrong)} in all")
     discard(run)

@@ -15,15 +15,15 @@ from tests.torture.killed import KINDS, WORLDS, compare
 from tests.torture.promise import Attacker, Promise, hold
 from tests.zygote import First
 
-STEP = "runyard.training.train_state:Learner.train_step"
+STEP = "runyard.training.train_state:TrainState.train_step"
 MOMENTS = (
     STEP,
     STEP,
     STEP,
-    "runyard.training.trainer:Training._conclude",
-    "runyard.training.train_state:Learner.logits",
-    "runyard.training.checkpoint:_fill",
-    "runyard.training.trainer:Training.__init__",
+    "runyard.training.trainer:Trainer.end_epoch",
+    "runyard.training.train_state:TrainState.logits",
+    "runyard.training.checkpoint:_write_and_verify",
+    "runyard.training.trainer:Trainer.__init__",
 )
 TO_RANKS = (signal.SIGTERM, signal.SIGUSR2)
 TO_COMMAND = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGUSR1)
@@ -67,29 +67,29 @@ def steps_noted(run: Run, world: int) -> dict[int, First]:
 def note_steps(file: str) -> None:
     """In a rank: keep its step where it can be read when it has ended."""
     from runyard.data.loading.batch import Batch
-    from runyard.training.train_state import Learner
+    from runyard.training.train_state import TrainState
 
-    real, notes = Learner.train_step, open(file, "w")  # noqa: SIM115  as long as the rank lives
+    real, notes = TrainState.train_step, open(file, "w")  # noqa: SIM115  as long as the rank lives
 
-    def noted(self: Learner, micro_batches: list[Batch]) -> None:
+    def noted(self: TrainState, micro_batches: list[Batch]) -> None:
         real(self, micro_batches)
         notes.seek(0)
         notes.write(str(self.step))
         notes.flush()
 
-    Learner.train_step = noted  # type: ignore[method-assign]
+    TrainState.train_step = noted  # type: ignore[method-assign]
 
 
 def stopped_well(run: Run, ranks: Ranks, codes: list[int]) -> None:
     """All ended well, after the same step, and that step is saved; or the run was finished before it heard."""
     hold(set(codes) == {0}, f"ranks ended with {codes}: {ranks.said[-500:]}")
-    rows, broken = journal.read(run.journal_path)
+    rows, broken = journal.read_journal(run.journal_path)
     hold(broken == 0 and rows[-1]["event"] == "stop", f"the journal ends with {rows[-1:]}")
-    if run.finished:
+    if run.is_finished:
         return
     hold(rows[-1]["reason"] == "interrupted", f"it ended as {rows[-1]['reason']}: {rows[-1]['message']}")
     steps = {int(file.read_text() or 0) for file in run.path.glob("step-*")}
-    found = checkpoint.newest(run.checkpoints)
+    found = checkpoint.newest_checkpoint(run.checkpoints)
     saved = found.step if found is not None else 0
     hold(len(steps) <= 1, f"ranks stopped at steps {sorted(steps)}")
     hold(not steps or steps == {saved}, f"stopped at step {steps}, and step {saved} is saved")
@@ -116,7 +116,7 @@ def to_command(a: Attacker) -> str:
     finally:
         command.kill()
     hold(command.returncode == 130, f"{words}: the command ended with {command.returncode}: {said[-300:]}")
-    last = journal.read(run.journal_path)[0][-1]
+    last = journal.read_journal(run.journal_path)[0][-1]
     hold((last["event"], last.get("reason")) == ("stop", "interrupted"), f"{words}: the journal ends with {last}")
     discard(run)
     return words
@@ -135,9 +135,9 @@ def each_for_itself(a: Attacker) -> str:
 
 def without_a_vote() -> None:
     """In a rank: what it wants is what it takes for agreed."""
-    from runyard.training.distributed.process_group import Vote
+    from runyard.training.distributed.process_group import Consensus
 
-    Vote.exchange = lambda self, flags: flags  # type: ignore[method-assign,assignment]
+    Consensus.exchange = lambda self, flags: flags  # type: ignore[method-assign,assignment]
 
 
 PROMISE = Promise(

@@ -33,8 +33,8 @@ def strike(a: Attacker, *, isolated: bool = True) -> str:
         predicted(a, run, checkout)
     else:
         change(checkout, way, list(EDITS.values())[a.number // 4 % len(EDITS)])
-        said = trained(run, (run.code,) if isolated else (checkout / "src", checkout))
-        hold(run.finished, f"{way}: it did not finish: {said[-300:]}")
+        said = trained(run, (run.code_path,) if isolated else (checkout / "src", checkout))
+        hold(run.is_finished, f"{way}: it did not finish: {said[-300:]}")
         other = a.ground.undisturbed(1, *SETTINGS).differences(run)
         hold(not other, f"{way}: it learned something else: {other} differ")
     discard(run)
@@ -56,7 +56,7 @@ def change(checkout: Path, way: str, edit: tuple[str, str, str]) -> None:
 
 def predicted(a: Attacker, run: Run, checkout: Path) -> None:
     """Labels that an edited checkout gives are those that the unedited one gave."""
-    trained(run, (run.code,))
+    trained(run, (run.code_path,))
     images = checkout.parent / "images.npy"
     np.save(images, np.random.default_rng(a.rng.randrange(2**32)).integers(0, 256, (64, 16, 16, 3), np.uint8))
     labels = []

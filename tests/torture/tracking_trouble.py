@@ -48,10 +48,10 @@ def strike(a: Attacker, *, send_the_rest: bool = True) -> str:
         worry = threading.Thread(target=make_trouble, args=(trouble, server, ranks, after))
         worry.start()
         codes = ranks.wait()
-        took = time.time() - journal.epochs(journal.read(run.journal_path)[0])[-1]["t"]
+        took = time.time() - journal.epochs(journal.read_journal(run.journal_path)[0])[-1]["t"]
         worry.join()
         hold(codes == [0], f"{trouble}: the training ended with {codes}: {ranks.said[-300:]}")
-        hold(run.finished, f"{trouble}: it did not finish")
+        hold(run.is_finished, f"{trouble}: it did not finish")
         hold(took <= ENDS_WITHIN_S, f"{trouble}: it ended {took:.0f} s after its last step")
         other = a.ground.undisturbed(1).differences(run)
         hold(not other, f"{trouble}: it learned something else: {other}")

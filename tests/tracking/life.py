@@ -53,7 +53,7 @@ def live(run: Run, *events: Event) -> None:
     """As the training tells it, from a start to the end of the process; the first event is a start."""
     recorder = Recorder(run, active=True)
     for event, fields in events:
-        recorder.event(event, **fields)
+        recorder.log_event(event, **fields)
         if event == "start":
             recorder.open_wandb(fields)
     recorder.close(failed=events[-1][1].get("reason") == "failed")

@@ -12,7 +12,7 @@ import pytest
 
 from runyard.cluster.job import alert as tell
 from runyard.cluster.job import requeue
-from runyard.cluster.job.requeue import REQUEUE
+from runyard.cluster.job.requeue import REQUEUE_EXIT_CODE
 from runyard.runs import journal
 from runyard.runs.run import Run
 from tests.conftest import PATIENCE_S
@@ -48,7 +48,7 @@ def test_a_run_that_crashed_before_it_ever_spoke_to_wandb_is_one_alert_once_it_i
 ) -> None:
     run = make_run("tracking.mode=online", "cluster=slurm")
     requeued = [judged(run) for _ in range(3)]
-    assert [(done.returncode, done.stderr) for done in requeued] == [(REQUEUE, "")] * 3
+    assert [(done.returncode, done.stderr) for done in requeued] == [(REQUEUE_EXIT_CODE, "")] * 3
     assert server.runs == {}, "the control: a run that goes on is no alert"
     last = judged(run)
     assert last.returncode == 1
@@ -78,18 +78,18 @@ def test_a_wandb_that_does_not_answer_is_one_line_and_changes_no_exit_code(
     server: WandbServer, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
     trouble: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(tell, "TELL_TIMEOUT_S", 12.0)
+    monkeypatch.setattr(tell, "ALERT_TIMEOUT_S", 12.0)
     run = make_run("tracking.mode=online", "cluster=slurm")
     write(run, *[("requeue", {"cause": "crash", "step": 0})] * 3)
     if trouble == "nobody":
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     else:
         getattr(server, trouble).set()
-    assert requeue.main(str(run.path), 9, preempted=False) == 1
+    assert requeue.finish_job(str(run.path), 9, preempted=False) == 1
     _, told = capfd.readouterr().err.splitlines()
     assert told.startswith("runyard: W&B was not told (")
     assert told.endswith(f"try: runyard sync {run.path}")
-    assert journal.read(run.journal_path)[0][-1]["message"].startswith("given up")
+    assert journal.read_journal(run.journal_path)[0][-1]["message"].startswith("given up")
 
 
 @pytest.mark.parametrize("mode", ["auto", "offline", "none"])
@@ -98,5 +98,5 @@ def test_who_does_not_use_wandb_hears_nothing_of_it(
 ) -> None:
     run = make_run(f"tracking.mode={mode}", "cluster=slurm")
     write(run, *[("requeue", {"cause": "crash", "step": 0})] * 3)
-    assert requeue.main(str(run.path), 9, preempted=False) == 1
+    assert requeue.finish_job(str(run.path), 9, preempted=False) == 1
     assert len(capfd.readouterr().err.splitlines()) == 1

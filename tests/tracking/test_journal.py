@@ -16,7 +16,7 @@ def test_what_is_written_is_read_back_in_order(tmp_path):
     path = tmp_path / "metrics.jsonl"
     Journal(path).write("start", job="1", resumed_from=None)
     Journal(path).write("epoch", epoch=1, train_loss=1.5, note="line\nbreak \u2028 ünïcode")
-    rows, broken = journal.read(path)
+    rows, broken = journal.read_journal(path)
     assert broken == 0
     assert [row["event"] for row in rows] == ["start", "epoch"]
     assert rows[1]["train_loss"] == 1.5
@@ -41,7 +41,7 @@ def test_every_line_is_strict_json_and_non_finite_numbers_are_null(tmp_path):
 def test_numpy_numbers_and_arrays_are_stored_as_plain_numbers(tmp_path):
     path = tmp_path / "metrics.jsonl"
     Journal(path).write("final", top1=np.float32(0.5), confusion=np.array([[3, 1], [0, 4]]))
-    (row,), _ = journal.read(path)
+    (row,), _ = journal.read_journal(path)
     assert row["top1"] == 0.5
     assert row["confusion"] == [[3, 1], [0, 4]]
 
@@ -53,7 +53,7 @@ def test_a_half_written_last_line_costs_itself_and_nothing_else(tmp_path, kept):
     whole = path.read_bytes()
     path.write_bytes(whole + whole[:kept])
     Journal(path).write("epoch", epoch=2)
-    rows, broken = journal.read(path)
+    rows, broken = journal.read_journal(path)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert broken == 1
 
@@ -64,7 +64,7 @@ def test_without_the_repair_the_line_after_a_crash_would_be_lost(tmp_path, monke
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"event": "epo')
     Journal(path).write("epoch", epoch=2)
-    assert journal.read(path) == ([], 1)
+    assert journal.read_journal(path) == ([], 1)
 
 
 def test_a_line_is_on_disk_when_write_returns(tmp_path, monkeypatch):
@@ -81,7 +81,7 @@ def test_a_writer_that_dies_at_once_leaves_its_line(tmp_path):
     program = ("import os, sys; from runyard.runs.journal import Journal; "
                "Journal(sys.argv[1]).write('stop', reason='failed'); os._exit(9)")
     subprocess.run([sys.executable, "-c", program, str(path)], check=False)
-    assert journal.read(path)[0][0]["reason"] == "failed"
+    assert journal.read_journal(path)[0][0]["reason"] == "failed"
 
 
 def test_a_value_that_json_cannot_say_is_refused_before_anything_is_written(tmp_path):
@@ -97,14 +97,14 @@ def test_broken_and_foreign_lines_are_counted_and_blank_ones_are_not(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"event": "start"}\n\n[1, 2]\n{"no": "event"}\n\xff\xfe\nnull\n{"event": 3}\n'
                      b'{"event": "stop", "x": NaN}\n')
-    rows, broken = journal.read(path)
+    rows, broken = journal.read_journal(path)
     assert [row["event"] for row in rows] == ["start", "stop"]
     assert rows[1]["x"] is None
     assert broken == 5
 
 
 def test_a_run_that_never_started_has_no_rows(tmp_path):
-    assert journal.read(tmp_path / "none.jsonl") == ([], 0)
+    assert journal.read_journal(tmp_path / "none.jsonl") == ([], 0)
 
 
 def test_the_last_word_on_a_repeated_epoch_counts():

@@ -139,7 +139,7 @@ def test_what_an_online_run_could_not_send_is_sent(server: WandbServer, make_run
 
 def test_a_run_that_sends_by_itself_is_left_alone(server: WandbServer, make_run: MakeRun) -> None:
     run = make_run("tracking.mode=online")
-    lease = run.lease()
+    lease = run.acquire_lease()
     try:
         live(run, begin(), *epochs(1, 2), INTERRUPTED)
         write(run, begin(2), *epochs(3, 3))

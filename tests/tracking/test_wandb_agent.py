@@ -23,8 +23,8 @@ from runyard.errors import UserError
 from runyard.runs import journal
 from runyard.runs.run import Run
 from runyard.tracking.wandb import connection, record
-from runyard.tracking.wandb.agent import Handed, handed_out
-from runyard.tracking.wandb.history import History
+from runyard.tracking.wandb.agent import SweepAssignment, sweep_assignment
+from runyard.tracking.wandb.history import WandbHistory
 from tests.conftest import PATIENCE_S
 from tests.tracking.life import FINISHED, INTERRUPTED, begin, epochs, live, write
 from tests.tracking.test_sync import synced
@@ -76,11 +76,11 @@ class Sweep:
 
 
 def epochs_of(run: Run) -> list[journal.Row]:
-    return journal.epochs(journal.read(run.journal_path)[0])
+    return journal.epochs(journal.read_journal(run.journal_path)[0])
 
 
 def stops(run: Run) -> list[journal.Row]:
-    return [row for row in journal.read(run.journal_path)[0] if row["event"] == "stop"]
+    return [row for row in journal.read_journal(run.journal_path)[0] if row["event"] == "stop"]
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_an_agent_trains_the_run_that_it_was_handed_with_what_was_drawn_and_no_o
     assert (served.attributes["project"], served.attributes["entity"]) == ("sweeping", ENTITY)
     assert 0 < served.summary["top1_best"] <= 1
     assert run.record["sweep"] == sweep.served.name
-    assert [row for row in journal.read(run.journal_path)[0] if row["event"] == "warning"] == []
+    assert [row for row in journal.read_journal(run.journal_path)[0] if row["event"] == "warning"] == []
     assert synced(str(run.path))[0]["action"] == "nothing to send"
 
 
@@ -210,8 +210,8 @@ def drawn(tmp_path: Path) -> dict[str, str]:
 
 
 def test_what_an_agent_says_is_read_and_without_one_nothing_is(drawn: dict[str, str]) -> None:
-    assert handed_out(drawn) == Handed("handed1", "sweep7", "sweeping", "a-team", {"optim.lr": 0.03})
-    assert handed_out({"WANDB_RUN_ID": "mine", "WANDB_PROJECT": "p"}) is None
+    assert sweep_assignment(drawn) == SweepAssignment("handed1", "sweep7", "sweeping", "a-team", {"optim.lr": 0.03})
+    assert sweep_assignment({"WANDB_RUN_ID": "mine", "WANDB_PROJECT": "p"}) is None
 
 
 @pytest.mark.parametrize(("lacking", "mend"), [("WANDB_RUN_ID", "unset"), ("WANDB_PROJECT", "wandb agent ENTITY/"),
@@ -219,7 +219,7 @@ def test_what_an_agent_says_is_read_and_without_one_nothing_is(drawn: dict[str, 
 def test_half_of_what_an_agent_says_is_refused(drawn: dict[str, str], lacking: str, mend: str) -> None:
     del drawn[lacking]
     with pytest.raises(UserError, match=f"{lacking}.*{mend}"):
-        handed_out(drawn)
+        sweep_assignment(drawn)
 
 
 @pytest.mark.parametrize(
@@ -251,8 +251,8 @@ def test_the_sweep_that_is_shipped_names_settings_and_a_metric_that_there_are(ma
     settings = [word for word in described["command"] if "=" in word]
     for name, parameter in described["parameters"].items():
         make_config(*settings, f"{name}={parameter['min']}", f"{name}={parameter['max']}")
-    history = History(make_config())
-    history.take([{"event": "epoch", **epochs(1, 1)[0][1]}])
+    history = WandbHistory(make_config())
+    history.consume([{"event": "epoch", **epochs(1, 1)[0][1]}])
     assert isinstance(history.points[0].values[described["metric"]["name"]], float)
     assert isinstance(history.points[0].summary[described["metric"]["name"]], float), "bayes reads the summary"
     assert set(described["early_terminate"]) == {"type", "min_iter", "eta"}

@@ -41,7 +41,7 @@ def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_config: Calla
 def sent(runs_dir: Path, server: WandbServer) -> WandbServer:
     """W&B has both."""
     for run_id in IDS:
-        assert sync.send(sync.plan(Run.open(runs_dir / run_id)), lambda sent: None, pytest.fail)
+        assert sync.send_missing(sync.plan_sync(Run.open(runs_dir / run_id)), lambda sent: None, pytest.fail)
     return server
 
 
@@ -114,7 +114,7 @@ def test_a_run_that_still_trains_is_there_with_what_it_has(
     run = make_run("tracking.mode=online")
     recorder = Recorder(run, active=True)
     for event, fields in (begin(), *epochs(1, 2)):
-        recorder.event(event, **fields)
+        recorder.log_event(event, **fields)
         if event == "start":
             recorder.open_wandb(fields)
     wait_for(lambda: b'"epoch": 2' in server.run(run.id).files.get("runyard/metrics.jsonl", b""))
@@ -137,8 +137,8 @@ def test_a_report_has_the_table_and_draws_the_same_runs_in_the_same_colours(sent
     axes = [column["accessor"] for panel in panels(grid) for column in panel["config"].get("columns", [])]
     assert axes == ["config:optim.value.lr", "summary:top1"], "what differs, and what came of it"
     assert all(run_id in json.dumps(grid["runSets"]) for run_id in IDS)
-    colours = grid["customRunColors"]
-    assert len({colours[run_id] for run_id in IDS}) == 2
+    colors = grid["customRunColors"]
+    assert len({colors[run_id] for run_id in IDS}) == 2
 
 
 def panels(grid: dict[str, Any]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from runyard.config.schema import Config
 from runyard.runs import journal
 from runyard.runs.journal import Row
 from runyard.tracking.wandb import history as wandb_history
-from runyard.tracking.wandb.history import History
+from runyard.tracking.wandb.history import WandbHistory
 from tests.tracking.life import FAILED, FINISHED, INTERRUPTED, begin, epoch, epochs
 
 Told = list[Any]
@@ -23,8 +23,8 @@ def rows(*events: tuple[str, dict[str, Any]]) -> list[Row]:
 
 
 def told(config: Config, lines: list[Row]) -> Told:
-    history = History(config)
-    history.take(lines)
+    history = WandbHistory(config)
+    history.consume(lines)
     return history.points
 
 
@@ -61,19 +61,19 @@ def test_what_was_told_stays_so_however_the_journal_goes_on(config: Config, seed
 
 
 def test_the_last_of_a_repeated_epoch_could_not_stay_so(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    def takes_the_last(self: History, lines: list[Row]) -> None:
+    def takes_the_last(self: WandbHistory, lines: list[Row]) -> None:
         for row in journal.epochs(lines):
-            self._one(row)
+            self._consume_row(row)
 
-    monkeypatch.setattr(wandb_history.History, "take", takes_the_last)
+    monkeypatch.setattr(wandb_history.WandbHistory, "consume", takes_the_last)
     life = rows(begin(), ("epoch", epoch(1)), begin(), ("epoch", epoch(1) | {"train_loss": 0.1}))
     assert changes(config, life) == [2, 3]
 
 
 def test_taking_row_by_row_tells_the_same_as_taking_all(config: Config) -> None:
-    life, history = a_life(3), History(config)
+    life, history = a_life(3), WandbHistory(config)
     for n in range(len(life) + 1):
-        history.take(life[:n])
+        history.consume(life[:n])
     assert history.points == told(config, life)
 
 
@@ -82,8 +82,8 @@ def test_taking_row_by_row_tells_the_same_as_taking_all(config: Config) -> None:
     [([], "running"), ([INTERRUPTED], "interrupted"), ([FAILED], "failed"), ([FAILED, begin(1)], "running")],
 )
 def test_a_run_stands_as_its_newest_start_ended(config: Config, ending: list[Any], status: str) -> None:
-    history = History(config)
-    history.take(rows(begin(), *epochs(1, 1), *ending))
+    history = WandbHistory(config)
+    history.consume(rows(begin(), *epochs(1, 1), *ending))
     assert history.status == status
 
 

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("nobody_home")
 
 
 def warnings(run: Run) -> list[str]:
-    return [row["message"] for row in journal.read(run.journal_path)[0] if row["event"] == "warning"]
+    return [row["message"] for row in journal.read_journal(run.journal_path)[0] if row["event"] == "warning"]
 
 
 def is_one_history(served: ServedRun, last: int) -> None:
@@ -59,7 +59,7 @@ def test_online_a_run_is_what_its_users_expect(server: WandbServer, make_run: Ma
     assert not [key for key in keys(served.config) if "." in key and key != "_wandb"]
     assert served.values("images") == [8 * n * run.config.batch_size for n in (1, 2, 3, 4)]
     assert served.values("clock_s") == [1.5, 3.0, 4.5, 6.0]
-    rows, _ = journal.read(run.journal_path)
+    rows, _ = journal.read_journal(run.journal_path)
     assert served.values("_timestamp")[:4] == [row["t"] for row in rows if row["event"] == "epoch"]
     assert served.summary["test/top1"] == {"max": 0.8, "last": 0.6}
     assert served.summary["test/loss"] == {"min": 0.25, "last": 0.25}
@@ -151,7 +151,7 @@ def test_signals_to_a_whole_step_leave_a_record_that_is_finished_well(
 def test_without_another_helper_a_term_would_leave_the_record_unfinished(
     server: WandbServer, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wandb_run, "HELPERS", 1)
+    monkeypatch.setattr(wandb_run, "MAX_HELPERS", 1)
     run = make_run("tracking.mode=online")
     with_a_signal(run, server, signal.SIGTERM)
     assert server.runs[run.id].ends == []
@@ -162,7 +162,7 @@ def with_a_signal(run: Run, server: WandbServer, sent: signal.Signals) -> None:
     """A life in which W&B's helper gets a signal after epoch 2."""
     recorder = Recorder(run, active=True)
     for event, fields in [begin(), *epochs(1, 2)]:
-        recorder.event(event, **fields)
+        recorder.log_event(event, **fields)
         if event == "start":
             recorder.open_wandb(fields)
     wait_for(lambda: run.id in server.runs and bool(record.helpers()))
@@ -170,7 +170,7 @@ def with_a_signal(run: Run, server: WandbServer, sent: signal.Signals) -> None:
         os.kill(helper, sent)
     time.sleep(0.5)
     for event, fields in [*epochs(3, 4), *FINISHED]:
-        recorder.event(event, **fields)
+        recorder.log_event(event, **fields)
     recorder.close()
 
 
@@ -189,7 +189,7 @@ def test_a_server_or_helper_that_hangs_costs_a_training_its_time_limit_and_no_mo
     monkeypatch.setattr(wandb_run, "FINISH_TIMEOUT_S", 2.0)
     run = make_run("tracking.mode=online")
     recorder = Recorder(run, active=True)
-    recorder.event(*begin()[:1], **begin()[1])
+    recorder.log_event(*begin()[:1], **begin()[1])
     if trouble in ("stall", "fail"):
         getattr(server, trouble).set()
     recorder.open_wandb({})
@@ -198,13 +198,13 @@ def test_a_server_or_helper_that_hangs_costs_a_training_its_time_limit_and_no_mo
         for helper in record.helpers():
             os.kill(helper, signal.SIGSTOP)
     for event, fields in [*epochs(1, 4), *FINISHED]:
-        recorder.event(event, **fields)
+        recorder.log_event(event, **fields)
     closing = threading.Thread(target=recorder.close)
     closing.start()
     closing.join(PATIENCE_S)
     assert not closing.is_alive(), "a training would hang here"
     assert record.helpers() == [], "the end of the process would wait for it"
-    rows, broken = journal.read(run.journal_path)
+    rows, broken = journal.read_journal(run.journal_path)
     assert [row["event"] for row in rows if row["event"] != "warning"] == ["start", *["epoch"] * 4, "final", "stop"]
     assert broken == 0
     (warning,) = warnings(run)
@@ -269,7 +269,7 @@ def test_a_process_whose_run_was_taken_over_says_nothing_more_to_wandb(server: W
     run = make_run("tracking.mode=online")
     recorder = Recorder(run, active=True)
     for event, fields in [begin(), *epochs(1, 1)]:
-        recorder.event(event, **fields)
+        recorder.log_event(event, **fields)
         if event == "start":
             recorder.open_wandb(fields)
     wait_for(lambda: run.id in server.runs)
@@ -286,8 +286,8 @@ def test_checkpoints_go_as_one_artifact_aliased_last_and_best_and_damaged_ones_s
 
     run = make_run("tracking.mode=online", "tracking.artifacts=true")
     for step, score in ((8, 0.3), (16, 0.8), (32, 0.6)):
-        checkpoint.write(run.checkpoints, {"step": step}, step, score)
-    damaged = checkpoint.write(run.checkpoints, {"step": 40}, 40, 0.9)
+        checkpoint.write_checkpoint(run.checkpoints, {"step": step}, step, score)
+    damaged = checkpoint.write_checkpoint(run.checkpoints, {"step": 40}, 40, 0.9)
     (damaged / "state.pt").write_bytes(b"\0")
     live(run, begin(), *epochs(1, 4), *FINISHED)
     models = [a for a in server.artifacts if a.given["artifactTypeName"] == "model"]
@@ -307,13 +307,13 @@ def test_the_key_is_in_no_file_argument_or_line(
 ) -> None:
     run = make_run("tracking.mode=online")
     recorder = Recorder(run, active=True)
-    recorder.event(begin()[0], **begin()[1])
+    recorder.log_event(begin()[0], **begin()[1])
     recorder.open_wandb({})
     wait_for(lambda: run.id in server.runs)
     for helper in record.helpers():
         assert KEY.encode() not in Path(f"/proc/{helper}/cmdline").read_bytes()
     for event, fields in [*epochs(1, 1), *FINISHED]:
-        recorder.event(event, **fields)
+        recorder.log_event(event, **fields)
     recorder.close()
     assert server.keys, "no request carried a key"
     said = capfd.readouterr()
@@ -349,5 +349,5 @@ def test_wandbs_stop_button_saves_and_stops_as_sigterm_does() -> None:
 def test_an_alerts_title_says_what_happened_and_is_short_enough_for_wandb(
     make_run: MakeRun, message: str, what: str
 ) -> None:
-    assert record.title(make_run("name=mine"), message) == f"mine: {what}"
-    assert len(record.title(make_run(f"name={'n' * 90}"), message)) <= 63
+    assert record.alert_title(make_run("name=mine"), message) == f"mine: {what}"
+    assert len(record.alert_title(make_run(f"name={'n' * 90}"), message)) <= 63

@@ -38,7 +38,7 @@ def test_a_training_that_fails_is_one_alert_that_says_how(server: WandbServer, m
     run = make_run(*["optim.lr=1e30"] * diverges)
     ranks = Ranks(run, 2, "first")
     if not diverges:
-        wait_for(lambda: run.id in server.runs and len(journal.epochs(journal.read(run.journal_path)[0])) > 1)
+        wait_for(lambda: run.id in server.runs and len(journal.epochs(journal.read_journal(run.journal_path)[0])) > 1)
         ranks.processes[1].kill()
     assert ranks.wait() == ([1, 1] if diverges else [1, -signal.SIGKILL])
     (alert,) = server.runs[run.id].alerts
@@ -65,13 +65,13 @@ def test_two_ranks_stopped_by_sigterm_to_all_and_resumed_are_one_run_with_one_hi
 ) -> None:
     run = make_run()
     first = Ranks(run, 2, "first")
-    wait_for(lambda: run.id in server.runs and len(journal.epochs(journal.read(run.journal_path)[0])) > 1)
+    wait_for(lambda: run.id in server.runs and len(journal.epochs(journal.read_journal(run.journal_path)[0])) > 1)
     everybody = [pid for process in first.processes for pid in family(process.pid)]
     assert len(everybody) == 3, "two ranks and one helper"
     for pid in everybody:
         os.kill(pid, signal.SIGTERM)
     first.wait()
-    (stop,) = [row for row in journal.read(run.journal_path)[0] if row["event"] == "stop"]
+    (stop,) = [row for row in journal.read_journal(run.journal_path)[0] if row["event"] == "stop"]
     assert stop["reason"] == "interrupted", first.errors
     second = Ranks(run, 2, "second")
     assert second.wait() == [0, 0], second.errors

@@ -110,7 +110,7 @@ def final_state(run: Run) -> dict[str, Any]:
     """What the last checkpoint holds, less what is no result: times."""
     from runyard.training import checkpoint
 
-    newest = checkpoint.newest(run.checkpoints)
+    newest = checkpoint.newest_checkpoint(run.checkpoints)
     assert newest is not None
     state = newest.load()
     del state["clock_s"]

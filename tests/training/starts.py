@@ -10,10 +10,10 @@ from pathlib import Path
 from unittest import mock
 
 from runyard.runs.run import Run
-from runyard.training.stop_signals import Stop
+from runyard.training.stop_signals import StopReason
 from tests.training.conftest import zygote
 
-# Train a run until so many steps of this start are done (None: to the end), with a method of ``Learner`` switched off.
+# Train a run until so many steps of this start are done (None: to the end), with a method of ``TrainState`` switched off.
 Start = tuple[Run, int | None, str | None]
 BEFORE = 2  # questions that come before the first step
 
@@ -36,18 +36,18 @@ def train_starts(folder: Path, world_size: int, starts: Sequence[Start], **envir
     assert codes == [0] * world_size, [log.read_text() for log in said]
 
 
-def stop_after(steps: int | None) -> Callable[[], Stop]:
+def stop_after(steps: int | None) -> Callable[[], StopReason]:
     """Asks to stop from the ``steps``-th step of a start on, at which the question is put; ``BEFORE`` come before."""
     asked = itertools.count(1 - BEFORE)
-    return lambda: Stop.USR2 if steps is not None and next(asked) >= steps else Stop.NO
+    return lambda: StopReason.USR2 if steps is not None and next(asked) >= steps else StopReason.NO
 
 
 def take(starts: str) -> None:
     """In a rank."""
-    from runyard.training.train_state import Learner
+    from runyard.training.train_state import TrainState
     from runyard.training.trainer import train
 
     for number, (run, steps, without) in enumerate(json.loads(starts)):
         os.environ["SUBMITIT_LOCAL_JOB_ID"] = f"start{number}"
-        with mock.patch.object(Learner, without, return_value=None) if without else mock.MagicMock():
+        with mock.patch.object(TrainState, without, return_value=None) if without else mock.MagicMock():
             train(Run.open(run), stop_after(steps))

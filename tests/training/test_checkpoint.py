@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from runyard.files import sha256
-from runyard.runs.saved_checkpoints import Unusable
+from runyard.runs.saved_checkpoints import InvalidCheckpoint
 from runyard.training import checkpoint
-from runyard.training.checkpoint import Saver, newest, valid, write
+from runyard.training.checkpoint import CheckpointSaver, newest_checkpoint, valid_checkpoints, write_checkpoint
 
 
 def state(step: int) -> dict[str, Any]:
@@ -22,12 +22,12 @@ def state(step: int) -> dict[str, Any]:
 
 
 def steps(folder: Path) -> list[int]:
-    return [c.step for c in valid(folder)]
+    return [c.step for c in valid_checkpoints(folder)]
 
 
 def found(folder: Path) -> tuple[int, float]:
     """Step and content of what a resume would take."""
-    best = newest(folder)
+    best = newest_checkpoint(folder)
     assert best is not None
     return best.step, float(best.load()["network"]["weight"][0])
 
@@ -58,14 +58,14 @@ KILLS = [
 def test_a_kill_while_writing_leaves_the_checkpoint_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, call: int
 ) -> None:
-    write(tmp_path, state(8), 8, None)
+    write_checkpoint(tmp_path, state(8), 8, None)
     with monkeypatch.context() as patch:
         patch.setattr(module, name, failing(getattr(module, name), call))
         with pytest.raises(InterruptedError):
-            write(tmp_path, state(16), 16, None)
+            write_checkpoint(tmp_path, state(16), 16, None)
     assert steps(tmp_path) == [8]
     assert found(tmp_path) == (8, 8.0)
-    write(tmp_path, state(16), 16, None)
+    write_checkpoint(tmp_path, state(16), 16, None)
     assert found(tmp_path) == (16, 16.0)
 
 
@@ -73,15 +73,15 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before_it(
 def test_a_kill_while_writing_the_same_step_again_leaves_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, call: int
 ) -> None:
-    write(tmp_path, state(8), 8, None)
+    write_checkpoint(tmp_path, state(8), 8, None)
     again = state(8) | {"network": {"weight": torch.full((3,), 9.0)}}
     with monkeypatch.context() as patch:
         patch.setattr(module, name, failing(getattr(module, name), call))
         with pytest.raises(InterruptedError):
-            write(tmp_path, again, 8, None)
+            write_checkpoint(tmp_path, again, 8, None)
     assert found(tmp_path) == (8, 8.0)
     assert steps(tmp_path) == [8]
-    write(tmp_path, again, 8, None)
+    write_checkpoint(tmp_path, again, 8, None)
     assert found(tmp_path) == (8, 9.0)
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000008"]
 
@@ -89,14 +89,14 @@ def test_a_kill_while_writing_the_same_step_again_leaves_the_first(
 def test_what_reads_back_differently_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "sha256", lambda path: "0" * 64)
     with pytest.raises(OSError, match="reads back differently"):
-        write(tmp_path, state(8), 8, None)
+        write_checkpoint(tmp_path, state(8), 8, None)
     assert not list(tmp_path.iterdir()), "what is half-made would fill the disk further"
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "no manifest", "no state", "foreign", "list"])
 def test_a_damaged_or_foreign_folder_is_passed_over(tmp_path: Path, damage: str) -> None:
-    write(tmp_path, state(8), 8, None)
-    target = write(tmp_path, state(16), 16, None)
+    write_checkpoint(tmp_path, state(8), 8, None)
+    target = write_checkpoint(tmp_path, state(16), 16, None)
     content = (target / "state.pt").read_bytes()
     match damage:
         case "flip":
@@ -117,7 +117,7 @@ def test_a_damaged_or_foreign_folder_is_passed_over(tmp_path: Path, damage: str)
 
 def saved(folder: Path, scores: dict[int, float | None], **settings: Any) -> list[int]:
     folder.mkdir(exist_ok=True)
-    saver = Saver(folder, **settings)
+    saver = CheckpointSaver(folder, **settings)
     for step, score in scores.items():
         saver.save(state(step), step, score, wait=True)
     saver.close()
@@ -133,20 +133,20 @@ def test_the_last_few_and_the_best_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_damaged_later_checkpoint_does_not_crowd_out_the_new_one(tmp_path: Path) -> None:
-    later = write(tmp_path, state(99), 99, None)
+    later = write_checkpoint(tmp_path, state(99), 99, None)
     (later / "state.pt").write_bytes(b"damaged")
     assert saved(tmp_path, {8: None, 16: None}, keep_last=1, keep_best=False) == [16]
     assert saved(tmp_path, {99: None}, keep_last=1, keep_best=False) == [99], "the step is reached again"
 
 
 def test_what_a_kill_left_half_made_is_cleared_by_the_next_save(tmp_path: Path) -> None:
-    shutil.copytree(write(tmp_path, state(8), 8, None), tmp_path / ".making-step_00000012")
+    shutil.copytree(write_checkpoint(tmp_path, state(8), 8, None), tmp_path / ".making-step_00000012")
     assert saved(tmp_path, {16: None}, keep_last=2, keep_best=False) == [8, 16]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000008", "step_00000016"]
 
 
 def test_what_is_saved_is_the_state_at_the_call(tmp_path: Path) -> None:
-    saver, live = Saver(tmp_path, 1, False), state(8)
+    saver, live = CheckpointSaver(tmp_path, 1, False), state(8)
     saver.save(live, 8, None, wait=False)
     live["network"]["weight"].fill_(-1)
     saver.close()
@@ -157,14 +157,14 @@ def test_a_checkpoint_is_told_of_when_it_is_whole_on_disk_and_not_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[int, list[int]]] = []
-    saver = Saver(tmp_path, 1, False, saved=lambda step, seconds: told.append((step, steps(tmp_path))))
+    saver = CheckpointSaver(tmp_path, 1, False, on_saved=lambda step, seconds: told.append((step, steps(tmp_path))))
     saver.save(state(8), 8, None, wait=True)
     assert told == [(8, [8])]
 
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_fill", full)
+    monkeypatch.setattr(checkpoint, "_write_and_verify", full)
     with pytest.raises(OSError, match="No space left"):
         saver.save(state(16), 16, None, wait=True)
     assert told == [(8, [8])]
@@ -175,18 +175,18 @@ def test_a_disk_that_fails_costs_two_saves_and_a_warning_each_and_the_third_ends
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warned: list[str] = []
-    saver, real, fails = Saver(tmp_path, 1, False, warn=warned.append), checkpoint.write, {16, 24, 40, 48, 56}
+    saver, real, fails = CheckpointSaver(tmp_path, 1, False, warn=warned.append), checkpoint.write_checkpoint, {16, 24, 40, 48, 56}
 
     def full(folder: Path, state: Any, step: int, *more: Any) -> Path:
         if step in fails:
             raise OSError(28, "No space left on device")
         return real(folder, state, step, *more)
 
-    monkeypatch.setattr(checkpoint, "write", full)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", full)
     for step in (8, 16, 24, 32, 40, 48):
         saver.save(state(step), step, None, wait=False)
-        saver.settle()
-        assert newest(tmp_path) is not None, "what was saved before stays"
+        saver.wait()
+        assert newest_checkpoint(tmp_path) is not None, "what was saved before stays"
     assert [words.partition(" (")[0] for words in warned] == [f"step {n} is not saved" for n in (16, 24, 40, 48)]
     assert "(No space left on device), 2 of 3 in a row before the run ends of it" in warned[-1]
     assert found(tmp_path) == (32, 32.0)
@@ -199,8 +199,8 @@ def test_a_save_that_is_waited_for_fails_at_once(tmp_path: Path, monkeypatch: py
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    saver = Saver(tmp_path, 1, False, warn=pytest.fail)
-    monkeypatch.setattr(checkpoint, "write", full)
+    saver = CheckpointSaver(tmp_path, 1, False, warn=pytest.fail)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", full)
     with pytest.raises(OSError, match="No space left"):
         saver.save(state(8), 8, None, wait=True)
 
@@ -209,15 +209,15 @@ def test_an_error_of_the_writing_is_raised_by_the_next_call(tmp_path: Path, monk
     def full(*args: Any) -> None:
         raise RuntimeError("it cannot be written")
 
-    calls: list[Callable[[Saver], None]] = [
+    calls: list[Callable[[CheckpointSaver], None]] = [
         lambda saver: saver.save(state(16), 16, None, wait=True),
-        Saver.settle,
-        Saver.close,
+        CheckpointSaver.wait,
+        CheckpointSaver.close,
     ]
     for call in calls:
-        saver = Saver(tmp_path, 1, False)
+        saver = CheckpointSaver(tmp_path, 1, False)
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "write", full)
+            patch.setattr(checkpoint, "write_checkpoint", full)
             saver.save(state(8), 8, None, wait=False)
             saver._worker.submit(lambda: None).result()
         with pytest.raises(RuntimeError, match="cannot be written"):
@@ -231,14 +231,14 @@ class Code:
 
 
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    target = write(tmp_path, state(8), 8, None)
+    target = write_checkpoint(tmp_path, state(8), 8, None)
     torch.save({"step": 8, "network": Code()}, target / "state.pt")
     fits = {"sha256": sha256(target / "state.pt"), "bytes": (target / "state.pt").stat().st_size}
     manifest = json.loads((target / "manifest.json").read_text()) | fits
     (target / "manifest.json").write_text(json.dumps(manifest))
-    best = newest(tmp_path)
+    best = newest_checkpoint(tmp_path)
     assert best is not None
-    with pytest.raises(Unusable, match="no state that this program saved") as refused:
+    with pytest.raises(InvalidCheckpoint, match="no state that this program saved") as refused:
         best.load()
     assert "weights_only" not in str(refused.value)
     assert "code ran" not in capsys.readouterr().out

@@ -27,7 +27,7 @@ def settings(data_root: Path, tmp_path: Path) -> list[str]:
 
 
 def betons(settings: list[str], make_config: Callable[..., Config]) -> Path:
-    return manifest.folder(make_config(*settings).data)
+    return manifest.dataset_dir(make_config(*settings).data)
 
 
 def test_a_submission_is_refused_before_anything_is_created(
@@ -50,9 +50,9 @@ def test_a_job_of_two_ranks_is_refused_before_its_first_step(
     for said in ranks.errors:
         assert "train.beton: its sha256 is not that of what was prepared" in said
         assert "Traceback" not in said
-    (stop,) = [row for row in journal.read(run.journal_path)[0] if row["event"] == "stop"]
+    (stop,) = [row for row in journal.read_journal(run.journal_path)[0] if row["event"] == "stop"]
     assert (stop["user_error"], stop["retry"]) == (True, False)
-    assert not [row for row in journal.read(run.journal_path)[0] if row["event"] == "epoch"]
+    assert not [row for row in journal.read_journal(run.journal_path)[0] if row["event"] == "epoch"]
 
 
 @pytest.mark.slow
@@ -63,7 +63,7 @@ def test_data_that_changes_while_it_is_learned_from_ends_the_run_with_the_files_
     run = Run.create(make_config(*settings, "epochs=1000", "evaluate_every_epochs=1000"), [])
     path = betons(settings, make_config) / "train.beton"
     ranks = Ranks(run, 1, "first")
-    while not journal.epochs(journal.read(run.journal_path)[0]):
+    while not journal.epochs(journal.read_journal(run.journal_path)[0]):
         assert ranks.processes[0].poll() is None, ranks.wait()
         time.sleep(0.05)
     if how == "cut short":

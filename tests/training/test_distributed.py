@@ -28,12 +28,12 @@ from runyard.errors import UserError
 from runyard.runs import journal
 from runyard.runs.run import Run
 from runyard.training.distributed import heartbeat, peer_failure, process_group
-from runyard.training.distributed.peer_failure import RankLost
-from runyard.training.distributed.process_group import Dist, Vote, from_environment, joined
-from runyard.training.evaluation import Part
+from runyard.training.distributed.peer_failure import PeerFailure
+from runyard.training.distributed.process_group import Consensus, RankInfo, from_environment, joined_process_group
+from runyard.training.evaluation import SplitEvaluation
 from runyard.training.metrics.counters import Counters
-from runyard.training.metrics.system_metrics import Usage
-from runyard.training.stop_signals import Stop, Stopped
+from runyard.training.metrics.system_metrics import SystemMetrics
+from runyard.training.stop_signals import StopReason, TrainingStopped
 from tests.conftest import PATIENCE_S
 from tests.training.conftest import Ranks
 
@@ -49,22 +49,22 @@ RANKS, IMAGES, CLASSES = 3, 100, 4
 @pytest.mark.parametrize(
     ("env", "place"),
     [
-        (SUBMITIT, Dist(1, 2, 1, 2, "submitit, local", "4711")),
-        (TORCHRUN, Dist(5, 8, 1, 4, "torchrun", "abc")),
-        (SLURM, Dist(3, 4, 1, 2, "SLURM", "99-2-0")),
-        (SLURM | SUBMITIT, Dist(1, 2, 1, 2, "submitit, local", "4711")),
-        ({n: v for n, v in SLURM.items() if n != "SLURM_STEP_ID"}, Dist(0, 1, 0, 1, "none", str(os.getpid()))),
-        (SLURM | {"SLURM_STEP_ID": "4294967290"}, Dist(0, 1, 0, 1, "none", str(os.getpid()))),
-        (SLURM | {"WORLD_SIZE": "4", "MASTER_ADDR": "node1"}, Dist(3, 4, 1, 2, "SLURM", "99-2-0")),
+        (SUBMITIT, RankInfo(1, 2, 1, 2, "submitit, local", "4711")),
+        (TORCHRUN, RankInfo(5, 8, 1, 4, "torchrun", "abc")),
+        (SLURM, RankInfo(3, 4, 1, 2, "SLURM", "99-2-0")),
+        (SLURM | SUBMITIT, RankInfo(1, 2, 1, 2, "submitit, local", "4711")),
+        ({n: v for n, v in SLURM.items() if n != "SLURM_STEP_ID"}, RankInfo(0, 1, 0, 1, "none", str(os.getpid()))),
+        (SLURM | {"SLURM_STEP_ID": "4294967290"}, RankInfo(0, 1, 0, 1, "none", str(os.getpid()))),
+        (SLURM | {"WORLD_SIZE": "4", "MASTER_ADDR": "node1"}, RankInfo(3, 4, 1, 2, "SLURM", "99-2-0")),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
-         Dist(0, 1, 0, 1, "torchrun", "alone")),
-        ({}, Dist(0, 1, 0, 1, "none", str(os.getpid()))),
+         RankInfo(0, 1, 0, 1, "torchrun", "alone")),
+        ({}, RankInfo(0, 1, 0, 1, "none", str(os.getpid()))),
     ],
     ids=["submitit", "torchrun", "srun", "submitit within SLURM", "a batch script without srun", "salloc's shell",
          "srun in a script that exports torchrun's", "a torchrun of one", "nothing"],
 )
-def test_each_launcher_says_who_i_am(env: dict[str, str], place: Dist) -> None:
-    assert from_environment(env) == place
+def test_each_launcher_says_who_i_am(env: dict[str, str], rank_info: RankInfo) -> None:
+    assert from_environment(env) == rank_info
 
 
 @pytest.mark.parametrize(
@@ -106,16 +106,16 @@ def test_a_rank_that_is_none_is_refused_by_name(name: str, value: str) -> None:
         from_environment(TORCHRUN | {name: value})
 
 
-def place(rank: int, world_size: int, job: str = "test") -> Dist:
-    return Dist(rank, world_size, rank, world_size, "submitit, local", job)
+def place(rank: int, world_size: int, job: str = "test") -> RankInfo:
+    return RankInfo(rank, world_size, rank, world_size, "submitit, local", job)
 
 
 def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_group, "JOIN_TIMEOUT_S", 0.3)
-    with pytest.raises(RankLost, match=r"ranks \[1, 2\] of 3 did not come"), joined(place(0, 3), tmp_path):
+    with pytest.raises(PeerFailure, match=r"ranks \[1, 2\] of 3 did not come"), joined_process_group(place(0, 3), tmp_path):
         pytest.fail("it went on alone")
     assert not list(tmp_path.iterdir()), "a later job could find this address"
-    with pytest.raises(RankLost, match="rank 0 did not open"), joined(place(1, 3), tmp_path):
+    with pytest.raises(PeerFailure, match="rank 0 did not open"), joined_process_group(place(1, 3), tmp_path):
         pytest.fail("it went on alone")
 
 
@@ -125,26 +125,26 @@ def test_a_rank_0_that_is_reached_at_none_of_its_addresses_may_be_so_at_another_
     monkeypatch.setattr(process_group, "JOIN_TIMEOUT_S", 0.3)
     there = {"hosts": ["127.0.0.1"], "port": 1, "secret": "s"}
     (tmp_path / "meeting-test.json").write_text(json.dumps(there))
-    with pytest.raises(RankLost, match=r"rank 0 is reached at none of 127\.0\.0\.1, port 1"), joined(
+    with pytest.raises(PeerFailure, match=r"rank 0 is reached at none of 127\.0\.0\.1, port 1"), joined_process_group(
         place(1, 3), tmp_path
     ):
         pytest.fail("it went on alone")
 
 
 def test_a_world_of_one_joins_nothing_and_agrees_with_itself_a_step_later(tmp_path: Path) -> None:
-    with joined(place(0, 1), tmp_path):
+    with joined_process_group(place(0, 1), tmp_path):
         assert not torch.distributed.is_initialized()
-        vote = Vote(place(0, 1))
+        vote = Consensus(place(0, 1))
         assert [vote.exchange([n, 0]) for n in (0, 3, 1)] == [[0, 0], [0, 0], [3, 0]]
-        assert vote.now([0, 2]) == [1, 2]
-        assert vote.settle() is None
+        assert vote.agree_now([0, 2]) == [1, 2]
+        assert vote.wait_pending() is None
 
 
-def voting(place: Dist) -> list[Any]:
+def voting(rank_info: RankInfo) -> list[Any]:
     """Rank r raises flag 1 at step r, and flag 2 as high as its rank at step 0."""
-    vote = Vote(place)
-    answers = [vote.exchange([int(step == place.rank), place.rank * (step == 0)]) for step in range(5)]
-    return [*answers, vote.now([0, place.rank])]
+    vote = Consensus(rank_info)
+    answers = [vote.exchange([int(step == rank_info.rank), rank_info.rank * (step == 0)]) for step in range(5)]
+    return [*answers, vote.agree_now([0, rank_info.rank])]
 
 
 def logits_of(images: torch.Tensor) -> torch.Tensor:
@@ -152,114 +152,114 @@ def logits_of(images: torch.Tensor) -> torch.Tensor:
     return images.reshape(len(images), 12).float() / 50 @ weights
 
 
-def measuring(place: Dist) -> Any:
+def measuring(rank_info: RankInfo) -> Any:
     """Loss, top-1 and predictions over 100 images of which each rank sees its share, in small batches."""
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, size=(IMAGES, 2, 2, 3), dtype=np.uint8))
     labels = torch.from_numpy(rng.integers(0, CLASSES, size=IMAGES))
-    mine = torch.from_numpy(np.asarray(evaluation_indices(IMAGES, place.rank, place.world_size)))
+    mine = torch.from_numpy(np.asarray(evaluation_indices(IMAGES, rank_info.rank, rank_info.world_size)))
     batches = [Batch(images[part], labels[part], part) for part in mine.split(7)]
-    part = Part(IMAGES, place.world_size, 7)
-    assert len(list(part.go_on(logits_of, batches, 0.1))) == {1: 15, RANKS: 5}[place.world_size], "on each rank"
-    assert part.complete
+    part = SplitEvaluation(IMAGES, rank_info.world_size, 7)
+    assert len(list(part.evaluate_batches(logits_of, batches, 0.1))) == {1: 15, RANKS: 5}[rank_info.world_size], "on each rank"
+    assert part.is_complete
     p = part.predictions()
     return p.loss, p.top1, p.confusion(CLASSES), p.index.tolist(), p.predicted.tolist(), p.confidence.tolist()
 
 
-def counting(place: Dist, *, restoring: int = 1) -> list[float | None]:
+def counting(rank_info: RankInfo, *, restoring: int = 1) -> list[float | None]:
     """A count that is saved on its way by rank 0 and goes on from what was saved, there and on ``restoring`` in all."""
     counters = Counters(torch.device("cpu"))
 
     def step(loss: float, correct: int, norm: float) -> None:
         counters.add(torch.tensor(loss), torch.tensor(correct), 10)
-        if place.rank == 0:
+        if rank_info.rank == 0:
             counters.add_norm(torch.tensor(norm))
 
-    step(float(place.rank + 1), place.rank, 5.0)
+    step(float(rank_info.rank + 1), rank_info.rank, 5.0)
     counters.gather()
     saved = [counters.state().clone()]
     torch.distributed.broadcast_object_list(saved)
     counters.reset()
-    if place.rank < restoring:
+    if rank_info.rank < restoring:
         counters.restore(saved[0])
     step(4.0, 2, 2.0)
     step(4.0, 2, 2.0)
     return list(counters.mean())
 
 
-def counting_everywhere(place: Dist) -> list[float | None]:
-    return counting(place, restoring=RANKS)
+def counting_everywhere(rank_info: RankInfo) -> list[float | None]:
+    return counting(rank_info, restoring=RANKS)
 
 
-def using(place: Dist) -> Any:
+def using(rank_info: RankInfo) -> Any:
     """Two nodes, of which the first has all ranks but the last."""
-    last = place.rank == RANKS - 1
+    last = rank_info.rank == RANKS - 1
     os.environ["SLURMD_NODENAME"] = "node2" if last else "node1"
-    usage = Usage(dataclasses.replace(place, local_rank=0 if last else place.rank), all_nodes=True, warn=pytest.fail)
-    usage.begin()
-    return usage.take()
+    usage = SystemMetrics(dataclasses.replace(rank_info, local_rank=0 if last else rank_info.rank), all_nodes=True, warn=pytest.fail)
+    usage.start()
+    return usage.read()
 
 
-def failing(place: Dist) -> None:
+def failing(rank_info: RankInfo) -> None:
     """The last rank alone finds a mistake; the others wait for it at the next exchange."""
-    if place.rank == RANKS - 1:
+    if rank_info.rank == RANKS - 1:
         raise UserError("data/test.beton: truncated")
     torch.distributed.all_reduce(torch.zeros(1))
 
 
-def breaking(place: Dist) -> None:
-    if place.rank == RANKS - 1:
+def breaking(rank_info: RankInfo) -> None:
+    if rank_info.rank == RANKS - 1:
         raise ArithmeticError("no number")
     torch.distributed.all_reduce(torch.zeros(1))
 
 
-def dying(place: Dist) -> None:
-    if place.rank == RANKS - 1:
+def dying(rank_info: RankInfo) -> None:
+    if rank_info.rank == RANKS - 1:
         os.kill(os.getpid(), signal.SIGKILL)
     torch.distributed.all_reduce(torch.zeros(1))
 
 
-def hanging(place: Dist) -> None:
+def hanging(rank_info: RankInfo) -> None:
     process_group.JOIN_TIMEOUT_S = 1  # type: ignore[attr-defined]
-    vote = Vote(place)
-    if place.rank == RANKS - 1:
+    vote = Consensus(rank_info)
+    if rank_info.rank == RANKS - 1:
         time.sleep(8)
         return
-    vote.now([0])
+    vote.agree_now([0])
 
 
-def hanging_where_one_looks_longer(place: Dist) -> None:
-    peer_failure.LAST_WORD_S += place.rank  # beyond the end of rank 0's own look, who has the store
-    hanging(place)
+def hanging_where_one_looks_longer(rank_info: RankInfo) -> None:
+    peer_failure.PEER_FAILURE_WAIT_S += rank_info.rank  # beyond the end of rank 0's own look, who has the store
+    hanging(rank_info)
 
 
-def preparing(place: Dist) -> Any:
+def preparing(rank_info: RankInfo) -> Any:
     """The last rank needs longer for what comes first than the group would wait."""
-    if place.rank == RANKS - 1:
+    if rank_info.rank == RANKS - 1:
         time.sleep(6)
-    return place.rank
+    return rank_info.rank
 
 
-def stumbling(place: Dist) -> Any:
-    if place.rank == RANKS - 1:
+def stumbling(rank_info: RankInfo) -> Any:
+    if rank_info.rank == RANKS - 1:
         raise UserError("data/test.beton: truncated")
 
 
-def as_rank_that_prepares(rank: int, folder: Path, work: Callable[[Dist], Any], said: Any) -> None:
+def as_rank_that_prepares(rank: int, folder: Path, work: Callable[[RankInfo], Any], said: Any) -> None:
     process_group.JOIN_TIMEOUT_S = 4
     me = place(rank, RANKS)
     try:
-        with joined(me, folder, lambda: work(me)) as prepared:
+        with joined_process_group(me, folder, lambda: work(me)) as prepared:
             said.put((rank, prepared))
     except BaseException as error:
         said.put((rank, (type(error).__name__, str(error))))
 
 
-def as_rank(rank: int, folder: Path, work: Callable[[Dist], Any], said: Any) -> None:
+def as_rank(rank: int, folder: Path, work: Callable[[RankInfo], Any], said: Any) -> None:
     process_group.JOIN_TIMEOUT_S = 10 * PATIENCE_S  # nobody may wait for that when a rank is lost
     me = place(rank, RANKS)
     try:
-        with joined(me, folder):
+        with joined_process_group(me, folder):
             said.put((rank, work(me)))
     except Exception as error:
         said.put((rank, (type(error).__name__, str(error))))
@@ -274,7 +274,7 @@ def together(tmp_path: Path) -> Together:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", __name__])
 
-    def run(work: Callable[[Dist], Any], speakers: int, begin: Callable[..., None] = as_rank) -> list[Any]:
+    def run(work: Callable[[RankInfo], Any], speakers: int, begin: Callable[..., None] = as_rank) -> list[Any]:
         said = context.Queue()
         ranks = [context.Process(target=begin, args=(r, tmp_path, work, said)) for r in range(RANKS)]
         for process in ranks:
@@ -362,7 +362,7 @@ def test_a_killed_rank_is_named_and_nobody_waits_for_it(together: Together) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("work", [hanging, hanging_where_one_looks_longer])
 def test_a_rank_that_hangs_is_named_by_those_that_wait_for_its_vote(
-    together: Together, work: Callable[[Dist], None]
+    together: Together, work: Callable[[RankInfo], None]
 ) -> None:
     assert together(work, RANKS - 1) == [
         ("RankLost", f"ranks [{RANKS - 1}] of {RANKS} do not answer: look into their logs, on {socket.gethostname()}")
@@ -373,11 +373,11 @@ def test_what_gloo_fails_of_itself_is_told_in_its_own_words_and_no_lost_connecti
     store, notes = torch.distributed.HashStore(), Path("nowhere")
     own = RuntimeError("[enforce fail at /gloo/transport/tcp/device.cc:49] bind: Address already in use")
     assert not peer_failure.is_lost_connection(own)
-    peer_failure.tell(store, 1, own)
+    peer_failure.publish_failure(store, 1, own)
     lost = RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
     assert peer_failure.is_lost_connection(lost)
     assert peer_failure.is_lost_connection(RuntimeError("Application timeout caused pair closure"))  # gloo's, unnamed
-    assert "Address already in use" in str(peer_failure.first_cause(store, [("elsewhere", 1)] * 2, 0, lost, notes))
+    assert "Address already in use" in str(peer_failure.root_cause(store, [("elsewhere", 1)] * 2, 0, lost, notes))
 
 
 STORE = """
@@ -389,8 +389,8 @@ sys.stdin.read()
 
 
 def test_a_rank_does_not_wait_for_a_rank_0_that_is_held_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_failure, "ANSWER_S", 0.5)
-    monkeypatch.setattr(peer_failure, "LAST_WORD_S", 0.2)
+    monkeypatch.setattr(peer_failure, "STORE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(peer_failure, "PEER_FAILURE_WAIT_S", 0.2)
     before = set(threading.enumerate())
     with subprocess.Popen([sys.executable, "-c", STORE], stdin=-1, stdout=-1, text=True) as rank_0:
         assert rank_0.stdout is not None
@@ -398,9 +398,9 @@ def test_a_rank_does_not_wait_for_a_rank_0_that_is_held_still(monkeypatch: pytes
         timeout = timedelta(seconds=0.5)
         stores = [torch.distributed.TCPStore("127.0.0.1", port, None, False, timeout, False) for _ in range(3)]
         rank_0.send_signal(signal.SIGSTOP)
-        peer_failure.tell(stores[0], 1, ValueError("its own"))
+        peer_failure.publish_failure(stores[0], 1, ValueError("its own"))
         lost = RuntimeError("Application timeout caused pair closure")
-        said = peer_failure.first_cause(stores[1], [("node1", 1)] * 2, 1, lost, Path("nowhere"))
+        said = peer_failure.root_cause(stores[1], [("node1", 1)] * 2, 1, lost, Path("nowhere"))
         assert str(said) == "rank 0 of 2 does not answer: look into its log, on node1"
 
         def control() -> None:  # has no limit
@@ -417,7 +417,7 @@ def test_a_rank_does_not_wait_for_a_rank_0_that_is_held_still(monkeypatch: pytes
 
 
 def test_where_nobody_says_a_cause_what_was_met_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_failure, "LAST_WORD_S", 0.2)
+    monkeypatch.setattr(peer_failure, "PEER_FAILURE_WAIT_S", 0.2)
     store, places = torch.distributed.HashStore(), [("elsewhere", 1)] * 2
     for rank in (0, 1):
         store.set(f"waits/{rank}", "")
@@ -426,49 +426,49 @@ def test_where_nobody_says_a_cause_what_was_met_is_told(monkeypatch: pytest.Monk
         (torch.distributed.DistBackendError("NCCL error in: x.cpp\nsystem error\nLast error:\n socket: No route"),
          "(Last error: socket: No route)"),
     ):  # fmt: skip
-        assert told in str(peer_failure.first_cause(store, places, 0, met, Path("nowhere")))
+        assert told in str(peer_failure.root_cause(store, places, 0, met, Path("nowhere")))
 
 
 def test_a_silent_rank_is_named_with_the_line_that_it_stands_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_failure, "LAST_WORD_S", 0.2)
+    monkeypatch.setattr(peer_failure, "PEER_FAILURE_WAIT_S", 0.2)
     store, now = torch.distributed.HashStore(), time.time()
     store.set("waits/0", "")
     store.set("beat/1", json.dumps({"t": now, "since": now - 130, "at": "data/ffcv_reader.py:57 (read)"}))
     store.set("beat/2", json.dumps({"t": now - 90, "since": now - 95, "at": "training/loop.py:3"}))
     error = RuntimeError("gloo timed out")
-    said = str(peer_failure.first_cause(store, [("elsewhere", 1)] * 3, 0, error, Path("nowhere")))
+    said = str(peer_failure.root_cause(store, [("elsewhere", 1)] * 3, 0, error, Path("nowhere")))
     assert "rank 1 has been at data/ffcv_reader.py:57 (read) for 130 s" in said
     assert "rank 2 has been silent for 90 s, stopped or cut off; it was at training/loop.py:3" in said
 
 
 def test_a_heartbeat_says_where_the_main_thread_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "BEAT_S", 0.01)
-    monkeypatch.setattr(heartbeat, "OWN", str(Path(__file__).parent) + "/")
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_INTERVAL_S", 0.01)
+    monkeypatch.setattr(heartbeat, "PACKAGE_ROOT", str(Path(__file__).parent) + "/")
     store = torch.distributed.TCPStore("127.0.0.1", 0, None, is_master=True, wait_for_workers=False)
     beating = heartbeat.Heartbeat(store, 3)
     store.wait(["beat/3"])
-    assert heartbeat.describe(store, 3).startswith("rank 3 has been at test_distributed.py:")
-    assert heartbeat.describe(store, 4) == ""
+    assert heartbeat.describe_rank(store, 3).startswith("rank 3 has been at test_distributed.py:")
+    assert heartbeat.describe_rank(store, 4) == ""
     beating.close()
 
 
 def test_who_ended_before_the_ranks_met_is_known_to_those_that_wait_for_it(tmp_path: Path) -> None:
     (tmp_path / "ended-test.jsonl").write_text('{"rank": 2, "message": "was ended by SIGKILL"}\n')
     for rank in (0, 1):
-        with pytest.raises(RankLost, match="rank 2 was ended by SIGKILL"), joined(place(rank, 3), tmp_path):
+        with pytest.raises(PeerFailure, match="rank 2 was ended by SIGKILL"), joined_process_group(place(rank, 3), tmp_path):
             pytest.fail("it went on alone")
 
 
 def test_an_address_of_an_earlier_start_under_the_same_number_is_not_this_ones() -> None:
-    earlier, now = (from_environment(SUBMITIT | {"RUNYARD_START": start}).job for start in ("a1", "b2"))
+    earlier, now = (from_environment(SUBMITIT | {"RUNYARD_START": start}).start_id for start in ("a1", "b2"))
     assert earlier.startswith("4711")
     assert earlier != now
 
 
-def stopping_before_it_begins(place: Dist) -> None:
+def stopping_before_it_begins(rank_info: RankInfo) -> None:
     """Rank 0 alone is asked to stop while the others get ready."""
-    if place.rank == 0:
-        raise Stopped(Stop.TERM)
+    if rank_info.rank == 0:
+        raise TrainingStopped(StopReason.TERM)
 
 
 @pytest.mark.slow
@@ -509,6 +509,6 @@ def test_torchrun_trains_a_run(make_run: Callable[..., Run]) -> None:
                "-m", "runyard", "train", str(run.path)]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    rows, _ = journal.read(run.journal_path)
+    rows, _ = journal.read_journal(run.journal_path)
     assert (rows[0]["launcher"], rows[0]["world_size"]) == ("torchrun", 2)
     assert (rows[-1]["event"], rows[-1]["reason"]) == ("stop", "finished")

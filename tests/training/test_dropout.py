@@ -18,7 +18,7 @@ def network(p: float = 0.3) -> tuple[nn.Sequential, SampleDropout]:
 
 def mask(layer: int, indices: list[int], seed: int = 0, step: int = 0, width: int = 4096) -> Tensor:
     made, first = network()
-    first.begin(seed, step, torch.tensor(indices))
+    first.set_step(seed, step, torch.tensor(indices))
     return made[layer](torch.ones(len(indices), width))  # type: ignore[no-any-return]
 
 
@@ -58,5 +58,5 @@ def test_in_evaluation_nothing_is_dropped_and_a_layer_of_none_stays_as_it_was() 
 
 def test_where_samples_do_not_lie_first_torchs_own_mask_is_taken() -> None:
     made, first = network()
-    first.begin(0, 0, torch.arange(4))
+    first.set_step(0, 0, torch.arange(4))
     assert made(torch.ones(9, 4, 5)).shape == (9, 4, 5)

@@ -14,7 +14,7 @@ from runyard.runs import journal
 from runyard.runs.run import Run
 from runyard.training import checkpoint
 from runyard.training.evaluation import COLUMNS, Evaluation
-from runyard.training.stop_signals import Stop
+from runyard.training.stop_signals import StopReason
 from runyard.training.trainer import Outcome, train
 from tests.training.conftest import Ranks, final_state, same
 from tests.training.conftest import train as train_in_processes
@@ -26,10 +26,10 @@ TIMES_BY_RANK = ("rank_", "slowest_")
 TIMES = {"t", "clock_s", "train_s", "eval_s", "images_per_s", "data_wait_pct", "peak_memory_mb"}
 
 
-def after(answers: int) -> Callable[[], Stop]:
+def after(answers: int) -> Callable[[], StopReason]:
     """A stop that is asked for once the question was put so often: after each step and each batch of an evaluation."""
     left = iter(range(BEFORE + answers))
-    return lambda: Stop.NO if next(left, None) is not None else Stop.TIME_LIMIT
+    return lambda: StopReason.NO if next(left, None) is not None else StopReason.TIME_LIMIT
 
 
 def starts_of(run: Run, answers: int, most: int) -> int:
@@ -41,13 +41,13 @@ def starts_of(run: Run, answers: int, most: int) -> int:
 
 
 def epochs(run: Run) -> list[dict[str, Any]]:
-    rows = [row for row in journal.read(run.journal_path)[0] if row["event"] in ("epoch", "final")]
+    rows = [row for row in journal.read_journal(run.journal_path)[0] if row["event"] in ("epoch", "final")]
     return [{k: v for k, v in row.items() if k not in TIMES and not k.startswith(TIMES_BY_RANK)} for row in rows]
 
 
 def part_of(run: Run) -> dict[str, Any]:
     """What its newest checkpoint has of the test set's evaluation."""
-    found = checkpoint.newest(run.checkpoints)
+    found = checkpoint.newest_checkpoint(run.checkpoints)
     assert found is not None
     return dict(found.load()["evaluation"]["parts"]["test"])
 
@@ -67,7 +67,7 @@ def test_an_evaluation_longer_than_each_start_goes_on_and_ends_with_the_same_bit
     assert starts > 4, "some ended within an evaluation and began within it"
     assert same(final_state(whole), final_state(run))
     assert epochs(run) == epochs(whole), "each epoch is written down once, as if nothing had happened"
-    rows = journal.read(run.journal_path)[0]
+    rows = journal.read_journal(run.journal_path)[0]
     assert {row["eval_s"] > 0 and row["images_per_s"] > 0 for row in rows if row["event"] == "epoch"} == {True}
 
 
@@ -78,7 +78,7 @@ def test_begun_anew_at_each_start_a_long_evaluation_would_never_end(
     monkeypatch.setattr(Evaluation, "restore", lambda *_: None)
     run = make_run(*SETTINGS)
     assert starts_of(run, answers=BATCHES // 2, most=4) == 4
-    found = checkpoint.newest(run.checkpoints)
+    found = checkpoint.newest_checkpoint(run.checkpoints)
     assert found is not None
     assert (found.step, epochs(run)) == (STEPS_PER_EPOCH, []), "the epoch is kept, and nothing comes after it"
 
@@ -88,7 +88,7 @@ def test_a_stop_in_an_evaluation_keeps_the_epoch_and_raw_weights_though_averages
 ) -> None:
     run = make_run(*SETTINGS)
     assert train(run, after(STEPS_PER_EPOCH + 2)) is Outcome.INTERRUPTED
-    found = checkpoint.newest(run.checkpoints)
+    found = checkpoint.newest_checkpoint(run.checkpoints)
     assert found is not None
     state = found.load()
     assert (state["step"], state["epochs_done"]) == (STEPS_PER_EPOCH, 0)
@@ -101,11 +101,11 @@ def test_interrupted_after_the_last_epoch_was_saved_it_goes_on_too_and_the_check
 ) -> None:
     run = make_run("epochs=1", "eval_batch_size=5")
     assert train(run) is Outcome.FINISHED
-    before = checkpoint.newest(run.checkpoints)
+    before = checkpoint.newest_checkpoint(run.checkpoints)
     assert train(run, after(3)) is Outcome.INTERRUPTED
     assert part_of(run)["batches"] == 5, "it is heard one batch after it was asked"
     assert train(run) is Outcome.FINISHED
-    now = checkpoint.newest(run.checkpoints)
+    now = checkpoint.newest_checkpoint(run.checkpoints)
     assert before is not None
     assert now is not None
     assert (now.step, now.score) == (before.step, before.score)
@@ -114,20 +114,20 @@ def test_interrupted_after_the_last_epoch_was_saved_it_goes_on_too_and_the_check
 def test_a_long_evaluation_is_saved_by_time_as_steps_are(make_run: Callable[..., Run]) -> None:
     run = make_run("epochs=1", "eval_batch_size=5", "checkpoint.every_s=1e-6")
     assert train(run, after(STEPS_PER_EPOCH + BATCHES // 2)) is Outcome.INTERRUPTED
-    saved = [row["step"] for row in journal.read(run.journal_path)[0] if row["event"] == "checkpoint"]
+    saved = [row["step"] for row in journal.read_journal(run.journal_path)[0] if row["event"] == "checkpoint"]
     assert saved.count(STEPS_PER_EPOCH) > 2
 
 
 STOPPED_WITHIN = """
 import os, signal, sys
 from runyard.training import evaluation
-go_on = evaluation.Part.go_on
+go_on = evaluation.SplitEvaluation.evaluate_batches
 def heard(self, *args):
     for _ in go_on(self, *args):
         if self.batches == 4 and os.environ["SUBMITIT_LOCAL_GLOBALID"] == "1":
             os.kill(os.getpid(), signal.SIGUSR2)
         yield
-evaluation.Part.go_on = heard
+evaluation.SplitEvaluation.evaluate_batches = heard
 from runyard.cli.main import main
 sys.exit(main(["train", sys.argv[1]]))
 """
@@ -141,7 +141,7 @@ def test_ranks_of_which_one_is_asked_within_an_evaluation_stop_at_one_batch_and_
     train_in_processes(other)
     ranks = Ranks(run, 2, "first", command=[sys.executable, "-c", STOPPED_WITHIN, str(run.path)])
     assert ranks.wait() == [130, 0], ranks.errors
-    found = checkpoint.newest(run.checkpoints)
+    found = checkpoint.newest_checkpoint(run.checkpoints)
     assert found is not None
     part = part_of(run)
     assert (found.step, part["batches"], len(part["index"])) == (STEPS_PER_EPOCH, 5, 2 * 5 * 5)

@@ -13,44 +13,44 @@ from runyard.config.schema import Config
 from runyard.data import manifest
 from runyard.data.loading import loaders
 from runyard.runs.run import Run
-from runyard.training.distributed.process_group import Dist
+from runyard.training.distributed.process_group import RankInfo
 from runyard.training.metrics.counters import Counters
-from runyard.training.train_state import Learner
+from runyard.training.train_state import TrainState
 
-ALONE = Dist(0, 1, 0, 1, "none", "test")
+ALONE = RankInfo(0, 1, 0, 1, "none", "test")
 STEPS = 4
 Seen = list[list[Tensor]]  # of each step the gradients that the optimiser was given
 
 
-def learned(config: Config, scale: float | None = None, overflow_at: int | None = None) -> tuple[Learner, Seen]:
+def learned(config: Config, scale: float | None = None, overflow_at: int | None = None) -> tuple[TrainState, Seen]:
     """A learner after some steps; ``scale`` is its gradient scaler's, if it has one."""
     torch.manual_seed(0)
-    folder = manifest.folder(config.data)
-    data = manifest.load(folder)
+    folder = manifest.dataset_dir(config.data)
+    data = manifest.load_manifest(folder)
     loader = loaders.train_loader(config, data, folder, rank=0, world_size=1, device=ALONE.device)
-    learner, seen = Learner(config, data, ALONE, loader.steps), Seen()
+    train_state, seen = TrainState(config, data, ALONE, loader.steps), Seen()
     if scale is not None:
-        learner.scaler = torch.amp.GradScaler("cpu", init_scale=scale)  # type: ignore[attr-defined]
-    weight = next(p for p in learner.network.parameters() if p.requires_grad)
-    weight.register_hook(lambda gradient: gradient * (math.inf if learner.step == overflow_at else 1))
-    learner.optimizer.register_step_pre_hook(lambda *_: seen.append([p.grad.clone() for p in trainable(learner)]))
-    learner.connect()
+        train_state.scaler = torch.amp.GradScaler("cpu", init_scale=scale)  # type: ignore[attr-defined]
+    weight = next(p for p in train_state.network.parameters() if p.requires_grad)
+    weight.register_hook(lambda gradient: gradient * (math.inf if train_state.step == overflow_at else 1))
+    train_state.optimizer.register_step_pre_hook(lambda *_: seen.append([p.grad.clone() for p in trainable(train_state)]))
+    train_state.wrap_ddp()
     for _, micro_batches in zip(range(STEPS), loader.epoch(0), strict=False):
-        learner.train_step(micro_batches)
+        train_state.train_step(micro_batches)
     loader.close()
-    return learner, seen
+    return train_state, seen
 
 
-def trainable(learner: Learner) -> list[Tensor]:
-    return [p for p in learner.network.parameters() if p.grad is not None]
+def trainable(train_state: TrainState) -> list[Tensor]:
+    return [p for p in train_state.network.parameters() if p.grad is not None]
 
 
 def norm(gradients: list[Tensor]) -> float:
     return math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
 
 
-def told(learner: Learner) -> float:
-    value = learner.counters.mean()[2]
+def told(train_state: TrainState) -> float:
+    value = train_state.counters.mean()[2]
     assert value is not None
     return value
 
@@ -59,19 +59,19 @@ def told(learner: Learner) -> float:
 def test_it_is_the_mean_over_the_steps_of_the_whole_gradients_norm(
     make_run: Callable[..., Run], accumulate: int
 ) -> None:
-    learner, seen = learned(make_run(f"accumulate={accumulate}", "precision=fp32").config)
+    train_state, seen = learned(make_run(f"accumulate={accumulate}", "precision=fp32").config)
     norms = [norm(gradients) for gradients in seen]
     assert len(set(norms)) == STEPS
-    assert told(learner) == pytest.approx(sum(norms) / STEPS, rel=1e-6)
+    assert told(train_state) == pytest.approx(sum(norms) / STEPS, rel=1e-6)
 
 
 def test_it_is_of_the_gradient_before_clipping_and_clipping_is_torchs_own(
     make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_run("optim.grad_clip_norm=0.01", "precision=fp32").config
-    learner, seen = learned(config)
+    train_state, seen = learned(config)
     assert [norm(gradients) for gradients in seen] == pytest.approx([0.01] * STEPS, rel=1e-2)
-    assert told(learner) > 0.1
+    assert told(train_state) > 0.1
 
     def in_one(parameters: object, clip: float, total: Tensor) -> None:
         nn.utils.clip_grad_norm_(parameters, clip)  # type: ignore[arg-type]
@@ -87,11 +87,11 @@ def test_it_is_free_of_the_gradient_scalers_scale(make_run: Callable[..., Run]) 
 
 
 def test_a_step_that_the_scaler_skips_is_left_out(make_run: Callable[..., Run]) -> None:
-    learner, seen = learned(make_run("precision=fp32").config, scale=2.0**14, overflow_at=2)
+    train_state, seen = learned(make_run("precision=fp32").config, scale=2.0**14, overflow_at=2)
     finite = [n for gradients in seen if math.isfinite(n := norm(gradients))]
     assert len(finite) == STEPS - 1
-    assert told(learner) == pytest.approx(sum(finite) / (STEPS - 1), rel=1e-6)
-    assert all(bool(p.isfinite().all()) for p in learner.network.parameters())
+    assert told(train_state) == pytest.approx(sum(finite) / (STEPS - 1), rel=1e-6)
+    assert all(bool(p.isfinite().all()) for p in train_state.network.parameters())
 
 
 def test_norms_that_are_no_numbers_are_left_out_and_without_any_other_there_is_none() -> None:

@@ -13,9 +13,9 @@ from tests.conftest import PATIENCE_S
 
 LEARNS = """
 import hashlib, json, sys, torch, torch.distributed as dist
-from runyard.training.no_compiler import keep_compiler_out
+from runyard.training.no_compiler import defer_compiler_import
 if sys.argv[1] == "keep out":
-    keep_compiler_out()
+    defer_compiler_import()
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 torch.manual_seed(0)
 network = torch.nn.Linear(8, 4)

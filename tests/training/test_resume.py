@@ -43,7 +43,7 @@ def whole(make_run: Callable[..., Run]) -> Run:
 
 def copy_of(run: Run, folder: Path) -> Run:
     shutil.copytree(run.path, folder / run.id, symlinks=True)
-    (folder / run.code.parent.name).symlink_to(run.code.parent)
+    (folder / run.code_path.parent.name).symlink_to(run.code_path.parent)
     return Run.open(folder / run.id)
 
 
@@ -51,24 +51,24 @@ def interrupt(run: Run, number: signal.Signals) -> None:
     """Train ``run`` until it is some epochs on its way, then send ``number`` to rank 1."""
     ranks = Ranks(run, 2, "interrupted")
     deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline and len(journal.epochs(journal.read(run.journal_path)[0])) < 2:
+    while time.monotonic() < deadline and len(journal.epochs(journal.read_journal(run.journal_path)[0])) < 2:
         time.sleep(0.01)
     ranks.processes[1].send_signal(number)
     ranks.wait()
-    found = checkpoint.newest(run.checkpoints)
+    found = checkpoint.newest_checkpoint(run.checkpoints)
     assert found is not None
     assert 0 < found.step < EPOCHS * STEPS_PER_EPOCH, "it was to be interrupted on its way"
 
 
 def curves(run: Run) -> list[dict[str, object]]:
     shown = ("epoch", "step", "train_loss", "train_top1", "test_loss", "test_top1", "lr", "grad_norm")
-    return [{k: row[k] for k in shown} for row in journal.epochs(journal.read(run.journal_path)[0])]
+    return [{k: row[k] for k in shown} for row in journal.epochs(journal.read_journal(run.journal_path)[0])]
 
 
 def test_a_stopped_run_resumes_to_the_bits_of_an_uninterrupted_one(whole: Run, make_run: Callable[..., Run]) -> None:
     stopped = make_run(*SETTINGS)
     interrupt(stopped, signal.SIGTERM)
-    assert journal.read(stopped.journal_path)[0][-1]["reason"] == "interrupted"
+    assert journal.read_journal(stopped.journal_path)[0][-1]["reason"] == "interrupted"
     train(stopped, job="second")
     assert same(final_state(whole), final_state(stopped))
     assert curves(whole) == curves(stopped)
@@ -88,7 +88,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(whole: Ru
     content = bytearray((newest / "state.pt").read_bytes())
     content[1000] ^= 1
     (newest / "state.pt").write_bytes(content)
-    found = checkpoint.newest(run.checkpoints)
+    found = checkpoint.newest_checkpoint(run.checkpoints)
     assert found is not None
     assert found.path != newest
     train(run, job="second")
@@ -98,12 +98,12 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(whole: Ru
 def test_resuming_without_the_optimisers_momentum_is_noticed(whole: Run, tmp_path: Path) -> None:
     """The negative control of bit equality: lose one part of the state, and the comparison must fail."""
     run = copy_of(whole, tmp_path)
-    *_, before, newest = checkpoint.valid(run.checkpoints)
+    *_, before, newest = checkpoint.valid_checkpoints(run.checkpoints)
     shutil.rmtree(newest.path)
     state = before.load()
     for slot in state["optimizer"]["state"].values():
         slot["momentum_buffer"].zero_()
-    checkpoint.write(run.checkpoints, state, before.step, before.score)
+    checkpoint.write_checkpoint(run.checkpoints, state, before.step, before.score)
     train(run, job="second")
     assert not same(final_state(whole), final_state(run))
 
@@ -115,19 +115,19 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_only_good_checkpoints
     for word in ("is not a finite number", "step", "rank", "optim.lr"):
         assert word in ranks.errors[0]
     assert "Traceback" not in ranks.errors[0]
-    for good in checkpoint.valid(run.checkpoints):
+    for good in checkpoint.valid_checkpoints(run.checkpoints):
         assert all(t.isfinite().all() for t in good.load()["network"].values())
 
 
 def test_two_processes_cannot_write_one_run(make_run: Callable[..., Run]) -> None:
     run = make_run()
-    lease = run.lease()
+    lease = run.acquire_lease()
     ranks = Ranks(run, 1, "second")
     assert ranks.wait() == [2]
     assert "is being written by" in ranks.errors[0]
     assert "Traceback" not in ranks.errors[0]
     lease.release()
-    run.lease().release()
+    run.acquire_lease().release()
 
 
 def test_data_that_changed_since_the_run_began_is_refused(whole: Run, tmp_path: Path) -> None:
@@ -155,12 +155,12 @@ def test_a_configuration_edited_to_learn_something_else_is_refused_with_both_val
     assert ranks.wait() == [2]
     assert words.format(id=run.id) in ranks.errors[0]
     assert "Traceback" not in ranks.errors[0]
-    assert journal.read(run.journal_path)[0][-1]["user_error"]
+    assert journal.read_journal(run.journal_path)[0][-1]["user_error"]
 
 
 def test_a_configuration_edited_where_nothing_is_learned_from_goes_on(whole: Run, tmp_path: Path) -> None:
     run = copy_of(whole, tmp_path)
-    shutil.rmtree(checkpoint.valid(run.checkpoints)[-1].path)
+    shutil.rmtree(checkpoint.valid_checkpoints(run.checkpoints)[-1].path)
     train(edited(run, None, "eval_batch_size", 50), job="second")
     assert same(final_state(whole), final_state(run))
 

@@ -22,7 +22,7 @@ OFTEN = (1, 6, 2, 3, None)  # steps until each stop, of 5 an epoch: the first st
 def learned(run: Run) -> tuple[dict[str, object], list[list[object]]]:
     """All of the last checkpoint but times, and what the journal says was learned in each epoch."""
     shown = ("epoch", "step", "train_loss", "train_top1", "test_loss", "test_top1", "lr", "grad_norm")
-    rows = journal.epochs(journal.read(run.journal_path)[0])
+    rows = journal.epochs(journal.read_journal(run.journal_path)[0])
     return final_state(run), [[row[name] for name in shown] for row in rows]
 
 
@@ -63,7 +63,7 @@ def test_with_batch_norm_over_all_ranks_and_dropout_by_sample_four_ranks_learn_w
     def losses(ranks: int, *more: str) -> list[float]:
         run = make_run(*settings, *more)
         train_starts(tmp_path, ranks, [(run, None, None)])
-        (row,) = journal.epochs(journal.read(run.journal_path)[0])
+        (row,) = journal.epochs(journal.read_journal(run.journal_path)[0])
         return [row["train_loss"], row["grad_norm"], row["test_loss"]]
 
     alone, four = losses(1, "sync_batch_norm=true"), losses(4, "sync_batch_norm=true")

@@ -18,13 +18,13 @@ from runyard.data.loading.batch import Batch
 from runyard.errors import UserError
 from runyard.files import sha256
 from runyard.runs import saved_checkpoints
-from runyard.runs.journal import Journal, read
+from runyard.runs.journal import Journal, read_journal
 from runyard.runs.run import Run
-from runyard.runs.snapshot import STORE
+from runyard.runs.snapshot import CODE_STORE
 from runyard.training import checkpoint, continuity
-from runyard.training.distributed.process_group import Dist
+from runyard.training.distributed.process_group import RankInfo
 from runyard.training.evaluation import Evaluation
-from runyard.training.train_state import Learner
+from runyard.training.train_state import TrainState
 from tests.cluster.fake_slurm import FakeSlurm
 
 STEPS = (8, 16, 24)
@@ -41,14 +41,14 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 def origin(make_run: Callable[..., Run]) -> Run:
     """One with three checkpoints, as its journal says. Not to be changed: take ``run``."""
     run = make_run("cluster=slurm")
-    data = manifest.load(manifest.folder(run.config.data))
-    (run.path / "data.json").write_text(json.dumps(manifest.to_dict(data)))
-    learner = fresh(run)
+    data = manifest.load_manifest(manifest.dataset_dir(run.config.data))
+    (run.path / "data.json").write_text(json.dumps(manifest.manifest_to_dict(data)))
+    train_state = fresh(run)
     images = torch.randint(0, 256, (8, 16, 16, 3), dtype=torch.uint8)
-    learner.train_step([Batch(images, torch.arange(8) % 4, torch.arange(8))])
+    train_state.train_step([Batch(images, torch.arange(8) % 4, torch.arange(8))])
     for step in STEPS:
-        learner.step = step
-        checkpoint.write(run.checkpoints, learner.state(), step, None)
+        train_state.step = step
+        checkpoint.write_checkpoint(run.checkpoints, train_state.state_dict(), step, None)
         Journal(run.journal_path).write("checkpoint", step=step, name=f"step_{step:08d}", seconds=0.1)
     return run
 
@@ -56,14 +56,14 @@ def origin(make_run: Callable[..., Run]) -> Run:
 @pytest.fixture
 def run(origin: Run, tmp_path: Path) -> Run:
     (tmp_path / "runs").mkdir()
-    shutil.copytree(origin.path.parent / STORE, tmp_path / "runs" / STORE)
+    shutil.copytree(origin.path.parent / CODE_STORE, tmp_path / "runs" / CODE_STORE)
     return Run.open(shutil.copytree(origin.path, tmp_path / "runs" / origin.id, symlinks=True))
 
 
-def fresh(run: Run) -> Learner:
+def fresh(run: Run) -> TrainState:
     """A learner that has learned nothing."""
-    data = manifest.load(manifest.folder(run.config.data))
-    return Learner(run.config, data, Dist(0, 1, 0, 1, "none", "job"), 8)
+    data = manifest.load_manifest(manifest.dataset_dir(run.config.data))
+    return TrainState(run.config, data, RankInfo(0, 1, 0, 1, "none", "job"), 8)
 
 
 def folder(run: Run, step: int) -> Path:
@@ -91,10 +91,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_what_is_passed_over_is_named_with_its_reason(run: Run, damage: str) -> None:
-    assert saved_checkpoints.choose(run).warning is None
+    assert saved_checkpoints.select_checkpoint(run).warning is None
     change, words = DAMAGE[damage]
     change(folder(run, 24))
-    choice = saved_checkpoints.choose(run)
+    choice = saved_checkpoints.select_checkpoint(run)
     assert choice.checkpoint is not None
     assert choice.checkpoint.step == 16
     assert choice.warning is not None
@@ -107,16 +107,16 @@ def test_a_run_that_lost_all_checkpoints_is_refused_until_it_may_begin_again(run
     for step in STEPS:
         (shutil.rmtree if how == "gone" else flip)(folder(run, step))
     with pytest.raises(UserError, match=r"has no checkpoint left .*runyard resume .*--from-scratch"):
-        saved_checkpoints.choose(run)
-    run.begin_again()
-    assert saved_checkpoints.choose(Run.open(run.path)).checkpoint is None
+        saved_checkpoints.select_checkpoint(run)
+    run.allow_restart_from_scratch()
+    assert saved_checkpoints.select_checkpoint(Run.open(run.path)).checkpoint is None
     Journal(run.journal_path).write("checkpoint", step=8, name="step_00000008", seconds=0.1)
     with pytest.raises(UserError, match="has no checkpoint left"):  # what was saved since counts again
-        saved_checkpoints.choose(Run.open(run.path))
+        saved_checkpoints.select_checkpoint(Run.open(run.path))
 
 
 def test_a_run_that_never_saved_begins_without_a_word(make_run: Callable[..., Run]) -> None:
-    assert saved_checkpoints.choose(make_run()) == saved_checkpoints.Choice(None, [])
+    assert saved_checkpoints.select_checkpoint(make_run()) == saved_checkpoints.CheckpointSelection(None, [])
 
 
 def test_resume_says_what_a_job_would_pass_over_and_refuses_to_begin_anew_unasked(
@@ -201,10 +201,10 @@ def test_a_checkpoint_whose_sum_fits_and_whose_content_does_not_is_passed_over_f
     fits = {"sha256": sha256(folder(run, 24) / "state.pt"), "bytes": (folder(run, 24) / "state.pt").stat().st_size}
     noted = json.loads((folder(run, 24) / "manifest.json").read_text())
     (folder(run, 24) / "manifest.json").write_text(json.dumps(noted | fits))
-    assert saved_checkpoints.choose(run).passed_over == [], "its sum alone does not tell"
+    assert saved_checkpoints.select_checkpoint(run).skipped == [], "its sum alone does not tell"
     warnings: list[str] = []
     resumed = fresh(run)
-    found = continuity.go_on(run, resumed, Evaluation(1, 33), {"test": 100}, warnings.append)
+    found = continuity.resume_from_checkpoint(run, resumed, Evaluation(1, 33), {"test": 100}, warnings.append)
     assert found is not None
     assert resumed.step == found.step == 16
     (warning,) = warnings
@@ -217,7 +217,7 @@ def test_a_checkpoint_whose_sum_fits_and_whose_content_does_not_is_passed_over_f
 def test_a_sound_checkpoint_is_gone_on_from_without_a_word(run: Run) -> None:
     """The control of the test above."""
     resumed = fresh(run)
-    found = continuity.go_on(run, resumed, Evaluation(1, 33), {"test": 100}, pytest.fail)
+    found = continuity.resume_from_checkpoint(run, resumed, Evaluation(1, 33), {"test": 100}, pytest.fail)
     assert found is not None
     assert resumed.step == found.step == 24
 
@@ -225,7 +225,7 @@ def test_a_sound_checkpoint_is_gone_on_from_without_a_word(run: Run) -> None:
 def forge(run: Run, step: int, change: Callable[[dict[str, Any]], Any]) -> None:
     state = change(torch.load(folder(run, step) / "state.pt", weights_only=True))
     shutil.rmtree(folder(run, step))
-    checkpoint.write(run.checkpoints, state, step, None)
+    checkpoint.write_checkpoint(run.checkpoints, state, step, None)
 
 
 def test_a_network_is_read_from_the_newest_whole_checkpoint_and_says_what_it_passed_over(
@@ -249,4 +249,4 @@ def test_a_run_that_lost_its_checkpoints_labels_nothing(run: Run) -> None:
     shutil.rmtree(run.checkpoints)
     with pytest.raises(UserError, match="has no checkpoint left"):
         checkpoint.load_network(run)
-    assert [row["event"] for row in read(run.journal_path)[0]] == ["checkpoint"] * 3
+    assert [row["event"] for row in read_journal(run.journal_path)[0]] == ["checkpoint"] * 3

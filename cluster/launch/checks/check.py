@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from runyard.cluster.slurm.cluster_info import Partition, Site
+from runyard.cluster.slurm.cluster_info import ClusterInfo, Partition
 from runyard.config.schema import Config
 from runyard.errors import UserError
-from runyard.slurm_client import CannotTell
+from runyard.slurm_client import QueryError
 
 
 @dataclass(frozen=True)
-class Subject:
+class CheckContext:
     """A submission to be checked.
 
     Attributes:
@@ -30,15 +30,15 @@ class Subject:
 
     config: Config
     tasks_per_node: int
-    prepare: str
+    prepare_command: str
     needs_data: bool = True
-    points: int = 1
+    sweep_size: int = 1
     script: Callable[[], str] | None = None
     after: str | None = None
 
     @cached_property
-    def site(self) -> Site:
-        return Site()
+    def site(self) -> ClusterInfo:
+        return ClusterInfo()
 
     @property
     def asked_partitions(self) -> list[str]:
@@ -52,13 +52,13 @@ class Subject:
         return [there[name] for name in asked if name in there] if asked else list(there.values())
 
     @property
-    def where(self) -> str:
+    def place_text(self) -> str:
         """``partitions`` in words."""
         return f"partition {self.config.cluster.partition}" if self.asked_partitions else "this cluster"
 
 
 # Returns what was found where all is well. Raises UserError, as "what was found; its mend", or CannotTell.
-Question = Callable[[Subject], str]
+Question = Callable[[CheckContext], str]
 
 
 @dataclass(frozen=True)
@@ -67,23 +67,23 @@ class Check:
 
     name: str
     state: Literal["passed", "failed", "unknown"]
-    found: str
-    mend: str = ""
+    result: str
+    fix: str = ""
 
 
-def answer(name: str, question: Question, subject: Subject) -> Check:
+def run_check(name: str, question: Question, context: CheckContext) -> Check:
     """Ask, and say what came of it."""
     try:
-        return Check(name, "passed", question(subject))
+        return Check(name, "passed", question(context))
     except UserError as error:
-        found, _, mend = str(error).partition("; ")
-        return Check(name, "failed", found, mend)
-    except CannotTell as error:
-        found, _, mend = str(error).partition("; ")
-        return Check(name, "unknown", found, mend)
+        found, _, fix = str(error).partition("; ")
+        return Check(name, "failed", found, fix)
+    except QueryError as error:
+        found, _, fix = str(error).partition("; ")
+        return Check(name, "unknown", found, fix)
 
 
-def near(name: str, known: Iterable[str]) -> str:
+def suggestion(name: str, known: Iterable[str]) -> str:
     """The known name that ``name`` was perhaps to be, as the beginning of a mend."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean {found[0]}? " if found else ""

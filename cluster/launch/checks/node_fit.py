@@ -4,62 +4,62 @@ from __future__ import annotations
 
 import re
 
-from runyard.cluster.launch.checks.check import Subject, near
-from runyard.cluster.slurm.cluster_info import Nodes
+from runyard.cluster.launch.checks.check import CheckContext, suggestion
+from runyard.cluster.slurm.cluster_info import NodeGroup
 from runyard.config.cluster_validation import gres_counts
-from runyard.config.fields import written
+from runyard.config.fields import format_literal
 from runyard.config.schema import ClusterConfig
 from runyard.errors import UserError
 
 
-def constraint(subject: Subject) -> str:
+def constraint(context: CheckContext) -> str:
     """Every feature that is asked for is one that some node has."""
-    asked = subject.config.cluster.constraint
+    asked = context.config.cluster.constraint
     if asked is None:
         return "none"
-    known = sorted(set().union(*(kind.features for p in subject.partitions for kind in p.nodes)))
+    known = sorted(set().union(*(group.features for p in context.partitions for group in p.nodes)))
     for word in re.findall(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", re.sub(r"\*\d+", "", asked)):
         if word not in known:
             raise UserError(
-                f"cluster.constraint={written(asked)}: no node of {subject.where} has the feature {word}; "
-                f"{near(word, known)}features there: {', '.join(known) or 'none'}"
+                f"cluster.constraint={format_literal(asked)}: no node of {context.place_text} has the feature {word}; "
+                f"{suggestion(word, known)}features there: {', '.join(known) or 'none'}"
             )
     return asked
 
 
-def nodes_fit(subject: Subject) -> str:
+def nodes_fit(context: CheckContext) -> str:
     """Enough nodes of the partition are large enough for what is asked of each."""
-    c, found = subject.config.cluster, subject.partitions
-    kinds = [kind for p in found for kind in p.nodes if _has_features(kind, c.constraint)]
+    c, found = context.config.cluster, context.partitions
+    kinds = [group for p in found for group in p.nodes if _has_features(group, c.constraint)]
     if not kinds:
         raise UserError(
-            f"cluster.constraint={written(c.constraint)}: no node of {subject.where} has these features at once; "
+            f"cluster.constraint={format_literal(c.constraint)}: no node of {context.place_text} has these features at once; "
             "ask for fewer"
         )
-    _each_alone(c, subject.tasks_per_node, kinds, subject.where)
-    fitting = [kind for kind in kinds if _holds(kind, c, subject.tasks_per_node)]
+    _check_each_setting(c, context.tasks_per_node, kinds, context.place_text)
+    fitting = [group for group in kinds if _is_large_enough(group, c, context.tasks_per_node)]
     if not fitting:
         raise UserError(
-            f"no node of {subject.where} has {_wish(c, subject.tasks_per_node)} at once; "
-            f"there are nodes of {'; of '.join(dict.fromkeys(kind.words for kind in kinds))}"
+            f"no node of {context.place_text} has {_request_text(c, context.tasks_per_node)} at once; "
+            f"there are nodes of {'; of '.join(dict.fromkeys(group.description for group in kinds))}"
         )
-    room = {p.name: sum(kind.count for kind in p.nodes if kind in fitting) for p in found}
-    most = {p.name: min(room[p.name], p.most_nodes or room[p.name]) for p in found}
-    if c.nodes > max(most.values()):
+    room = {p.name: sum(group.count for group in p.nodes if group in fitting) for p in found}
+    largest = {p.name: min(room[p.name], p.max_nodes or room[p.name]) for p in found}
+    if c.nodes > max(largest.values()):
         raise UserError(
-            f"cluster.nodes={c.nodes}: {subject.where} gives a job at most {max(most.values())} with "
-            f"{_wish(c, subject.tasks_per_node)}; set cluster.nodes={max(most.values())}, or ask for less of each"
+            f"cluster.nodes={c.nodes}: {context.place_text} gives a job at most {max(largest.values())} with "
+            f"{_request_text(c, context.tasks_per_node)}; set cluster.nodes={max(largest.values())}, or ask for less of each"
         )
-    return f"{c.nodes} of {max(most.values())} with {_wish(c, subject.tasks_per_node)}"
+    return f"{c.nodes} of {max(largest.values())} with {_request_text(c, context.tasks_per_node)}"
 
 
-def _has_features(kind: Nodes, constraint: str | None) -> bool:
+def _has_features(group: NodeGroup, constraint: str | None) -> bool:
     """Whether such a node may be one of those that ``constraint`` asks for; of counts and brackets any word does."""
     if constraint is None:
         return True
     if set(constraint) & set("[(*"):
-        return any(word in kind.features for word in re.split(r"[^A-Za-z0-9_.+-]+", constraint))
-    return any(set(re.split("[&,]", either)) <= kind.features for either in constraint.split("|"))
+        return any(word in group.features for word in re.split(r"[^A-Za-z0-9_.+-]+", constraint))
+    return any(set(re.split("[&,]", either)) <= group.features for either in constraint.split("|"))
 
 
 def _gpus(c: ClusterConfig) -> tuple[str, int]:
@@ -67,58 +67,58 @@ def _gpus(c: ClusterConfig) -> tuple[str, int]:
     return gres_counts(c.gres).get("gpu", ("", 0)) if c.gres else ("", c.gpus_per_node or 0)
 
 
-def _gpus_of(kind: Nodes, wanted: str) -> int:
-    gpus = kind.gres.get("gpu", {})
+def _gpus_of(group: NodeGroup, wanted: str) -> int:
+    gpus = group.gres.get("gpu", {})
     return gpus.get(wanted, 0) if wanted else sum(gpus.values())
 
 
-def _holds(kind: Nodes, c: ClusterConfig, tasks: int) -> bool:
+def _is_large_enough(group: NodeGroup, c: ClusterConfig, tasks: int) -> bool:
     model, gpus = _gpus(c)
     cpus, memory_mb = tasks * (c.cpus_per_task or 1), (c.mem_gb or 0) * 1024
-    return _gpus_of(kind, model) >= gpus and kind.cpus >= cpus and kind.memory_mb >= memory_mb
+    return _gpus_of(group, model) >= gpus and group.cpus >= cpus and group.memory_mb >= memory_mb
 
 
-def _each_alone(c: ClusterConfig, tasks: int, kinds: list[Nodes], where: str) -> None:
+def _check_each_setting(c: ClusterConfig, tasks: int, kinds: list[NodeGroup], where: str) -> None:
     """Refuse the one setting that no node satisfies, whatever the others are."""
-    things = sorted(set().union(*(kind.gres for kind in kinds)))
+    things = sorted(set().union(*(group.gres for group in kinds)))
     for name, (_, count) in gres_counts(c.gres).items() if c.gres else ():
         if count and name not in things:
             raise UserError(
-                f"cluster.gres={written(c.gres)}: no node of {where} has a gres {name}; "
-                f"{near(name, things)}there are: {', '.join(things) or 'none'}"
+                f"cluster.gres={format_literal(c.gres)}: no node of {where} has a gres {name}; "
+                f"{suggestion(name, things)}there are: {', '.join(things) or 'none'}"
             )
     model, gpus = _gpus(c)
-    models = sorted(set().union(*(kind.gres.get("gpu", {}) for kind in kinds)) - {""})
+    models = sorted(set().union(*(group.gres.get("gpu", {}) for group in kinds)) - {""})
     if model and gpus and model not in models:
         raise UserError(
-            f"cluster.gres={written(c.gres)}: no node of {where} has GPUs of the kind {model}; {near(model, models)}"
+            f"cluster.gres={format_literal(c.gres)}: no node of {where} has GPUs of the kind {model}; {suggestion(model, models)}"
             + (f"kinds there: {', '.join(models)}" if models else f"GPUs there have no kind: cluster.gres=gpu:{gpus}")
         )
-    most = max(_gpus_of(kind, model) for kind in kinds)
-    if gpus > most == 0:
+    largest = max(_gpus_of(group, model) for group in kinds)
+    if gpus > largest == 0:
         raise UserError(
             f"cluster.gpus_per_node={gpus}: no node of {where} has GPUs; take another cluster.partition or "
             "cluster.constraint, or cluster.gpus_per_node=0"
         )
-    if gpus > most:
+    if gpus > largest:
         raise UserError(
-            f"cluster.gpus_per_node={gpus}: no node of {where} has more than {most}{f' {model}' * bool(model)}; "
-            f"set cluster.gpus_per_node={most} at most, and more cluster.nodes"
+            f"cluster.gpus_per_node={gpus}: no node of {where} has more than {largest}{f' {model}' * bool(model)}; "
+            f"set cluster.gpus_per_node={largest} at most, and more cluster.nodes"
         )
-    cpus, most = tasks * (c.cpus_per_task or 1), max(kind.cpus for kind in kinds)
-    if cpus > most:
+    cpus, largest = tasks * (c.cpus_per_task or 1), max(group.cpus for group in kinds)
+    if cpus > largest:
         raise UserError(
             f"cluster.cpus_per_task={c.cpus_per_task or 1}: times {tasks} tasks is {cpus} CPUs on a node, and no node "
-            f"of {where} has more than {most}; set cluster.cpus_per_task={max(1, most // tasks)} at most"
+            f"of {where} has more than {largest}; set cluster.cpus_per_task={max(1, largest // tasks)} at most"
         )
-    most = max(kind.memory_mb for kind in kinds) // 1024
-    if c.mem_gb and c.mem_gb > most:
+    largest = max(group.memory_mb for group in kinds) // 1024
+    if c.mem_gb and c.mem_gb > largest:
         raise UserError(
-            f"cluster.mem_gb={c.mem_gb}: no node of {where} has more than {most}; set cluster.mem_gb={most} at most"
+            f"cluster.mem_gb={c.mem_gb}: no node of {where} has more than {largest}; set cluster.mem_gb={largest} at most"
         )
 
 
-def _wish(c: ClusterConfig, tasks: int) -> str:
+def _request_text(c: ClusterConfig, tasks: int) -> str:
     model, gpus = _gpus(c)
     cpus = tasks * (c.cpus_per_task or 1)
     parts = [f"{gpus} {f'{model} ' * bool(model)}GPU{'s' * (gpus > 1)}"] if gpus else []

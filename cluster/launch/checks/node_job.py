@@ -20,19 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from runyard.cluster.launch.batch_script import PYTHON
-from runyard.cluster.launch.checks.check import Subject
-from runyard.cluster.launch.checks.node_probe import MARK
-from runyard.cluster.launch.checks.preflight import nearest
-from runyard.cluster.launch.checks.slurm_checks import refusal
+from runyard.cluster.launch.checks.check import CheckContext
+from runyard.cluster.launch.checks.node_probe import OUTPUT_PREFIX
+from runyard.cluster.launch.checks.preflight import nearest_existing_dir
+from runyard.cluster.launch.checks.slurm_checks import refusal_text
 from runyard.config.cluster_validation import gres_counts
 from runyard.data import manifest
 from runyard.errors import UserError
-from runyard.slurm_client import CannotTell, ask, environment, in_one_line
+from runyard.slurm_client import QueryError, clean_environment, error_line, run_query
 
-ROOT = Path(__file__).resolve().parents[3]
-MOST_MEM_GB = 8  # enough to import everything; asking for less starts sooner
+REPO_ROOT = Path(__file__).resolve().parents[3]
+MAX_MEM_GB = 8  # enough to import everything; asking for less starts sooner
 TIMEOUT_MIN = 2  # the libraries' first import over a busy network disk may take one
-GRACE_S = 60  # after which srun has failed to keep to these times
+SRUN_GRACE_S = 60  # after which srun has failed to keep to these times
 
 
 class NodeJob:
@@ -43,18 +43,18 @@ class NodeJob:
         wait_s: How long the job may wait for a node.
     """
 
-    def __init__(self, subject: Subject, server: tuple[str, int] | None, wait_s: float) -> None:
-        self._subject, self._server, self._wait_s = subject, server, wait_s
+    def __init__(self, context: CheckContext, server: tuple[str, int] | None, wait_s: float) -> None:
+        self._subject, self._server, self._wait_s = context, server, wait_s
 
     @cached_property
-    def _outcome(self) -> dict[str, Any] | UserError | CannotTell:
+    def _outcome(self) -> dict[str, Any] | UserError | QueryError:
         try:
-            with _meeting(Path(self._subject.config.runs_dir)) as folder:
-                return self._run(folder) | {"here": _here(folder)}
-        except (UserError, CannotTell) as error:
+            with _shared_folder(Path(self._subject.config.runs_dir)) as folder:
+                return self._run(folder) | {"here": _login_node_report(folder)}
+        except (UserError, QueryError) as error:
             return error
 
-    def facts(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """What the probe found, with ``ahead_s``, by how much the node's clock is ahead of ours, and ``here``.
 
         Raises:
@@ -65,44 +65,44 @@ class NodeJob:
             raise self._outcome
         return self._outcome
 
-    def later_facts(self) -> dict[str, Any]:
+    def report_or_unknown(self) -> dict[str, Any]:
         """The same for further questions: that the job failed is said once.
 
         Raises:
             CannotTell: there are none.
         """
         if isinstance(self._outcome, Exception):
-            raise CannotTell("the job on a node told nothing")
+            raise QueryError("the job on a node told nothing")
         return self._outcome
 
     def _run(self, meeting: Path | None) -> dict[str, Any]:
         config = self._subject.config
         host, port = self._server or (None, None)
-        data, stage = str(manifest.folder(config.data).absolute()), config.cluster.stage_data
-        asked = {"meeting": meeting and str(meeting), "data": data, "host": host, "port": port, "stage": stage}
+        data, stage = str(manifest.dataset_dir(config.data).absolute()), config.cluster.stage_data
+        probe_request = {"meeting": meeting and str(meeting), "data": data, "host": host, "port": port, "stage": stage}
         name = f"runyard-doctor-{secrets.token_hex(4)}"
-        command = self._srun(name, asked) if config.cluster.launcher == "slurm" else _locally(asked)
-        with tempfile.TemporaryFile("w+") as said, subprocess.Popen(
-            command, cwd=ROOT, env=_with_code(environment()), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=said, text=True, start_new_session=True,
+        command = self._srun(name, probe_request) if config.cluster.launcher == "slurm" else _local_command(probe_request)
+        with tempfile.TemporaryFile("w+") as stderr_file, subprocess.Popen(
+            command, cwd=REPO_ROOT, env=_with_pythonpath(clean_environment()), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=stderr_file, text=True, start_new_session=True,
         ) as job:  # fmt: skip
-            deadline = threading.Timer(self._wait_s + TIMEOUT_MIN * 60 + GRACE_S, _end, (job, name))
+            deadline = threading.Timer(self._wait_s + TIMEOUT_MIN * 60 + SRUN_GRACE_S, _end, (job, name))
             deadline.start()
             try:
-                facts = _heard(job)
+                facts = _read_report(job)
                 job.wait()
             except BaseException:
                 _end(job, name)
                 raise
             finally:
                 deadline.cancel()
-            said.seek(0)
-            errors = said.read()
+            stderr_file.seek(0)
+            errors = stderr_file.read()
         if facts is None:
             raise self._failure(job.returncode, errors)
         return facts
 
-    def _srun(self, name: str, asked: dict[str, Any]) -> list[str]:
+    def _srun(self, name: str, probe_request: dict[str, Any]) -> list[str]:
         c = self._subject.config.cluster
         same = ("account", "partition", "qos", "constraint", "comment", "exclude")
         options = [f"--{option}={value}" for option in same if (value := getattr(c, option)) is not None]
@@ -110,39 +110,39 @@ class NodeJob:
             kind = gres_counts(c.gres)["gpu"][0] if c.gres else ""
             options += [f"--gres=gpu:{kind}:1" if kind else "--gres=gpu:1" if c.gres else "--gpus-per-node=1"]
         options += [f"--cpus-per-task={c.cpus_per_task}"] if c.cpus_per_task else []
-        options += [f"--mem={min(c.mem_gb, MOST_MEM_GB)}G"] if c.mem_gb else []
+        options += [f"--mem={min(c.mem_gb, MAX_MEM_GB)}G"] if c.mem_gb else []
         options += [f"--time={TIMEOUT_MIN}", f"--immediate={max(1, round(self._wait_s))}", f"--job-name={name}"]
         module = "runyard.cluster.launch.checks.node_probe"
-        probe = shlex.join([c.python or str(PYTHON), "-m", module, json.dumps(asked)])
+        probe = shlex.join([c.python or str(PYTHON), "-m", module, json.dumps(probe_request)])
         script = "\n".join([*c.env_setup, f"exec {probe}"])
-        return ["srun", "--quiet", "--nodes=1", "--ntasks=1", *options, f"--chdir={ROOT}", "bash", "-c", script]
+        return ["srun", "--quiet", "--nodes=1", "--ntasks=1", *options, f"--chdir={REPO_ROOT}", "bash", "-c", script]
 
     def _failure(self, code: int, errors: str) -> Exception:
-        said = in_one_line(errors)
+        stderr_file = error_line(errors)
         if self._subject.config.cluster.launcher == "local":
-            return UserError(f"{sys.executable} ended with {code}: {said[-300:]}; make setup")
-        if "busy" in said or "Immediate" in said:
-            return CannotTell(
+            return UserError(f"{sys.executable} ended with {code}: {stderr_file[-300:]}; make setup")
+        if "busy" in stderr_file or "Immediate" in stderr_file:
+            return QueryError(
                 f"no node was free within {self._wait_s:g} s; give it longer (--wait-s), or leave it out (--no-job)"
             )
-        if "Unable to allocate resources" in said:
-            return UserError(refusal(self._subject.config.cluster, said))
+        if "Unable to allocate resources" in stderr_file:
+            return UserError(refusal_text(self._subject.config.cluster, stderr_file))
         if shutil.which("srun") is None:
-            return CannotTell("no srun on this machine")
+            return QueryError("no srun on this machine")
         return UserError(
-            f"the job ended with {code}: {said[-300:]}; mend cluster.python or cluster.env_setup, "
+            f"the job ended with {code}: {stderr_file[-300:]}; mend cluster.python or cluster.env_setup, "
             "or run `make setup` where nodes can read it"
         )
 
 
-def _heard(job: subprocess.Popen[str]) -> dict[str, Any] | None:
+def _read_report(job: subprocess.Popen[str]) -> dict[str, Any] | None:
     """The probe's line, None where none comes, and by how much its clock was ahead of ours as it came."""
     assert job.stdout is not None
     facts: dict[str, Any] | None = None
     for line in job.stdout:
-        if line.startswith(MARK):
+        if line.startswith(OUTPUT_PREFIX):
             now = time.time()
-            facts = json.loads(line.removeprefix(MARK))
+            facts = json.loads(line.removeprefix(OUTPUT_PREFIX))
             facts["ahead_s"] = facts["time"] - now
     return facts
 
@@ -152,8 +152,8 @@ def _end(job: subprocess.Popen[str], name: str) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(job.pid, signal.SIGTERM)
     if shutil.which("scancel"):
-        with contextlib.suppress(CannotTell):
-            ask("scancel", f"--name={name}", timeout_s=10)
+        with contextlib.suppress(QueryError):
+            run_query("scancel", f"--name={name}", timeout_s=10)
     try:
         job.wait(5)
     except subprocess.TimeoutExpired:
@@ -161,20 +161,20 @@ def _end(job: subprocess.Popen[str], name: str) -> None:
         job.wait()
 
 
-def _locally(asked: dict[str, Any]) -> list[str]:
-    return [sys.executable, "-m", "runyard.cluster.launch.checks.node_probe", json.dumps(asked)]
+def _local_command(probe_request: dict[str, Any]) -> list[str]:
+    return [sys.executable, "-m", "runyard.cluster.launch.checks.node_probe", json.dumps(probe_request)]
 
 
-def _with_code(env: dict[str, str]) -> dict[str, str]:
-    path = [str(ROOT / "src"), env.get("PYTHONPATH", "")]
+def _with_pythonpath(env: dict[str, str]) -> dict[str, str]:
+    path = [str(REPO_ROOT / "src"), env.get("PYTHONPATH", "")]
     return env | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
 @contextlib.contextmanager
-def _meeting(runs_dir: Path) -> Iterator[Path | None]:
+def _shared_folder(runs_dir: Path) -> Iterator[Path | None]:
     """A folder where runs are to lie, in which the login node and the compute node each leave a file. None: no such."""
     try:
-        folder = Path(tempfile.mkdtemp(prefix=".runyard-doctor-", dir=nearest(runs_dir)))
+        folder = Path(tempfile.mkdtemp(prefix=".runyard-doctor-", dir=nearest_existing_dir(runs_dir)))
     except OSError:
         yield None
         return
@@ -185,7 +185,7 @@ def _meeting(runs_dir: Path) -> Iterator[Path | None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _here(folder: Path | None) -> dict[str, Any]:
+def _login_node_report(folder: Path | None) -> dict[str, Any]:
     """The login node's side of the meeting."""
     if folder is None:
         return {"node_seen": None, "server_ahead_s": None}

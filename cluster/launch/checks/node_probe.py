@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-MARK = "runyard-probe: "  # before the line: what starts Python may print lines of its own
+OUTPUT_PREFIX = "runyard-probe: "  # before the line: what starts Python may print lines of its own
 MODULES = ("torch", "torchvision", "ffcv", "numba", "numpy", "cv2", "wandb", "submitit", "runyard.training.trainer")
-REACH_TIMEOUT_S = 3.0
+CONNECT_CHECK_TIMEOUT_S = 3.0
 
 
 def probe(asked: dict[str, Any]) -> dict[str, Any]:
@@ -31,9 +31,9 @@ def probe(asked: dict[str, Any]) -> dict[str, Any]:
     """
     facts: dict[str, Any] = {"host": socket.gethostname(), "cpus": len(os.sched_getaffinity(0))}
     facts |= {"python": sys.version.split()[0], "executable": sys.executable} | _imports() | _gpus()
-    facts["meeting"] = _meet(Path(asked["meeting"])) if asked["meeting"] else None
-    facts["data"] = _reads(Path(asked["data"]))
-    facts["reached"] = _reaches(asked["host"], asked["port"]) if asked["host"] else None
+    facts["meeting"] = _check_shared_folder(Path(asked["meeting"])) if asked["meeting"] else None
+    facts["data"] = _read_problem(Path(asked["data"]))
+    facts["reached"] = _can_connect(asked["host"], asked["port"]) if asked["host"] else None
     for name, folder in {"tmpdir": os.environ.get("SLURM_TMPDIR"), "stage": asked["stage"]}.items():
         facts[name] = None if folder is None else _disk(os.path.expandvars(folder))
     facts["time"] = time.time()  # last: the line is read at once
@@ -69,7 +69,7 @@ def _gpus() -> dict[str, Any]:
         return {"gpus": [], "cuda": None, "gpu_error": str(error)}
 
 
-def _meet(folder: Path) -> dict[str, Any]:
+def _check_shared_folder(folder: Path) -> dict[str, Any]:
     """Whether the login node's file is seen here, and the file server's time against this node's."""
     try:
         seen = (folder / "login").exists()
@@ -80,7 +80,7 @@ def _meet(folder: Path) -> dict[str, Any]:
         return {"seen": False, "error": error.strerror, "server_ahead_s": None}
 
 
-def _reads(folder: Path) -> str | None:
+def _read_problem(folder: Path) -> str | None:
     """Why the files in ``folder`` cannot be read; None if they can."""
     try:
         for path in folder.iterdir():
@@ -102,21 +102,21 @@ def _disk(folder: str) -> dict[str, Any]:
         return {"path": folder, "free_gb": 0, "error": error.strerror}
 
 
-def _reaches(host: str, port: int) -> bool:
+def _can_connect(host: str, port: int) -> bool:
     """In a thread that may be left behind: no time limit holds for finding a name."""
     answered = threading.Event()
 
-    def knock() -> None:
+    def connect() -> None:
         try:
-            socket.create_connection((host, port), timeout=REACH_TIMEOUT_S).close()
+            socket.create_connection((host, port), timeout=CONNECT_CHECK_TIMEOUT_S).close()
             answered.set()
         except OSError:
             pass
 
-    threading.Thread(target=knock, daemon=True).start()
-    return answered.wait(REACH_TIMEOUT_S)
+    threading.Thread(target=connect, daemon=True).start()
+    return answered.wait(CONNECT_CHECK_TIMEOUT_S)
 
 
 if __name__ == "__main__":
-    print(f"\n{MARK}{json.dumps(probe(json.loads(sys.argv[1])))}", flush=True)
+    print(f"\n{OUTPUT_PREFIX}{json.dumps(probe(json.loads(sys.argv[1])))}", flush=True)
     os._exit(0)  # whatever threads the libraries left

@@ -9,17 +9,17 @@ from __future__ import annotations
 import re
 
 from runyard.cluster.launch.batch_script import require_sbatch
-from runyard.cluster.launch.checks.check import Question, Subject, near
+from runyard.cluster.launch.checks.check import CheckContext, Question, suggestion
 from runyard.cluster.launch.checks.node_fit import constraint, nodes_fit
 from runyard.cluster.slurm import queue
-from runyard.config.fields import written
+from runyard.config.fields import format_literal
 from runyard.config.schema import ClusterConfig
 from runyard.errors import UserError
-from runyard.slurm_client import CannotTell, Refused, ask
+from runyard.slurm_client import QueryError, SlurmRejected, run_query
 
 SBATCH_TIMEOUT_S = 30.0
-IN_SERVICE = {"idle", "mix", "alloc", "comp", "plnd"}
-AWAY = "Requested node configuration is not available"  # so --test-only says also of nodes that come back
+IN_SERVICE_STATES = {"idle", "mix", "alloc", "comp", "plnd"}
+UNAVAILABLE_NODES = "Requested node configuration is not available"  # so --test-only says also of nodes that come back
 # sbatch's words, the settings they are about, and the command that lists what there is
 REFUSALS = [
     (r"[Pp]artition (name|specified)|invalid partition", ("partition",), "`sinfo` lists the partitions"),
@@ -35,42 +35,42 @@ REFUSALS = [
 ]  # fmt: skip
 
 
-def slurm_answers(subject: Subject) -> str:
+def slurm_responds(context: CheckContext) -> str:
     """SLURM's commands are here, and the controller answers them."""
     require_sbatch()
     try:
-        return f"version {subject.site.version}, {len(subject.site.partitions)} partitions"
-    except CannotTell as error:
+        return f"version {context.site.version}, {len(context.site.partitions)} partitions"
+    except QueryError as error:
         raise UserError(f"SLURM does not answer ({error}); try again later, or ask the cluster's support") from None
 
 
-def partition(subject: Subject) -> str:
+def partition(context: CheckContext) -> str:
     """Each named partition exists; one of them is up."""
-    asked, there = subject.asked_partitions, subject.site.partitions
+    asked, there = context.asked_partitions, context.site.partitions
     for name in asked:
         if name not in there:
             raise UserError(
-                f"cluster.partition={written(subject.config.cluster.partition)}: no partition {name} here; "
-                f"{near(name, there)}partitions here: {', '.join(there)}"
+                f"cluster.partition={format_literal(context.config.cluster.partition)}: no partition {name} here; "
+                f"{suggestion(name, there)}partitions here: {', '.join(there)}"
             )
-    up = [p.name for p in subject.partitions if p.up]
+    up = [p.name for p in context.partitions if p.is_up]
     if not up:
-        others = [p.name for p in there.values() if p.up]
+        others = [p.name for p in there.values() if p.is_up]
         raise UserError(
-            f"cluster.partition={subject.config.cluster.partition}: it is down, so the job would wait for ever; "
+            f"cluster.partition={context.config.cluster.partition}: it is down, so the job would wait for ever; "
             f"partitions that are up: {', '.join(others) or 'none'}"
         )
     return ", ".join(up) if asked else f"the cluster's own choice of {', '.join(up)}"
 
 
-def time_limit(subject: Subject) -> str:
+def time_limit(context: CheckContext) -> str:
     """Not longer than a partition allows: such a job would be taken, and wait for ever."""
-    minutes = subject.config.cluster.timeout_min
-    limits = {p.name: p.limit_s for p in subject.partitions if p.up}
+    minutes = context.config.cluster.timeout_min
+    limits = {p.name: p.limit_s for p in context.partitions if p.is_up}
     if any(limit is None or limit >= minutes * 60 for limit in limits.values()):
         return f"{minutes} min"
     longest = max(limit for limit in limits.values() if limit is not None) // 60 if limits else 0
-    there = [p for p in subject.site.partitions.values() if p.up]
+    there = [p for p in context.site.partitions.values() if p.is_up]
     others = [p.name for p in there if p.limit_s is None or p.limit_s >= minutes * 60]
     raise UserError(
         f"cluster.timeout_min={minutes}: at most {longest} min in partition {', '.join(limits)}; "
@@ -79,98 +79,98 @@ def time_limit(subject: Subject) -> str:
     )
 
 
-def account(subject: Subject) -> str:
+def account(context: CheckContext) -> str:
     """The account is one of the user's, and valid in the partition."""
-    cluster, rows = subject.config.cluster, subject.site.associations
+    cluster, rows = context.config.cluster, context.site.associations
     names = list(dict.fromkeys(row.account for row in rows))
     if not rows:
-        if not subject.site.accounts_enforced:
-            raise CannotTell("accounting knows no account of yours, and the cluster does not ask for one")
+        if not context.site.accounts_enforced:
+            raise QueryError("accounting knows no account of yours, and the cluster does not ask for one")
         raise UserError("accounting knows no account of yours; ask the cluster's support for one")
     if cluster.account is None:
         return f"your default (yours: {', '.join(names)})"
     mine = [row for row in rows if row.account == cluster.account.lower()]  # SLURM knows small letters only
     if not mine:
         raise UserError(
-            f"cluster.account={written(cluster.account)}: not one of yours; {near(cluster.account, names)}"
+            f"cluster.account={format_literal(cluster.account)}: not one of yours; {suggestion(cluster.account, names)}"
             f"yours are {', '.join(names)}"
         )
     where = {row.partition for row in mine}
-    if "" not in where and (asked := subject.asked_partitions) and not where & set(asked):
+    if "" not in where and (asked := context.asked_partitions) and not where & set(asked):
         raise UserError(
-            f"cluster.account={written(cluster.account)}: not valid in cluster.partition={cluster.partition}; "
+            f"cluster.account={format_literal(cluster.account)}: not valid in cluster.partition={cluster.partition}; "
             f"it is in {', '.join(sorted(where))}"
         )
     return cluster.account
 
 
-def qos(subject: Subject) -> str:
+def qos(context: CheckContext) -> str:
     """The user may use the quality of service, by the account that is charged."""
-    cluster = subject.config.cluster
+    cluster = context.config.cluster
     if cluster.qos is None:
         return "the cluster's default"
-    mine = [r for r in subject.site.associations if cluster.account is None or r.account == cluster.account.lower()]
+    mine = [r for r in context.site.associations if cluster.account is None or r.account == cluster.account.lower()]
     known = sorted(set().union(*(row.qos for row in mine)))
     if not known:
-        raise CannotTell("accounting does not say which you may use")
+        raise QueryError("accounting does not say which you may use")
     if cluster.qos not in known:
         raise UserError(
-            f"cluster.qos={written(cluster.qos)}: not one you may use; {near(cluster.qos, known)}"
+            f"cluster.qos={format_literal(cluster.qos)}: not one you may use; {suggestion(cluster.qos, known)}"
             f"you may use {', '.join(known)}"
         )
     return cluster.qos
 
 
-def array_size(subject: Subject) -> str:
+def array_size(context: CheckContext) -> str:
     """The sweep's array has elements that SLURM can number."""
-    most = subject.site.most_in_array
-    if subject.points > most:
+    most = context.site.max_array_size
+    if context.sweep_size > most:
         raise UserError(
-            f"a sweep of {subject.points} points: this SLURM's arrays hold at most {most}; submit it in parts of that"
+            f"a sweep of {context.sweep_size} points: this SLURM's arrays hold at most {most}; submit it in parts of that"
         )
-    return f"{subject.points} of at most {most}"
+    return f"{context.sweep_size} of at most {most}"
 
 
-def followed(subject: Subject) -> str:
+def dependency(context: CheckContext) -> str:
     """The job to wait for may yet end well: after one that SLURM does not know a job starts at once, and after one
     that failed never.
     """
-    if subject.after is None:
+    if context.after is None:
         return "no other job is waited for"
-    mine = (subject.after, f"{subject.after}_")  # an array stands for its elements
-    for tell in (queue.squeue, queue.sacct):
-        told = tell([subject.after])
-        jobs = [job for number, job in told.jobs.items() if number == mine[0] or number.startswith(mine[1])]
-        if tell is queue.squeue and told.problem:
-            raise CannotTell(told.problem)
+    mine = (context.after, f"{context.after}_")  # an array stands for its elements
+    for query in (queue.squeue, queue.sacct):
+        answer = query([context.after])
+        jobs = [job for number, job in answer.jobs.items() if number == mine[0] or number.startswith(mine[1])]
+        if query is queue.squeue and answer.error:
+            raise QueryError(answer.error)
         if bad := [job for job in jobs if not job.active and job.state != "COMPLETED"]:
             raise UserError(
-                f"--after {subject.after}: job {bad[0].id} has ended ({bad[0].state}), so the job would never start; "
+                f"--after {context.after}: job {bad[0].id} has ended ({bad[0].state}), so the job would never start; "
                 "wait for another, or go on with that run first: runyard resume"
             )
         if jobs:
-            return f"job {subject.after} is {jobs[0].state}"
+            return f"job {context.after} is {jobs[0].state}"
     raise UserError(
-        f"--after {subject.after}: SLURM knows no such job, so the job would start at once; "
+        f"--after {context.after}: SLURM knows no such job, so the job would start at once; "
         "`squeue --me` lists yours; leave --after out if it has ended well"
     )
 
 
-def accepted(subject: Subject) -> str:
+def sbatch_accepts(context: CheckContext) -> str:
     """sbatch would take this very script."""
-    if subject.script is None:
-        raise CannotTell("there is no batch script")
+    if context.script is None:
+        raise QueryError("there is no batch script")
     try:
-        ask("sbatch", "--test-only", timeout_s=SBATCH_TIMEOUT_S, stdin=subject.script())
-    except Refused as error:
-        if AWAY in str(error) and (away := unavailable(ask("sinfo", "--noheader", "--format=%t|%D"))):
-            raise CannotTell(f"{away} nodes are down, drained or reserved, and sbatch counts only the rest") from None
-        raise UserError(refusal(subject.config.cluster, str(error))) from None
+        run_query("sbatch", "--test-only", timeout_s=SBATCH_TIMEOUT_S, stdin=context.script())
+    except SlurmRejected as error:
+        if UNAVAILABLE_NODES in str(error) and (away := count_unavailable(run_query("sinfo", "--noheader", "--format=%t|%D"))):
+            raise QueryError(f"{away} nodes are down, drained or reserved, and sbatch counts only the rest") from None
+        raise UserError(refusal_text(context.config.cluster, str(error))) from None
     return "sbatch --test-only takes the script"
 
 
-QUESTIONS: list[tuple[str, Question]] = [
-    ("SLURM", slurm_answers),
+SLURM_CHECKS: list[tuple[str, Question]] = [
+    ("SLURM", slurm_responds),
     ("partition", partition),
     ("time limit", time_limit),
     ("account", account),
@@ -178,21 +178,21 @@ QUESTIONS: list[tuple[str, Question]] = [
     ("constraint", constraint),
     ("nodes", nodes_fit),
     ("array", array_size),
-    ("after", followed),
-    ("sbatch", accepted),
+    ("after", dependency),
+    ("sbatch", sbatch_accepts),
 ]
 
 
-def unavailable(text: str) -> int:
+def count_unavailable(text: str) -> int:
     """Nodes that take no jobs now, from sinfo's %t|%D. A star: it does not answer; other signs are no fault."""
     states = [line.split("|") for line in text.splitlines()]
-    return sum(int(count) for state, count in states if state.rstrip("~#%$@^!-+") not in IN_SERVICE)
+    return sum(int(count) for state, count in states if state.rstrip("~#%$@^!-+") not in IN_SERVICE_STATES)
 
 
-def refusal(cluster: ClusterConfig, said: str) -> str:
+def refusal_text(cluster: ClusterConfig, said: str) -> str:
     """sbatch's words as "setting=value: words; mend"."""
-    for pattern, names, mend in REFUSALS:
+    for pattern, names, fix in REFUSALS:
         if re.search(pattern, said):
-            given = [f"cluster.{n}={written(v)}" for n in names if (v := getattr(cluster, n)) is not None]
-            return f"{' '.join(given) or f'cluster.{names[0]}=null'}: sbatch refuses it ({said}); {mend}"
+            given = [f"cluster.{n}={format_literal(v)}" for n in names if (v := getattr(cluster, n)) is not None]
+            return f"{' '.join(given) or f'cluster.{names[0]}=null'}: sbatch refuses it ({said}); {fix}"
     return f"sbatch refuses the job ({said}); mend what it names, or ask the cluster's support"

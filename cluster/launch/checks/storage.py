@@ -12,29 +12,29 @@ import shutil
 import time
 from pathlib import Path
 
-from runyard.cluster.launch.checks.check import Subject
-from runyard.cluster.launch.checks.preflight import nearest
+from runyard.cluster.launch.checks.check import CheckContext
+from runyard.cluster.launch.checks.preflight import nearest_existing_dir
 from runyard.errors import UserError
-from runyard.slurm_client import CannotTell, ask
+from runyard.slurm_client import QueryError, run_query
 
-LEAST_FREE_FILES = 1000
+MIN_FREE_INODES = 1000
 FULL_PCT = 95.0
 PURGED_AFTER_DAYS, WARNED_BEFORE_DAYS = 60, 15
-MOST_FILES = 50_000
+MAX_SCANNED_FILES = 50_000
 DAY_S = 86_400
 
 
-def folders(subject: Subject) -> dict[str, Path]:
+def run_folders(context: CheckContext) -> dict[str, Path]:
     """The folders that a run writes and reads, by their settings' names."""
-    return {"runs_dir": Path(subject.config.runs_dir), "data.root": Path(subject.config.data.root)}
+    return {"runs_dir": Path(context.config.runs_dir), "data.root": Path(context.config.data.root)}
 
 
-def files_left(subject: Subject) -> str:
+def free_inodes(context: CheckContext) -> str:
     """The disks take more files: some count them apart from bytes."""
     said = []
-    for name, path in folders(subject).items():
-        disk = os.statvfs(nearest(path))
-        if disk.f_files and disk.f_favail < LEAST_FREE_FILES:
+    for name, path in run_folders(context).items():
+        disk = os.statvfs(nearest_existing_dir(path))
+        if disk.f_files and disk.f_favail < MIN_FREE_INODES:
             raise UserError(
                 f"{name}={path}: its disk takes only {disk.f_favail} more files; delete some, or set {name} elsewhere"
             )
@@ -42,18 +42,18 @@ def files_left(subject: Subject) -> str:
     return ", ".join(said)
 
 
-def quota(subject: Subject) -> str:
+def quota(context: CheckContext) -> str:
     """What the user may store is not nearly used up."""
     if shutil.which("myquota"):
-        used = parse_myquota(ask("myquota"))
-    elif shutil.which("lfs") and (found := _on_lustre(subject)):
+        used = parse_myquota(run_query("myquota"))
+    elif shutil.which("lfs") and (found := _on_lustre(context)):
         used = {}
         for path in found:
-            used |= parse_lfs(ask("lfs", "quota", "-q", "-u", getpass.getuser(), str(path)))
+            used |= parse_lfs(run_query("lfs", "quota", "-q", "-u", getpass.getuser(), str(path)))
     else:
-        raise CannotTell("neither myquota nor lfs is on this machine")
+        raise QueryError("neither myquota nor lfs is on this machine")
     if not used:
-        raise CannotTell("the quota command's answer cannot be read")
+        raise QueryError("the quota command's answer cannot be read")
     where, pct = max(used.items(), key=lambda item: item[1])
     if pct >= FULL_PCT:
         raise UserError(f"your quota is {pct:.0f} % used ({where}); delete some, or set runs_dir, data.root elsewhere")
@@ -86,10 +86,10 @@ def parse_lfs(text: str) -> dict[str, float]:
     return used
 
 
-def purge(subject: Subject) -> str:
+def purge_risk(context: CheckContext) -> str:
     """Nothing on a scratch disk has been idle for so long that it is deleted soon."""
     idle: dict[str, tuple[float, Path]] = {}
-    for name, path in folders(subject).items():
+    for name, path in run_folders(context).items():
         if path.exists() and is_scratch(path) and (oldest := _longest_idle(path)) is not None:
             idle[name] = oldest
     if not idle:
@@ -98,7 +98,7 @@ def purge(subject: Subject) -> str:
     if days > PURGED_AFTER_DAYS - WARNED_BEFORE_DAYS:
         raise UserError(
             f"{name}: {file} was not read for {days:.0f} days, and scratch disks are purged after {PURGED_AFTER_DAYS}; "
-            f"copy what you need to a disk that is kept; data can be made again: {subject.prepare}"
+            f"copy what you need to a disk that is kept; data can be made again: {context.prepare_command}"
         )
     return f"longest idle {days:.0f} days ({name}), purged after {PURGED_AFTER_DAYS}"
 
@@ -117,22 +117,22 @@ def _longest_idle(root: Path) -> tuple[float, Path] | None:
         for file in files:
             path = Path(folder, file)
             try:
-                facts = path.stat()
+                file_stat = path.stat()
             except OSError:  # gone meanwhile, or a link to nothing
                 continue
-            last = max(facts.st_atime, facts.st_mtime)
+            last = max(file_stat.st_atime, file_stat.st_mtime)
             if oldest is None or last < oldest[0]:
                 oldest = (last, path)
             count += 1
-            if count == MOST_FILES:
+            if count == MAX_SCANNED_FILES:
                 break
-        if count == MOST_FILES:
+        if count == MAX_SCANNED_FILES:
             break
     return None if oldest is None else ((time.time() - oldest[0]) / DAY_S, oldest[1])
 
 
-def _on_lustre(subject: Subject) -> list[Path]:
+def _on_lustre(context: CheckContext) -> list[Path]:
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     lustre = [Path(where) for _, where, kind, *_ in mounts if kind == "lustre"]
-    real = [nearest(path).resolve() for path in folders(subject).values()]
+    real = [nearest_existing_dir(path).resolve() for path in run_folders(context).values()]
     return [where for where in lustre if any(path.is_relative_to(where) for path in real)]

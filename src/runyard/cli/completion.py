@@ -5,10 +5,10 @@ from __future__ import annotations
 import typing
 from pathlib import Path
 
-from runyard.cli.commands import NAMES
+from runyard.cli.commands import COMMANDS
 from runyard.cli.parser import positionals
 from runyard.config import schema
-from runyard.config.compose import groups, network_settings
+from runyard.config.compose import config_groups, network_settings
 
 BASH = """_runyard() {
   local IFS=$'\\n' cur line=${COMP_LINE:0:COMP_POINT}
@@ -26,15 +26,15 @@ def script(shell: str) -> str:
     return BASH if shell == "bash" else f"autoload -U +X bashcompinit && bashcompinit\n{BASH}"
 
 
-def answer(line: str) -> list[str]:
+def completions(line: str) -> list[str]:
     """The completions of the last word of ``line``, a command line from ``runyard`` on that may end in a space."""
     _, *words = line.split(" ")
     current = words[-1] if words else ""
     if len(words) < 2:
-        return [v for v in NAMES if v.startswith(current)]
+        return [v for v in COMMANDS if v.startswith(current)]
     if words[0] == "completion":
         return [shell for shell in ("bash", "zsh") if shell.startswith(current)]
-    if words[0] not in NAMES:
+    if words[0] not in COMMANDS:
         return []
     takes = positionals(words[0])
     if takes & {"run", "runs"}:
@@ -42,11 +42,11 @@ def answer(line: str) -> list[str]:
         references = ["@last", *_run_ids()] if len(words) == 2 or several else []
         return [i for i in references if i.startswith(current)]
     name, given, value = current.partition("=")
-    options = groups() | {"experiment": ["auto", *groups()["experiment"]]}
+    options = config_groups() | {"experiment": ["auto", *config_groups()["experiment"]]}
     if given:
         return [f"{name}={o}" for o in options.get(name, _values(name)) if o.startswith(value)]
     parents = {*options, "model.options", "loss", "checkpoint"}
-    leaves = [n for n in (*schema.names(schema.Config), *network_settings()) if n not in parents]
+    leaves = [n for n in (*schema.setting_names(schema.Config), *network_settings()) if n not in parents]
     if words[0] == "settings":
         return [n for n in leaves if n.startswith(current)]
     return [f"{n}=" for n in dict.fromkeys([*options, *leaves]) if n.startswith(current)]

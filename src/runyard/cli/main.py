@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import sys
 
-from runyard.cli.commands import FOR_OTHERS
+from runyard.cli.commands import SHARED_OUTPUT_COMMANDS
 from runyard.cli.parser import parse
 from runyard.errors import FAILED, INTERRUPTED, USER_ERROR, UserError
-from runyard.ownership import keep_private
+from runyard.ownership import set_umask
 from runyard.printable import PrintableStream
 
 
@@ -24,8 +24,8 @@ def _main(argv: list[str] | None) -> int:
         argv = sys.argv[1:] if argv is None else argv
         args = parse(argv)
         args.argv = argv
-        if args.verb not in FOR_OTHERS:
-            keep_private(group_reads=False)  # until a run's own setting is known
+        if args.verb not in SHARED_OUTPUT_COMMANDS:
+            set_umask(group_reads=False)  # until a run's own setting is known
         return int(args.run_verb(args) or 0)
     except UserError as error:
         print(f"runyard: {error}", file=sys.stderr)

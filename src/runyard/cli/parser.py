@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from runyard import __version__
-from runyard.cli.commands import NAMES
+from runyard.cli.commands import COMMANDS
 from runyard.errors import UserError
 
 
@@ -18,15 +18,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         UserError: an unknown verb or option, or one that lacks its value.
     """
     args, rest = _parser().parse_known_args(argv)
-    strangers = [word for word in rest if word.startswith("-") or "overrides" not in args]
-    if strangers:
-        raise UserError(f"{strangers[0]}: runyard {args.verb} takes no such argument; see: runyard {args.verb} --help")
+    unknown_arguments = [word for word in rest if word.startswith("-") or "overrides" not in args]
+    if unknown_arguments:
+        raise UserError(f"{unknown_arguments[0]}: runyard {args.verb} takes no such argument; see: runyard {args.verb} --help")
     if rest:
         args.overrides += rest
     return args
 
 
-def overrides(parser: argparse.ArgumentParser) -> None:
+def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Settings, for a verb that composes a configuration."""
     parser.add_argument(
         "overrides",
@@ -37,13 +37,13 @@ def overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def of_a_run(parser: argparse.ArgumentParser) -> None:
+def add_run_argument(parser: argparse.ArgumentParser) -> None:
     """The one run that a verb is about."""
     parser.add_argument("run", metavar="RUN", help="a path, an id or its beginning, or @last")
-    runs_dir(parser)
+    add_runs_dir(parser)
 
 
-def runs_dir(parser: argparse.ArgumentParser) -> None:
+def add_runs_dir(parser: argparse.ArgumentParser) -> None:
     """Where runs are looked for by id."""
     parser.add_argument("--runs-dir", default="runs", help="folder that holds the runs (default: runs)")
 
@@ -71,7 +71,7 @@ def _parser() -> _Parser:
     )
     top.add_argument("--version", action="version", version=f"runyard {__version__}")
     verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for name in NAMES:
+    for name in COMMANDS:
         module = import_module(f"runyard.cli.commands.{name}")
         sub = verbs.add_parser(
             name,

@@ -7,18 +7,18 @@ import json
 import typing
 from typing import Any
 
-from runyard.config.compose import compose, groups
+from runyard.config.compose import compose, config_groups
 from runyard.config.schema import Config
 from runyard.errors import UserError
 
 
-def show(prefix: str, *, as_json: bool) -> None:
+def print_settings(prefix: str, *, as_json: bool) -> None:
     """Print the settings whose dotted name begins with ``prefix``.
 
     Raises:
         UserError: there is none.
     """
-    rows = [row for row in catalogue() if row["name"].startswith(prefix)]
+    rows = [row for row in list_settings() if row["name"].startswith(prefix)]
     if not rows:
         raise UserError(f"no setting begins with {prefix!r}: `runyard settings` lists all")
     if as_json:
@@ -28,11 +28,11 @@ def show(prefix: str, *, as_json: bool) -> None:
         print(f"{row['name']}={json.dumps(row['default'])}  ({row['type']})\n    {row['doc']}")
     if not prefix:
         print("\ngroups (GROUP=OPTION):")
-        for name, options in groups().items():
+        for name, options in config_groups().items():
             print(f"  {name}: {', '.join(options)}")
 
 
-def catalogue() -> list[dict[str, Any]]:
+def list_settings() -> list[dict[str, Any]]:
     """Name, type, meaning and default (without an experiment) of every setting, in the order of the schema."""
     return list(_rows(Config, compose([]).values, ""))
 

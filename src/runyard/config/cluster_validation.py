@@ -10,25 +10,25 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
-from runyard.config.fields import written
+from runyard.config.fields import format_literal
 from runyard.errors import UserError
 
 if TYPE_CHECKING:
     from runyard.config.schema import ClusterConfig
 
 START_AND_SAVE_S = 30  # what a job needs, at the very least, before it is asked to save and stop
-NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+@-]*"
-HOSTS = r"[A-Za-z0-9][A-Za-z0-9_.-]*(\[[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*\][A-Za-z0-9_.-]*)*"
-GRES = r"[A-Za-z][A-Za-z0-9_]*(:[A-Za-z0-9_.-]+)?(:[0-9]+[KMGT]?)?"
+NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.+@-]*"
+HOSTS_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*(\[[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*\][A-Za-z0-9_.-]*)*"
+GRES_PATTERN = r"[A-Za-z][A-Za-z0-9_]*(:[A-Za-z0-9_.-]+)?(:[0-9]+[KMGT]?)?"
 PATTERNS = {  # of each: what fits wholly, and what to say to whom it does not
-    "account": (NAME, "letters, digits and . _ + @ -"),
-    "partition": (f"{NAME}(,{NAME})*", "names as `sinfo` lists them, as gpu or a100,h100"),
-    "qos": (NAME, "letters, digits and . _ + @ -"),
+    "account": (NAME_PATTERN, "letters, digits and . _ + @ -"),
+    "partition": (f"{NAME_PATTERN}(,{NAME_PATTERN})*", "names as `sinfo` lists them, as gpu or a100,h100"),
+    "qos": (NAME_PATTERN, "letters, digits and . _ + @ -"),
     "constraint": (r"[A-Za-z0-9_\[(][A-Za-z0-9_.+,|&*()\[\]-]*", "features joined by | & , [] () and *, as h200|l40s"),
-    "gres": (f"{GRES}(,{GRES})*", "NAME:COUNT or NAME:KIND:COUNT, as gpu:rtx8000:2"),
+    "gres": (f"{GRES_PATTERN}(,{GRES_PATTERN})*", "NAME:COUNT or NAME:KIND:COUNT, as gpu:rtx8000:2"),
     "comment": (r"[A-Za-z0-9_][A-Za-z0-9_.,:;=+/@ -]*", "letters, digits, space and . , : ; = + / @ _ -"),
-    "exclude": (f"{HOSTS}(,{HOSTS})*", "node names, as node[1-3,7]"),
-    "nodelist": (f"{HOSTS}(,{HOSTS})*", "node names, as node[1-3,7]"),
+    "exclude": (f"{HOSTS_PATTERN}(,{HOSTS_PATTERN})*", "node names, as node[1-3,7]"),
+    "nodelist": (f"{HOSTS_PATTERN}(,{HOSTS_PATTERN})*", "node names, as node[1-3,7]"),
     "mail_user": (r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(@[A-Za-z0-9.-]+)?", "a mail address"),
     "python": (r"[A-Za-z0-9_./][A-Za-z0-9_./+@=-]*", "one program's path, without spaces or quotes"),
     "stage_data": (r"(/|\$[A-Za-z_][A-Za-z0-9_]*|\$\{[A-Za-z_][A-Za-z0-9_]*\})[A-Za-z0-9_./+@=-]*",
@@ -36,10 +36,10 @@ PATTERNS = {  # of each: what fits wholly, and what to say to whom it does not
 }  # fmt: skip
 MAIL_TYPES = ("NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT", "TIME_LIMIT",
               "TIME_LIMIT_90", "TIME_LIMIT_80", "TIME_LIMIT_50", "ARRAY_TASKS")  # fmt: skip
-OF_SLURM = ("account", "partition", "qos", "constraint", "gres", "comment", "exclude", "nodelist", "mail_user",
+SLURM_ONLY_SETTINGS = ("account", "partition", "qos", "constraint", "gres", "comment", "exclude", "nodelist", "mail_user",
             "mail_type", "mem_gb", "cpus_per_task", "python", "env_setup", "stage_data", "requeue",
             "array_parallelism")  # fmt: skip
-UNSAID = {"env_setup": "[]", "requeue": "false", "array_parallelism": "16"}  # as configs/cluster has them; others null
+UNSET_VALUES = {"env_setup": "[]", "requeue": "false", "array_parallelism": "16"}  # as configs/cluster has them; others null
 
 
 def check_cluster(cluster: ClusterConfig) -> None:
@@ -51,7 +51,7 @@ def check_cluster(cluster: ClusterConfig) -> None:
     for name, (pattern, expected) in PATTERNS.items():
         value = getattr(cluster, name)
         if value is not None and not re.fullmatch(pattern, value):
-            raise UserError(f"cluster.{name}={written(value)}: expected {expected}")
+            raise UserError(f"cluster.{name}={format_literal(value)}: expected {expected}")
     _check_mail(cluster)
     _check_env_setup(cluster.env_setup)
     if cluster.launcher == "local":
@@ -75,14 +75,14 @@ def gres_counts(gres: str) -> dict[str, tuple[str, int]]:
 
 def _check_mail(cluster: ClusterConfig) -> None:
     words = [] if cluster.mail_type is None else cluster.mail_type.split(",")
-    if strangers := [word for word in words if not word.isascii() or word.upper() not in MAIL_TYPES]:
+    if unknown_types := [word for word in words if not word.isascii() or word.upper() not in MAIL_TYPES]:
         raise UserError(
-            f"cluster.mail_type={written(cluster.mail_type)}: SLURM knows no {strangers[0]!r}; "
+            f"cluster.mail_type={format_literal(cluster.mail_type)}: SLURM knows no {unknown_types[0]!r}; "
             f"expected some of {', '.join(MAIL_TYPES)}, as END,FAIL"
         )
     if cluster.mail_user is not None and not words:
         raise UserError(
-            f"cluster.mail_user={written(cluster.mail_user)}: without cluster.mail_type no mail is sent; "
+            f"cluster.mail_user={format_literal(cluster.mail_user)}: without cluster.mail_type no mail is sent; "
             "set cluster.mail_type='\"END,FAIL\"', or leave mail_user out"
         )
 
@@ -90,7 +90,7 @@ def _check_mail(cluster: ClusterConfig) -> None:
 def _check_env_setup(lines: list[str]) -> None:
     """Each is one whole shell command: what it leaves open would swallow the lines after it."""
     for number, line in enumerate(lines):
-        said = f"cluster.env_setup[{number}]={written(line)}"
+        said = f"cluster.env_setup[{number}]={format_literal(line)}"
         if not line.isprintable() or not line.strip():
             raise UserError(f"{said}: expected one line of printable characters; give further lines as further entries")
         if line.lstrip().startswith("#"):
@@ -104,11 +104,11 @@ def _check_env_setup(lines: list[str]) -> None:
 
 
 def _check_local(cluster: ClusterConfig) -> None:
-    for name in OF_SLURM:
-        value, off = getattr(cluster, name), UNSAID.get(name, "null")
-        if value and written(value) != off:
+    for name in SLURM_ONLY_SETTINGS:
+        value, off = getattr(cluster, name), UNSET_VALUES.get(name, "null")
+        if value and format_literal(value) != off:
             raise UserError(
-                f"cluster.{name}={written(value)}: said to SLURM, and cluster=local starts processes on this machine; "
+                f"cluster.{name}={format_literal(value)}: said to SLURM, and cluster=local starts processes on this machine; "
                 f"set cluster=slurm or your cluster's profile, or cluster.{name}={off}"
             )
 
@@ -119,8 +119,8 @@ def _check_gpus(cluster: ClusterConfig) -> None:
         asked = gres_counts(cluster.gres).get("gpu", ("", 0))[1]
         if asked != gpus:
             raise UserError(
-                f"cluster.gres={written(cluster.gres)} asks for {asked} GPUs on a node, and "
-                f"cluster.gpus_per_node={written(cluster.gpus_per_node)}: give both the same number"
+                f"cluster.gres={format_literal(cluster.gres)} asks for {asked} GPUs on a node, and "
+                f"cluster.gpus_per_node={format_literal(cluster.gpus_per_node)}: give both the same number"
             )
     if gpus and tasks and tasks % gpus:
         raise UserError(

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runyard.config import schema
-from runyard.config.fields import written
+from runyard.config.fields import format_literal
 from runyard.config.schema import Config
 from runyard.config.secrets import refuse_secrets
 from runyard.errors import UserError
@@ -47,7 +47,7 @@ def compose(overrides: list[str]) -> Composed:
     """
     given = {o.partition("=")[0]: o.partition("=")[2] for o in overrides}
     refuse_secrets(given, given, os.environ)  # before anything can say what they are
-    overrides = [o for o in map(_readable, overrides) if o != "experiment=null"]  # none is what there is by default
+    overrides = [o for o in map(_checked_override, overrides) if o != "experiment=null"]  # none is what there is by default
     if "experiment=auto" in overrides:
         others = [o for o in overrides if not o.startswith("experiment=")]
         picked = f"experiment={pick_experiment(compose(others).config.cluster)}"
@@ -60,12 +60,12 @@ def compose(overrides: list[str]) -> Composed:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     except HydraException as error:
-        raise UserError(_of_hydra(str(error))) from None
+        raise UserError(_hydra_message(str(error))) from None
     assert isinstance(values, dict)
     assert isinstance(asked, dict)
     known = {str(k): v for k, v in values.items()}
     refuse_secrets({str(k): v for k, v in asked.items()}, known, os.environ)
-    config = schema.from_dict(known)
+    config = schema.config_from_dict(known)
     _check_model(config.model)
     return Composed(config, known, overrides)
 
@@ -76,7 +76,7 @@ def expand(overrides: list[str]) -> list[list[str]]:
     Raises:
         UserError: an override that cannot be read.
     """
-    return [list(point) for point in itertools.product(*map(_choices, overrides))]
+    return [list(point) for point in itertools.product(*map(_sweep_values, overrides))]
 
 
 def pick_experiment(cluster: schema.ClusterConfig) -> str:
@@ -99,7 +99,7 @@ def visible_gpus() -> tuple[int, ...]:
     return tuple(map(int, named)) if all(d.isdigit() for d in named) else ()
 
 
-def groups() -> dict[str, list[str]]:
+def config_groups() -> dict[str, list[str]]:
     """Each configuration group and its options."""
     return {g.name: sorted(p.stem for p in g.glob("*.yaml")) for g in sorted(CONFIGS.iterdir()) if g.is_dir()}
 
@@ -110,7 +110,7 @@ def network_settings() -> list[str]:
     return list(dict.fromkeys(f"model.{key}" for file in files for key in _settings_of(file)))
 
 
-def _readable(override: str) -> str:
+def _checked_override(override: str) -> str:
     """The override as Hydra shall read it, refused by name where nothing reads it; better told here than by Hydra.
 
     Every setting exists, so a ``+`` or ``++`` before one, as Hydra would have it for new ones, says nothing more.
@@ -133,17 +133,17 @@ def _readable(override: str) -> str:
             f"{override}: expected one value; a list is written [a,b], text with a comma in quotes, "
             "and a sweep over values begins with -m"
         )
-    if name in groups():
+    if name in config_groups():
         return _check_options(name, read.value(), override.lstrip("+"))
     return override.lstrip("+")
 
 
-def _choices(override: str) -> list[str]:
+def _sweep_values(override: str) -> list[str]:
     name = override.lstrip("+").partition("=")[0]
     try:
         read = OverridesParser.create().parse_override(override.lstrip("+"))
     except HydraException:
-        return [_readable(override)]  # says what is wrong
+        return [_checked_override(override)]  # says what is wrong
     if not read.is_sweep_override():
         return [override]
     if isinstance(read.value(), Glob):
@@ -152,15 +152,15 @@ def _choices(override: str) -> list[str]:
 
 
 def _check_name(name: str) -> None:
-    known = [*schema.names(schema.Config), *groups(), *network_settings()]
+    known = [*schema.setting_names(schema.Config), *config_groups(), *network_settings()]
     known.remove("model.options")  # how the schema calls what a network's file may add
     if name not in known:
-        raise UserError(schema.unknown(name, known))
+        raise UserError(schema.unknown_name_message(name, known))
 
 
 def _check_options(group: str, value: Any, override: str) -> str:
     """A group's override, refused if there is no such option."""
-    options = groups().get(group, [])
+    options = config_groups().get(group, [])
     if group == "experiment":
         options = ["auto", *options]
         if value is None:
@@ -173,7 +173,7 @@ def _check_options(group: str, value: Any, override: str) -> str:
     return override
 
 
-def _of_hydra(message: str) -> str:
+def _hydra_message(message: str) -> str:
     """What Hydra says, in one line; of a setting that the chosen network lacks, which network has it."""
     lacking = re.match(r"Could not override 'model\.(\w+)'", message)
     if lacking is None:
@@ -187,7 +187,7 @@ def _check_model(model: schema.ModelConfig) -> None:
 
     Their ranges are the network's own business, and it needs torch.
     """
-    options = groups()["model"]
+    options = config_groups()["model"]
     if model.name not in options:
         near = difflib.get_close_matches(model.name, options, n=1, cutoff=0.5)
         hint = f"did you mean model={near[0]}?" if near else f"expected one of {', '.join(options)}"
@@ -197,16 +197,16 @@ def _check_model(model: schema.ModelConfig) -> None:
     if model.options.keys() != defaults.keys():
         raise UserError(f"model.name={model.name}: the other model settings are not its own; set model={model.name}")
     for key, default in defaults.items():
-        if not _like(default, given := model.options[key]):
+        if not _same_type(default, given := model.options[key]):
             raise UserError(
-                f"model.{key}={written(given)}: expected a value like {written(default)}, "
+                f"model.{key}={format_literal(given)}: expected a value like {format_literal(default)}, "
                 f"its default in configs/model/{model.name}.yaml"
             )
 
 
-def _like(default: Any, given: Any) -> bool:
+def _same_type(default: Any, given: Any) -> bool:
     if isinstance(default, list) and default and isinstance(given, list):
-        return all(_like(default[0], item) for item in given)
+        return all(_same_type(default[0], item) for item in given)
     if isinstance(default, float) and type(given) in (int, float):
         return math.isfinite(given)
     return default is None or type(given) is type(default)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from runyard.config.fields import written
+from runyard.config.fields import format_literal
 from runyard.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def check_data(data: DataConfig) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", data.name):
         raise UserError(f"data.name={data.name!r}: expected letters, digits, '-', '_' and '.', as it names a folder")
     if (data.jpeg_quality is not None) != (data.write_mode == "jpg"):
-        raise UserError(f"data.jpeg_quality={written(data.jpeg_quality)}: data.write_mode={data.write_mode}; "
+        raise UserError(f"data.jpeg_quality={format_literal(data.jpeg_quality)}: data.write_mode={data.write_mode}; "
                         "jpg needs a quality of 1 to 100, and raw has none (null)")
     if data.kind.startswith("cifar") and data.image_size != CIFAR_SIZE:
         raise UserError(f"data.image_size={data.image_size}: {kind} has images of {CIFAR_SIZE} px; set {CIFAR_SIZE}")

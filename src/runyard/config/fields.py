@@ -14,28 +14,28 @@ from typing import Any, Literal, TypeVar
 
 from runyard.errors import UserError
 
-T = TypeVar("T")
-FEW = 12  # names that a message may list in full
+_T = TypeVar("_T")
+MAX_LISTED_NAMES = 12  # names that a message may list in full
 
 
 def setting(
     doc: str,
     *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-    before: Any = dataclasses.MISSING,
+    minimum: float | None = None,
+    exclusive_minimum: float | None = None,
+    maximum: float | None = None,
+    exclusive_maximum: float | None = None,
+    legacy_default: Any = dataclasses.MISSING,
 ) -> Any:
     """A field with its documentation and its range: ``least <= value <= most``, ``above < value < below``.
 
-    ``before`` is the value of runs made before there was this setting: what the code did then.
+    ``legacy_default`` is the value of runs made before there was this setting: what the code did then.
     """
-    metadata = {"doc": doc, "least": least, "above": above, "most": most, "below": below}
-    return field(metadata=metadata, default=before)
+    metadata = {"doc": doc, "least": minimum, "above": exclusive_minimum, "most": maximum, "below": exclusive_maximum}
+    return field(metadata=metadata, default=legacy_default)
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def config_to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain dicts, lists and scalars, in field order: what ``from_dict`` reads."""
     out: dict[str, Any] = {}
     for f in dataclasses.fields(config):
@@ -43,24 +43,24 @@ def to_dict(config: Any) -> dict[str, Any]:
         if f.metadata.get("rest"):
             out.update(value)
         else:
-            out[f.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
+            out[f.name] = config_to_dict(value) if dataclasses.is_dataclass(value) else value
     return out
 
 
-def read(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
+def read_dataclass(cls: type[_T], values: Mapping[str, Any], path: str = "") -> _T:
     """Build dataclass ``cls`` from plain values, checking names, types and ranges. ``path`` is put before names."""
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     rest = next((name for name, f in fields.items() if f.metadata.get("rest")), None)
-    strangers = {str(key): value for key, value in values.items() if key not in fields or key == rest}
-    if strangers and rest is None:
-        raise UserError(unknown(path + next(iter(strangers)), [path + name for name in fields]))
+    unknown = {str(key): value for key, value in values.items() if key not in fields or key == rest}
+    if unknown and rest is None:
+        raise UserError(unknown_name_message(path + next(iter(unknown)), [path + name for name in fields]))
     given: dict[str, Any] = {}
     for name, f in fields.items():
         if name == rest:
-            given[name] = strangers
+            given[name] = unknown
         elif name in values:
-            given[name] = _typed(hints[name], values[name], path + name)
+            given[name] = _checked_type(hints[name], values[name], path + name)
             _in_range(f, given[name], path + name)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise UserError(
@@ -69,67 +69,67 @@ def read(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
     return cls(**given)
 
 
-def unknown(key: str, known: list[str]) -> str:
+def unknown_name_message(key: str, known: list[str]) -> str:
     """The message for a name that does not exist, with the nearest that does."""
     leaves = {k.rpartition(".")[2]: k for k in reversed(known)}
     near = [leaves[key]] if key in leaves else difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not near and "." not in key:  # a bare leaf name, misspelt: look for it in every group
         near = [leaves[leaf] for leaf in difflib.get_close_matches(key, leaves, n=1, cutoff=0.6)]
-    few = f"known: {', '.join(known)}" if len(known) <= FEW else "`runyard settings` lists what there is"
+    few = f"known: {', '.join(known)}" if len(known) <= MAX_LISTED_NAMES else "`runyard settings` lists what there is"
     return f"unknown setting {key}: {f'did you mean {near[0]}?' if near else few}"
 
 
-def names(cls: type, path: str = "") -> list[str]:
+def setting_names(cls: type, path: str = "") -> list[str]:
     """Every setting's dotted name."""
     out: list[str] = []
     for name, hint in typing.get_type_hints(cls).items():
         out.append(path + name)
         if dataclasses.is_dataclass(hint):
-            out += names(hint, f"{path}{name}.")  # type: ignore[arg-type]
+            out += setting_names(hint, f"{path}{name}.")  # type: ignore[arg-type]
     return out
 
 
-def _typed(hint: Any, value: Any, path: str) -> Any:
+def _checked_type(hint: Any, value: Any, path: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise UserError(f"{path}={written(value)}: expected a group of settings ({path}.NAME=VALUE)")
-        return read(typing.cast(type, hint), value, path + ".")
+            raise UserError(f"{path}={format_literal(value)}: expected a group of settings ({path}.NAME=VALUE)")
+        return read_dataclass(typing.cast(type, hint), value, path + ".")
     if origin is types.UnionType:
         if value is None and type(None) in args:
             return None
-        return _typed(next(a for a in args if a is not type(None)), value, path)
+        return _checked_type(next(a for a in args if a is not type(None)), value, path)
     if origin is Literal:
         if value not in args:
-            raise UserError(f"{path}={written(value)}: expected one of {', '.join(map(str, args))}")
+            raise UserError(f"{path}={format_literal(value)}: expected one of {', '.join(map(str, args))}")
         return value
     if origin is list:
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{path}={written(value)}: expected a list, as {path}=[a,b]")
-        return [_typed(args[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
+            raise UserError(f"{path}={format_literal(value)}: expected a list, as {path}=[a,b]")
+        return [_checked_type(args[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise UserError(f"{path}={written(value)}: expected settings by name")
+            raise UserError(f"{path}={format_literal(value)}: expected settings by name")
         return dict(value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise UserError(f"{path}={value}: expected a finite number")
         return float(value)
     if hint is not Any and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
-        raise UserError(f"{path}={written(value)}: expected {_TYPE_WORDS.get(hint, hint.__name__)}")
+        raise UserError(f"{path}={format_literal(value)}: expected {_TYPE_WORDS.get(hint, hint.__name__)}")
     if isinstance(value, str) and (not value or any(ord(c) < 32 for c in value)):
         raise UserError(f"{path}={value!r}: expected text that is not empty and has no control characters")
     return value
 
 
-def written(value: Any) -> str:
+def format_literal(value: Any) -> str:
     """A value for a message as the command line has it: null, true, [1, 2]; a word bare, other text quoted."""
     if isinstance(value, str):
         return value if value.isidentifier() and value not in ("null", "true", "false") else repr(value)
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(written, value))}]"
+        return f"[{', '.join(map(format_literal, value))}]"
     return str(value)
 
 
@@ -139,12 +139,12 @@ _TYPE_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "tru
 def _in_range(f: dataclasses.Field[Any], value: Any, path: str) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return
-    least, above, most, below = (f.metadata.get(k) for k in ("least", "above", "most", "below"))
+    minimum, exclusive_minimum, maximum, exclusive_maximum = (f.metadata.get(k) for k in ("least", "above", "most", "below"))
     bounds = (
-        (least, "at least", lambda b: value >= b),
-        (above, "above", lambda b: value > b),
-        (most, "at most", lambda b: value <= b),
-        (below, "below", lambda b: value < b),
+        (minimum, "at least", lambda b: value >= b),
+        (exclusive_minimum, "above", lambda b: value > b),
+        (maximum, "at most", lambda b: value <= b),
+        (exclusive_maximum, "below", lambda b: value < b),
     )
     for bound, _, holds in bounds:
         if bound is not None and not holds(bound):

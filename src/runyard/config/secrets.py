@@ -9,10 +9,10 @@ from typing import Any
 
 from runyard.errors import UserError
 
-WORDS = "KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL"  # as words of their own: TOKENIZERS_PARALLELISM is none
-NAMES = re.compile(rf"(^|_)(API|ACCESS|PRIVATE)?({WORDS})S?($|_)", re.IGNORECASE)
+SECRET_WORDS = "KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL"  # as words of their own: TOKENIZERS_PARALLELISM is none
+SECRET_NAME = re.compile(rf"(^|_)(API|ACCESS|PRIVATE)?({SECRET_WORDS})S?($|_)", re.IGNORECASE)
 FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*([^,}\s]+)")
-LEAST = 8  # characters of a value that is told from any other text by itself
+MIN_SECRET_LENGTH = 8  # characters of a value that is told from any other text by itself
 
 
 def refuse_secrets(asked: Mapping[str, Any], values: Mapping[str, Any], env: Mapping[str, str]) -> None:
@@ -25,12 +25,12 @@ def refuse_secrets(asked: Mapping[str, Any], values: Mapping[str, Any], env: Map
     Raises:
         UserError: naming the setting and the variable, and not its value.
     """
-    for setting, text in _texts(asked):
+    for setting, text in _iter_texts(asked):
         for name in FROM_ENVIRONMENT.findall(text):
-            if NAMES.search(name):
+            if SECRET_NAME.search(name):
                 raise _refusal(setting, name)
-    secrets = {v: name for name, v in env.items() if NAMES.search(name) and len(v) >= LEAST and not os.path.exists(v)}
-    for setting, text in _texts(values):
+    secrets = {v: name for name, v in env.items() if SECRET_NAME.search(name) and len(v) >= MIN_SECRET_LENGTH and not os.path.exists(v)}
+    for setting, text in _iter_texts(values):
         if name := next((name for value, name in secrets.items() if value in text), None):
             raise _refusal(setting, name)
 
@@ -42,14 +42,14 @@ def _refusal(setting: str, variable: str) -> UserError:
     )
 
 
-def _texts(values: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def _iter_texts(values: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Every text in nested settings, names of settings included, with its dotted name."""
     if isinstance(values, Mapping):
         for key, value in values.items():
             yield path, str(key)
-            yield from _texts(value, f"{path}.{key}" if path else str(key))
+            yield from _iter_texts(value, f"{path}.{key}" if path else str(key))
     elif isinstance(values, (list, tuple)):
         for item in values:
-            yield from _texts(item, path)
+            yield from _iter_texts(item, path)
     elif values is not None:
         yield path, str(values)

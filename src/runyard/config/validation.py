@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from runyard.config.cluster_validation import check_cluster
 from runyard.config.data_validation import check_data
-from runyard.config.fields import written
+from runyard.config.fields import format_literal
 from runyard.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def check_rules(config: Config) -> None:
         )
 
 
-def check_world(config: Config, world_size: int) -> None:
+def check_world_size(config: Config, world_size: int) -> None:
     """Refuse a global batch that does not divide among the ranks and their micro-batches."""
     pieces = world_size * config.accumulate
     if config.batch_size % pieces:
@@ -57,16 +57,16 @@ def check_world(config: Config, world_size: int) -> None:
 
 
 def _check_optim(optim: OptimConfig) -> None:
-    _belongs("optim", "betas", optim.betas, optim.name, "adamw")
-    _belongs("optim", "momentum", optim.momentum, optim.name, "sgd")
+    _check_belongs("optim", "betas", optim.betas, optim.name, "adamw")
+    _check_belongs("optim", "momentum", optim.momentum, optim.name, "sgd")
     if optim.betas is not None and (len(optim.betas) != 2 or not all(0 <= b < 1 for b in optim.betas)):
         raise UserError(f"optim.betas={optim.betas}: expected two numbers of at least 0 and below 1, as [0.9,0.999]")
 
 
 def _check_schedule(schedule: ScheduleConfig, epochs: int) -> None:
     s = schedule
-    _belongs("schedule", "period_epochs", s.period_epochs, s.name, "cosine_restarts")
-    _belongs("schedule", "peak_fraction", s.peak_fraction, s.name, "one_cycle")
+    _check_belongs("schedule", "period_epochs", s.period_epochs, s.name, "cosine_restarts")
+    _check_belongs("schedule", "peak_fraction", s.peak_fraction, s.name, "one_cycle")
     if s.warmup_epochs >= epochs:
         raise UserError(f"schedule.warmup_epochs={s.warmup_epochs:g}: expected below epochs={epochs}")
     if s.name == "one_cycle" and s.warmup_epochs:
@@ -98,17 +98,17 @@ def _check_tracking(tracking: TrackingConfig) -> None:
     for name in ("entity", "group", "tags"):
         if tracking.mode == "none" and (value := getattr(tracking, name)):
             raise UserError(
-                f"tracking.{name}={written(value)}: said to W&B, and tracking.mode=none; "
+                f"tracking.{name}={format_literal(value)}: said to W&B, and tracking.mode=none; "
                 f"set tracking=offline, or leave tracking.{name} out"
             )
 
 
-def _belongs(group: str, name: str, value: Any, given: str, owner: str) -> None:
+def _check_belongs(group: str, name: str, value: Any, given: str, owner: str) -> None:
     """The setting ``name`` has a value where ``group.name`` is ``owner``, and is null elsewhere."""
     if value is None and given == owner:
         raise UserError(f"{group}.{name}=null: {group}={owner} needs it; leave it out for the default, or set a number")
     if value is not None and given != owner:
         raise UserError(
-            f"{group}.{name}={written(value)}: belongs to {group}={owner}, and {group}.name={given}; "
+            f"{group}.{name}={format_literal(value)}: belongs to {group}={owner}, and {group}.name={given}; "
             f"leave it out, or set {group}={owner}"
         )

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from runyard.data.sampler import Indices
 from runyard.errors import UserError
-from runyard.files import keep_open, open_regular
+from runyard.files import duplicate_descriptor, open_regular
 
 Pixels = npt.NDArray[np.uint8]
-MEND = "delete its folder and run: runyard prepare"
+REBUILD_HINT = "delete its folder and run: runyard prepare"
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -23,7 +23,7 @@ class Source(Protocol):
     """Decoded images of one split, by position. Safe to read from several threads."""
 
     labels: Indices  # int64 [N]
-    size: int  # side of an image, px
+    image_size: int  # side of an image, px
 
     def read(self, indices: Indices) -> tuple[Pixels, Indices]:
         """An array uint8 [n, S, S, 3] and the row of each index in it."""
@@ -56,7 +56,7 @@ class ArrayFile:
             self._bytes = self._start + self._row * self.shape[0]
             if (size := os.fstat(file.fileno()).st_size) < self._bytes:
                 raise ValueError(f"{size} bytes, expected {self._bytes}")
-            self._file = keep_open(file, self)
+            self._file = duplicate_descriptor(file, self)
 
     def __len__(self) -> int:
         return int(self.shape[0])
@@ -71,11 +71,11 @@ class ArrayFile:
         flat = out.reshape(len(indices), -1).view(np.uint8)
         for at, index in enumerate(indices):
             if os.preadv(self._file, [flat[at]], self._start + self._row * int(index)) != self._row:
-                raise shortened(self.path, self._bytes, os.fstat(self._file).st_size)
+                raise truncated_error(self.path, self._bytes, os.fstat(self._file).st_size)
         return out
 
 
-def load(path: Path) -> np.ndarray:
+def load_npy(path: Path) -> np.ndarray:
     """A whole ``.npy`` file of plain numbers in memory.
 
     Raises:
@@ -86,9 +86,9 @@ def load(path: Path) -> np.ndarray:
         return np.load(file, allow_pickle=False)  # type: ignore[no-any-return]
 
 
-def shortened(path: Path, expected: int, found: int) -> UserError:
+def truncated_error(path: Path, expected: int, found: int) -> UserError:
     """What to say of a file that was cut short, or replaced in place, while it was read. Sizes in bytes."""
-    return UserError(f"{path}: changed while it was read: {found} bytes, and it had {expected}; {MEND}")
+    return UserError(f"{path}: changed while it was read: {found} bytes, and it had {expected}; {REBUILD_HINT}")
 
 
 class ArraySource:
@@ -96,11 +96,11 @@ class ArraySource:
 
     def __init__(self, images: Path, labels: Path, *, in_memory: bool) -> None:
         self._file = ArrayFile(images)
-        self._held: Pixels | None = load(images) if in_memory else None
-        self.labels: Indices = load(labels)
-        self.size = self._file.shape[1]
+        self._in_memory: Pixels | None = load_npy(images) if in_memory else None
+        self.labels: Indices = load_npy(labels)
+        self.image_size = self._file.shape[1]
 
     def read(self, indices: Indices) -> tuple[Pixels, Indices]:
-        if self._held is not None:
-            return self._held, indices
+        if self._in_memory is not None:
+            return self._in_memory, indices
         return self._file.rows(indices), np.arange(len(indices))

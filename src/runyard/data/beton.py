@@ -15,7 +15,7 @@ import numpy as np
 from runyard.errors import UserError
 from runyard.files import open_regular
 
-MEND = "delete its folder and run: runyard prepare"
+REBUILD_HINT = "delete its folder and run: runyard prepare"
 _HEADER = np.dtype([("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"),
                     ("alloc_table_ptr", "<u8")])
 _FIELD = np.dtype([("type_id", "<u1"), ("name", "S16"), ("arguments", "<u1", (1024,))])
@@ -55,7 +55,7 @@ class Beton:
         return bool((self.width == side).all() and (self.height == side).all())
 
 
-def inspect(path: Path) -> Beton:
+def inspect_beton(path: Path) -> Beton:
     """Read and check the structure of an FFCV file with an ``image`` and a ``label`` field; no pixel is read.
 
     Raises:
@@ -67,12 +67,12 @@ def inspect(path: Path) -> Beton:
             f.seek(0)
             return _parse(path, f, f.read(_HEADER.itemsize + len(_FIELDS) * _FIELD.itemsize), end)
     except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror}); expected an FFCV file; {MEND}") from None
+        raise UserError(f"{path}: cannot read it ({error.strerror}); expected an FFCV file; {REBUILD_HINT}") from None
 
 
 def _parse(path: Path, file: BinaryIO, head: bytes, end: int) -> Beton:
     def refuse(what: str) -> UserError:
-        return UserError(f"{path}: {what}; {MEND}")
+        return UserError(f"{path}: {what}; {REBUILD_HINT}")
 
     if end == 0:
         raise refuse("the file is empty, expected an FFCV file")

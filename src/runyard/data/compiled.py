@@ -18,16 +18,16 @@ from typing import Any
 from numba import njit
 from numba.core import caching
 
-from runyard.ownership import of_this_user, private_folder
+from runyard.ownership import per_user_name, private_folder
 
-HERE = Path(__file__).parent
+DATA_DIR = Path(__file__).parent
 SAFE_MATH = {"nnan", "ninf", "nsz", "arcp", "contract"}  # all but reordering sums, which would move pixels by a level
 
 
-def compiled(function: Callable[..., Any] | None = None, *, reorder_sums: bool = False) -> Any:
+def jit(function: Callable[..., Any] | None = None, *, reorder_sums: bool = False) -> Any:
     """Decorator: compile ``function`` at its first call, or load it from the cache."""
     if function is None:
-        return lambda f: compiled(f, reorder_sums=reorder_sums)
+        return lambda f: jit(f, reorder_sums=reorder_sums)
     fastmath = SAFE_MATH | {"reassoc"} if reorder_sums else SAFE_MATH
     return njit(function, cache=cache_folder() is not None, nogil=True, fastmath=fastmath, error_model="numpy")
 
@@ -36,7 +36,7 @@ def compiled(function: Callable[..., Any] | None = None, *, reorder_sums: bool =
 def sources_sha256() -> str:
     """Hash of every file that kernels stand in or inline from."""
     digest = hashlib.sha256()
-    for path in sorted([HERE / "compiled.py", HERE / "loading" / "ffcv_reader.py", *HERE.glob("augment/*.py")]):
+    for path in sorted([DATA_DIR / "compiled.py", DATA_DIR / "loading" / "ffcv_reader.py", *DATA_DIR.glob("augment/*.py")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
@@ -53,7 +53,7 @@ def cache_folder() -> Path | None:
             continue
         try:
             Path(base).mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder = private_folder(Path(base) / of_this_user(f"runyard-kernels-{sources_sha256()[:16]}"))
+            folder = private_folder(Path(base) / per_user_name(f"runyard-kernels-{sources_sha256()[:16]}"))
         except OSError:
             continue
         if os.access(folder, os.W_OK):
@@ -61,7 +61,7 @@ def cache_folder() -> Path | None:
     return None
 
 
-class _ByContent(caching._CacheLocator):
+class _ContentCacheLocator(caching._CacheLocator):
     """Numba's question "where does this function's cache lie, and is it stale?" for the functions of this package."""
 
     def __init__(self, function: Any) -> None:
@@ -77,11 +77,11 @@ class _ByContent(caching._CacheLocator):
         return str(self._line)
 
     @classmethod
-    def from_function(cls, py_func: Any, py_file: str) -> _ByContent | None:
-        inside = Path(py_file).is_relative_to(HERE)
+    def from_function(cls, py_func: Any, py_file: str) -> _ContentCacheLocator | None:
+        inside = Path(py_file).is_relative_to(DATA_DIR)
         return cls(py_func) if inside and cache_folder() is not None else None
 
 
 # numba's list of places to look; the class lost its underscore in 0.61
 _implementation = getattr(caching, "CacheImpl", None) or caching._CacheImpl  # type: ignore[attr-defined]
-_implementation._locator_classes.insert(0, _ByContent)
+_implementation._locator_classes.insert(0, _ContentCacheLocator)

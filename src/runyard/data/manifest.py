@@ -17,10 +17,10 @@ from runyard.data.arrays import ArrayFile
 from runyard.errors import UserError
 from runyard.files import read_regular, sha256
 
-FILE_NAME = "manifest.json"
-FORMAT = "runyard-data-1"
+MANIFEST_FILE = "manifest.json"
+DATASET_FORMAT = "runyard-data-1"
 CHECKSUM = "checksum"  # older manifests have none
-MEND = "delete its folder and run: runyard prepare; or set data.root or data.name to another"
+DATASET_HINT = "delete its folder and run: runyard prepare; or set data.root or data.name to another"
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class Manifest:
     def sha256(self) -> str:
         """Identity of the content: of every file, the class names and the normalisation."""
         aside = ("name", "source", "writer", CHECKSUM)
-        content = {key: value for key, value in to_dict(self).items() if key not in aside}
+        content = {key: value for key, value in manifest_to_dict(self).items() if key not in aside}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def folder(data: DataConfig) -> Path:
+def dataset_dir(data: DataConfig) -> Path:
     """Where the prepared files lie: root/NAME, and in the name whatever is written otherwise than by default."""
     parts = [data.name]
     if data.samples is not None and data.num_classes is not None:
@@ -94,9 +94,9 @@ def folder(data: DataConfig) -> Path:
     return Path(data.root) / "-".join(parts)
 
 
-def to_dict(manifest: Manifest) -> dict[str, Any]:
+def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
     """As JSON holds it."""
-    values = {"format": FORMAT, **json.loads(json.dumps(asdict(manifest)))}
+    values = {"format": DATASET_FORMAT, **json.loads(json.dumps(asdict(manifest)))}
     return values | {CHECKSUM: _checksum(values)}
 
 
@@ -105,14 +105,14 @@ def _checksum(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def from_dict(values: Mapping[str, Any], where: str = FILE_NAME, mend: str = MEND) -> Manifest:
-    """The manifest in these values; ``where`` names them in messages, and ``mend`` says what mends them.
+def manifest_from_dict(values: Mapping[str, Any], where: str = MANIFEST_FILE, fix: str = DATASET_HINT) -> Manifest:
+    """The manifest in these values; ``where`` names them in messages, and ``fix`` says what mends them.
 
     Raises:
         UserError: made by another program, or damaged.
     """
-    if not isinstance(values, Mapping) or values.get("format") != FORMAT:
-        raise UserError(f"{where}: not a manifest of this program (expected \"format\": \"{FORMAT}\"); {mend}")
+    if not isinstance(values, Mapping) or values.get("format") != DATASET_FORMAT:
+        raise UserError(f"{where}: not a manifest of this program (expected \"format\": \"{DATASET_FORMAT}\"); {fix}")
     try:
         given = {key: value for key, value in values.items() if key not in ("format", CHECKSUM)}
         splits = {str(name): Split(**split) for name, split in given["splits"].items()}
@@ -137,7 +137,7 @@ def from_dict(values: Mapping[str, Any], where: str = FILE_NAME, mend: str = MEN
         if CHECKSUM in values and values[CHECKSUM] != _checksum({k: v for k, v in values.items() if k != CHECKSUM}):
             raise ValueError("it was changed: its checksum is another")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{where}: damaged ({error}); {mend}") from None
+        raise UserError(f"{where}: damaged ({error}); {fix}") from None
     return manifest
 
 
@@ -147,20 +147,20 @@ def prepare_command(overrides: Iterable[str]) -> str:
     return shlex.join(["runyard", "prepare", *own])
 
 
-def load(folder: Path, command: str = "runyard prepare data=NAME") -> Manifest:
+def load_manifest(folder: Path, command: str = "runyard prepare data=NAME") -> Manifest:
     """The manifest of a prepared folder. ``command`` is what would prepare it.
 
     Raises:
         UserError: nothing is prepared there, or the manifest is damaged or another program's.
     """
     try:
-        return read(folder / FILE_NAME)
+        return read_manifest(folder / MANIFEST_FILE)
     except FileNotFoundError:
-        raise UserError(f"{folder}: no prepared data there (no {FILE_NAME}); make it: {command}") from None
+        raise UserError(f"{folder}: no prepared data there (no {MANIFEST_FILE}); make it: {command}") from None
 
 
-def read(path: Path, mend: str = MEND) -> Manifest:
-    """The manifest in a file. ``mend`` says what mends it.
+def read_manifest(path: Path, fix: str = DATASET_HINT) -> Manifest:
+    """The manifest in a file. ``fix`` says what mends it.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -171,13 +171,13 @@ def read(path: Path, mend: str = MEND) -> Manifest:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror}); mend its permissions, or {mend}") from None
+        raise UserError(f"{path}: cannot read it ({error.strerror}); mend its permissions, or {fix}") from None
     except (ValueError, RecursionError):
-        raise UserError(f"{path}: damaged (no JSON); {mend}") from None
-    return from_dict(values, str(path), mend)
+        raise UserError(f"{path}: damaged (no JSON); {fix}") from None
+    return manifest_from_dict(values, str(path), fix)
 
 
-def verify(folder: Path, manifest: Manifest, split_names: Iterable[str], *, hash_files: bool) -> None:
+def verify_dataset(folder: Path, manifest: Manifest, split_names: Iterable[str], *, hash_files: bool) -> None:
     """Check that the files of these parts are those of the manifest: structure and size, and sha256 if asked.
 
     Raises:
@@ -188,7 +188,7 @@ def verify(folder: Path, manifest: Manifest, split_names: Iterable[str], *, hash
             raise UserError(f"{folder}: has no part {name!r}, only {', '.join(manifest.splits)}; "
                             "data.validation_fraction above 0 holds one out")
         split = manifest.splits[name]
-        content = beton.inspect(folder / split.beton)
+        content = beton.inspect_beton(folder / split.beton)
         size = (folder / split.beton).stat().st_size
         if content.samples != split.samples or size != split.beton_bytes:
             raise UserError(f"{folder / split.beton}: {content.samples} samples in {size} bytes, and the manifest says "

@@ -14,7 +14,7 @@ from runyard.errors import UserError
 Indices = npt.NDArray[np.int64]
 
 
-def epoch_order(seed: int, epoch: int, samples: int) -> Indices:
+def epoch_permutation(seed: int, epoch: int, samples: int) -> Indices:
     """The permutation of ``range(samples)`` that ``epoch`` goes through, int64 [samples].
 
     Sorted raw Philox words, not ``Generator.permutation``: NumPy keeps the raw stream stable across versions (NEP 19),

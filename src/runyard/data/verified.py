@@ -22,9 +22,9 @@ from runyard.data.manifest import Manifest
 from runyard.errors import UserError
 from runyard.files import open_regular, write_atomic
 
-FILE_NAME = ".verified.json"
-SETTLED_S = 2.0  # a file changed so lately could change again within one tick of its file system's clock
-Remembered = dict[str, list[Any]]  # by file name: its stamp, and the sha256 it had then
+VERIFIED_FILE = ".verified.json"
+SETTLE_S = 2.0  # a file changed so lately could change again within one tick of its file system's clock
+HashCache = dict[str, list[Any]]  # by file name: its stamp, and the sha256 it had then
 
 
 def files_read(config: Config, data: Manifest) -> dict[str, str]:
@@ -40,7 +40,7 @@ def check_content(
     files: dict[str, str],
     *,
     at_most_bytes: int | None = None,
-    in_process: Remembered | None = None,
+    in_process: HashCache | None = None,
 ) -> None:
     """Refuse files that are not what was prepared: by size and, where they changed since they were last hashed, sha256.
 
@@ -53,15 +53,15 @@ def check_content(
         UserError: one is missing, unreadable, or holds something else; it is named.
     """
     sizes = {part.beton: part.beton_bytes for part in data.splits.values()}
-    known = _recall(folder) | (in_process or {})
+    known = _load_hash_cache(folder) | (in_process or {})
     unknown: dict[str, str] = {}
     total = 0
     for name, digest in files.items():
-        with _refusing(folder / name), open_regular(folder / name) as file:
+        with _as_user_error(folder / name), open_regular(folder / name) as file:
             found = os.fstat(file.fileno())
         if name in sizes and found.st_size != sizes[name]:
             raise UserError(f"{folder / name}: {found.st_size} bytes, and {sizes[name]} were prepared: it was changed; "
-                            f"{manifest.MEND}")
+                            f"{manifest.DATASET_HINT}")
         if known.get(name) != [*_stamp(found), digest]:
             unknown[name] = digest
             total += found.st_size
@@ -69,13 +69,13 @@ def check_content(
         return
     for name, digest in unknown.items():
         known.pop(name, None)
-        stamp, given = _hash(folder / name)
+        stamp, given = _stamp_and_sha256(folder / name)
         if given != digest:
             raise UserError(f"{folder / name}: its sha256 is not that of what was prepared: it was changed; "
-                            f"{manifest.MEND}")
+                            f"{manifest.DATASET_HINT}")
         if stamp is not None:
             known[name] = [*stamp, digest]
-    _remember(folder, known)
+    _save_hash_cache(folder, known)
     if in_process is not None:
         in_process.update(known)
 
@@ -84,34 +84,34 @@ def _stamp(found: os.stat_result) -> list[int]:
     return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
-def _hash(path: Path) -> tuple[list[int] | None, str]:
+def _stamp_and_sha256(path: Path) -> tuple[list[int] | None, str]:
     """The file's stamp, None if it changed lately, and its sha256."""
-    with _refusing(path), open_regular(path) as file:
+    with _as_user_error(path), open_regular(path) as file:
         before = os.fstat(file.fileno())
         began = time.time()
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         same = _stamp(before) == _stamp(os.fstat(file.fileno()))
-    settled = max(before.st_mtime, before.st_ctime) < began - SETTLED_S
+    settled = max(before.st_mtime, before.st_ctime) < began - SETTLE_S
     return (_stamp(before) if same and settled else None), digest
 
 
 @contextlib.contextmanager
-def _refusing(path: Path) -> Iterator[None]:
+def _as_user_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror}); {manifest.MEND}") from None
+        raise UserError(f"{path}: cannot read it ({error.strerror}); {manifest.DATASET_HINT}") from None
 
 
-def _places(folder: Path) -> list[Path]:
+def _cache_files(folder: Path) -> list[Path]:
     """Where it is remembered: beside the data, where that is ours; else, or where we cannot write, in our own cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "runyard"
     ours = cache / f"verified-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.json"
-    return [folder / FILE_NAME, ours] if folder.stat().st_uid == os.getuid() else [ours]
+    return [folder / VERIFIED_FILE, ours] if folder.stat().st_uid == os.getuid() else [ours]
 
 
-def _recall(folder: Path) -> Remembered:
-    for place in _places(folder):
+def _load_hash_cache(folder: Path) -> HashCache:
+    for place in _cache_files(folder):
         with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
             with open_regular(place, follow_links=False) as file:
                 about = os.fstat(file.fileno())
@@ -121,8 +121,8 @@ def _recall(folder: Path) -> Remembered:
     return {}
 
 
-def _remember(folder: Path, known: Remembered) -> None:
-    for place in _places(folder):
+def _save_hash_cache(folder: Path, known: HashCache) -> None:
+    for place in _cache_files(folder):
         with contextlib.suppress(OSError):
             if place.parent != folder:
                 place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

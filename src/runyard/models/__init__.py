@@ -13,11 +13,11 @@ import pkgutil
 
 from torch import nn
 
-from runyard.config.schema import ModelConfig, read
+from runyard.config.schema import ModelConfig, read_dataclass
 from runyard.errors import UserError
 
 
-def names() -> list[str]:
+def model_names() -> list[str]:
     """Every network's name, found without importing one."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "summary" and not m.ispkg)
 
@@ -28,12 +28,12 @@ def build(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
     Raises:
         UserError: an unknown name or option, an option out of range, or more parameters than ``max_parameters``.
     """
-    if config.name not in names():
-        near = difflib.get_close_matches(config.name, names(), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names())}"
+    if config.name not in model_names():
+        near = difflib.get_close_matches(config.name, model_names(), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(model_names())}"
         raise UserError(f"model.name={config.name}: no such file under runyard/models; {hint}")
     module = importlib.import_module(f"runyard.models.{config.name}")
-    options = read(module.Options, config.options, "model.")
+    options = read_dataclass(module.Options, config.options, "model.")
     try:
         network: nn.Module = module.build(options, num_classes, image_size)
     except (RuntimeError, MemoryError) as error:  # torch says the latter by the former

@@ -24,7 +24,7 @@ class Options:
     widths: list[int] = setting("Channels of each stage; a stage that changes them halves the resolution")
     blocks: list[int] = setting("Residual blocks in each stage")
     shortcut: Literal["conv3x3", "conv1x1"] = setting("Convolution on a shortcut whose shape changes")
-    dropout: float = setting("Dropout before the last layer", least=0, below=1)
+    dropout: float = setting("Dropout before the last layer", minimum=0, exclusive_maximum=1)
     zero_init_residual: bool = setting("Start each block as its shortcut: the last norm's scale at 0")
 
 

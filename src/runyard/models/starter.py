@@ -20,12 +20,12 @@ from runyard.errors import UserError
 class Options:
     """What may stand beside ``model.name``."""
 
-    stem_kernel: int = setting("Side of the patches that the frozen first layer whitens, px", least=1, most=8)
-    stem_stride: int = setting("Step between those patches, px; 2 quarters the first stage's cost", least=1, most=8)
-    stem_filters: int = setting("Principal directions kept of a patch; two channels each, of either sign", least=1)
+    stem_kernel: int = setting("Side of the patches that the frozen first layer whitens, px", minimum=1, maximum=8)
+    stem_stride: int = setting("Step between those patches, px; 2 quarters the first stage's cost", minimum=1, maximum=8)
+    stem_filters: int = setting("Principal directions kept of a patch; two channels each, of either sign", minimum=1)
     widths: list[int] = setting("Channels of each stage; each stage halves the resolution")
-    convs: int = setting("Convolutions in a stage", least=1)
-    head_scale: float = setting("Factor on the logits", above=0)
+    convs: int = setting("Convolutions in a stage", minimum=1)
+    head_scale: float = setting("Factor on the logits", exclusive_minimum=0)
 
 
 class Starter(nn.Module):

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from runyard.models import trainable_parameters
 
 
-def summarise(network: nn.Module, image_size: int) -> dict[str, Any]:
+def summarize(network: nn.Module, image_size: int) -> dict[str, Any]:
     """Totals, and a row per layer with weights in the order they run; counts are per image. Plain values, fit for JSON.
 
     Multiply-adds are those of convolutions and matrix products, counted as torch runs them on one empty image of
@@ -65,7 +65,7 @@ def _is_layer(module: nn.Module) -> bool:
     return whole and any(True for _ in module.parameters())
 
 
-def table(summary: dict[str, Any], title: str) -> Table:
+def summary_table(summary: dict[str, Any], title: str) -> Table:
     """The summary for a terminal."""
     out = Table(title=title, show_footer=True)
     out.add_column("layer", footer="total")

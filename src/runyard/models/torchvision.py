@@ -33,7 +33,7 @@ def build(options: Options, num_classes: int, image_size: int) -> nn.Module:
         near = difflib.get_close_matches(options.arch, known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"as {', '.join(known[:4])}"
         raise UserError(f"model.arch={options.arch}: torchvision {_version()} has no such classifier; {hint}")
-    network = _made(models, options, num_classes, image_size)
+    network = _build(models, options, num_classes, image_size)
     if options.stem == "small":
         if not isinstance(network, models.ResNet):
             raise UserError(f"model.stem=small: defined for resnet, resnext and wide_resnet, not for "
@@ -45,11 +45,11 @@ def build(options: Options, num_classes: int, image_size: int) -> nn.Module:
         with torch.no_grad():
             network.eval()(torch.zeros(1, 3, image_size, image_size))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise _unfit(options, image_size, error) from None
+        raise _size_error(options, image_size, error) from None
     return network.train()
 
 
-def _made(models: Any, options: Options, num_classes: int, image_size: int) -> nn.Module:
+def _build(models: Any, options: Options, num_classes: int, image_size: int) -> nn.Module:
     extra: dict[str, Any] = {}
     if options.arch.startswith("vit_"):
         extra["image_size"] = image_size
@@ -60,11 +60,11 @@ def _made(models: Any, options: Options, num_classes: int, image_size: int) -> n
     try:
         network: nn.Module = models.get_model(options.arch, weights=None, num_classes=num_classes, **extra)
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise _unfit(options, image_size, error) from None
+        raise _size_error(options, image_size, error) from None
     return network
 
 
-def _unfit(options: Options, image_size: int, error: Exception) -> UserError:
+def _size_error(options: Options, image_size: int, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:160]
     return UserError(f"model.arch={options.arch} cannot take data.image_size={image_size} ({reason}): use larger "
                      "images, or another model.arch")

@@ -16,14 +16,14 @@ from runyard.runs.run import Run
 
 
 @dataclass(frozen=True)
-class Facts:
+class ReportData:
     """A run's history. Accuracies are parts of 1, losses nats, times seconds.
 
     Attributes:
         epochs: The ``epoch`` rows, one per epoch, rising.
         starts: The ``start`` rows in order; all but the first are restarts.
         stops: For each start the ``stop`` row that ended it, or None where the process ended without a word.
-        final: The last ``final`` row, or an empty one.
+        final: The last ``final_row`` row, or an empty one.
         warnings: What the run warned about, in order, each once.
         broken: Journal lines that could not be read.
         classes: Class names in label order; empty when the run never said.
@@ -32,9 +32,9 @@ class Facts:
 
     run: Run
     epochs: list[Row]
-    starts: list[Row]
-    stops: list[Row | None]
-    final: Row
+    start_rows: list[Row]
+    stop_rows: list[Row | None]
+    final_row: Row
     warnings: list[str]
     broken: int
     classes: list[str]
@@ -42,37 +42,37 @@ class Facts:
 
     @property
     def restarts(self) -> int:
-        return max(0, len(self.starts) - 1)
+        return max(0, len(self.start_rows) - 1)
 
     @property
     def has_validation(self) -> bool:
-        return any(number(row, key) is not None for row in self.epochs for key in ("val_loss", "val_top1"))
+        return any(finite_or_none(row, key) is not None for row in self.epochs for key in ("val_loss", "val_top1"))
 
     @property
-    def choosing(self) -> str:
+    def selection_metric(self) -> str:
         """The measure that says which epoch is best: on the validation part if there is one, else on the test set."""
         return "val_top1" if self.has_validation else "test_top1"
 
     @property
     def status(self) -> tuple[str, str]:
         """One word, and a sentence that says what it means for the numbers ("" when finished)."""
-        last = self.stops[-1] if self.stops else None
+        last = self.stop_rows[-1] if self.stop_rows else None
         reason = str(last.get("reason")) if last else ""
         done = f"{self.epochs[-1]['epoch'] if self.epochs else 0} of {self.run.config.epochs} epochs"
         message = str(last.get("message") or "") if last else ""
-        if self.final and reason in ("", "finished"):
+        if self.final_row and reason in ("", "finished"):
             return "finished", ""
         if reason == "failed":
             return reason, f"This run failed after {done}" + (f": {message}" if message else ".")
         if reason == "interrupted":
             return reason, f"This run was interrupted after {done}; started again, it goes on from its last checkpoint."
-        if not self.starts:
+        if not self.start_rows:
             return "not started", "This run has not started: its journal holds no start."
         return "unfinished", f"This run is not finished: {done} so far. It still runs, or it ended without a word."
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Epochs and values of one measure, where it was measured."""
-        points = [(row["epoch"], value) for row in self.epochs if (value := number(row, key)) is not None]
+        points = [(row["epoch"], value) for row in self.epochs if (value := finite_or_none(row, key)) is not None]
         return [epoch for epoch, _ in points], [value for _, value in points]
 
     def last(self, key: str) -> float | None:
@@ -81,22 +81,22 @@ class Facts:
         return values[-1] if values else None
 
     def best(self) -> tuple[float | None, int | None]:
-        """Best top-1 and its epoch, by ``choosing``: the run's own final word, or else the highest so far."""
-        if number(self.final, "top1_best") is not None:
-            epoch = number(self.final, "best_epoch")
-            return number(self.final, "top1_best"), None if epoch is None else int(epoch)
-        epochs, values = self.series(self.choosing)
+        """Best top-1 and its epoch, by ``selection_metric``: the run's own final word, or else the highest so far."""
+        if finite_or_none(self.final_row, "top1_best") is not None:
+            epoch = finite_or_none(self.final_row, "best_epoch")
+            return finite_or_none(self.final_row, "top1_best"), None if epoch is None else int(epoch)
+        epochs, values = self.series(self.selection_metric)
         at = max(range(len(values)), key=values.__getitem__, default=None)
         return (None, None) if at is None else (values[at], epochs[at])
 
-    def restart_positions(self) -> list[float]:
+    def restart_epochs(self) -> list[float]:
         """Where each restart went on, in epochs done (2.5: half-way through the third)."""
-        per_epoch = next((row["step"] / row["epoch"] for row in reversed(self.epochs) if number(row, "step")), None)
-        steps = [number(row, "step") for row in self.starts[1:]]
+        per_epoch = next((row["step"] / row["epoch"] for row in reversed(self.epochs) if finite_or_none(row, "step")), None)
+        steps = [finite_or_none(row, "step") for row in self.start_rows[1:]]
         return [step / per_epoch for step in steps if step is not None and per_epoch]
 
 
-def number(row: Row, key: str) -> float | None:
+def finite_or_none(row: Row, key: str) -> float | None:
     """The finite number under ``key``, or None."""
     value = row.get(key)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
@@ -104,9 +104,9 @@ def number(row: Row, key: str) -> float | None:
     return None
 
 
-def gather(run: Run) -> Facts:
+def load_report_data(run: Run) -> ReportData:
     """Read what the run wrote. Missing and damaged parts are left out, never raised."""
-    rows, broken = journal.read(run.path / "metrics.jsonl")
+    rows, broken = journal.read_journal(run.path / "metrics.jsonl")
     starts: list[Row] = []
     stops: list[Row | None] = []
     for row in rows:
@@ -120,7 +120,7 @@ def gather(run: Run) -> Facts:
     classes = _classes(run, final, confusion)
     epochs = [row for row in journal.epochs(rows) if row["epoch"] >= 1]
     warnings = list(dict.fromkeys(str(row.get("message")) for row in rows if row["event"] == "warning"))
-    return Facts(run, epochs, starts, stops, final, warnings, broken, classes, confusion)
+    return ReportData(run, epochs, starts, stops, final, warnings, broken, classes, confusion)
 
 
 def _matrix(cells: Any) -> np.ndarray | None:

@@ -15,8 +15,8 @@ import numpy as np
 from runyard.files import open_within
 from runyard.runs.journal import Row
 
-Settings = dict[str, Any]
-LARGEST = sys.float_info.max  # an integer may be larger, and no float is made of it
+FlatSettings = dict[str, Any]
+FLOAT_MAX = sys.float_info.max  # an integer may be larger, and no float is made of it
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Start:
             or "" where nothing said so.
     """
 
-    t: float
-    ended: float
+    start_time: float
+    end_time: float
     step: int
     epoch: int
     ranks: int
@@ -44,7 +44,7 @@ class Start:
     device_name: str
     threads: int
     hostname: str
-    ended_by: str
+    end_cause: str
 
     @property
     def gpus(self) -> int:
@@ -57,7 +57,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Predictions:
+class SavedPredictions:
     """A run's answers on the test set, by rising index: int64 [n], and float32 [n] for the confidence."""
 
     index: np.ndarray
@@ -67,7 +67,7 @@ class Predictions:
 
 
 @dataclass(frozen=True, eq=False)
-class History:
+class RunHistory:
     """One run, as its directory tells it.
 
     Attributes:
@@ -107,7 +107,7 @@ class History:
     id: str
     name: str
     directory: Path
-    settings: Settings
+    settings: FlatSettings
     settings_sha256: str
     edited: bool
     code_sha256: str
@@ -121,7 +121,7 @@ class History:
     final: Row
     parameters: int | None
     broken_lines: tuple[int, ...]
-    half_written: bool
+    last_line_truncated: bool
     data_name: str
     data_sha256: str | None
     test_sha256: str | None
@@ -152,22 +152,22 @@ class History:
         return self.starts[1:]
 
     @property
-    def chosen_by(self) -> str:
+    def selection_metric(self) -> str:
         """The measure that says which epoch is best: on the held-out part if there is one, else on the test set."""
-        return "val_top1" if np.isfinite(self.measure("val_top1")).any() else "test_top1"
+        return "val_top1" if np.isfinite(self.metric("val_top1")).any() else "test_top1"
 
     @property
-    def last(self) -> float:
+    def last_top1(self) -> float:
         """Test top-1 at the newest evaluation; NaN before the first."""
-        seen = self.measure("test_top1")
+        seen = self.metric("test_top1")
         seen = seen[np.isfinite(seen)]
-        return float(seen[-1]) if len(seen) else number(self.final.get("top1"))
+        return float(seen[-1]) if len(seen) else finite_or_nan(self.final.get("top1"))
 
     @property
-    def best(self) -> float:
-        """Test top-1 at the best epoch. Chosen by the test set itself (``chosen_by``), it flatters."""
+    def best_top1(self) -> float:
+        """Test top-1 at the best epoch. Chosen by the test set itself (``selection_metric``), it flatters."""
         at = self._best_at()
-        return number(self.final.get("top1_best")) if at is None else float(self.measure("test_top1")[at])
+        return finite_or_nan(self.final.get("top1_best")) if at is None else float(self.metric("test_top1")[at])
 
     @property
     def best_epoch(self) -> int | None:
@@ -187,14 +187,14 @@ class History:
     @property
     def gpu_hours(self) -> float:
         """Time between starts and their ends × GPUs, h. Waiting in the queue and starting up are not in it."""
-        return sum(start.gpus * (start.ended - start.t) for start in self.starts) / 3600
+        return sum(start.gpus * (start.end_time - start.start_time) for start in self.starts) / 3600
 
     @property
     def core_hours(self) -> float:
         """The same of starts without a GPU × cores, h."""
-        return sum(start.cores * (start.ended - start.t) for start in self.starts) / 3600
+        return sum(start.cores * (start.end_time - start.start_time) for start in self.starts) / 3600
 
-    def measure(self, name: str) -> np.ndarray:
+    def metric(self, name: str) -> np.ndarray:
         """``series[name]``, or all NaN where the run never measured it."""
         found = self.series.get(name)
         return np.full(len(self.series["epoch"]), np.nan) if found is None else found
@@ -213,7 +213,7 @@ class History:
         fits = len(self.classes) == len(matrix)
         return self.classes if fits else tuple(f"class {label}" for label in range(len(matrix)))
 
-    def predictions(self) -> Predictions | None:
+    def predictions(self) -> SavedPredictions | None:
         """Read from predictions.npz at each call; None where it was not kept or is damaged."""
         import zipfile
         import zlib
@@ -228,15 +228,15 @@ class History:
         if index.ndim != 1 or not index.shape == label.shape == predicted.shape == confidence.shape:
             return None
         order = np.argsort(index, kind="stable")
-        return Predictions(index[order], label[order], predicted[order], confidence[order])
+        return SavedPredictions(index[order], label[order], predicted[order], confidence[order])
 
     def _best_at(self) -> int | None:
-        scores = self.measure(self.chosen_by)
-        scores = np.where(np.isfinite(self.measure("test_top1")), scores, np.nan)
+        scores = self.metric(self.selection_metric)
+        scores = np.where(np.isfinite(self.metric("test_top1")), scores, np.nan)
         return int(np.nanargmax(scores)) if np.isfinite(scores).any() else None
 
 
-def number(value: Any) -> float:
+def finite_or_nan(value: Any) -> float:
     """The finite number, or NaN."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= FLOAT_MAX
     return float(value) if good else float("nan")

@@ -19,7 +19,7 @@ from typing import Any
 from runyard.files import read_within, sync_folder
 
 Row = dict[str, Any]
-MOST_BYTES = 2**30  # a million lines take a fifth of it
+MAX_JOURNAL_BYTES = 2**30  # a million lines take a fifth of it
 DECODER = json.JSONDecoder(parse_constant=lambda _: None)  # one for all lines: making it costs more than a line
 
 
@@ -31,7 +31,7 @@ class Journal:
 
     def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
         self.path, self._check = Path(path), check
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one line. NaN and infinity are stored as null; numpy and tensor scalars and arrays as plain numbers.
@@ -42,7 +42,7 @@ class Journal:
         """
         row = {"event": event, "t": round(time.time(), 3), **{key: _plain(value) for key, value in fields.items()}}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        with self._one_at_a_time:
+        with self._lock:
             new = not self.path.exists()
             with open(self.path, "ab+") as file:  # opened for each line: nothing to close or for children to inherit
                 if _ends_mid_line(file):
@@ -55,18 +55,18 @@ class Journal:
                 sync_folder(self.path.parent)
 
 
-def read(path: Path) -> tuple[list[Row], int]:
+def read_journal(path: Path) -> tuple[list[Row], int]:
     """The journal's rows in order, and how many lines were broken (no JSON object with an event). No file: no rows.
 
     Raises:
         OSError: it cannot be read, is no regular file, or larger than any journal.
     """
     try:
-        content = read_within(Path(path).parent, Path(path).name, most=MOST_BYTES)
+        content = read_within(Path(path).parent, Path(path).name, most=MAX_JOURNAL_BYTES)
     except FileNotFoundError:
         return [], 0
     rows: list[Row] = []
-    broken = 0
+    damaged_lines = 0
     for line in content.split(b"\n"):
         if not line.strip():
             continue
@@ -77,8 +77,8 @@ def read(path: Path) -> tuple[list[Row], int]:
         if isinstance(row, dict) and isinstance(row.get("event"), str):
             rows.append(row)
         else:
-            broken += 1
-    return rows, broken
+            damaged_lines += 1
+    return rows, damaged_lines
 
 
 def epochs(rows: Iterable[Row]) -> list[Row]:

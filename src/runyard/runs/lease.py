@@ -29,13 +29,13 @@ from typing import BinaryIO
 
 from runyard.errors import UserError
 from runyard.files import open_within, sync_folder
-from runyard.runs.lease_holder import SILENT_S, Found, Holder, Verdict, judge
+from runyard.runs.lease_holder import LEASE_TIMEOUT_S, LeaseDecision, LeaseHolder, ObservedLease, decide_lease
 
-BEAT_S = 10.0  # how often a holder shows that it lives
-POLL_S = 1.0
-MOST_BYTES = 4096  # of a lease
-FILE, GATE = "lease", ".lease-gate"
-WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # what a file system that has none answers
+LEASE_HEARTBEAT_S = 10.0  # how often a holder shows that it lives
+LEASE_POLL_S = 1.0
+MAX_LEASE_BYTES = 4096  # of a lease
+LEASE_FILE, GATE = "lease", ".lease-gate"
+LOCKS_UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # what a file system that has none answers
 
 
 class LeaseLost(Exception):
@@ -54,10 +54,10 @@ class Lease:
 
     def __init__(self, folder: Path, run_id: str) -> None:
         self._folder, self._run_id = folder, run_id
-        self._me = Holder.this_process(os.environ)
+        self._self_holder = LeaseHolder.this_process(os.environ)
         self._file, self.fencing = self._acquire()
         self._released = threading.Event()
-        self._beating = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._beating = threading.Thread(target=self._heartbeat_loop, name="lease", daemon=True)
         self._beating.start()
         this = weakref.ref(self)  # a child that outlives this process must not keep the lock for it
         os.register_at_fork(after_in_child=lambda: (held := this()) and held._file.close())
@@ -68,11 +68,11 @@ class Lease:
         Raises:
             LeaseLost: the lease is another's, or gone.
         """
-        now = _look(self._folder, lock=False)
+        now = _read_lease(self._folder, lock=False)
         if now is None:
             raise LeaseLost(f"run {self._run_id}: its lease is gone; this process writes nothing more to it")
-        if now.holder.token != self._me.token:
-            taker = now.holder.words
+        if now.holder.token != self._self_holder.token:
+            taker = now.holder.description
             raise LeaseLost(f"run {self._run_id} was taken over by {taker}; this process writes nothing more to it")
 
     def release(self) -> None:
@@ -80,46 +80,46 @@ class Lease:
         self._released.set()
         self._beating.join()
         with contextlib.suppress(OSError), _gate(self._folder) as alone:
-            now = _look(self._folder, lock=False)
-            if alone and now is not None and now.holder.token == self._me.token:
-                (self._folder / FILE).unlink()
+            now = _read_lease(self._folder, lock=False)
+            if alone and now is not None and now.holder.token == self._self_holder.token:
+                (self._folder / LEASE_FILE).unlink()
         self._file.close()
 
-    def _beat(self) -> None:
-        while not self._released.wait(BEAT_S):
+    def _heartbeat_loop(self) -> None:
+        while not self._released.wait(LEASE_HEARTBEAT_S):
             with contextlib.suppress(OSError):  # a beat missed; whether the lease is still ours, each write asks
                 os.utime(self._file.fileno())  # this lease's own file, also when another's has its name
 
     def _acquire(self) -> tuple[BinaryIO, bool]:
-        first, said, deadline = _look(self._folder), False, time.monotonic() + SILENT_S + BEAT_S
+        first, said, deadline = _read_lease(self._folder), False, time.monotonic() + LEASE_TIMEOUT_S + LEASE_HEARTBEAT_S
         while True:
-            found, now = _look(self._folder), file_system_time(self._folder)
-            verdict = judge(found, first, self._me, now)
-            if verdict is Verdict.TAKE and (file := self._put(found)) is not None:
-                return file, found is not None and not found.dead(self._me)
-            if found is not None and (verdict is Verdict.REFUSE or time.monotonic() > deadline):
+            found, now = _read_lease(self._folder), file_system_time(self._folder)
+            verdict = decide_lease(found, first, self._self_holder, now)
+            if verdict is LeaseDecision.TAKE and (file := self._write_lease(found)) is not None:
+                return file, found is not None and not found.holder_died(self._self_holder)
+            if found is not None and (verdict is LeaseDecision.REFUSE or time.monotonic() > deadline):
                 raise UserError(
-                    f"run {self._run_id} is being written by {found.heard(now)}: wait for it, or stop it first"
+                    f"run {self._run_id} is being written by {found.last_seen_text(now)}: wait for it, or stop it first"
                 )
-            if found is not None and verdict is Verdict.WAIT and not said:
-                said, who = True, found.heard(now)
-                line = f"run {self._run_id}: last written by {who}; taken over if not heard of for {SILENT_S:g} s"
+            if found is not None and verdict is LeaseDecision.WAIT and not said:
+                said, who = True, found.last_seen_text(now)
+                line = f"run {self._run_id}: last written by {who}; taken over if not heard of for {LEASE_TIMEOUT_S:g} s"
                 print(f"runyard: {line}", file=sys.stderr, flush=True)
-            time.sleep(POLL_S)
+            time.sleep(LEASE_POLL_S)
 
-    def _put(self, judged: Found | None) -> BinaryIO | None:
+    def _write_lease(self, judged: ObservedLease | None) -> BinaryIO | None:
         """Put this process's lease in the place of the one that was judged; None if that is not there any more."""
         with _gate(self._folder) as alone:
-            now = _look(self._folder, lock=False)
+            now = _read_lease(self._folder, lock=False)
             if not alone or (now and now.holder) != (judged and judged.holder):
                 return None
-            making = self._folder / f".{FILE}-{self._me.token}"
+            making = self._folder / f".{LEASE_FILE}-{self._self_holder.token}"
             file = open(making, "x+b")  # noqa: SIM115  held open for the lease's life
             try:
-                file.write(dataclasses.replace(self._me, locked=_lock(file, fcntl.LOCK_EX)).written())
+                file.write(dataclasses.replace(self._self_holder, locked=_lock(file, fcntl.LOCK_EX)).to_bytes())
                 file.flush()
                 os.fsync(file.fileno())
-                os.replace(making, self._folder / FILE)
+                os.replace(making, self._folder / LEASE_FILE)
             except BaseException:
                 file.close()
                 making.unlink(missing_ok=True)
@@ -128,27 +128,27 @@ class Lease:
             return file
 
 
-def holder(folder: Path) -> str | None:
+def lease_holder(folder: Path) -> str | None:
     """Who writes the run in ``folder``, in words; None if nobody is known to. The lease is left as it is."""
     try:
-        found = _look(folder)
+        found = _read_lease(folder)
     except UserError:  # no lease at all, but what somebody put in its place
         return None
-    if found is None or found.dead(Holder.this_process(os.environ)):
+    if found is None or found.holder_died(LeaseHolder.this_process(os.environ)):
         return None
     try:
         now = file_system_time(folder)
     except OSError:  # who may only read this directory has no better clock than this node's
         now = time.time()
-    return found.heard(now) if found.age_s(now) <= SILENT_S else None
+    return found.last_seen_text(now) if found.age_s(now) <= LEASE_TIMEOUT_S else None
 
 
-def successor(folder: Path) -> str | None:
+def successor_text(folder: Path) -> str | None:
     """Who writes the run in the place of this SLURM job's present start: a later start of it, or another process."""
-    found, me = _look(folder), Holder.this_process(os.environ)
+    found, me = _read_lease(folder), LeaseHolder.this_process(os.environ)
     if found is not None and found.holder.same_job(me):
-        return found.holder.words if found.holder.restarts > me.restarts else None
-    return holder(folder)
+        return found.holder.description if found.holder.restarts > me.restarts else None
+    return lease_holder(folder)
 
 
 def file_system_time(folder: Path) -> float:
@@ -158,21 +158,21 @@ def file_system_time(folder: Path) -> float:
         return os.fstat(file.fileno()).st_mtime
 
 
-def _look(folder: Path, *, lock: bool = True) -> Found | None:
+def _read_lease(folder: Path, *, lock: bool = True) -> ObservedLease | None:
     try:
-        return _open(folder / FILE, lock)
+        return _open(folder / LEASE_FILE, lock)
     except OSError as error:
         if error.errno != errno.ESTALE:  # NFS: replaced on another node while it was read
             raise
-        return _open(folder / FILE, lock)
+        return _open(folder / LEASE_FILE, lock)
 
 
-def _open(path: Path, lock: bool) -> Found | None:
+def _open(path: Path, lock: bool) -> ObservedLease | None:
     try:
         # opening is what makes NFS ask its server for the present file and its times
         with open_within(path.parent, path.name) as file:
             free = lock and _lock(file, fcntl.LOCK_SH)
-            return Found(Holder.read(file.read(MOST_BYTES)), os.fstat(file.fileno()).st_mtime, free)
+            return ObservedLease(LeaseHolder.from_bytes(file.read(MAX_LEASE_BYTES)), os.fstat(file.fileno()).st_mtime, free)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -186,7 +186,7 @@ def _lock(file: BinaryIO, kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in {errno.EWOULDBLOCK, *WITHOUT_LOCKS}:
+        if error.errno not in {errno.EWOULDBLOCK, *LOCKS_UNSUPPORTED}:
             raise
         return False
     return True
@@ -200,7 +200,7 @@ def _gate(folder: Path) -> Iterator[bool]:
         os.close(os.open(gate, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:
         with contextlib.suppress(FileNotFoundError):
-            if file_system_time(folder) - gate.stat().st_mtime > SILENT_S:
+            if file_system_time(folder) - gate.stat().st_mtime > LEASE_TIMEOUT_S:
                 gate.unlink()  # whoever made it died within the block
         yield False
         return

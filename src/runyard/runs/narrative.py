@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from runyard.runs.journal import Row
 
-STRAGGLES = 1.5  # times the median
+STRAGGLER_RATIO = 1.5  # times the median
 
 
-def say(row: Row, epochs: int) -> str | None:
+def format_row(row: Row, epochs: int) -> str | None:
     """One line for a row worth seeing, None for the others. ``epochs`` is how many the run has in all."""
     match row["event"]:
         case "start":
@@ -23,12 +23,12 @@ def say(row: Row, epochs: int) -> str | None:
                 f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  {top1}"
                 f"loss {row['train_loss']:.4f} train{test}  lr {row['lr']:.1e}  "
                 f"{row['images_per_s']:,.0f} images/s, {row['data_wait_pct']:.0f} % waiting for data  "
-                f"{clock(row['clock_s'])}{f'  {slow}' if (slow := straggler(row)) else ''}"
+                f"{format_duration(row['clock_s'])}{f'  {slow}' if (slow := straggler_text(row)) else ''}"
             )
         case "final":
             return (
                 f"final test top-1 {row['top1']:.2%} (best {row['top1_best']:.2%} in epoch {row['best_epoch']}), "
-                f"trained in {clock(row['clock_s'])}"
+                f"trained in {format_duration(row['clock_s'])}"
             )
         case "requeue":
             return f"{row['cause']}: back into the queue, to go on at step {row['step']}"
@@ -39,15 +39,15 @@ def say(row: Row, epochs: int) -> str | None:
     return None
 
 
-def straggler(row: Row) -> str | None:
+def straggler_text(row: Row) -> str | None:
     """The rank that all others wait for, where an ``epoch`` row says that it needs half as long again as the median."""
     ratio = row.get("slowest_to_median")
-    if not isinstance(ratio, (int, float)) or ratio < STRAGGLES:
+    if not isinstance(ratio, (int, float)) or ratio < STRAGGLER_RATIO:
         return None
     return f"rank {row.get('slowest_rank')} on {row.get('slowest_node')} takes {ratio:.1f}x the median rank's time"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as m:ss, or h:mm:ss from an hour on."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)

@@ -20,18 +20,18 @@ import yaml
 from runyard.errors import UserError
 from runyard.files import read_within
 from runyard.runs import journal
-from runyard.runs.history import History, Settings, Start, number
+from runyard.runs.history import FlatSettings, RunHistory, Start, finite_or_nan
 from runyard.runs.journal import Row
 from runyard.runs.run import is_plain_name
 
-MOST = 2**53  # no epoch, step or rank of a journal that is in order; beyond, floats lose count
-SIGN_OF_LIFE_S = 600.0  # an unfinished run that wrote something within this long is said to be running
-ELSEWHERE = ("runs_", "data.root", "data.path", "data.sources", "tracking.", "checkpoint.", "cluster.")
-NOT_ELSEWHERE = ("cluster.nodes", "cluster.tasks_per_node", "cluster.gpus_per_node")
+MAX_COUNT = 2**53  # no epoch, step or rank of a journal that is in order; beyond, floats lose count
+ACTIVE_WITHIN_S = 600.0  # an unfinished run that wrote something within this long is said to be running
+NOT_IDENTITY_PREFIXES = ("runs_", "data.root", "data.path", "data.sources", "tracking.", "checkpoint.", "cluster.")
+IDENTITY_EXCEPTIONS = ("cluster.nodes", "cluster.tasks_per_node", "cluster.gpus_per_node")
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
 
 
-def load(directory: Path) -> History:
+def load_history(directory: Path) -> RunHistory:
     """The run in this directory.
 
     Raises:
@@ -41,14 +41,14 @@ def load(directory: Path) -> History:
     directory = directory.absolute()
     record = read_record(directory)
     config, config_sha256 = _config(directory / "config.yaml")
-    settings = flat(config)
+    settings = flatten(config)
     try:
-        rows, broken = journal.read(directory / "metrics.jsonl")
+        rows, broken = journal.read_journal(directory / "metrics.jsonl")
         broken_lines, half_written = _broken(directory / "metrics.jsonl") if broken else ((), False)
     except OSError as error:
         raise UserError(f"{directory}/metrics.jsonl: cannot read it ({error.strerror})") from None
-    chapters = _chapters(rows)
-    alive = _sign_of_life(directory)
+    chapters = _split_by_start(rows)
+    alive = _last_progress_time(directory)
     starts = tuple(_start(c, alive if c is chapters[-1] else 0.0) for c in chapters[1:])
     state, message = _state(chapters[-1], starts)
     if record.get("pruned") is True and state in ("interrupted", "silent"):
@@ -59,25 +59,25 @@ def load(directory: Path) -> History:
     data, data_sha256, test_sha256 = _data(directory / "data.json")
     named = final.get("classes") or data.get("classes")
     tags = settings.get("tracking.tags")
-    return History(
+    return RunHistory(
         id=str(record.get("id", directory.name)),
         name=str(settings.get("name", record.get("name", ""))),
         directory=directory,
         settings=settings,
-        settings_sha256=_sha256({k: v for k, v in settings.items() if k != "seed" and v is not None and matters(k)}),
+        settings_sha256=_sha256({k: v for k, v in settings.items() if k != "seed" and v is not None and affects_learning(k)}),
         edited=record.get("config_sha256") not in (None, config_sha256),
         code_sha256=str(record.get("code_sha256", "")),
         tags=tuple(map(str, tags)) if isinstance(tags, list) else (),
         sweep=record["sweep"] if isinstance(record.get("sweep"), str) else None,
-        created=number(record.get("created")),
+        created=finite_or_nan(record.get("created")),
         state=state,
         message=message,
-        series=_series([row for row in journal.epochs(rows) if 1 <= row["epoch"] <= MOST], starts),
+        series=_series([row for row in journal.epochs(rows) if 1 <= row["epoch"] <= MAX_COUNT], starts),
         starts=starts,
         final=final,
         parameters=counts[0] if counts else None,
         broken_lines=broken_lines,
-        half_written=half_written,
+        last_line_truncated=half_written,
         data_name=str(settings.get("data.name", data.get("name", ""))),
         data_sha256=data_sha256,
         test_sha256=test_sha256,
@@ -85,17 +85,17 @@ def load(directory: Path) -> History:
     )
 
 
-def matters(setting: str) -> bool:
+def affects_learning(setting: str) -> bool:
     """Whether the setting says what is learned and on how much, rather than where files lie and who is told."""
-    return setting in NOT_ELSEWHERE or not setting.startswith(ELSEWHERE)
+    return setting in IDENTITY_EXCEPTIONS or not setting.startswith(NOT_IDENTITY_PREFIXES)
 
 
-def flat(values: Mapping[str, Any], path: str = "") -> Settings:
+def flatten(values: Mapping[str, Any], path: str = "") -> FlatSettings:
     """Nested settings by dotted name."""
-    out: Settings = {}
+    out: FlatSettings = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            out |= flat(value, f"{path}{key}.")
+            out |= flatten(value, f"{path}{key}.")
         else:
             out[f"{path}{key}"] = value
     return out
@@ -138,7 +138,7 @@ def _config(path: Path) -> tuple[dict[str, Any], str]:
 
 def _broken(path: Path) -> tuple[tuple[int, ...], bool]:
     """Numbers of the lines that hold no event, and whether the last line is one of them and lacks its end."""
-    lines = read_within(path.parent, path.name, most=journal.MOST_BYTES).split(b"\n")
+    lines = read_within(path.parent, path.name, most=journal.MAX_JOURNAL_BYTES).split(b"\n")
     bad = []
     for at, line in enumerate(lines, 1):
         try:
@@ -150,16 +150,16 @@ def _broken(path: Path) -> tuple[tuple[int, ...], bool]:
     return tuple(bad), bad[-1:] == [len(lines)]
 
 
-def _sign_of_life(directory: Path) -> float:
+def _last_progress_time(directory: Path) -> float:
     """When progress.json was last written, unix seconds; 0 where it was not."""
     try:
         value = json.loads(read_within(directory, "progress.json"))
     except (OSError, ValueError):
         return 0.0
-    return np.nan_to_num(number(value.get("t"))) if isinstance(value, dict) else 0.0
+    return np.nan_to_num(finite_or_nan(value.get("t"))) if isinstance(value, dict) else 0.0
 
 
-def _chapters(rows: Iterable[Row]) -> list[list[Row]]:
+def _split_by_start(rows: Iterable[Row]) -> list[list[Row]]:
     """The rows cut before each start. The first chapter is what came before any start, often nothing."""
     chapters: list[list[Row]] = [[]]
     for row in rows:
@@ -172,13 +172,13 @@ def _chapters(rows: Iterable[Row]) -> list[list[Row]]:
 def _start(chapter: list[Row], progress_t: float) -> Start:
     row = chapter[0]
     ends = [r for r in chapter if r["event"] in ("stop", "requeue")]
-    times = [t for r in chapter if (t := number(r.get("t"))) == t] or [progress_t]
+    times = [t for r in chapter if (t := finite_or_nan(r.get("t"))) == t] or [progress_t]
     said = times[-1]
-    ended = number(next((r for r in ends if r["event"] == "stop"), {}).get("t"))
+    ended = finite_or_nan(next((r for r in ends if r["event"] == "stop"), {}).get("t"))
     cause = next((r.get("cause") for r in ends if r["event"] == "requeue"), None)
     return Start(
-        t=times[0],
-        ended=ended if ended == ended else said if ends else max(said, progress_t),
+        start_time=times[0],
+        end_time=ended if ended == ended else said if ends else max(said, progress_t),
         step=_count(row, "step", 0),
         epoch=_count(row, "epoch", 0),
         ranks=_count(row, "world_size", 1),
@@ -187,13 +187,13 @@ def _start(chapter: list[Row], progress_t: float) -> Start:
         device_name=str(row.get("device_name") or row.get("device") or ""),
         threads=_count(row, "threads", 1),
         hostname=str(row.get("hostname") or ""),
-        ended_by=str(cause or (ends[-1].get("reason") or "failed" if ends else "")),
+        end_cause=str(cause or (ends[-1].get("reason") or "failed" if ends else "")),
     )
 
 
 def _count(row: Row, key: str, least: int) -> int:
     value = row.get(key)
-    return max(value, least) if isinstance(value, int) and value <= MOST else least
+    return max(value, least) if isinstance(value, int) and value <= MAX_COUNT else least
 
 
 def _state(chapter: list[Row], starts: tuple[Start, ...]) -> tuple[str, str]:
@@ -209,9 +209,9 @@ def _state(chapter: list[Row], starts: tuple[Start, ...]) -> tuple[str, str]:
         return word, str(ends[-1].get("message") or "")
     if not starts:
         return "not started", ""
-    if time.time() - starts[-1].ended < SIGN_OF_LIFE_S:
+    if time.time() - starts[-1].end_time < ACTIVE_WITHIN_S:
         return "running", ""
-    return "silent", f"no sign of life since {_date(starts[-1].ended)}"
+    return "silent", f"no sign of life since {_date(starts[-1].end_time)}"
 
 
 def _date(t: float) -> str:
@@ -228,7 +228,7 @@ def _series(epochs: list[Row], starts: tuple[Start, ...]) -> dict[str, np.ndarra
     for name, width in (("gpu_hours", "gpus"), ("core_hours", "cores")):
         spent = np.zeros(len(epochs))
         for start in starts:
-            spent += getattr(start, width) * np.clip(table["t"] - start.t, 0, start.ended - start.t) / 3600
+            spent += getattr(start, width) * np.clip(table["t"] - start.start_time, 0, start.end_time - start.start_time) / 3600
         kept[name] = spent
     return kept
 
@@ -236,22 +236,22 @@ def _series(epochs: list[Row], starts: tuple[Start, ...]) -> dict[str, np.ndarra
 def _column(values: list[Any]) -> np.ndarray:
     plain = set(map(type, values)) <= {int, float, type(None)}
     try:
-        column = np.array(values if plain else [number(value) for value in values], np.float64)  # None becomes NaN
+        column = np.array(values if plain else [finite_or_nan(value) for value in values], np.float64)  # None becomes NaN
     except OverflowError:  # an integer that no float holds
-        column = np.array([number(value) for value in values], np.float64)
+        column = np.array([finite_or_nan(value) for value in values], np.float64)
     return np.where(np.isfinite(column), column, np.nan)
 
 
 def _data(path: Path) -> tuple[dict[str, Any], str | None, str | None]:
     """``data.json``, the identity of its content, and that of the test part. {} and None where it is not there."""
     try:
-        return _identities(read_within(path.parent, path.name))
+        return _content_hashes(read_within(path.parent, path.name))
     except OSError:
         return {}, None, None
 
 
 @functools.lru_cache(maxsize=64)
-def _identities(content: bytes) -> tuple[dict[str, Any], str | None, str | None]:
+def _content_hashes(content: bytes) -> tuple[dict[str, Any], str | None, str | None]:
     """Once for all runs of a data set."""
     try:
         data = json.loads(content)

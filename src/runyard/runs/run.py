@@ -22,18 +22,18 @@ import yaml
 from runyard.config import schema
 from runyard.config.schema import Config
 from runyard.errors import UserError
-from runyard.file_lock import alone
+from runyard.file_lock import exclusive_lock
 from runyard.files import read_within, sha256, write_atomic
-from runyard.ownership import keep_private, of_this_user, private_folder, require_own
+from runyard.ownership import per_user_name, private_folder, require_owner, set_umask
 from runyard.runs import journal
-from runyard.runs.lease import Lease, holder, successor
-from runyard.runs.snapshot import STORE, snapshot
+from runyard.runs.lease import Lease, lease_holder, successor_text
+from runyard.runs.snapshot import CODE_STORE, take_snapshot
 
-FORMAT = "runyard-run-1"
+RUN_FORMAT = "runyard-run-1"
 RECORD_LOCK = ".record-lock"
-MEND = "restore it, or start another run with `runyard submit`"
+RUN_HINT = "restore it, or start another run with `runyard submit`"
 JOB_TYPES: dict[str, type | tuple[type, ...]] = {"launcher": str, "logs": str, "submitted": (int, float), "nodes": int}
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+UNWRITABLE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class Run:
@@ -68,27 +68,27 @@ class Run:
         return self.path / "metrics.jsonl"
 
     @property
-    def code(self) -> Path:
+    def code_path(self) -> Path:
         """The snapshot of the sources this run was created from; put first on a job's PYTHONPATH."""
         return (self.path / "code").resolve()
 
     @property
-    def reference(self) -> str:
+    def cli_reference(self) -> str:
         """What names this run on a command line typed here: its id where it lies in ./runs, else its path."""
         return self.id if self.path == Path("runs", self.id).absolute() else str(self.path)
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Its journal says so, for as many epochs as the configuration asks."""
-        rows, _ = journal.read(self.journal_path)
+        rows, _ = journal.read_journal(self.journal_path)
         ended = any(row["event"] == "stop" and row.get("reason") == "finished" for row in rows)
         return ended and [row["epoch"] for row in journal.epochs(rows)][-1:] == [self.config.epochs]
 
     @property
-    def edited(self) -> bool:
+    def config_edited(self) -> bool:
         """Somebody changed config.yaml after the run was created."""
-        noted = self.record.get("config_sha256")
-        return noted is not None and noted != sha256(self.path / "config.yaml")
+        recorded_sha256 = self.record.get("config_sha256")
+        return recorded_sha256 is not None and recorded_sha256 != sha256(self.path / "config.yaml")
 
     @classmethod
     def create(
@@ -108,35 +108,35 @@ class Run:
             UserError: the folder cannot be written.
         """
         runs_dir, group_reads = Path(config.runs_dir).absolute(), config.runs_group_readable
-        keep_private(group_reads=group_reads)
+        set_umask(group_reads=group_reads)
         run_id = new_id(config.name)
-        making = runs_dir / f".making-{run_id}"
+        tmp_dir = runs_dir / f".making-{run_id}"
         try:
             runs_dir.mkdir(parents=True, exist_ok=True)
-            private_folder(making, group_reads=group_reads)
+            private_folder(tmp_dir, group_reads=group_reads)
             try:
-                code_hash = snapshot(runs_dir / STORE, group_reads=group_reads)
-                write_atomic(making / "config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False))
+                code_hash = take_snapshot(runs_dir / CODE_STORE, group_reads=group_reads)
+                write_atomic(tmp_dir / "config.yaml", yaml.safe_dump(schema.config_to_dict(config), sort_keys=False))
                 record = {
-                    "format": FORMAT,
+                    "format": RUN_FORMAT,
                     "id": run_id,
                     "name": config.name,
                     "created": time.time(),
                     "code_sha256": code_hash,
-                    "config_sha256": sha256(making / "config.yaml"),
+                    "config_sha256": sha256(tmp_dir / "config.yaml"),
                     "overrides": overrides,
                     "sweep": sweep,
                     **({} if trial is None else {"trial": trial}),
                     **({} if wandb is None else {"wandb": wandb}),
                     "jobs": [],
                 }
-                (making / "checkpoints").mkdir()
-                (making / "slurm").mkdir()
-                (making / "code").symlink_to(Path("..") / STORE / code_hash[:16])
-                write_atomic(making / "run.json", json.dumps(record, indent=1))
-                making.rename(runs_dir / run_id)
+                (tmp_dir / "checkpoints").mkdir()
+                (tmp_dir / "slurm").mkdir()
+                (tmp_dir / "code").symlink_to(Path("..") / CODE_STORE / code_hash[:16])
+                write_atomic(tmp_dir / "run.json", json.dumps(record, indent=1))
+                tmp_dir.rename(runs_dir / run_id)
             except BaseException:
-                shutil.rmtree(making, ignore_errors=True)
+                shutil.rmtree(tmp_dir, ignore_errors=True)
                 raise
         except OSError as error:
             raise UserError(
@@ -153,26 +153,26 @@ class Run:
             UserError: it is no run directory, or its files are damaged.
         """
         path = Path(path).absolute()
-        record = _record(path)
+        record = _read_record(path)
         try:
-            config = schema.from_dict(_mapping(path / "config.yaml", yaml.safe_load))
+            config = schema.config_from_dict(_read_mapping(path / "config.yaml", yaml.safe_load))
         except UserError as error:
-            said = str(error) if str(path) in str(error) else f"{path}/config.yaml: {error}; {MEND}"
+            said = str(error) if str(path) in str(error) else f"{path}/config.yaml: {error}; {RUN_HINT}"
             raise UserError(said) from None
         return cls(path, config, record)
 
     @classmethod
     def find(cls, reference: str, runs_dir: Path | str = "runs") -> Run:
-        """The run that ``reference`` names: a path, an id, the beginning of one, or ``@last``.
+        """The run that ``cli_reference`` names: a path, an id, the beginning of one, or ``@last``.
 
         Raises:
             UserError: none or several fit, or it is damaged.
         """
-        return cls.open(cls.locate(reference, runs_dir))
+        return cls.open(cls.find_path(reference, runs_dir))
 
     @staticmethod
-    def locate(reference: str, runs_dir: Path | str = "runs") -> Path:
-        """The directory of the run that ``reference`` names, unopened.
+    def find_path(reference: str, runs_dir: Path | str = "runs") -> Path:
+        """The directory of the run that ``cli_reference`` names, unopened.
 
         Raises:
             UserError: none or several fit.
@@ -183,21 +183,21 @@ class Run:
             raise UserError("RUN is empty: give an id, its beginning, @last, or a path")
         folder = Path(runs_dir)
         ids = sorted(p.parent.name for p in folder.glob("[!.]*/run.json"))
-        fits = (
+        matches = (
             ids[-1:]
             if reference == "@last"
             else [i for i in ids if i == reference] or [i for i in ids if i.startswith(reference)]
         )
-        if not fits:
+        if not matches:
             newest = f"the newest there is {ids[-1]}" if ids else "there are none there yet"
             raise UserError(f"no run {reference} in {folder}: {newest}; give an id, its beginning, @last, or a path")
-        if len(fits) > 1:
+        if len(matches) > 1:
             raise UserError(
-                f"{reference} fits {len(fits)} runs in {folder}, {fits[0]} and {fits[1]} among them: give more of it"
+                f"{reference} fits {len(matches)} runs in {folder}, {matches[0]} and {matches[1]} among them: give more of it"
             )
-        return folder / fits[0]
+        return folder / matches[0]
 
-    def read_again(self) -> None:
+    def reload(self) -> None:
         """Take over what another command has changed.
 
         Raises:
@@ -207,37 +207,37 @@ class Run:
         self.config, self.record = now.config, now.record
 
     @contextlib.contextmanager
-    def updating(self) -> Iterator[dict[str, Any]]:
-        """``run.json`` as it is now, written as it is at the block's end (``updating``)."""
-        with self.writing(), updating(self.path) as record:
+    def editing_record(self) -> Iterator[dict[str, Any]]:
+        """``run.json`` as it is now, written as it is at the block's end (``editing_record``)."""
+        with self.reporting_write_errors(), editing_record(self.path) as record:
             yield record
         self.record = record
 
     def add_job(self, job: dict[str, Any]) -> None:
         """Note a job in ``run.json``. Only the submitting side writes that file; jobs write the journal."""
-        with self.updating() as record:
+        with self.editing_record() as record:
             record["jobs"].append(job)
 
-    def amend(self, config: Config, overrides: list[str], said: list[str]) -> None:
+    def change_settings(self, config: Config, overrides: list[str], said: list[str]) -> None:
         """Go on with other settings, which ``overrides`` make; ``run.json`` keeps what was ``said`` to change them.
 
         Which may change is the caller's business.
         """
-        with self.updating() as record:
-            write_atomic(self.path / "config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False))
+        with self.editing_record() as record:
+            write_atomic(self.path / "config.yaml", yaml.safe_dump(schema.config_to_dict(config), sort_keys=False))
             record.setdefault("amended", []).append({"t": time.time(), "overrides": said})
             record["overrides"] = overrides
             record["config_sha256"] = sha256(self.path / "config.yaml")
         self.config = config
 
-    def begin_again(self) -> None:
+    def allow_restart_from_scratch(self) -> None:
         """Note that the checkpoints saved until now are given up: the run may begin at step 0 again."""
-        with self.updating() as record:
+        with self.editing_record() as record:
             record["from_scratch"] = time.time()
 
-    def note_pruned(self) -> None:
+    def mark_pruned(self) -> None:
         """Note that its search stopped it for doing worse than the others: it was not interrupted from outside."""
-        with self.updating() as record:
+        with self.editing_record() as record:
             record["pruned"] = True
 
     def require_own(self, *, instead: str, trusted: bool = False) -> None:
@@ -247,58 +247,58 @@ class Run:
             UserError: saying whose it is, and what to do ``instead``.
         """
         if not trusted:
-            require_own(self.path, f"run {self.id}", instead)
+            require_owner(self.path, f"run {self.id}", instead)
 
-    def keep_private(self) -> None:
+    def set_umask(self) -> None:
         """What this process and its children write from here on, nobody else can read, or as the run's setting says."""
-        keep_private(group_reads=self.config.runs_group_readable)
+        set_umask(group_reads=self.config.runs_group_readable)
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def reporting_write_errors(self) -> Iterator[None]:
         """Within the block a disk that is full or cannot be written is the user's to mend: UserError, not OSError."""
         try:
             yield
         except OSError as error:
-            if error.errno not in UNWRITABLE:
+            if error.errno not in UNWRITABLE_ERRNOS:
                 raise
             raise UserError(
                 f"{error.filename or self.path}: {error.strerror}; mend that, "
-                f"then go on with: runyard resume {self.reference}"
+                f"then go on with: runyard resume {self.cli_reference}"
             ) from error
 
-    def lease(self) -> Lease:
+    def acquire_lease(self) -> Lease:
         """The right to write this run, held until released or until this process ends.
 
         Raises:
             UserError: another process holds it, or the directory cannot be written.
         """
-        with self.writing():
+        with self.reporting_write_errors():
             lease = Lease(self.path, self.id)
             if lease.fencing:
-                self._put_aside()
+                self._fence_previous_holder()
             return lease
 
-    def _put_aside(self) -> None:
+    def _fence_previous_holder(self) -> None:
         """What the holder before may have open or prepared gets out of the way: a last write of its reaches nothing."""
         if self.journal_path.exists():
             write_atomic(self.journal_path, self.journal_path.read_bytes())
-        for making in self.checkpoints.glob(".making-*"):
-            lost = making.with_name(f".making-lost-{secrets.token_hex(4)}")
+        for tmp_dir in self.checkpoints.glob(".making-*"):
+            lost = tmp_dir.with_name(f".making-lost-{secrets.token_hex(4)}")
             with contextlib.suppress(FileNotFoundError):  # complete meanwhile: a checkpoint like any other
-                making.rename(lost)
+                tmp_dir.rename(lost)
             shutil.rmtree(lost, ignore_errors=True)  # it may be writing there now; the next save clears the rest
 
-    def holder(self) -> str | None:
+    def lease_holder(self) -> str | None:
         """Who writes this run now, in words; None if nobody is known to. Asking leaves the lease as it is."""
-        return holder(self.path)
+        return lease_holder(self.path)
 
     def successor(self) -> str | None:
         """Who writes this run in the place of the SLURM job that asks: a later start of it, or another process."""
-        return successor(self.path)
+        return successor_text(self.path)
 
 
 @contextlib.contextmanager
-def updating(run: Path) -> Iterator[dict[str, Any]]:
+def editing_record(run: Path) -> Iterator[dict[str, Any]]:
     """The record of the run in this directory as it is now, written as it is at the block's end. Nobody else changes it
     meanwhile; where the file system has no locks, nearly nobody.
 
@@ -306,15 +306,15 @@ def updating(run: Path) -> Iterator[dict[str, Any]]:
         UserError: it is damaged.
         OSError: it cannot be written.
     """
-    with alone(run / RECORD_LOCK):
-        record = _record(run)
+    with exclusive_lock(run / RECORD_LOCK):
+        record = _read_record(run)
         yield record
         write_atomic(run / "run.json", json.dumps(record, indent=1))
 
 
-def sweeps(runs_dir: Path | str) -> Path:
+def sweeps_dir(runs_dir: Path | str) -> Path:
     """Where this user's sweeps keep what belongs to all of their runs, a folder each: what jobs unpickle, for one."""
-    return Path(runs_dir).absolute() / of_this_user(".sweeps")
+    return Path(runs_dir).absolute() / per_user_name(".sweeps")
 
 
 def new_id(name: str) -> str:
@@ -337,43 +337,43 @@ def check_record(record: dict[str, Any]) -> None:
         raise ValueError("id or jobs")
     if not is_plain_name(record["id"]):
         raise ValueError(f"id {record['id']!r}: no plain name")
-    intended = record.get("submission", {"token": "0", "submitted": 0})
-    if not isinstance(intended, dict) or not re.fullmatch("[0-9a-f]+", str(intended.get("token"))) or (
-        "submitted" not in intended
+    pending_submission = record.get("submission", {"token": "0", "submitted": 0})
+    if not isinstance(pending_submission, dict) or not re.fullmatch("[0-9a-f]+", str(pending_submission.get("token"))) or (
+        "submitted" not in pending_submission
     ):
-        raise ValueError(f"submission: {intended!r}")
-    for job in [*record["jobs"], intended | {"id": "0"}]:
+        raise ValueError(f"submission: {pending_submission!r}")
+    for job in [*record["jobs"], pending_submission | {"id": "0"}]:
         if not isinstance(job, dict) or not isinstance(job.get("id"), str):
             raise ValueError(f"jobs: {job!r}: no mapping with an id")
         for key in job.keys() & JOB_TYPES.keys():
             if not isinstance(job[key], JOB_TYPES[key]):
                 raise ValueError(f"jobs: {job['id']}: {key}={job[key]!r}")
-        if not _holds_logs(job.get("logs", "slurm")):
+        if not _is_log_dir(job.get("logs", "slurm")):
             raise ValueError(f"jobs: {job['id']}: logs={job['logs']!r}: neither in the run nor beside it")
         if job.get("launcher") == "slurm" and not re.fullmatch(r"[0-9]+(_[0-9]+)?", job["id"]):
             raise ValueError(f"jobs: {job['id']!r} is no job of SLURM")
 
 
-def _holds_logs(place: str) -> bool:
+def _is_log_dir(place: str) -> bool:
     """Whether it is a folder in the run's directory, or in the folder of runs, where sweeps have theirs."""
     parts = PurePosixPath(place).parts
     inside = parts[1:] if parts[:1] == ("..",) else parts
     return bool(inside) and all(is_plain_name(part.removeprefix(".")) for part in inside)
 
 
-def _record(run: Path) -> dict[str, Any]:
-    record = _mapping(run / "run.json", json.loads)
-    if record.get("format") != FORMAT:
-        raise UserError(f"{run}/run.json: format {record.get('format')!r}, expected {FORMAT!r}: not of this version")
+def _read_record(run: Path) -> dict[str, Any]:
+    record = _read_mapping(run / "run.json", json.loads)
+    if record.get("format") != RUN_FORMAT:
+        raise UserError(f"{run}/run.json: format {record.get('format')!r}, expected {RUN_FORMAT!r}: not of this version")
     record.setdefault("jobs", [])
     try:
         check_record(record)
     except ValueError as error:
-        raise UserError(f"{run}/run.json: damaged ({error}); {MEND}") from None
+        raise UserError(f"{run}/run.json: damaged ({error}); {RUN_HINT}") from None
     return record
 
 
-def _mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+def _read_mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
         values = parse(read_within(file.parent, file.name).decode())
     except (FileNotFoundError, NotADirectoryError):
@@ -384,7 +384,7 @@ def _mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{file}: cannot read it ({error.strerror}); mend its permissions") from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: damaged ({(str(error).splitlines() or ['?'])[0]}); {MEND}") from None
+        raise UserError(f"{file}: damaged ({(str(error).splitlines() or ['?'])[0]}); {RUN_HINT}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{file}: damaged (no mapping of names to values); {MEND}")
+        raise UserError(f"{file}: damaged (no mapping of names to values); {RUN_HINT}")
     return values

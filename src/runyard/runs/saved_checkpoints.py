@@ -17,11 +17,11 @@ from runyard.files import open_regular, read_regular, sha256
 from runyard.runs import journal
 from runyard.runs.run import Run
 
-ASIDE = ".old-"
+OLD_PREFIX = ".old-"
 State = dict[str, Any]  # tensors and primitives only, so that reading one runs no code
 
 
-class Unusable(Exception):
+class InvalidCheckpoint(Exception):
     """A checkpoint that cannot be gone on from; the text says why."""
 
 
@@ -50,129 +50,129 @@ class Checkpoint:
                 state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch, pickle and zipfile each have their own for what is no state of ours
             reason = (str(error).splitlines() or [""])[0] if isinstance(error, OSError) else type(error).__name__
-            raise Unusable(f"no state that this program saved: {reason}") from None
+            raise InvalidCheckpoint(f"no state that this program saved: {reason}") from None
         if not isinstance(state, dict) or not isinstance(state.get("network"), dict):
-            raise Unusable("no state that this program saved: it holds no network")
+            raise InvalidCheckpoint("no state that this program saved: it holds no network")
         return state
 
 
 @dataclass(frozen=True)
-class Choice:
+class CheckpointSelection:
     """The checkpoint to read, if there is one, and why newer ones are not, in words, newest first."""
 
     checkpoint: Checkpoint | None
-    passed_over: list[str]
+    skipped: list[str]
 
     @property
     def warning(self) -> str | None:
         """What was passed over, as one line; None if nothing was."""
-        if not self.passed_over:
+        if not self.skipped:
             return None
-        instead = f"for {_name(self.checkpoint.path)}" if self.checkpoint else "to begin again at step 0"
-        return f"{'; '.join(self.passed_over)}: passed over {instead}"
+        instead = f"for {_step_name(self.checkpoint.path)}" if self.checkpoint else "to begin again at step 0"
+        return f"{'; '.join(self.skipped)}: passed over {instead}"
 
 
-def choose(run: Run, use: Callable[[Checkpoint], Any] = lambda checkpoint: None) -> Choice:
-    """The newest checkpoint that is whole and that ``use`` makes no objection to by raising ``Unusable``.
+def select_checkpoint(run: Run, accept: Callable[[Checkpoint], Any] = lambda checkpoint: None) -> CheckpointSelection:
+    """The newest checkpoint that is whole and that ``accept`` makes no objection to by raising ``InvalidCheckpoint``.
 
     Raises:
         UserError: there were some, by the journal or on the disk, and none of them is of use: to begin again from step
             0 is to be asked for (``begin_again``).
     """
-    there = candidates(run.checkpoints)
-    saved = _saved_by_the_journal(run)
+    there = checkpoint_paths(run.checkpoints)
+    saved = _journaled_checkpoints(run)
     passed_over: list[str] = []
-    if saved and saved[-1] > max((_name(path) for path in there), default=""):
+    if saved and saved[-1] > max((_step_name(path) for path in there), default=""):
         passed_over.append(f"{saved[-1]} is missing")
     for path in reversed(there):
         try:
-            checkpoint = read(path)
-            use(checkpoint)
-            return Choice(checkpoint, passed_over)
-        except Unusable as error:
-            passed_over.append(f"{_name(path)} is damaged ({error})")
+            checkpoint = read_checkpoint(path)
+            accept(checkpoint)
+            return CheckpointSelection(checkpoint, passed_over)
+        except InvalidCheckpoint as error:
+            passed_over.append(f"{_step_name(path)} is damaged ({error})")
     if saved or (there and "from_scratch" not in run.record):
         raise UserError(
             f"run {run.id} has no checkpoint left to go on from: {'; '.join(passed_over)}; put one back into "
-            f"{run.checkpoints}, or begin again from step 0: runyard resume {run.reference} --from-scratch"
+            f"{run.checkpoints}, or begin again from step 0: runyard resume {run.cli_reference} --from-scratch"
         )
-    return Choice(None, passed_over)
+    return CheckpointSelection(None, passed_over)
 
 
-def _saved_by_the_journal(run: Run) -> list[str]:
+def _journaled_checkpoints(run: Run) -> list[str]:
     """Names of the checkpoints that were saved since the run last began at step 0, in the order of saving."""
     since = run.record.get("from_scratch", 0.0)
-    rows, _ = journal.read(run.journal_path)
+    rows, _ = journal.read_journal(run.journal_path)
     return [str(row.get("name")) for row in rows if row["event"] == "checkpoint" and row.get("t", 0.0) > since]
 
 
-def candidates(folder: Path) -> list[Path]:
+def checkpoint_paths(folder: Path) -> list[Path]:
     """By rising step. One that stands aside counts where its successor did not come to be."""
-    aside = {_name(p): p for p in folder.glob(f"{ASIDE}step_*")}
+    aside = {_step_name(p): p for p in folder.glob(f"{OLD_PREFIX}step_*")}
     there = {p.name: p for p in folder.glob("step_*")}
     return [path for _, path in sorted((aside | there).items())]
 
 
-def _name(path: Path) -> str:
-    return path.name.removeprefix(ASIDE)
+def _step_name(path: Path) -> str:
+    return path.name.removeprefix(OLD_PREFIX)
 
 
-def read(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in this folder, its state hashed.
 
     Raises:
         Unusable: half-made or damaged.
     """
     try:
-        manifest = _manifest(path)
+        manifest = _read_manifest(path)
         if sha256(path / "state.pt") != manifest["sha256"]:
-            raise Unusable("its sha256 is another than when it was saved")
+            raise InvalidCheckpoint("its sha256 is another than when it was saved")
         score = None if manifest["score"] is None else float(manifest["score"])
         return Checkpoint(path, int(manifest["step"]), score, manifest.get("settings"))
     except OSError as error:
-        raise Unusable(f"{Path(error.filename or path).name}: {error.strerror}") from None
+        raise InvalidCheckpoint(f"{Path(error.filename or path).name}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise Unusable("manifest.json: not of this program") from None
+        raise InvalidCheckpoint("manifest.json: not of this program") from None
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path) -> dict[str, Any]:
     """What stands beside the state, whose size is compared with it: older versions noted none."""
     manifest = json.loads(read_regular(path / "manifest.json"))
     with open_regular(path / "state.pt") as file:
         size = os.fstat(file.fileno()).st_size
     if manifest.get("bytes", size) != size:
-        raise Unusable(f"{size} bytes, and {manifest['bytes']} were saved")
+        raise InvalidCheckpoint(f"{size} bytes, and {manifest['bytes']} were saved")
     return dict(manifest)
 
 
-def doubt(folder: Path, step: int) -> str | None:
+def checkpoint_problem(folder: Path, step: int) -> str | None:
     """Why the checkpoint of this step is of no use, as far as that shows without reading it; None where it seems whole.
 
     For tables of many runs: ``read`` tells for certain.
     """
     name = f"step_{step:08d}"
-    path = next((path for path in candidates(folder) if _name(path) == name), None)
+    path = next((path for path in checkpoint_paths(folder) if _step_name(path) == name), None)
     if path is None:
         return f"{name} is missing"
     try:
-        _manifest(path)
-    except (Unusable, OSError, ValueError, TypeError, AttributeError, RecursionError):
+        _read_manifest(path)
+    except (InvalidCheckpoint, OSError, ValueError, TypeError, AttributeError, RecursionError):
         return f"{name} is damaged"
     return None
 
 
-def valid(folder: Path) -> list[Checkpoint]:
+def valid_checkpoints(folder: Path) -> list[Checkpoint]:
     """Every checkpoint in ``folder`` whose content matches its manifest, oldest first. Others are passed over."""
-    return [c for path in candidates(folder) if (c := _whole(path)) is not None]
+    return [c for path in checkpoint_paths(folder) if (c := _read_or_none(path)) is not None]
 
 
-def newest(folder: Path) -> Checkpoint | None:
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest valid checkpoint, looked for from the end so that only one is hashed as a rule."""
-    return next((c for path in reversed(candidates(folder)) if (c := _whole(path)) is not None), None)
+    return next((c for path in reversed(checkpoint_paths(folder)) if (c := _read_or_none(path)) is not None), None)
 
 
-def _whole(path: Path) -> Checkpoint | None:
+def _read_or_none(path: Path) -> Checkpoint | None:
     try:
-        return read(path)
-    except Unusable:
+        return read_checkpoint(path)
+    except InvalidCheckpoint:
         return None

@@ -12,20 +12,20 @@ from pathlib import Path
 
 from runyard.errors import UserError
 from runyard.files import read_regular
-from runyard.ownership import of_this_user, private_folder, writable_by_others
+from runyard.ownership import per_user_name, private_folder, writable_by_others
 
-STORE = of_this_user(".code")  # beside the runs
-SCRIPTS = ("ask.sh", "begin.sh", "python.sh", "requeue.sh")  # what a batch script calls
+CODE_STORE = per_user_name(".code")  # beside the runs
+JOB_SCRIPTS = ("ask.sh", "begin.sh", "python.sh", "requeue.sh")  # what a batch script calls
 
 
-def checkout() -> dict[str, Path]:
+def checkout_files() -> dict[str, Path]:
     """The sources of the running program that jobs need, by their place in a snapshot."""
     root = Path(__file__).parents[1]
     return _sources({"runyard": root, "slurm": root.parents[1] / "slurm"})
 
 
-def kept(folder: Path) -> dict[str, Path]:
-    """The sources in a snapshot, as ``checkout`` names them; before 0.2 ``cluster`` lay beside ``runyard``."""
+def snapshot_files(folder: Path) -> dict[str, Path]:
+    """The sources in a snapshot, as ``checkout_files`` names them; before 0.2 ``cluster`` lay beside ``runyard``."""
     return _sources({name: folder / name for name in ("runyard", "cluster", "slurm")})
 
 
@@ -36,7 +36,7 @@ def _sources(places: dict[str, Path]) -> dict[str, Path]:
         if name in places
         for p in sorted(_modules(places[name]))
     }
-    scripts = [places["slurm"] / name for name in SCRIPTS]
+    scripts = [places["slurm"] / name for name in JOB_SCRIPTS]
     return files | {f"slurm/{script.name}": script for script in scripts if script.exists()}
 
 
@@ -58,7 +58,7 @@ def content_hash(files: dict[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def snapshot(store: Path, *, group_reads: bool = False) -> str:
+def take_snapshot(store: Path, *, group_reads: bool = False) -> str:
     """Copy packages and the scripts of jobs into ``store``/HASH, once per content, and return the hash.
 
     The store is shared by all runs of this user, and by no other's: what lies there is run.
@@ -67,7 +67,7 @@ def snapshot(store: Path, *, group_reads: bool = False) -> str:
         OSError: the disk is full or unwritable, or ``store`` is not this user's alone.
         UserError: the copy that is there is not what its name says.
     """
-    files = checkout()
+    files = checkout_files()
     code_hash = content_hash(files)
     target = private_folder(store, group_reads=group_reads) / code_hash[:16]
     if not target.exists():
@@ -85,7 +85,7 @@ def snapshot(store: Path, *, group_reads: bool = False) -> str:
                 raise
         finally:
             shutil.rmtree(making, ignore_errors=True)
-    verify(target, code_hash)
+    verify_snapshot(target, code_hash)
     if group_reads:
         for path in (target, *target.rglob("*")):
             with contextlib.suppress(FileNotFoundError):  # as Python of a job leaves them while it compiles
@@ -93,7 +93,7 @@ def snapshot(store: Path, *, group_reads: bool = False) -> str:
     return code_hash
 
 
-def verify(code: Path, code_hash: str | None, *, trusted: bool = False) -> None:
+def verify_snapshot(code: Path, code_hash: str | None, *, trusted: bool = False) -> None:
     """See that what is about to be run is what was submitted, and that nobody but this user could have changed it.
 
     Args:
@@ -107,7 +107,7 @@ def verify(code: Path, code_hash: str | None, *, trusted: bool = False) -> None:
     """
     if not trusted and (words := writable_by_others(code)) is not None:
         raise UserError(f"the code in {code} is not run: {words}")
-    if code_hash is not None and content_hash(kept(code)) != code_hash:
+    if code_hash is not None and content_hash(snapshot_files(code)) != code_hash:
         raise UserError(
             f"the code in {code} is not what was submitted: it was changed there; move that directory away, and it is "
             "taken anew from a checkout that holds the same"

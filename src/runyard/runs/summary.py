@@ -14,16 +14,16 @@ from runyard.errors import UserError
 from runyard.files import open_within, read_within
 from runyard.runs import journal, lease, saved_checkpoints
 from runyard.runs.journal import Row
-from runyard.runs.lease_holder import Holder
-from runyard.runs.run import FORMAT, MEND, check_record
+from runyard.runs.lease_holder import LeaseHolder
+from runyard.runs.run import RUN_FORMAT, RUN_HINT, check_record
 
 # How the journal begins the lines that there are many of: they are parsed only where somebody asks.
-MANY = {b'{"event": "epoch"': "epoch", b'{"event": "checkpoint"': "checkpoint"}
-LAST_WORDS_BYTES = 4096
+DEFERRED_EVENTS = {b'{"event": "epoch"': "epoch", b'{"event": "checkpoint"': "checkpoint"}
+LOG_TAIL_BYTES = 4096
 
 
 @dataclass
-class Glance:
+class RunSummary:
     """A run's record, journal and progress.
 
     Attributes:
@@ -57,7 +57,7 @@ class Glance:
         return [row for row in self.rows if row["event"] == "start"]
 
     @property
-    def last(self) -> Row:
+    def last_event(self) -> Row:
         """The newest of the rows that say where the run stands: ``start``, ``stop`` or ``requeue``; or an empty one."""
         return next((row for row in reversed(self.rows) if row["event"] in ("start", "stop", "requeue")), {"event": ""})
 
@@ -77,7 +77,7 @@ class Glance:
         return noted
 
     @property
-    def submission(self) -> dict[str, Any] | None:
+    def pending_submission(self) -> dict[str, Any] | None:
         """One that was begun and has not come to a job, as far as its record knows."""
         intended: dict[str, Any] | None = self.record.get("submission")
         return intended
@@ -94,14 +94,14 @@ class Glance:
         return self.job.get("launcher") == "slurm"
 
     @property
-    def concluded(self) -> bool:
+    def end_recorded(self) -> bool:
         """The journal's last word is how the run ended, and it was said after the newest job was submitted."""
-        return self.last["event"] == "stop" and self.last["t"] >= self.job.get("submitted", 0)
+        return self.last_event["event"] == "stop" and self.last_event["t"] >= self.job.get("submitted", 0)
 
     @property
-    def settled(self) -> bool:
+    def finished_for_good(self) -> bool:
         """Finished, and nothing was submitted since: nobody need be asked."""
-        return self.concluded and self.last.get("reason") == "finished"
+        return self.end_recorded and self.last_event.get("reason") == "finished"
 
     @property
     def epochs(self) -> list[Row]:
@@ -109,15 +109,15 @@ class Glance:
         return journal.epochs(_parsed(self._lines.get("epoch", [])))
 
     @property
-    def saved_step(self) -> int | None:
+    def last_checkpoint_step(self) -> int | None:
         """Step of the newest checkpoint that was saved, by the journal."""
         rows = _parsed(self._lines.get("checkpoint", []))
         return int(rows[-1]["step"]) if rows else None
 
     @property
-    def saved_doubt(self) -> str:
+    def checkpoint_warning(self) -> str:
         """In words, that the newest checkpoint is gone or damaged; empty where it seems whole, or there was none."""
-        doubt = None if self.saved_step is None else saved_checkpoints.doubt(self.path / "checkpoints", self.saved_step)
+        doubt = None if self.last_checkpoint_step is None else saved_checkpoints.checkpoint_problem(self.path / "checkpoints", self.last_checkpoint_step)
         return f", but {doubt}" if doubt else ""
 
     def logs(self, job: dict[str, Any], stream: str) -> dict[int, BinaryIO]:
@@ -133,32 +133,32 @@ class Glance:
                     opened[int(found[1])] = open_within(Path(inside), f"{folder}/{path.name}")
         return dict(sorted(opened.items()))
 
-    def last_words(self) -> str | None:
+    def last_error_line(self) -> str | None:
         """The last line of an error log of the newest job: of our own words if there are any."""
         logs = self.logs(self.job, "err").values()
-        lines = [[line for line in _tail(log).splitlines() if line.strip()] for log in logs]
+        lines = [[line for line in _read_tail(log).splitlines() if line.strip()] for log in logs]
         tasks = [[line for line in log if not line.startswith("srun: ")] for log in lines]  # which tells of ending them
         said = [line for log in (tasks if any(tasks) else lines) for line in log[-1:]]
         ours = [line.removeprefix("runyard: ") for line in said if line.startswith("runyard: ")]
         return next(iter([*ours, *said]), None)
 
-    def local_process(self) -> int | None:
+    def local_pid(self) -> int | None:
         """The process of this machine that leads the run, if it is alive and really this run's."""
         if self.job.get("launcher") == "local" and _is_controller(self.job["id"], self.path):
             return int(self.job["id"])
         try:
-            them, me = Holder.read(read_within(self.path, lease.FILE, most=lease.MOST_BYTES)), Holder.this_process({})
+            them, me = LeaseHolder.from_bytes(read_within(self.path, lease.LEASE_FILE, most=lease.MAX_LEASE_BYTES)), LeaseHolder.this_process({})
         except OSError:  # nobody writes the run
             return None
-        here = (them.host, them.boot) == (me.host, me.boot) and _holds(them.pid, self.path / lease.FILE)
+        here = (them.host, them.boot) == (me.host, me.boot) and _has_open(them.pid, self.path / lease.LEASE_FILE)
         return them.pid if here else None
 
-    def writer(self) -> str | None:
+    def lease_holder_text(self) -> str | None:
         """Who writes the run, in words, as far as its lease tells."""
-        return lease.holder(self.path) if (self.path / lease.FILE).exists() else None
+        return lease.lease_holder(self.path) if (self.path / lease.LEASE_FILE).exists() else None
 
 
-def glance(path: Path) -> Glance:
+def read_run_summary(path: Path) -> RunSummary:
     """Read the run in ``path``.
 
     Raises:
@@ -166,26 +166,26 @@ def glance(path: Path) -> Glance:
     """
     try:
         record = json.loads(read_within(path, "run.json"))
-        if record["format"] != FORMAT:
+        if record["format"] != RUN_FORMAT:
             raise ValueError("not of this version")
         check_record(record)
     except OSError as error:
         raise UserError(f"{path}/run.json: cannot read it ({error.strerror}); name a run by id or path") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}/run.json: damaged ({error}); {MEND}") from None
-    found = Glance(path.absolute(), record)
+        raise UserError(f"{path}/run.json: damaged ({error}); {RUN_HINT}") from None
+    found = RunSummary(path.absolute(), record)
     try:
-        content = read_within(path, "metrics.jsonl", most=journal.MOST_BYTES)
+        content = read_within(path, "metrics.jsonl", most=journal.MAX_JOURNAL_BYTES)
     except FileNotFoundError:  # it has not begun
         content = b""
     except OSError as error:
         raise UserError(f"{found.journal_path}: cannot read it ({error.strerror})") from None
-    few: list[bytes] = []
+    other_lines: list[bytes] = []
     lines: dict[str, list[bytes]] = {"epoch": [], "checkpoint": []}
     for line in content.split(b"\n"):
-        kind = next((kind for begin, kind in MANY.items() if line.startswith(begin)), None)
-        (few if kind is None else lines[kind]).append(line)
-    found.rows = _parsed(few)
+        kind = next((kind for begin, kind in DEFERRED_EVENTS.items() if line.startswith(begin)), None)
+        (other_lines if kind is None else lines[kind]).append(line)
+    found.rows = _parsed(other_lines)
     final = any(row["event"] == "final" for row in found.rows)
     found._lines = {"epoch": lines["epoch"][-1:] if final else lines["epoch"], "checkpoint": lines["checkpoint"][-1:]}
     try:
@@ -215,7 +215,7 @@ def _is_controller(pid: str, run: Path) -> bool:
     return leads and any(word.startswith(f"{run}/") for word in words)
 
 
-def _holds(pid: int, file: Path) -> bool:
+def _has_open(pid: int, file: Path) -> bool:
     """Whether a process of ours has this file open."""
     try:
         return any(os.path.samefile(link, file) for link in Path(f"/proc/{pid}/fd").iterdir() if link.exists())
@@ -230,7 +230,7 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _tail(log: BinaryIO) -> str:
+def _read_tail(log: BinaryIO) -> str:
     with log as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
         return file.read().decode(errors="replace")

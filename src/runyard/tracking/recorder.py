@@ -9,7 +9,7 @@ from typing import Any
 
 from runyard.runs.journal import Journal, Row
 from runyard.runs.lease import Lease, LeaseLost
-from runyard.runs.narrative import say
+from runyard.runs.narrative import format_row
 from runyard.runs.run import Run
 
 PROGRESS_EVERY_S = 0.5
@@ -23,11 +23,11 @@ class Recorder:
 
     def __init__(self, run: Run, *, active: bool, lease: Lease | None = None) -> None:
         self._run, self._active, self._lease = run, active, lease
-        self._journal = Journal(run.journal_path, self.check)
-        self._progress_at = 0.0
+        self._journal = Journal(run.journal_path, self.check_lease)
+        self._last_progress_time = 0.0
         self._wandb: Any = None
 
-    def check(self) -> None:
+    def check_lease(self) -> None:
         """Before any other write to the run, once it is prepared: raise LeaseLost if another process writes it now."""
         if self._lease is not None:
             self._lease.check()
@@ -37,31 +37,31 @@ class Recorder:
         if self._active and self._run.config.tracking.mode != "none":
             from runyard.tracking.wandb.live import WandbRun
 
-            self._wandb = WandbRun.begin(self._run, facts, self.warning)
+            self._wandb = WandbRun.start(self._run, facts, self.warning)
 
-    def event(self, event: str, **fields: Any) -> None:
+    def log_event(self, event: str, **fields: Any) -> None:
         """One line in the journal, in the log, and in W&B."""
         if self._active:
             self._journal.write(event, **fields)
-            if (line := say({"event": event, **fields}, self._run.config.epochs)) is not None:
+            if (line := format_row({"event": event, **fields}, self._run.config.epochs)) is not None:
                 print(line, flush=True)
             if self._wandb is not None:
                 self._wandb.log(event, fields)
 
     def warning(self, message: str) -> None:
         """Something worth a person's eye that does not stop the run."""
-        self.event("warning", message=message)
+        self.log_event("warning", message=message)
 
     def progress(self, **fields: Any) -> None:
         """Where the run stands, for whoever watches; at most twice a second, replaced rather than appended."""
         now = time.monotonic()
-        if self._active and now - self._progress_at >= PROGRESS_EVERY_S:
-            self._progress_at = now
+        if self._active and now - self._last_progress_time >= PROGRESS_EVERY_S:
+            self._last_progress_time = now
             path = self._run.path / "progress.json"
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             temporary.write_text(json.dumps({"t": time.time(), **fields}))
             try:
-                self.check()
+                self.check_lease()
             except LeaseLost:
                 temporary.unlink()
                 raise

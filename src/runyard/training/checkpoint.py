@@ -22,73 +22,81 @@ from runyard.errors import UserError
 from runyard.files import read_regular, sha256, sync_folder, write_atomic
 from runyard.runs import saved_checkpoints as saved
 from runyard.runs.run import Run
-from runyard.runs.saved_checkpoints import ASIDE, Checkpoint, Choice, State, Unusable, newest, valid
+from runyard.runs.saved_checkpoints import (
+    OLD_PREFIX,
+    Checkpoint,
+    CheckpointSelection,
+    InvalidCheckpoint,
+    State,
+    newest_checkpoint,
+    valid_checkpoints,
+)
 
-__all__ = ["Checkpoint", "Saver", "State", "load_network", "newest", "valid", "write"]
+__all__ = ["Checkpoint", "CheckpointSaver", "State", "load_network", "newest_checkpoint", "valid_checkpoints", "write_checkpoint"]
 
-MOST_FAILED = 3  # saves in a row: then nothing says that the disk will recover
+MAX_CONSECUTIVE_FAILURES = 3  # saves in a row: then nothing says that the disk will recover
 
 
-def write(
+def write_checkpoint(
     folder: Path,
     state: State,
     step: int,
     score: float | None,
-    check: Callable[[], None] = lambda: None,
+    check_lease: Callable[[], None] = lambda: None,
     settings: dict[str, Any] | None = None,
 ) -> Path:
     """Save ``state`` as ``folder/step_00000000``. Nothing is left under that name unless it reads back whole.
 
-    ``check`` is asked before anything is deleted or gets its name, and raises if this process may not write any more.
+    ``check_lease`` is asked before anything is deleted or gets its name, and raises if this process may not write any more.
     """
-    check()
+    check_lease()
     for leftover in folder.glob(".making-*"):  # of a kill
         shutil.rmtree(leftover, ignore_errors=True)
     name = f"step_{step:08d}"
-    making = folder / f".making-{name}-{secrets.token_hex(4)}"  # no other writer's, were there one
-    making.mkdir()
+    tmp_dir = folder / f".making-{name}-{secrets.token_hex(4)}"  # no other writer's, were there one
+    tmp_dir.mkdir()
     try:
         evaluated = (state.get("evaluation") or {}).get("images", 0)  # of an evaluation under way
-        _fill(making, state, {"step": step, "score": score, "settings": settings, "evaluated": evaluated})
-        check()
+        _write_and_verify(tmp_dir, state, {"step": step, "score": score, "settings": settings, "evaluated": evaluated})
+        check_lease()
     except BaseException:  # on a full disk what is half-made would keep the next from fitting
-        shutil.rmtree(making, ignore_errors=True)
-        check()  # who took the run over put it out of the way: then that is what went wrong
+        shutil.rmtree(tmp_dir, ignore_errors=True)
+        check_lease()  # who took the run over put it out of the way: then that is what went wrong
         raise
     target = folder / name
     if target.exists():  # the same step again: the old one stands aside, still found, until the new one has its name
-        aside = folder / f"{ASIDE}{name}"
-        shutil.rmtree(aside, ignore_errors=True)
-        target.rename(aside)
-    making.rename(target)
+        previous = folder / f"{OLD_PREFIX}{name}"
+        shutil.rmtree(previous, ignore_errors=True)
+        target.rename(previous)
+    tmp_dir.rename(target)
     sync_folder(folder)
-    shutil.rmtree(folder / f"{ASIDE}{name}", ignore_errors=True)
+    shutil.rmtree(folder / f"{OLD_PREFIX}{name}", ignore_errors=True)
     return target
 
 
-def check_shape(found: Any, like: Any, where: str) -> None:
-    """See that ``found`` has the tensors, by name, shape and type of number, and the kinds of values of ``like``.
+def check_shape(actual: Any, expected: Any, where: str) -> None:
+    """See that ``actual`` has the tensors, by name, shape and type of number, and the kinds of values of ``expected``.
 
     Raises:
         Unusable: naming the first that differs.
     """
-    if isinstance(like, torch.Tensor):
-        if not isinstance(found, torch.Tensor) or found.shape != like.shape or found.dtype != like.dtype:
-            given = f"{found.dtype} {list(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
-            raise Unusable(f"{where} is {given}, expected {like.dtype} {list(like.shape)}")
-    elif isinstance(like, dict):
-        if not isinstance(found, dict) or found.keys() != like.keys():
-            odd = sorted(map(str, found.keys() ^ like.keys())) if isinstance(found, dict) else [type(found).__name__]
-            raise Unusable(f"{where} has other entries than expected: {', '.join(odd[:3])}")
-        for name, value in like.items():
-            check_shape(found[name], value, f"{where}.{name}")
-    elif isinstance(like, (list, tuple)):
-        if not isinstance(found, (list, tuple)) or len(found) != len(like):
-            raise Unusable(f"{where} is no list of {len(like)}")
-        for at, value in enumerate(like):
-            check_shape(found[at], value, f"{where}.{at}")
-    elif type(found) is not type(like):
-        raise Unusable(f"{where} is {type(found).__name__}, expected {type(like).__name__}")
+    if isinstance(expected, torch.Tensor):
+        if not isinstance(actual, torch.Tensor) or actual.shape != expected.shape or actual.dtype != expected.dtype:
+            given = f"{actual.dtype} {list(actual.shape)}" if isinstance(actual, torch.Tensor) else type(actual).__name__
+            raise InvalidCheckpoint(f"{where} is {given}, expected {expected.dtype} {list(expected.shape)}")
+    elif isinstance(expected, dict):
+        if not isinstance(actual, dict) or actual.keys() != expected.keys():
+            odd = sorted(map(str, actual.keys() ^ expected.keys())) if isinstance(actual, dict) else [type(actual).__name__]
+            raise InvalidCheckpoint(f"{where} has other entries than expected: {', '.join(odd[:3])}")
+        for name, value in expected.items():
+            check_shape(actual[name], value, f"{where}.{name}")
+    elif isinstance(expected, (list, tuple)):
+        if not isinstance(actual, (list, tuple)) or len(actual) != len(expected):
+            raise InvalidCheckpoint(f"{where} is no list of {len(expected)}")
+        for at, value in enumerate(expected):
+            check_shape(actual[at], value, f"{where}.{at}")
+    elif type(actual) is not type(expected):
+        raise InvalidCheckpoint(f"{where} is {type(actual).__name__}, expected {type(expected).__name__}")
 
 
 def check_finite(network: State) -> None:
@@ -99,33 +107,33 @@ def check_finite(network: State) -> None:
     """
     for name, value in network.items():
         if not bool(value.isfinite().all()):
-            raise Unusable(f"network.{name} holds a number that is not finite (NaN or infinity)")
+            raise InvalidCheckpoint(f"network.{name} holds a number that is not finite (NaN or infinity)")
 
 
-def _fill(making: Path, state: State, manifest: dict[str, Any]) -> None:
+def _write_and_verify(tmp_dir: Path, state: State, manifest: dict[str, Any]) -> None:
     """Write the state and its manifest, and read back what the disk has."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomic(making / "state.pt", buffer.getvalue())
-    with open(making / "state.pt", "rb") as f:
+    write_atomic(tmp_dir / "state.pt", buffer.getvalue())
+    with open(tmp_dir / "state.pt", "rb") as f:
         os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # read back what the disk has, not what memory has
-    digest = sha256(making / "state.pt")
+    digest = sha256(tmp_dir / "state.pt")
     if digest != hashlib.sha256(buffer.getbuffer()).hexdigest():
         raise OSError(
-            f"{making / 'state.pt'} reads back differently from what was written: the disk is failing or full"
+            f"{tmp_dir / 'state.pt'} reads back differently from what was written: the disk is failing or full"
         )
     manifest |= {"sha256": digest, "bytes": buffer.getbuffer().nbytes}
-    write_atomic(making / "manifest.json", json.dumps(manifest))
+    write_atomic(tmp_dir / "manifest.json", json.dumps(manifest))
 
 
-class Saver:
+class CheckpointSaver:
     """Writes checkpoints beside the training, one at a time, and thins them out.
 
     ``save`` returns once the state is copied to host memory; an error of the writing is raised by the next call. A disk
     that fails, or has no room, costs two saves in a row and a warning each (``warn``): the training goes on, what was
     saved before stays. The third is raised, and so is every one that is waited for.
-    ``check`` is asked before anything gets its name or is deleted, and raises if this process may not write any more.
-    ``saved`` is told each step that is on disk and verified, with the seconds from the call of ``save`` to that; both
+    ``check_lease`` is asked before anything gets its name or is deleted, and raises if this process may not write any more.
+    ``on_saved`` is told each step that is on disk and verified, with the seconds from the call of ``save`` to that; both
     are called in the thread that writes.
     """
 
@@ -135,25 +143,25 @@ class Saver:
         keep_last: int,
         keep_best: bool,
         *,
-        check: Callable[[], None] = lambda: None,
-        saved: Callable[[int, float], None] = lambda step, seconds: None,
+        check_lease: Callable[[], None] = lambda: None,
+        on_saved: Callable[[int, float], None] = lambda step, seconds: None,
         settings: dict[str, Any] | None = None,
         warn: Callable[[str], None] = lambda message: None,
     ) -> None:
         self._settings, self._warn, self._failed = settings, warn, 0
         self._folder, self._keep_last, self._keep_best = folder, keep_last, keep_best
-        self._check, self._saved = check, saved
+        self._check, self._saved = check_lease, on_saved
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
     def save(self, state: State, step: int, score: float | None, *, wait: bool) -> None:
         began = time.monotonic()
-        self.settle()
+        self.wait()
         self._pending = self._worker.submit(self._write, _to_host(state), step, score, began, wait)
         if wait:
-            self.settle()
+            self.wait()
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Wait for the checkpoint being written, and raise what went wrong with it."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
@@ -161,27 +169,27 @@ class Saver:
 
     def close(self) -> None:
         try:
-            self.settle()
+            self.wait()
         finally:
             self._worker.shutdown()
 
     def _write(self, state: State, step: int, score: float | None, began: float, needed: bool) -> None:
         try:
-            written = write(self._folder, state, step, score, self._check, self._settings)
+            written = write_checkpoint(self._folder, state, step, score, self._check, self._settings)
         except OSError as error:
             self._failed += 1
             error.filename = error.filename or str(self._folder)  # an fsync does not say of what
-            if needed or self._failed == MOST_FAILED:
+            if needed or self._failed == MAX_CONSECUTIVE_FAILURES:
                 raise
             self._warn(
-                f"step {step} is not saved ({error.strerror or error}), {self._failed} of {MOST_FAILED} in a row "
+                f"step {step} is not saved ({error.strerror or error}), {self._failed} of {MAX_CONSECUTIVE_FAILURES} in a row "
                 f"before the run ends of it: see to the disk of {self._folder}"
             )
             return
         self._failed = 0
         self._saved(step, time.monotonic() - began)
         self._check()
-        for leftover in self._folder.glob(f"{ASIDE}*"):
+        for leftover in self._folder.glob(f"{OLD_PREFIX}*"):
             shutil.rmtree(leftover)
         paths = sorted(p for p in self._folder.glob("step_*") if p <= written)  # what is later was passed over: damaged
         keep = set(paths[-self._keep_last :])
@@ -224,46 +232,46 @@ def load_network(run: Run, which: Literal["last", "best"] = "last") -> nn.Module
 
     data = json.loads(read_regular(run.path / "data.json"))
     network = models.build(run.config.model, len(data["classes"]), int(data["image_size"]))
-    like = network.state_dict()
+    expected = network.state_dict()
 
     def load(checkpoint: Checkpoint) -> None:
         state = checkpoint.load()
-        check_shape(state["network"], like, "network")
+        check_shape(state["network"], expected, "network")
         averages = state.get("ema")
         if averages is not None:  # of floating-point entries only
-            check_shape(averages, {name: t for name, t in like.items() if t.is_floating_point()}, "ema")
+            check_shape(averages, {name: t for name, t in expected.items() if t.is_floating_point()}, "ema")
         weights = {**state["network"], **(averages or {})}
         try:
             check_finite(weights)
-        except Unusable as error:  # no damage of the disk: an older one would hide it
+        except InvalidCheckpoint as error:  # no damage of the disk: an older one would hide it
             raise UserError(f"{checkpoint.path}: {error}: its labels would mean nothing; delete it to go back to an "
                             "older one, and lower optim.lr if the training went astray") from None
         network.load_state_dict(weights)
 
-    choice = _best(run, load) if which == "best" else saved.choose(run, load)
+    choice = _best_checkpoint(run, load) if which == "best" else saved.select_checkpoint(run, load)
     if choice.checkpoint is None:
         raise UserError(
             f"run {run.id} has no valid {'scored ' if which == 'best' else ''}checkpoint in {run.checkpoints}: "
-            f"train it first (runyard resume {run.reference})"
+            f"train it first (runyard resume {run.cli_reference})"
         )
     if choice.warning is not None:
         print(f"runyard: warning: {choice.warning}", file=sys.stderr, flush=True)
     return network.eval()
 
 
-def _best(run: Run, use: Callable[[Checkpoint], None]) -> Choice:
+def _best_checkpoint(run: Run, use: Callable[[Checkpoint], None]) -> CheckpointSelection:
     """The checkpoint with the highest score that ``use`` makes no objection to; the later of two equal ones."""
     passed_over = []
     whole: list[Checkpoint] = []
-    for path in reversed(saved.candidates(run.checkpoints)):
+    for path in reversed(saved.checkpoint_paths(run.checkpoints)):
         try:
-            whole.append(saved.read(path))
-        except Unusable as error:
+            whole.append(saved.read_checkpoint(path))
+        except InvalidCheckpoint as error:
             passed_over.append(f"{path.name} is damaged ({error})")
     for checkpoint in sorted((c for c in whole if c.score is not None), key=lambda c: (c.score, c.step), reverse=True):
         try:
             use(checkpoint)
-            return Choice(checkpoint, passed_over)
-        except Unusable as error:
+            return CheckpointSelection(checkpoint, passed_over)
+        except InvalidCheckpoint as error:
             passed_over.append(f"{checkpoint.path.name} is damaged ({error})")
-    return Choice(None, passed_over)
+    return CheckpointSelection(None, passed_over)

@@ -54,7 +54,7 @@ class Ema:
             ValueError: they belong to another network.
         """
         if set(state) != set(self._names):
-            strangers = sorted(set(state) ^ set(self._names))
-            raise ValueError(f"averages of another network: only one of the two has {', '.join(strangers[:3])}")
+            unknown = sorted(set(state) ^ set(self._names))
+            raise ValueError(f"averages of another network: only one of the two has {', '.join(unknown[:3])}")
         for name, average in zip(self._names, self._average, strict=True):
             average.copy_(state[name])

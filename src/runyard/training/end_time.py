@@ -6,26 +6,26 @@ import math
 import re
 import time
 
-from runyard.slurm_client import NoAnswer, Refused, ask
+from runyard.slurm_client import SlurmRejected, SlurmUnavailable, run_query
 
-ANSWER_S = 20.0  # how long a controller may take
+END_TIME_QUERY_TIMEOUT_S = 20.0  # how long a controller may take
 
 
-def asked(job: str) -> float | None:
+def query_end_time(job: str) -> float | None:
     """When ``job`` (SLURM_JOB_ID) ends, unix s by this node's clock; infinity without a limit, None if nobody can say.
 
     Raises:
         CannotTell: there is no squeue here, as in a container.
     """
     try:
-        said = ask("squeue", "--noheader", f"--jobs={job}", "--format=%L", timeout_s=ANSWER_S)
-    except (NoAnswer, Refused):
+        said = run_query("squeue", "--noheader", f"--jobs={job}", "--format=%L", timeout_s=END_TIME_QUERY_TIMEOUT_S)
+    except (SlurmUnavailable, SlurmRejected):
         return None
-    left_s = seconds(said.strip())
+    left_s = parse_duration_s(said.strip())
     return None if left_s is None else time.time() + left_s
 
 
-def seconds(left: str) -> float | None:
+def parse_duration_s(left: str) -> float | None:
     """Of a time as SLURM writes it, ``[[days-]hours:]minutes:seconds``; None for what is none, or over."""
     if left == "UNLIMITED":
         return math.inf

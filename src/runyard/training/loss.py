@@ -20,19 +20,19 @@ _STREAM = 0x6D6978  # "mix": keeps these draws apart from others keyed with the 
 
 
 class Targets(NamedTuple):
-    """What each image shows: ``labels`` with ``weight``, and ``partners`` with the rest. Labels are int64 [b]."""
+    """What each image shows: ``labels`` with ``label_weight``, and ``partner_labels`` with the rest. Labels are int64 [b]."""
 
     labels: Tensor
-    partners: Tensor | None = None  # null when nothing was mixed in
-    weight: float = 1.0
+    partner_labels: Tensor | None = None  # null when nothing was mixed in
+    label_weight: float = 1.0
 
     @property
-    def dominant(self) -> Tensor:
+    def majority_labels(self) -> Tensor:
         """The label that holds the larger part of each image, int64 [b]: what top-1 is counted against."""
-        return self.labels if self.partners is None or self.weight >= 0.5 else self.partners
+        return self.labels if self.partner_labels is None or self.label_weight >= 0.5 else self.partner_labels
 
 
-def mix(images: Tensor, labels: Tensor, config: LossConfig, seed: int, step: int) -> tuple[Tensor, Targets]:
+def mix_batch(images: Tensor, labels: Tensor, config: LossConfig, seed: int, step: int) -> tuple[Tensor, Targets]:
     """Mix each image with its neighbour, as the settings say. With none of them set, the images come back untouched.
 
     Args:
@@ -50,19 +50,19 @@ def mix(images: Tensor, labels: Tensor, config: LossConfig, seed: int, step: int
     partners = labels.view(-1, 2).flip(1).flatten()
     if not cut:
         return pairs.lerp(pairs.flip(1), 1 - weight).flatten(0, 1), Targets(labels, partners, weight)
-    top, bottom, left, right = box(rng, weight, images.shape[2], images.shape[3])
+    top, bottom, left, right = cutmix_box(rng, weight, images.shape[2], images.shape[3])
     mixed = images.clone()
     mixed.unflatten(0, (-1, 2))[..., top:bottom, left:right] = pairs[..., top:bottom, left:right].flip(1)
     weight = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
     return mixed, Targets(labels, partners, weight)
 
 
-def box(rng: np.random.Generator, weight: float, height: int, width: int) -> tuple[int, int, int, int]:
+def cutmix_box(rng: np.random.Generator, weight: float, height: int, width: int) -> tuple[int, int, int, int]:
     """Top, bottom, left, right of a box with a uniform centre: ``1 - weight`` of the image, less what lies outside."""
     side = math.sqrt(1 - weight)
     y, x = rng.random(2) * (height, width)
-    edges = [round(float(np.clip(centre + sign * side * size / 2, 0, size)))
-             for centre, size in ((y, height), (x, width)) for sign in (-1, 1)]
+    edges = [round(float(np.clip(center + sign * side * size / 2, 0, size)))
+             for center, size in ((y, height), (x, width)) for sign in (-1, 1)]
     return edges[0], edges[1], edges[2], edges[3]
 
 
@@ -78,7 +78,7 @@ class Loss:
             targets = Targets(targets)
         logits = logits.float()
         loss = F.cross_entropy(logits, targets.labels, label_smoothing=self.label_smoothing)
-        if targets.partners is None:
+        if targets.partner_labels is None:
             return loss
-        other = F.cross_entropy(logits, targets.partners, label_smoothing=self.label_smoothing)
-        return loss * targets.weight + other * (1 - targets.weight)
+        other = F.cross_entropy(logits, targets.partner_labels, label_smoothing=self.label_smoothing)
+        return loss * targets.label_weight + other * (1 - targets.label_weight)

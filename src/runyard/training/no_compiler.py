@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-NAME = "torch._dynamo"
+COMPILER_MODULE = "torch._dynamo"
 Function = Callable[..., Any]
 
 
-class _StandIn(types.ModuleType):
+class _ModuleStub(types.ModuleType):
     """A module that knows what is asked of it in a process that compiles nothing; all else brings the real one in."""
 
     def __init__(self, name: str, **known: object) -> None:
@@ -28,24 +28,24 @@ class _StandIn(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name in ("__file__", "__loader__"):  # what Python asks of whatever module is there
             raise AttributeError(name)
-        if isinstance(sys.modules.get(NAME), _StandIn):
-            del sys.modules[NAME]
+        if isinstance(sys.modules.get(COMPILER_MODULE), _ModuleStub):
+            del sys.modules[COMPILER_MODULE]
             vars(torch).pop("_dynamo", None)
         return getattr(importlib.import_module(self.__name__), name)
 
 
-def keep_compiler_out() -> None:
+def defer_compiler_import() -> None:
     """From now on torch's compiler is imported by its first real use. Where it has been, it stays."""
-    if NAME in sys.modules:
+    if COMPILER_MODULE in sys.modules:
         return
 
     def as_it_is(function: Function, *_: object, **__: object) -> Function:
         return function
 
-    sys.modules[NAME] = torch._dynamo = _StandIn(
-        NAME,
+    sys.modules[COMPILER_MODULE] = torch._dynamo = _ModuleStub(
+        COMPILER_MODULE,
         disable=as_it_is,
         graph_break=lambda: None,
-        trace_rules=_StandIn(f"{NAME}.trace_rules", clear_lru_cache=lambda: None),
-        utils=_StandIn(f"{NAME}.utils", get_optimize_ddp_mode=lambda: "ddp_optimizer"),
+        trace_rules=_ModuleStub(f"{COMPILER_MODULE}.trace_rules", clear_lru_cache=lambda: None),
+        utils=_ModuleStub(f"{COMPILER_MODULE}.utils", get_optimize_ddp_mode=lambda: "ddp_optimizer"),
     )

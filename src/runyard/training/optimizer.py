@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from runyard.config.schema import OptimConfig
-from runyard.runs.saved_checkpoints import Unusable
+from runyard.runs.saved_checkpoints import InvalidCheckpoint
 from runyard.training.checkpoint import check_shape
 
 _SLOTS: dict[type, set[str]] = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
@@ -37,7 +37,7 @@ def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused)
 
 
-def check_state(optimizer: torch.optim.Optimizer, found: Any, *, begun: bool) -> None:
+def check_optimizer_state(optimizer: torch.optim.Optimizer, found: Any, *, begun: bool) -> None:
     """See that ``optimizer`` can load this ``state_dict``; ``begun`` if it has made a step.
 
     Raises:
@@ -45,21 +45,21 @@ def check_state(optimizer: torch.optim.Optimizer, found: Any, *, begun: bool) ->
     """
     like = optimizer.state_dict()
     if not isinstance(found, dict) or found.keys() != like.keys() or not isinstance(found["state"], dict):
-        raise Unusable("optimizer is no state of an optimizer")
+        raise InvalidCheckpoint("optimizer is no state of an optimizer")
     for group, own in zip(found["param_groups"], like["param_groups"], strict=True):
         check_shape({**group, "lr": own["lr"]}, own, "optimizer.param_groups")  # the loop sets lr itself
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     slots = _SLOTS[type(optimizer)] if optimizer.defaults.get("momentum", 1) else set[str]()
     if begun and slots and not found["state"]:
-        raise Unusable("optimizer remembers nothing of its steps")
+        raise InvalidCheckpoint("optimizer remembers nothing of its steps")
     for number, own in found["state"].items():
         if not isinstance(own, dict) or own.keys() != slots or number not in range(len(parameters)):
-            raise Unusable(f"optimizer.state.{number} holds other entries than {', '.join(sorted(slots))}")
+            raise InvalidCheckpoint(f"optimizer.state.{number} holds other entries than {', '.join(sorted(slots))}")
         for name, value in own.items():
             if name != "step":
                 check_shape(value, parameters[number], f"optimizer.state.{number}.{name}")
             elif not isinstance(value, torch.Tensor) or value.ndim:
-                raise Unusable(f"optimizer.state.{number}.step is no number")
+                raise InvalidCheckpoint(f"optimizer.state.{number}.step is no number")
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -13,33 +13,33 @@ from torch.nn.parallel import DistributedDataParallel
 
 from runyard import models
 from runyard.config.schema import Config
-from runyard.data.loading.batch import Batch, Normalise
+from runyard.data.loading.batch import Batch, Normalize
 from runyard.data.manifest import Manifest
 from runyard.models.layers import sync_batch_norm
 from runyard.models.layers.dropout import SampleDropout, step_seed
 from runyard.ownership import compiler_cache
 from runyard.training import optimizer
 from runyard.training.checkpoint import State
-from runyard.training.distributed.process_group import Dist
+from runyard.training.distributed.process_group import RankInfo
 from runyard.training.ema import Ema
-from runyard.training.loss import Loss, mix
+from runyard.training.loss import Loss, mix_batch
 from runyard.training.lr_scheduler import learning_rate
 from runyard.training.metrics.counters import Counters
 from runyard.training.metrics.step_timer import StepTimer
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-NEVER = 2**62  # a bad step is told to the vote as NEVER - step * world_size - rank: the earliest is the highest
+NO_STEP = 2**62  # a bad step is told to the vote as NEVER - step * world_size - rank: the earliest is the highest
 
 
-class Diverged(Exception):
+class DivergenceError(Exception):
     """The loss or the weights stopped being finite numbers. The last checkpoint is from before that."""
 
 
-class Learner:
+class TrainState:
     """One rank's copy of the training state. ``step`` counts optimiser steps done, ``epochs_done`` epochs evaluated."""
 
-    def __init__(self, config: Config, manifest: Manifest, place: Dist, steps_per_epoch: int) -> None:
-        self.config, self.place, self.device = config, place, place.device
+    def __init__(self, config: Config, manifest: Manifest, rank_info: RankInfo, steps_per_epoch: int) -> None:
+        self.config, self.rank_info, self.device = config, rank_info, rank_info.device
         self.steps_per_epoch = steps_per_epoch
         self.step, self.epochs_done, self.clock_s = 0, 0, 0.0
         self.best: dict[str, float] = {}
@@ -51,7 +51,7 @@ class Learner:
         self.dropout = SampleDropout.convert(network)
         self.network = network.to(self.device, memory_format=memory)  # type: ignore[call-overload]
         self._parameters = list(self.network.parameters())  # a walk through the modules costs up to 0.1 ms
-        self.normalise = Normalise(manifest.mean, manifest.std).to(self.device)
+        self.normalize = Normalize(manifest.mean, manifest.std).to(self.device)
         self.optimizer = optimizer.build(config.optim, self.network)
         self.ema = Ema(self.network, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")  # type: ignore[attr-defined]
@@ -61,31 +61,31 @@ class Learner:
         compiled = config.compile != "none"
         if compiled and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # else /tmp/torchinductor_NAME, whoever made it
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiler_cache("inductor"))
-        self._forward = torch.compile(self.network, mode=config.compile) if compiled else self.network
-        self._wrapped: DistributedDataParallel | None = None
-        self._bad_step = torch.full((), NEVER, dtype=torch.int64, device=self.device)
-        self._bad_step_host = torch.full((), NEVER, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+        self._compiled_network = torch.compile(self.network, mode=config.compile) if compiled else self.network
+        self._ddp: DistributedDataParallel | None = None
+        self._first_non_finite_step = torch.full((), NO_STEP, dtype=torch.int64, device=self.device)
+        self._first_non_finite_step_host = torch.full((), NO_STEP, dtype=torch.int64, pin_memory=self.device.type == "cuda")
 
-    def connect(self) -> None:
+    def wrap_ddp(self) -> None:
         """Let gradients flow between the ranks. After ``init_from_data`` or ``restore``: rank 0's weights go to all."""
-        if self.place.world_size > 1:
+        if self.rank_info.world_size > 1:
             ids = [self.device] if self.device.type == "cuda" else None
-            self._wrapped = DistributedDataParallel(self._forward, device_ids=ids, gradient_as_bucket_view=True)
-            self.timer.attach(self._wrapped)
+            self._ddp = DistributedDataParallel(self._compiled_network, device_ids=ids, gradient_as_bucket_view=True)
+            self.timer.register_hooks(self._ddp)
 
     def train_step(self, micro_batches: list[Batch]) -> None:
         """One optimiser step over this rank's micro-batches. Nothing here waits for the device."""
         lr = learning_rate(self.config, self.step, self.steps_per_epoch)
         optimizer.set_lr(self.optimizer, lr)
-        torch.manual_seed(step_seed(self.config.seed, self.step, self.place.rank))  # of layers that draw for themselves
+        torch.manual_seed(step_seed(self.config.seed, self.step, self.rank_info.rank))  # of layers that draw for themselves
         self.network.train()
         for i, batch in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
-            with contextlib.nullcontext() if last or self._wrapped is None else self._wrapped.no_sync():
+            with contextlib.nullcontext() if last or self._ddp is None else self._ddp.no_sync():
                 self._micro_step(batch, len(micro_batches))
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        if self.place.rank == 0:  # the gradient is the same on all, and rank 0's checkpoint holds the counters
+        if self.rank_info.rank == 0:  # the gradient is the same on all, and rank 0's checkpoint holds the counters
             self.counters.add_norm(grad_norm)
         if self.config.optim.grad_clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self._parameters, self.config.optim.grad_clip_norm, grad_norm)
@@ -94,30 +94,30 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.step)
-        self._bad_step_host.copy_(self._bad_step, non_blocking=True)
+        self._first_non_finite_step_host.copy_(self._first_non_finite_step, non_blocking=True)
         self.step += 1
 
     def _micro_step(self, batch: Batch, count: int) -> None:
         if self.dropout is not None:
-            self.dropout.begin(self.config.seed, self.step, batch.indices)
-        images, targets = mix(self.normalise(batch.images), batch.labels, self.config.loss, self.config.seed, self.step)
+            self.dropout.set_step(self.config.seed, self.step, batch.indices)
+        images, targets = mix_batch(self.normalize(batch.images), batch.labels, self.config.loss, self.config.seed, self.step)
         with self._autocast():
-            logits = (self._wrapped or self._forward)(self._laid_out(images))
+            logits = (self._ddp or self._compiled_network)(self._to_memory_format(images))
         loss = self.loss(logits, targets)
         self.scaler.scale(loss / count).backward()
         with torch.no_grad():
-            here = torch.where(loss.isfinite(), NEVER, self.step)
-            torch.minimum(self._bad_step, here, out=self._bad_step)
-            self.counters.add(loss * len(batch.labels), (logits.argmax(1) == targets.dominant).sum(), len(batch.labels))
+            here = torch.where(loss.isfinite(), NO_STEP, self.step)
+            torch.minimum(self._first_non_finite_step, here, out=self._first_non_finite_step)
+            self.counters.add(loss * len(batch.labels), (logits.argmax(1) == targets.majority_labels).sum(), len(batch.labels))
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [b, classes] of uint8 images [b, S, S, 3], in evaluation mode."""
         self.network.eval()
         with self._autocast():
-            return self._forward(self._laid_out(self.normalise(images)))  # type: ignore[no-any-return]
+            return self._compiled_network(self._to_memory_format(self.normalize(images)))  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluation_weights(self) -> Iterator[None]:
         """Within the block every rank holds what a checkpoint gives: rank 0's buffers, the average if one is kept."""
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
             if dist.is_initialized():
@@ -125,27 +125,27 @@ class Learner:
                     dist.broadcast(buffer, 0)
             yield
 
-    def bad_flag(self, *, exact: bool = False) -> int:
+    def non_finite_flag(self, *, exact: bool = False) -> int:
         """0, or where the loss was first not finite, for the vote. Unless ``exact`` a GPU's answer may be late."""
-        bad = int(self._bad_step if exact else self._bad_step_host)
-        return 0 if bad == NEVER else NEVER - bad * self.place.world_size - self.place.rank
+        bad = int(self._first_non_finite_step if exact else self._first_non_finite_step_host)
+        return 0 if bad == NO_STEP else NO_STEP - bad * self.rank_info.world_size - self.rank_info.rank
 
-    def diverged(self, flag: int) -> Diverged:
-        step, rank = divmod(NEVER - flag, self.place.world_size)
-        return Diverged(
+    def divergence_error(self, flag: int) -> DivergenceError:
+        step, rank = divmod(NO_STEP - flag, self.rank_info.world_size)
+        return DivergenceError(
             f"the loss is not a finite number at step {step + 1} "
             f"(epoch {step // self.steps_per_epoch + 1}) on rank {rank}: "
             "lower optim.lr, or set optim.grad_clip_norm, or schedule.warmup_epochs"
         )
 
-    def state(self) -> State:
+    def state_dict(self) -> State:
         """All that resuming needs. Everything random is a function of the step, so no generator's state is among it.
 
         Raises:
             Diverged: a weight is not a finite number.
         """
         if not all(bool(p.isfinite().all()) for p in self.network.parameters()):
-            raise Diverged(
+            raise DivergenceError(
                 f"a weight is not a finite number after step {self.step}: lower optim.lr, or set optim.grad_clip_norm"
             )
         return {
@@ -158,10 +158,10 @@ class Learner:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "scaler": self.scaler.state_dict(),
             "counters": self.counters.state(),
-            "world_size": self.place.world_size,
+            "world_size": self.rank_info.world_size,
         }
 
-    def restore(self, state: State) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Go on from ``state``; the counters of the epoch under way return to rank 0 alone, which held them all."""
         self.step, self.epochs_done = state["step"], state["epochs_done"]
         self.clock_s, self.best = state["clock_s"], state["best"]
@@ -170,7 +170,7 @@ class Learner:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.scaler.load_state_dict(state["scaler"])
-        if self.place.rank == 0:
+        if self.rank_info.rank == 0:
             self.counters.restore(state["counters"])
 
     @property
@@ -184,22 +184,22 @@ class Learner:
         in which a ring adds up the ranks depends on an element's place in its bucket. So that every training step of
         every start adds in the same order, the first backward is this one. With ``compile``, both modes are compiled.
         """
-        kept = {k: v.clone() for k, v in self.network.state_dict().items()}
+        saved_state = {k: v.clone() for k, v in self.network.state_dict().items()}
         self.network.train()
         if self.dropout is not None:
-            self.dropout.begin(self.config.seed, 0, batch.indices)
+            self.dropout.set_step(self.config.seed, 0, batch.indices)
         with self._autocast():
-            logits = (self._wrapped or self._forward)(self._laid_out(self.normalise(batch.images)))
+            logits = (self._ddp or self._compiled_network)(self._to_memory_format(self.normalize(batch.images)))
         self.loss(logits, batch.labels).backward()
         self.optimizer.zero_grad(set_to_none=True)
         if self.config.compile != "none":
             with torch.no_grad():
                 self.logits(batch.images[:1].expand(self.config.eval_batch_size, -1, -1, -1))
-        self.network.load_state_dict(kept)
+        self.network.load_state_dict(saved_state)
 
     def _autocast(self) -> torch.autocast:
         dtype = AUTOCAST[self.config.precision]
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
-    def _laid_out(self, images: Tensor) -> Tensor:
+    def _to_memory_format(self, images: Tensor) -> Tensor:
         return images if self.config.channels_last else images.contiguous()

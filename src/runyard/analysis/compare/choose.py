@@ -12,27 +12,27 @@ import numpy as np
 
 from runyard.analysis.compare import where
 from runyard.errors import UserError
-from runyard.runs.history import History, number
-from runyard.runs.reading import load, read_record
+from runyard.runs.history import RunHistory, finite_or_nan
+from runyard.runs.reading import load_history, read_record
 from runyard.runs.run import Run
 
-FEW = 3  # runs or lines named in a note before it only counts them
+MAX_NAMED_RUNS = 3  # runs or lines named in a note before it only counts them
 
 
 @dataclass(frozen=True)
-class Choice:
+class RunSelection:
     """The runs, by time of creation; what was skipped or is damaged, a line each; and the sweep, if one was asked.
 
     ``refused`` is why trials of the sweep became no run, a reason each.
     """
 
-    runs: list[History]
+    runs: list[RunHistory]
     notes: list[str]
     sweep: str | None = None
-    refused: tuple[str, ...] = ()
+    refused_trials: tuple[str, ...] = ()
 
 
-def choose(
+def select_runs(
     references: Sequence[str],
     *,
     everything: bool = False,
@@ -40,7 +40,7 @@ def choose(
     sweep: str | None = None,
     conditions: Sequence[str] = (),
     runs_dir: Path | str = "runs",
-) -> Choice:
+) -> RunSelection:
     """The runs that are named, or all of ``runs_dir``; of these the ones of the tag and sweep that meet the conditions.
 
     Raises:
@@ -52,7 +52,7 @@ def choose(
         raise UserError(f"--all and {references[0]}: give runs, or --all, not both")
     notes: list[str] = []
     directories = (
-        [Run.locate(reference, runs_dir) for reference in references]
+        [Run.find_path(reference, runs_dir) for reference in references]
         if references
         else sorted(path.parent for path in Path(runs_dir).glob("[!.]*/run.json"))
     )
@@ -69,23 +69,23 @@ def choose(
         raise UserError(first if len(notes) == 1 else f"none of {len(directories)} runs can be read: {first}")
     if tag is not None:
         runs = _of_tag(tag, runs, runs_dir)
-    met = where.read(conditions, runs)
-    fitting = [run for run in runs if all(condition.holds(run) for condition in met)]
-    if not fitting:
+    met = where.parse_conditions(conditions, runs)
+    matching = [run for run in runs if all(condition.matches(run) for condition in met)]
+    if not matching:
         raise UserError(f"--where {' and '.join(conditions)}: none of {len(runs)} runs fits")
-    if all(run.state == "not started" for run in fitting):
-        raise UserError(f"{_named(fitting)}: without metrics, {'it has' if len(fitting) == 1 else 'they have'} not "
+    if all(run.state == "not started" for run in matching):
+        raise UserError(f"{_named(matching)}: without metrics, {'it has' if len(matching) == 1 else 'they have'} not "
                         "started: nothing to compare yet")
-    refused = tuple(why for folder in _searches(runs_dir) if folder.name == sweep for why in _refused(folder, notes))
-    return Choice(sorted(fitting, key=lambda run: (run.created, run.id)), notes + _notes(fitting), sweep, refused)
+    refused = tuple(why for folder in _search_dirs(runs_dir) if folder.name == sweep for why in _refused_trials(folder, notes))
+    return RunSelection(sorted(matching, key=lambda run: (run.created, run.id)), notes + _notes(matching), sweep, refused)
 
 
-def _loaded(directories: Iterable[Path], notes: list[str]) -> list[History]:
-    runs: dict[Path, History] = {}
+def _loaded(directories: Iterable[Path], notes: list[str]) -> list[RunHistory]:
+    runs: dict[Path, RunHistory] = {}
     for directory in directories:
         if (place := directory.resolve()) not in runs:
             try:
-                runs[place] = load(directory)
+                runs[place] = load_history(directory)
             except UserError as error:
                 notes.append(f"skipped {error}")
     return list(runs.values())
@@ -102,14 +102,14 @@ def _of_sweep(wanted: str, directories: list[Path], runs_dir: Path | str, notes:
             continue
         if isinstance(name := record.get("sweep"), str):
             members.setdefault(name, []).append(directory)
-            created[name] = max(created.get(name, 0.0), np.nan_to_num(number(record.get("created"))))
+            created[name] = max(created.get(name, 0.0), np.nan_to_num(finite_or_nan(record.get("created"))))
     known = sorted(members, key=lambda name: (created[name], name))
-    fits = known[-1:] if wanted == "@last" else [s for s in known if s == wanted] or [
+    matches = known[-1:] if wanted == "@last" else [s for s in known if s == wanted] or [
         s for s in known if wanted and s.startswith(wanted)]
-    if len(fits) == 1:
-        return fits[0], members[fits[0]]
-    if fits:
-        raise UserError(f"--sweep {wanted}: fits {len(fits)} sweeps, as {fits[0]} and {fits[1]}: give more of it")
+    if len(matches) == 1:
+        return matches[0], members[matches[0]]
+    if matches:
+        raise UserError(f"--sweep {wanted}: fits {len(matches)} sweeps, as {matches[0]} and {matches[1]}: give more of it")
     if said := _without_runs(wanted, runs_dir):
         raise UserError(said)
     there = f"the newest there is {known[-1]}" if known else "no run there belongs to one"
@@ -120,8 +120,8 @@ def _without_runs(wanted: str | None, runs_dir: Path | str) -> str:
     """Why the one search that is wanted has no run, where all of its trials were refused; else ""."""
     found = {
         folder.name: why
-        for folder in _searches(runs_dir)
-        if wanted and (wanted == "@last" or folder.name.startswith(wanted)) and (why := _refused(folder, []))
+        for folder in _search_dirs(runs_dir)
+        if wanted and (wanted == "@last" or folder.name.startswith(wanted)) and (why := _refused_trials(folder, []))
     }
     name = wanted if wanted in found else next(iter(found)) if len(found) == 1 else None
     if name is None:
@@ -130,12 +130,12 @@ def _without_runs(wanted: str | None, runs_dir: Path | str) -> str:
     return f"--sweep {name}: none of its {count} trial{'s' * (count > 1)} became a run: {found[name][0]}"
 
 
-def _searches(runs_dir: Path | str) -> list[Path]:
+def _search_dirs(runs_dir: Path | str) -> list[Path]:
     """Folders of searches that had trials refused; each user's lie in one of their own."""
     return [path.parent for path in sorted(Path(runs_dir).glob(".sweeps*/*/refused.jsonl"))]
 
 
-def _refused(folder: Path, notes: list[str]) -> tuple[str, ...]:
+def _refused_trials(folder: Path, notes: list[str]) -> tuple[str, ...]:
     """What ``runyard.cluster.search.sweep`` wrote of the trials that it could make no run of, each trial once."""
     try:
         lines = (folder / "refused.jsonl").read_bytes().splitlines()
@@ -154,7 +154,7 @@ def _refused(folder: Path, notes: list[str]) -> tuple[str, ...]:
     return tuple(found.values())
 
 
-def _of_tag(tag: str, runs: list[History], runs_dir: Path | str) -> list[History]:
+def _of_tag(tag: str, runs: list[RunHistory], runs_dir: Path | str) -> list[RunHistory]:
     tagged = [run for run in runs if tag in run.tags]
     if not tagged:
         tags = sorted({t for run in runs for t in run.tags})
@@ -163,15 +163,15 @@ def _of_tag(tag: str, runs: list[History], runs_dir: Path | str) -> list[History
     return tagged
 
 
-def _notes(runs: list[History]) -> list[str]:
+def _notes(runs: list[RunHistory]) -> list[str]:
     """What a person should know before trusting the figures, a line each."""
     notes = []
     for run in runs:
-        if broken := run.broken_lines[: -1 if run.half_written else None]:
-            lines = ", ".join(map(str, broken[:FEW])) + (", ..." if len(broken) > FEW else "")
+        if broken := run.broken_lines[: -1 if run.last_line_truncated else None]:
+            lines = ", ".join(map(str, broken[:MAX_NAMED_RUNS])) + (", ..." if len(broken) > MAX_NAMED_RUNS else "")
             many = len(broken) > 1
             notes.append(f"run {run.id}: {len(broken)} broken line{'s' * many} in metrics.jsonl ({lines}), skipped")
-        if run.half_written:
+        if run.last_line_truncated:
             notes.append(f"run {run.id}: the last line of metrics.jsonl is half-written, skipped")
     if empty := [run for run in runs if not len(run.series["epoch"])]:
         notes.append(f"without metrics so far: {_named(empty)}")
@@ -182,7 +182,7 @@ def _notes(runs: list[History]) -> list[str]:
     return notes
 
 
-def _named(runs: Sequence[History]) -> str:
-    ids = [f"{run.id} ({run.state})" for run in runs[:FEW]]
-    more = f" and {len(runs) - FEW} more" if len(runs) > FEW else ""
+def _named(runs: Sequence[RunHistory]) -> str:
+    ids = [f"{run.id} ({run.state})" for run in runs[:MAX_NAMED_RUNS]]
+    more = f" and {len(runs) - MAX_NAMED_RUNS} more" if len(runs) > MAX_NAMED_RUNS else ""
     return f"run{'s' * (len(runs) > 1)} {', '.join(ids)}{more}"

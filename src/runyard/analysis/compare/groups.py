@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from runyard.analysis.compare.measures import MEASURES
+from runyard.analysis.compare.measures import METRICS
 from runyard.analysis.compare.text import on_one_line
-from runyard.runs.history import History, Settings
-from runyard.runs.reading import matters
+from runyard.runs.history import FlatSettings, RunHistory
+from runyard.runs.reading import affects_learning
 
 STATES = ("finished", "running", "waiting", "interrupted", "pruned", "failed", "silent", "not started")
 
@@ -30,26 +30,26 @@ class Group:
     """
 
     label: str
-    runs: tuple[History, ...]
+    runs: tuple[RunHistory, ...]
 
     @cached_property
-    def counted(self) -> tuple[History, ...]:
+    def counted_runs(self) -> tuple[RunHistory, ...]:
         """The runs that figures are made of: those that finished, or all where none did; of each seed one, the newest.
 
         A run repeated with its seed is no independent repetition, and a run under way would drag a mean down. One that
-        was never evaluated does not count beside one that was: ``n`` is what the means are made of.
+        was never evaluated does not count beside one that was: ``seed_count`` is what the means are made of.
         """
-        able = [run for run in self.runs if run.state == "finished"] or self.runs
-        able = [run for run in able if np.isfinite(run.last)] or able
-        of_seed: dict[int | None, History] = {}
-        for run in sorted(able, key=lambda run: (len(run.series["epoch"]) > 0, run.created)):
+        eligible = [run for run in self.runs if run.state == "finished"] or self.runs
+        eligible = [run for run in eligible if np.isfinite(run.last_top1)] or eligible
+        of_seed: dict[int | None, RunHistory] = {}
+        for run in sorted(eligible, key=lambda run: (len(run.series["epoch"]) > 0, run.created)):
             of_seed[run.seed] = run
         return tuple(run for run in self.runs if run is of_seed.get(run.seed))
 
     @property
-    def n(self) -> int:
+    def seed_count(self) -> int:
         """How many seeds figures are made of."""
-        return len(self.counted)
+        return len(self.counted_runs)
 
     @property
     def finished(self) -> bool:
@@ -57,7 +57,7 @@ class Group:
         return any(run.state == "finished" for run in self.runs)
 
     @property
-    def state(self) -> str:
+    def state_text(self) -> str:
         """"" where all have finished; else as "failed 12/50" of one run, or "2 finished, 1 failed"."""
         if all(run.state == "finished" for run in self.runs):
             return ""
@@ -68,7 +68,7 @@ class Group:
         return ", ".join(f"{counts[state]} {state}" for state in sorted(counts, key=STATES.index))
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> FlatSettings:
         """Of its first run; they are all alike, but for the seed and for where things lie."""
         return self.runs[0].settings
 
@@ -78,7 +78,7 @@ class Group:
 
     def values(self, measure: str) -> np.ndarray:
         """float64 [n]: one of ``MEASURES`` (last, gpu_hours, ...) of each run that counts, NaN where it has none."""
-        return np.array([MEASURES[measure].of(run) for run in self.counted], np.float64)
+        return np.array([METRICS[measure].value_of(run) for run in self.counted_runs], np.float64)
 
     def mean(self, measure: str) -> float:
         """Of the runs that have it; NaN where none has."""
@@ -86,7 +86,7 @@ class Group:
         return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def group(runs: Iterable[History], *, by_run: bool = False) -> list[Group]:
+def group_runs(runs: Iterable[RunHistory], *, by_run: bool = False) -> list[Group]:
     """The groups in order of their first runs. With ``by_run`` each run is its own.
 
     Runs of one configuration on other test images are no repetitions: they are told apart by the data's identity. One
@@ -96,7 +96,7 @@ def group(runs: Iterable[History], *, by_run: bool = False) -> list[Group]:
     met: dict[str, set[str]] = {}
     for run in runs:
         met.setdefault(run.settings_sha256, set()).update([run.test_sha256] if run.test_sha256 else [])
-    found: dict[tuple[str, ...], list[History]] = {}
+    found: dict[tuple[str, ...], list[RunHistory]] = {}
     for run in runs:
         there = met[run.settings_sha256]
         data = run.test_sha256 or (min(there) if len(there) == 1 else "")
@@ -110,21 +110,21 @@ def group(runs: Iterable[History], *, by_run: bool = False) -> list[Group]:
     ]
 
 
-def differing(groups: Iterable[Group]) -> list[str]:
+def differing_settings(groups: Iterable[Group]) -> list[str]:
     """Dotted names of the settings in which the groups differ, in the configuration's order; seed and name not."""
     groups = list(groups)
-    names = dict.fromkeys(name for g in groups for name in g.settings if matters(name) and name not in ("seed", "name"))
-    return [name for name in names if len({written(g.settings.get(name)) for g in groups}) > 1]
+    names = dict.fromkeys(name for g in groups for name in g.settings if affects_learning(name) and name not in ("seed", "name"))
+    return [name for name in names if len({format_setting(g.settings.get(name)) for g in groups}) > 1]
 
 
-def written(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """A setting's value as the command line has it, on one line."""
     if isinstance(value, str):
         return on_one_line(value)
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     if isinstance(value, list):
-        return f"[{','.join(map(written, value))}]"
+        return f"[{','.join(map(format_setting, value))}]"
     return json.dumps(value, default=str)
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from runyard.analysis.compare.groups import Group, differing, written
-from runyard.analysis.compare.measures import MEASURES
-from runyard.runs.history import History
+from runyard.analysis.compare.groups import Group, differing_settings, format_setting
+from runyard.analysis.compare.measures import METRICS
+from runyard.runs.history import RunHistory
 
 BINS = 4  # of a number that was drawn, not chosen from a few values
 METHOD = "ε²: share of the variance between runs that a setting's main effect explains, corrected for chance"
@@ -26,7 +26,7 @@ class Effect:
     setting: str
     levels: int
     binned: bool
-    share: float | None
+    importance: float | None
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Sweep:
         between_seeds: Part of the variance that is between seeds of the same settings; None without repeated seeds.
         evaluated: Runs that the shares are computed from: finished ones.
         best: The group with the highest mean of the measure, or None when nothing finished.
-        failures: As ``failures``.
+        failures: As ``failures_by_reason``.
         refused: Why trials became no run, a reason each.
         gpu_hours, core_hours: Of all runs; ``..._lost`` of those that did not finish.
         wall_s: From the first start to the last sign of life, s.
@@ -51,11 +51,11 @@ class Sweep:
     states: dict[str, int]
     measure: str
     effects: list[Effect]
-    crossed: bool
-    between_seeds: float | None
+    full_factorial: bool
+    seed_variance_fraction: float | None
     evaluated: int
     best: Group | None
-    failures: dict[str, list[History]]
+    failures: dict[str, list[RunHistory]]
     refused: tuple[str, ...]
     gpu_hours: float
     core_hours: float
@@ -64,19 +64,19 @@ class Sweep:
     wall_s: float
 
 
-def sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> Sweep:
+def summarize_sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> Sweep:
     """Summed up over all runs of the groups, and the trials that were ``refused`` before they became runs."""
     runs = [run for group in groups for run in group.runs]
-    able = [(run, group) for group in groups if group.finished for run in group.counted if run.last == run.last]
-    measure = "val" if able and all(math.isfinite(MEASURES["val"].of(run)) for run, _ in able) else "last"
-    scores = np.array([MEASURES[measure].of(run) for run, _ in able])
-    levels = {name: _levels([run.settings.get(name) for run, _ in able]) for name in differing(groups)}
+    able = [(run, group) for group in groups if group.finished for run in group.counted_runs if run.last_top1 == run.last_top1]
+    measure = "val" if able and all(math.isfinite(METRICS["val"].value_of(run)) for run, _ in able) else "last"
+    scores = np.array([METRICS[measure].value_of(run) for run, _ in able])
+    levels = {name: _levels([run.settings.get(name) for run, _ in able]) for name in differing_settings(groups)}
     effects = [_effect(name, *of_it, scores) for name, of_it in levels.items()]
-    effects.sort(key=lambda effect: -1.0 if effect.share is None else -effect.share)
-    share_of_groups = explained([group.label for _, group in able], scores)
+    effects.sort(key=lambda effect: -1.0 if effect.importance is None else -effect.importance)
+    share_of_groups = epsilon_squared([group.label for _, group in able], scores)
     finished = [group for group in groups if group.finished and group.mean("last") == group.mean("last")]
     lost = [run for run in runs if run.state != "finished"]
-    begun = [start for run in runs for start in run.starts if start.t > 0]  # one without a time says nothing here
+    begun = [start for run in runs for start in run.starts if start.start_time > 0]  # one without a time says nothing here
     states: dict[str, int] = {}
     for run in runs:
         states[run.state] = states.get(run.state, 0) + 1
@@ -85,21 +85,21 @@ def sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> Sweep:
         states=states,
         measure=measure,
         effects=effects,
-        crossed=_crossed([of_it for of_it, _ in levels.values()]),
-        between_seeds=None if share_of_groups is None else 1 - share_of_groups,
+        full_factorial=_crossed([of_it for of_it, _ in levels.values()]),
+        seed_variance_fraction=None if share_of_groups is None else 1 - share_of_groups,
         evaluated=len(able),
         best=max(finished, key=lambda group: group.mean(measure), default=None),
-        failures=failures(runs),
+        failures=failures_by_reason(runs),
         refused=refused,
         gpu_hours=sum(run.gpu_hours for run in runs),
         core_hours=sum(run.core_hours for run in runs),
         gpu_hours_lost=sum(run.gpu_hours for run in lost),
         core_hours_lost=sum(run.core_hours for run in lost),
-        wall_s=max(s.ended for s in begun) - min(s.t for s in begun) if begun else 0.0,
+        wall_s=max(s.end_time for s in begun) - min(s.start_time for s in begun) if begun else 0.0,
     )
 
 
-def explained(levels: Sequence[Any], scores: np.ndarray) -> float | None:
+def epsilon_squared(levels: Sequence[Any], scores: np.ndarray) -> float | None:
     """ε² (Kelley 1935): the between-levels share of the scores' variance, less what chance alone would give; 0 to 1.
 
     None where it cannot be told: one level, as many levels as scores, or scores that are all alike.
@@ -114,16 +114,16 @@ def explained(levels: Sequence[Any], scores: np.ndarray) -> float | None:
     return min(1.0, max(0.0, (total - within - (len(names) - 1) * chance) / total))
 
 
-def failures(runs: Sequence[History]) -> dict[str, list[History]]:
+def failures_by_reason(runs: Sequence[RunHistory]) -> dict[str, list[RunHistory]]:
     """Reason -> the runs that failed or fell silent for it, the most frequent first."""
-    found: dict[str, list[History]] = {}
+    found: dict[str, list[RunHistory]] = {}
     for run in runs:
         if run.state in ("failed", "silent"):
-            found.setdefault(reason(run), []).append(run)
+            found.setdefault(failure_reason(run), []).append(run)
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
-def reason(run: History) -> str:
+def failure_reason(run: RunHistory) -> str:
     """Why it failed, without the numbers that differ from run to run, so that equal ones meet."""
     if run.state == "silent":
         return "no sign of life, so it was killed or its machine is gone"
@@ -131,13 +131,13 @@ def reason(run: History) -> str:
 
 
 def _effect(setting: str, levels: list[str], binned: bool, scores: np.ndarray) -> Effect:
-    return Effect(setting, len(set(levels)), binned, explained(levels, scores))
+    return Effect(setting, len(set(levels)), binned, epsilon_squared(levels, scores))
 
 
 def _levels(values: list[Any]) -> tuple[list[str], bool]:
     """A setting's level in each run, and whether these are bins of numbers that were drawn."""
     numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
-    levels = [written(v) for v in values]
+    levels = [format_setting(v) for v in values]
     if not numeric or len(set(levels)) <= max(BINS, len(values) // 2):
         return levels, False
     drawn = np.array(values, np.float64)

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runyard.analysis.compare.groups import Group, written
-from runyard.analysis.compare.table import SPREAD, Row, data_marks, plain, rows
-from runyard.analysis.compare.text import Column, numbers, on_one_line, percent
+from runyard.analysis.compare.groups import Group, format_setting
+from runyard.analysis.compare.table import METRICS_WITH_STD, TableRow, dataset_labels, json_safe, table_rows
+from runyard.analysis.compare.text import Column, format_numbers, format_percents, on_one_line
 from runyard.errors import UserError
 
-METRICS = {"top1": "last", "best": "best"}  # as the journal's final row calls them: the last and the best test top-1
+RANKING_METRICS = {"top1": "last", "best": "best"}  # as the journal's final row calls them: the last and the best test top-1
 
 
 @dataclass(frozen=True)
-class Board:
+class Leaderboard:
     """The ranking of one data set, best first, and how many groups had to stay out of it.
 
     Attributes:
@@ -26,19 +26,19 @@ class Board:
     """
 
     data: str
-    ranked: list[Row]
+    rows: list[TableRow]
     too_large: int
     unknown_size: int
     unfinished: int
 
-    def top(self, places: int) -> Board:
+    def top(self, places: int) -> Leaderboard:
         """Its first places alone."""
-        return replace(self, ranked=self.ranked[:places])
+        return replace(self, rows=self.rows[:places])
 
 
-def boards(
+def make_leaderboards(
     groups: Sequence[Group], metric: str = "top1", *, data: str | None = None, max_parameters: float | None = None
-) -> list[Board]:
+) -> list[Leaderboard]:
     """One for each set of test images, by its mark ("cifar10", "cifar10 (2)"); means over seeds are what is ranked.
 
     Some may have nothing ranked, but not all.
@@ -47,15 +47,15 @@ def boards(
         UserError: ``data`` is none of the data sets there, or nothing is left to rank.
     """
     members: dict[str, list[Group]] = {}
-    for group, mark in zip(groups, data_marks(groups), strict=True):
+    for group, mark in zip(groups, dataset_labels(groups), strict=True):
         members.setdefault(mark, []).append(group)
     if data is not None:
         kept = {mark: g for mark, g in members.items() if data in (mark, g[0].runs[0].data_name)}
         if not kept:
             raise UserError(f"--data {data}: no run of it; there are {', '.join(sorted(members))}")
         members = kept
-    made = [_board(mark, members[mark], METRICS[metric], max_parameters) for mark in sorted(members)]
-    if not any(board.ranked for board in made):
+    made = [_board(mark, members[mark], RANKING_METRICS[metric], max_parameters) for mark in sorted(members)]
+    if not any(board.rows for board in made):
         large, unknown = sum(board.too_large for board in made), sum(board.unknown_size for board in made)
         why = (
             f"--max-parameters {max_parameters:g}: all {large + unknown} finished are larger"
@@ -63,58 +63,58 @@ def boards(
             if large + unknown and max_parameters is not None
             else "no run has finished: nothing to rank yet"
         )
-        raise UserError(f"{why}. {left_out(made, max_parameters)}")
+        raise UserError(f"{why}. {exclusion_text(made, max_parameters)}")
     return made
 
 
-def columns(board: Board, metric: str) -> list[Column]:
+def leaderboard_columns(board: Leaderboard, metric: str) -> list[Column]:
     """What is shown of a board. Hours are means over the seeds that count, for one run."""
-    table, name = board.ranked, METRICS[metric]
+    table, name = board.rows, RANKING_METRICS[metric]
 
     def of(key: str) -> list[float]:
         return [row.values[key] for row in table]
 
     out = [
         Column("", [str(place) for place in range(1, len(table) + 1)]),
-        Column("run", [row.group.label for row in table], right=False),
+        Column("run", [row.group.label for row in table], right_aligned=False),
     ]
-    for shown in (name, *(other for other in SPREAD if other != name)):
-        out.append(Column(f"{shown} %", percent(of(shown), of(f"{shown}_sd"))))
+    for shown in (name, *(other for other in METRICS_WITH_STD if other != name)):
+        out.append(Column(f"{shown} %", format_percents(of(shown), of(f"{shown}_sd"))))
     out += [
-        Column("seeds", [str(row.group.n) for row in table]),
-        Column("parameters", numbers(of("parameters"))),
-        Column("model", [written(row.group.settings.get("model.name", "")) for row in table], right=False),
-        Column("epochs", [written(row.group.settings.get("epochs", "")) for row in table]),
+        Column("seeds", [str(row.group.seed_count) for row in table]),
+        Column("parameters", format_numbers(of("parameters"))),
+        Column("model", [format_setting(row.group.settings.get("model.name", "")) for row in table], right_aligned=False),
+        Column("epochs", [format_setting(row.group.settings.get("epochs", "")) for row in table]),
     ]
     for hours, short in (("gpu_hours", "GPU-h"), ("core_hours", "core-h")):
         if any(value == value for value in of(hours)):
-            out.append(Column(short, numbers(of(hours))))
-    newest = [max(row.group.counted, key=lambda run: run.created) for row in table]
-    out.append(Column("newest run", [on_one_line(run.id) for run in newest], right=False))
+            out.append(Column(short, format_numbers(of(hours))))
+    newest = [max(row.group.counted_runs, key=lambda run: run.created) for row in table]
+    out.append(Column("newest run", [on_one_line(run.id) for run in newest], right_aligned=False))
     return out
 
 
-def as_dicts(board: Board, metric: str) -> list[dict[str, Any]]:
+def as_dicts(board: Leaderboard, metric: str) -> list[dict[str, Any]]:
     """For JSON and CSV: a flat mapping for each place; what is not known is null."""
-    names = (METRICS[metric], f"{METRICS[metric]}_sd", "parameters", "gpu_hours", "core_hours")
+    names = (RANKING_METRICS[metric], f"{RANKING_METRICS[metric]}_sd", "parameters", "gpu_hours", "core_hours")
     return [
         {
             "data": board.data,
             "place": place,
             "run": row.group.label,
             "recipe": row.group.name,
-            "model": plain(row.group.settings.get("model.name")),
-            "epochs": plain(row.group.settings.get("epochs")),
-            "n": row.group.n,
-            "seeds": " ".join(str(run.seed) for run in row.group.counted),
+            "model": json_safe(row.group.settings.get("model.name")),
+            "epochs": json_safe(row.group.settings.get("epochs")),
+            "n": row.group.seed_count,
+            "seeds": " ".join(str(run.seed) for run in row.group.counted_runs),
             **{name: row.values[name] if math.isfinite(row.values[name]) else None for name in names},
-            "ids": " ".join(run.id for run in row.group.counted),
+            "ids": " ".join(run.id for run in row.group.counted_runs),
         }
-        for place, row in enumerate(board.ranked, 1)
+        for place, row in enumerate(board.rows, 1)
     ]
 
 
-def left_out(made: Sequence[Board], max_parameters: float | None) -> str:
+def exclusion_text(made: Sequence[Leaderboard], max_parameters: float | None) -> str:
     """A sentence on what was not ranked; "" where all was."""
     large, unknown, unfinished = (
         sum(getattr(board, name) for board in made) for name in ("too_large", "unknown_size", "unfinished")
@@ -129,10 +129,10 @@ def left_out(made: Sequence[Board], max_parameters: float | None) -> str:
     return f"Not ranked: {', '.join([*parts[:-2], ' and '.join(parts[-2:])])}." if parts else ""
 
 
-def _board(mark: str, groups: list[Group], measure: str, max_parameters: float | None) -> Board:
-    able = [row for row in rows(groups) if row.group.finished and row.values[measure] == row.values[measure]]
-    sizes = [row.values["parameters"] for row in able]
-    small = [row for row, size in zip(able, sizes, strict=True) if max_parameters is None or size <= max_parameters]
+def _board(mark: str, groups: list[Group], measure: str, max_parameters: float | None) -> Leaderboard:
+    eligible = [row for row in table_rows(groups) if row.group.finished and row.values[measure] == row.values[measure]]
+    sizes = [row.values["parameters"] for row in eligible]
+    small = [row for row, size in zip(eligible, sizes, strict=True) if max_parameters is None or size <= max_parameters]
     small.sort(key=lambda row: -row.values[measure])
     unknown = 0 if max_parameters is None else sum(size != size for size in sizes)
-    return Board(mark, small, len(able) - len(small) - unknown, unknown, len(groups) - len(able))
+    return Leaderboard(mark, small, len(eligible) - len(small) - unknown, unknown, len(groups) - len(eligible))

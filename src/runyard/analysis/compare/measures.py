@@ -9,22 +9,22 @@ from decimal import Decimal
 import numpy as np
 
 from runyard.errors import UserError
-from runyard.runs.history import History, number
+from runyard.runs.history import RunHistory, finite_or_nan
 
 NAN = float("nan")
 
 
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """A number of a run. ``of`` gives NaN where the run has none."""
 
     doc: str
-    of: Callable[[History], float]
-    high_is_good: bool = False
+    value_of: Callable[[RunHistory], float]
+    higher_is_better: bool = False
 
 
 @dataclass(frozen=True)
-class Reached:
+class TargetReached:
     """The first evaluation of a run at or above a target. All infinite where it never came: it would take longer.
 
     Hours of a device that the run did not use are NaN.
@@ -36,18 +36,18 @@ class Reached:
     core_hours: float = np.inf
 
 
-def reached(run: History, target: float) -> Reached:
+def first_at_target(run: RunHistory, target: float) -> TargetReached:
     """Where test top-1 first was at least ``target``."""
-    there = np.flatnonzero(run.measure("test_top1") >= target)
+    there = np.flatnonzero(run.metric("test_top1") >= target)
     if not len(there):
-        return Reached()
+        return TargetReached()
     epoch, clock_s, gpu_hours, core_hours = (
-        float(run.measure(name)[there[0]]) for name in ("epoch", "clock_s", "gpu_hours", "core_hours")
+        float(run.metric(name)[there[0]]) for name in ("epoch", "clock_s", "gpu_hours", "core_hours")
     )
-    return Reached(epoch, clock_s, NAN if run.cpu_only else gpu_hours, core_hours if run.core_hours else NAN)
+    return TargetReached(epoch, clock_s, NAN if run.cpu_only else gpu_hours, core_hours if run.core_hours else NAN)
 
 
-def decimal(text: str) -> float:
+def parse_decimal(text: str) -> float:
     """A number as it is written; 99.62% is the float that 0.9962 is, which 99.62 / 100 is not.
 
     Raises:
@@ -61,14 +61,14 @@ def decimal(text: str) -> float:
         raise ValueError(f"{text}: no number") from None
 
 
-def share(text: str, where: str) -> float:
+def parse_accuracy(text: str, where: str) -> float:
     """An accuracy: 0.92 or 92%.
 
     Raises:
         UserError: no part of 1.
     """
     try:
-        value = decimal(text.strip())
+        value = parse_decimal(text.strip())
     except ValueError:
         value = NAN
     if not 0 < value <= 1:
@@ -76,45 +76,45 @@ def share(text: str, where: str) -> float:
     return value
 
 
-def _newest(name: str) -> Callable[[History], float]:
-    def of(run: History) -> float:
-        values = run.measure(name)
+def _newest(name: str) -> Callable[[RunHistory], float]:
+    def of(run: RunHistory) -> float:
+        values = run.metric(name)
         values = values[np.isfinite(values)]
         return float(values[-1]) if len(values) else NAN
 
     return of
 
 
-def _pace(run: History) -> float:
-    values = run.measure("images_per_s")
+def _median_throughput(run: RunHistory) -> float:
+    values = run.metric("images_per_s")
     return float(np.nanmedian(values)) if np.isfinite(values).any() else NAN
 
 
-def _waited(run: History) -> float:
-    wait, train_s = run.measure("data_wait_pct"), run.measure("train_s")
+def _mean_data_wait(run: RunHistory) -> float:
+    wait, train_s = run.metric("data_wait_pct"), run.metric("train_s")
     good = np.isfinite(wait) & np.isfinite(train_s)
     return float(np.average(wait[good], weights=train_s[good])) if train_s[good].sum() > 0 else NAN
 
 
-MEASURES = {
-    "last": Measure("test top-1 at the last evaluation", lambda run: run.last, True),
-    "best": Measure("test top-1 at the best epoch", lambda run: run.best, True),
-    "val": Measure("top-1 on the held-out part at the last epoch", _newest("val_top1"), True),
-    "best_epoch": Measure("the best epoch", lambda run: number(run.best_epoch)),
-    "train_loss": Measure("training loss of the last epoch, nats", _newest("train_loss")),
-    "test_loss": Measure("test loss at the last evaluation, nats", _newest("test_loss")),
-    "images_per_s": Measure("training images per second, median over epochs", _pace, True),
-    "gpu_hours": Measure("time under way × GPUs, h",
+METRICS = {
+    "last": Metric("test top-1 at the last evaluation", lambda run: run.last_top1, True),
+    "best": Metric("test top-1 at the best epoch", lambda run: run.best_top1, True),
+    "val": Metric("top-1 on the held-out part at the last epoch", _newest("val_top1"), True),
+    "best_epoch": Metric("the best epoch", lambda run: finite_or_nan(run.best_epoch)),
+    "train_loss": Metric("training loss of the last epoch, nats", _newest("train_loss")),
+    "test_loss": Metric("test loss at the last evaluation, nats", _newest("test_loss")),
+    "images_per_s": Metric("training images per second, median over epochs", _median_throughput, True),
+    "gpu_hours": Metric("time under way × GPUs, h",
                          lambda run: run.gpu_hours if any(s.gpus for s in run.starts) else NAN),
-    "core_hours": Measure("time under way × cores of a run without a GPU, h",
+    "core_hours": Metric("time under way × cores of a run without a GPU, h",
                           lambda run: run.core_hours if run.core_hours else NAN),
-    "clock_s": Measure("training's own clock, s", _newest("clock_s")),
-    "restarts": Measure("starts after the first", lambda run: float(len(run.restarts))),
-    "data_wait_pct": Measure("part of training time spent waiting for data, %", _waited),
-    "parameters": Measure("trainable parameters", lambda run: number(run.parameters)),
-    "epochs_done": Measure("epochs measured", lambda run: float(run.epochs_done), True),
+    "clock_s": Metric("training's own clock, s", _newest("clock_s")),
+    "restarts": Metric("starts after the first", lambda run: float(len(run.restarts))),
+    "data_wait_pct": Metric("part of training time spent waiting for data, %", _mean_data_wait),
+    "parameters": Metric("trainable parameters", lambda run: finite_or_nan(run.parameters)),
+    "epochs_done": Metric("epochs measured", lambda run: float(run.epochs_done), True),
 }
-WORDS: dict[str, Callable[[History], str | None]] = {
+TEXT_FIELDS: dict[str, Callable[[RunHistory], str | None]] = {
     "id": lambda run: run.id,
     "name": lambda run: run.name,
     "state": lambda run: run.state,

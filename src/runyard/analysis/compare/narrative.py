@@ -8,43 +8,43 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from runyard.analysis.compare.choose import Choice
-from runyard.analysis.compare.groups import Group, written
+from runyard.analysis.compare.choose import RunSelection
+from runyard.analysis.compare.groups import Group, format_setting
 from runyard.analysis.compare.importance import METHOD, Sweep
-from runyard.analysis.compare.pairs import NO_SPREAD, NOT_KEPT, OTHER, UNKNOWN, Pair, Pairs
+from runyard.analysis.compare.pairs import NO_SPREAD, NOT_KEPT, OTHER_IMAGES, UNKNOWN_IMAGES, PairTest, PairTests
 from runyard.analysis.compare.statistics import CONFIDENCE
-from runyard.analysis.compare.table import Row, as_dict
-from runyard.analysis.compare.text import Column, chance, numbers, on_one_line
-from runyard.runs.history import History
+from runyard.analysis.compare.table import TableRow, as_dict
+from runyard.analysis.compare.text import Column, format_numbers, format_p_value, on_one_line
+from runyard.runs.history import RunHistory
 
 Layout = Callable[[Sequence[Column]], str]
 CHOSEN_BY = {"val": "the last top-1 on the held-out part",
              "last": "the last test top-1, so the test set itself chose it, which flatters"}
-IMAGES = {OTHER: "other", UNKNOWN: "unknown"}  # in the column of pairs that cannot be paired
+IMAGES_LABEL = {OTHER_IMAGES: "other", UNKNOWN_IMAGES: "unknown"}  # in the column of pairs that cannot be paired
 
 
-def of_table(groups: Sequence[Group]) -> list[str]:
+def table_notes(groups: Sequence[Group]) -> list[str]:
     """A paragraph on how the table's figures came about, and what makes its rows less than equal."""
     out = []
-    if any(group.n > 1 for group in groups):
+    if any(group.seed_count > 1 for group in groups):
         out.append("Mean ± standard deviation over n seeds.")
-    if any(group.finished and len(group.counted) < len(group.runs) for group in groups):
+    if any(group.finished and len(group.counted_runs) < len(group.runs) for group in groups):
         out.append("Of each seed the newest finished run that was evaluated counts.")
-    if any(run.chosen_by == "test_top1" for group in groups for run in group.counted):
+    if any(run.selection_metric == "test_top1" for group in groups for run in group.counted_runs):
         out.append("best is chosen by the test set itself and flatters, where no images are held out for it.")
     if len({group.runs[0].test_sha256 for group in groups if group.runs[0].test_sha256}) > 1:
         out.append("Rows are of different test images: see data.")
     if mixed := [group.label for group in groups if len({run.code_sha256 for run in group.runs}) > 1]:
-        out.append(f"Submitted with more than one version of the code: {_few(mixed)}.")
-    if mixed := [g.label for g in groups if len({run.device for run in g.counted if run.device}) > 1]:
-        out.append(f"Run on more than one kind or number of devices: {_few(mixed)}.")
-    if moved := [(g.label, run.ranks) for g in groups for run in g.counted if len(run.ranks) > 1]:
+        out.append(f"Submitted with more than one version of the code: {_first_names(mixed)}.")
+    if mixed := [g.label for g in groups if len({run.device for run in g.counted_runs if run.device}) > 1]:
+        out.append(f"Run on more than one kind or number of devices: {_first_names(mixed)}.")
+    if moved := [(g.label, run.ranks) for g in groups for run in g.counted_runs if len(run.ranks) > 1]:
         changes = [f"{label} ({' then '.join(map(str, ranks))})" for label, ranks in moved]
-        out.append(f"The number of ranks changed midway, which changes what is learned: {_few(changes)}.")
+        out.append(f"The number of ranks changed midway, which changes what is learned: {_first_names(changes)}.")
     return [" ".join(out)] if out else []
 
 
-def of_columns(groups: Sequence[Group], target: float | None = None) -> list[str]:
+def column_notes(groups: Sequence[Group], target: float | None = None) -> list[str]:
     """A sentence on the columns that are not made of the same runs, where rows have several."""
     if all(len(group.runs) == 1 for group in groups):
         return []
@@ -52,66 +52,66 @@ def of_columns(groups: Sequence[Group], target: float | None = None) -> list[str
     return [f"Hours and rates are means of the n runs that count{medians}, restarts the sum over all runs of a row."]
 
 
-def wrapped(paragraph: str, width: int) -> str:
+def wrap(paragraph: str, width: int) -> str:
     """A sentence broken at ``width``; tables are left as they are."""
     return paragraph if "\n" in paragraph else textwrap.fill(paragraph, width, break_on_hyphens=False)
 
 
-def of_pairs(pairs: Pairs, lay_out: Layout) -> list[str]:
+def pair_text(pairs: PairTests, render_table: Layout) -> list[str]:
     """Paragraphs: what was tested and how, the table of pairs, and what is missing to say more. [] for one group."""
     if not pairs.pairs:
-        return _missing(pairs) if len(pairs.left_out) > 1 else []
+        return _missing(pairs) if len(pairs.excluded) > 1 else []
     title = "Is it real? Differences of the last test top-1 in percentage points, first less second"
-    if pairs.against is not None:
-        title += f", against {pairs.against.label}" + (
-            ", the best of these same figures, which favours it" if pairs.chosen else "")
-    elif pairs.chosen:
+    if pairs.baseline is not None:
+        title += f", against {pairs.baseline.label}" + (
+            ", the best of these same figures, which favours it" if pairs.baseline_is_best else "")
+    elif pairs.baseline_is_best:
         title += "; of many, each against the best of its data set by these same figures, which favours it"
-    columns = [Column("pair", [_couple(p, pairs) for p in pairs.pairs], right=False)]
-    if any(p.no_paired in IMAGES for p in pairs.pairs):
-        images = [IMAGES.get(p.no_paired, "same") for p in pairs.pairs]
-        columns.append(Column("test images", images, right=False))
+    columns = [Column("pair", [_pair_name(p, pairs) for p in pairs.pairs], right_aligned=False)]
+    if any(p.no_mcnemar in IMAGES_LABEL for p in pairs.pairs):
+        images = [IMAGES_LABEL.get(p.no_mcnemar, "same") for p in pairs.pairs]
+        columns.append(Column("test images", images, right_aligned=False))
     columns.append(Column("difference", [_points(p.difference) for p in pairs.pairs]))
     paragraphs, notes = [title + "."], []
-    if any(p.means for p in pairs.pairs):
+    if any(p.welch for p in pairs.pairs):
         columns.append(Column(f"{CONFIDENCE:.0%} interval", [_interval(p) for p in pairs.pairs]))
-        columns.append(Column("p Welch", [chance(p.means_p_holm) if p.means else "" for p in pairs.pairs]))
-        notes.append(f"Welch's t over seeds; {_family(sum(1 for p in pairs.pairs if p.means))} "
+        columns.append(Column("p Welch", [format_p_value(p.means_p_holm) if p.welch else "" for p in pairs.pairs]))
+        notes.append(f"Welch's t over seeds; {_family(sum(1 for p in pairs.pairs if p.welch))} "
                      "The interval is for one pair by itself.")
-    if any(p.paired for p in pairs.pairs):
-        columns.append(Column("right alone", [_alone(p) for p in pairs.pairs]))
-        columns.append(Column("p McNemar", [chance(p.paired.p_holm) if p.paired else _no(p) for p in pairs.pairs]))
-        of = " or ".join(f"{n:,}" for n in sorted({p.paired.images for p in pairs.pairs if p.paired}))
+    if any(p.mcnemar for p in pairs.pairs):
+        columns.append(Column("right alone", [_right_alone(p) for p in pairs.pairs]))
+        columns.append(Column("p McNemar", [format_p_value(p.mcnemar.p_holm) if p.mcnemar else _no(p) for p in pairs.pairs]))
+        of = " or ".join(f"{n:,}" for n in sorted({p.mcnemar.images for p in pairs.pairs if p.mcnemar}))
         notes.append(f"McNemar's exact test of two networks on the same {of} test images, {_seeds(pairs)}; "
-                     f"{_family(sum(1 for p in pairs.pairs if p.paired))} It says whether these two networks differ, "
+                     f"{_family(sum(1 for p in pairs.pairs if p.mcnemar))} It says whether these two networks differ, "
                      "not whether their settings do.")
-    paragraphs.append(lay_out(columns))
+    paragraphs.append(render_table(columns))
     paragraphs += notes + _missing(pairs)
     return paragraphs
 
 
-def of_sweep(found: Sweep, name: str, lay_out: Layout) -> list[str]:
+def sweep_text(found: Sweep, name: str, render_table: Layout) -> list[str]:
     """Paragraphs: the best point, what mattered, what failed, what it cost."""
     states = ", ".join(f"{count} {state}" for state, count in found.states.items())
     states += f"; {len(found.refused)} more trials were refused" if found.refused else ""
     paragraphs = [f"Sweep {name}: {found.runs} runs, {states}."]
     if found.best is not None:
         settings = [effect.setting for effect in found.effects]
-        point = "  ".join(f"{s}={written(found.best.settings.get(s))}" for s in sorted(settings)) or found.best.label
+        point = "  ".join(f"{s}={format_setting(found.best.settings.get(s))}" for s in sorted(settings)) or found.best.label
         test = f"; on the test set {100 * found.best.mean('last'):.2f} %" if found.measure == "val" else ""
-        score = f"{100 * found.best.mean(found.measure):.2f} % over {found.best.n} seed{'s' * (found.best.n != 1)}"
+        score = f"{100 * found.best.mean(found.measure):.2f} % over {found.best.seed_count} seed{'s' * (found.best.seed_count != 1)}"
         paragraphs.append(f"Best point: {point}  ({found.best.label}, {score}{test}), by {CHOSEN_BY[found.measure]}.")
     if found.effects and found.evaluated > 1:
         labels = [f"{e.setting} ({f'{e.levels} bins' if e.binned else f'{e.levels} values'})" for e in found.effects]
-        shares = ["cannot be told" if e.share is None else f"{100 * e.share:.0f} %" for e in found.effects]
-        if found.between_seeds is not None:
+        shares = ["cannot be told" if e.importance is None else f"{100 * e.importance:.0f} %" for e in found.effects]
+        if found.seed_variance_fraction is not None:
             labels.append("(between seeds)")
-            shares.append(f"{100 * found.between_seeds:.0f} %")
+            shares.append(f"{100 * found.seed_variance_fraction:.0f} %")
         name = CHOSEN_BY[found.measure].partition(",")[0]
         paragraphs.append(f"What mattered, over {found.evaluated} finished runs, for {name}:")
-        paragraphs.append(lay_out([Column("setting", labels, right=False), Column("share", shares)]))
-        paragraphs.append(f"({METHOD}{_open(found)}.)")
-    paragraphs += of_failures(found.failures, most=len(found.failures))
+        paragraphs.append(render_table([Column("setting", labels, right_aligned=False), Column("share", shares)]))
+        paragraphs.append(f"({METHOD}{_unexplained_text(found)}.)")
+    paragraphs += failure_text(found.failures, most=len(found.failures))
     paragraphs += [
         on_one_line(f"Refused before it became a run, {count}: {why}") for why, count in Counter(found.refused).items()
     ]
@@ -119,7 +119,7 @@ def of_sweep(found: Sweep, name: str, lay_out: Layout) -> list[str]:
     return paragraphs
 
 
-def of_failures(found: Mapping[str, Sequence[History]], most: int = 3) -> list[str]:
+def failure_text(found: Mapping[str, Sequence[RunHistory]], most: int = 3) -> list[str]:
     """A line for each of the ``most`` frequent reasons why runs failed, and how many had another."""
     lines = []
     for why, runs in [*found.items()][:most]:
@@ -131,7 +131,7 @@ def of_failures(found: Mapping[str, Sequence[History]], most: int = 3) -> list[s
     return lines
 
 
-def document(rows: Sequence[Row], pairs: Pairs, found: Sweep | None, chosen: Choice) -> dict[str, Any]:
+def as_json_document(rows: Sequence[TableRow], pairs: PairTests, found: Sweep | None, chosen: RunSelection) -> dict[str, Any]:
     """All of it, for JSON."""
     return {
         "rows": [as_dict(row) for row in rows],
@@ -141,20 +141,20 @@ def document(rows: Sequence[Row], pairs: Pairs, found: Sweep | None, chosen: Cho
     }
 
 
-def pair_as_dict(pair: Pair) -> dict[str, Any]:
+def pair_as_dict(pair: PairTest) -> dict[str, Any]:
     """For JSON. Shares of 1; p values as adjusted and as they were."""
-    welch, paired = pair.means, pair.paired
+    welch, paired = pair.welch, pair.mcnemar
     return {
         "first": pair.first.label,
         "second": pair.second.label,
         "difference": pair.difference,
         "welch": {"difference": welch.difference, "low": welch.low, "high": welch.high, "confidence": CONFIDENCE,
                   "df": welch.df, "p": welch.p, "p_holm": pair.means_p_holm} if welch else None,
-        "no_welch": pair.no_means or None,
+        "no_welch": pair.no_welch or None,
         "mcnemar": {"first_run": paired.first.id, "second_run": paired.second.id, "images": paired.images,
                     "only_first_right": paired.only_first, "only_second_right": paired.only_second, "p": paired.p,
                     "p_holm": paired.p_holm} if paired else None,
-        "no_mcnemar": pair.no_paired or None,
+        "no_mcnemar": pair.no_mcnemar or None,
     }
 
 
@@ -166,8 +166,8 @@ def sweep_as_dict(found: Sweep, name: str) -> dict[str, Any]:
         "states": found.states,
         "best": found.best.label if found.best else None,
         "best_by": {"val": "val_top1", "last": "test_top1"}[found.measure],
-        "importance": {"method": METHOD, "runs": found.evaluated, "between_seeds": found.between_seeds,
-                       "settings": {e.setting: {"share": e.share, "levels": e.levels, "binned": e.binned}
+        "importance": {"method": METHOD, "runs": found.evaluated, "between_seeds": found.seed_variance_fraction,
+                       "settings": {e.setting: {"share": e.importance, "levels": e.levels, "binned": e.binned}
                                     for e in found.effects}},
         "failures": {why: [run.id for run in runs] for why, runs in found.failures.items()},
         "refused": list(found.refused),
@@ -176,80 +176,80 @@ def sweep_as_dict(found: Sweep, name: str) -> dict[str, Any]:
     }
 
 
-def _few(labels: Sequence[str]) -> str:
+def _first_names(labels: Sequence[str]) -> str:
     return ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
 
 
-def _couple(pair: Pair, pairs: Pairs) -> str:
+def _pair_name(pair: PairTest, pairs: PairTests) -> str:
     """Both names, or the first alone where the title says what all are held against."""
-    return pair.first.label if pairs.against is not None else f"{pair.first.label} vs {pair.second.label}"
+    return pair.first.label if pairs.baseline is not None else f"{pair.first.label} vs {pair.second.label}"
 
 
 def _points(share: float) -> str:
     return f"{100 * share:+.2f}"
 
 
-def _interval(pair: Pair) -> str:
-    if pair.means is None:
-        return pair.no_means.partition(" (")[0]
-    return f"{_points(pair.means.low)} to {_points(pair.means.high)}"
+def _interval(pair: PairTest) -> str:
+    if pair.welch is None:
+        return pair.no_welch.partition(" (")[0]
+    return f"{_points(pair.welch.low)} to {_points(pair.welch.high)}"
 
 
-def _no(pair: Pair) -> str:
-    return "" if pair.no_paired in IMAGES else pair.no_paired
+def _no(pair: PairTest) -> str:
+    return "" if pair.no_mcnemar in IMAGES_LABEL else pair.no_mcnemar
 
 
-def _alone(pair: Pair) -> str:
-    return f"{pair.paired.only_first:,} : {pair.paired.only_second:,}" if pair.paired else ""
+def _right_alone(pair: PairTest) -> str:
+    return f"{pair.mcnemar.only_first:,} : {pair.mcnemar.only_second:,}" if pair.mcnemar else ""
 
 
 def _family(count: int) -> str:
     return "1 pair." if count == 1 else f"p is adjusted by Holm for {count} pairs."
 
 
-def _seeds(pairs: Pairs) -> str:
-    same = {p.paired.first.seed == p.paired.second.seed for p in pairs.pairs if p.paired}
+def _seeds(pairs: PairTests) -> str:
+    same = {p.mcnemar.first.seed == p.mcnemar.second.seed for p in pairs.pairs if p.mcnemar}
     if same == {False}:
         return "of each row's lowest seed"
     rest = ", or where they have none in common each row's lowest" * (False in same)
     return f"of the lowest seed that both have{rest}"
 
 
-def _missing(pairs: Pairs) -> list[str]:
+def _missing(pairs: PairTests) -> list[str]:
     """Why some pairs have no test, and some groups are in no pair."""
     groups = {g.label: g for p in pairs.pairs for g in (p.first, p.second)}
     out = []
-    single = [g for g in groups.values() if g.n < 2]
+    single = [g for g in groups.values() if g.seed_count < 2]
     seeds: dict[tuple[str, str | None], set[int | None]] = {}
-    for g in [*groups.values(), *(g for g in pairs.left_out if g.finished)]:
-        seeds.setdefault(_repeats(g), set()).update(run.seed for run in g.counted)
+    for g in [*groups.values(), *(g for g in pairs.excluded if g.finished)]:
+        seeds.setdefault(_repeats(g), set()).update(run.seed for run in g.counted_runs)
     if any(len(seeds[_repeats(g)]) > 1 for g in single):
         out.append("One run a row: leave --by-run out for tests over seeds.")
     if single := [g for g in single if len(seeds[_repeats(g)]) < 2]:
         free = max((run.seed or 0 for g in single for run in g.runs), default=0) + 1
-        out.append(f"Not enough seeds (n=1): {_few([g.label for g in single])}. How much seeds alone differ is unknown "
+        out.append(f"Not enough seeds (n=1): {_first_names([g.label for g in single])}. How much seeds alone differ is unknown "
                    f"there: train the same with seed={free},{free + 1}.")
-    if not any(p.means for p in pairs.pairs) and (alike := [p for p in pairs.pairs if p.no_means == NO_SPREAD]):
-        out.append(f"No spread between seeds: {_few([_couple(p, pairs) for p in alike])}. Where all seeds of both came "
+    if not any(p.welch for p in pairs.pairs) and (alike := [p for p in pairs.pairs if p.no_welch == NO_SPREAD]):
+        out.append(f"No spread between seeds: {_first_names([_pair_name(p, pairs) for p in alike])}. Where all seeds of both came "
                    "to one accuracy there is no test over seeds.")
-    if not any(p.paired for p in pairs.pairs) and any(p.no_paired == NOT_KEPT for p in pairs.pairs):
+    if not any(p.mcnemar for p in pairs.pairs) and any(p.no_mcnemar == NOT_KEPT for p in pairs.pairs):
         out.append("No predictions kept: without a predictions.npz of both nobody knows which images a network got "
                    "right, so there is no paired test.")
-    if any(p.no_paired == OTHER for p in pairs.pairs):
+    if any(p.no_mcnemar == OTHER_IMAGES for p in pairs.pairs):
         out.append("Networks that saw different test images are not held against each other by a paired test.")
-    if any(p.no_paired == UNKNOWN for p in pairs.pairs):
+    if any(p.no_mcnemar == UNKNOWN_IMAGES for p in pairs.pairs):
         out.append("Without its data.json nobody knows which test images a run saw: it is in no paired test.")
     reasons: dict[str, list[str]] = {}
     compared = {g.runs[0].data_name for g in groups.values()}
-    elsewhere = pairs.against is not None and not pairs.chosen
+    elsewhere = pairs.baseline is not None and not pairs.baseline_is_best
     alone = "of another data set" if elsewhere else "the only one of its data set that finished"
-    for g in (g for g in pairs.left_out if g is not pairs.against):
+    for g in (g for g in pairs.excluded if g is not pairs.baseline):
         why = ("unfinished" if not g.finished else "never evaluated" if math.isnan(g.mean("last"))
                else alone if g.runs[0].data_name not in compared
                else "not among the foremost")
         reasons.setdefault(why, []).append(g.label)
     if reasons:
-        out.append(f"Not tested: {'; '.join(f'{_few(labels)} ({why})' for why, labels in reasons.items())}.")
+        out.append(f"Not tested: {'; '.join(f'{_first_names(labels)} ({why})' for why, labels in reasons.items())}.")
     return out
 
 
@@ -258,15 +258,15 @@ def _repeats(group: Group) -> tuple[str, str | None]:
     return group.runs[0].settings_sha256, group.runs[0].test_sha256
 
 
-def _open(found: Sweep) -> str:
+def _unexplained_text(found: Sweep) -> str:
     """What the shares leave open, which depends on how the runs were laid out; "" where there are none."""
-    if all(effect.share is None for effect in found.effects):
+    if all(effect.importance is None for effect in found.effects):
         return ""
-    if not found.crossed:
+    if not found.full_factorial:
         return "; values were not combined evenly, so that shares overlap and need not add up to 100 %"
     rest = ["what settings do only together"] * (len(found.effects) > 1)
     rest += ["what values do within a bin"] * any(e.binned for e in found.effects)
-    rest += ["what seeds do"] * (found.between_seeds is None)
+    rest += ["what seeds do"] * (found.seed_variance_fraction is None)
     return f"; what is missing from 100 % is {' and '.join(rest)}" if rest else ""
 
 
@@ -275,8 +275,8 @@ def _cost(found: Sweep) -> str:
     for total, lost, unit in ((found.gpu_hours, found.gpu_hours_lost, "GPU-hours"),
                               (found.core_hours, found.core_hours_lost, "core-hours without a GPU")):
         if total:
-            parts.append(f"{numbers([total])[0]} {unit}" + (
-                f" ({numbers([lost])[0]} in runs that did not finish)" if lost else ""))
+            parts.append(f"{format_numbers([total])[0]} {unit}" + (
+                f" ({format_numbers([lost])[0]} in runs that did not finish)" if lost else ""))
     return " and ".join(parts) or "nothing"
 
 

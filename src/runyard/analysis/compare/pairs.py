@@ -9,22 +9,22 @@ from itertools import combinations
 import numpy as np
 
 from runyard.analysis.compare.groups import Group
-from runyard.analysis.compare.statistics import Welch, holm, mcnemar, welch
+from runyard.analysis.compare.statistics import Welch, holm_adjust, mcnemar, welch
 from runyard.errors import UserError
-from runyard.runs.history import History, Predictions
+from runyard.runs.history import RunHistory, SavedPredictions
 
-PAIRWISE = 4  # groups up to which each is held against each
-OTHER, UNKNOWN = "other test images", "test images not known"
+MAX_PAIRWISE_GROUPS = 4  # groups up to which each is held against each
+OTHER_IMAGES, UNKNOWN_IMAGES = "other test images", "test images not known"
 NOT_KEPT, NO_SPREAD = "no predictions kept", "no spread between seeds"
-AGAINST_ONE = 12  # beyond, only the foremost of them are held against the best
+MAX_AGAINST_BEST = 12  # beyond, only the foremost of them are held against the best
 
 
 @dataclass(frozen=True)
-class Paired:
+class McNemar:
     """McNemar's exact test of two networks on the same test images. ``only_first`` alone got these right."""
 
-    first: History
-    second: History
+    first: RunHistory
+    second: RunHistory
     images: int
     only_first: int
     only_second: int
@@ -33,28 +33,28 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairTest:
     """Two groups: the difference of their means of the last test top-1, first minus second, and the tests of it.
 
     Attributes:
-        means: Welch's t over seeds; None, and ``no_means`` says why, where it cannot be made.
+        means: Welch's t over seeds; None, and ``no_welch`` says why, where it cannot be made.
         means_p_holm: Its p, adjusted over all pairs that have one.
-        paired: McNemar's test of one seed's networks; None, and ``no_paired`` says why, where it cannot be made.
+        paired: McNemar's test of one seed's networks; None, and ``no_mcnemar`` says why, where it cannot be made.
     """
 
     first: Group
     second: Group
     difference: float
-    means: Welch | None
+    welch: Welch | None
     means_p_holm: float
-    no_means: str
-    paired: Paired | None
-    no_paired: str
+    no_welch: str
+    mcnemar: McNemar | None
+    no_mcnemar: str
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """All that were compared, within each data set. ``against`` is the one group that all are held against, if any.
+class PairTests:
+    """All that were compared, within each data set. ``baseline`` is the one group that all are held against, if any.
 
     Attributes:
         chosen: Groups were held against the best of a data set, chosen for its figures and not by the user.
@@ -62,13 +62,13 @@ class Pairs:
             baseline's), or behind the foremost of many.
     """
 
-    pairs: list[Pair]
-    against: Group | None
-    chosen: bool
-    left_out: list[Group]
+    pairs: list[PairTest]
+    baseline: Group | None
+    baseline_is_best: bool
+    excluded: list[Group]
 
 
-def compare(groups: Sequence[Group], baseline: str | None = None) -> Pairs:
+def compare_groups(groups: Sequence[Group], baseline: str | None = None) -> PairTests:
     """Each finished group with each of its data set, or where there are many with the best; or all with ``baseline``.
 
     Raises:
@@ -84,20 +84,20 @@ def compare(groups: Sequence[Group], baseline: str | None = None) -> Pairs:
         couples = [(group, against) for group in sets[against.runs[0].data_name] if group is not against]
     else:
         couples = [couple for members in sets.values() for couple in _couples(members)]
-    chosen = against is None and any(len(members) > PAIRWISE for members in sets.values())
+    chosen = against is None and any(len(members) > MAX_PAIRWISE_GROUPS for members in sets.values())
     if chosen and len({id(second) for _, second in couples}) == 1:
         against = couples[0][1]
-    kept: dict[History, Predictions | None] = {}
-    pairs = _adjusted([_pair(first, second, kept) for first, second in couples])
+    predictions_of: dict[RunHistory, SavedPredictions | None] = {}
+    pairs = _adjusted([_pair(first, second, predictions_of) for first, second in couples])
     met = {id(group) for couple in couples for group in couple}
-    return Pairs(pairs, against, chosen, [group for group in groups if id(group) not in met])
+    return PairTests(pairs, against, chosen, [group for group in groups if id(group) not in met])
 
 
 def _couples(members: Sequence[Group]) -> list[tuple[Group, Group]]:
     """Of one data set's groups, best first."""
-    if len(members) <= PAIRWISE:
+    if len(members) <= MAX_PAIRWISE_GROUPS:
         return list(combinations(members, 2))
-    return [(group, members[0]) for group in members[1:AGAINST_ONE]]
+    return [(group, members[0]) for group in members[1:MAX_AGAINST_BEST]]
 
 
 def _named(name: str, groups: Sequence[Group], able: Sequence[Group]) -> Group:
@@ -108,11 +108,11 @@ def _named(name: str, groups: Sequence[Group], able: Sequence[Group]) -> Group:
         few = f"{', '.join(labels[:6])}{' and others' if len(labels) > 6 else ''}"
         raise UserError(f"--baseline {name}: fits {len(fits) or 'none'} of the rows: {few}; give one, or a run's id")
     if fits[0] not in able:
-        raise UserError(f"--baseline {name}: none of its runs has finished ({fits[0].state})")
+        raise UserError(f"--baseline {name}: none of its runs has finished ({fits[0].state_text})")
     return fits[0]
 
 
-def _pair(first: Group, second: Group, kept: dict[History, Predictions | None]) -> Pair:
+def _pair(first: Group, second: Group, predictions_of: dict[RunHistory, SavedPredictions | None]) -> PairTest:
     a, b = (g.values("last")[np.isfinite(g.values("last"))] for g in (first, second))
     means, no_means = None, ""
     if few := [g.label for g, values in ((first, a), (second, b)) if len(values) < 2]:
@@ -120,44 +120,44 @@ def _pair(first: Group, second: Group, kept: dict[History, Predictions | None]) 
     else:
         means = welch(a, b)
         no_means = "" if means else NO_SPREAD
-    paired, no_paired = _paired(first, second, kept)
-    return Pair(first, second, float(a.mean() - b.mean()), means, 1.0, no_means, paired, no_paired)
+    paired, no_paired = _paired(first, second, predictions_of)
+    return PairTest(first, second, float(a.mean() - b.mean()), means, 1.0, no_means, paired, no_paired)
 
 
-def _paired(first: Group, second: Group, kept: dict[History, Predictions | None]) -> tuple[Paired | None, str]:
+def _paired(first: Group, second: Group, predictions_of: dict[RunHistory, SavedPredictions | None]) -> tuple[McNemar | None, str]:
     """Of the lowest seed that both have, or each group's lowest: fixed before anything is seen: no choice of ours."""
-    ours_sha256, theirs_sha256 = first.counted[0].test_sha256, second.counted[0].test_sha256
+    ours_sha256, theirs_sha256 = first.counted_runs[0].test_sha256, second.counted_runs[0].test_sha256
     if ours_sha256 is None or theirs_sha256 is None:
-        return None, UNKNOWN
+        return None, UNKNOWN_IMAGES
     if ours_sha256 != theirs_sha256:
-        return None, OTHER
-    for run in (*first.counted, *second.counted):
-        if run not in kept:
-            kept[run] = run.predictions()
-    of_first, of_second = ([run for run in g.counted if kept[run] is not None] for g in (first, second))
+        return None, OTHER_IMAGES
+    for run in (*first.counted_runs, *second.counted_runs):
+        if run not in predictions_of:
+            predictions_of[run] = run.predictions()
+    of_first, of_second = ([run for run in g.counted_runs if predictions_of[run] is not None] for g in (first, second))
     if not of_first or not of_second:
         return None, NOT_KEPT
     shared = [(a, b) for a in of_first for b in of_second if a.seed == b.seed]
     a, b = shared[0] if shared else (of_first[0], of_second[0])
-    ours, theirs = kept[a], kept[b]
+    ours, theirs = predictions_of[a], predictions_of[b]
     if ours is None or theirs is None:
         return None, NOT_KEPT
     if not (np.array_equal(ours.index, theirs.index) and np.array_equal(ours.label, theirs.label)):
-        return None, OTHER
+        return None, OTHER_IMAGES
     right_a, right_b = ours.predicted == ours.label, theirs.predicted == theirs.label
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    return Paired(a, b, len(ours.index), only_a, only_b, mcnemar(only_a, only_b), 1.0), ""
+    return McNemar(a, b, len(ours.index), only_a, only_b, mcnemar(only_a, only_b), 1.0), ""
 
 
-def _adjusted(pairs: list[Pair]) -> list[Pair]:
-    means = [pair.means.p for pair in pairs if pair.means]
-    paired = [pair.paired.p for pair in pairs if pair.paired]
-    means_holm, paired_holm = iter(holm(means)), iter(holm(paired))
+def _adjusted(pairs: list[PairTest]) -> list[PairTest]:
+    means = [pair.welch.p for pair in pairs if pair.welch]
+    paired = [pair.mcnemar.p for pair in pairs if pair.mcnemar]
+    means_holm, paired_holm = iter(holm_adjust(means)), iter(holm_adjust(paired))
     return [
         replace(
             pair,
-            means_p_holm=next(means_holm) if pair.means else pair.means_p_holm,
-            paired=replace(pair.paired, p_holm=next(paired_holm)) if pair.paired else None,
+            means_p_holm=next(means_holm) if pair.welch else pair.means_p_holm,
+            mcnemar=replace(pair.mcnemar, p_holm=next(paired_holm)) if pair.mcnemar else None,
         )
         for pair in pairs
     ]

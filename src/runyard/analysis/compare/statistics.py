@@ -49,7 +49,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * float(bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
 
 
-def holm(ps: Sequence[float]) -> list[float]:
+def holm_adjust(ps: Sequence[float]) -> list[float]:
     """The p values of several tests, adjusted so that any false alarm among them keeps its probability (Holm 1979)."""
     adjusted, largest = [0.0] * len(ps), 0.0
     for place, at in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):

@@ -8,17 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from runyard.analysis.compare.groups import Group, differing, written
-from runyard.analysis.compare.measures import MEASURES, reached
-from runyard.analysis.compare.text import NONE, Column, clocks, numbers, on_one_line, percent
+from runyard.analysis.compare.groups import Group, differing_settings, format_setting
+from runyard.analysis.compare.measures import METRICS, first_at_target
+from runyard.analysis.compare.text import (
+    MISSING,
+    Column,
+    format_durations,
+    format_numbers,
+    format_percents,
+    on_one_line,
+)
 from runyard.errors import UserError
 
 NAN = float("nan")
-SPREAD = ("last", "best")  # shown with their standard deviation over seeds
+METRICS_WITH_STD = ("last", "best")  # shown with their standard deviation over seeds
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A group in numbers. ``values`` has every measure's mean over seeds, and what --target adds; NaN: not known.
 
     ``last`` and ``best`` are of all n seeds or NaN. ``restarts`` is the sum over all of the group's runs,
@@ -32,16 +39,16 @@ class Row:
     values: dict[str, float]
 
 
-def rows(groups: Sequence[Group], target: float | None = None) -> list[Row]:
+def table_rows(groups: Sequence[Group], target: float | None = None) -> list[TableRow]:
     """A row for each group, in the same order."""
-    names, marks = differing(groups), data_marks(groups)
+    names, marks = differing_settings(groups), dataset_labels(groups)
     return [
-        Row(g, {name: g.settings.get(name) for name in names}, mark, _values(g, target))
+        TableRow(g, {name: g.settings.get(name) for name in names}, mark, _values(g, target))
         for g, mark in zip(groups, marks, strict=True)
     ]
 
 
-def data_marks(groups: Sequence[Group]) -> list[str]:
+def dataset_labels(groups: Sequence[Group]) -> list[str]:
     """Each group's data set; with a number where one name stands for several test sets: "cifar10 (2)"."""
     met: dict[str, list[str]] = {}
     for g in groups:
@@ -57,95 +64,95 @@ def data_marks(groups: Sequence[Group]) -> list[str]:
     return out
 
 
-def ordered(table: list[Row], column: str) -> list[Row]:
+def sort_rows(table: list[TableRow], column: str) -> list[TableRow]:
     """By a column: what is good when high comes high first, all else low first; -COLUMN turns that round.
 
     Raises:
         UserError: there is no such column.
     """
-    name, turned = column.removeprefix("-"), column.startswith("-")
-    keys = list(dict.fromkeys([*MEASURES, *(k for row in table for k in (*row.values, *row.settings)), *WORDS]))
+    name, reverse = column.removeprefix("-"), column.startswith("-")
+    keys = list(dict.fromkeys([*METRICS, *(k for row in table for k in (*row.values, *row.settings)), *TEXT_COLUMNS]))
     every = list(dict.fromkeys([*keys, *(k for row in table for k in row.group.settings)]))
     if name not in every:
         raise UserError(f"--sort {column}: no such column; there are {', '.join(keys)}, and every setting")
-    good_high = name in MEASURES and MEASURES[name].high_is_good
+    good_high = name in METRICS and METRICS[name].higher_is_better
 
-    def value(row: Row) -> Any:
+    def value(row: TableRow) -> Any:
         if name in row.values:
             return None if np.isnan(row.values[name]) else row.values[name]
-        return WORDS[name](row) if name in WORDS else row.group.settings.get(name)
+        return TEXT_COLUMNS[name](row) if name in TEXT_COLUMNS else row.group.settings.get(name)
 
-    def key(row: Row) -> tuple[bool, float, str]:
+    def key(row: TableRow) -> tuple[bool, float, str]:
         v = value(row)
         is_number = isinstance(v, (int, float))
-        return not is_number, float(v) if is_number else 0.0, "" if is_number else written(v)
+        return not is_number, float(v) if is_number else 0.0, "" if is_number else format_setting(v)
 
-    known = sorted((r for r in table if value(r) is not None), key=key, reverse=good_high is not turned)
+    known = sorted((r for r in table if value(r) is not None), key=key, reverse=good_high is not reverse)
     return known + [r for r in table if value(r) is None]
 
 
-WORDS: dict[str, Callable[[Row], Any]] = {  # columns that are neither a measure nor a setting
+TEXT_COLUMNS: dict[str, Callable[[TableRow], Any]] = {  # columns that are neither a measure nor a setting
     "run": lambda row: row.group.label,
-    "n": lambda row: row.group.n,
-    "state": lambda row: row.group.state or "finished",
+    "n": lambda row: row.group.seed_count,
+    "state": lambda row: row.group.state_text or "finished",
     "data": lambda row: row.data,
 }
 
 
-def columns(table: Sequence[Row], target: float | None = None) -> list[Column]:
+def table_columns(table: Sequence[TableRow], target: float | None = None) -> list[Column]:
     """What is shown to a person: results, settings, costs. A column that would say nothing is left out."""
     groups = [row.group for row in table]
-    out = [Column("run", [g.label for g in groups], right=False)]
+    out = [Column("run", [g.label for g in groups], right_aligned=False)]
     if any(len(g.runs) > 1 for g in groups):
-        out.append(Column("n", [str(g.n) for g in groups]))
+        out.append(Column("n", [str(g.seed_count) for g in groups]))
     if all(g.label == on_one_line(g.runs[0].id) for g in groups):  # by run
-        out.append(Column("seed", [written(g.runs[0].seed) for g in groups]))
+        out.append(Column("seed", [format_setting(g.runs[0].seed) for g in groups]))
     several = len({row.data for row in table}) > 1
     if several:
-        out.append(Column("data", [row.data for row in table], right=False))
-    if any(g.state for g in groups):
-        out.append(Column("state", [g.state or "finished" for g in groups], right=False))
+        out.append(Column("data", [row.data for row in table], right_aligned=False))
+    if any(g.state_text for g in groups):
+        out.append(Column("state", [g.state_text or "finished" for g in groups], right_aligned=False))
 
     def of(name: str) -> list[float]:
         return [row.values[name] for row in table]
 
-    for name in SPREAD:
-        out.append(Column(f"{name} %", percent(of(name), of(f"{name}_sd"))))
+    for name in METRICS_WITH_STD:
+        out.append(Column(f"{name} %", format_percents(of(name), of(f"{name}_sd"))))
     if target is not None:
         goal = f"to {100 * target:g} %"
-        out.append(Column(f"epochs {goal}", numbers(of("epochs_to_target"))))
-        out.append(Column(f"time {goal}", clocks(of("clock_s_to_target"))))
-        out += [Column(f"{short} {goal}", numbers(of(f"{name}_to_target"))) for name, short in HOURS if _any(of(name))]
-        out.append(Column("reached by", [f"{row.values['reached']:.0f}/{row.group.n}" for row in table]))
+        out.append(Column(f"epochs {goal}", format_numbers(of("epochs_to_target"))))
+        out.append(Column(f"time {goal}", format_durations(of("clock_s_to_target"))))
+        out += [Column(f"{short} {goal}", format_numbers(of(f"{name}_to_target"))) for name, short in HOURS if _any(of(name))]
+        out.append(Column("reached by", [f"{row.values['reached']:.0f}/{row.group.seed_count}" for row in table]))
     for name in table[0].settings:
         if several and name == "data.name":
             continue  # in the column data
         values = [row.settings[name] for row in table]
         are_numbers = all(isinstance(v, (int, float)) or v is None for v in values)
-        out.append(Column(name, [written(v) for v in values], right=are_numbers))
-    out.append(Column("images/s", numbers(of("images_per_s"))))
-    out += [Column(short, numbers(of(name))) for name, short in HOURS if _any(of(name))]
-    out.append(Column("restarts", numbers(of("restarts"))))
-    out.append(Column("data wait %", [f"{v:.1f}" if v == v else NONE for v in of("data_wait_pct")]))
+        out.append(Column(name, [format_setting(v) for v in values], right_aligned=are_numbers))
+    out.append(Column("images/s", format_numbers(of("images_per_s"))))
+    out += [Column(short, format_numbers(of(name))) for name, short in HOURS if _any(of(name))]
+    out.append(Column("restarts", format_numbers(of("restarts"))))
+    out.append(Column("data wait %", [f"{v:.1f}" if v == v else MISSING for v in of("data_wait_pct")]))
     if len({row.values["parameters"] for row in table if row.values["parameters"] == row.values["parameters"]}) > 1:
-        out.append(Column("para- meters", numbers(of("parameters"))))
+        out.append(Column("para- meters", format_numbers(of("parameters"))))
     return out
 
 
 HOURS = (("gpu_hours", "GPU-h"), ("core_hours", "core-h"))
 
 
-def as_dict(row: Row) -> dict[str, Any]:
+def as_dict(row: TableRow) -> dict[str, Any]:
     """A row for JSON, flat but for its settings and runs; what is not known is null."""
     g = row.group
     return {
         "run": g.label,
         "name": g.name,
-        "n": g.n,
-        "seeds": [run.seed for run in g.counted],
-        "state": g.state or "finished",
+        "n": g.seed_count,
+        "seeds": [run.seed for run in g.counted_runs],
+        "state": g.state_text or "finished",
         "data": row.data,
-        "settings": plain(row.settings),
+        "settings": json_safe(row.settings),
         **{name: value if np.isfinite(value) else None for name, value in row.values.items()},
         "runs": [
             {
@@ -153,7 +160,7 @@ def as_dict(row: Row) -> dict[str, Any]:
                 "seed": run.seed,
                 "state": run.state,
                 "message": run.message,
-                "counted": run in g.counted,
+                "counted": run in g.counted_runs,
                 "ranks": list(run.ranks),
             }
             for run in g.runs
@@ -161,30 +168,30 @@ def as_dict(row: Row) -> dict[str, Any]:
     }
 
 
-def plain(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """A setting for JSON, which knows no nan and no infinity: they become words."""
     if isinstance(value, dict):
-        return {name: plain(v) for name, v in value.items()}
+        return {name: json_safe(v) for name, v in value.items()}
     if isinstance(value, list):
-        return [plain(v) for v in value]
-    return written(value) if isinstance(value, float) and not np.isfinite(value) else value
+        return [json_safe(v) for v in value]
+    return format_setting(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def as_line(row: Row) -> dict[str, Any]:
+def csv_row(row: TableRow) -> dict[str, Any]:
     """A row for CSV: settings by their dotted names, seeds and ids joined by spaces."""
     line = as_dict(row)
     runs, seeds, settings = line.pop("runs"), line.pop("seeds"), line.pop("settings")
     return {
         **line,
-        **{name: None if value is None else written(value) for name, value in settings.items()},
+        **{name: None if value is None else format_setting(value) for name, value in settings.items()},
         "seeds": " ".join(map(str, seeds)),
         "ids": " ".join(run["id"] for run in runs),
     }
 
 
 def _values(g: Group, target: float | None) -> dict[str, float]:
-    values = {name: g.mean(name) for name in MEASURES}
-    for name in SPREAD:
+    values = {name: g.mean(name) for name in METRICS}
+    for name in METRICS_WITH_STD:
         seen = g.values(name)
         values[f"{name}_sd"] = float(seen.std(ddof=1)) if len(seen) > 1 else NAN
         if np.isnan(seen).any():  # what fewer runs than n have is not the row's
@@ -193,7 +200,7 @@ def _values(g: Group, target: float | None) -> dict[str, float]:
     for name, _ in HOURS:
         values[f"{name}_total"] = float(sum(getattr(run, name) for run in g.runs))
     if target is not None:
-        when = [reached(run, target) for run in g.counted]
+        when = [first_at_target(run, target) for run in g.counted_runs]
         for name, key in (("epoch", "epochs"), ("clock_s", "clock_s"), *((hours, hours) for hours, _ in HOURS)):
             values[f"{key}_to_target"] = float(np.median([getattr(w, name) for w in when]))
         values["reached"] = float(sum(np.isfinite(w.epoch) for w in when))

@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from runyard.printable import printable
-from runyard.runs.narrative import clock
+from runyard.runs.narrative import format_duration
 
-NONE = "–"
-GAP = "  "
-NAME, LABEL = 30, 40  # characters of a cell that are never cut (a run's id can be copied), and at most of the first
-TIGHT = 9  # characters that a heading may take before it is broken over lines
+MISSING = "–"
+COLUMN_GAP = "  "
+MIN_CELL, MAX_FIRST_CELL = 30, 40  # characters of a cell that are never cut (a run's id can be copied), and at most of the first
+MIN_HEADING = 9  # characters that a heading may take before it is broken over lines
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading and its cells, all finished text. ``right`` for numbers."""
+    """A heading and its cells, all finished text. ``right_aligned`` for numbers."""
 
     heading: str
     cells: list[str]
-    right: bool = True
+    right_aligned: bool = True
 
 
 def terminal_width() -> int:
@@ -34,11 +34,11 @@ def terminal_width() -> int:
     return shutil.get_terminal_size((120, 40)).columns
 
 
-def grid(columns: Sequence[Column], width: int, heads: int = 1) -> str:
+def text_table(columns: Sequence[Column], width: int, heads: int = 1) -> str:
     """The table, at most ``width`` wide: what does not fit goes below, with the first ``heads`` columns again."""
-    first = [_shortened(column, min(LABEL, max(NAME, width // 3))) for column in columns[:heads]]
+    first = [_shortened(column, min(MAX_FIRST_CELL, max(MIN_CELL, width // 3))) for column in columns[:heads]]
     blocks: list[list[Column]] = [[*first]]
-    for column in (_shortened(column, max(NAME, width // 4)) for column in columns[heads:]):
+    for column in (_shortened(column, max(MIN_CELL, width // 4)) for column in columns[heads:]):
         if len(blocks[-1]) > heads and _wide([*blocks[-1], column]) > width:
             blocks.append([*first])
         blocks[-1].append(column)
@@ -47,7 +47,7 @@ def grid(columns: Sequence[Column], width: int, heads: int = 1) -> str:
 
 def markdown(columns: Sequence[Column]) -> str:
     """The same as a Markdown table, uncut."""
-    rows = [[column.heading for column in columns], ["--:" if column.right else ":--" for column in columns]]
+    rows = [[column.heading for column in columns], ["--:" if column.right_aligned else ":--" for column in columns]]
     rows += [[column.cells[at].strip() for column in columns] for at in range(len(columns[0].cells))]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
 
@@ -66,7 +66,7 @@ def on_one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def shortened(texts: Sequence[str], most: int) -> list[str]:
+def shorten(texts: Sequence[str], most: int) -> list[str]:
     """Texts of at most ``most`` characters: the middle of long ones is cut out, but never what tells two apart."""
     length = most
     while True:
@@ -76,17 +76,17 @@ def shortened(texts: Sequence[str], most: int) -> list[str]:
         length += 1
 
 
-def percent(values: Sequence[float], spreads: Sequence[float] | None = None) -> list[str]:
+def format_percents(values: Sequence[float], spreads: Sequence[float] | None = None) -> list[str]:
     """Parts of 1 as percentages with two digits, with ± where there is a spread; the points line up."""
     means = ["" if math.isnan(v) else f"{100 * v:.2f}" for v in values]
     if spreads is None:
-        return [mean or NONE for mean in means]
+        return [mean or MISSING for mean in means]
     ends = ["" if math.isnan(s) else f" ± {100 * s:.2f}" for s in spreads]
     longest = max(map(len, ends), default=0)
-    return [(mean or NONE) + end.ljust(longest) for mean, end in zip(means, ends, strict=True)]
+    return [(mean or MISSING) + end.ljust(longest) for mean, end in zip(means, ends, strict=True)]
 
 
-def numbers(values: Sequence[float]) -> list[str]:
+def format_numbers(values: Sequence[float]) -> list[str]:
     """With as many digits for all as the largest needs to be read: 12,345 or 3.21 or 0.0042."""
     finite = [abs(v) for v in values if math.isfinite(v)]
     largest = max(finite, default=0.0)
@@ -94,15 +94,15 @@ def numbers(values: Sequence[float]) -> list[str]:
         digits = 0
     else:
         digits = 0 if largest >= 1000 else max(1, 2 - math.floor(math.log10(largest))) if largest else 0
-    return [f"{v:,.{digits}f}" if math.isfinite(v) else NONE for v in values]
+    return [f"{v:,.{digits}f}" if math.isfinite(v) else MISSING for v in values]
 
 
-def clocks(values: Sequence[float]) -> list[str]:
+def format_durations(values: Sequence[float]) -> list[str]:
     """Seconds as h:mm:ss."""
-    return [clock(v) if math.isfinite(v) else NONE for v in values]
+    return [format_duration(v) if math.isfinite(v) else MISSING for v in values]
 
 
-def chance(p: float) -> str:
+def format_p_value(p: float) -> str:
     """A p value: two digits that count, and no more zeros than anyone reads."""
     return "<0.0001" if p < 0.0001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
@@ -115,12 +115,12 @@ def _middle_cut(text: str, most: int) -> str:
 
 
 def _shortened(column: Column, most: int) -> Column:
-    return Column(column.heading, shortened(column.cells, most), column.right)
+    return Column(column.heading, shorten(column.cells, most), column.right_aligned)
 
 
 def _heading(column: Column) -> list[str]:
     """The heading's lines: broken behind dots and underscores and at spaces where the cells are narrower."""
-    room = max([TIGHT, *map(len, column.cells)])
+    room = max([MIN_HEADING, *map(len, column.cells)])
     lines = [""]
     for part in re.findall(r"[^\s._]+[._]?|[._]|\s+", column.heading):
         if lines[-1] and len(lines[-1] + part.rstrip()) > room:
@@ -134,7 +134,7 @@ def _width(column: Column) -> int:
 
 
 def _wide(columns: Sequence[Column]) -> int:
-    return sum(map(_width, columns)) + len(GAP) * (len(columns) - 1)
+    return sum(map(_width, columns)) + len(COLUMN_GAP) * (len(columns) - 1)
 
 
 def _block(columns: Sequence[Column]) -> str:
@@ -144,8 +144,8 @@ def _block(columns: Sequence[Column]) -> str:
     lines.append(["─" * _width(column) for column in columns])
     lines += [[column.cells[at] for column in columns] for at in range(len(columns[0].cells))]
     return "\n".join(
-        GAP.join(
-            cell.rjust(_width(column)) if column.right else cell.ljust(_width(column))
+        COLUMN_GAP.join(
+            cell.rjust(_width(column)) if column.right_aligned else cell.ljust(_width(column))
             for cell, column in zip(line, columns, strict=True)
         ).rstrip()
         for line in lines

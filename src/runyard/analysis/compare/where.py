@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from runyard.analysis.compare.measures import MEASURES, WORDS, decimal
-from runyard.config.fields import unknown
+from runyard.analysis.compare.measures import METRICS, TEXT_FIELDS, parse_decimal
+from runyard.config.fields import unknown_name_message
 from runyard.errors import UserError
-from runyard.runs.history import History
+from runyard.runs.history import RunHistory
 
-SHAPE = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|=|<|>)\s*(\S.*?)\s*")
-HELP = "as 'optim.lr<1e-3', 'model.name=starter' or 'last>=0.9'"
-ORDERED: dict[str, Callable[[Any, Any], bool]] = {
+CONDITION_PATTERN = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|=|<|>)\s*(\S.*?)\s*")
+CONDITION_HELP = "as 'optim.lr<1e-3', 'model.name=starter' or 'last>=0.9'"
+ORDER_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }
 
@@ -27,17 +27,17 @@ class Condition:
 
     text: str
     name: str
-    sign: str
+    comparison: str
     value: Any
 
-    def holds(self, run: History) -> bool:
+    def matches(self, run: RunHistory) -> bool:
         """Whether this run fits. One that lacks the setting or the measure fits only an unequal, or null.
 
         Raises:
             UserError: a word is asked to be more or less than something.
         """
-        given = look_up(run, self.name)
-        if self.sign in ORDERED:
+        given = lookup_value(run, self.name)
+        if self.comparison in ORDER_COMPARISONS:
             if given is None:
                 return False
             if not (_is_number(given) and _is_number(self.value)):
@@ -45,37 +45,37 @@ class Condition:
                     f"--where {self.text!r}: {self.name} is {given} in run {run.id}; only numbers are more or less: "
                     "use = or !="
                 )
-            return ORDERED[self.sign](given, self.value)
+            return ORDER_COMPARISONS[self.comparison](given, self.value)
         equal = given == self.value and (type(given) is bool) is (type(self.value) is bool)  # true is not 1
-        return equal is (self.sign == "=")
+        return equal is (self.comparison == "=")
 
 
-def read(texts: Iterable[str], runs: Iterable[History]) -> list[Condition]:
+def parse_conditions(texts: Iterable[str], runs: Iterable[RunHistory]) -> list[Condition]:
     """The conditions in the texts, which may join several by " and ". All have to hold.
 
     Raises:
         UserError: no condition, or a name that is neither a measure nor a setting of any of the runs.
     """
     runs = list(runs)
-    known = list(dict.fromkeys([*MEASURES, *WORDS, *(name for run in runs for name in run.settings)]))
+    known = list(dict.fromkeys([*METRICS, *TEXT_FIELDS, *(name for run in runs for name in run.settings)]))
     return [_condition(part, known) for text in texts for part in re.split(r"\s+and(?:\s+|$)", text)]
 
 
-def look_up(run: History, name: str) -> Any:
+def lookup_value(run: RunHistory, name: str) -> Any:
     """A run's setting or measure; None where it has none."""
-    if name in MEASURES:
-        value = MEASURES[name].of(run)
+    if name in METRICS:
+        value = METRICS[name].value_of(run)
         return value if value == value else None
-    return WORDS[name](run) if name in WORDS else run.settings.get(name)
+    return TEXT_FIELDS[name](run) if name in TEXT_FIELDS else run.settings.get(name)
 
 
 def _condition(text: str, known: list[str]) -> Condition:
-    shape = SHAPE.fullmatch(text)
+    shape = CONDITION_PATTERN.fullmatch(text)
     if shape is None:
-        raise UserError(f"--where {text!r}: expected NAME, one of < <= > >= = !=, and a value, {HELP}")
+        raise UserError(f"--where {text!r}: expected NAME, one of < <= > >= = !=, and a value, {CONDITION_HELP}")
     name, sign, value = shape.groups()
     if name not in known:
-        raise UserError(f"--where {text!r}: {unknown(name, known)}")
+        raise UserError(f"--where {text!r}: {unknown_name_message(name, known)}")
     return Condition(text, name, "=" if sign == "==" else sign, _value(value))
 
 
@@ -88,7 +88,7 @@ def _value(text: str) -> Any:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return text[1:-1]
     try:
-        return decimal(text)
+        return parse_decimal(text)
     except ValueError:
         return text
 

@@ -13,21 +13,27 @@ from typing import Any
 
 import numpy as np
 
-from runyard.analysis.compare.groups import Group, differing, written
-from runyard.analysis.compare.text import shortened
-from runyard.analysis.figures.class_figures import classes, confusion_difference, confusions
-from runyard.analysis.figures.cost_figures import cost, currency
-from runyard.analysis.figures.group_style import MATPLOTLIB_LINES, MATPLOTLIB_MARKERS, Look, by_score, looks
-from runyard.analysis.figures.paper import COLUMN_IN, furnish, legend, legend_in
-from runyard.analysis.report.theme import LIGHT, drawing, save
+from runyard.analysis.compare.groups import Group, differing_settings, format_setting
+from runyard.analysis.compare.text import shorten
+from runyard.analysis.figures.class_figures import confusion_difference, confusions, per_class_accuracy
+from runyard.analysis.figures.cost_figures import accuracy_vs_cost, cost_metric
+from runyard.analysis.figures.group_style import (
+    MATPLOTLIB_LINES,
+    MATPLOTLIB_MARKERS,
+    GroupStyle,
+    colored_by_score,
+    group_styles,
+)
+from runyard.analysis.figures.paper import COLUMN_IN, legend, legend_height_in, style_axis
+from runyard.analysis.report.theme import LIGHT, figure_factory, save
 from runyard.errors import UserError
 from runyard.files import write_atomic
 
-KINDS = ("png", "pdf", "svg")
+FIGURE_FORMATS = ("png", "pdf", "svg")
 DPI = 300
-MOST_AXES = 6
-RESTARTS = "restarts"
-PANELS = (("test_top1", "Test accuracy (%)", 100), ("test_loss", "Test loss", 1))
+MAX_AXES = 6
+RESTART_GID = "restarts"
+CURVE_PANELS = (("test_top1", "Test accuracy (%)", 100), ("test_loss", "Test loss", 1))
 
 
 def write_figures(folder: Path, groups: Sequence[Group]) -> list[str]:
@@ -36,7 +42,7 @@ def write_figures(folder: Path, groups: Sequence[Group]) -> list[str]:
     Raises:
         UserError: the folder cannot be written, or its name is that of a picture.
     """
-    if folder.suffix.lower().lstrip(".") in KINDS:
+    if folder.suffix.lower().lstrip(".") in FIGURE_FORMATS:
         raise UserError(
             f"--png {folder}: expected a folder, since each figure is a file of its own; "
             f"try --png {folder.with_suffix('')}"
@@ -47,7 +53,7 @@ def write_figures(folder: Path, groups: Sequence[Group]) -> list[str]:
         for name, draw in FIGURES.items():
             figure = draw(groups)
             if figure is not None:
-                for kind in KINDS:
+                for kind in FIGURE_FORMATS:
                     write_atomic(folder / f"{name}.{kind}", save(figure, kind, DPI))
                 made.append(name)
     except OSError as error:
@@ -64,53 +70,53 @@ def curves(groups: Sequence[Group]) -> Any:
 
 def curves_by_cost(groups: Sequence[Group]) -> Any:
     """The same by GPU- or core-hours, where runs went on after an interruption marked."""
-    return _curves(groups, *currency(groups))
+    return _curves(groups, *cost_metric(groups))
 
 
 def _curves(groups: Sequence[Group], over: str, x_title: str) -> Any:
     able = [g for g in groups if over == "epoch" or g.mean(over) > 0]
     panels = [
-        panel for panel in PANELS if any(np.isfinite(run.measure(panel[0])).any() for g in able for run in g.runs)
+        panel for panel in CURVE_PANELS if any(np.isfinite(run.metric(panel[0])).any() for g in able for run in g.runs)
     ]
     if not panels:
         return None
-    with drawing(LIGHT) as figure:
-        made = figure(figsize=(COLUMN_IN, 1.95 * len(panels) + legend_in(groups)), layout="constrained")
+    with figure_factory(LIGHT) as figure:
+        made = figure(figsize=(COLUMN_IN, 1.95 * len(panels) + legend_height_in(groups)), layout="constrained")
         for axis, (measure, title, factor) in zip(
             made.subplots(len(panels), 1, squeeze=False).ravel(), panels, strict=True
         ):
-            for group, look in zip(groups, looks(groups), strict=True):
+            for group, look in zip(groups, group_styles(groups), strict=True):
                 if group in able:
-                    _line(axis, group, look, measure, factor, over, many=by_score(groups))
-            furnish(axis, "", title)
+                    _line(axis, group, look, measure, factor, over, many=colored_by_score(groups))
+            style_axis(axis, "", title)
             if over == "epoch":
                 axis.xaxis.get_major_locator().set_params(integer=True)
         made.axes[-1].set_xlabel(x_title)
-        about = ["line: mean over seeds; band: ± standard deviation"] * any(group.n > 1 for group in able)
-        about += ["triangle: went on after an interruption"] * any(a.get_gid() == RESTARTS for a in made.axes[0].lines)
+        about = ["line: mean over seeds; band: ± standard deviation"] * any(group.seed_count > 1 for group in able)
+        about += ["triangle: went on after an interruption"] * any(a.get_gid() == RESTART_GID for a in made.axes[0].lines)
         drawn = [
-            g for g in able if any(np.isfinite(run.measure(panel[0])).any() for run in g.runs for panel in panels)
+            g for g in able if any(np.isfinite(run.metric(panel[0])).any() for run in g.runs for panel in panels)
         ]
         legend(made, groups, drawn, "\n".join(about), line=True)
     return made
 
 
-def settings(groups: Sequence[Group]) -> Any:
+def parallel_coordinates(groups: Sequence[Group]) -> Any:
     """Parallel coordinates: a line for each group, through the settings that differ to its accuracy."""
-    names = differing(groups)[:MOST_AXES]
-    points = [(g, look) for g, look in zip(groups, looks(groups), strict=True) if math.isfinite(g.mean("last"))]
+    names = differing_settings(groups)[:MAX_AXES]
+    points = [(g, look) for g, look in zip(groups, group_styles(groups), strict=True) if math.isfinite(g.mean("last"))]
     if not names or len(points) < 2:
         return None
-    scales = [_scale([g.settings.get(name) for g, _ in points]) for name in names]
-    scales.append(_scale([round(100 * g.mean("last"), 2) for g, _ in points]))
-    titles = ["\n".join(shortened([part], 16)[0] for part in name.rsplit(".", 1)) for name in names]
-    with drawing(LIGHT) as figure:
-        made = figure(figsize=(COLUMN_IN if len(scales) <= 4 else 7, 2.5 + legend_in(groups)), layout="constrained")
+    scales = [_axis_positions([g.settings.get(name) for g, _ in points]) for name in names]
+    scales.append(_axis_positions([round(100 * g.mean("last"), 2) for g, _ in points]))
+    titles = ["\n".join(shorten([part], 16)[0] for part in name.rsplit(".", 1)) for name in names]
+    with figure_factory(LIGHT) as figure:
+        made = figure(figsize=(COLUMN_IN if len(scales) <= 4 else 7, 2.5 + legend_height_in(groups)), layout="constrained")
         axis = made.subplots()
         for at, (_, look) in sorted(enumerate(points), key=lambda p: p[1][0].mean("last")):
             axis.plot(
                 [places[at] for places, _ in scales],
-                linewidth=0.7 if by_score(groups) else 1.2,
+                linewidth=0.7 if colored_by_score(groups) else 1.2,
                 color=look.light,
                 linestyle=MATPLOTLIB_LINES[look.line],
                 marker=MATPLOTLIB_MARKERS[look.marker],
@@ -129,10 +135,10 @@ def settings(groups: Sequence[Group]) -> Any:
                     fontsize=6.5,
                     va="center",
                     ha="left" if last else "right",
-                    color=LIGHT.ink,
+                    color=LIGHT.foreground,
                     parse_math=False,
                     annotation_clip=False,
-                    bbox={"facecolor": LIGHT.surface, "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
+                    bbox={"facecolor": LIGHT.background, "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
                 )
         axis.set_xticks(range(len(scales)), [*titles, "Test\naccuracy (%)"], parse_math=False)
         axis.xaxis.tick_top()
@@ -143,12 +149,12 @@ def settings(groups: Sequence[Group]) -> Any:
     return made
 
 
-def band(group: Group, measure: str, over: str = "epoch") -> np.ndarray:
+def mean_and_std(group: Group, measure: str, over: str = "epoch") -> np.ndarray:
     """float64 [epochs measured, 4]: of the runs that got there the mean of ``over`` (the epoch, or hours spent), the
     measure's mean and standard deviation (0 of one), and how many they are."""
     found: dict[float, list[tuple[float, float]]] = {}
-    for run in group.counted:
-        for epoch, x, value in zip(run.series["epoch"], run.measure(over), run.measure(measure), strict=True):
+    for run in group.counted_runs:
+        for epoch, x, value in zip(run.series["epoch"], run.metric(over), run.metric(measure), strict=True):
             if math.isfinite(value) and math.isfinite(x):
                 found.setdefault(float(epoch), []).append((float(x), float(value)))
     rows = []
@@ -162,17 +168,17 @@ def _restarts(group: Group, over: str) -> list[float]:
     """What the group's runs had cost when they went on after an interruption, h."""
     width = {"gpu_hours": "gpus", "core_hours": "cores"}[over]
     spent = [
-        [getattr(start, width) * (start.ended - start.t) / 3600 for start in run.starts[:-1]] for run in group.counted
+        [getattr(start, width) * (start.end_time - start.start_time) / 3600 for start in run.starts[:-1]] for run in group.counted_runs
     ]
     return [sum(hours[: at + 1]) for hours in spent for at in range(len(hours))]
 
 
-def _line(axis: Any, group: Group, look: Look, measure: str, factor: float, over: str, *, many: bool) -> None:
+def _line(axis: Any, group: Group, look: GroupStyle, measure: str, factor: float, over: str, *, many: bool) -> None:
     if over != "epoch" and (places := _restarts(group, over)):
         own = {"color": look.light, "marker": "^", "fillstyle": "none", "linestyle": "none", "markersize": 3.6}
         along = axis.get_xaxis_transform()  # on the axis, whatever the values are
-        axis.plot(places, [0.03] * len(places), transform=along, markeredgewidth=0.7, gid=RESTARTS, **own)
-    epochs, middle, spread, runs = band(group, measure, over).T
+        axis.plot(places, [0.03] * len(places), transform=along, markeredgewidth=0.7, gid=RESTART_GID, **own)
+    epochs, middle, spread, runs = mean_and_std(group, measure, over).T
     middle, spread = factor * middle, factor * spread
     if (runs > 1).any():
         axis.fill_between(epochs, middle - spread, middle + spread, color=look.light, alpha=0.18, linewidth=0)
@@ -190,13 +196,13 @@ def _line(axis: Any, group: Group, look: Look, measure: str, factor: float, over
     )
 
 
-def _scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+def _axis_positions(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     """Each value's place from 0 to 1, and ticks as (place, word). Numbers over a factor of ten have a log scale."""
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
     if not numbers:
-        words = sorted({written(v) for v in values})
+        words = sorted({format_setting(v) for v in values})
         place = {word: at / (len(words) - 1) if len(words) > 1 else 0.5 for at, word in enumerate(words)}
-        return [place[written(v)] for v in values], [(place[word], shortened([word], 14)[0]) for word in words]
+        return [place[format_setting(v)] for v in values], [(place[word], shorten([word], 14)[0]) for word in words]
     log = min(values) > 0 and max(values) / min(values) >= 10
     by = np.log10 if log else np.asarray
     low, high = float(by(min(values))), float(by(max(values)))
@@ -215,9 +221,9 @@ def _scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]
 FIGURES: dict[str, Callable[[Sequence[Group]], Any]] = {
     "curves": curves,
     "curves_by_cost": curves_by_cost,
-    "cost": cost,
-    "classes": classes,
+    "cost": accuracy_vs_cost,
+    "classes": per_class_accuracy,
     "confusions": confusions,
     "confusion_difference": confusion_difference,
-    "settings": settings,
+    "settings": parallel_coordinates,
 }

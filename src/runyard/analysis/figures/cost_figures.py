@@ -7,31 +7,31 @@ from collections.abc import Sequence
 from typing import Any
 
 from runyard.analysis.compare.groups import Group
-from runyard.analysis.figures.group_style import MATPLOTLIB_MARKERS, looks
-from runyard.analysis.figures.paper import COLUMN_IN, furnish, legend, legend_in
-from runyard.analysis.report.theme import LIGHT, drawing
+from runyard.analysis.figures.group_style import MATPLOTLIB_MARKERS, group_styles
+from runyard.analysis.figures.paper import COLUMN_IN, legend, legend_height_in, style_axis
+from runyard.analysis.report.theme import LIGHT, figure_factory
 
 
-def cost(groups: Sequence[Group]) -> Any:
+def accuracy_vs_cost(groups: Sequence[Group]) -> Any:
     """Test accuracy against GPU-hours, or core-hours where no run had a GPU, with the Pareto front."""
-    name, title = currency(groups)
-    points = [(g, look, g.mean(name), 100 * g.mean("last")) for g, look in zip(groups, looks(groups), strict=True)]
+    name, title = cost_metric(groups)
+    points = [(g, look, g.mean(name), 100 * g.mean("last")) for g, look in zip(groups, group_styles(groups), strict=True)]
     points = [point for point in points if point[2] > 0 and math.isfinite(point[3])]
     if len(points) < 2:
         return None
-    with drawing(LIGHT) as figure:
-        made = figure(figsize=(COLUMN_IN, 2.5 + legend_in(groups)), layout="constrained")
+    with figure_factory(LIGHT) as figure:
+        made = figure(figsize=(COLUMN_IN, 2.5 + legend_height_in(groups)), layout="constrained")
         axis = made.subplots()
         front = pareto([(x, y) for group, _, x, y in points if group.finished])
         dotted = {"color": LIGHT.muted, "linewidth": 0.9, "linestyle": (0, (1, 1.5)), "zorder": 1}
         axis.step([x for x, _ in front], [y for _, y in front], where="post", **dotted)
         for group, look, x, y in points:
             own = {"color": look.light, "marker": MATPLOTLIB_MARKERS[look.marker], "linestyle": "none", "zorder": 3}
-            if group.n > 1:
+            if group.seed_count > 1:
                 axis.plot(
                     group.values(name), 100 * group.values("last"), markersize=2.6, alpha=0.55, **{**own, "zorder": 2}
                 )
-            edge = LIGHT.ink if group.finished and (x, y) in front else "none" if group.finished else look.light
+            edge = LIGHT.foreground if group.finished and (x, y) in front else "none" if group.finished else look.light
             fill = {} if group.finished else {"markerfacecolor": "none"}
             axis.plot([x], [y], markersize=6, markeredgecolor=edge, markeredgewidth=0.9, **own, **fill)
         hours = [x for _, _, x, _ in points]
@@ -42,14 +42,14 @@ def cost(groups: Sequence[Group]) -> Any:
             axis.set_xticks([], minor=True)
         else:
             axis.locator_params(axis="x", nbins=6)
-        furnish(axis, title, "Test accuracy, last epoch (%)")
-        seeds = "small: single seeds; " if any(group.n > 1 for group in groups) else ""
+        style_axis(axis, title, "Test accuracy, last epoch (%)")
+        seeds = "small: single seeds; " if any(group.seed_count > 1 for group in groups) else ""
         hollow = "" if all(group.finished for group, *_ in points) else "; hollow: not finished"
         legend(made, groups, [group for group, *_ in points], f"{seeds}dotted, ringed: Pareto front{hollow}")
     return made
 
 
-def currency(groups: Sequence[Group]) -> tuple[str, str]:
+def cost_metric(groups: Sequence[Group]) -> tuple[str, str]:
     """What cost is counted in, and its name on an axis: GPU-hours, or core-hours where no run had a GPU."""
     gpus = any(group.mean("gpu_hours") > 0 for group in groups)
     return ("gpu_hours", "GPU-hours") if gpus else ("core_hours", "Core-hours")

@@ -15,20 +15,20 @@ import numpy as np
 
 from runyard.analysis.compare.groups import Group
 
-MOST = 24
-LIGHT = ("#0072b2", "#d55e00", "#00845f", "#a0418a", "#1a1d21", "#a37500", "#3a9bd9", "#8c4a2f")
-DARK = ("#56b4e9", "#f08a4b", "#2fc79a", "#e08fd0", "#e9ebee", "#e6c229", "#9fb8ff", "#c99a7c")
+MAX_NAMED_STYLES = 24
+COLORS_LIGHT = ("#0072b2", "#d55e00", "#00845f", "#a0418a", "#1a1d21", "#a37500", "#3a9bd9", "#8c4a2f")
+COLORS_DARK = ("#56b4e9", "#f08a4b", "#2fc79a", "#e08fd0", "#e9ebee", "#e6c229", "#9fb8ff", "#c99a7c")
 # From worst to best: lightness alone orders them, so they also survive a black and white print.
 RAMP_LIGHT = ("#d9b400", "#c98a2b", "#ad6a52", "#854f73", "#4e3a86", "#0b2a6b")
 RAMP_DARK = ("#3d5fc4", "#6f74c9", "#a385b8", "#d0979b", "#efb36b", "#fbe35c")
-LINES = ("solid", "dash", "dot")  # plotly's words; matplotlib's stand in MATPLOTLIB_LINES
+LINE_STYLES = ("solid", "dash", "dot")  # plotly's words; matplotlib's stand in MATPLOTLIB_LINES
 MATPLOTLIB_LINES: dict[str, Any] = {"solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.4))}
 MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
 MATPLOTLIB_MARKERS = dict(zip(MARKERS, ("o", "s", "D", "^", "v", "P", "X", "*"), strict=True))
 
 
 @dataclass(frozen=True)
-class Look:
+class GroupStyle:
     """Colours on light and on dark ground, ``#rrggbb``; line and marker in plotly's words."""
 
     light: str
@@ -37,38 +37,38 @@ class Look:
     marker: str
 
 
-def looks(groups: Sequence[Group]) -> list[Look]:
+def group_styles(groups: Sequence[Group]) -> list[GroupStyle]:
     """One for each group, in order."""
-    if len(groups) <= MOST:
-        count = len(LIGHT)
+    if len(groups) <= MAX_NAMED_STYLES:
+        count = len(COLORS_LIGHT)
         return [
-            Look(LIGHT[at % count], DARK[at % count], LINES[at // count], MARKERS[(at + at // count) % len(MARKERS)])
+            GroupStyle(COLORS_LIGHT[at % count], COLORS_DARK[at % count], LINE_STYLES[at // count], MARKERS[(at + at // count) % len(MARKERS)])
             for at in range(len(groups))
         ]
-    share = _standing([score(group) for group in groups])
-    return [Look(_between(RAMP_LIGHT, s), _between(RAMP_DARK, s), "solid", "circle") for s in share]
+    share = _rank_fraction([mean_top1(group) for group in groups])
+    return [GroupStyle(_blend(RAMP_LIGHT, s), _blend(RAMP_DARK, s), "solid", "circle") for s in share]
 
 
-def score(group: Group) -> float:
+def mean_top1(group: Group) -> float:
     """The group's mean last test top-1; NaN where no run was evaluated."""
     seen = group.values("last")
     seen = seen[np.isfinite(seen)]
     return float(seen.mean()) if len(seen) else float("nan")
 
 
-def by_score(groups: Sequence[Group]) -> bool:
+def colored_by_score(groups: Sequence[Group]) -> bool:
     """Whether the colours say how good a group is, rather than which it is."""
-    return len(groups) > MOST
+    return len(groups) > MAX_NAMED_STYLES
 
 
-def _standing(scores: Sequence[float]) -> list[float]:
+def _rank_fraction(scores: Sequence[float]) -> list[float]:
     """Each score's place among the others, 0 worst to 1 best; what was never evaluated is worst."""
     order = np.argsort(np.argsort(np.nan_to_num(np.array(scores), nan=-1.0), kind="stable"), kind="stable")
     return [float(place) / max(1, len(scores) - 1) for place in order]
 
 
-def _between(ramp: Sequence[str], share: float) -> str:
-    ends = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in ramp], float)
+def _blend(ramp: Sequence[str], share: float) -> str:
+    ends = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in ramp], float)
     at = share * (len(ramp) - 1)
     low = min(int(at), len(ramp) - 2)
     mixed = ends[low] + (ends[low + 1] - ends[low]) * (at - low)

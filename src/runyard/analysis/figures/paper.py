@@ -7,28 +7,34 @@ from collections.abc import Sequence
 from typing import Any
 
 from runyard.analysis.compare.groups import Group
-from runyard.analysis.compare.text import shortened
-from runyard.analysis.figures.group_style import MATPLOTLIB_LINES, MATPLOTLIB_MARKERS, RAMP_LIGHT, by_score, looks
+from runyard.analysis.compare.text import shorten
+from runyard.analysis.figures.group_style import (
+    MATPLOTLIB_LINES,
+    MATPLOTLIB_MARKERS,
+    RAMP_LIGHT,
+    colored_by_score,
+    group_styles,
+)
 from runyard.analysis.report.theme import LIGHT
 
 COLUMN_IN = 3.5  # one of two columns
-LONGEST = 30  # characters of a name in a legend
+MAX_LEGEND_NAME = 30  # characters of a name in a legend
 
 
-def furnish(axis: Any, x: str, y: str, grid: str = "both") -> None:
+def style_axis(axis: Any, x: str, y: str, grid: str = "both") -> None:
     axis.set(xlabel=x, ylabel=y)
     axis.grid(axis=grid, color=LIGHT.grid, linewidth=0.5)
     axis.set_axisbelow(True)
 
 
-def legend_in(groups: Sequence[Group]) -> float:
+def legend_height_in(groups: Sequence[Group]) -> float:
     """Inches that the legend takes below a figure."""
-    return 0.55 if by_score(groups) else 0.35 + 0.16 * math.ceil(len(groups) / _columns(groups))
+    return 0.55 if colored_by_score(groups) else 0.35 + 0.16 * math.ceil(len(groups) / _columns(groups))
 
 
 def _columns(groups: Sequence[Group]) -> int:
-    longest = max(min(LONGEST, len(group.label)) for group in groups)
-    return next(count for most, count in ((8, 3), (17, 2), (LONGEST, 1)) if longest <= most)
+    longest = max(min(MAX_LEGEND_NAME, len(group.label)) for group in groups)
+    return next(count for most, count in ((8, 3), (17, 2), (MAX_LEGEND_NAME, 1)) if longest <= most)
 
 
 def legend(made: Any, groups: Sequence[Group], drawn: Sequence[Group], about: str = "", *, line: bool = False) -> None:
@@ -36,7 +42,7 @@ def legend(made: Any, groups: Sequence[Group], drawn: Sequence[Group], about: st
     from matplotlib.lines import Line2D
 
     made.get_layout_engine().set(h_pad=0.06, w_pad=0.05)
-    if by_score(groups):
+    if colored_by_score(groups):
         ends = [Line2D([], [], color=c, linestyle="none", marker="s", markersize=6) for c in RAMP_LIGHT[::-1]]
         words = ["best", *[""] * (len(ends) - 2), "worst of the groups"]
         made.legend(
@@ -62,12 +68,12 @@ def legend(made: Any, groups: Sequence[Group], drawn: Sequence[Group], about: st
             linewidth=1.1,
             linestyle=MATPLOTLIB_LINES[look.line] if line else "none",
         )
-        for group, look in zip(groups, looks(groups), strict=True)
+        for group, look in zip(groups, group_styles(groups), strict=True)
         if group in drawn
     ]
     made_legend = made.legend(
         own,
-        shortened([group.label for group in drawn], LONGEST),
+        shorten([group.label for group in drawn], MAX_LEGEND_NAME),
         loc="outside lower left",
         ncols=_columns(groups),
         frameon=False,

@@ -14,29 +14,29 @@ from pathlib import Path
 from string import Template
 
 from runyard.analysis.compare import narrative
-from runyard.analysis.compare.groups import Group, differing, written
-from runyard.analysis.compare.importance import Sweep, failures
-from runyard.analysis.compare.pairs import Pairs
-from runyard.analysis.compare.table import Row, columns
-from runyard.analysis.figures.group_style import by_score, looks
-from runyard.analysis.page.content import AXES, content
+from runyard.analysis.compare.groups import Group, differing_settings, format_setting
+from runyard.analysis.compare.importance import Sweep, failures_by_reason
+from runyard.analysis.compare.pairs import PairTests
+from runyard.analysis.compare.table import TableRow, table_columns
+from runyard.analysis.figures.group_style import colored_by_score, group_styles
+from runyard.analysis.page.content import X_AXES, page_data
 from runyard.analysis.page.disagreements import disagreements
-from runyard.analysis.page.tables import paragraphs, table_of
+from runyard.analysis.page.tables import html_table, paragraphs
 from runyard.analysis.report import style
 from runyard.analysis.report.theme import DARK, LIGHT
 from runyard.errors import UserError
 from runyard.files import write_atomic
-from runyard.runs.history import History
-from runyard.runs.reading import matters
+from runyard.runs.history import RunHistory
+from runyard.runs.reading import affects_learning
 
 # Nothing but what stands in the file may load, and no script run but the page's own, which alone knows the nonce,
 # whatever a name or a message tries to smuggle in. plotly makes its own styles and, to save a picture, blob: images.
-POLICY = (
+PAGE_CSP = (
     "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; "
     "base-uri 'none'; form-action 'none'"
 )
-SCRIPTS = ("page.js", "runs.js", "curves.js", "charts.js", "pair.js")
-PANELS = 4
+PAGE_SCRIPTS = ("page.js", "runs.js", "curves.js", "charts.js", "pair.js")
+MAX_PANELS = 4
 LIBRARY = "package_data/plotly.min.js"
 PANEL = Template(
     '<figure class="panel"><select aria-label="What chart $number shows"></select><div class="chart" id="curve-$place" '
@@ -48,8 +48,8 @@ PANEL = Template(
 
 def write_page(
     out: Path,
-    table: Sequence[Row],
-    pairs: Pairs,
+    table: Sequence[TableRow],
+    pairs: PairTests,
     *,
     notes: Sequence[str] = (),
     target: float | None = None,
@@ -67,37 +67,37 @@ def write_page(
         UserError: the file cannot be written, or plotly is not installed.
     """
     groups = [row.group for row in table]
-    held = content(groups) | {"disagreements": disagreements(groups)}
+    held = page_data(groups) | {"disagreements": disagreements(groups)}
     data = json.dumps(held, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     nonce = secrets.token_urlsafe(16)
     runs = len(_runs(groups))
     counted = f"{runs} run{'s' * (runs != 1)}" + (f" in {len(groups)} groups" if runs != len(groups) else "")
-    page = Template(_own("page.html")).substitute(
-        policy=POLICY.format(nonce=nonce),
+    page = Template(_read_asset("page.html")).substitute(
+        policy=PAGE_CSP.format(nonce=nonce),
         nonce=nonce,
         title=counted + " compared" * (runs > 1),
-        style=_colours() + style.RULES + _own("page.css"),
+        style=_color_css() + style.RULES + _read_asset("page.css"),
         about=escape(_about(groups)),
         notices="".join(f'<p class="notice">{escape(note)}</p>' for note in notes),
-        colours="The colour says how good a group is: the stronger, the better." if by_score(groups) else "",
+        colours="The colour says how good a group is: the stronger, the better." if colored_by_score(groups) else "",
         axes="".join(
             f'<label><input type="radio" name="x" value="{name}"{" checked" * (not at)}>{word}</label>'
-            for at, (name, word, _) in enumerate(AXES)
+            for at, (name, word, _) in enumerate(X_AXES)
         ),
         panels="".join(
-            PANEL.substitute(place=place, number=place + 1) for place in range(min(PANELS, len(held["measures"])))
+            PANEL.substitute(place=place, number=place + 1) for place in range(min(MAX_PANELS, len(held["measures"])))
         ),
         heading="Settings that differ, and what came of them" if len(groups) > 1 else "What came of it",
-        results=table_of(columns(table, target), looks(groups))
-        + paragraphs(narrative.of_columns(groups, target) + narrative.of_table(groups))
-        + paragraphs([] if sweep else narrative.of_failures(failures(_runs(groups)))),
-        real=_section("real", "Is it real?", narrative.of_pairs(pairs, table_of)),
-        sweep=_section("found", "What the sweep found", narrative.of_sweep(*sweep, table_of) if sweep else []),
+        results=html_table(table_columns(table, target), group_styles(groups))
+        + paragraphs(narrative.column_notes(groups, target) + narrative.table_notes(groups))
+        + paragraphs([] if sweep else narrative.failure_text(failures_by_reason(_runs(groups)))),
+        real=_section("real", "Is it real?", narrative.pair_text(pairs, html_table)),
+        sweep=_section("found", "What the sweep found", narrative.sweep_text(*sweep, html_table) if sweep else []),
         shared=escape("\n".join(_shared(groups))),
         when=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        library=_packed(_library()),
-        data=_packed(data.encode("utf-8", "surrogatepass")),
-        scripts="\n".join(map(_own, SCRIPTS)),
+        library=_gzip_base64(_library()),
+        data=_gzip_base64(data.encode("utf-8", "surrogatepass")),
+        scripts="\n".join(map(_read_asset, PAGE_SCRIPTS)),
     )
     try:
         write_atomic(out, page)
@@ -108,7 +108,7 @@ def write_page(
     return out
 
 
-def _runs(groups: Sequence[Group]) -> list[History]:
+def _runs(groups: Sequence[Group]) -> list[RunHistory]:
     return [run for group in groups for run in group.runs]
 
 
@@ -120,17 +120,17 @@ def _library() -> bytes:
     return Path(found.submodule_search_locations[0], LIBRARY).read_bytes()
 
 
-def _packed(content: bytes) -> str:
+def _gzip_base64(content: bytes) -> str:
     return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
 
 
-def _own(name: str) -> str:
+def _read_asset(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
-def _colours() -> str:
+def _color_css() -> str:
     """By the reader's own choice on the page, or else by the browser's."""
-    light, dark = style.variables(LIGHT, "#f4f5f7"), style.variables(DARK, "#0e1013")
+    light, dark = style.css_variables(LIGHT, "#f4f5f7"), style.css_variables(DARK, "#0e1013")
     chosen = f"color-scheme: dark; {dark}"
     return (
         f":root {{ color-scheme: light; {light} }}\n:root[data-theme=dark] {{ {chosen} }}\n"
@@ -154,6 +154,6 @@ def _section(name: str, title: str, texts: Sequence[str]) -> str:
 
 def _shared(groups: Sequence[Group]) -> list[str]:
     """The settings that all have in common."""
-    apart = {*differing(groups), "seed", "name"}
+    apart = {*differing_settings(groups), "seed", "name"}
     every = groups[0].settings.items()
-    return [f"{name}={written(value)}" for name, value in every if matters(name) and name not in apart]
+    return [f"{name}={format_setting(value)}" for name, value in every if affects_learning(name) and name not in apart]

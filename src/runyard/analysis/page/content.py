@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from runyard.analysis.compare.groups import Group, differing, written
-from runyard.analysis.figures.group_style import Look, by_score, looks
-from runyard.runs.history import History
+from runyard.analysis.compare.groups import Group, differing_settings, format_setting
+from runyard.analysis.figures.group_style import GroupStyle, colored_by_score, group_styles
+from runyard.runs.history import RunHistory
 
 Values = list[float | None]
 
 # What may be drawn over time: the journal's name, the page's, and the factor to the unit shown.
-MEASURES = (
+CHART_METRICS = (
     ("test_top1", "Test accuracy, %", 100),
     ("test_loss", "Test loss", 1),
     ("train_loss", "Train loss", 1),
@@ -32,7 +32,7 @@ MEASURES = (
     ("peak_memory_mb", "Peak memory, MB", 1),
 )
 # What they may be drawn over: our name, the button's word, the axis's title.
-AXES = (
+X_AXES = (
     ("epoch", "epoch", "Epoch"),
     ("step", "step", "Step"),
     ("wall", "wall time", "Wall time since the start, h"),
@@ -40,27 +40,27 @@ AXES = (
     ("gpu", "GPU-hours", "GPU-hours"),
     ("core", "core-hours", "Core-hours"),
 )
-NOT_MEASURES = {"epoch", "step", "t", "clock_s", "gpu_hours", "core_hours", "train_s", "eval_s"}
+NOT_CHARTED = {"epoch", "step", "t", "clock_s", "gpu_hours", "core_hours", "train_s", "eval_s"}
 DIGITS = 7  # of a number that is only drawn; tables hold the journal's own
-MOST_MISTAKES = 400_000  # pairs of classes kept for the confusion matrices of all runs together: about 1 MB
-MOST_CLASSES = 200
+MAX_MISTAKES = 400_000  # pairs of classes kept for the confusion matrices of all runs together: about 1 MB
+MAX_PAGE_CLASSES = 200
 
 
-def content(groups: Sequence[Group]) -> dict[str, Any]:
+def page_data(groups: Sequence[Group]) -> dict[str, Any]:
     """Everything that is drawn."""
     runs = [run for group in groups for run in group.runs]
-    measures = [list(m) for m in MEASURES if any(np.isfinite(run.measure(m[0])).any() for run in runs)]
-    known = {m[0] for m in MEASURES} | NOT_MEASURES
+    measures = [list(m) for m in CHART_METRICS if any(np.isfinite(run.metric(m[0])).any() for run in runs)]
+    known = {m[0] for m in CHART_METRICS} | NOT_CHARTED
     others = dict.fromkeys(name for run in runs for name in run.series if name not in known)
     measures += [[name, name, 1] for name in others]
     classes, of = _classes(runs)
     confusion, missing = _confusions(runs, classes)
     return {
-        "groups": list(map(_group, groups, looks(groups), _firsts(groups))),
-        "byScore": by_score(groups),
-        "runs": [_run(run, at, run in g.counted, measures) for at, g in enumerate(groups) for run in g.runs],
+        "groups": list(map(_group, groups, group_styles(groups), _first_run_positions(groups))),
+        "byScore": colored_by_score(groups),
+        "runs": [_run(run, at, run in g.counted_runs, measures) for at, g in enumerate(groups) for run in g.runs],
         "measures": measures,
-        "axes": [[name, title] for name, _, title in AXES if name not in _not_spent(runs)],
+        "axes": [[name, title] for name, _, title in X_AXES if name not in _unused_cost_axes(runs)],
         "settings": _sweep(groups),
         "classes": list(classes),
         "classesOf": of,
@@ -69,12 +69,12 @@ def content(groups: Sequence[Group]) -> dict[str, Any]:
     }
 
 
-def _firsts(groups: Sequence[Group]) -> list[int]:
+def _first_run_positions(groups: Sequence[Group]) -> list[int]:
     """Each group's first run's place among all."""
     return [0, *np.cumsum([len(group.runs) for group in groups]).tolist()][:-1]
 
 
-def _group(group: Group, look: Look, first: int) -> dict[str, Any]:
+def _group(group: Group, look: GroupStyle, first: int) -> dict[str, Any]:
     return {
         "label": group.label,
         "light": look.light,
@@ -82,20 +82,20 @@ def _group(group: Group, look: Look, first: int) -> dict[str, Any]:
         "line": look.line,
         "marker": look.marker,
         "runs": list(range(first, first + len(group.runs))),
-        "state": group.state,
+        "state": group.state_text,
     }
 
 
-def _run(run: History, group: int, counted: bool, measures: list[list[Any]]) -> dict[str, Any]:
-    began = run.starts[0].t if run.starts else math.nan
+def _run(run: RunHistory, group: int, counted: bool, measures: list[list[Any]]) -> dict[str, Any]:
+    began = run.starts[0].start_time if run.starts else math.nan
     hours = (run.series["t"] - began) / 3600
     at = {
         "epoch": run.series["epoch"],
-        "step": run.measure("step"),
+        "step": run.metric("step"),
         "wall": hours,
-        "training": run.measure("clock_s") / 3600,
-        "gpu": run.measure("gpu_hours"),
-        "core": run.measure("core_hours"),
+        "training": run.metric("clock_s") / 3600,
+        "gpu": run.metric("gpu_hours"),
+        "core": run.metric("core_hours"),
     }
     return {
         "id": run.id,
@@ -104,22 +104,22 @@ def _run(run: History, group: int, counted: bool, measures: list[list[Any]]) -> 
         "state": run.state,
         "counted": counted,
         "at": {name: _values(values) for name, values in at.items()},
-        "series": {name: _values(run.measure(name)) for name, _, _ in measures if name in run.series},
-        "restarts": [_restart(run, before.ended_by, start, at) for before, start in pairwise(run.starts)],
-        "last": _value(run.last),
-        "best": _value(run.best),
+        "series": {name: _values(run.metric(name)) for name, _, _ in measures if name in run.series},
+        "restarts": [_restart(run, before.end_cause, start, at) for before, start in pairwise(run.starts)],
+        "last": _value(run.last_top1),
+        "best": _value(run.best_top1),
         "cost": {
             "gpu": _value(run.gpu_hours),
             "core": _value(run.core_hours),
             "parameters": run.parameters,
-            "training": _value(_newest(run.measure("clock_s")) / 3600),
+            "training": _value(_newest(run.metric("clock_s")) / 3600),
         },
     }
 
 
-def _restart(run: History, cause: str, start: Any, at: dict[str, np.ndarray]) -> dict[str, Any]:
+def _restart(run: RunHistory, cause: str, start: Any, at: dict[str, np.ndarray]) -> dict[str, Any]:
     """Where a run went on: on the wall clock when it did, elsewhere at the step it went on from."""
-    epochs, steps = run.series["epoch"], run.measure("step")
+    epochs, steps = run.series["epoch"], run.metric("step")
     share = (
         float(np.interp(start.step, [0, *steps], [0, *epochs]))
         if len(epochs) and np.isfinite(steps).all()
@@ -129,11 +129,11 @@ def _restart(run: History, cause: str, start: Any, at: dict[str, np.ndarray]) ->
         name: float(np.interp(share, [0, *epochs], [0, *np.nan_to_num(values)])) if len(epochs) else 0.0
         for name, values in at.items()
     }
-    places |= {"wall": (start.t - run.starts[0].t) / 3600, "step": start.step}
+    places |= {"wall": (start.t - run.starts[0].start_time) / 3600, "step": start.step}
     return {"at": {name: _value(value) for name, value in places.items()}, "cause": cause, "step": start.step}
 
 
-def _not_spent(runs: Sequence[History]) -> list[str]:
+def _unused_cost_axes(runs: Sequence[RunHistory]) -> list[str]:
     """Of GPU- and core-hours those that no run has spent."""
     spent = {"gpu": any(run.gpu_hours for run in runs), "core": any(run.cpu_only for run in runs)}
     return [name for name, any_of_it in spent.items() if not any_of_it]
@@ -142,7 +142,7 @@ def _not_spent(runs: Sequence[History]) -> list[str]:
 def _sweep(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """The settings in which the groups differ, as the axes of parallel coordinates: each group's value on each."""
     axes: list[dict[str, Any]] = []
-    for name in differing(groups):
+    for name in differing_settings(groups):
         values = [group.settings.get(name) for group in groups]
         numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)]
         if len(numbers) == len(values):
@@ -150,12 +150,12 @@ def _sweep(groups: Sequence[Group]) -> list[dict[str, Any]]:
                 {"name": name, "values": numbers, "log": min(numbers) > 0 and max(numbers) >= 10 * min(numbers)}
             )
         else:
-            said = [written(v) for v in values]
+            said = [format_setting(v) for v in values]
             axes.append({"name": name, "values": said, "words": sorted(set(said))})
     return axes
 
 
-def _classes(runs: Sequence[History]) -> tuple[tuple[str, ...], str]:
+def _classes(runs: Sequence[RunHistory]) -> tuple[tuple[str, ...], str]:
     """The class names that most runs with a confusion matrix have; and of which data set, where some have others."""
     seen = [(run.classes_of(matrix), run) for run in runs if (matrix := run.confusion()) is not None]
     names = Counter(named for named, _ in seen)
@@ -165,14 +165,14 @@ def _classes(runs: Sequence[History]) -> tuple[tuple[str, ...], str]:
     return most, "" if len(names) == 1 else next(run.data_name for named, run in seen if named == most)
 
 
-def _confusions(runs: Sequence[History], classes: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+def _confusions(runs: Sequence[RunHistory], classes: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     """By run: right answers and images of each class, and the mistakes as [place, count, ...] in the flat matrix.
 
     And by run why there is no such thing, or no mistakes.
     """
     out: dict[str, Any] = {}
     missing: dict[str, str] = {}
-    room = MOST_MISTAKES
+    room = MAX_MISTAKES
     for at, run in enumerate(runs):
         matrix = run.confusion()
         if matrix is None:
@@ -186,8 +186,8 @@ def _confusions(runs: Sequence[History], classes: tuple[str, ...]) -> tuple[dict
         np.fill_diagonal(mistakes, 0)
         places = np.flatnonzero(mistakes)
         room -= len(places)
-        if len(classes) > MOST_CLASSES:
-            missing[str(at)] = f"a matrix of more than {MOST_CLASSES} classes is left out of the page"
+        if len(classes) > MAX_PAGE_CLASSES:
+            missing[str(at)] = f"a matrix of more than {MAX_PAGE_CLASSES} classes is left out of the page"
         elif room < 0:
             missing[str(at)] = "its matrix is left out, for the page to stay small; compare fewer runs to see it"
         else:

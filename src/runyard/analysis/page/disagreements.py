@@ -16,11 +16,11 @@ from runyard.analysis.report.samples import test_images
 from runyard.config.schema import DataConfig
 from runyard.data import manifest
 from runyard.errors import UserError
-from runyard.runs.history import History, Predictions
+from runyard.runs.history import RunHistory, SavedPredictions
 
-MOST_IMAGES = 72
-MOST_PAIRED = 60  # runs whose disagreements are counted; more make a page of counts
-LARGEST_PX = 64
+MAX_IMAGES = 72
+MAX_COMPARED_RUNS = 60  # runs whose disagreements are counted; more make a page of counts
+MAX_PICTURE_PX = 64
 LOSSLESS_PX = 32
 
 
@@ -46,7 +46,7 @@ def disagreements(groups: Sequence[Group]) -> dict[str, Any]:
         theirs = (right[at + 1 :] & differ).sum(axis=1)
         counts += np.stack([mine, theirs, differ.sum(axis=1) - mine - theirs], axis=1).ravel().tolist()
     out = {"runs": places, "counts": counts, "of": len(first.index), "images": [], "missing": "", "why": why}
-    chosen = _telling(table, _foremost(groups, places))
+    chosen = _informative_images(table, _best_rows(groups, places))
     try:
         pictures = _pictures([run for run, _ in answers.values()], first, chosen)
     except UserError as error:
@@ -63,17 +63,17 @@ def disagreements(groups: Sequence[Group]) -> dict[str, Any]:
     return out
 
 
-def _answers(runs: Sequence[History]) -> tuple[dict[int, tuple[History, Predictions]], dict[int, str]]:
+def _answers(runs: Sequence[RunHistory]) -> tuple[dict[int, tuple[RunHistory, SavedPredictions]], dict[int, str]]:
     """By place: the runs that kept predictions on the same images as the first that did; and why others are not."""
-    out: dict[int, tuple[History, Predictions]] = {}
+    out: dict[int, tuple[RunHistory, SavedPredictions]] = {}
     why: dict[int, str] = {}
     for place, run in enumerate(runs):
         if run.test_sha256 is None:
             why[place] = "without its data.json nobody knows which test images it saw"
         elif out and run.test_sha256 != next(iter(out.values()))[0].test_sha256:
             why[place] = "it saw other test images than the others"
-        elif len(out) == MOST_PAIRED:
-            why[place] = f"on this page {MOST_PAIRED} runs are held against each other; compare fewer to see it"
+        elif len(out) == MAX_COMPARED_RUNS:
+            why[place] = f"on this page {MAX_COMPARED_RUNS} runs are held against each other; compare fewer to see it"
         elif (predictions := run.predictions()) is None:
             why[place] = "it kept no predictions"
         else:
@@ -85,7 +85,7 @@ def _answers(runs: Sequence[History]) -> tuple[dict[int, tuple[History, Predicti
     return out, why
 
 
-def _foremost(groups: Sequence[Group], places: Sequence[int]) -> list[int]:
+def _best_rows(groups: Sequence[Group], places: Sequence[int]) -> list[int]:
     """Rows of the table that are compared at first: one run of each of the best groups, best first."""
     owner = [group for group in groups for _ in group.runs]
     rows = sorted(range(len(places)), key=lambda row: -np.nan_to_num(owner[places[row]].mean("last")))
@@ -94,14 +94,14 @@ def _foremost(groups: Sequence[Group], places: Sequence[int]) -> list[int]:
     return (ahead if len(ahead) > 1 else rows)[:6]
 
 
-def _telling(table: np.ndarray, foremost: Sequence[int]) -> np.ndarray:
+def _informative_images(table: np.ndarray, foremost: Sequence[int]) -> np.ndarray:
     """Images on which the best two differ, then those on which the others do; spread over the test set."""
     best = np.flatnonzero(table[foremost[0]] != table[foremost[1]])
     others = np.flatnonzero((table[list(foremost)] != table[foremost[0]]).any(axis=0))
     others = others[~np.isin(others, best)]
-    half = MOST_IMAGES // 2
-    kept = [_spread(best, max(half, MOST_IMAGES - len(others)))]
-    kept.append(_spread(others, MOST_IMAGES - len(kept[0])))
+    half = MAX_IMAGES // 2
+    kept = [_spread(best, max(half, MAX_IMAGES - len(others)))]
+    kept.append(_spread(others, MAX_IMAGES - len(kept[0])))
     return np.sort(np.concatenate(kept))
 
 
@@ -110,7 +110,7 @@ def _spread(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[np.unique(places)]
 
 
-def _pictures(runs: Sequence[History], predictions: Predictions, rows: np.ndarray) -> list[str]:
+def _pictures(runs: Sequence[RunHistory], predictions: SavedPredictions, rows: np.ndarray) -> list[str]:
     """From the first folder of prepared data that is here: a run copied from elsewhere names one that is not.
 
     Raises:
@@ -119,7 +119,7 @@ def _pictures(runs: Sequence[History], predictions: Predictions, rows: np.ndarra
     reasons: dict[Path, UserError] = {}
     for run in runs:
         settings: dict[str, Any] = {field.name: run.settings.get(f"data.{field.name}") for field in fields(DataConfig)}
-        prepared = manifest.folder(DataConfig(**settings))
+        prepared = manifest.dataset_dir(DataConfig(**settings))
         if prepared in reasons:
             continue
         try:
@@ -134,7 +134,7 @@ def _picture(image: np.ndarray) -> str:
     from PIL import Image
 
     picture = Image.fromarray(np.ascontiguousarray(image))
-    picture.thumbnail((LARGEST_PX, LARGEST_PX))
+    picture.thumbnail((MAX_PICTURE_PX, MAX_PICTURE_PX))
     out = io.BytesIO()
     picture.save(out, "WEBP", quality=85, lossless=max(picture.size) <= LOSSLESS_PX)
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from runyard.analysis.compare.text import Column
-from runyard.analysis.figures.group_style import Look
+from runyard.analysis.figures.group_style import GroupStyle
 
 MOST_ROWS = 15  # of a table that is shown whole
 LONG_NAME = 24  # characters; it gets more of the table's width, and breaks over fewer lines
@@ -18,14 +18,14 @@ class Markup(str):
     """HTML that is finished; any other text is escaped."""
 
 
-def table_of(shown: Sequence[Column], every: Sequence[Look] = ()) -> Markup:
+def html_table(shown: Sequence[Column], styles: Sequence[GroupStyle] = ()) -> Markup:
     """A table, scrolled where the page is too narrow. ``every`` row's look, if it stands for a group."""
-    head = "".join(f'<th scope="col" class="{_kind(c)}">{escape(c.heading.replace("- ", ""))}</th>' for c in shown)
+    head = "".join(f'<th scope="col" class="{_cell_class(c)}">{escape(c.heading.replace("- ", ""))}</th>' for c in shown)
     rows = ""
     for at in range(len(shown[0].cells)):
-        swatch = _swatch(every[at]) if every else ""
+        swatch = _swatch(styles[at]) if styles else ""
         name = shown[0].cells[at].strip()
-        kind = _kind(shown[0]) + " wide" * (len(name) > LONG_NAME)
+        kind = _cell_class(shown[0]) + " wide" * (len(name) > LONG_NAME)
         rows += f'<tr><th class="{kind}" scope="row">{swatch}{_breakable(name)}</th>'
         rows += "".join(_cell(column, column.cells[at].strip()) for column in shown[1:]) + "</tr>"
     return Markup(
@@ -39,17 +39,17 @@ def paragraphs(texts: Sequence[str]) -> str:
     return "".join(text if isinstance(text, Markup) else f'<p class="note">{escape(text)}</p>' for text in texts)
 
 
-def _kind(column: Column) -> str:
-    return "n" if column.right else "s"
+def _cell_class(column: Column) -> str:
+    return "n" if column.right_aligned else "s"
 
 
 def _cell(column: Column, text: str) -> str:
     if LONG_NUMBER.fullmatch(text):
-        return f'<td class="{_kind(column)}" title="{text}">{float(text):.4g}</td>'
-    return f'<td class="{_kind(column)}">{escape(text)}</td>'
+        return f'<td class="{_cell_class(column)}" title="{text}">{float(text):.4g}</td>'
+    return f'<td class="{_cell_class(column)}">{escape(text)}</td>'
 
 
-def _swatch(look: Look) -> str:
+def _swatch(look: GroupStyle) -> str:
     return f'<span class="swatch dot" style="--light:{look.light};--dark:{look.dark}" aria-hidden="true">●</span> '
 
 

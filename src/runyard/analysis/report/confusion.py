@@ -6,57 +6,57 @@ from typing import Any
 
 import numpy as np
 
-from runyard.analysis.report.theme import Theme, drawing, mix
+from runyard.analysis.report.theme import Theme, blend, figure_factory
 
 # Up to so many classes: the side of a cell in inches, the counts' and the names' size in points.
 SIZES = ((12, 0.40, 7.5, 8.0), (30, 0.27, 6.0, 7.0), (120, 0.115, 3.4, 5.6))
-NARROWEST_IN, LARGEST_IN = 2.6, 14.0
-LONGEST_NAME = 24
+MIN_SIDE_IN, MAX_SIDE_IN = 2.6, 14.0
+MAX_CLASS_NAME = 24
 
 
-def draw(confusion: np.ndarray, classes: list[str], theme: Theme) -> Any:
+def draw_confusion(confusion: np.ndarray, classes: list[str], theme: Theme) -> Any:
     """A matplotlib ``Figure``. Blue is right, vermillion wrong; the shade is the share of the true class.
 
     Mistakes have a scale of their own, or the diagonal would drown them. Up to 120 classes every count that is not 0 is
     written; beyond that only the shades are left.
     """
     count = len(confusion)
-    cell, count_pt, name_pt = next((size[1:] for size in SIZES if count <= size[0]), (LARGEST_IN / count, 0.0, 0.0))
-    names = [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in classes]
+    cell, count_pt, name_pt = next((size[1:] for size in SIZES if count <= size[0]), (MAX_SIDE_IN / count, 0.0, 0.0))
+    names = [name if len(name) <= MAX_CLASS_NAME else name[: MAX_CLASS_NAME - 1] + "…" for name in classes]
     slanted = count <= SIZES[0][0]
     margin = max(0.56 * name_pt * max(map(len, names)), 18) / 72  # inches the longest name takes
     left, below = margin + 0.35, margin * (0.72 if slanted else 1) + 0.92
-    side = max(cell * count, NARROWEST_IN)
+    side = max(cell * count, MIN_SIDE_IN)
     width, height = left + side + 0.12, below + side + 0.08
 
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     worst = max(float(np.max(share * (1 - np.eye(count)))), 1e-9)
-    colours = _colours(share, worst, theme)
-    with drawing(theme) as figure:
+    colors = _cell_colors(share, worst, theme)
+    with figure_factory(theme) as figure:
         made = figure(figsize=(width, height))
         axis = made.add_axes((left / width, below / height, side / width, side / height))
-        axis.pcolormesh(colours, edgecolors=theme.surface, linewidth=0.6 if slanted else 0.15)
+        axis.pcolormesh(colors, edgecolors=theme.background, linewidth=0.6 if slanted else 0.15)
         axis.set(xlim=(0, count), ylim=(count, 0))
         axis.tick_params(length=0, pad=2)
         for edge in axis.spines.values():
             edge.set(visible=True, color=theme.muted, linewidth=0.5)
-        _name(axis, names, name_pt, slanted)
+        _label_axes(axis, names, name_pt, slanted)
         if count_pt:
-            _write_counts(axis, confusion, colours, theme, count_pt, zeros=slanted)
+            _write_counts(axis, confusion, colors, theme, count_pt, zeros=slanted)
         middle = {"ha": "center", "va": "center", "color": theme.muted}
         made.text((left + side / 2) / width, 0.70 / height, "Predicted class", **middle)
         made.text(0.12 / width, (below + side / 2) / height, "True class", rotation=90, **middle)
-        _keys(made, theme, worst, left, side, width, height)
+        _color_keys(made, theme, worst, left, side, width, height)
     return made
 
 
-def _colours(share: np.ndarray, worst: float, theme: Theme) -> np.ndarray:
-    right = mix(theme.surface, theme.train, share)
-    wrong = mix(theme.surface, theme.test, np.minimum(share / worst, 1))
+def _cell_colors(share: np.ndarray, worst: float, theme: Theme) -> np.ndarray:
+    right = blend(theme.background, theme.train, share)
+    wrong = blend(theme.background, theme.test, np.minimum(share / worst, 1))
     return np.where(np.eye(len(share), dtype=bool)[..., None], right, wrong)
 
 
-def _name(axis: Any, names: list[str], name_pt: float, slanted: bool) -> None:
+def _label_axes(axis: Any, names: list[str], name_pt: float, slanted: bool) -> None:
     if not name_pt:  # more classes than names find room: label numbers
         step = next(s for s in (50, 100, 200, 500, 1000, 5000) if len(names) / s <= 10)
         labels = list(range(0, len(names), step))
@@ -71,9 +71,9 @@ def _name(axis: Any, names: list[str], name_pt: float, slanted: bool) -> None:
         label.set_color(axis.xaxis.label.get_color())
 
 
-def _write_counts(axis: Any, confusion: np.ndarray, colours: np.ndarray, theme: Theme, size_pt: float, *,
+def _write_counts(axis: Any, confusion: np.ndarray, colors: np.ndarray, theme: Theme, size_pt: float, *,
                   zeros: bool) -> None:
-    dark = colours @ (0.299, 0.587, 0.114) < 0.5
+    dark = colors @ (0.299, 0.587, 0.114) < 0.5
     for true, predicted in np.argwhere((confusion > 0) | zeros):
         value = int(confusion[true, predicted])
         shade = "#ffffff" if dark[true, predicted] else "#14171a"
@@ -81,14 +81,14 @@ def _write_counts(axis: Any, confusion: np.ndarray, colours: np.ndarray, theme: 
                   color=shade if value else theme.muted)
 
 
-def _keys(made: Any, theme: Theme, worst: float, left: float, side: float, width: float, height: float) -> None:
+def _color_keys(made: Any, theme: Theme, worst: float, left: float, side: float, width: float, height: float) -> None:
     """Two small colour keys along the bottom: what a shade of right and a shade of wrong mean."""
     ramp = np.linspace(0, 1, 64)[None]
     each = min(1.6, side * 0.46)
     keys = ((left, theme.train, "correct", 1.0), (left + side - each, theme.test, "mistaken", worst))
-    for start, colour, word, most in keys:
+    for start, color, word, most in keys:
         axis = made.add_axes((start / width, 0.40 / height, each / width, 0.08 / height))
-        axis.imshow(mix(theme.surface, colour, ramp), aspect="auto", extent=(0, 1, 0, 1))
+        axis.imshow(blend(theme.background, color, ramp), aspect="auto", extent=(0, 1, 0, 1))
         axis.set_axis_off()
         below = {"transform": axis.transAxes, "va": "top", "fontsize": 7.5, "color": theme.muted}
         axis.text(0, -0.6, "0", ha="left", **below)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from runyard.analysis.report.theme import Theme, drawing
-from runyard.runs.facts import Facts
+from runyard.analysis.report.theme import Theme, figure_factory
+from runyard.runs.facts import ReportData
 
-FEW, MANY = 30, 200  # up to FEW epochs each has its dot, beyond MANY the line is thin
+MAX_EPOCHS_WITH_MARKERS, MAX_EPOCHS_THICK = 30, 200  # up to FEW epochs each has its dot, beyond MANY the line is thin
 LOSSES = ("train_loss", "test_loss", "val_loss")
 
 
-def draw(facts: Facts, theme: Theme, columns: int = 2) -> Any:
+def draw_curves(facts: ReportData, theme: Theme, columns: int = 2) -> Any:
     """A matplotlib ``Figure`` of four panels: two columns are 7 in wide (a page), one column 3.5 in (a phone)."""
     rows = 4 // columns
-    with drawing(theme) as figure:
+    with figure_factory(theme) as figure:
         made = figure(figsize=(3.5 * columns, 1.95 * rows + 0.35), layout="constrained")
         made.get_layout_engine().set(w_pad=0.06, h_pad=0.05, wspace=0.02, hspace=0.02)
         axes = made.subplots(rows, columns, squeeze=False).ravel()
@@ -30,62 +30,62 @@ def draw(facts: Facts, theme: Theme, columns: int = 2) -> Any:
             for axis, corner in ((losses[1], "upper right"), (accuracy, "lower right")):
                 axis.legend(frameon=False, loc=corner, handlelength=1.4, borderpad=0)
         exponent = _exponent(facts)
-        _line(rate, facts, "lr", theme.ink, "", scale=10.0**-exponent)
+        _line(rate, facts, "lr", theme.foreground, "", scale=10.0**-exponent)
         unit = rf" ($\times\,10^{{{exponent}}}$)" if exponent else ""
         titles = ("Train loss", "Test loss", "Test accuracy (%)", f"Learning rate{unit}")
         for letter, axis, title in zip("abcd", axes, titles, strict=True):
-            _furnish(axis, facts, theme, f"({letter})  {title}")
+            _style_axis(axis, facts, theme, f"({letter})  {title}")
         for axis in axes[-columns:]:
             axis.set_xlabel("Epoch")
         _best(accuracy, facts, theme)
         for axis, keys, scale in ((losses[0], LOSSES, 1), (rate, ("lr",), 10.0**-exponent)):
             highest = max([scale * value for key in keys for value in facts.series(key)[1]], default=1)
             axis.set_ylim(0, 1.06 * highest or 1)
-        if facts.restart_positions():
+        if facts.restart_epochs():
             often = f" ({facts.restarts} times)" if facts.restarts > 1 else ""
-            made.legend([axes[0].axvline(facts.restart_positions()[0], **_mark(theme))],
+            made.legend([axes[0].axvline(facts.restart_epochs()[0], **_mark(theme))],
                         [f"resumed from a checkpoint{often}"], loc="outside lower right", frameon=False,
                         labelcolor=theme.muted)
     return made
 
 
-def _line(axis: Any, facts: Facts, key: str, colour: str, label: str, name: str = "", *, scale: float = 1) -> None:
+def _line(axis: Any, facts: ReportData, key: str, color: str, label: str, name: str = "", *, scale: float = 1) -> None:
     """One measure, its newest value written at its end."""
     epochs, values = facts.series(key)
     values = [value * scale for value in values]
     if not epochs:
         return
     count = len(epochs)
-    axis.plot(epochs, values, color=colour, linewidth=1.3 if count <= MANY else 0.7, label=name, solid_capstyle="round",
-              solid_joinstyle="round", marker="o" if count <= FEW else None, markersize=4 if count == 1 else 2.2)
+    axis.plot(epochs, values, color=color, linewidth=1.3 if count <= MAX_EPOCHS_THICK else 0.7, label=name, solid_capstyle="round",
+              solid_joinstyle="round", marker="o" if count <= MAX_EPOCHS_WITH_MARKERS else None, markersize=4 if count == 1 else 2.2)
     if label:
         axis.annotate(label.format(values[-1]), (epochs[-1], values[-1]), xytext=(4, 0), textcoords="offset points",
-                      va="center", color=colour, annotation_clip=False)
+                      va="center", color=color, annotation_clip=False)
 
 
-def _best(axis: Any, facts: Facts, theme: Theme) -> None:
+def _best(axis: Any, facts: ReportData, theme: Theme) -> None:
     """Ring the best epoch (of the validation part where there is one), unless it is the last."""
-    epochs, values = facts.series(facts.choosing)
-    colour = theme.validation if facts.has_validation else theme.test
+    epochs, values = facts.series(facts.selection_metric)
+    color = theme.validation if facts.has_validation else theme.test
     if not values or max(values) == values[-1]:
         return
     at = values.index(max(values))
-    axis.plot(epochs[at], 100 * values[at], "o", markersize=5, markerfacecolor="none", color=colour)
+    axis.plot(epochs[at], 100 * values[at], "o", markersize=5, markerfacecolor="none", color=color)
     side = "right" if epochs[at] > (epochs[0] + epochs[-1]) / 2 else "left"
     axis.annotate(f"best {100 * values[at]:.2f} %", (epochs[at], 100 * values[at]), xytext=(0, 6), ha=side,
-                  textcoords="offset points", color=colour,
-                  bbox={"facecolor": theme.surface, "edgecolor": "none", "pad": 0.8})
+                  textcoords="offset points", color=color,
+                  bbox={"facecolor": theme.background, "edgecolor": "none", "pad": 0.8})
     axis.margins(y=0.16)
 
 
-def _furnish(axis: Any, facts: Facts, theme: Theme, title: str) -> None:
-    axis.set_title(title, loc="left", color=theme.ink)
+def _style_axis(axis: Any, facts: ReportData, theme: Theme, title: str) -> None:
+    axis.set_title(title, loc="left", color=theme.foreground)
     axis.grid(axis="y", color=theme.grid, linewidth=0.6)
     axis.set_axisbelow(True)
     last = facts.epochs[-1]["epoch"] if facts.epochs else facts.run.config.epochs
     axis.set_xticks(_ticks(last))
     axis.set_xlim(1 - 0.02 * last - (0.4 if last == 1 else 0), last + 0.02 * last + (0.4 if last == 1 else 0))
-    for position in facts.restart_positions():
+    for position in facts.restart_epochs():
         axis.axvline(position, **_mark(theme))
     if not axis.lines:
         axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", va="center", color=theme.muted)
@@ -101,7 +101,7 @@ def _ticks(last: int) -> list[int]:
     return sorted({1, *range(step, last + 1, step)})
 
 
-def _exponent(facts: Facts) -> int:
+def _exponent(facts: ReportData) -> int:
     """The power of ten that makes the learning rate's ticks short; 0 when they are short as they are."""
     peak = max(facts.series("lr")[1], default=0)
     power = math.floor(math.log10(peak)) if peak > 0 else 0

@@ -10,17 +10,17 @@ from pathlib import Path
 import yaml
 
 from runyard.analysis.report import confusion, curves, style, tables
-from runyard.analysis.report.tables import data, loss, note, percent, section
+from runyard.analysis.report.tables import data_element, loss_element, note, percent_element, section
 from runyard.analysis.report.theme import DARK, LIGHT, save
 from runyard.config import schema
 from runyard.errors import UserError
 from runyard.files import folder_within, write_atomic
-from runyard.runs.facts import Facts, gather, number
+from runyard.runs.facts import ReportData, finite_or_none, load_report_data
 from runyard.runs.journal import Row
 from runyard.runs.run import Run
 
 # Nothing but what is inlined may load, whatever a class name or a message tries to smuggle in.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+REPORT_CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 WIDE_CLASSES = 58  # beyond, the confusion matrix is wider than the page and is scrolled
 PAPER_DPI, PAGE_DPI = 300, 170
 
@@ -33,12 +33,12 @@ def write_report(run: Run) -> Path:
     Raises:
         UserError: the run's directory cannot be written.
     """
-    facts = gather(run)
+    facts = load_report_data(run)
     folder = run.path / "report"
-    figures = {"curves": lambda theme: curves.draw(facts, theme)}
+    figures = {"curves": lambda theme: curves.draw_curves(facts, theme)}
     if facts.confusion is not None:
         matrix = facts.confusion
-        figures["confusion"] = lambda theme: confusion.draw(matrix, facts.classes, theme)
+        figures["confusion"] = lambda theme: confusion.draw_confusion(matrix, facts.classes, theme)
     pictures: dict[str, bytes] = {}
     try:
         folder_within(run.path, folder.name)
@@ -49,7 +49,7 @@ def write_report(run: Run) -> Path:
             write_atomic(folder / f"{name}.pdf", save(figure, "pdf", PAPER_DPI))
             pictures[f"{name}_dark"] = save(draw(DARK), "png", PAGE_DPI)
         for suffix, theme in (("", LIGHT), ("_dark", DARK)):
-            pictures[f"curves_phone{suffix}"] = save(curves.draw(facts, theme, columns=1), "png", PAGE_DPI)
+            pictures[f"curves_phone{suffix}"] = save(curves.draw_curves(facts, theme, columns=1), "png", PAGE_DPI)
         write_atomic(folder / "index.html", render(facts, pictures))
     except OSError as error:
         raise UserError(f"{folder}: cannot write the report there ({error.strerror}); "
@@ -57,7 +57,7 @@ def write_report(run: Run) -> Path:
     return folder / "index.html"
 
 
-def render(facts: Facts, pictures: dict[str, bytes]) -> str:
+def render(facts: ReportData, pictures: dict[str, bytes]) -> str:
     """The whole page.
 
     Args:
@@ -73,48 +73,48 @@ def render(facts: Facts, pictures: dict[str, bytes]) -> str:
     notices += [f"The run warned: {message}" for message in facts.warnings]
     head = (f'<header><h1>{escape(run.id)} <span class="pill {word.replace(" ", "-")}">{word}</span></h1>'
             f'<p class="sub">{escape(run.config.model.name)} on {escape(run.config.data.name)}'
-            f" · created {escape(_moment(run.record.get('created')))}</p>"
+            f" · created {escape(_utc_time(run.record.get('created')))}</p>"
             + "".join(f'<p class="notice">{escape(text)}</p>' for text in notices) + "</header>\n")
     side_by_side = len(facts.classes) <= tables.MANY_CLASSES
     body = (_headline(facts) + _curves(facts, pictures)
-            + _pair(_confusion(facts, pictures), tables.per_class(facts), side_by_side) + tables.pairs(facts)
-            + _pair(tables.paper(facts), _machine(facts), True) + _config(facts))
+            + _side_by_side(_confusion(facts, pictures), tables.per_class_section(facts), side_by_side) + tables.confused_pairs_section(facts)
+            + _side_by_side(tables.paper_section(facts), _machine(facts), True) + _config(facts))
     return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-            f'<link rel="icon" href="data:,">\n<title>{escape(run.id)}</title>\n<style>{style.sheet()}</style></head>\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{REPORT_CSP}">\n'
+            f'<link rel="icon" href="data:,">\n<title>{escape(run.id)}</title>\n<style>{style.stylesheet()}</style></head>\n'
             f"<body>{head}<main>{body}</main>\n"
-            f"<footer>Written by runyard from the run's journal, {_moment(time.time())}. "
+            f"<footer>Written by runyard from the run's journal, {_utc_time(time.time())}. "
             f"Code {escape(str(run.record.get('code_sha256'))[:12])}.</footer></body></html>\n")
 
 
-def _pair(one: str, other: str, side_by_side: bool) -> str:
+def _side_by_side(one: str, other: str, side_by_side: bool) -> str:
     """Two sections, beside each other where the page is wide enough."""
     if not (one and side_by_side):
         return one + other
     return f'<div class="two"><div>{one}</div><div>{other}</div></div>\n'
 
 
-def _headline(facts: Facts) -> str:
-    final_top1 = number(facts.final, "top1")
+def _headline(facts: ReportData) -> str:
+    final_top1 = finite_or_none(facts.final_row, "top1")
     best, best_epoch = facts.best()
     done = facts.epochs[-1]["epoch"] if facts.epochs else 0
     rates = sorted(facts.series("images_per_s")[1])
-    clock = number(facts.final, "clock_s") or facts.last("clock_s")
-    parameters = next(filter(None, (number(row, "parameters") for row in (facts.final, *facts.starts))), None)
-    test_loss = number(facts.final, "loss")
+    clock = finite_or_none(facts.final_row, "clock_s") or facts.last("clock_s")
+    parameters = next(filter(None, (finite_or_none(row, "parameters") for row in (facts.final_row, *facts.start_rows))), None)
+    test_loss = finite_or_none(facts.final_row, "loss")
     on = "validation" if facts.has_validation else "test"
     tiles = [
         ("lead", "Final top-1" if final_top1 is not None else "Top-1 so far",
-         percent(final_top1 if final_top1 is not None else facts.last("test_top1")), "on the test set"),
-        ("lead", "Best top-1", percent(best), f"{on}, epoch {best_epoch}" if best_epoch else on),
-        ("", "Test loss", loss(test_loss if test_loss is not None else facts.last("test_loss")), ""),
-        ("", "Train loss", loss(facts.last("train_loss")), ""),
-        ("", "Epochs", data(done, "{}"), f"of {facts.run.config.epochs}" if done != facts.run.config.epochs else ""),
-        ("", "Training time", data(clock, _duration(clock or 0)), "evaluation included"),
-        ("", "Images/s", data(rates[len(rates) // 2] if rates else None, "{:,.0f}"), "training, median epoch"),
-        ("", "Parameters", data(parameters, "{:,.0f}"), ""),
-        ("", "Restarts", data(facts.restarts, "{}"), ""),
+         percent_element(final_top1 if final_top1 is not None else facts.last("test_top1")), "on the test set"),
+        ("lead", "Best top-1", percent_element(best), f"{on}, epoch {best_epoch}" if best_epoch else on),
+        ("", "Test loss", loss_element(test_loss if test_loss is not None else facts.last("test_loss")), ""),
+        ("", "Train loss", loss_element(facts.last("train_loss")), ""),
+        ("", "Epochs", data_element(done, "{}"), f"of {facts.run.config.epochs}" if done != facts.run.config.epochs else ""),
+        ("", "Training time", data_element(clock, _duration(clock or 0)), "evaluation included"),
+        ("", "Images/s", data_element(rates[len(rates) // 2] if rates else None, "{:,.0f}"), "training, median epoch"),
+        ("", "Parameters", data_element(parameters, "{:,.0f}"), ""),
+        ("", "Restarts", data_element(facts.restarts, "{}"), ""),
     ]
     cells = "".join(f'<div class="{kind}"><dt>{name}</dt><dd>{value}'
                     f"{f'<small>{about}</small>' if about else ''}</dd></div>" for kind, name, value, about in tiles)
@@ -125,12 +125,12 @@ def _picture(pictures: dict[str, bytes], name: str, alt: str, **attributes: str)
     """One figure in the reader's colours and for the reader's width."""
     variants = ((f"{name}_phone_dark", "(max-width: 600px) and (prefers-color-scheme: dark)"),
                 (f"{name}_phone", "(max-width: 600px)"), (f"{name}_dark", "(prefers-color-scheme: dark)"))
-    sources = "".join(f'<source media="{media}" srcset="{tables.source(pictures[key])}">' for key, media in variants
+    sources = "".join(f'<source media="{media}" srcset="{tables.data_uri(pictures[key])}">' for key, media in variants
                       if key in pictures)
     return f"<picture>{sources}{tables.image(pictures[name], alt=alt, **attributes)}</picture>"
 
 
-def _curves(facts: Facts, pictures: dict[str, bytes]) -> str:
+def _curves(facts: ReportData, pictures: dict[str, bytes]) -> str:
     alt = "Four panels by epoch: train loss, test loss, test accuracy, learning rate."
     about = "Figure 1. Train loss, test loss, test accuracy and learning rate at the end of each epoch."
     if facts.restarts:
@@ -138,7 +138,7 @@ def _curves(facts: Facts, pictures: dict[str, bytes]) -> str:
     return section("Curves", f"<figure>{_picture(pictures, 'curves', alt)}<figcaption>{about}</figcaption></figure>")
 
 
-def _confusion(facts: Facts, pictures: dict[str, bytes]) -> str:
+def _confusion(facts: ReportData, pictures: dict[str, bytes]) -> str:
     if "confusion" not in pictures:
         return section("Confusion matrix", note("Known after the final evaluation, which this run has not made."))
     wide = len(facts.classes) > WIDE_CLASSES
@@ -151,10 +151,10 @@ def _confusion(facts: Facts, pictures: dict[str, bytes]) -> str:
     return section("Confusion matrix", figure)
 
 
-def _machine(facts: Facts) -> str:
-    if not facts.starts:
+def _machine(facts: ReportData) -> str:
+    if not facts.start_rows:
         return section("Machine", note("The journal holds no start."))
-    items = "".join(map(_start, range(len(facts.starts)), facts.starts, facts.stops))
+    items = "".join(map(_start, range(len(facts.start_rows)), facts.start_rows, facts.stop_rows))
     return section("Machine and restarts", f'<ol class="starts">{items}</ol>')
 
 
@@ -166,8 +166,8 @@ def _start(at: int, start: Row, stop: Row | None) -> str:
     end = "no end recorded"
     if stop is not None:
         message = f"({stop['message']})" if stop.get("message") else ""
-        end = f"ended: {stop.get('reason')} {_moment(stop.get('t'))} {message}"
-    return (f"<li><strong>{'Start' if at == 0 else f'Restart {at}'}</strong> {_moment(start.get('t'))}, {whence}, step "
+        end = f"ended: {stop.get('reason')} {_utc_time(stop.get('t'))} {message}"
+    return (f"<li><strong>{'Start' if at == 0 else f'Restart {at}'}</strong> {_utc_time(start.get('t'))}, {whence}, step "
             f"{known('step')}<br>{known('device_name')} · {_count(start.get('world_size'), 'rank')} on "
             f"{_count(start.get('nodes'), 'node')} · {known('hostname')} · {_count(start.get('cpus'), 'CPU')} · "
             f"{_count(start.get('threads'), 'thread')}<br>"
@@ -175,8 +175,8 @@ def _start(at: int, start: Row, stop: Row | None) -> str:
             f'job {known("job")} · {escape(end)}</span></li>')
 
 
-def _config(facts: Facts) -> str:
-    text = yaml.safe_dump(schema.to_dict(facts.run.config), sort_keys=False)
+def _config(facts: ReportData) -> str:
+    text = yaml.safe_dump(schema.config_to_dict(facts.run.config), sort_keys=False)
     asked = " ".join(map(str, facts.run.record.get("overrides") or []))
     said = note(f"Asked for: <code>{escape(asked)}</code>") if asked else ""
     return f"<section><details><summary>Configuration</summary>{said}<pre>{escape(text)}</pre></details></section>\n"
@@ -186,7 +186,7 @@ def _count(value: object, noun: str) -> str:
     return escape(f"{value} {noun}") + ("" if value == 1 else "s")
 
 
-def _moment(t: object) -> str:
+def _utc_time(t: object) -> str:
     if not isinstance(t, (int, float)):
         return "at an unknown time"
     return datetime.datetime.fromtimestamp(t, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -12,9 +12,9 @@ import numpy as np
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.files import open_regular, open_within, read_within
-from runyard.runs.facts import Facts
+from runyard.runs.facts import ReportData
 
-LARGEST_PX = 96  # an image on the page; larger ones are made smaller
+MAX_SAMPLE_PX = 96  # an image on the page; larger ones are made smaller
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ConfusedPair:
     """``count`` images of class ``true`` that were taken for ``predicted``."""
 
     true: int
@@ -36,7 +36,7 @@ class Pair:
     samples: list[Sample]
 
 
-def confused_pairs(facts: Facts, most: int = 8, samples_each: int = 6) -> tuple[list[Pair], str]:
+def confused_pairs(facts: ReportData, most: int = 8, samples_each: int = 6) -> tuple[list[ConfusedPair], str]:
     """The pairs with the most mistakes, the surest mistakes first, and why they have no images ("" when they have)."""
     if facts.confusion is None:
         return [], ""
@@ -47,17 +47,17 @@ def confused_pairs(facts: Facts, most: int = 8, samples_each: int = 6) -> tuple[
     counted = [pair for pair in counted if pair[2]]
     try:
         predictions = _predictions(facts)
-        prepared = manifest.folder(facts.run.config.data)
+        prepared = manifest.dataset_dir(facts.run.config.data)
         images = test_images(prepared, facts.run.path / "data.json", predictions["index"], predictions["label"])
     except UserError as error:
-        return [Pair(*pair, []) for pair in counted], str(error)
+        return [ConfusedPair(*pair, []) for pair in counted], str(error)
     pairs = []
     for true, predicted, count in counted:
         rows = np.flatnonzero((predictions["label"] == true) & (predictions["predicted"] == predicted))
         rows = rows[np.argsort(-predictions["confidence"][rows], kind="stable")][:samples_each]
         chosen = zip(predictions["index"][rows], predictions["confidence"][rows], strict=True)
         samples = [Sample(int(index), float(confidence), png(images[index])) for index, confidence in chosen]
-        pairs.append(Pair(true, predicted, count, samples))
+        pairs.append(ConfusedPair(true, predicted, count, samples))
     return pairs, ""
 
 
@@ -66,13 +66,13 @@ def png(image: np.ndarray) -> bytes:
     from PIL import Image
 
     picture = Image.fromarray(np.ascontiguousarray(image))
-    picture.thumbnail((LARGEST_PX, LARGEST_PX))
+    picture.thumbnail((MAX_SAMPLE_PX, MAX_SAMPLE_PX))
     out = io.BytesIO()
     picture.save(out, "PNG")
     return out.getvalue()
 
 
-def _predictions(facts: Facts) -> dict[str, np.ndarray]:
+def _predictions(facts: ReportData) -> dict[str, np.ndarray]:
     """The run's predictions over the test set: index, label, predicted int64 [N], confidence float32 [N]."""
     try:
         with open_within(facts.run.path, "predictions.npz") as opened, np.load(opened, allow_pickle=False) as file:
@@ -87,7 +87,7 @@ def _predictions(facts: Facts) -> dict[str, np.ndarray]:
 
 
 def test_images(folder: Path, data_json: Path, index: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """The test images prepared in ``folder``, uint8 [N, S, S, 3], mapped where they lie.
+    """The test images prepared in ``dataset_dir``, uint8 [N, S, S, 3], mapped where they lie.
 
     Args:
         data_json: The run's own copy of the manifest.
@@ -100,7 +100,7 @@ def test_images(folder: Path, data_json: Path, index: np.ndarray, label: np.ndar
         values = json.loads(read_within(data_json.parent, data_json.name))
     except (OSError, ValueError):
         raise UserError("the run's data.json is missing or damaged") from None
-    split = manifest.from_dict(values, "data.json").splits["test"]
+    split = manifest.manifest_from_dict(values, "data.json").splits["test"]
     if split.images is None:
         raise UserError("the data set was prepared without plain arrays (data.arrays=false)")
     images = _array(folder / split.images)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from runyard.analysis.report.theme import DARK, LIGHT, Theme
 
 
-def sheet() -> str:
+def stylesheet() -> str:
     """The page's CSS."""
-    return (f":root {{ color-scheme: light dark; {variables(LIGHT, '#f4f5f7')} }}\n"
-            f"@media (prefers-color-scheme: dark) {{ :root {{ {variables(DARK, '#0e1013')} }} }}\n" + RULES)
+    return (f":root {{ color-scheme: light dark; {css_variables(LIGHT, '#f4f5f7')} }}\n"
+            f"@media (prefers-color-scheme: dark) {{ :root {{ {css_variables(DARK, '#0e1013')} }} }}\n" + RULES)
 
 
-def variables(theme: Theme, page: str) -> str:
-    colours = {"page": page, "card": theme.surface, "ink": theme.ink, "muted": theme.muted, "line": theme.grid,
+def css_variables(theme: Theme, page: str) -> str:
+    colors = {"page": page, "card": theme.background, "ink": theme.foreground, "muted": theme.muted, "line": theme.grid,
                "right": theme.train, "wrong": theme.test, "good": theme.validation}
-    return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
+    return " ".join(f"--{name}: {color};" for name, color in colors.items())
 
 
 RULES = """

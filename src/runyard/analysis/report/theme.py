@@ -14,8 +14,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Theme:
-    surface: str
-    ink: str
+    background: str
+    foreground: str
     muted: str
     grid: str
     train: str
@@ -23,28 +23,28 @@ class Theme:
     validation: str
 
 
-LIGHT = Theme(surface="#ffffff", ink="#1a1d21", muted="#5c6570", grid="#e4e7eb",
+LIGHT = Theme(background="#ffffff", foreground="#1a1d21", muted="#5c6570", grid="#e4e7eb",
               train="#0072b2", test="#d55e00", validation="#00845f")
-DARK = Theme(surface="#171a1f", ink="#e9ebee", muted="#9da7b3", grid="#2d333b",
+DARK = Theme(background="#171a1f", foreground="#e9ebee", muted="#9da7b3", grid="#2d333b",
              train="#56b4e9", test="#f08a4b", validation="#2fc79a")
 
 
 @contextmanager
-def drawing(theme: Theme, size_pt: float = 8) -> Iterator[Any]:
+def figure_factory(theme: Theme, size_pt: float = 8) -> Iterator[Any]:
     """matplotlib set up for one figure in ``theme``, and for nothing else. Yields what makes the ``Figure``."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     def figure(**options: Any) -> Figure:
-        made = Figure(facecolor=theme.surface, **options)
+        made = Figure(facecolor=theme.background, **options)
         FigureCanvasAgg(made)
         return made
 
     settings: Any = {
         "font.family": "DejaVu Sans", "font.size": size_pt, "axes.titlesize": size_pt + 1, "axes.labelsize": size_pt,
         "xtick.labelsize": size_pt - 0.5, "ytick.labelsize": size_pt - 0.5, "legend.fontsize": size_pt,
-        "text.color": theme.ink, "axes.labelcolor": theme.muted, "axes.facecolor": theme.surface,
+        "text.color": theme.foreground, "axes.labelcolor": theme.muted, "axes.facecolor": theme.background,
         "axes.edgecolor": theme.muted, "axes.linewidth": 0.6, "xtick.color": theme.muted, "ytick.color": theme.muted,
         "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
         "axes.spines.top": False, "axes.spines.right": False, "axes.unicode_minus": True,
@@ -68,10 +68,10 @@ def save(figure: Any, kind: str, dpi: int) -> bytes:
     return out.getvalue()
 
 
-def mix(low: str, high: str, share: Any) -> Any:
+def blend(low: str, high: str, share: Any) -> Any:
     """Colours between two, float [..., 3] in [0, 1]; ``share`` in [0, 1], any shape."""
     import numpy as np
 
-    ends = [np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for colour in (low, high)]
+    ends = [np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for color in (low, high)]
     part = np.asarray(share)[..., None]
     return ends[0] * (1 - part) + ends[1] * part

@@ -5,7 +5,7 @@ A verb imports what it needs inside ``run``: `runyard --help` reads all these fi
 
 from __future__ import annotations
 
-NAMES = (  # in the order of `runyard --help`
+COMMANDS = (  # in the order of `runyard --help`
     "prepare",
     "submit",
     "sweep",
@@ -27,4 +27,4 @@ NAMES = (  # in the order of `runyard --help`
     "settings",
     "completion",
 )
-FOR_OTHERS = ("prepare", "predict", "export", "compare", "leaderboard")  # write what one may share, by the user's umask
+SHARED_OUTPUT_COMMANDS = ("prepare", "predict", "export", "compare", "leaderboard")  # write what one may share, by the user's umask

@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runyard.cli.parser import runs_dir
+from runyard.cli.parser import add_runs_dir
 from runyard.errors import UserError
 
 if TYPE_CHECKING:
-    from runyard.analysis.compare.choose import Choice
+    from runyard.analysis.compare.choose import RunSelection
     from runyard.analysis.compare.importance import Sweep
-    from runyard.analysis.compare.pairs import Pairs
-    from runyard.analysis.compare.table import Row
+    from runyard.analysis.compare.pairs import PairTests
+    from runyard.analysis.compare.table import TableRow
 
 HELP = "compare runs: what differs, whether it is real, what it cost"
 EXAMPLE = "runyard compare --sweep @last --target 0.92"
@@ -24,7 +24,7 @@ EXAMPLE = "runyard compare --sweep @last --target 0.92"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="paths, ids or their beginnings, or @last")
-    runs_dir(parser)
+    add_runs_dir(parser)
     parser.add_argument("--all", action="store_true", help="every run of the folder")
     parser.add_argument("--tag", help="runs that have this tag (tracking.tags)")
     parser.add_argument("--sweep", metavar="ID", help="the runs of a sweep, by its id or its beginning, or @last")
@@ -51,16 +51,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from runyard.analysis.compare import importance, table
-    from runyard.analysis.compare.choose import choose
-    from runyard.analysis.compare.groups import group
-    from runyard.analysis.compare.measures import share
-    from runyard.analysis.compare.pairs import compare
+    from runyard.analysis.compare.choose import select_runs
+    from runyard.analysis.compare.groups import group_runs
+    from runyard.analysis.compare.measures import parse_accuracy
+    from runyard.analysis.compare.pairs import compare_groups
 
     if args.report is not None and args.wandb is None:
         raise UserError(f"--report {args.report}: W&B reports on runs that it has: add --wandb ENTITY/PROJECT")
-    target = share(args.target, "--target") if args.target is not None else None
+    target = parse_accuracy(args.target, "--target") if args.target is not None else None
     runs_dir, passed_over = (args.runs_dir, []) if args.wandb is None else _from_wandb(args)
-    chosen = choose(
+    chosen = select_runs(
         args.runs,
         everything=args.all or (args.wandb is not None and not args.runs),
         tag=args.tag,
@@ -69,10 +69,10 @@ def run(args: argparse.Namespace) -> None:
         runs_dir=runs_dir,
     )
     chosen = replace(chosen, notes=[*passed_over, *chosen.notes])
-    groups = group(chosen.runs, by_run=args.by_run)
-    rows = table.ordered(table.rows(groups, target), args.sort)
-    pairs = compare([row.group for row in rows], args.baseline)
-    found = importance.sweep(groups, chosen.refused) if chosen.sweep else None
+    groups = group_runs(chosen.runs, by_run=args.by_run)
+    rows = table.sort_rows(table.table_rows(groups, target), args.sort)
+    pairs = compare_groups([row.group for row in rows], args.baseline)
+    found = importance.summarize_sweep(groups, chosen.refused_trials) if chosen.sweep else None
     for note in chosen.notes:
         print(f"runyard: {note}", file=sys.stderr)
     _print(args, chosen, rows, target, pairs, found)
@@ -93,44 +93,44 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print(
-    args: argparse.Namespace, chosen: Choice, rows: list[Row], target: float | None, pairs: Pairs, found: Sweep | None
+    args: argparse.Namespace, chosen: RunSelection, rows: list[TableRow], target: float | None, pairs: PairTests, found: Sweep | None
 ) -> None:
     from runyard.analysis.compare import importance, narrative, table
-    from runyard.analysis.compare.text import as_csv, grid, markdown, terminal_width
+    from runyard.analysis.compare.text import as_csv, markdown, terminal_width, text_table
 
     if args.json:
-        print(json.dumps(narrative.document(rows, pairs, found, chosen), indent=1, default=str, allow_nan=False))
+        print(json.dumps(narrative.as_json_document(rows, pairs, found, chosen), indent=1, default=str, allow_nan=False))
     elif args.csv:
-        print(as_csv([table.as_line(row) for row in rows]), end="")
+        print(as_csv([table.csv_row(row) for row in rows]), end="")
     else:
         width, groups = terminal_width(), [row.group for row in rows]
-        lay_out = markdown if args.md else lambda columns: grid(columns, width)
-        told = [*narrative.of_columns(groups, target), *narrative.of_table(groups)]
-        paragraphs = [lay_out(table.columns(rows, target)), *told]
-        paragraphs += [] if found else narrative.of_failures(importance.failures(chosen.runs))
-        paragraphs += narrative.of_pairs(pairs, lay_out)
-        paragraphs += narrative.of_sweep(found, chosen.sweep, lay_out) if found and chosen.sweep else []
-        print("\n\n".join(narrative.wrapped(p, width) for p in paragraphs))
+        lay_out = markdown if args.md else lambda columns: text_table(columns, width)
+        told = [*narrative.column_notes(groups, target), *narrative.table_notes(groups)]
+        paragraphs = [lay_out(table.table_columns(rows, target)), *told]
+        paragraphs += [] if found else narrative.failure_text(importance.failures_by_reason(chosen.runs))
+        paragraphs += narrative.pair_text(pairs, lay_out)
+        paragraphs += narrative.sweep_text(found, chosen.sweep, lay_out) if found and chosen.sweep else []
+        print("\n\n".join(narrative.wrap(p, width) for p in paragraphs))
 
 
-def _report(args: argparse.Namespace, rows: list[Row], target: float | None, pairs: Pairs) -> str:
+def _report(args: argparse.Namespace, rows: list[TableRow], target: float | None, pairs: PairTests) -> str:
     """Make a W&B Report with the same table and tests, the page's curves and its colours. Returns its address."""
     from runyard.analysis.compare import narrative, table
-    from runyard.analysis.compare.groups import differing
+    from runyard.analysis.compare.groups import differing_settings
     from runyard.analysis.compare.text import markdown
-    from runyard.analysis.figures.group_style import looks
-    from runyard.analysis.page.content import MEASURES
-    from runyard.tracking.wandb.history import NAMES
+    from runyard.analysis.figures.group_style import group_styles
+    from runyard.analysis.page.content import CHART_METRICS
+    from runyard.tracking.wandb.history import WANDB_NAMES
     from runyard.tracking.wandb.report import publish
 
     groups = [row.group for row in rows]
-    told = [*narrative.of_columns(groups, target), *narrative.of_table(groups)]
-    paragraphs = [markdown(table.columns(rows, target)), *told]
-    paragraphs += narrative.of_pairs(pairs, markdown)
-    colours = {run.directory.name: look.light for g, look in zip(groups, looks(groups), strict=True) for run in g.runs}
+    told = [*narrative.column_notes(groups, target), *narrative.table_notes(groups)]
+    paragraphs = [markdown(table.table_columns(rows, target)), *told]
+    paragraphs += narrative.pair_text(pairs, markdown)
+    colors = {run.directory.name: look.light for g, look in zip(groups, group_styles(groups), strict=True) for run in g.runs}
     measured = {name for group in groups for run in group.runs for name in run.series}
-    curves = [(NAMES[name], title) for name, title, _ in MEASURES if name in measured]
-    return publish(args.wandb, args.report, paragraphs, colours, curves, differing(groups))
+    curves = [(WANDB_NAMES[name], title) for name, title, _ in CHART_METRICS if name in measured]
+    return publish(args.wandb, args.report, paragraphs, colors, curves, differing_settings(groups))
 
 
 def _from_wandb(args: argparse.Namespace) -> tuple[Path, list[str]]:

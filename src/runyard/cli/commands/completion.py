@@ -14,6 +14,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from runyard.cli.completion import answer, script
+    from runyard.cli.completion import completions, script
 
-    print(script(args.shell) if args.line is None else "\n".join(answer(args.line)))
+    print(script(args.shell) if args.line is None else "\n".join(completions(args.line)))

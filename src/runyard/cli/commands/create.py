@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 
-from runyard.cli.parser import overrides
+from runyard.cli.parser import add_overrides
 
 HELP = "create a run and start nothing, to be trained by `runyard train`"
 EXAMPLE = "runyard create experiment=paper"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    overrides(parser)
+    add_overrides(parser)
     parser.add_argument("-m", "--multirun", action="store_true", help="each comma in a value spans a grid: seed=0,1,2")
     parser.add_argument("--json", action="store_true", help="print the runs as JSON: one, or a list of a grid's")
 

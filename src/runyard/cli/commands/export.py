@@ -9,21 +9,21 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from runyard.cli.parser import runs_dir
+from runyard.cli.parser import add_runs_dir
 from runyard.errors import UserError
 
 if TYPE_CHECKING:
-    from runyard.runs.history import History
+    from runyard.runs.history import RunHistory
 
 HELP = "write runs for TensorBoard, MLflow, or as CSV"
 EXAMPLE = "runyard export tensorboard --all    (then: tensorboard --logdir export/tensorboard)"
-PROGRAMS = ("tensorboard", "mlflow", "csv")
+EXPORT_TARGETS = ("tensorboard", "mlflow", "csv")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("program", choices=PROGRAMS, help="what it is for")
+    parser.add_argument("program", choices=EXPORT_TARGETS, help="what it is for")
     parser.add_argument("runs", nargs="*", metavar="RUN", help="paths, ids or their beginnings, or @last")
-    runs_dir(parser)
+    add_runs_dir(parser)
     parser.add_argument("--all", action="store_true", help="every run of the folder")
     parser.add_argument("--tag", help="runs that have this tag (tracking.tags)")
     parser.add_argument("--sweep", metavar="ID", help="the runs of a sweep, by its id or its beginning, or @last")
@@ -35,11 +35,11 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from runyard.analysis.compare.choose import choose
+    from runyard.analysis.compare.choose import select_runs
 
     to = args.to or f"export/{args.program}"
-    chosen = choose(args.runs, everything=args.all, tag=args.tag, sweep=args.sweep, runs_dir=args.runs_dir)
-    runs, copies = _once(chosen.runs)
+    chosen = select_runs(args.runs, everything=args.all, tag=args.tag, sweep=args.sweep, runs_dir=args.runs_dir)
+    runs, copies = _unique_runs(chosen.runs)
     for note in [*chosen.notes, *copies]:
         print(f"runyard: {note}", file=sys.stderr)
     console = Console(stderr=True, quiet=args.json or not sys.stderr.isatty())
@@ -57,19 +57,19 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps({"program": args.program, "to": to, "written": written}))
         return
-    print(f"{len(runs)} runs in {to}{_next(args.program, to)}")
+    print(f"{len(runs)} runs in {to}{_next_step(args.program, to)}")
 
 
-def _once(runs: list[History]) -> tuple[list[History], list[str]]:
+def _unique_runs(runs: list[RunHistory]) -> tuple[list[RunHistory], list[str]]:
     """One run of each id, which names what is written of it; and a line for each that another stands before."""
-    first: dict[str, History] = {}
+    first: dict[str, RunHistory] = {}
     copies = [run for run in runs if first.setdefault(run.id, run) is not run]
     return list(first.values()), [
         f"skipped {run.directory}: run {run.id} is exported from {first[run.id].directory}" for run in copies
     ]
 
 
-def _writer(program: str, to: str) -> Callable[[History], str]:
+def _writer(program: str, to: str) -> Callable[[RunHistory], str]:
     """What writes one run, and says where.
 
     Raises:
@@ -81,19 +81,19 @@ def _writer(program: str, to: str) -> Callable[[History], str]:
         if program == "tensorboard":
             from runyard.tracking.export import to_tensorboard
 
-            return lambda run: str(to_tensorboard.export(run, Path(to)))
+            return lambda run: str(to_tensorboard.export_tensorboard(run, Path(to)))
         if program == "mlflow":
-            from runyard.tracking.export.to_mlflow import Target
+            from runyard.tracking.export.to_mlflow import MlflowStore
 
-            return Target(to).export
+            return MlflowStore(to).export
     except ModuleNotFoundError as error:
         raise UserError(f"{program}: {error.name} is not installed: pip install 'runyard[export]'") from None
     from runyard.tracking.export import to_csv
 
-    return lambda run: str(to_csv.export(run, Path(to)))
+    return lambda run: str(to_csv.export_csv(run, Path(to)))
 
 
-def _next(program: str, to: str) -> str:
+def _next_step(program: str, to: str) -> str:
     if program == "tensorboard":
         return f"; look at them: tensorboard --logdir {to}"
     if program == "mlflow" and "://" not in to:

@@ -24,43 +24,43 @@ def announce(started: list[tuple[Any, Any]], *, as_json: bool) -> None:
         print(f"sweep {sweep}: {len(rows)} points\nsee how they do:  runyard status\n"
               f"compare them:     runyard compare --sweep {sweep}\nstop one:         runyard cancel RUN")
         return
-    print(f"see how it does:  runyard status {first.reference}\nread its log:     runyard logs -f {first.reference}\n"
-          f"save and stop it: runyard cancel {first.reference}")
+    print(f"see how it does:  runyard status {first.cli_reference}\nread its log:     runyard logs -f {first.cli_reference}\n"
+          f"save and stop it: runyard cancel {first.cli_reference}")
 
 
-def follow(run: Any, job: Any, *, as_json: bool) -> int:
+def follow_job(run: Any, job: Any, *, as_json: bool) -> int:
     """Show a started job to its end and say what comes next, or print run, job and outcome as JSON."""
-    code, row = followed(run, job, quiet=as_json)
+    code, row = follow_to_end(run, job, quiet=as_json)
     if as_json:
         print(json.dumps(row))
     return code
 
 
-def followed(run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, Any]]:
+def follow_to_end(run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, Any]]:
     """The exit code of a job that is shown to its end, and run, job and outcome as JSON has them."""
     from rich.console import Console
 
-    from runyard.cluster.monitor.attach import Attached, HungUp
+    from runyard.cluster.monitor.attach import JobFollower, TerminalClosed
 
     console = Console(quiet=quiet, soft_wrap=True)
     console.print(f"run {run.id}, job {job.id}, in {run.path}", highlight=False)
     try:
-        end = Attached(run, console).follow(job)
+        end = JobFollower(run, console).follow(job)
     except KeyboardInterrupt:
         end = {"reason": "left", "message": "it goes on without this terminal"}
-    except HungUp:
+    except TerminalClosed:
         end = {"reason": "left", "message": "it goes on without this terminal, which is gone"}
         with contextlib.suppress(OSError):
-            print(f"runyard: the terminal is gone; run {run.id} goes on. Follow it: runyard logs -f {run.reference}; "
-                  f"stop it: runyard cancel {run.reference}", file=sys.stderr, flush=True)
+            print(f"runyard: the terminal is gone; run {run.id} goes on. Follow it: runyard logs -f {run.cli_reference}; "
+                  f"stop it: runyard cancel {run.cli_reference}", file=sys.stderr, flush=True)
     code = {"finished": 0, "interrupted": INTERRUPTED, "left": INTERRUPTED}.get(
         end["reason"], USER_ERROR if end.get("user_error") else FAILED
     )
     if not quiet and code == 0:
         written = f"report: {run.path}/report/index.html"
-        print(written if run.config.report else f"its report: runyard report {run.reference}")
+        print(written if run.config.report else f"its report: runyard report {run.cli_reference}")
     elif not quiet and end["reason"] == "interrupted":
-        print(f"stopped, saved. Go on with: runyard resume {run.reference}")
+        print(f"stopped, saved. Go on with: runyard resume {run.cli_reference}")
     elif not quiet and end["reason"] != "left":
         print(f"runyard: run {run.id} failed: {end['message']} (logs: {job.logs})", file=sys.stderr)
     row = {"run": run.id, "job": job.id, "path": str(run.path), "outcome": end["reason"], "message": end["message"]}

@@ -6,14 +6,14 @@ import argparse
 import json
 from typing import Any
 
-from runyard.cli.parser import overrides
+from runyard.cli.parser import add_overrides
 
 HELP = "print a network's layers, shapes, parameters and multiply-adds"
 EXAMPLE = "runyard inspect model=paper_resnet"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    overrides(parser)
+    add_overrides(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -25,17 +25,17 @@ def run(args: argparse.Namespace) -> None:
     config = compose(args.overrides).config
     known = config.data.num_classes or {"cifar10": 10, "cifar100": 100}.get(config.data.kind)
     classes = known or prepared_classes(config)
-    facts = summary.summarise(models.build(config.model, classes, config.data.image_size), config.data.image_size)
+    facts = summary.summarize(models.build(config.model, classes, config.data.image_size), config.data.image_size)
     if args.json:
         print(json.dumps(facts, indent=1))
     else:
         from rich.console import Console
 
-        Console().print(summary.table(facts, f"{config.model.name}, {config.data.image_size} px, {classes} classes"))
+        Console().print(summary.summary_table(facts, f"{config.model.name}, {config.data.image_size} px, {classes} classes"))
 
 
 def prepared_classes(config: Any) -> int:
     """How many classes an image folder has is known once it is prepared."""
     from runyard.data import manifest
 
-    return len(manifest.load(manifest.folder(config.data)).classes)
+    return len(manifest.load_manifest(manifest.dataset_dir(config.data)).classes)

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from runyard.cli.parser import runs_dir
+from runyard.cli.parser import add_runs_dir
 from runyard.errors import UserError
 
 HELP = "best runs of each data set, under a limit of parameters"
@@ -14,7 +14,7 @@ EXAMPLE = "runyard leaderboard --data cifar10 --max-parameters 5e6"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    runs_dir(parser)
+    add_runs_dir(parser)
     parser.add_argument(
         "--metric",
         choices=["top1", "best"],
@@ -32,15 +32,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from runyard.analysis.compare import leaderboard, narrative
-    from runyard.analysis.compare.choose import choose
-    from runyard.analysis.compare.groups import group
-    from runyard.analysis.compare.text import as_csv, grid, markdown, terminal_width
+    from runyard.analysis.compare.choose import select_runs
+    from runyard.analysis.compare.groups import group_runs
+    from runyard.analysis.compare.text import as_csv, markdown, terminal_width, text_table
 
     if args.top < 1:
         raise UserError(f"--top {args.top}: expected a whole number from 1")
     limit = None if args.max_parameters is None else _count(args.max_parameters)
-    chosen = choose([], everything=True, runs_dir=args.runs_dir)
-    boards = leaderboard.boards(group(chosen.runs), args.metric, data=args.data, max_parameters=limit)
+    chosen = select_runs([], everything=True, runs_dir=args.runs_dir)
+    boards = leaderboard.make_leaderboards(group_runs(chosen.runs), args.metric, data=args.data, max_parameters=limit)
     for note in chosen.notes:
         print(f"runyard: {note}", file=sys.stderr)
     places = [place for board in boards for place in leaderboard.as_dicts(board, args.metric)]
@@ -51,14 +51,14 @@ def run(args: argparse.Namespace) -> None:
     else:
         width = terminal_width()
         paragraphs = []
-        for board in (board for board in boards if board.ranked):
-            columns = leaderboard.columns(board.top(args.top), args.metric)
-            more = f", the first {args.top}" if len(board.ranked) > args.top else ""
-            paragraphs.append(f"{board.data}: {len(board.ranked)} ranked{more}")
-            paragraphs.append(markdown(columns) if args.md else grid(columns, width, heads=2))
-        paragraphs += narrative.of_table([row.group for board in boards for row in board.ranked])
-        paragraphs += [leaderboard.left_out(boards, limit)]
-        print("\n\n".join(narrative.wrapped(p, width) for p in paragraphs if p))
+        for board in (board for board in boards if board.rows):
+            columns = leaderboard.leaderboard_columns(board.top(args.top), args.metric)
+            more = f", the first {args.top}" if len(board.rows) > args.top else ""
+            paragraphs.append(f"{board.data}: {len(board.rows)} ranked{more}")
+            paragraphs.append(markdown(columns) if args.md else text_table(columns, width, heads=2))
+        paragraphs += narrative.table_notes([row.group for board in boards for row in board.rows])
+        paragraphs += [leaderboard.exclusion_text(boards, limit)]
+        print("\n\n".join(narrative.wrap(p, width) for p in paragraphs if p))
 
 
 def _count(text: str) -> float:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import argparse
 
-from runyard.cli.parser import of_a_run
+from runyard.cli.parser import add_run_argument
 from runyard.errors import FAILED, INTERRUPTED, USER_ERROR, UserError
 
 HELP = "what a run's tasks printed, over all its jobs and restarts"
 EXAMPLE = "runyard logs -f @last"
-MORE = """
+LOGS_DETAILS = """
 Exit code: 0; with -f 0 finished, 1 failed or died, 130 stopped, cancelled, or Ctrl-C, which leaves the run alone;
 2 a mistake."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = f"{HELP}\n{MORE}"
-    of_a_run(parser)
+    parser.description = f"{HELP}\n{LOGS_DETAILS}"
+    add_run_argument(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended, over restarts")
     parser.add_argument("-n", "--lines", type=int, metavar="N", help="begin with the last N lines; default: all")
     which = parser.add_mutually_exclusive_group()
@@ -31,20 +31,20 @@ def run(args: argparse.Namespace) -> int:
     from collections import deque
 
     from runyard.cluster.monitor import logs
-    from runyard.cluster.monitor.run_status import standing
+    from runyard.cluster.monitor.run_status import run_status
     from runyard.runs.run import Run
-    from runyard.runs.summary import glance
+    from runyard.runs.summary import read_run_summary
 
     if args.lines is not None and args.lines < 0:
         raise UserError(f"--lines {args.lines}: expected 0 or more")
-    found = glance(Run.locate(args.run, args.runs_dir))
+    found = read_run_summary(Run.find_path(args.run, args.runs_dir))
     book = logs.Logs(found, None if args.all_ranks else args.rank, "err" if args.err else "out")
     printer = logs.Printer(sys.stdout, args.all_ranks, args.json)
     if not args.follow:
-        printer.show(deque(book.new(), args.lines))
+        printer.show(deque(book.read_new(), args.lines))
         if not book.found:
-            raise UserError(f"run {found.id} has no such log yet: {standing(found).words}")
+            raise UserError(f"run {found.id} has no such log yet: {run_status(found).message}")
         return 0
-    end = logs.follow(book, printer, sys.stderr, args.lines)
-    print(f"runyard: run {found.id}: {end.words}", file=sys.stderr)
+    end = logs.follow_logs(book, printer, sys.stderr, args.lines)
+    print(f"runyard: run {found.id}: {end.message}", file=sys.stderr)
     return {"finished": 0, "stopped": INTERRUPTED, "cancelled": INTERRUPTED, "new": USER_ERROR}.get(end.state, FAILED)

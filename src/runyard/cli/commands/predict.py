@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from runyard.cli.parser import of_a_run
+from runyard.cli.parser import add_run_argument
 from runyard.errors import UserError
 
 HELP = "label images that have no labels"
@@ -13,7 +13,7 @@ EXAMPLE = "runyard predict @last --images test.npy --out predictions.csv"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    of_a_run(parser)
+    add_run_argument(parser)
     parser.add_argument(
         "--images",
         required=True,
@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> None:
     if len(columns) != 2 or not all(columns) or columns[0] == columns[1]:
         raise UserError(f"--columns {args.columns}: expected two different names, as ID,Labels")
     run = Run.find(args.run, args.runs_dir)
-    own_code.enter(run, args.argv, trusted=args.trust)  # the network is what the run's own code says it is
-    from runyard.predict import predict as label
+    own_code.exec_run_code(run, args.argv, trusted=args.trust)  # the network is what the run's own code says it is
+    from runyard.predict import predict_to_csv as label
 
     label(
         run,

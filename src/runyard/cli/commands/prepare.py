@@ -6,32 +6,32 @@ import argparse
 import json
 from typing import Any
 
-from runyard.cli.parser import overrides
+from runyard.cli.parser import add_overrides
 
 HELP = "fetch, verify and write a data set"
 EXAMPLE = "runyard prepare data=cifar10"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    overrides(parser)
+    add_overrides(parser)
     parser.add_argument("--json", action="store_true", help="print the manifest")
 
 
 def run(args: argparse.Namespace) -> None:
     from runyard.config.compose import compose
     from runyard.data import manifest
-    from runyard.data.prepare.pipeline import prepare as prepare_data
+    from runyard.data.prepare.pipeline import prepare_dataset as prepare_data
 
     data = compose(args.overrides).config.data
     made = prepare_data(data, progress=not args.json)
     if args.json:
-        print(json.dumps(manifest.to_dict(made), indent=1))
+        print(json.dumps(manifest.manifest_to_dict(made), indent=1))
     else:
         parts = ", ".join(f"{split.samples:,} {name}" for name, split in made.splits.items())
-        print(f"{manifest.folder(data)}: {parts} images in {len(made.classes)} classes, verified{odd_files(made)}")
+        print(f"{manifest.dataset_dir(data)}: {parts} images in {len(made.classes)} classes, verified{changed_files_text(made)}")
 
 
-def odd_files(made: Any) -> str:
+def changed_files_text(made: Any) -> str:
     """How many image files were converted or left out, and of what kinds; empty where none was."""
     said = ""
     for word in ("converted", "skipped"):

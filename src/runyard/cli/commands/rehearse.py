@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from runyard.cli.parser import overrides
+from runyard.cli.parser import add_overrides
 from runyard.errors import FAILED
 
 HELP = "try a submission and its interruptions on a throwaway SLURM on this machine"
@@ -13,16 +13,16 @@ EXAMPLE = "runyard rehearse experiment=starter cluster.nodes=2 cluster.tasks_per
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    overrides(parser)
+    add_overrides(parser)
     parser.add_argument("--json", action="store_true", help="as JSON; what happens is told on stderr")
 
 
 def run(args: argparse.Namespace) -> int:
-    from runyard.cluster.rehearsal.rehearse import Stage, show
+    from runyard.cluster.rehearsal.rehearse import Rehearsal, print_result
 
     def say(words: str) -> None:
         print(words, file=sys.stderr, flush=True)
 
-    told = Stage(args.overrides, say).perform()
-    show(told, as_json=args.json)
+    told = Rehearsal(args.overrides, say).run()
+    print_result(told, as_json=args.json)
     return 0 if told.equal else FAILED

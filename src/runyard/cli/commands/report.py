@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 
-from runyard.cli.parser import of_a_run
+from runyard.cli.parser import add_run_argument
 
 HELP = "write a run's figures and page"
 EXAMPLE = "runyard report @last"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    of_a_run(parser)
+    add_run_argument(parser)
     parser.add_argument("--trust", action="store_true", help="write it also into another user's directory")
     parser.add_argument("--json", action="store_true", help="print run and page as JSON")
 
@@ -23,6 +23,6 @@ def run(args: argparse.Namespace) -> None:
 
     run = Run.find(args.run, args.runs_dir)
     run.require_own(trusted=args.trust, instead="its report would lie there: ask them for it; or --trust")
-    run.keep_private()
+    run.set_umask()
     page = write_report(run)
     print(json.dumps({"run": run.id, "report": str(page)}) if args.json else page)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from runyard.cli.commands.following import announce, follow
-from runyard.cli.parser import of_a_run, overrides
-from runyard.training.stop_signals import as_ctrl_c
+from runyard.cli.commands.following import announce, follow_job
+from runyard.cli.parser import add_overrides, add_run_argument
+from runyard.training.stop_signals import sigterm_as_interrupt
 
 HELP = "go on with a run from its newest checkpoint, also elsewhere or on other nodes"
 EXAMPLE = "runyard resume @last cluster=slurm cluster.nodes=2"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    of_a_run(parser)
-    overrides(parser)
+    add_run_argument(parser)
+    add_overrides(parser)
     parser.add_argument(
         "--from-scratch", action="store_true", help="begin again at step 0 where no checkpoint is left of those it had"
     )
@@ -30,9 +30,9 @@ def run(args: argparse.Namespace) -> int:
     from runyard.runs.run import Run
 
     run = Run.find(args.run, args.runs_dir)
-    with as_ctrl_c():
+    with sigterm_as_interrupt():
         started = run, launcher.resume(run, args.overrides, from_scratch=args.from_scratch, trusted=args.trust)
     if args.detach or (run.config.cluster.launcher == "slurm" and not args.attach):
         announce([started], as_json=args.json)
         return 0
-    return follow(*started, as_json=args.json)
+    return follow_job(*started, as_json=args.json)

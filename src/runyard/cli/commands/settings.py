@@ -14,6 +14,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from runyard.config.catalogue import show
+    from runyard.config.catalogue import print_settings
 
-    show(args.prefix, as_json=args.json)
+    print_settings(args.prefix, as_json=args.json)

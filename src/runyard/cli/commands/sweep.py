@@ -9,24 +9,24 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from runyard.cli.parser import overrides, runs_dir
+from runyard.cli.parser import add_overrides, add_runs_dir
 from runyard.errors import FAILED, INTERRUPTED, UserError
-from runyard.training.stop_signals import as_ctrl_c
+from runyard.training.stop_signals import sigterm_as_interrupt
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from runyard.cluster.search.study import Settings, Study
+    from runyard.cluster.search.study import SearchSettings, Study
 
 HELP = "search for better settings with Optuna, here or in arrays on SLURM"
 EXAMPLE = "runyard sweep experiment=starter 'optim.lr=log(0.1,3)' 'model.widths=choice([16,32],[32,64])' --trials 20"
-BEGINS_WITH: dict[str, Any] = {"seed": 0, "sampler": "tpe", "prune": True, "measure": "auto"}
-WORDS = "a range is log(a,b), uniform(a,b), int(a,b), int(a,b,step), logint(a,b) or choice(x,y,...)"
+SEARCH_DEFAULTS: dict[str, Any] = {"seed": 0, "sampler": "tpe", "prune": True, "measure": "auto"}
+RANGE_SYNTAX = "a range is log(a,b), uniform(a,b), int(a,b), int(a,b,step), logint(a,b) or choice(x,y,...)"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    overrides(parser)
-    parser.description = f"{HELP}: {WORDS}"
+    add_overrides(parser)
+    parser.description = f"{HELP}: {RANGE_SYNTAX}"
     parser.add_argument("--trials", type=int, default=20, metavar="N", help="how many there shall be (default: 20)")
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="how many at once (default: 1)")
     parser.add_argument("--name", help="of the search; one that was begun goes on with what it was begun with")
@@ -37,43 +37,43 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-prune", dest="prune", action="store_const", const=False,
                         help="let trials below the median go on to their end")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the trials as JSON at the end, and nothing else")
-    runs_dir(parser)
+    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from runyard.cluster.launch import submit as launcher
-    from runyard.cluster.search.space import corner, take_out
-    from runyard.cluster.search.study import Study, alone
+    from runyard.cluster.search.space import lowest_point, split_search_space
+    from runyard.cluster.search.study import Study, search_lock
     from runyard.cluster.search.sweep import Search
     from runyard.printable import printable
 
     for name in ("trials", "parallel"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: expected a number from 1")
-    folder, settings = _begun(args)
-    fixed, space = take_out([*settings.overrides, *settings.space])
-    config = launcher.plan([*fixed, *corner(space)]).config
+    folder, settings = _load_or_create(args)
+    fixed, space = split_search_space([*settings.overrides, *settings.space])
+    config = launcher.plan_submission([*fixed, *lowest_point(space)]).config
     local = config.cluster.launcher == "local"
     console = Console(stderr=args.json, soft_wrap=True, highlight=False)
-    with alone(folder):
+    with search_lock(folder):
         settings.save(folder)
         study = Study(folder, settings, space, config.epochs)
         search = Search(study, folder, args.parallel, local, lambda line: console.print(printable(line)))
         doing = f"sweep {study.id}: {args.trials} trials, {args.parallel} at once; runyard status -w"
         try:
-            with as_ctrl_c(), console.status(doing):
-                search.to_the_end(args.trials)
+            with sigterm_as_interrupt(), console.status(doing):
+                search.run(args.trials)
         except KeyboardInterrupt:
-            search.leave()
+            search.detach()
             goes_on = "its runs have saved and stopped" if local else "its jobs go on"
-            print(f"left: {goes_on}; go on with: {_same(args, study.id)}", file=sys.stderr)
+            print(f"left: {goes_on}; go on with: {_resume_command(args, study.id)}", file=sys.stderr)
             return INTERRUPTED
-        return _show(study, fixed, folder, _elsewhere(args), as_json=args.json)
+        return _print_result(study, fixed, folder, _runs_dir_option(args), as_json=args.json)
 
 
-def _begun(args: argparse.Namespace) -> tuple[Path, Settings]:
+def _load_or_create(args: argparse.Namespace) -> tuple[Path, SearchSettings]:
     """The search's folder, and what it was begun with, or is begun with now.
 
     Raises:
@@ -81,34 +81,34 @@ def _begun(args: argparse.Namespace) -> tuple[Path, Settings]:
     """
     from pathlib import Path
 
-    from runyard.cluster.search.space import WORD
-    from runyard.cluster.search.study import Settings
-    from runyard.runs.run import new_id, sweeps
+    from runyard.cluster.search.space import RANGE_PATTERN
+    from runyard.cluster.search.study import SearchSettings
+    from runyard.runs.run import new_id, sweeps_dir
 
     said = [o for o in args.overrides if _is_runs_dir(o)]
     runs = Path(said[-1].partition("=")[2] if said else args.runs_dir).absolute()
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", args.name):
         raise UserError(f"--name {args.name!r}: expected letters, digits and . _ -, at most 61")
-    folder = sweeps(runs) / (args.name or new_id("sweep"))
-    found = Settings.load(folder)
-    given = {name: value for name in BEGINS_WITH if (value := getattr(args, name)) is not None}
+    folder = sweeps_dir(runs) / (args.name or new_id("sweep"))
+    found = SearchSettings.load(folder)
+    given = {name: value for name in SEARCH_DEFAULTS if (value := getattr(args, name)) is not None}
     if not args.overrides:
         if found is None:
-            raise UserError(f"no search of that name in {runs}; begin one: {EXAMPLE}" if args.name else f"{WORDS}; "
+            raise UserError(f"no search of that name in {runs}; begin one: {EXAMPLE}" if args.name else f"{RANGE_SYNTAX}; "
                             f"example: {EXAMPLE}")  # fmt: skip
-        _as_it_was(args, found, given)
+        _require_unchanged(args, found, given)
         return folder, found
-    words = [o for o in args.overrides if WORD.fullmatch(o)]
+    words = [o for o in args.overrides if RANGE_PATTERN.fullmatch(o)]
     fixed = [o for o in args.overrides if o not in words and not _is_runs_dir(o)]
     if not any(o.lstrip("+").startswith("experiment=") for o in fixed):
         fixed = ["experiment=auto", *fixed]
-    asked = Settings([*fixed, f"runs_dir={json.dumps(str(runs))}"], words, **(BEGINS_WITH | given))
+    asked = SearchSettings([*fixed, f"runs_dir={json.dumps(str(runs))}"], words, **(SEARCH_DEFAULTS | given))
     if found is not None:
-        _as_it_was(args, found, vars(asked))
+        _require_unchanged(args, found, vars(asked))
     return folder, asked
 
 
-def _as_it_was(args: argparse.Namespace, found: Settings, asked: dict[str, Any]) -> None:
+def _require_unchanged(args: argparse.Namespace, found: SearchSettings, asked: dict[str, Any]) -> None:
     for name, value in asked.items():
         if (was := getattr(found, name)) != value:
             raise UserError(f"--name {args.name}: was begun with {name} {was}, and not with {value}; "
@@ -119,21 +119,21 @@ def _is_runs_dir(override: str) -> bool:
     return override.lstrip("+").startswith("runs_dir=")
 
 
-def _same(args: argparse.Namespace, name: str) -> str:
-    return f"runyard sweep --name {name} --trials {args.trials} --parallel {args.parallel}{_elsewhere(args)}"
+def _resume_command(args: argparse.Namespace, name: str) -> str:
+    return f"runyard sweep --name {name} --trials {args.trials} --parallel {args.parallel}{_runs_dir_option(args)}"
 
 
-def _elsewhere(args: argparse.Namespace) -> str:
+def _runs_dir_option(args: argparse.Namespace) -> str:
     """What a command typed next must say to find the runs."""
     said = [o.partition("=")[2] for o in args.overrides if _is_runs_dir(o)]
     where = said[-1] if said else args.runs_dir
     return "" if where == "runs" else f" --runs-dir {shlex.quote(where)}"
 
 
-def _show(study: Study, fixed: list[str], folder: Path, elsewhere: str, *, as_json: bool) -> int:
-    from runyard.cluster.search.study import runs_of
+def _print_result(study: Study, fixed: list[str], folder: Path, elsewhere: str, *, as_json: bool) -> int:
+    from runyard.cluster.search.study import runs_by_trial
 
-    runs, best = runs_of(study.id, folder.parents[1]), study.best
+    runs, best = runs_by_trial(study.id, folder.parents[1]), study.best
     trials: list[dict[str, Any]] = [
         {
             "trial": trial.number,
@@ -146,7 +146,7 @@ def _show(study: Study, fixed: list[str], folder: Path, elsewhere: str, *, as_js
         for trial in study.trials
     ]
     again = [o for o in fixed if elsewhere or not _is_runs_dir(o)]
-    command = shlex.join([*again, *study.drawn(best)]) if best else ""
+    command = shlex.join([*again, *study.sampled_overrides(best)]) if best else ""
     if as_json:
         number = None if best is None else best.number
         print(json.dumps({"sweep": study.id, "best": number, "trials": trials}))

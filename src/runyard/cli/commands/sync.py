@@ -7,14 +7,14 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from runyard.cli.parser import runs_dir
+from runyard.cli.parser import add_runs_dir
 from runyard.errors import FAILED, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from runyard.runs.run import Run
-    from runyard.tracking.wandb.sync import Plan
+    from runyard.tracking.wandb.sync import SyncPlan
 
 HELP = "send to Weights & Biases what was logged offline: whole, and once"
 EXAMPLE = "runyard sync @last    or: runyard sync --all --dry-run"
@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust", action="store_true", help="send also what another user's directory holds")
     parser.add_argument("--dry-run", action="store_true", help="say what would be sent, and send nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    runs_dir(parser)
+    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,21 +34,21 @@ def run(args: argparse.Namespace) -> int:
 
     if bool(args.runs) == args.all:
         raise UserError(f"sync needs RUN… or --all, and not both; example: {EXAMPLE}")
-    runs, unreadable = _chosen(args)
+    runs, unreadable = _select_runs(args)
     console = Console(stderr=True, quiet=args.json or not sys.stderr.isatty(), soft_wrap=True, highlight=False)
     done: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     for at, each in enumerate(runs, 1):
         try:
             each.require_own(trusted=args.trust, instead="what it holds would be sent as yours; or --trust")
-            done.append(_one(each, console, f"{at}/{len(runs)} {each.id}", args.dry_run))
+            done.append(_sync_one(each, console, f"{at}/{len(runs)} {each.id}", args.dry_run))
         except UserError as error:
             if len(runs) == 1 or (str(error) in failed.values() and not done):
                 raise  # the same of two runs is not about a run: no key, no server
             failed[each.id] = str(error)
             continue
         if not args.json:
-            print(_words(done[-1]), flush=True)
+            print(_result_line(done[-1]), flush=True)
     if args.json:
         print(json.dumps({"runs": done, "failed": failed, "unreadable": unreadable}))
     for run_id, reason in failed.items():
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     return FAILED if failed or unreadable else 0
 
 
-def _chosen(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
+def _select_runs(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
     """The runs, and for ``--all`` what was found that cannot be read."""
     from pathlib import Path
 
@@ -78,38 +78,38 @@ def _chosen(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
     return [each for each in found if each.config.tracking.mode != "none"], unreadable
 
 
-def _one(run: Run, console: Console, title: str, dry_run: bool) -> dict[str, Any]:
+def _sync_one(run: Run, console: Console, title: str, dry_run: bool) -> dict[str, Any]:
     """Send one run, with a bar; what was done, for `--json`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
     from runyard.tracking.wandb import sync
 
-    if sync.sends_by_itself(run):
+    if sync.is_sending_live(run):
         return {"run": run.id, "action": "left alone: it is running, and sends by itself"}
-    what = sync.plan(run)
-    said = _facts(what)
-    if dry_run or what.done:
-        return said | {"action": "nothing to send" if what.done else "would send", "sent": 0}
+    what = sync.plan_sync(run)
+    said = _plan_as_json(what)
+    if dry_run or what.is_complete:
+        return said | {"action": "nothing to send" if what.is_complete else "would send", "sent": 0}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), SpinnerColumn())
     warnings: list[str] = []
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(title, total=max(what.missing, 1))
-        url = sync.send(what, lambda sent: bar.update(task, completed=sent), warnings.append)
+        url = sync.send_missing(what, lambda sent: bar.update(task, completed=sent), warnings.append)
     return said | {"action": "sent", "sent": what.missing, "url": url, "warnings": warnings}
 
 
-def _facts(what: Plan) -> dict[str, Any]:
+def _plan_as_json(what: SyncPlan) -> dict[str, Any]:
     return {
         "run": what.run.id,
         "status": what.status,
         "points": what.points,
-        "there": what.there,
+        "there": what.on_server,
         "missing": what.missing,
-        "broken_lines": what.broken,
+        "broken_lines": what.damaged_lines,
     }
 
 
-def _words(done: dict[str, Any]) -> str:
+def _result_line(done: dict[str, Any]) -> str:
     if "points" not in done:
         return f"{done['run']}: {done['action']}"
     count = {"would send": f" {done['missing']} of {done['points']} points", "nothing to send": ""}.get(

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from runyard.cli.parser import of_a_run
+from runyard.cli.parser import add_run_argument
 from runyard.errors import FAILED, INTERRUPTED
 
 HELP = "train a run here, in this process (what torchrun and srun start)"
@@ -15,7 +15,7 @@ EXAMPLE = "torchrun --nproc-per-node 4 -m runyard train runs/ID"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    of_a_run(parser)
+    add_run_argument(parser)
     parser.add_argument(
         "--from-scratch", action="store_true", help="begin again at step 0 where no checkpoint is left of those it had"
     )
@@ -27,30 +27,30 @@ def run(args: argparse.Namespace) -> int:
     from runyard.training.stop_signals import StopFlag
 
     run = Run.find(args.run, args.runs_dir)
-    own_code.enter(run, args.argv)
-    if not run.code.is_dir() and (restored := own_code.restore(run)) is not None:
+    own_code.exec_run_code(run, args.argv)
+    if not run.code_path.is_dir() and (restored := own_code.restore_code(run)) is not None:
         print(f"runyard: {restored}", file=sys.stderr, flush=True)
     if args.from_scratch:
         run.record["from_scratch"] = time.time()  # for this start alone: `resume --from-scratch` writes it down
-    run.keep_private()
+    run.set_umask()
     stop = StopFlag()  # before torch, whose import takes seconds
     from runyard.runs.lease import LeaseLost
     from runyard.training.distributed.health_check import HealthError
-    from runyard.training.distributed.peer_failure import RankLost
+    from runyard.training.distributed.peer_failure import PeerFailure
     from runyard.training.distributed.process_group import from_environment
-    from runyard.training.train_state import Diverged
+    from runyard.training.train_state import DivergenceError
     from runyard.training.trainer import Outcome
     from runyard.training.trainer import train as train_run
 
     rank = from_environment(os.environ).rank
     if rank == 0:
-        stop.before_the_limit(os.environ, run.config.cluster.signal_delay_s)
+        stop.watch_time_limit(os.environ, run.config.cluster.signal_delay_s)
     try:
         outcome = train_run(run, stop)
-    except (Diverged, RankLost, LeaseLost, HealthError) as error:
+    except (DivergenceError, PeerFailure, LeaseLost, HealthError) as error:
         print(f"runyard: {error}", file=sys.stderr)
         return FAILED
     if outcome is Outcome.INTERRUPTED:
-        stop.ignore()  # all is saved, and srun ends ranks that are still leaving when rank 0 has left
+        stop.ignore_signals()  # all is saved, and srun ends ranks that are still leaving when rank 0 has left
     # Rank 0 speaks for all, and last: srun --kill-on-bad-exit=1 would end it, saving, at another rank's 130.
     return INTERRUPTED if outcome is Outcome.INTERRUPTED and rank == 0 else 0

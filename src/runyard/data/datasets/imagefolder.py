@@ -25,14 +25,14 @@ class BrokenImageError(Exception):
 
 
 @dataclass(frozen=True)
-class Tree:
+class ImageTree:
     """The files of each part, in order of class and name. ``labels`` is int64 [len(files)]."""
 
     classes: tuple[str, ...]
-    parts: dict[str, tuple[list[Path], np.ndarray]]
+    splits: dict[str, tuple[list[Path], np.ndarray]]
 
 
-def find(root: Path) -> Tree:
+def scan_tree(root: Path) -> ImageTree:
     """The image files under ``root``; classes are the folders of ``root/train``, sorted by name.
 
     Hidden files do not count. ``test/`` is the test part, or ``val/`` where there is no ``test/``; with both, ``val/``
@@ -57,12 +57,12 @@ def find(root: Path) -> Tree:
                             "as train/CLASS/*.jpg")
         parts = {part: _files(folder, classes) for part, folder in folders.items()}
     except OSError as error:
-        raise UserError(f"{show(error.filename)}: cannot read it ({error.strerror}); mend its permissions") from None
+        raise UserError(f"{printable_path(error.filename)}: cannot read it ({error.strerror}); mend its permissions") from None
     counts = np.bincount(parts["train"][1], minlength=len(classes))
     if not counts.all():
         raise UserError(f"{folders['train'] / classes[int(np.argmin(counts))]}: a class without files; "
                         "fill or remove the folder")
-    return Tree(classes, parts)
+    return ImageTree(classes, parts)
 
 
 def _folders(folder: Path) -> list[str]:
@@ -72,8 +72,8 @@ def _folders(folder: Path) -> list[str]:
 def _files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], np.ndarray]:
     files: list[Path] = []
     labels: list[int] = []
-    if strangers := [name for name in _folders(folder) if name not in classes]:
-        raise UserError(f"{folder / strangers[0]}: train/ has no class of this name; "
+    if unknown_classes := [name for name in _folders(folder) if name not in classes]:
+        raise UserError(f"{folder / unknown_classes[0]}: train/ has no class of this name; "
                         "add it there, or remove this folder")
     for label, name in enumerate(classes):
         if (folder / name).is_dir():
@@ -85,7 +85,7 @@ def _files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], np.ndarr
     return files, np.array(labels, np.int64)
 
 
-def decode(path: Path) -> tuple[np.ndarray, str | None]:
+def decode_image(path: Path) -> tuple[np.ndarray, str | None]:
     """The image as uint8 [H, W, 3], turned as its EXIF says, and what was odd about it: None for plain 8-bit RGB.
 
     Alpha is dropped, as ``torchvision.datasets.ImageFolder`` does; 16 bits become their upper 8; of an animation the
@@ -138,7 +138,7 @@ def _oddity(image: object) -> str | None:
 def decode_many(paths: Iterable[Path], then: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
     """Decode these files on all CPUs this process may use, and apply ``then`` to each. They were all checked before."""
     with ThreadPoolExecutor(cpus()) as pool:
-        return list(pool.map(lambda path: then(decode(path)[0]), paths))
+        return list(pool.map(lambda path: then(decode_image(path)[0]), paths))
 
 
 def cpus() -> int:
@@ -146,7 +146,7 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def square(image: np.ndarray, side: int) -> np.ndarray:
+def resize_and_crop(image: np.ndarray, side: int) -> np.ndarray:
     """Shorter side resized to ``side``, then the centre: uint8 [side, side, 3]; torchvision's Resize and CenterCrop."""
     from PIL import Image
 
@@ -162,29 +162,29 @@ def square(image: np.ndarray, side: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImageInspection:
     """What a look at a file told: bytes that FFCV stores for it at most, if raw, and what was odd or broken."""
 
     stored_bytes: int
-    odd: str | None
-    broken: str | None
+    conversion: str | None
+    problem: str | None
 
 
-def look(path: Path, side: int, max_resolution: int | None) -> tuple[np.ndarray | None, Seen]:
+def inspect_image(path: Path, side: int, max_resolution: int | None) -> tuple[np.ndarray | None, ImageInspection]:
     """Decode a file and see whether FFCV can store it. Gives uint8 [side, side, 3], or None if it is broken."""
     try:
-        image, odd = decode(path)
+        image, odd = decode_image(path)
         height, width = image.shape[:2]
         ratio = min(1.0, max_resolution / max(height, width)) if max_resolution else 1.0
         if int(ratio * min(height, width)) < 1:
             raise BrokenImageError(f"{width}x{height} px leave nothing at data.max_resolution={max_resolution}")
         if ratio * max(height, width) > _LONGEST_SIDE:
             raise BrokenImageError(f"{width}x{height} px: longer than {_LONGEST_SIDE}; set data.max_resolution")
-        return square(image, side), Seen(3 * int(ratio * height + 1) * int(ratio * width + 1), odd, None)
+        return resize_and_crop(image, side), ImageInspection(3 * int(ratio * height + 1) * int(ratio * width + 1), odd, None)
     except BrokenImageError as error:
-        return None, Seen(0, None, str(error))
+        return None, ImageInspection(0, None, str(error))
 
 
-def show(path: object) -> str:
+def printable_path(path: object) -> str:
     """A path as printable text, in one line."""
     return repr(str(path).encode("utf-8", "backslashreplace").decode())[1:-1]

@@ -20,7 +20,7 @@ from runyard.errors import UserError
 from runyard.files import read_regular
 
 
-def load(path_or_file: str | Path | BinaryIO, name: str | None = None) -> Any:
+def load_pickle(path_or_file: str | Path | BinaryIO, name: str | None = None) -> Any:
     """The object in a pickle that holds dicts, lists, tuples, sets, numbers, text, bytes and numpy arrays.
 
     Text that Python 2 wrote comes as bytes, dict keys included (``data[b"labels"]``).
@@ -37,7 +37,7 @@ def load(path_or_file: str | Path | BinaryIO, name: str | None = None) -> Any:
     try:
         if isinstance(path_or_file, (str, Path)):
             path_or_file = io.BytesIO(read_regular(path_or_file))
-        return _settle(_Reader(path_or_file, name).load())
+        return _unwrap(_Reader(path_or_file, name).load())
     except OSError as error:
         raise UserError(f"{name}: cannot read it ({error.strerror}); expected a pickle of arrays") from None
     except MemoryError:
@@ -112,19 +112,19 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin-1")
 
 
-def _settle(value: Any) -> Any:
+def _unwrap(value: Any) -> Any:
     """The same value with arrays in place of their stand-ins."""
     if isinstance(value, _Array):
         if value.array is None:
             raise ValueError("an array without content")
         return value.array
     if isinstance(value, dict):
-        return {key: _settle(item) for key, item in value.items()}
+        return {key: _unwrap(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_settle(item) for item in value)
+        return type(value)(_unwrap(item) for item in value)
     if isinstance(value, _Dtype):
         return value.dtype
-    if isinstance(value, _Maker):
+    if isinstance(value, _AllowedCallable):
         raise ValueError("a name without a value")
     return value
 
@@ -139,7 +139,7 @@ def _bytearray(*content: Any) -> bytearray:
     return bytearray(_encode(*content) if content and isinstance(content[0], str) else _bytes(*content))
 
 
-class _Maker:
+class _AllowedCallable:
     """A function the file may call; the file can set nothing on it."""
 
     __slots__ = ("_make",)
@@ -161,4 +161,4 @@ _NAMES: dict[tuple[str, str], Callable[..., Any]] = {
     ("builtins", "set"): set, ("builtins", "frozenset"): frozenset, ("builtins", "complex"): complex,
     ("builtins", "bytes"): _bytes, ("builtins", "bytearray"): _bytearray,
 }
-_ALLOWED = {key: _Maker(make) for key, make in _NAMES.items()}
+_ALLOWED = {key: _AllowedCallable(make) for key, make in _NAMES.items()}

@@ -8,20 +8,20 @@ from numpy.random import Generator, Philox
 _CELLS, _CHUNK = 4, 1024
 
 
-def classes(num_classes: int) -> tuple[str, ...]:
+def class_names(num_classes: int) -> tuple[str, ...]:
     """Their names."""
     width = len(str(num_classes - 1))
     return tuple(f"class {i:0{width}d}" for i in range(num_classes))
 
 
-def make(part: str, samples: int, num_classes: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``part`` ("train" or "test") of the set, always the same for the same arguments.
+def make_split(split: str, samples: int, num_classes: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ``split`` ("train" or "test") of the set, always the same for the same arguments.
 
     Returns:
         images uint8 [samples, size, size, 3] and labels int64 [samples], the classes as even as can be.
     """
     patterns = Generator(Philox(key=[0, num_classes])).normal(size=(num_classes, _CELLS, _CELLS, 3)).astype(np.float32)
-    random = Generator(Philox(key=[1 + ("train", "test").index(part), num_classes]))
+    random = Generator(Philox(key=[1 + ("train", "test").index(split), num_classes]))
     labels = random.permutation(np.arange(samples, dtype=np.int64) % num_classes)
     place = np.arange(size) * _CELLS / size  # bilinear between cells, round the edges
     low, share = place.astype(int), (place % 1).astype(np.float32)

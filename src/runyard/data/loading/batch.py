@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     indices: Tensor  # int64 [b], position of each sample in its split
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """uint8 pixels to zero mean and unit variance per channel.
 
     Args:

@@ -23,11 +23,11 @@ import numpy as np
 from numba import types
 
 from runyard.data import beton
-from runyard.data.arrays import Pixels, shortened
-from runyard.data.compiled import compiled
+from runyard.data.arrays import Pixels, truncated_error
+from runyard.data.compiled import jit
 from runyard.data.sampler import Indices
 from runyard.errors import UserError
-from runyard.files import keep_open, open_regular
+from runyard.files import duplicate_descriptor, open_regular
 
 # as declared in ffcv/libffcv/libffcv.cpp; named apart, since LLVM looks symbols up in the whole process
 _U32 = types.uint32
@@ -37,7 +37,7 @@ _decode_jpg: Any = types.ExternalFunction("runyard_ffcv_imdecode", types.int32(
     types.boolean))
 _resize: Any = types.ExternalFunction("runyard_ffcv_resize", types.void(*[types.int64] * 11))
 
-FINE, DAMAGED, OTHER_SIZE, SHORT = 0, 1, 2, 3  # what ``decode`` says of a sample
+DECODE_OK, DECODE_DAMAGED, DECODE_WRONG_SIZE, DECODE_TRUNCATED = 0, 1, 2, 3  # what ``decode`` says of a sample
 
 
 class BetonSource:
@@ -49,11 +49,11 @@ class BetonSource:
 
     def __init__(self, path: Path, size: int) -> None:
         bind_decoders()
-        self.size = size
-        self._file = beton.inspect(path)
+        self.image_size = size
+        self._file = beton.inspect_beton(path)
         self.labels: Indices = self._file.labels
         with open_regular(path) as file:
-            self._open = keep_open(file, self)
+            self._open = duplicate_descriptor(file, self)
         self._bytes = os.fstat(self._open).st_size
         self._largest = int((self._file.width * self._file.height).max()) * 3
         self._longest = int(self._file.sizes.max())
@@ -65,16 +65,16 @@ class BetonSource:
             UserError: an image whose data is damaged, named by its position; or the file has become shorter.
         """
         f = self._file
-        out = np.empty((len(indices), self.size, self.size, 3), np.uint8)
-        at, what = decode(self._open, indices, f.pointers, f.sizes, f.height, f.width, f.raw, self._largest,
+        out = np.empty((len(indices), self.image_size, self.image_size, 3), np.uint8)
+        position, what = decode_samples(self._open, indices, f.pointers, f.sizes, f.height, f.width, f.raw, self._largest,
                           self._longest, out)
-        if what == SHORT:
-            raise shortened(f.path, self._bytes, os.fstat(self._open).st_size)
-        if what != FINE:
-            sample = int(indices[at])
+        if what == DECODE_TRUNCATED:
+            raise truncated_error(f.path, self._bytes, os.fstat(self._open).st_size)
+        if what != DECODE_OK:
+            sample = int(indices[position])
             recorded = f"{f.width[sample]}x{f.height[sample]}"
-            said = "is damaged" if what == DAMAGED else f"is not of the {recorded} px that the file says"
-            raise UserError(f"{f.path}: the JPEG data of sample {sample} {said}; {beton.MEND}")
+            said = "is damaged" if what == DECODE_DAMAGED else f"is not of the {recorded} px that the file says"
+            raise UserError(f"{f.path}: the JPEG data of sample {sample} {said}; {beton.REBUILD_HINT}")
         return out, np.arange(len(indices))
 
 
@@ -101,8 +101,8 @@ def bind_decoders() -> None:
         llvmlite.binding.add_symbol(f"runyard_ffcv_{ours}", address)
 
 
-@compiled
-def decode(file, samples, pointers, sizes, heights, widths, raw, largest, longest, out):  # type: ignore[no-untyped-def]
+@jit
+def decode_samples(file, samples, pointers, sizes, heights, widths, raw, largest, longest, out):  # type: ignore[no-untyped-def]
     """Decode ``samples`` of the open ``file`` into out, uint8 [n, S, S, 3].
 
     Returns the place in ``samples`` of the first that could not be, or -1, and why.
@@ -119,37 +119,37 @@ def decode(file, samples, pointers, sizes, heights, widths, raw, largest, longes
         while done < size:
             got = _pread(file, into + done, size - done, pointers[n] + done)
             if got <= 0:
-                return i, SHORT
+                return i, DECODE_TRUNCATED
             done += got
         if not raw[n]:
             found_height, found_width = jpeg_size(packed, size)
             if found_height == 0:
-                return i, DAMAGED
+                return i, DECODE_DAMAGED
             if found_height != height or found_width != width:  # the decoder would fill a part of the image only
-                return i, OTHER_SIZE
+                return i, DECODE_WRONG_SIZE
             if _decode_jpg(into, size, height, width, plain, height, width, 0, 0, 1, 1, False, False) != 0:
-                return i, DAMAGED
+                return i, DECODE_DAMAGED
         if not fits:
             c = min(height, width)
             top, left = (height - c) // 2, (width - c) // 2
             _resize(0, plain, height, width, top, top + c, left, left + c, target, side, side)
-    return -1, FINE
+    return -1, DECODE_OK
 
 
-@compiled
+@jit
 def jpeg_size(data, size):  # type: ignore[no-untyped-def]
     """Height and width of the JPEG in the first ``size`` bytes, by its frame header (ITU T.81, B.2.2); 0, 0 without."""
-    at = 2
-    while at + 9 <= size and data[0] == 0xFF and data[1] == 0xD8 and data[at] == 0xFF:
-        marker = data[at + 1]
+    position = 2
+    while position + 9 <= size and data[0] == 0xFF and data[1] == 0xD8 and data[position] == 0xFF:
+        marker = data[position + 1]
         if marker == 0xFF:  # fill bytes may stand before a marker
-            at += 1
+            position += 1
         elif 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
-            return np.int64(data[at + 5]) << 8 | data[at + 6], np.int64(data[at + 7]) << 8 | data[at + 8]
+            return np.int64(data[position + 5]) << 8 | data[position + 6], np.int64(data[position + 7]) << 8 | data[position + 8]
         elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # these have no length
-            at += 2
+            position += 2
         elif marker == 0xDA:
             break
         else:
-            at += 2 + (np.int64(data[at + 2]) << 8 | data[at + 3])
+            position += 2 + (np.int64(data[position + 2]) << 8 | data[position + 3])
     return np.int64(0), np.int64(0)

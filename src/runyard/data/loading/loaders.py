@@ -24,11 +24,11 @@ from runyard.data.augment import kernels, params
 from runyard.data.loading.batch import Batch
 from runyard.data.loading.prefetch import Prefetch, Transfer
 from runyard.data.manifest import Manifest
-from runyard.data.sampler import Indices, epoch_order, evaluation_indices, rank_indices, steps_per_epoch
+from runyard.data.sampler import Indices, epoch_permutation, evaluation_indices, rank_indices, steps_per_epoch
 from runyard.errors import UserError
 
 # what launchers call the number of tasks on a machine
-PIECE = 32  # images a thread takes at least: less is not worth handing over
+MIN_IMAGES_PER_THREAD = 32  # images a thread takes at least: less is not worth handing over
 
 
 class TrainLoader(Protocol):
@@ -51,12 +51,12 @@ class TrainLoader(Protocol):
         ...
 
 
-class Maker(Protocol):
+class BatchProducer(Protocol):
     """Turns shares of the order into augmented batches."""
 
     on_device: bool  # its batches are on the device already, and made without the host waiting
 
-    def batches(self, epoch: int, shares: Iterable[Indices]) -> Iterator[Batch]: ...
+    def batches(self, epoch: int, shards: Iterable[Indices]) -> Iterator[Batch]: ...
 
     def close(self) -> None: ...
 
@@ -68,7 +68,7 @@ def train_loader(config: Config, manifest: Manifest, folder: Path, *, rank: int,
     Raises:
         UserError: the batch is larger than the split, or the files this loader reads were not prepared.
     """
-    maker = _maker(config, manifest, folder, device)
+    maker = _batch_producer(config, manifest, folder, device)
     return _Loader(config, manifest.splits["train"].samples, maker, rank, world_size, device)
 
 
@@ -80,19 +80,19 @@ def evaluation_batches(config: Config, manifest: Manifest, folder: Path, split: 
     """
     shard = evaluation_indices(manifest.splits[split].samples, rank, world_size)
     first = start * config.eval_batch_size
-    shares = [shard[i:i + config.eval_batch_size] for i in range(first, len(shard), config.eval_batch_size)]
+    shards = [shard[i:i + config.eval_batch_size] for i in range(first, len(shard), config.eval_batch_size)]
     if config.loader == "resident" and device.type == "cuda":
         from runyard.data.loading.resident import device_arrays
 
         images, labels = device_arrays(*_array_files(config, manifest, folder, split), device)
-        for share in shares:
+        for share in shards:
             part = slice(int(share[0]), int(share[-1]) + 1)
             yield Batch(images[part], labels[part], torch.arange(part.start, part.stop, device=device))
         return
     source, transfer = open_source(config, manifest, folder, split), Transfer(device)
-    with Prefetch(transfer.send([_as_they_are(source, share)]) for share in shares) as ahead:
-        for sent in ahead:
-            yield transfer.receive(sent)[0]
+    with Prefetch(transfer.start_copy([_unaugmented_batch(source, share)]) for share in shards) as prefetched:
+        for sent in prefetched:
+            yield transfer.wait_for_copy(sent)[0]
 
 
 def sample_images(config: Config, manifest: Manifest, folder: Path, split: str, indices: Iterable[int]) -> Pixels:
@@ -119,7 +119,7 @@ def default_workers() -> int:
 class _Loader:
     """Cuts the order into this rank's shares, has them made ahead, and counts what the consumer waits."""
 
-    def __init__(self, config: Config, samples: int, maker: Maker, rank: int, world_size: int,
+    def __init__(self, config: Config, samples: int, maker: BatchProducer, rank: int, world_size: int,
                  device: torch.device) -> None:
         self.steps = steps_per_epoch(samples, config.batch_size)
         self.wait_s = 0.0
@@ -129,12 +129,12 @@ class _Loader:
         self._running: Prefetch[tuple[list[Batch], torch.cuda.Event | None]] | None = None
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
-        made = self._made(epoch, start_step)
+        made = self._micro_batches(epoch, start_step)
         if self._maker.on_device:
             yield from made
             return
         self._stop()
-        self._running = running = Prefetch(map(self._transfer.send, made))
+        self._running = running = Prefetch(map(self._transfer.start_copy, made))
         try:
             while True:
                 asked = time.perf_counter()
@@ -144,7 +144,7 @@ class _Loader:
                     return
                 finally:
                     self.wait_s += time.perf_counter() - asked
-                yield self._transfer.receive(sent)
+                yield self._transfer.wait_for_copy(sent)
         finally:
             running.close()
 
@@ -152,12 +152,12 @@ class _Loader:
         self._stop()
         self._maker.close()
 
-    def _made(self, epoch: int, start_step: int) -> Iterator[list[Batch]]:
+    def _micro_batches(self, epoch: int, start_step: int) -> Iterator[list[Batch]]:
         c = self._config
-        order = epoch_order(c.seed, epoch, self._samples)
-        shares = (share for step in range(start_step, self.steps)
+        order = epoch_permutation(c.seed, epoch, self._samples)
+        shards = (share for step in range(start_step, self.steps)
                   for share in rank_indices(order, step, c.batch_size, self._rank, self._world_size, c.accumulate))
-        batches = self._maker.batches(epoch, shares)
+        batches = self._maker.batches(epoch, shards)
         while step := list(islice(batches, c.accumulate)):
             yield step
 
@@ -171,21 +171,21 @@ class _Threads:
 
     on_device = False
 
-    def __init__(self, source: Source, seed: int, settings: params.Settings, workers: int, *, pinned: bool) -> None:
+    def __init__(self, source: Source, seed: int, settings: params.AugmentParams, workers: int, *, pinned: bool) -> None:
         self._source, self._seed, self._settings, self._workers, self._pinned = source, seed, settings, workers, pinned
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="runyard-augment") if workers > 1 else None
 
-    def batches(self, epoch: int, shares: Iterable[Indices]) -> Iterator[Batch]:
-        size = self._source.size
-        for share in shares:
+    def batches(self, epoch: int, shards: Iterable[Indices]) -> Iterator[Batch]:
+        size = self._source.image_size
+        for share in shards:
             images = torch.empty((len(share), size, size, 3), dtype=torch.uint8, pin_memory=self._pinned)
             out = images.numpy()
-            pieces = min(self._workers, -(-len(share) // PIECE))
+            pieces = min(self._workers, -(-len(share) // MIN_IMAGES_PER_THREAD))
             cuts = np.linspace(0, len(share), pieces + 1).astype(int)
             if self._pool is None or pieces == 1:
-                self._make(epoch, share, out)
+                self._produce(epoch, share, out)
             else:
-                jobs = [self._pool.submit(self._make, epoch, share[a:b], out[a:b]) for a, b in pairwise(cuts)]
+                jobs = [self._pool.submit(self._produce, epoch, share[a:b], out[a:b]) for a, b in pairwise(cuts)]
                 for job in jobs:
                     job.result()
             yield Batch(images, torch.from_numpy(self._source.labels[share]), torch.from_numpy(share))
@@ -194,23 +194,23 @@ class _Threads:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _make(self, epoch: int, samples: Indices, out: Pixels) -> None:
+    def _produce(self, epoch: int, samples: Indices, out: Pixels) -> None:
         images, rows = self._source.read(samples)
-        kernels.augment(images, rows, samples, self._seed, epoch, self._settings, out)
+        kernels.augment_batch(images, rows, samples, self._seed, epoch, self._settings, out)
 
 
-def _maker(config: Config, manifest: Manifest, folder: Path, device: torch.device) -> Maker:
-    settings = params.settings(config.augment, manifest.image_size, manifest.mean)
+def _batch_producer(config: Config, manifest: Manifest, folder: Path, device: torch.device) -> BatchProducer:
+    settings = params.augment_params(config.augment, manifest.image_size, manifest.mean)
     if config.loader == "resident" and device.type == "cuda":
-        from runyard.data.loading.resident import OnDevice
+        from runyard.data.loading.resident import DeviceBatches
 
-        return OnDevice(*_array_files(config, manifest, folder, "train"), config.seed, settings, device)
+        return DeviceBatches(*_array_files(config, manifest, folder, "train"), config.seed, settings, device)
     workers = config.workers or default_workers()
     if config.loader == "torch":
-        from runyard.data.loading.processes import Processes
+        from runyard.data.loading.processes import WorkerBatches
 
         images, labels, _ = _array_files(config, manifest, folder, "train")
-        return Processes(images, labels, config.seed, settings, workers)
+        return WorkerBatches(images, labels, config.seed, settings, workers)
     return _Threads(open_source(config, manifest, folder, "train"), config.seed, settings, workers,
                     pinned=device.type == "cuda")
 
@@ -223,7 +223,7 @@ def _array_files(config: Config, manifest: Manifest, folder: Path, split: str) -
     return folder / part.images, folder / part.labels, part.arrays_sha256.get(part.images, "")
 
 
-def _as_they_are(source: Source, share: Indices) -> Batch:
+def _unaugmented_batch(source: Source, share: Indices) -> Batch:
     images, rows = source.read(share)
     return Batch(torch.from_numpy(images[rows]), torch.from_numpy(source.labels[share]), torch.from_numpy(share))
 

@@ -11,18 +11,18 @@ import torch
 
 from runyard.data.loading.batch import Batch
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _END = object()
 
 
-class Prefetch(Generic[T]):
+class Prefetch(Generic[_T]):
     """Runs an iterator in a thread, up to ``ahead`` items ahead of the consumer.
 
     An error in the thread is raised, with its cause, where the next item is asked for; a thread that is gone without a
     word is noticed within a second. ``close`` (or leaving a ``with`` block) stops, joins, and closes the iterator.
     """
 
-    def __init__(self, items: Iterator[T], ahead: int = 3) -> None:
+    def __init__(self, items: Iterator[_T], ahead: int = 3) -> None:
         self._items = items
         self._queue: queue.Queue[object] = queue.Queue(ahead)
         self._stop = threading.Event()
@@ -30,10 +30,10 @@ class Prefetch(Generic[T]):
         self._thread = threading.Thread(target=self._run, name="runyard-prefetch", daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Prefetch[T]:
+    def __iter__(self) -> Prefetch[_T]:
         return self
 
-    def __next__(self) -> T:
+    def __next__(self) -> _T:
         while not self._stop.is_set():
             try:
                 item = self._queue.get(timeout=0.5)
@@ -48,7 +48,7 @@ class Prefetch(Generic[T]):
                 raise self._error
         raise StopIteration
 
-    def __enter__(self) -> Prefetch[T]:
+    def __enter__(self) -> Prefetch[_T]:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,7 +61,7 @@ class Prefetch(Generic[T]):
     def _run(self) -> None:
         try:
             for item in self._items:
-                if not self._put(item):
+                if not self._enqueue(item):
                     break
         except BaseException as error:
             self._error = error
@@ -69,9 +69,9 @@ class Prefetch(Generic[T]):
             close = getattr(self._items, "close", None)
             if close is not None:
                 close()
-            self._put(_END)
+            self._enqueue(_END)
 
-    def _put(self, item: object) -> bool:
+    def _enqueue(self, item: object) -> bool:
         while not self._stop.is_set():
             try:
                 self._queue.put(item, timeout=0.1)
@@ -88,7 +88,7 @@ class Transfer:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def send(self, batches: list[Batch]) -> tuple[list[Batch], torch.cuda.Event | None]:
+    def start_copy(self, batches: list[Batch]) -> tuple[list[Batch], torch.cuda.Event | None]:
         """In the background thread: start the copies."""
         if self._stream is None:
             return batches, None
@@ -96,7 +96,7 @@ class Transfer:
             sent = [Batch(*(t.pin_memory().to(self.device, non_blocking=True) for t in b)) for b in batches]
             return sent, self._stream.record_event()
 
-    def receive(self, sent: tuple[list[Batch], torch.cuda.Event | None]) -> list[Batch]:
+    def wait_for_copy(self, sent: tuple[list[Batch], torch.cuda.Event | None]) -> list[Batch]:
         """In the consumer: the current stream, not the host, waits for the copies."""
         batches, event = sent
         if event is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runyard.data.arrays import load
+from runyard.data.arrays import load_npy
 from runyard.data.augment import device as on_device
 from runyard.data.augment import params
 from runyard.data.loading.batch import Batch
@@ -23,15 +23,15 @@ CHUNK_PIXELS = 1 << 23  # pixels augmented at once: 8192 images of 32 px; some 0
 @cache
 def device_arrays(images: Path, labels: Path, identity: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """uint8 [N, S, S, 3] and int64 [N] on ``device``, read once per process."""
-    return torch.from_numpy(load(images)).to(device), torch.from_numpy(load(labels)).to(device)
+    return torch.from_numpy(load_npy(images)).to(device), torch.from_numpy(load_npy(labels)).to(device)
 
 
-class OnDevice:
+class DeviceBatches:
     """A ``Maker`` that queues its work on the current stream: the host never waits for it."""
 
     on_device = True
 
-    def __init__(self, images: Path, labels: Path, identity: str, seed: int, settings: params.Settings,
+    def __init__(self, images: Path, labels: Path, identity: str, seed: int, settings: params.AugmentParams,
                  device: torch.device) -> None:
         self._images, self._labels = device_arrays(images, labels, identity, device)
         self._seed, self._settings, self._device = seed, settings, device
@@ -48,8 +48,8 @@ class OnDevice:
 
     def _make(self, epoch: int, shares: list[Indices]) -> Iterator[Batch]:
         samples = np.concatenate(shares)
-        indices = on_device.send(samples, self._device)
-        images = on_device.augment(self._images, samples, self._seed, epoch, self._settings)
+        indices = on_device.to_device(samples, self._device)
+        images = on_device.augment_on_device(self._images, samples, self._seed, epoch, self._settings)
         labels = self._labels[indices]
         start = 0
         for share in shares:

@@ -26,7 +26,7 @@ STALL_S = 300  # no sign of life for so long: a hang. Importing torch from a col
 
 
 @dataclass(frozen=True)
-class Job:
+class WriteJob:
     """One file to write: ``images`` is a .npy of uint8 [N, S, S, 3] or a .json list of files, ``labels`` a .npy."""
 
     beton: str
@@ -39,7 +39,7 @@ class Job:
     page_size: int
 
 
-def write(jobs: list[Job], tell: Callable[[str, int, int], None], *, stall_s: float = STALL_S) -> None:
+def write_betons(jobs: list[WriteJob], report_progress: Callable[[str, int, int], None], *, stall_s: float = STALL_S) -> None:
     """Write and check the files in a child process; ``tell(what, done, total)`` hears of the progress.
 
     Raises:
@@ -49,7 +49,7 @@ def write(jobs: list[Job], tell: Callable[[str, int, int], None], *, stall_s: fl
     source = str(Path(__file__).parents[3])
     python_path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "runyard.data.prepare.ffcv_writer", str(os.getpid())]
-    watch = out_of_memory.Watch()
+    watch = out_of_memory.OomMonitor()
     with open(log, "wb") as errors:
         process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": python_path}, start_new_session=True,
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
@@ -60,7 +60,7 @@ def write(jobs: list[Job], tell: Callable[[str, int, int], None], *, stall_s: fl
         for message in _messages(process, stall_s):
             if "error" in message:
                 raise UserError(message["error"])
-            tell(message["what"], message["done"], message["total"])
+            report_progress(message["what"], message["done"], message["total"])
     except BrokenPipeError:
         pass  # it died at once; its exit code below tells
     finally:
@@ -70,7 +70,7 @@ def write(jobs: list[Job], tell: Callable[[str, int, int], None], *, stall_s: fl
         assert process.stdout is not None
         process.stdout.close()
     if process.returncode:
-        raise _failure(process.returncode, log, jobs[0].beton, watch.words())
+        raise _failure(process.returncode, log, jobs[0].beton, watch.message())
     log.unlink()
 
 
@@ -106,5 +106,5 @@ def _failure(code: int, log: Path, file: str, struck: str | None) -> UserError:
         return UserError("the FFCV writer found too little shared memory: /dev/shm is full; make room there")
     if code == -signal.SIGKILL:
         why = f", {struck}: free memory" if struck else ": look who did it"
-        return UserError(f"the FFCV writer was {known_causes.end_in_words('SIGKILL')}{why}, then run: runyard prepare")
+        return UserError(f"the FFCV writer was {known_causes.exit_text('SIGKILL')}{why}, then run: runyard prepare")
     return UserError(f"the FFCV writer failed with code {code} ({last})")

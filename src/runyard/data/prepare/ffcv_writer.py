@@ -20,17 +20,17 @@ import numpy as np
 
 from runyard.data import beton
 from runyard.data.datasets.imagefolder import cpus, decode_many
-from runyard.data.prepare.beton_writer import Job
+from runyard.data.prepare.beton_writer import WriteJob
 from runyard.errors import UserError
 
 _DECODE_AT_ONCE = 16
-Say = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 
 
 class _Images:
     """The samples in order, each read when it is asked for; counts what was read so that others see the progress."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: WriteJob) -> None:
         self._job = job
         self._labels = np.load(job.labels)
         self._array = np.load(job.images, mmap_mode="r") if job.images.endswith(".npy") else None
@@ -70,12 +70,12 @@ def _import_ffcv() -> None:
         numba.typed.Dict = typed
 
 
-def _write_one(job: Job, say: Say) -> None:
+def _write_one(job: WriteJob, say: ProgressCallback) -> None:
     import ffcv.writer
     from ffcv.fields import IntField, RGBImageField
 
     images, name = _Images(job), Path(job.beton).name
-    over, workers = threading.Event(), list[Process]()
+    finished, workers = threading.Event(), list[Process]()
 
     def process(target: Callable[..., None], args: tuple[Any, ...]) -> Process:
         parent = os.getpid()
@@ -88,33 +88,33 @@ def _write_one(job: Job, say: Say) -> None:
         return workers[-1]
 
     ffcv.writer.Process = process  # the only way to learn of its worker's death, however early, and to end it with us
-    watch = threading.Thread(target=_watch, args=(images, name, say, over, workers), daemon=True)
+    watch = threading.Thread(target=_watch, args=(images, name, say, finished, workers), daemon=True)
     watch.start()
     quality = {"jpeg_quality": job.jpeg_quality} if job.jpeg_quality else {}
     image = RGBImageField(write_mode=job.write_mode, max_resolution=job.max_resolution, **quality)
     fields = {"image": image, "label": IntField()}
     writer = ffcv.writer.DatasetWriter(job.beton, fields, page_size=job.page_size, num_workers=1)
     writer.from_indexed_dataset(images)
-    over.set()
+    finished.set()
     watch.join()
     with open(job.beton, "rb") as f:
         os.fsync(f.fileno())
 
 
-def _watch(images: _Images, name: str, say: Say, over: threading.Event, workers: list[Process]) -> None:
+def _watch(images: _Images, name: str, say: ProgressCallback, finished: threading.Event, workers: list[Process]) -> None:
     """Tell of the progress, and end this process when FFCV's worker has died: FFCV would wait for it for ever."""
-    while not over.wait(0.1):
+    while not finished.wait(0.1):
         if any(worker.exitcode for worker in workers):
             os._exit(1)
         say(f"{name}: write", images.done.value, len(images))
 
 
-def _check_one(job: Job, say: Say) -> None:
+def _check_one(job: WriteJob, say: ProgressCallback) -> None:
     """Compare each stored image, as bytes and through FFCV's own reader, with its source."""
     from ffcv.fields.rgb_image import encode_jpeg, resizer
 
     images, name = _Images(job), Path(job.beton).name
-    content = beton.inspect(Path(job.beton))
+    content = beton.inspect_beton(Path(job.beton))
     if content.samples != len(images):
         raise UserError(f"{job.beton}: read back {content.samples} samples of {len(images)}; the disk may be faulty")
     stored = np.memmap(job.beton, np.uint8, "r")
@@ -122,16 +122,16 @@ def _check_one(job: Job, say: Say) -> None:
         image, label = images[i]
         image = resizer(image, job.max_resolution)
         wanted = image.reshape(-1) if job.write_mode == "raw" else encode_jpeg(image, job.jpeg_quality)
-        here = stored[content.pointers[i]:content.pointers[i] + content.sizes[i]]
+        stored_bytes = stored[content.pointers[i]:content.pointers[i] + content.sizes[i]]
         same_size = (content.height[i], content.width[i]) == image.shape[:2]
-        if label != content.labels[i] or not same_size or not np.array_equal(here, wanted):
+        if label != content.labels[i] or not same_size or not np.array_equal(stored_bytes, wanted):
             raise UserError(f"{job.beton}: sample {i} read back is not what was written; the disk may be faulty")
         if i % 256 == 0:
             say(f"{name}: compare", i, len(images))
     _check_decoding(job, content, say)
 
 
-def _check_decoding(job: Job, content: beton.Beton, say: Say) -> None:
+def _check_decoding(job: WriteJob, content: beton.Beton, say: ProgressCallback) -> None:
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -145,9 +145,9 @@ def _check_decoding(job: Job, content: beton.Beton, say: Say) -> None:
     exact = np.load(job.images, mmap_mode="r") if job.write_mode == "raw" and job.images.endswith(".npy") else None
     seen = 0
     for image, label in loader:
-        here = slice(seen, seen + len(label))
-        same = exact is None or np.array_equal(image, exact[here])
-        if not same or not np.array_equal(label[:, 0], content.labels[here]):
+        stored_bytes = slice(seen, seen + len(label))
+        same = exact is None or np.array_equal(image, exact[stored_bytes])
+        if not same or not np.array_equal(label[:, 0], content.labels[stored_bytes]):
             raise UserError(f"{job.beton}: FFCV reads other samples from {seen} on than were written")
         seen += len(label)
         say(f"{Path(job.beton).name}: decode", seen, content.samples)
@@ -172,8 +172,8 @@ def _main() -> None:
     _import_ffcv()
     try:
         for job in json.load(sys.stdin):
-            _write_one(Job(**job), say)
-            _check_one(Job(**job), say)
+            _write_one(WriteJob(**job), say)
+            _check_one(WriteJob(**job), say)
     except UserError as error:
         print(json.dumps({"error": str(error)}), file=out, flush=True)
     out.flush()

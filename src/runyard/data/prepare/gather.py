@@ -17,18 +17,18 @@ import numpy as np
 
 from runyard.config.schema import DataConfig
 from runyard.data.datasets import cifar, imagefolder, synthetic
-from runyard.data.datasets.cifar import Arrays
-from runyard.data.datasets.imagefolder import Seen
-from runyard.data.prepare.beton_writer import Job
+from runyard.data.datasets.cifar import ArrayDataset
+from runyard.data.datasets.imagefolder import ImageInspection
+from runyard.data.prepare.beton_writer import WriteJob
 from runyard.errors import UserError
 
 _PAGE_BYTES, _LEAST_PAGE_BYTES = 8 << 20, 2 << 20  # FFCV's default and least; an image must fit into a page
 _AT_ONCE, _NAMES_SHOWN, _NAMES_KEPT = 64, 5, 20
-Tell = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Gathered:
+class DatasetLayout:
     """A source laid out in the work folder: ``PART_images.npy`` and ``PART_labels.npy``, and a writer's job per part.
 
     Attributes:
@@ -38,39 +38,39 @@ class Gathered:
 
     source: str
     classes: tuple[str, ...]
-    jobs: dict[str, Job]
-    counts: np.ndarray
-    report: dict[str, Any]
+    jobs: dict[str, WriteJob]
+    histogram: np.ndarray
+    conversions: dict[str, Any]
 
 
-def from_arrays(data: DataConfig, work: Path, sources: Path, tell: Tell) -> Gathered:
+def layout_arrays(data: DataConfig, work: Path, sources: Path, report_progress: ProgressCallback) -> DatasetLayout:
     """Lay out a set that fits into memory, CIFAR or synthetic. Downloads go into the folder ``sources``.
 
     Raises:
         UserError: no source has it, it is not what it should be, or the disk is too small.
     """
     if data.samples is not None and data.num_classes is not None:
-        _need(data, work, sum(data.samples) * 3 * data.image_size**2)  # before they fill the memory
-        made = {part: synthetic.make(part, samples, data.num_classes, data.image_size)
+        _require_disk_space(data, work, sum(data.samples) * 3 * data.image_size**2)  # before they fill the memory
+        made = {part: synthetic.make_split(part, samples, data.num_classes, data.image_size)
                 for part, samples in zip(("train", "test"), data.samples, strict=True)}
-        found = Arrays("synthetic", synthetic.classes(data.num_classes), made)
+        found = ArrayDataset("synthetic", synthetic.class_names(data.num_classes), made)
     else:
-        found = cifar.read(data, sources, lambda what: tell(what, 0, 0))
-    parts = dict(found.parts)
+        found = cifar.read_cifar(data, sources, lambda what: report_progress(what, 0, 0))
+    parts = dict(found.splits)
     if data.validation_fraction:
         images, labels = parts["train"]
         kept, held = hold_out(labels, data.validation_fraction, data.split_seed)
         parts |= {"train": (images[kept], labels[kept]), "validation": (images[held], labels[held])}
-    _need(data, work, sum(images.nbytes for images, _ in parts.values()))
+    _require_disk_space(data, work, sum(images.nbytes for images, _ in parts.values()))
     jobs = {}
     for part, (images, labels) in parts.items():
         np.save(work / f"{part}_images.npy", images)
         np.save(work / f"{part}_labels.npy", labels)
         jobs[part] = _job(data, work, part, work / f"{part}_images.npy", images[0].nbytes, images.nbytes)
-    return Gathered(found.source, found.classes, jobs, histogram(parts["train"][0]), {})
+    return DatasetLayout(found.source, found.classes, jobs, histogram(parts["train"][0]), {})
 
 
-def _need(data: DataConfig, work: Path, pixel_bytes: int) -> None:
+def _require_disk_space(data: DataConfig, work: Path, pixel_bytes: int) -> None:
     """Room for the beton and the arrays."""
     need, free = 2 * pixel_bytes + 3 * _PAGE_BYTES, shutil.disk_usage(work).free
     if free < need:
@@ -78,7 +78,7 @@ def _need(data: DataConfig, work: Path, pixel_bytes: int) -> None:
                         "or set data.root to another disk")
 
 
-def from_tree(data: DataConfig, work: Path, sources: Path, tell: Tell) -> Gathered:
+def layout_tree(data: DataConfig, work: Path, sources: Path, report_progress: ProgressCallback) -> DatasetLayout:
     """Lay out a folder of images. Every file is decoded once here, so that FFCV meets only those it can store.
 
     Raises:
@@ -88,8 +88,8 @@ def from_tree(data: DataConfig, work: Path, sources: Path, tell: Tell) -> Gather
         raise UserError("data.path=null: data.kind=imagefolder is made from a folder that holds train/CLASS/*.jpg; "
                         "set data.path=FOLDER")
     root = Path(data.path)
-    tree = imagefolder.find(root)
-    parts = dict(tree.parts)
+    tree = imagefolder.scan_tree(root)
+    parts = dict(tree.splits)
     if data.validation_fraction:
         if "validation" in parts:
             raise UserError(f"data.validation_fraction={data.validation_fraction}: {root} has test/ and val/, so val/ "
@@ -100,15 +100,15 @@ def from_tree(data: DataConfig, work: Path, sources: Path, tell: Tell) -> Gather
                   "validation": ([files[i] for i in held], labels[held])}
     counts, seen = {}, {}
     for part, (files, _) in parts.items():
-        counts[part], seen[part] = _look(data, part, files, work, sources, tell)
-    names = [imagefolder.show(file.relative_to(root)) for files, _ in parts.values() for file in files]
-    looks = [look for part in parts for look in seen[part]]
-    broken = [(name, look.broken) for name, look in zip(names, looks, strict=True) if look.broken]
-    odd = [(name, look.odd) for name, look in zip(names, looks, strict=True) if look.odd]
-    _refuse(data, odd, broken)
+        counts[part], seen[part] = _inspect_split(data, part, files, work, sources, report_progress)
+    names = [imagefolder.printable_path(file.relative_to(root)) for files, _ in parts.values() for file in files]
+    inspections = [look for part in parts for look in seen[part]]
+    broken = [(name, look.problem) for name, look in zip(names, inspections, strict=True) if look.problem]
+    odd = [(name, look.conversion) for name, look in zip(names, inspections, strict=True) if look.conversion]
+    _refuse_images(data, odd, broken)
     jobs = {}
     for part, (files, labels) in parts.items():
-        good = [i for i, look in enumerate(seen[part]) if not look.broken]
+        good = [i for i, look in enumerate(seen[part]) if not look.problem]
         if len(np.unique(labels[good])) < len(np.unique(labels)):
             raise UserError(f"data.path={root}: a class of {part}/ has no whole image; mend or remove "
                             f"{broken[0][0]} ({broken[0][1]})")
@@ -119,7 +119,7 @@ def from_tree(data: DataConfig, work: Path, sources: Path, tell: Tell) -> Gather
     report = {word: {"files": len(some), "kinds": dict(Counter(kind for _, kind in some).most_common(_NAMES_KEPT)),
                      "first": [name for name, _ in some[:_NAMES_KEPT]]}
               for word, some in (("converted", odd), ("skipped", broken))}
-    return Gathered(tree_source(data), tree.classes, jobs, counts["train"], report)
+    return DatasetLayout(tree_source(data), tree.classes, jobs, counts["train"], report)
 
 
 def tree_source(data: DataConfig) -> str:
@@ -127,13 +127,13 @@ def tree_source(data: DataConfig) -> str:
     return f"folder {os.path.abspath(data.path or '')}"
 
 
-def _look(data: DataConfig, part: str, files: list[Path], work: Path, sources: Path, tell: Tell
-          ) -> tuple[np.ndarray, list[Seen]]:
+def _inspect_split(data: DataConfig, part: str, files: list[Path], work: Path, sources: Path, report_progress: ProgressCallback
+          ) -> tuple[np.ndarray, list[ImageInspection]]:
     """Decode each file; count the values of the square images, and write these as PART_images.npy if wanted."""
     shape = (len(files), data.image_size, data.image_size, 3)
     rows = np.lib.format.open_memmap(sources / f"{part}.npy", "w+", np.uint8, shape) if data.arrays else None
     counts, good, out = np.zeros((3, 256), np.int64), 0, []
-    look = partial(imagefolder.look, side=data.image_size, max_resolution=data.max_resolution)
+    look = partial(imagefolder.inspect_image, side=data.image_size, max_resolution=data.max_resolution)
     with ThreadPoolExecutor(imagefolder.cpus()) as pool:
         for start in range(0, len(files), _AT_ONCE):
             for image, seen in pool.map(look, files[start:start + _AT_ONCE]):
@@ -144,28 +144,28 @@ def _look(data: DataConfig, part: str, files: list[Path], work: Path, sources: P
                 if rows is not None:
                     rows[good] = image
                 good += 1
-            tell(f"look at {part}", len(out), len(files))
+            report_progress(f"look at {part}", len(out), len(files))
     if rows is not None:
         np.save(work / f"{part}_images.npy", rows[:good])
         (sources / f"{part}.npy").unlink()
     return counts, out
 
 
-def _refuse(data: DataConfig, odd: list[tuple[str, str]], broken: list[tuple[str, str]]) -> None:
-    for found, policy, what, mend in (
+def _refuse_images(data: DataConfig, odd: list[tuple[str, str]], broken: list[tuple[str, str]]) -> None:
+    for found, policy, what, fix in (
         (broken, data.broken_images, "broken or no image", "data.broken_images=skip leaves them out"),
         (odd, data.odd_images, "not plain 8-bit RGB", "data.odd_images=convert makes them so"),
     ):
         if found and policy == "refuse":
             names = ", ".join(f"{name} ({kind})" for name, kind in found[:_NAMES_SHOWN])
             more = f" and {len(found) - _NAMES_SHOWN} more" if len(found) > _NAMES_SHOWN else ""
-            raise UserError(f"data.path={data.path}: {len(found)} {what}: {names}{more}; mend them; {mend}")
+            raise UserError(f"data.path={data.path}: {len(found)} {what}: {names}{more}; mend them; {fix}")
 
 
-def _job(data: DataConfig, work: Path, part: str, images: Path, largest: int, total: int) -> Job:
+def _job(data: DataConfig, work: Path, part: str, images: Path, largest: int, total: int) -> WriteJob:
     least = _PAGE_BYTES if total > _PAGE_BYTES else _LEAST_PAGE_BYTES
     page = max(least, 1 << (2 * largest).bit_length())  # a JPEG of noise may be larger than its pixels
-    return Job(str(work / f"{part}.beton"), str(images), str(work / f"{part}_labels.npy"), data.image_size,
+    return WriteJob(str(work / f"{part}.beton"), str(images), str(work / f"{part}_labels.npy"), data.image_size,
                data.write_mode, data.max_resolution, data.jpeg_quality, page)
 
 
@@ -191,10 +191,10 @@ def histogram(images: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(images[..., c].reshape(-1), minlength=256) for c in range(3)])
 
 
-def moments(counts: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def channel_mean_std(counts: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation of each channel, in [0, 1]. A channel that never changes gets 1/255.
 
-    ``counts`` is a ``histogram``: whole numbers, so the result does not depend on any order of summing.
+    ``histogram`` is a ``histogram``: whole numbers, so the result does not depend on any order of summing.
     """
     values, weights = np.arange(256) / 255, counts / counts.sum(axis=1, keepdims=True)
     means = [float(w @ values) for w in weights]

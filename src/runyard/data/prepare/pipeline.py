@@ -18,12 +18,12 @@ from runyard.config.schema import DataConfig
 from runyard.data import beton, manifest
 from runyard.data.manifest import Manifest, Split
 from runyard.data.prepare import beton_writer, gather
-from runyard.data.prepare.gather import Tell
+from runyard.data.prepare.gather import ProgressCallback
 from runyard.errors import UserError
 from runyard.files import open_lock, sha256, sync_folder
 
 
-def prepare(data: DataConfig, *, progress: bool) -> Manifest:
+def prepare_dataset(data: DataConfig, *, progress: bool) -> Manifest:
     """Make the prepared files of ``data`` in ``manifest.folder(data)``, or verify them (sha256 included) if they exist.
 
     Everything is written into a hidden folder beside the target, read back, checked and synced; then that folder gets
@@ -36,17 +36,17 @@ def prepare(data: DataConfig, *, progress: bool) -> Manifest:
         UserError: bad settings, no source, damaged or odd images, or a disk that is full or cannot be written.
     """
     check_data(data)
-    target = manifest.folder(data)
+    target = manifest.dataset_dir(data)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _bar(progress) as tell, _lock(target, tell):
+        with _progress_bar(progress) as tell, _lock(target, tell):
             work = target.with_name(f".{target.name}.making")
             _remove(work)  # left by one that was killed: the lock is ours, so it is dead
             if target.exists() or target.is_symlink():
-                return _verified(data, target, tell)
+                return _verify_existing(data, target, tell)
             try:
                 work.mkdir()
-                made = _make(data, work, tell)
+                made = _write_dataset(data, work, tell)
                 _sync(work)
                 work.rename(target)
                 sync_folder(target.parent)
@@ -60,39 +60,39 @@ def prepare(data: DataConfig, *, progress: bool) -> Manifest:
                         "mend its permissions, or set data.root to a folder you can write") from None
 
 
-def _verified(data: DataConfig, target: Path, tell: Tell) -> Manifest:
-    if not (target / manifest.FILE_NAME).exists():
-        raise UserError(f"{target}: exists, but was not made by runyard prepare (no {manifest.FILE_NAME}); "
+def _verify_existing(data: DataConfig, target: Path, tell: ProgressCallback) -> Manifest:
+    if not (target / manifest.MANIFEST_FILE).exists():
+        raise UserError(f"{target}: exists, but was not made by runyard prepare (no {manifest.MANIFEST_FILE}); "
                         "move it away, or set data.root or data.name")
-    made = manifest.load(target)
+    made = manifest.load_manifest(target)
     tree = data.path if data.kind == "imagefolder" else None
     if made.kind != data.kind or (tree is not None and made.source != gather.tree_source(data)):
         raise UserError(f"{target}: prepared from {made.kind} ({made.source}), and data.kind={data.kind}, "
                         f"data.path={data.path} is asked for; set data.name to another name")
     for number, split in enumerate(made.splits):
         tell("verify", number, len(made.splits))
-        manifest.verify(target, made, [split], hash_files=True)
+        manifest.verify_dataset(target, made, [split], hash_files=True)
     return made
 
 
-def _make(data: DataConfig, work: Path, tell: Tell) -> Manifest:
+def _write_dataset(data: DataConfig, work: Path, tell: ProgressCallback) -> Manifest:
     sources = work / "sources"
     sources.mkdir()
-    found = (gather.from_tree if data.kind == "imagefolder" else gather.from_arrays)(data, work, sources, tell)
-    beton_writer.write(list(found.jobs.values()), tell)
-    contents = {part: beton.inspect(Path(job.beton)) for part, job in found.jobs.items()}
+    found = (gather.layout_tree if data.kind == "imagefolder" else gather.layout_arrays)(data, work, sources, tell)
+    beton_writer.write_betons(list(found.jobs.values()), tell)
+    contents = {part: beton.inspect_beton(Path(job.beton)) for part, job in found.jobs.items()}
     shutil.rmtree(sources)
     if not data.arrays:
         for file in work.glob("*.npy"):
             file.unlink()
     settings = {key: getattr(data, key) for key in
                 ("write_mode", "max_resolution", "jpeg_quality", "validation_fraction", "split_seed")}
-    mean, std = gather.moments(found.counts)
+    mean, std = gather.channel_mean_std(found.histogram)
     made = Manifest(data.name, data.kind, found.source, found.classes, data.image_size, mean, std,
                     {part: _split(work, part, content.samples, data.arrays) for part, content in contents.items()},
-                    {**settings, **found.report}, all(c.square(data.image_size) for c in contents.values()))
-    manifest.verify(work, made, made.splits, hash_files=False)
-    (work / manifest.FILE_NAME).write_text(json.dumps(manifest.to_dict(made), indent=1) + "\n")
+                    {**settings, **found.conversions}, all(c.square(data.image_size) for c in contents.values()))
+    manifest.verify_dataset(work, made, made.splits, hash_files=False)
+    (work / manifest.MANIFEST_FILE).write_text(json.dumps(manifest.manifest_to_dict(made), indent=1) + "\n")
     return made
 
 
@@ -118,7 +118,7 @@ def _sync(folder: Path) -> None:
 
 
 @contextmanager
-def _lock(target: Path, tell: Tell) -> Iterator[None]:
+def _lock(target: Path, tell: ProgressCallback) -> Iterator[None]:
     """One prepare of a target at a time; the kernel frees the lock of one that dies."""
     with open_lock(target.with_name(f".{target.name}.lock")) as f:
         try:
@@ -130,7 +130,7 @@ def _lock(target: Path, tell: Tell) -> Iterator[None]:
 
 
 @contextmanager
-def _bar(progress: bool) -> Iterator[Tell]:
+def _progress_bar(progress: bool) -> Iterator[ProgressCallback]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 

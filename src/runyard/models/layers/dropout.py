@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-GOLDEN = 0x9E3779B9 - 2**32  # 2**32 divided by the golden ratio, as a signed 32-bit number
+GOLDEN_RATIO_32 = 0x9E3779B9 - 2**32  # 2**32 divided by the golden ratio, as a signed 32-bit number
 
 
 class SampleDropout(nn.Dropout):
@@ -35,10 +35,10 @@ class SampleDropout(nn.Dropout):
             module.layer, module.samples = layer, samples  # type: ignore[assignment]
         return found[0] if found else None  # type: ignore[return-value]
 
-    def begin(self, seed: int, step: int, indices: Tensor) -> None:
+    def set_step(self, seed: int, step: int, indices: Tensor) -> None:
         """The next forward pass of the network is of ``step``, over the samples ``indices``, int64 [b]."""
         start = step_seed(seed, step, rank=0) % 2**31  # the same on all ranks
-        keys = _mix((indices.to(torch.int32) + start) * GOLDEN)
+        keys = _mix((indices.to(torch.int32) + start) * GOLDEN_RATIO_32)
         if (held := self.samples.get("keys")) is not None and held.shape == keys.shape:
             held.copy_(keys)  # in place: a captured graph reads the same memory
         else:
@@ -52,7 +52,7 @@ class SampleDropout(nn.Dropout):
         if keys is None or len(keys) != len(input):  # samples do not lie along the first dimension here
             return super().forward(input)
         elements = torch.arange(input[0].numel(), dtype=torch.int32, device=input.device)
-        drawn = _mix(keys[:, None] + _mix(elements * GOLDEN + self.layer)[None, :]) & 0x7FFFFFFF
+        drawn = _mix(keys[:, None] + _mix(elements * GOLDEN_RATIO_32 + self.layer)[None, :]) & 0x7FFFFFFF
         kept = (drawn >= int(self.p * 2**31)).view(input.shape)
         return input * kept * (1 / (1 - self.p))
 

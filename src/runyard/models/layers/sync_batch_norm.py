@@ -38,13 +38,13 @@ class CpuSyncBatchNorm(BatchNorm):
         others = [0, *range(2, x.dim())]
         shape = [1, -1] + [1] * (x.dim() - 2)
         mean = _MeanOverRanks.apply(x.mean(others))
-        centred = x - mean.view(shape)
-        variance = _MeanOverRanks.apply(centred.square().mean(others))  # around the common mean: no digits cancel
+        centered = x - mean.view(shape)
+        variance = _MeanOverRanks.apply(centered.square().mean(others))  # around the common mean: no digits cancel
         scale = torch.rsqrt(variance + self.eps)
         if self.affine:
-            out = centred * (scale * self.weight).view(shape) + self.bias.view(shape)
+            out = centered * (scale * self.weight).view(shape) + self.bias.view(shape)
         else:
-            out = centred * scale.view(shape)
+            out = centered * scale.view(shape)
         self._update_running(mean.detach(), variance.detach(), x.numel() // x.shape[1] * _world_size())
         return out.to(input.dtype)
 

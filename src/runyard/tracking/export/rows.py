@@ -7,37 +7,37 @@ from typing import Any
 
 import numpy as np
 
-from runyard.runs.history import History
-from runyard.tracking.wandb.history import NAMES
+from runyard.runs.history import RunHistory
+from runyard.tracking.wandb.history import WANDB_NAMES
 
-LATEST = 1e11  # unix seconds; no machine's clock has gone further
-MOST = 2**53  # beyond, floats lose count
-SPENT = {"gpu_hours": "cost/gpu_hours", "core_hours": "cost/core_hours"}
+MAX_UNIX_TIME = 1e11  # unix seconds; no machine's clock has gone further
+MAX_EXACT_INT = 2**53  # beyond, floats lose count
+COST_METRICS = {"gpu_hours": "cost/gpu_hours", "core_hours": "cost/core_hours"}
 
 
-def measures(run: History) -> dict[str, np.ndarray]:
+def export_metrics(run: RunHistory) -> dict[str, np.ndarray]:
     """float64 [epochs measured] by name, as train/loss; NaN where not measured, and none that is so everywhere."""
-    found = {name: run.measure(key) for key, name in {**NAMES, **SPENT}.items()}
+    found = {name: run.metric(key) for key, name in {**WANDB_NAMES, **COST_METRICS}.items()}
     return {name: values for name, values in found.items() if np.isfinite(values).any()}
 
 
-def began(run: History) -> float:
+def created_time(run: RunHistory) -> float:
     """When the run was created, unix seconds; 0 where its record has no time."""
-    return run.created if 0 <= run.created <= LATEST else 0.0
+    return run.created if 0 <= run.created <= MAX_UNIX_TIME else 0.0
 
 
-def points(run: History) -> tuple[list[float], list[int]]:
-    """Each measured epoch's time, unix seconds, and step; for what the journal lacks, ``began`` and the epoch."""
-    times, steps, epochs = run.measure("t"), run.measure("step"), run.series["epoch"]
-    timed, counted = (times >= 0) & (times <= LATEST), (steps >= 0) & (steps <= MOST)  # NaN is neither
-    return np.where(timed, times, began(run)).tolist(), np.where(counted, steps, epochs).astype(np.int64).tolist()
+def points(run: RunHistory) -> tuple[list[float], list[int]]:
+    """Each measured epoch's time, unix seconds, and step; for what the journal lacks, ``created_time`` and the epoch."""
+    times, steps, epochs = run.metric("t"), run.metric("step"), run.series["epoch"]
+    timed, counted = (times >= 0) & (times <= MAX_UNIX_TIME), (steps >= 0) & (steps <= MAX_EXACT_INT)  # NaN is neither
+    return np.where(timed, times, created_time(run)).tolist(), np.where(counted, steps, epochs).astype(np.int64).tolist()
 
 
-def outcome(run: History) -> dict[str, float]:
+def outcome(run: RunHistory) -> dict[str, float]:
     """The run's result in a few numbers; those that are not known are left out."""
     numbers = {
-        "top1": run.last,
-        "top1_best": run.best,
+        "top1": run.last_top1,
+        "top1_best": run.best_top1,
         "restarts": float(len(run.restarts)),
         "gpu_hours": run.gpu_hours,
         "core_hours": run.core_hours,
@@ -46,7 +46,7 @@ def outcome(run: History) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if np.isfinite(value)}
 
 
-def facts(run: History) -> dict[str, str]:
+def export_metadata(run: RunHistory) -> dict[str, str]:
     """What is known of the run beside its settings and measures."""
     known: dict[str, Any] = {
         "state": run.state,
@@ -61,6 +61,6 @@ def facts(run: History) -> dict[str, str]:
     return {name: str(value) for name, value in known.items() if value not in (None, "")}
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A setting's value as JSON, text as it is; what JSON has no word for, as YAML's dates, as text."""
     return value if isinstance(value, str) else json.dumps(value, default=str)

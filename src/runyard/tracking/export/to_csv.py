@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from runyard.files import write_atomic
-from runyard.runs.history import History
-from runyard.tracking.export.rows import facts, outcome, written
+from runyard.runs.history import RunHistory
+from runyard.tracking.export.rows import export_metadata, format_value, outcome
 
 
-def export(run: History, folder: Path) -> Path:
+def export_csv(run: RunHistory, folder: Path) -> Path:
     """Write the epochs of ``run``, under the journal's names; what was not measured is empty. Returns the file."""
     names = list(run.series)
     columns = [run.series[name].tolist() for name in names]
@@ -23,13 +23,13 @@ def export(run: History, folder: Path) -> Path:
     return folder / f"{run.id}.csv"
 
 
-def export_table(runs: Sequence[History], folder: Path) -> Path:
+def export_table(runs: Sequence[RunHistory], folder: Path) -> Path:
     """Write ``runs.csv``: of each run what it came to, what is known of it, and its settings."""
     rows = [
         {"run": run.id, "name": run.name, "seed": run.seed, "epochs_done": run.epochs_done, "message": run.message}
         | outcome(run)
-        | facts(run)
-        | {name: written(value) for name, value in run.settings.items()}
+        | export_metadata(run)
+        | {name: format_value(value) for name, value in run.settings.items()}
         for run in runs
     ]
     names = list(dict.fromkeys(name for row in rows for name in row))

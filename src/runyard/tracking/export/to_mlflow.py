@@ -15,16 +15,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from runyard.errors import UserError
 from runyard.files import read_within
-from runyard.runs.history import History
-from runyard.tracking.export.rows import began, facts, measures, outcome, points, written
+from runyard.runs.history import RunHistory
+from runyard.tracking.export.rows import created_time, export_metadata, export_metrics, format_value, outcome, points
 
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100  # what MLflow takes in one call
-STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 ID = "runyard.run_id"
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # else silent for minutes
+HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # else silent for minutes
 
 
-class Target:
+class MlflowStore:
     """A tracking store: a folder, where it becomes an SQLite file with the artifacts beside it, or any MLflow URI.
 
     Raises:
@@ -40,17 +40,17 @@ class Target:
             folder = Path(to).absolute()
             folder.mkdir(parents=True, exist_ok=True)
             self.uri, self._artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri()
-        for name, value in PATIENCE.items():
+        for name, value in HTTP_LIMITS.items():
             os.environ.setdefault(name, value)
         try:
-            if (why := _obstacle(self.uri)) is not None:
+            if (why := _sqlite_problem(self.uri)) is not None:
                 raise UserError(f"--to {to}: cannot be written ({why}); give another folder")
             self._client = MlflowClient(tracking_uri=self.uri)
             self._client.search_experiments(max_results=1)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise UserError(f"--to {to}: MLflow cannot open it ({str(error).splitlines()[0]})") from None
 
-    def export(self, run: History) -> str:
+    def export(self, run: RunHistory) -> str:
         """Log ``run`` under its name's experiment, in the place of an earlier export of it. Returns MLflow's run id.
 
         Raises:
@@ -62,20 +62,20 @@ class Target:
             why = (str(error).splitlines() or ["?"])[0]
             raise UserError(f"--to {self._to}: MLflow did not take run {run.id} ({why}); run the same again") from None
 
-    def _export(self, run: History) -> str:
+    def _export(self, run: RunHistory) -> str:
         experiment = self._experiment(run.name)
         before = self._client.search_runs([experiment], filter_string=f"tags.`{ID}` = '{run.id}'")
         times, steps = points(run)
-        end_ms = int(1000 * (times[-1] if times else began(run)))
-        tags = {ID: run.id} | {f"runyard.{name}": value for name, value in facts(run).items()}
-        made = self._client.create_run(experiment, start_time=int(1000 * began(run)), run_name=run.id, tags=tags)
+        end_ms = int(1000 * (times[-1] if times else created_time(run)))
+        tags = {ID: run.id} | {f"runyard.{name}": value for name, value in export_metadata(run).items()}
+        made = self._client.create_run(experiment, start_time=int(1000 * created_time(run)), run_name=run.id, tags=tags)
         log = self._client.log_batch
-        params = [Param(name, written(value)) for name, value in run.settings.items()]
+        params = [Param(name, format_value(value)) for name, value in run.settings.items()]
         for at in range(0, len(params), PARAMS_AT_ONCE):
             log(made.info.run_id, params=params[at : at + PARAMS_AT_ONCE])
         metrics = [
             Metric(name, value, int(1000 * t), step)
-            for name, values in measures(run).items()
+            for name, values in export_metrics(run).items()
             for t, step, value in zip(times, steps, values.tolist(), strict=True)
             if value == value
         ]
@@ -86,7 +86,7 @@ class Target:
         with contextlib.suppress(FileNotFoundError):
             text = read_within(run.directory, "config.yaml").decode(errors="replace")
             self._client.log_text(made.info.run_id, text, "config.yaml")
-        self._client.set_terminated(made.info.run_id, STATUS.get(run.state, "RUNNING"), end_ms)
+        self._client.set_terminated(made.info.run_id, MLFLOW_STATUS.get(run.state, "RUNNING"), end_ms)
         for old in before:  # after the new one is whole
             self._client.delete_run(old.info.run_id)
         return str(made.info.run_id)
@@ -99,7 +99,7 @@ class Target:
         return str(self._client.create_experiment(name, artifact_location=where))
 
 
-def _obstacle(uri: str) -> str | None:
+def _sqlite_problem(uri: str) -> str | None:
     """Why no SQLite file can be there, found at once: MLflow tries again for two minutes."""
     if not uri.startswith("sqlite:") or (name := make_url(uri).database) in (None, "", ":memory:"):
         return None

@@ -17,14 +17,14 @@ from tensorboard.plugins.text import metadata as text
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from runyard.errors import UserError
-from runyard.runs.history import History
-from runyard.tracking.export.rows import began, measures, outcome, points, written
+from runyard.runs.history import RunHistory
+from runyard.tracking.export.rows import created_time, export_metrics, format_value, outcome, points
 
 EVENTS = "tfevents"  # in the name of each file of an export
-STATUS = {"finished": api_pb2.STATUS_SUCCESS, "failed": api_pb2.STATUS_FAILURE}
+HPARAMS_STATUS = {"finished": api_pb2.STATUS_SUCCESS, "failed": api_pb2.STATUS_FAILURE}
 
 
-def export(run: History, folder: Path) -> Path:
+def export_tensorboard(run: RunHistory, folder: Path) -> Path:
     """Write ``folder/ID``, in the place of what an earlier export wrote there. Returns it.
 
     Raises:
@@ -45,25 +45,25 @@ def export(run: History, folder: Path) -> Path:
     return place
 
 
-def _write(run: History, writer: EventFileWriter) -> None:
+def _write(run: RunHistory, writer: EventFileWriter) -> None:
     def add(summary: Summary, t: float, step: int = 0) -> None:
         writer.add_event(Event(wall_time=t, step=step, summary=summary))
 
-    created, (times, steps) = began(run), points(run)
+    created, (times, steps) = created_time(run), points(run)
     settings = {name: _plain(value) for name, value in run.settings.items()}
     add(hparams_pb(settings, trial_id=run.id, start_time_secs=created), created)
-    shown = "\n".join(f"    {name}: {written(value)}" for name, value in run.settings.items())
+    shown = "\n".join(f"    {name}: {format_value(value)}" for name, value in run.settings.items())
     letters = TensorProto(dtype=DT_STRING, string_val=[shown.encode()])
     about = text.create_summary_metadata("config", "")
     add(Summary(value=[Summary.Value(tag="config/text_summary", metadata=about, tensor=letters)]), created)
-    for name, values in measures(run).items():
+    for name, values in export_metrics(run).items():
         for t, step, value in zip(times, steps, values, strict=True):
             if value == value:
                 add(Summary(value=[Summary.Value(tag=name, simple_value=value)]), t, step)
     end, last = (times[-1], steps[-1]) if times else (created, 0)
     for name, value in outcome(run).items():
         add(Summary(value=[Summary.Value(tag=f"result/{name}", simple_value=value)]), end, last)
-    ended = SessionEndInfo(status=STATUS.get(run.state, api_pb2.STATUS_RUNNING), end_time_secs=end)
+    ended = SessionEndInfo(status=HPARAMS_STATUS.get(run.state, api_pb2.STATUS_RUNNING), end_time_secs=end)
     about = metadata.create_summary_metadata(HParamsPluginData(session_end_info=ended))
     said = Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=about, tensor=metadata.NULL_TENSOR)
     add(Summary(value=[said]), end)
@@ -71,4 +71,4 @@ def _write(run: History, writer: EventFileWriter) -> None:
 
 def _plain(value: object) -> object:
     """HParams takes numbers, booleans and text."""
-    return value if isinstance(value, (bool, int, float, str)) else written(value)
+    return value if isinstance(value, (bool, int, float, str)) else format_value(value)

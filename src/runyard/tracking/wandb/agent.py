@@ -21,12 +21,12 @@ from runyard.errors import UserError
 from runyard.files import read_within
 from runyard.runs.run import Run
 
-SWEEP, RUN, DRAWN = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"
-SERVICE = "WANDB_SERVICE"  # set by W&B's client in a process that has a helper, for that process's children
+SWEEP_VARIABLE, RUN_VARIABLE, PARAMETERS_VARIABLE = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"
+SERVICE_VARIABLE = "WANDB_SERVICE"  # set by W&B's client in a process that has a helper, for that process's children
 
 
 @dataclass(frozen=True)
-class Handed:
+class SweepAssignment:
     """A run of a sweep at W&B that an agent was given.
 
     Attributes:
@@ -40,7 +40,7 @@ class Handed:
     sweep: str
     project: str
     entity: str | None
-    drawn: dict[str, Any]
+    sampled: dict[str, Any]
 
     def overrides(self, given: list[str], config: Config) -> list[str]:
         """What besides the ``given`` overrides, which make ``config``, lets the run appear where the agent expects it.
@@ -65,7 +65,7 @@ class Handed:
                 raise UserError(f"{override}: a run of a W&B sweep belongs to the sweep's project; leave this out")
         return [f"{name}={json.dumps(value)}" for name, value in place.items()]
 
-    def begun(self, runs_dir: Path | str) -> Run | None:
+    def existing_run(self, runs_dir: Path | str) -> Run | None:
         """The run's directory, where W&B hands out again what it handed out before: after a preemption."""
         for record in sorted(Path(runs_dir).glob("[!.]*/run.json")):
             with contextlib.suppress(OSError, ValueError, AttributeError):  # another run's damage is not ours
@@ -77,28 +77,28 @@ class Handed:
     @property
     def record(self) -> dict[str, Any]:
         """As ``run.json`` keeps it."""
-        return {"id": self.run, "sweep": self.sweep, "drawn": self.drawn}
+        return {"id": self.run, "sweep": self.sweep, "drawn": self.sampled}
 
 
-def handed_out(env: Mapping[str, str]) -> Handed | None:
+def sweep_assignment(env: Mapping[str, str]) -> SweepAssignment | None:
     """What the agent said that started this command, None where none did.
 
     Raises:
         UserError: it said half of it.
     """
-    if not env.get(SWEEP):  # a run's id alone is somebody's own setting
+    if not env.get(SWEEP_VARIABLE):  # a run's id alone is somebody's own setting
         return None
-    for name, mend in ((RUN, f"unset {SWEEP}"), ("WANDB_PROJECT", "start it as: wandb agent ENTITY/PROJECT/SWEEP")):
+    for name, fix in ((RUN_VARIABLE, f"unset {SWEEP_VARIABLE}"), ("WANDB_PROJECT", "start it as: wandb agent ENTITY/PROJECT/SWEEP")):
         if not env.get(name):
-            raise UserError(f"{SWEEP}={env[SWEEP]} is set, as W&B's agent does, and {name} is not; {mend}")
-    return Handed(env[RUN], env[SWEEP], env["WANDB_PROJECT"], env.get("WANDB_ENTITY") or None, _drawn(env.get(DRAWN)))
+            raise UserError(f"{SWEEP_VARIABLE}={env[SWEEP_VARIABLE]} is set, as W&B's agent does, and {name} is not; {fix}")
+    return SweepAssignment(env[RUN_VARIABLE], env[SWEEP_VARIABLE], env["WANDB_PROJECT"], env.get("WANDB_ENTITY") or None, _drawn(env.get(PARAMETERS_VARIABLE)))
 
 
-def forget_others() -> None:
+def clear_agent_environment() -> None:
     """Before W&B's client first looks: by an agent's variables it would take any run for the one that was handed out,
     also in what the agent's command starts besides; by another process's SERVICE it would speak through that process's
     helper, which ends with it."""
-    for name in (SWEEP, RUN, DRAWN, SERVICE):
+    for name in (SWEEP_VARIABLE, RUN_VARIABLE, PARAMETERS_VARIABLE, SERVICE_VARIABLE):
         os.environ.pop(name, None)
 
 
@@ -107,4 +107,4 @@ def _drawn(path: str | None) -> dict[str, Any]:
         said = yaml.safe_load(Path(path or "").read_text())
         return {str(name): given["value"] for name, given in said.items() if name != "wandb_version"}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f"{DRAWN}={path}: not the settings that W&B's agent writes there ({error})") from None
+        raise UserError(f"{PARAMETERS_VARIABLE}={path}: not the settings that W&B's agent writes there ({error})") from None

@@ -18,29 +18,29 @@ from urllib.parse import urlsplit
 
 from runyard.errors import UserError
 from runyard.runs.run import Run
-from runyard.tracking.wandb.agent import forget_others
+from runyard.tracking.wandb.agent import clear_agent_environment
 
 PORTS = {"http": 80, "https": 443}
 REACH_TIMEOUT_S, ANSWER_TIMEOUT_S = 3.0, 20.0
-BEHIND = "api.wandb.ai"  # what W&B's own servers of other names read a netrc's entry under as well
+DEFAULT_HOST = "api.wandb.ai"  # what W&B's own servers of other names read a netrc's entry under as well
 # what W&B's client asks when it resumes a run, so far as it is needed here
-HELD = """query RunResumeStatus($project: String, $entity: String, $name: String!) {
+RESUME_QUERY = """query RunResumeStatus($project: String, $entity: String, $name: String!) {
   model(name: $project, entityName: $entity) {
     bucket(name: $name, missingOk: true) { historyLineCount summaryMetrics }
   }
 }"""
 
 
-def obstacle() -> str | None:
+def connection_problem() -> str | None:
     """Why this machine cannot send to W&B: no address, no key (environment or netrc), or no answer. None if it can."""
     url = base_url()
     try:
         host, port = first_stop(url)
     except (ValueError, KeyError):
         return f"WANDB_BASE_URL={url} is no address: expected https://HOST or http://HOST:PORT"
-    if key() is None:
+    if api_key() is None:
         return f"there is no key for {url}: run `wandb login`, or set WANDB_API_KEY"
-    if not _answers(host, port):
+    if not _can_connect(host, port):
         way = "the proxy before it" if _proxy(url) else url
         return f"{way} does not answer within {REACH_TIMEOUT_S:g} s: try again from a machine with a network"
     return None
@@ -74,7 +74,7 @@ def _proxy(url: str) -> str | None:
 
 def base_url() -> str:
     """The server that W&B's client talks to: by the environment, its settings file, or its own default."""
-    forget_others()
+    clear_agent_environment()
     if url := os.environ.get("WANDB_BASE_URL"):
         return url.rstrip("/")
     import wandb
@@ -82,11 +82,11 @@ def base_url() -> str:
     return str(wandb.setup().settings.base_url)
 
 
-def key() -> str | None:
+def api_key() -> str | None:
     """The user's key. It goes into nothing but a request's header."""
     netloc = urlsplit(base_url()).netloc
     path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    names = [netloc] + [BEHIND] * netloc.endswith((".coreweave.com", ".wandb.ai"))
+    names = [netloc] + [DEFAULT_HOST] * netloc.endswith((".coreweave.com", ".wandb.ai"))
     try:
         entries = netrc.netrc(str(path))
     except (OSError, netrc.NetrcParseError):
@@ -96,7 +96,7 @@ def key() -> str | None:
 
 
 @dataclass(frozen=True)
-class Held:
+class ServerState:
     """What the server has of a run: points of its history, the status it was last told, and how many failures."""
 
     points: int = 0
@@ -104,17 +104,17 @@ class Held:
     failures: int = 0
 
 
-def held(run: Run) -> Held:
+def server_state(run: Run) -> ServerState:
     """Ask the server.
 
     Raises:
         UserError: no key, no answer, or an answer that helps nobody.
     """
-    if (why := obstacle()) is not None:
+    if (why := connection_problem()) is not None:
         raise UserError(f"W&B: {why}")
     tracking, url = run.config.tracking, base_url()
-    asked = {"query": HELD, "variables": {"project": tracking.project, "entity": tracking.entity, "name": run.wandb_id}}
-    login = base64.b64encode(f"api:{key()}".encode()).decode()
+    asked = {"query": RESUME_QUERY, "variables": {"project": tracking.project, "entity": tracking.entity, "name": run.wandb_id}}
+    login = base64.b64encode(f"api:{api_key()}".encode()).decode()
     headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
     try:
         request = urllib.request.Request(f"{url}/graphql", json.dumps(asked).encode(), headers)
@@ -124,9 +124,9 @@ def held(run: Run) -> Held:
             said = json.load(answer)
         bucket = ((said["data"] or {}).get("model") or {}).get("bucket")
         if bucket is None:
-            return Held()
+            return ServerState()
         summary = json.loads(bucket.get("summaryMetrics") or "{}")
-        return Held(int(bucket["historyLineCount"]), summary.get("status"), int(summary.get("failures", 0)))
+        return ServerState(int(bucket["historyLineCount"]), summary.get("status"), int(summary.get("failures", 0)))
     except urllib.error.HTTPError as error:
         hint = "; is the key right? `wandb login` sets it" if error.code in (401, 403) else ""
         raise UserError(f"W&B: {url} answered {error.code} {error.reason}{hint}") from None
@@ -136,7 +136,7 @@ def held(run: Run) -> Held:
         raise UserError(f"W&B: {url} gave an answer that is none of W&B's; check WANDB_BASE_URL") from None
 
 
-def _answers(host: str, port: int) -> bool:
+def _can_connect(host: str, port: int) -> bool:
     """Whether something listens there. In a thread that may be left behind: no time limit holds for finding a name."""
     answered = threading.Event()
 

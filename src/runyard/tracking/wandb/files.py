@@ -21,17 +21,17 @@ from runyard.runs.run import Run
 
 PER_CLASS = ("class", "images", "recall", "precision", "mostly taken for")
 SAMPLES = ("image", "true", "predicted", "confidence", "index")
-FOLDER = "runyard"  # among a W&B run's files
-DIRECTORY = ("run.json", "config.yaml", "data.json", "metrics.jsonl", "predictions.npz")
+WANDB_FOLDER = "runyard"  # among a W&B run's files
+RUN_FILES = ("run.json", "config.yaml", "data.json", "metrics.jsonl", "predictions.npz")
 SAMPLES_EACH = 32  # mistaken images, and as many right ones
-MOST_CLASSES = 100  # in a confusion matrix: W&B's tables end at 10,000 rows, one for each pair
+MAX_WANDB_CLASSES = 100  # in a confusion matrix: W&B's tables end at 10,000 rows, one for each pair
 
 
 def save_code(run: Run, record: Any) -> None:
     """The code that was submitted, as W&B's code artifact."""
     with contextlib.suppress(UserError, OSError):  # not what was submitted, or gone
-        snapshot.verify(run.code, run.record.get("code_sha256"))
-        record.log_code(root=str(run.code), name=f"source-{run.config.tracking.project}")
+        snapshot.verify_snapshot(run.code_path, run.record.get("code_sha256"))
+        record.log_code(root=str(run.code_path), name=f"source-{run.config.tracking.project}")
 
 
 def save_directory(run: Run, record: Any) -> None:
@@ -39,9 +39,9 @@ def save_directory(run: Run, record: Any) -> None:
 
     W&B's client sends a file again when it has changed, and once more when the record is closed.
     """
-    folder = Path(record.dir) / FOLDER  # W&B has a config.yaml of its own
+    folder = Path(record.dir) / WANDB_FOLDER  # W&B has a config.yaml of its own
     folder.mkdir(exist_ok=True)
-    for name in DIRECTORY:
+    for name in RUN_FILES:
         with contextlib.suppress(FileNotFoundError):  # predictions come last
             new = not (folder / name).exists()
             with open_within(run.path, name) as source, open(folder / f".{name}", "wb") as copy:
@@ -55,12 +55,12 @@ def final_tables(run: Run) -> dict[str, Any]:
     """The confusion matrix, a table by class, and sample predictions, as far as they are there."""
     import wandb
 
-    known = facts.gather(run)
+    known = facts.load_report_data(run)
     if known.confusion is None:
         return {}
     confusion, classes = known.confusion, known.classes
-    tables: dict[str, Any] = {"per_class": wandb.Table(columns=list(PER_CLASS), data=per_class(confusion, classes))}
-    if len(classes) <= MOST_CLASSES:
+    tables: dict[str, Any] = {"per_class": wandb.Table(columns=list(PER_CLASS), data=per_class_rows(confusion, classes))}
+    if len(classes) <= MAX_WANDB_CLASSES:
         truth, said = np.nonzero(confusion)
         counts = confusion[truth, said]
         tables["confusion_matrix"] = wandb.plot.confusion_matrix(
@@ -71,7 +71,7 @@ def final_tables(run: Run) -> dict[str, Any]:
     return tables
 
 
-def per_class(confusion: np.ndarray, classes: list[str]) -> list[list[Any]]:
+def per_class_rows(confusion: np.ndarray, classes: list[str]) -> list[list[Any]]:
     """Rows of ``PER_CLASS``, None where there was no image, or no such prediction, to divide by."""
     rows: list[list[Any]] = []
     for label, name in enumerate(classes):
@@ -90,16 +90,16 @@ def _samples(run: Run, classes: list[str]) -> list[list[Any]]:
 
     try:
         with open_within(run.path, "predictions.npz") as file, np.load(file, allow_pickle=False) as kept:
-            index, label, said, sure = (kept[key] for key in ("index", "label", "predicted", "confidence"))
-        images = test_images(manifest.folder(run.config.data), run.path / "data.json", index, label)
+            index, label, said, confidence = (kept[key] for key in ("index", "label", "predicted", "confidence"))
+        images = test_images(manifest.dataset_dir(run.config.data), run.path / "data.json", index, label)
     except (UserError, OSError, ValueError, KeyError):  # not kept, or the data is elsewhere: no table
         return []
     wrong, right = np.flatnonzero(said != label), np.flatnonzero(said == label)
-    surest = wrong[np.argsort(-sure[wrong], kind="stable")][:SAMPLES_EACH]
+    surest = wrong[np.argsort(-confidence[wrong], kind="stable")][:SAMPLES_EACH]
     evenly = right[np.unique(np.linspace(0, len(right) - 1, SAMPLES_EACH).astype(int))] if len(right) else right
     return [
         [wandb.Image(Image.open(io.BytesIO(png(images[index[at]])))), classes[label[at]], classes[said[at]],
-         float(sure[at]), int(index[at])]
+         float(confidence[at]), int(index[at])]
         for at in (*surest, *evenly)
     ]  # fmt: skip
 

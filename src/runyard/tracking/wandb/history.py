@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runyard.config.schema import Config
-from runyard.runs.facts import number
+from runyard.runs.facts import finite_or_none
 from runyard.runs.journal import Row
-from runyard.runs.narrative import say
+from runyard.runs.narrative import format_row
 
 # A slash makes a section of W&B's workspace. A field that a journal lacks makes no curve.
-NAMES = {
+WANDB_NAMES = {
     "train_loss": "train/loss",
     "train_top1": "train/top1",
     "test_loss": "test/loss",
@@ -35,11 +35,11 @@ NAMES = {
     "slowest_rank": "speed/slowest_rank",
     "slowest_to_median": "speed/slowest_to_median",
 }
-RANK = {"rank_step_ms": "step_ms", "rank_data_ms": "data_ms"}  # of each of the first ranks, as rank/3/step_ms
-MOST_RANKS = 64  # with curves of their own
-NODE = ("cpu_pct", "memory_mb", "gpu_util_pct", "gpu_memory_mb")  # of each of the row's nodes, as node/NAME/cpu_pct
-AXES = ("epoch", "step", "images", "clock_s")  # clock_s: seconds of training, without the pauses between restarts
-BEST = {"test/top1": max, "val/top1": max, "test/loss": min, "val/loss": min, "train/loss": min}
+RANK_METRICS = {"rank_step_ms": "step_ms", "rank_data_ms": "data_ms"}  # of each of the first ranks, as rank/3/step_ms
+MAX_RANKS = 64  # with curves of their own
+NODE_METRICS = ("cpu_pct", "memory_mb", "gpu_util_pct", "gpu_memory_mb")  # of each of the row's nodes, as node/NAME/cpu_pct
+STEP_METRICS = ("epoch", "step", "images", "clock_s")  # clock_s: seconds of training, without the pauses between restarts
+BEST_BY = {"test/top1": max, "val/top1": max, "test/loss": min, "val/loss": min, "train/loss": min}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Point:
 
 
 @dataclass
-class History:
+class WandbHistory:
     """The points of the rows taken so far, and how the run stands after them.
 
     Attributes:
@@ -74,57 +74,57 @@ class History:
     points: list[Point] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     starts: int = 0
-    ended: Row | None = None
+    last_stop: Row | None = None
     failures: list[Row] = field(default_factory=list)
-    _taken: int = 0
+    _consumed: int = 0
     _summary: dict[str, Any] = field(default_factory=dict)
-    _finals: int = 0
+    _final_seen: int = 0
     _epochs_done: int = 0
 
-    def take(self, rows: Sequence[Row]) -> None:
+    def consume(self, rows: Sequence[Row]) -> None:
         """Go on with ``rows``, which begins with the rows taken before."""
-        for row in rows[self._taken :]:
-            self._one(row)
-        self._taken = len(rows)
+        for row in rows[self._consumed :]:
+            self._consume_row(row)
+        self._consumed = len(rows)
 
     @property
     def status(self) -> str:
         """How the newest start ended: finished, interrupted, failed; or running, as far as the journal knows."""
-        return str(self.ended.get("reason")) if self.ended is not None else "running"
+        return str(self.last_stop.get("reason")) if self.last_stop is not None else "running"
 
-    def _one(self, row: Row) -> None:
+    def _consume_row(self, row: Row) -> None:
         if (line := _line(row, self.config.epochs)) is not None:
             self.lines.append(line)
         match row["event"]:
             case "start":
-                self.starts, self.ended = self.starts + 1, None
+                self.starts, self.last_stop = self.starts + 1, None
             case "stop":
-                self.ended = row
+                self.last_stop = row
                 if row.get("reason") == "failed":
                     self.failures.append(row)
             case "epoch":
-                epoch = number(row, "epoch")
+                epoch = finite_or_none(row, "epoch")
                 if epoch is not None and epoch > self._epochs_done:  # a resumed run may repeat one, with its results
                     self._epochs_done = int(epoch)
                     self._point(row, self._epoch(row), None)
-            case "final" if not self._finals:
-                self._finals = 1
+            case "final" if not self._final_seen:
+                self._final_seen = 1
                 measured = {key: row.get(key) for key in ("top1", "loss", "top1_best", "best_epoch", "parameters")}
                 self._summary |= {key: value for key, value in measured.items() if value is not None}
                 self._point(row, {"epoch": self.config.epochs}, row)
 
     def _point(self, row: Row, values: dict[str, float], final: Row | None) -> None:
-        when = {"_timestamp": t} if (t := number(row, "t")) is not None else {}
+        when = {"_timestamp": t} if (t := finite_or_none(row, "t")) is not None else {}
         summary = {**self._summary, "restarts": max(0, self.starts - 1)}
         self.points.append(Point(values | when, summary, final, self.lines))
         self.lines = []
 
     def _epoch(self, row: Row) -> dict[str, float]:
-        measured = {name: value for key, name in NAMES.items() if (value := number(row, key)) is not None}
-        axes = {axis: value for axis in AXES if (value := number(row, axis)) is not None}
+        measured = {name: value for key, name in WANDB_NAMES.items() if (value := finite_or_none(row, key)) is not None}
+        axes = {axis: value for axis in STEP_METRICS if (value := finite_or_none(row, axis)) is not None}
         if "step" in axes:
             axes["images"] = axes["step"] * self.config.batch_size
-        for name, better in BEST.items():
+        for name, better in BEST_BY.items():
             if name in measured:
                 word = "max" if better is max else "min"
                 before = self._summary.get(name, {}).get(word, measured[name])
@@ -139,8 +139,8 @@ class History:
 def _ranks(row: Row) -> dict[str, float]:
     return {
         f"rank/{rank}/{name}": float(value)
-        for key, name in RANK.items()
-        for rank, value in enumerate(row[key][:MOST_RANKS] if isinstance(row.get(key), list) else [])
+        for key, name in RANK_METRICS.items()
+        for rank, value in enumerate(row[key][:MAX_RANKS] if isinstance(row.get(key), list) else [])
         if isinstance(value, (int, float))
     }
 
@@ -151,13 +151,13 @@ def _nodes(row: Row) -> dict[str, float]:
         f"node/{node['node']}/{key}": value
         for node in (nodes if isinstance(nodes, list) else [])
         if isinstance(node, dict) and isinstance(node.get("node"), str)
-        for key in NODE
-        if (value := number(node, key)) is not None
+        for key in NODE_METRICS
+        if (value := finite_or_none(node, key)) is not None
     }
 
 
 def _line(row: Row, epochs: int) -> str | None:
     try:
-        return say(row, epochs)
+        return format_row(row, epochs)
     except (KeyError, TypeError, ValueError):  # a row of another version, or with a null where a number was
         return None

@@ -16,14 +16,14 @@ from runyard.config import schema
 from runyard.runs.journal import Row
 from runyard.runs.run import Run
 from runyard.tracking.wandb import files
-from runyard.tracking.wandb.agent import forget_others
-from runyard.tracking.wandb.connection import held
-from runyard.tracking.wandb.history import AXES, BEST, History, Point
+from runyard.tracking.wandb.agent import clear_agent_environment
+from runyard.tracking.wandb.connection import server_state
+from runyard.tracking.wandb.history import BEST_BY, STEP_METRICS, Point, WandbHistory
 
 INIT_TIMEOUT_S = 60.0
 DIRECTORY_EVERY_S = 60.0  # the journal as a file, beside its points, for who compares a run that still trains
 TITLE_LENGTH = 63  # of an alert, at most
-KILLED = 255  # the exit code W&B's client itself gives a run that was stopped by hand
+STOPPED_BY_HAND = 255  # the exit code W&B's client itself gives a run that was stopped by hand
 
 
 class WandbRecord:
@@ -40,8 +40,8 @@ class WandbRecord:
         run: Run,
         *,
         online: bool,
-        live: bool,
-        ends: bool,
+        from_training: bool,
+        reports_end: bool,
         folder: Path,
         facts: dict[str, Any],
         finish_timeout_s: float,
@@ -59,14 +59,14 @@ class WandbRecord:
         Raises:
             Exception: W&B's own, the network's or its helper's.
         """
-        forget_others()
+        clear_agent_environment()
         import wandb
 
         handed = run.record.get("wandb") or {}
-        if not live:
+        if not from_training:
             wandb.setup(wandb.Settings(silent=True))  # where the key lies is said before the record's settings
         tracking = run.config.tracking
-        self._run, self._history, self._warn = run, History(run.config), warn
+        self._run, self._history, self._warn = run, WandbHistory(run.config), warn
         self._record = wandb.init(
             project=tracking.project,
             entity=tracking.entity,
@@ -79,7 +79,7 @@ class WandbRecord:
             resume="allow" if online else None,
             mode="online" if online else "offline",
             config={
-                **schema.to_dict(run.config),
+                **schema.config_to_dict(run.config),
                 **handed.get("drawn", {}),  # by the names under which the sweep looks for them
                 "machine": facts,
                 "code_sha256": run.record["code_sha256"],
@@ -90,59 +90,59 @@ class WandbRecord:
                 finish_timeout=finish_timeout_s,
                 finish_timeout_raises=True,
                 quiet=True,
-                silent=not live,
+                silent=not from_training,
                 console="off",  # its capture would send every line a program prints through a helper that may be dead
                 disable_git=True,
                 save_code=False,
                 reinit="create_new",
                 stop_fn=stop_this_training,
-                x_disable_stats=not live,
-                x_disable_machine_info=not live,
-                x_save_requirements=live,
-                x_skip_transaction_log=not live,
-                x_update_finish_state=ends,
+                x_disable_stats=not from_training,
+                x_disable_machine_info=not from_training,
+                x_save_requirements=from_training,
+                x_skip_transaction_log=not from_training,
+                x_update_finish_state=reports_end,
                 sweep_id=handed.get("sweep"),
             ),
         )
-        self.there = self._record.starting_step
-        if online and (counted := held(run).points) != self.there:
-            raise RuntimeError(f"the server has {counted} points, and W&B's client would go on after {self.there}")
-        self.sent = 0
+        self.points_on_server = self._record.starting_step
+        if online and (counted := server_state(run).points) != self.points_on_server:
+            raise RuntimeError(f"the server has {counted} points, and W&B's client would go on after {self.points_on_server}")
+        self.points_sent = 0
         self.url: str | None = self._record.url if online else None
-        self._told = int(dict(self._record.summary).get("failures", 0)) if online else 0
+        self._reported_failures = int(dict(self._record.summary).get("failures", 0)) if online else 0
         self._define()
-        if not self.there:
-            self._beside("the code", lambda: files.save_code(run, self._record))
+        if not self.points_on_server:
+            self._send_optional("the code", lambda: files.save_code(run, self._record))
         self._save_directory()
 
     def _define(self) -> None:
         """Epochs along the x axis; step, images, training time and W&B's own wall time stand beside them to choose."""
-        for axis in AXES:
+        for axis in STEP_METRICS:
             self._record.define_metric(axis, hidden=True)
         self._record.define_metric("*", step_metric="epoch")
-        for name in BEST:
+        for name in BEST_BY:
             self._record.define_metric(name, step_metric="epoch", summary="none")
 
     def send(self, rows: list[Row], progress: Callable[[int], None] = lambda sent: None) -> None:
         """Hand over what the server lacks of ``rows``: points, the log's lines, an alert for a failure."""
-        self._history.take(rows)
+        self._history.consume(rows)
         points = self._history.points
-        for at in range(self.there + self.sent, len(points)):
+        for at in range(self.points_on_server + self.points_sent, len(points)):
             self._point(points[at])
-            self.sent += 1
-            progress(self.sent)
+            self.points_sent += 1
+            progress(self.points_sent)
         if self._history.lines:
             self._record.write_logs("\n".join(self._history.lines))
             self._history.lines = []
         if time.monotonic() - self._directory_saved > DIRECTORY_EVERY_S:
             self._save_directory()
-        if len(self._history.failures) > self._told:
-            self._told = len(self._history.failures)
-            self._record.summary["failures"] = self._told
-            end = self._history.ended
+        if len(self._history.failures) > self._reported_failures:
+            self._reported_failures = len(self._history.failures)
+            self._record.summary["failures"] = self._reported_failures
+            end = self._history.last_stop
             if end is not None and self._history.status == "failed":  # not of one that goes on again
                 message = str(end.get("message") or "without a word")
-                self._record.alert(title(self._run, message), f"{message}\n\nrun {self._run.id}", level="ERROR")
+                self._record.alert(alert_title(self._run, message), f"{message}\n\nrun {self._run.id}", level="ERROR")
 
     def _point(self, point: Point) -> None:
         """One line of history. Never with step=: after a restart lower steps would be dropped."""
@@ -150,24 +150,24 @@ class WandbRecord:
             self._record.write_logs("\n".join(point.lines))
         values: dict[str, Any] = {**point.values}
         if point.final:
-            self._beside("the tables", lambda: values.update(files.final_tables(self._run)))
-            self._beside("the tables", lambda: self._record.log(values)) or self._record.log(point.values)
+            self._send_optional("the tables", lambda: values.update(files.final_tables(self._run)))
+            self._send_optional("the tables", lambda: self._record.log(values)) or self._record.log(point.values)
         else:
             self._record.log(values)
         self._record.summary.update(point.summary)
 
     def _save_directory(self) -> None:
         self._directory_saved = time.monotonic()
-        self._beside("the run's files", lambda: files.save_directory(self._run, self._record))
+        self._send_optional("the run's files", lambda: files.save_directory(self._run, self._record))
 
-    def _beside(self, what: str, send: Callable[[], Any]) -> bool:
+    def _send_optional(self, what: str, send: Callable[[], Any]) -> bool:
         """Send something without which the curves are whole. Whether that went well."""
         try:
             send()
         except Exception as error:  # what W&B's client and its server disagree on; a picture
             if helper_died():  # and with it the record is gone
                 raise
-            self._warn(f"W&B did not take {what} ({line(error)})")
+            self._warn(f"W&B did not take {what} ({first_line(error)})")
             return False
         return True
 
@@ -177,16 +177,16 @@ class WandbRecord:
         Raises:
             Exception: not all of it reached the server in time.
         """
-        end = self._history.ended
+        end = self._history.last_stop
         reason = "failed" if failed and end is None else self._history.status
         self._record.summary["status"] = reason
         self._save_directory()
         if reason == "finished" and self._run.config.tracking.artifacts:
-            self._beside("the checkpoints", lambda: files.log_checkpoints(self._run, self._record))
-        by_hand = end is not None and end.get("cause") == "TERM"
-        if reason == "interrupted" and not by_hand:
+            self._send_optional("the checkpoints", lambda: files.log_checkpoints(self._run, self._record))
+        stopped_by_user = end is not None and end.get("cause") == "TERM"
+        if reason == "interrupted" and not stopped_by_user:
             self._record.mark_preempting()
-        code = {"finished": 0, "running": 0, "interrupted": KILLED if by_hand else 1}.get(reason, 1)
+        code = {"finished": 0, "running": 0, "interrupted": STOPPED_BY_HAND if stopped_by_user else 1}.get(reason, 1)
         self._record.finish(exit_code=code)
 
     def abandon(self) -> None:
@@ -196,10 +196,10 @@ class WandbRecord:
         if checker is not None:  # its thread would die of the helper's end with a traceback in the job's log
             with contextlib.suppress(Exception):
                 checker.stop()
-        tear_down(kill=True)
+        teardown(kill=True)
 
 
-def title(run: Run, message: str) -> str:
+def alert_title(run: Run, message: str) -> str:
     """Of an alert: what happened, and the experiment."""
     if message.startswith("given up"):
         what = "given up"
@@ -210,7 +210,7 @@ def title(run: Run, message: str) -> str:
     return f"{run.config.name}: {what}"[:TITLE_LENGTH]
 
 
-def line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """An error of W&B's in one line."""
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
@@ -221,7 +221,7 @@ def stop_this_training() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM if knows else signal.SIGINT)
 
 
-def tear_down(*, kill: bool) -> None:
+def teardown(*, kill: bool) -> None:
     """Let go of W&B's helper, so that the next record starts another. Without ``kill`` it first writes all it has."""
     if kill:
         kill_helpers()

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runyard.errors import UserError
-from runyard.tracking.wandb.agent import forget_others
-from runyard.tracking.wandb.record import line
+from runyard.tracking.wandb.agent import clear_agent_environment
+from runyard.tracking.wandb.record import first_line
 
-MOST_RUNS = 100  # drawn in one of W&B's charts
+MAX_RUNS = 100  # drawn in one of W&B's charts
 WIDE, HALF, HIGH = 24, 12, 8  # of a panel, in W&B's grid of 24 columns
 
 
@@ -20,7 +20,7 @@ def publish(
     project: str,
     title: str,
     paragraphs: Sequence[str],
-    colours: Mapping[str, str],
+    colors: Mapping[str, str],
     curves: Sequence[tuple[str, str]],
     settings: Sequence[str],
 ) -> str:
@@ -35,7 +35,7 @@ def publish(
     Raises:
         UserError: the library is missing, or W&B did not take the report.
     """
-    forget_others()
+    clear_agent_environment()
     try:
         import wandb
         import wandb_workspaces.reports.v2 as wr
@@ -49,14 +49,14 @@ def publish(
             entity=entity,
             project=name,
             name="Compared runs",
-            filters=[expr.Metric("ID").isin(list(colours))],
-            run_settings={run: wr.RunSettings(color=colour) for run, colour in colours.items()},
+            filters=[expr.Metric("ID").isin(list(colors))],
+            run_settings={run: wr.RunSettings(color=color) for run, color in colors.items()},
         )
         text = wr.MarkdownBlock("\n\n".join(paragraphs))
         panels = wr.PanelGrid(runsets=[runs], panels=_panels(curves, settings))
         return str(wr.Report(entity=entity, project=name, title=title, blocks=[text, panels]).save().url)
     except Exception as error:  # W&B's own and its transports' are of many kinds
-        raise UserError(f"--report {title}: W&B did not take it ({line(error)}); the table stands above") from None
+        raise UserError(f"--report {title}: W&B did not take it ({first_line(error)}); the table stands above") from None
 
 
 def _panels(curves: Sequence[tuple[str, str]], settings: Sequence[str]) -> list[Any]:
@@ -65,7 +65,7 @@ def _panels(curves: Sequence[tuple[str, str]], settings: Sequence[str]) -> list[
 
     top1, spent = wr.SummaryMetric("top1"), wr.SummaryMetric("clock_s")
     panels: list[Any] = [
-        *(wr.LinePlot(title=said, x="epoch", y=[name], max_runs_to_show=MOST_RUNS) for name, said in curves),
+        *(wr.LinePlot(title=said, x="epoch", y=[name], max_runs_to_show=MAX_RUNS) for name, said in curves),
         wr.ScatterPlot(title="Last test top-1 against training time, s", x=spent, y=top1),
     ]
     for at, panel in enumerate(panels):

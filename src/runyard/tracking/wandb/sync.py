@@ -20,79 +20,79 @@ from runyard.files import open_lock
 from runyard.runs import journal, lease
 from runyard.runs.journal import Row
 from runyard.runs.run import Run
-from runyard.tracking.wandb.connection import Held, held
-from runyard.tracking.wandb.history import History
-from runyard.tracking.wandb.record import WandbRecord, line, tear_down
+from runyard.tracking.wandb.connection import ServerState, server_state
+from runyard.tracking.wandb.history import WandbHistory
+from runyard.tracking.wandb.record import WandbRecord, first_line, teardown
 
 SEND_TIMEOUT_S = 300.0  # for a run's last points to be taken, once all are handed over
 COUNT_TIMEOUT_S = 15.0  # for the server to count what it took
-POLL_S = 0.5
+SYNC_POLL_S = 0.5
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be sent of one run: ``points`` in its journal, of which the server has ``there``, and ``untold``
+class SyncPlan:
+    """What is to be sent of one run: ``points`` in its journal, of which the server has ``there``, and ``unreported_failures``
     failures, of which it has not heard."""
 
     run: Run
     rows: list[Row]
     points: int
-    there: int
+    on_server: int
     status: str
-    told: str | None
-    broken: int
-    untold: int
+    server_status: str | None
+    damaged_lines: int
+    unreported_failures: int
 
     @property
     def missing(self) -> int:
-        return max(0, self.points - self.there)
+        return max(0, self.points - self.on_server)
 
     @property
-    def done(self) -> bool:
+    def is_complete(self) -> bool:
         """Nothing is missing, and the server knows how the run stands, if it ever began, and of every failure."""
         begun = any(row["event"] == "start" for row in self.rows)
-        return not self.missing and not self.untold and (self.told == self.status or not begun)
+        return not self.missing and not self.unreported_failures and (self.server_status == self.status or not begun)
 
 
-def plan(run: Run) -> Plan:
+def plan_sync(run: Run) -> SyncPlan:
     """Compare a run's journal with what the server has.
 
     Raises:
         UserError: the journal cannot be read, no key, no server, or nobody who could answer.
     """
     try:
-        rows, broken = journal.read(run.journal_path)
+        rows, broken = journal.read_journal(run.journal_path)
     except OSError as error:
         raise UserError(f"{run.journal_path}: cannot read it ({error.strerror})") from None
-    history = History(run.config)
-    history.take(rows)
-    server: Held = held(run)
+    history = WandbHistory(run.config)
+    history.consume(rows)
+    server: ServerState = server_state(run)
     untold = max(0, len(history.failures) - server.failures)
-    return Plan(run, rows, len(history.points), server.points, history.status, server.status, broken, untold)
+    return SyncPlan(run, rows, len(history.points), server.points, history.status, server.status, broken, untold)
 
 
-def sends_by_itself(run: Run) -> bool:
+def is_sending_live(run: Run) -> bool:
     """Whether the run's own process is sending right now: two senders at once would be one too many."""
     newest = run.path / "wandb" / "latest-run"
-    return newest.exists() and not newest.resolve().name.startswith("offline") and lease.holder(run.path) is not None
+    return newest.exists() and not newest.resolve().name.startswith("offline") and lease.lease_holder(run.path) is not None
 
 
-def send(what: Plan, progress: Callable[[int], None], warn: Callable[[str], None]) -> str | None:
+def send_missing(what: SyncPlan, progress: Callable[[int], None], warn: Callable[[str], None]) -> str | None:
     """Send it, see that the server has it, and return the address of the run's page. ``progress`` is told points sent.
 
     Raises:
         UserError: not all of it arrived; begun again, it goes on from there.
     """
     run = what.run
-    with _alone(run), tempfile.TemporaryDirectory(prefix="runyard-sync-") as folder:
+    with _sync_lock(run), tempfile.TemporaryDirectory(prefix="runyard-sync-") as folder:
         try:
             record = WandbRecord(
                 run,
                 online=True,
-                live=False,
-                ends=what.status != "running",
+                from_training=False,
+                reports_end=what.status != "running",
                 folder=Path(folder),
-                facts=_machine(what.rows),
+                facts=_start_metadata(what.rows),
                 finish_timeout_s=SEND_TIMEOUT_S,
                 warn=warn,
             )
@@ -101,29 +101,29 @@ def send(what: Plan, progress: Callable[[int], None], warn: Callable[[str], None
         except UserError:
             raise
         except Exception as error:  # W&B's own, the network's, its helper's
-            raise UserError(f"W&B: {run.id}: {line(error)}; nothing is lost: run the same again") from None
+            raise UserError(f"W&B: {run.id}: {first_line(error)}; nothing is lost: run the same again") from None
         finally:
-            tear_down(kill=True)
-    _see_that_it_arrived(what)
+            teardown(kill=True)
+    _wait_for_arrival(what)
     return record.url
 
 
-def _see_that_it_arrived(what: Plan) -> None:
+def _wait_for_arrival(what: SyncPlan) -> None:
     deadline = time.monotonic() + COUNT_TIMEOUT_S
-    while (there := held(what.run).points) < what.points:
+    while (there := server_state(what.run).points) < what.points:
         if time.monotonic() > deadline:
             raise UserError(f"W&B: {what.run.id}: {there} of {what.points} points arrived: run the same again")
-        time.sleep(POLL_S)
+        time.sleep(SYNC_POLL_S)
 
 
-def _machine(rows: list[Row]) -> dict[str, Any]:
+def _start_metadata(rows: list[Row]) -> dict[str, Any]:
     """What the newest start said of its machine."""
     starts = [row for row in rows if row["event"] == "start"]
     return {key: value for key, value in starts[-1].items() if key not in ("event", "t")} if starts else {}
 
 
 @contextlib.contextmanager
-def _alone(run: Run) -> Iterator[None]:
+def _sync_lock(run: Run) -> Iterator[None]:
     """No second `sync` of the same run meanwhile.
 
     Raises:

@@ -19,13 +19,13 @@ from runyard.data.manifest import Manifest
 from runyard.errors import UserError
 from runyard.files import open_regular
 from runyard.runs.run import Run
-from runyard.training.distributed.peer_failure import RankLost, failure
-from runyard.training.distributed.process_group import Dist
+from runyard.training.distributed.peer_failure import PeerFailure, failure_record
+from runyard.training.distributed.process_group import RankInfo
 
-SIDE = 256  # of the matrices: sums of so many ones are exact in fp32, tf32, fp16 and bf16
-PRODUCTS = {"cuda": 64, "cpu": 4}  # enough for every part of a large GPU to have one
-LEAST_MEMORY = {"cuda": 1 << 30, "cpu": 256 << 20}  # bytes; below, something else fills the node
-STATE_BYTES = 16  # of a checkpoint per parameter: weights, two moments, an average, in fp32
+MATRIX_SIDE = 256  # of the matrices: sums of so many ones are exact in fp32, tf32, fp16 and bf16
+MATRIX_COUNT = {"cuda": 64, "cpu": 4}  # enough for every part of a large GPU to have one
+MIN_FREE_BYTES = {"cuda": 1 << 30, "cpu": 256 << 20}  # bytes; below, something else fills the node
+CHECKPOINT_BYTES_PER_PARAMETER = 16  # of a checkpoint per parameter: weights, two moments, an average, in fp32
 READ_BYTES = 1 << 16  # at both ends of each file
 
 
@@ -33,7 +33,7 @@ class HealthError(Exception):
     """This node is unfit for training: another may do."""
 
 
-def check(run: Run, place: Dist, data: Manifest, folder: Path, parameters: int) -> None:
+def check_node(run: Run, rank_info: RankInfo, data: Manifest, folder: Path, parameters: int) -> None:
     """Check this rank's node, and hear of the others'. A collective call.
 
     Args:
@@ -46,46 +46,46 @@ def check(run: Run, place: Dist, data: Manifest, folder: Path, parameters: int) 
         UserError: the run's disk has no room for a checkpoint.
         RankLost: another rank met one of these.
     """
-    mine: Exception | None = None
+    own_error: Exception | None = None
     try:
-        _products(place.device)
-        _memory(place.device)
-        _readable(run.config, data, folder)
-        _shared_memory(run.config, data, place)
-        if place.rank == 0:
-            _room(run, parameters)
+        _check_matmul(rank_info.device)
+        _check_free_memory(rank_info.device)
+        _check_data_readable(run.config, data, folder)
+        _check_shared_memory(run.config, data, rank_info)
+        if rank_info.rank == 0:
+            _check_disk_space(run, parameters)
     except (HealthError, OSError, UserError) as error:
-        mine = error
-    others = _told(place, mine)
-    if mine is not None:
-        raise mine
+        own_error = error
+    others = _gather_errors(rank_info, own_error)
+    if own_error is not None:
+        raise own_error
     for other in others:
         message = f"rank {other['rank']}: {other.pop('message')}"
-        raise UserError(message) if other.pop("user_error") else RankLost(message, **other)
-    _sum(place)
+        raise UserError(message) if other.pop("user_error") else PeerFailure(message, **other)
+    _check_all_reduce(rank_info)
 
 
-def _told(place: Dist, mine: Exception | None) -> list[dict[str, Any]]:
+def _gather_errors(rank_info: RankInfo, own_error: Exception | None) -> list[dict[str, Any]]:
     """What the ranks found that found something, by rank."""
-    if place.world_size == 1:
+    if rank_info.world_size == 1:
         return []
-    word = mine and failure(mine, place.rank) | {
-        "message": known_causes.said(mine),
-        "user_error": isinstance(mine, UserError),
+    word = own_error and failure_record(own_error, rank_info.rank) | {
+        "message": known_causes.error_text(own_error),
+        "user_error": isinstance(own_error, UserError),
     }
-    words: list[dict[str, Any] | None] = [None] * place.world_size
+    words: list[dict[str, Any] | None] = [None] * rank_info.world_size
     dist.all_gather_object(words, word)
     return [word for word in words if word is not None]
 
 
-def _products(device: torch.device) -> None:
+def _check_matmul(device: torch.device) -> None:
     """Products of matrices of -1, 0 and 1 must be those that the CPU comes to, exactly: no sum in them is rounded.
 
     The CPU need not make them itself, only A (B x) in float64, which is (A B) x for nearly no x if an element of A B is
     wrong (Freivalds' check).
     """
     drawn = torch.Generator().manual_seed(0)
-    shape = (PRODUCTS[device.type], SIDE, SIDE)
+    shape = (MATRIX_COUNT[device.type], MATRIX_SIDE, MATRIX_SIDE)
     a, b = (torch.randint(-1, 2, shape, generator=drawn, dtype=torch.int8) for _ in range(2))
     x = torch.randint(-1024, 1025, (*shape[:2], 1), generator=drawn).double()
     wanted = a.double() @ (b.double() @ x)
@@ -95,25 +95,25 @@ def _products(device: torch.device) -> None:
             raise HealthError(f"{wrong} of {shape[0]} matrix products on {device} are wrong ({str(dtype)[6:]})")
 
 
-def _memory(device: torch.device) -> None:
-    free = {"cpu": _available()} | ({"cuda": torch.cuda.mem_get_info(device)[0]} if device.type == "cuda" else {})
+def _check_free_memory(device: torch.device) -> None:
+    free = {"cpu": _available_memory_bytes()} | ({"cuda": torch.cuda.mem_get_info(device)[0]} if device.type == "cuda" else {})
     for kind, free_bytes in free.items():
-        if free_bytes < LEAST_MEMORY[kind]:
+        if free_bytes < MIN_FREE_BYTES[kind]:
             what = f"of {device}" if kind == "cuda" else "of the node"
             raise HealthError(
-                f"{free_bytes >> 20} MB of the memory {what} are free, expected {LEAST_MEMORY[kind] >> 20} MB at "
+                f"{free_bytes >> 20} MB of the memory {what} are free, expected {MIN_FREE_BYTES[kind] >> 20} MB at "
                 "least: other processes fill it"
             )
 
 
-def _available() -> int:
+def _available_memory_bytes() -> int:
     """Bytes of memory that programs can still have on this machine."""
     with open("/proc/meminfo") as file:
         found = next((line for line in file if line.startswith("MemAvailable:")), None)
-    return int(found.split()[1]) << 10 if found else LEAST_MEMORY["cpu"]
+    return int(found.split()[1]) << 10 if found else MIN_FREE_BYTES["cpu"]
 
 
-def _readable(config: Config, data: Manifest, folder: Path) -> None:
+def _check_data_readable(config: Config, data: Manifest, folder: Path) -> None:
     """Both ends of each file of the data that the loader reads."""
     names = [(s.beton,) if config.loader == "ffcv" else (s.images, s.labels) for s in data.splits.values()]
     for name in {name for names_of_split in names for name in names_of_split if name}:
@@ -123,32 +123,32 @@ def _readable(config: Config, data: Manifest, folder: Path) -> None:
             file.read(READ_BYTES)
 
 
-def _shared_memory(config: Config, data: Manifest, place: Dist) -> None:
+def _check_shared_memory(config: Config, data: Manifest, rank_info: RankInfo) -> None:
     """Where the batches of loader=torch go from its workers to training."""
     if config.loader != "torch":
         return
     workers = default_workers() if config.workers is None else config.workers
-    batch = config.batch_size // place.world_size // config.accumulate * data.image_size**2 * 3
+    batch = config.batch_size // rank_info.world_size // config.accumulate * data.image_size**2 * 3
     need, free = 2 * workers * batch, shutil.disk_usage("/dev/shm").free
     if free < need:
         raise OSError(f"{free >> 20} MB are free in /dev/shm, and loader=torch needs {need >> 20} MB there")
 
 
-def _room(run: Run, parameters: int) -> None:
-    need, free = parameters * STATE_BYTES, shutil.disk_usage(run.path).free
+def _check_disk_space(run: Run, parameters: int) -> None:
+    need, free = parameters * CHECKPOINT_BYTES_PER_PARAMETER, shutil.disk_usage(run.path).free
     if free < need:
         raise UserError(
             f"{run.path}: {free >> 20} MB are free, and a checkpoint needs about {need >> 20} MB; make room, "
-            f"then go on with: runyard resume {run.reference}"
+            f"then go on with: runyard resume {run.cli_reference}"
         )
 
 
-def _sum(place: Dist) -> None:
+def _check_all_reduce(rank_info: RankInfo) -> None:
     """A sum over all ranks that each knows beforehand."""
-    if place.world_size == 1:
+    if rank_info.world_size == 1:
         return
-    numbers = torch.full((1 << 16,), place.rank + 1.0, device=place.device)
+    numbers = torch.full((1 << 16,), rank_info.rank + 1.0, device=rank_info.device)
     dist.all_reduce(numbers)
-    wanted = place.world_size * (place.world_size + 1) / 2
+    wanted = rank_info.world_size * (rank_info.world_size + 1) / 2
     if wrong := int((numbers != wanted).sum()):
         raise HealthError(f"{wrong} of {len(numbers)} sums over all ranks are wrong on this one")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-BEAT_S = 5.0
-OWN = f"{Path(__file__).parents[2]}/"  # our sources
+HEARTBEAT_INTERVAL_S = 5.0
+PACKAGE_ROOT = f"{Path(__file__).parents[2]}/"  # our sources
 
 
 class Heartbeat:
@@ -23,43 +23,43 @@ class Heartbeat:
 
     def __init__(self, store: dist.Store, rank: int) -> None:
         self._store, self._rank = store.clone(), rank  # type: ignore[attr-defined]
-        self._main, self._over = threading.main_thread().ident, threading.Event()
-        self._at, self._since = "", time.time()
+        self._main, self._stop_event = threading.main_thread().ident, threading.Event()
+        self._location, self._since = "", time.time()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Returns within a second, also where the store hangs."""
-        self._over.set()
+        self._stop_event.set()
         self._thread.join(1.0)
 
     def _beat(self) -> None:
         with contextlib.suppress(RuntimeError):  # rank 0 has ended, and the store with it
-            while not self._over.wait(BEAT_S):
-                at = _innermost(self._main)
-                if at != self._at:
-                    self._at, self._since = at, time.time()
+            while not self._stop_event.wait(HEARTBEAT_INTERVAL_S):
+                at = _innermost_frame(self._main)
+                if at != self._location:
+                    self._location, self._since = at, time.time()
                 beat = {"t": time.time(), "since": self._since, "at": at}
                 self._store.set(f"beat/{self._rank}", json.dumps(beat))
 
 
-def describe(store: dist.Store, rank: int) -> str:
+def describe_rank(store: dist.Store, rank: int) -> str:
     """Where ``rank`` stood when it was last heard of, in words; empty if it never was."""
     if not store.check([f"beat/{rank}"]):
         return ""
     beat, now = json.loads(store.get(f"beat/{rank}")), time.time()
-    if now - beat["t"] > 3 * BEAT_S:
+    if now - beat["t"] > 3 * HEARTBEAT_INTERVAL_S:
         return f"rank {rank} has been silent for {now - beat['t']:.0f} s, stopped or cut off; it was at {beat['at']}"
     return f"rank {rank} has been at {beat['at']} for {now - beat['since']:.0f} s"
 
 
-def _innermost(thread: int | None) -> str:
+def _innermost_frame(thread: int | None) -> str:
     """The innermost line of our own sources that ``thread`` is in, and the function that this waits for."""
     frame = sys._current_frames().get(thread or 0)
     called = ""
-    while frame is not None and not frame.f_code.co_filename.startswith(OWN):
+    while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE_ROOT):
         called = called or f" ({frame.f_code.co_name})"
         frame = frame.f_back
     if frame is None:
         return "?"
-    return f"{frame.f_code.co_filename.removeprefix(OWN)}:{frame.f_lineno}{called}"
+    return f"{frame.f_code.co_filename.removeprefix(PACKAGE_ROOT)}:{frame.f_lineno}{called}"

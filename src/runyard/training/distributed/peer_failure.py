@@ -18,32 +18,32 @@ import torch.distributed as dist
 
 from runyard import known_causes, out_of_memory
 from runyard.errors import UserError
-from runyard.training.distributed.heartbeat import describe
-from runyard.training.stop_signals import Stop, Stopped
+from runyard.training.distributed.heartbeat import describe_rank
+from runyard.training.stop_signals import StopReason, TrainingStopped
 
-_oom = out_of_memory.Watch()  # from the start of this process on
-LAST_WORD_S = 2.0  # how long a rank that lost a connection looks for who is gone
-ANSWER_S = 5.0  # and how long for an answer of the store, which hangs where rank 0 does
+_oom = out_of_memory.OomMonitor()  # from the start of this process on
+PEER_FAILURE_WAIT_S = 2.0  # how long a rank that lost a connection looks for who is gone
+STORE_TIMEOUT_S = 5.0  # and how long for an answer of the store, which hangs where rank 0 does
 # What gloo says where another rank is gone or late. All else that it says is a failure of its own.
-LOST = re.compile(
+LOST_CONNECTION = re.compile(
     r"closed by peer|reset by peer|broken pipe|timed? ?out|refused|no route to host|caused pair closure", re.IGNORECASE
 )
 OF_GLOO = ("gloo", "pair closure")  # one of its messages lacks its name
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-class NoAnswer(RuntimeError):
+class StoreTimeout(RuntimeError):
     """The store says nothing: rank 0, which has it, is held still or cut off."""
 
 
-def within(seconds: float, ask: Callable[[], T]) -> T:
+def call_with_timeout(seconds: float, ask: Callable[[], _T]) -> _T:
     """What ``ask`` returns or raises. A store whose rank 0 is held still answers never, whatever its own time-out says:
     so a thread asks, for which nobody waits longer.
 
     Raises:
         NoAnswer: there was none in time.
     """
-    answers: queue.Queue[tuple[T | None, Exception | None]] = queue.Queue()
+    answers: queue.Queue[tuple[_T | None, Exception | None]] = queue.Queue()
 
     def work() -> None:
         try:
@@ -55,13 +55,13 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
     try:
         answer, error = answers.get(timeout=seconds)
     except queue.Empty:
-        raise NoAnswer(f"the ranks' store gave no answer within {seconds:g} s") from None
+        raise StoreTimeout(f"the ranks' store gave no answer within {seconds:g} s") from None
     if error is not None:
         raise error
-    return cast(T, answer)
+    return cast(_T, answer)
 
 
-class RankLost(Exception):
+class PeerFailure(Exception):
     """Another rank ended, and this one cannot go on. Says which, and of what as far as it can be known.
 
     ``failure`` has what the journal keeps of that rank's end: rank, node, step, exception and cause, where known.
@@ -72,24 +72,24 @@ class RankLost(Exception):
         self.failure = failure
 
 
-def failure(error: BaseException, rank: int) -> dict[str, Any]:
+def failure_record(error: BaseException, rank: int) -> dict[str, Any]:
     """What the journal keeps of an error met on ``rank``, which may be another's: only what is known."""
-    if isinstance(error, RankLost):
+    if isinstance(error, PeerFailure):
         return error.failure
     kind = type(error).__name__
-    cause = None if isinstance(error, UserError) else known_causes.known(kind, str(error))
-    found = {"rank": rank, "node": this_node(), "exception": kind}
+    cause = None if isinstance(error, UserError) else known_causes.classify(kind, str(error))
+    found = {"rank": rank, "node": slurm_node_name(), "exception": kind}
     step = vars(error).get("step")
     return found | ({} if step is None else {"step": step}) | ({} if cause is None else {"cause": cause.name})
 
 
-def this_node() -> str:
+def slurm_node_name() -> str:
     """As SLURM names it, which takes no other name; outside of SLURM the host's own name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 @contextlib.contextmanager
-def at_step(step: Callable[[], int]) -> Iterator[None]:
+def errors_tagged_with_step(step: Callable[[], int]) -> Iterator[None]:
     """An error that leaves the block says at which step of the training it was met."""
     try:
         yield
@@ -101,114 +101,114 @@ def at_step(step: Callable[[], int]) -> Iterator[None]:
 def is_lost_connection(error: BaseException) -> bool:
     """Whether this is what a rank meets when another is gone, and no failure of its own."""
     said = str(error)
-    return isinstance(error, (dist.DistError, NoAnswer)) or (
-        type(error) is RuntimeError and any(word in said for word in OF_GLOO) and LOST.search(said) is not None
+    return isinstance(error, (dist.DistError, StoreTimeout)) or (
+        type(error) is RuntimeError and any(record in said for record in OF_GLOO) and LOST_CONNECTION.search(said) is not None
     )
 
 
-def tell(store: dist.Store, rank: int, error: BaseException) -> None:
+def publish_failure(store: dist.Store, rank: int, error: BaseException) -> None:
     """The first rank to fail says of what; only the first is heard."""
-    word = failure(error, rank) | {
-        "message": known_causes.said(error),
+    record = failure_record(error, rank) | {
+        "message": known_causes.error_text(error),
         "user_error": isinstance(error, UserError),
-        "stop": int(error.stop) if isinstance(error, Stopped) else 0,
+        "stop": int(error.stop) if isinstance(error, TrainingStopped) else 0,
     }
     with contextlib.suppress(RuntimeError):  # rank 0 kept the store, and is gone or held still
-        within(ANSWER_S, lambda: store.compare_set("failed", "", json.dumps(word)))
+        call_with_timeout(STORE_TIMEOUT_S, lambda: store.compare_set("failed", "", json.dumps(record)))
 
 
-def told(store: dist.Store) -> UserError | RankLost | Stopped | None:
+def published_failure(store: dist.Store) -> UserError | PeerFailure | TrainingStopped | None:
     """What the first rank to fail said, None where none has."""
     if not store.check(["failed"]):
         return None
-    word = json.loads(store.get("failed"))
-    stop, user_error, message = (word.pop(key) for key in ("stop", "user_error", "message"))
+    record = json.loads(store.get("failed"))
+    stop, user_error, message = (record.pop(key) for key in ("stop", "user_error", "message"))
     if stop:
-        return Stopped(Stop(stop))
-    said = f"rank {word['rank']}: {message}"
-    return UserError(said) if user_error else RankLost(said, **word)
+        return TrainingStopped(StopReason(stop))
+    said = f"rank {record['rank']}: {message}"
+    return UserError(said) if user_error else PeerFailure(said, **record)
 
 
-def ended(notes: Path) -> RankLost | None:
+def reported_end(notes: Path) -> PeerFailure | None:
     """Who has ended, by what led this start's ranks and has seen them end (cluster/job/controller.py); None: nobody."""
     with contextlib.suppress(OSError, ValueError):
-        word = json.loads(notes.read_text().splitlines()[0])
-        return RankLost(f"rank {word['rank']} {word['message']}", rank=word["rank"], node=this_node())
+        record = json.loads(notes.read_text().splitlines()[0])
+        return PeerFailure(f"rank {record['rank']} {record['message']}", rank=record["rank"], node=slurm_node_name())
     return None
 
 
-def first_cause(
+def root_cause(
     store: dist.Store, places: list[tuple[str, int]], rank: int, error: BaseException, notes: Path
-) -> UserError | RankLost | Stopped:
+) -> UserError | PeerFailure | TrainingStopped:
     """What the others say they failed of, or who of them is gone without a word or does not answer; else ``error``.
 
     Rank 0 has the store, and stays until the others who look into it have seen what they need: they may be slower. It
     may also be the one that hangs, and the store with it.
     """
     try:
-        found = within(LAST_WORD_S + ANSWER_S, lambda: _found(store, places, rank, error, notes))
-    except NoAnswer:
+        found = call_with_timeout(PEER_FAILURE_WAIT_S + STORE_TIMEOUT_S, lambda: _find_cause(store, places, rank, error, notes))
+    except StoreTimeout:
         of, where = (f" of {len(places)}", f", on {places[0][0]}") if places else ("", "")
-        return RankLost(f"rank 0{of} does not answer: look into its log{where}", rank=0)
+        return PeerFailure(f"rank 0{of} does not answer: look into its log{where}", rank=0)
     with contextlib.suppress(RuntimeError):
-        within(LAST_WORD_S + ANSWER_S, lambda: _see_off(store, len(places), rank))
+        call_with_timeout(PEER_FAILURE_WAIT_S + STORE_TIMEOUT_S, lambda: _wait_for_readers(store, len(places), rank))
     return found
 
 
-def _see_off(store: dist.Store, world_size: int, rank: int) -> None:
+def _wait_for_readers(store: dist.Store, world_size: int, rank: int) -> None:
     """This rank knows enough; rank 0 stays until all who looked do."""
     store.set(f"knows/{rank}", "")
     looking = [r for r in range(world_size) if store.check([f"waits/{r}"])] if rank == 0 else []
-    deadline = time.monotonic() + LAST_WORD_S
+    deadline = time.monotonic() + PEER_FAILURE_WAIT_S
     while looking and not store.check([f"knows/{r}" for r in looking]) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
-def _found(
+def _find_cause(
     store: dist.Store, places: list[tuple[str, int]], rank: int, error: BaseException, notes: Path
-) -> UserError | RankLost | Stopped:
-    deadline = time.monotonic() + LAST_WORD_S
+) -> UserError | PeerFailure | TrainingStopped:
+    deadline = time.monotonic() + PEER_FAILURE_WAIT_S
     with contextlib.suppress(RuntimeError):
         store.set(f"waits/{rank}", "")
     while time.monotonic() < deadline:
         with contextlib.suppress(RuntimeError):
-            if (cause := told(store)) is not None:
+            if (cause := published_failure(store)) is not None:
                 return cause
-        here = {r: _end_of(pid) for r, (host, pid) in enumerate(places) if host == socket.gethostname()}
-        if gone := {r: how for r, how in here.items() if how is not None}:
-            return _gone(gone, len(places))
-        if (lost := ended(notes)) is not None:
+        local_exits = {r: _exit_status(pid) for r, (host, pid) in enumerate(places) if host == socket.gethostname()}
+        if ended_ranks := {r: how for r, how in local_exits.items() if how is not None}:
+            return _ended_ranks(ended_ranks, len(places))
+        if (lost := reported_end(notes)) is not None:
             return lost
         time.sleep(0.05)
     with contextlib.suppress(RuntimeError):
-        if silent := [r for r in range(len(places)) if not store.check([f"waits/{r}"])]:
-            hosts = ", ".join(sorted({places[r][0] for r in silent}))
-            stand = "".join(f"; {words}" for r in silent if (words := describe(store, r)))
-            where = {"rank": silent[0], "node": hosts} if len(silent) == 1 else {}
-            message = f"ranks {silent} of {len(places)} do not answer: look into their logs, on {hosts}{stand}"
-            return RankLost(message, **where)
-    return RankLost(f"the connection to another rank was lost ({in_short(error)}): look into the ranks' logs")
+        if silent_ranks := [r for r in range(len(places)) if not store.check([f"waits/{r}"])]:
+            hosts = ", ".join(sorted({places[r][0] for r in silent_ranks}))
+            stand = "".join(f"; {words}" for r in silent_ranks if (words := describe_rank(store, r)))
+            where = {"rank": silent_ranks[0], "node": hosts} if len(silent_ranks) == 1 else {}
+            message = f"ranks {silent_ranks} of {len(places)} do not answer: look into their logs, on {hosts}{stand}"
+            return PeerFailure(message, **where)
+    return PeerFailure(f"the connection to another rank was lost ({short_error(error)}): look into the ranks' logs")
 
 
-def in_short(error: BaseException) -> str:
+def short_error(error: BaseException) -> str:
     """What gloo or NCCL said, in one line and without the place in its source."""
     said = str(error) or type(error).__name__
     said = said[max(0, said.find("Last error")) :]  # NCCL's own word, after those of all that called it
     return re.sub(r"^\[[^]]*\]\s*|\. This may indicate.*$", "", " ".join(said.split()))[:300]
 
 
-def _gone(ends: dict[int, str], of: int) -> RankLost:
+def _ended_ranks(ends: dict[int, str], of: int) -> PeerFailure:
     """Ranks of this node are gone: how, as far as the kernel says it."""
     first, how = next(iter(ends.items()))
     which = f"rank{'s' * (len(ends) > 1)} {', '.join(map(str, ends))} of {of} ended without a word"
-    struck = _oom.words()
-    known = ", ".join(filter(None, [known_causes.end_in_words(how), struck]))
-    cause = known_causes.known(known_causes.OUT_OF_MEMORY if struck else how, "")
+    oom_message = _oom.message()
+    known = ", ".join(filter(None, [known_causes.exit_text(how), oom_message]))
+    cause = known_causes.classify(known_causes.OUT_OF_MEMORY if oom_message else how, "")
     named = {} if cause is None else {"cause": cause.name}
-    return RankLost(f"{which}{known and ': '}{known}", rank=first, node=this_node(), **named)
+    return PeerFailure(f"{which}{known and ': '}{known}", rank=first, node=slurm_node_name(), **named)
 
 
-def _end_of(pid: int) -> str | None:
+def _exit_status(pid: int) -> str | None:
     """How a process of this node ended: None while it lives, "" where nobody can say any more."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -217,4 +217,4 @@ def _end_of(pid: int) -> str | None:
     if fields[0] != "Z":
         return None
     # Its user may read it until its parent has taken it.
-    return known_causes.end(os.waitstatus_to_exitcode(int(fields[-1])))
+    return known_causes.describe_exit(os.waitstatus_to_exitcode(int(fields[-1])))

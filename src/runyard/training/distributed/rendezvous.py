@@ -22,7 +22,7 @@ from typing import Any
 import torch.distributed as dist
 
 from runyard.files import write_atomic
-from runyard.training.distributed.peer_failure import RankLost, ended
+from runyard.training.distributed.peer_failure import PeerFailure, reported_end
 
 CONNECT_TIMEOUT_S = 3.0  # for one address: packets to another site's private network are often dropped in silence
 LISTEN_BACKLOG = 2048  # connections that wait to be accepted, as TCPStore's own
@@ -35,11 +35,11 @@ def open_store(address_file: Path, *, one_node: bool, timeout_s: float) -> dist.
     TCPStore asks nobody who they are. That of one node listens on loopback alone, which no other machine reaches.
     """
     timeout = datetime.timedelta(seconds=timeout_s)
-    port, only_here = 0, dict[str, Any]()
+    port, listen_options = 0, dict[str, Any]()
     if one_node:  # by itself TCPStore listens on every network of this node
         loopback = socket.create_server(("127.0.0.1", 0), backlog=LISTEN_BACKLOG)
-        port, only_here = loopback.getsockname()[1], {"master_listen_fd": loopback.detach()}
-    store = dist.TCPStore("127.0.0.1", port, None, True, timeout, wait_for_workers=False, **only_here)
+        port, listen_options = loopback.getsockname()[1], {"master_listen_fd": loopback.detach()}
+    store = dist.TCPStore("127.0.0.1", port, None, True, timeout, wait_for_workers=False, **listen_options)
     secret = secrets.token_hex(16)
     store.set("secret", secret)
     hosts = ["127.0.0.1"] if one_node else _own_addresses()
@@ -47,7 +47,7 @@ def open_store(address_file: Path, *, one_node: bool, timeout_s: float) -> dist.
     return store
 
 
-def find_store(address_file: Path, notes: Path, *, timeout_s: float) -> dist.TCPStore:
+def connect_store(address_file: Path, ended_file: Path, *, timeout_s: float) -> dist.TCPStore:
     """The other ranks' part. Who leads them puts into ``notes`` what rank has ended.
 
     Raises:
@@ -58,7 +58,7 @@ def find_store(address_file: Path, notes: Path, *, timeout_s: float) -> dist.TCP
     while time.monotonic() < deadline:
         if not address["hosts"] and address_file.exists():
             address = json.loads(address_file.read_text())
-        if (lost := ended(notes)) is not None:
+        if (lost := reported_end(ended_file)) is not None:
             raise lost
         for host in address["hosts"]:
             if store := _connect(host, address["port"], address["secret"]):
@@ -66,8 +66,8 @@ def find_store(address_file: Path, notes: Path, *, timeout_s: float) -> dist.TCP
                 return store
         time.sleep(0.05)
     if not address["hosts"]:
-        raise RankLost(f"rank 0 did not open the meeting at {address_file} within {timeout_s:g} s: look into its log")
-    raise RankLost(
+        raise PeerFailure(f"rank 0 did not open the meeting at {address_file} within {timeout_s:g} s: look into its log")
+    raise PeerFailure(
         f"rank 0 is reached at none of {', '.join(address['hosts'])}, port {address['port']}, within {timeout_s:g} s: "
         "do the nodes' firewalls let each other's jobs through?"
     )
@@ -84,7 +84,7 @@ def _connect(host: str, port: int, secret: str) -> dist.TCPStore | None:
     return None
 
 
-def choose_network(store: dist.Store, hostnames: list[str], host: str, port: int) -> None:
+def select_interface(store: dist.Store, hostnames: list[str], host: str, port: int) -> None:
     """Have gloo use the network on which another node reaches rank 0 at ``host``; all ranks call this.
 
     By itself gloo takes the address that the host's own name means, which other nodes may not reach. The interfaces of
@@ -97,13 +97,13 @@ def choose_network(store: dist.Store, hostnames: list[str], host: str, port: int
         return
     if socket.gethostname() != hostnames[0]:
         with socket.create_connection((host, port), CONNECT_TIMEOUT_S) as route:
-            mine, reached = route.getsockname()[0], route.getpeername()[0]
+            own_address, reached = route.getsockname()[0], route.getpeername()[0]
         store.set("reached", reached)
     else:
-        mine = store.get("reached").decode()
-    if mine.startswith("127."):  # several nodes on one machine: a rehearsal
+        own_address = store.get("reached").decode()
+    if own_address.startswith("127."):  # several nodes on one machine: a rehearsal
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    elif name := next((name for name, address in _interfaces() if address == mine), None):
+    elif name := next((name for name, address in _interfaces() if address == own_address), None):
         os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
@@ -116,8 +116,8 @@ def _own_addresses() -> list[str]:
 
 def _interfaces() -> Iterator[tuple[str, str]]:
     """Name and IPv4 address of each network interface that has one."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe_socket:
         for _, name in socket.if_nameindex():
             with contextlib.suppress(OSError):
-                answer = fcntl.ioctl(asked, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                answer = fcntl.ioctl(probe_socket, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
                 yield name, socket.inet_ntoa(answer[20:24])

@@ -55,7 +55,7 @@ class Counters:
         self._sums.copy_(state)
 
 
-class Predictions:
+class EvaluationResult:
     """What the network said of a split: int64 index, label, predicted and float32 confidence, each [N], in data order.
 
     ``loss`` and ``top1`` are over all ranks; the arrays hold every sample on rank 0, and none on another rank.

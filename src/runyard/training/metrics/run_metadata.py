@@ -15,10 +15,10 @@ import torch.distributed as dist
 from runyard.config.schema import Config
 from runyard.errors import UserError
 from runyard.runs.run import Run
-from runyard.training.train_state import Learner
+from runyard.training.train_state import TrainState
 
 
-def check(config: Config, device: torch.device) -> None:
+def check_device_settings(config: Config, device: torch.device) -> None:
     """Refuse settings that this device cannot follow.
 
     Raises:
@@ -28,7 +28,7 @@ def check(config: Config, device: torch.device) -> None:
         raise UserError("precision=fp16 needs a GPU, and this task has none: set precision=bf16 or fp32")
 
 
-def ignored(config: Config, device: torch.device) -> list[str]:
+def ignored_settings(config: Config, device: torch.device) -> list[str]:
     """What to warn of: settings that mean nothing on this device."""
     if config.workers is not None and config.loader == "resident" and device.type == "cuda":
         return [f"workers={config.workers} is ignored: loader=resident on a GPU has no workers"]
@@ -43,34 +43,34 @@ def use_deterministic_kernels() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def facts(run: Run, learner: Learner, resumed_from: str | None) -> dict[str, Any]:
+def run_metadata(run: Run, train_state: TrainState, resumed_from: str | None) -> dict[str, Any]:
     """The fields of the journal's ``start`` event."""
-    place, cuda = learner.place, learner.device.type == "cuda"
+    rank_info, cuda = train_state.rank_info, train_state.device.type == "cuda"
     return {
-        "job": place.job,
-        "job_id": slurm_job(os.environ),
+        "job": rank_info.start_id,
+        "job_id": slurm_job_id(os.environ),
         "restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
         "nodelist": os.environ.get("SLURM_JOB_NODELIST", socket.gethostname()),
-        "launcher": place.launcher,
-        "world_size": place.world_size,
-        "nodes": -(-place.world_size // place.local_world_size),
-        "device": learner.device.type,
-        "device_name": torch.cuda.get_device_name(learner.device) if cuda else _cpu_name(),
+        "launcher": rank_info.launcher,
+        "world_size": rank_info.world_size,
+        "nodes": -(-rank_info.world_size // rank_info.local_world_size),
+        "device": train_state.device.type,
+        "device_name": torch.cuda.get_device_name(train_state.device) if cuda else _cpu_name(),
         "cpus": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "hostname": socket.gethostname(),
-        "step": learner.step,
-        "epoch": learner.epochs_done,
+        "step": train_state.step,
+        "epoch": train_state.epochs_done,
         "resumed_from": resumed_from,
-        "parameters": learner.parameters,
+        "parameters": train_state.parameters,
         "precision": run.config.precision,
         "loader": run.config.loader,
     }
 
 
-def slurm_job(env: Mapping[str, str]) -> str | None:
+def slurm_job_id(env: Mapping[str, str]) -> str | None:
     """This job's number as squeue and scancel take it, 12 or 12_3 in an array; None outside SLURM."""
     if array := env.get("SLURM_ARRAY_JOB_ID"):
         return f"{array}_{env['SLURM_ARRAY_TASK_ID']}"

@@ -23,21 +23,21 @@ class StepTimer:
         self._on_gpu = device.type == "cuda"
         self._passes, self._timed, self._seconds = 0, 0, 0.0
         self._began: Any = None  # time.perf_counter(), or a CUDA event
-        self._pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._event_pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    def attach(self, wrapped: DistributedDataParallel) -> None:
+    def register_hooks(self, wrapped: DistributedDataParallel) -> None:
         """Time every pass of ``wrapped`` from now on."""
         module: nn.Module = wrapped.module  # whose call begins when rank 0's buffers have come
         first = next(p for p in module.parameters() if p.requires_grad)  # its gradient is the last of a backward pass
         module.register_forward_pre_hook(self._begin)
         first.register_post_accumulate_grad_hook(self._end)
 
-    def take_ms(self, passes: int) -> float | None:
+    def mean_ms(self, passes: int) -> float | None:
         """Mean time of so many ``passes`` since the last call, ms; None without any."""
-        for began, ended in self._pairs:
+        for began, ended in self._event_pairs:
             self._seconds += began.elapsed_time(ended) / 1000
         mean_ms = 1000 * passes * self._seconds / self._timed if self._timed else None
-        self._timed, self._seconds, self._pairs = 0, 0.0, []
+        self._timed, self._seconds, self._event_pairs = 0, 0.0, []
         return mean_ms
 
     def _begin(self, module: nn.Module, args: Any) -> None:
@@ -56,27 +56,27 @@ class StepTimer:
         if self._on_gpu:
             ended = torch.cuda.Event(enable_timing=True)
             ended.record()
-            self._pairs.append((self._began, ended))
+            self._event_pairs.append((self._began, ended))
         else:
             self._seconds += time.perf_counter() - self._began
         self._timed, self._began = self._timed + 1, None
 
 
-def by_rank(step_ms: float | None, data_ms: float) -> dict[str, Any]:
+def step_times_by_rank(step_ms: float | None, data_ms: float) -> dict[str, Any]:
     """The ``epoch`` row's ``rank_step_ms`` and ``rank_data_ms`` (a number for each rank: its own work in a step, its
     wait for data in a step), and who is slowest. Empty on one rank. A collective call, whole on rank 0."""
     if not dist.is_initialized():
         return {}
-    every: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object((node_name(), step_ms, data_ms), every)
-    if not every or any(step is None for _, step, _ in every):
+    gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object((node_name(), step_ms, data_ms), gathered)
+    if not gathered or any(step is None for _, step, _ in gathered):
         return {}
-    total = [step + data for _, step, data in every]
-    slowest = max(range(len(every)), key=total.__getitem__)
+    total = [step + data for _, step, data in gathered]
+    slowest = max(range(len(gathered)), key=total.__getitem__)
     return {
-        "rank_step_ms": [round(step, 3) for _, step, _ in every],
-        "rank_data_ms": [round(data, 3) for _, _, data in every],
+        "rank_step_ms": [round(step, 3) for _, step, _ in gathered],
+        "rank_data_ms": [round(data, 3) for _, _, data in gathered],
         "slowest_rank": slowest,
-        "slowest_node": every[slowest][0],
+        "slowest_node": gathered[slowest][0],
         "slowest_to_median": total[slowest] / max(statistics.median(total), 1e-9),
     }

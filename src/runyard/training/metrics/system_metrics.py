@@ -13,13 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from runyard.training.distributed.process_group import Dist
+from runyard.training.distributed.process_group import RankInfo
 
 SAMPLE_EVERY_S = 1.0  # NVML's own answer is about the last sixth of a second to a second
 
 
 @dataclass(frozen=True)
-class Report:
+class RankMetrics:
     """What one rank measured since its last.
 
     Attributes:
@@ -38,52 +38,52 @@ class Report:
     problem: str | None = None
 
 
-class Usage:
+class SystemMetrics:
     """This rank's measures, and those of all on rank 0. ``warn`` hears, once, why utilisation is not known."""
 
-    def __init__(self, place: Dist, *, all_nodes: bool, warn: Callable[[str], None]) -> None:
-        self._device, self._all_nodes, self._warn = place.device, all_nodes, warn
+    def __init__(self, rank_info: RankInfo, *, all_nodes: bool, warn: Callable[[str], None]) -> None:
+        self._device, self._all_nodes, self._warn = rank_info.device, all_nodes, warn
         self._node = node_name()
-        self._sampler = Sampler(place.device) if place.device.type == "cuda" else None
-        self._processors = Processors() if all_nodes and place.local_rank == 0 else None
+        self._sampler = GpuSampler(rank_info.device) if rank_info.device.type == "cuda" else None
+        self._processors = CpuMeter() if all_nodes and rank_info.local_rank == 0 else None
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Measure from now on."""
         if self._sampler is not None:
             self._sampler.start()
         if self._processors is not None:
-            self._processors.take()
+            self._processors.read()
 
-    def take(self) -> dict[str, Any]:
+    def read(self) -> dict[str, Any]:
         """The ``epoch`` row's ``gpu_util_pct`` (mean over the GPUs that tell it, else None) and, if asked for,
         ``nodes``; since the last call or ``begin``. A collective call, whose answer is whole on rank 0."""
         if self._sampler is None and not self._all_nodes:
             return {"gpu_util_pct": None}
-        reports = gathered(self._report())
+        reports = gather_metrics(self._report())
         if problem := next((f"{r.node}: {r.problem}" for r in reports if r.problem is not None), None):
             self._warn(f"gpu_util_pct is not measured on every GPU ({problem})")
             self._warn = lambda _: None
         found = {"gpu_util_pct": _mean(report.gpu_util_pct for report in reports)}
-        return found | ({"nodes": by_node(reports)} if self._all_nodes else {})
+        return found | ({"nodes": metrics_by_node(reports)} if self._all_nodes else {})
 
     def close(self) -> None:
         if self._sampler is not None:
             self._sampler.stop()
 
-    def _report(self) -> Report:
+    def _report(self) -> RankMetrics:
         gpu, node = self._sampler, self._processors
         free, total = torch.cuda.mem_get_info(self._device) if gpu is not None and self._all_nodes else (0, 0)
-        return Report(
+        return RankMetrics(
             self._node,
-            gpu_util_pct=gpu.take() if gpu is not None else None,
+            gpu_util_pct=gpu.read() if gpu is not None else None,
             gpu_memory_mb=(total - free) / 1e6 if total else None,
-            cpu_pct=node.take() if node is not None else None,
+            cpu_pct=node.read() if node is not None else None,
             memory_mb=memory_mb() if node is not None else None,
             problem=gpu.problem if gpu is not None else None,
         )
 
 
-class Sampler:
+class GpuSampler:
     """Asks NVML for a GPU's utilisation about once a second, in a thread that nobody waits for.
 
     The first failure (no NVML, a MIG slice, a GPU that fell off) ends it: ``problem`` says why, and what would be a
@@ -100,7 +100,7 @@ class Sampler:
     def start(self) -> None:
         self._thread.start()
 
-    def take(self) -> float | None:
+    def read(self) -> float | None:
         """Mean of the samples since the last call, %; None without any."""
         with self._lock:
             samples, self._samples = self._samples, []
@@ -120,17 +120,17 @@ class Sampler:
                 self._samples.append(sample)
 
 
-class Processors:
+class CpuMeter:
     """CPU time of the whole machine, whoever uses it."""
 
     def __init__(self) -> None:
-        self._busy, self._all = 0, 0
+        self._busy_ticks, self._total_ticks = 0, 0
 
-    def take(self) -> float | None:
+    def read(self) -> float | None:
         """Busy part of all processors' time since the last call, %; None within one tick of the clock."""
         busy, everything = cpu_ticks()
-        spent, passed = busy - self._busy, everything - self._all
-        self._busy, self._all = busy, everything
+        spent, passed = busy - self._busy_ticks, everything - self._total_ticks
+        self._busy_ticks, self._total_ticks = busy, everything
         return 100 * spent / passed if passed else None
 
 
@@ -154,7 +154,7 @@ def node_name() -> str:
     return (os.environ.get("SLURMD_NODENAME") or socket.gethostname()).partition(".")[0]
 
 
-def gathered(report: Report) -> list[Report]:
+def gather_metrics(report: RankMetrics) -> list[RankMetrics]:
     """The reports of all ranks, in their order, on rank 0; elsewhere none. A collective call."""
     if not dist.is_initialized():
         return [report]
@@ -163,12 +163,12 @@ def gathered(report: Report) -> list[Report]:
     return reports or []
 
 
-def by_node(reports: Sequence[Report]) -> list[dict[str, Any]]:
+def metrics_by_node(reports: Sequence[RankMetrics]) -> list[dict[str, Any]]:
     """One entry a node, in the order of their first ranks: of its GPUs mean utilisation and memory in all."""
     nodes = []
     for name in dict.fromkeys(report.node for report in reports):
         here = [report for report in reports if report.node == name]
-        measured = next((report for report in here if report.memory_mb is not None), Report(name))
+        measured = next((report for report in here if report.memory_mb is not None), RankMetrics(name))
         entry: dict[str, Any] = {"node": name, "cpu_pct": measured.cpu_pct, "memory_mb": measured.memory_mb}
         if memory := [mb for report in here if (mb := report.gpu_memory_mb) is not None]:
             entry |= {"gpu_util_pct": _mean(report.gpu_util_pct for report in here), "gpu_memory_mb": sum(memory)}
