@@ -56,8 +56,15 @@ def main() -> None:
                 command = [RUNYARD, "compare", "--all", "--runs-dir", folder, *options]
                 cost(command)
                 seconds, memory = zip(*(cost(command) for _ in range(args.repeats)), strict=True)
-                rows.append({"runs": count, "epochs": args.epochs, "form": form,
-                             "median_s": statistics.median(seconds), "peak_mb": max(memory)})
+                rows.append(
+                    {
+                        "runs": count,
+                        "epochs": args.epochs,
+                        "form": form,
+                        "median_s": statistics.median(seconds),
+                        "peak_mb": max(memory),
+                    }
+                )
                 if form == "page":
                     rows[-1] |= {"page_mb": page.stat().st_size / 1e6, "drawn_s": drawn_s(page, args.repeats)}
     if args.json:
@@ -66,8 +73,14 @@ def main() -> None:
     heads = ("runs", "epochs", "form", "wall, s", "peak memory, MB", "page, MB", "first drawing, s")
     table = Table(*heads, title=f"medians of {args.repeats}")
     for row in rows:
-        table.add_row(f"{row['runs']:,}", str(row["epochs"]), str(row["form"]), f"{row['median_s']:.2f}",
-                      f"{row['peak_mb']:.0f}", *(f"{row[k]:.2f}" if k in row else "" for k in ("page_mb", "drawn_s")))
+        table.add_row(
+            f"{row['runs']:,}",
+            str(row["epochs"]),
+            str(row["form"]),
+            f"{row['median_s']:.2f}",
+            f"{row['peak_mb']:.0f}",
+            *(f"{row[k]:.2f}" if k in row else "" for k in ("page_mb", "drawn_s")),
+        )
     Console().print(table)
 
 

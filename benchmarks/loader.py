@@ -50,8 +50,15 @@ class PerImage(Dataset[tuple[Tensor, int]]):
         self.images = np.load(images)
         self.tensors = None if pil else torch.from_numpy(self.images).permute(0, 3, 1, 2).contiguous()
         self.labels = np.load(labels).tolist()
-        self.transform = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop(32, padding=4), v2.RandomRotation(15),
-                                     v2.ColorJitter(0.2, 0.2, 0.2, 0.1), *([v2.PILToTensor()] if pil else [])])
+        self.transform = v2.Compose(
+            [
+                v2.RandomHorizontalFlip(),
+                v2.RandomCrop(32, padding=4),
+                v2.RandomRotation(15),
+                v2.ColorJitter(0.2, 0.2, 0.2, 0.1),
+                *([v2.PILToTensor()] if pil else []),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -114,12 +121,16 @@ def kernel_figures(root: str) -> dict[str, float]:
     figures = {}
     for name, s in {
         "copy in random order": nothing,
-        "flip": nothing._replace(flip=params.RANDOM_FLIP), "crop": nothing._replace(padding=4),
+        "flip": nothing._replace(flip=params.RANDOM_FLIP),
+        "crop": nothing._replace(padding=4),
         "rotation, nearest": nothing._replace(rotation=paper.rotation),
         "rotation, bilinear": nothing._replace(rotation=paper.rotation, bilinear=True),
-        "brightness": nothing._replace(brightness=0.2), "contrast": nothing._replace(contrast=0.2),
-        "saturation": nothing._replace(saturation=0.2), "hue": nothing._replace(hue=0.1),
-        "cutout": nothing._replace(cutout=8), "the paper's set": paper,
+        "brightness": nothing._replace(brightness=0.2),
+        "contrast": nothing._replace(contrast=0.2),
+        "saturation": nothing._replace(saturation=0.2),
+        "hue": nothing._replace(hue=0.1),
+        "cutout": nothing._replace(cutout=8),
+        "the paper's set": paper,
     }.items():
         seconds = []
         for _ in range(8):
@@ -151,8 +162,9 @@ def first_batch_s(root: str, reader: str) -> float:
     """Seconds from the end of the imports to the first batch, in a new process that finds compiled kernels on disk."""
     here = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", FIRST, root, reader], env=environment, check=True,
-                          stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST, root, reader], env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
     return float(done.stdout)
 
 
@@ -175,26 +187,53 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     baseline = max(medians[name] for name in BASELINES)  # ours is held to the faster of the two
     per_op = kernel_figures(options.data_root)
-    first = {reader: statistics.median(first_batch_s(options.data_root, reader) for _ in range(3))
-             for reader in ("ffcv", "resident", "torch")}
+    first = {
+        reader: statistics.median(first_batch_s(options.data_root, reader) for _ in range(3))
+        for reader in ("ffcv", "resident", "torch")
+    }
 
     show(speeds, medians, baseline, per_op, first, load)
     if options.json:
-        options.json.write_text(json.dumps({
-            "images_per_s": speeds, "ratio": {n: m / baseline for n, m in medians.items()}, "kernel_us": per_op,
-            "first_batch_s": first, "load_average": load, "cpus": len(os.sched_getaffinity(0)),
-            "torch": torch.__version__}, indent=1))
+        options.json.write_text(
+            json.dumps(
+                {
+                    "images_per_s": speeds,
+                    "ratio": {n: m / baseline for n, m in medians.items()},
+                    "kernel_us": per_op,
+                    "first_batch_s": first,
+                    "load_average": load,
+                    "cpus": len(os.sched_getaffinity(0)),
+                    "torch": torch.__version__,
+                },
+                indent=1,
+            )
+        )
 
 
-def show(speeds: dict[str, list[float]], medians: dict[str, float], baseline: float, per_op: dict[str, float],
-         first: dict[str, float], load: float) -> None:
+def show(
+    speeds: dict[str, list[float]],
+    medians: dict[str, float],
+    baseline: float,
+    per_op: dict[str, float],
+    first: dict[str, float],
+    load: float,
+) -> None:
     console = Console(width=120)
-    table = Table("loader", "images/s", "least .. most", "ratio",
-                  title=f"CIFAR-10, the paper's augmentation, {WORKERS} workers, {len(os.sched_getaffinity(0))} CPUs, "
-                        f"batch {BATCH}, medians; load average at the start {load:.1f}")
+    table = Table(
+        "loader",
+        "images/s",
+        "least .. most",
+        "ratio",
+        title=f"CIFAR-10, the paper's augmentation, {WORKERS} workers, {len(os.sched_getaffinity(0))} CPUs, "
+        f"batch {BATCH}, medians; load average at the start {load:.1f}",
+    )
     for name, values in speeds.items():
-        table.add_row(name, f"{medians[name]:,.0f}", f"{min(values):,.0f} .. {max(values):,.0f}",
-                      f"{medians[name] / baseline:.1f}x")
+        table.add_row(
+            name,
+            f"{medians[name]:,.0f}",
+            f"{min(values):,.0f} .. {max(values):,.0f}",
+            f"{medians[name] / baseline:.1f}x",
+        )
     console.print(table)
     table = Table("kernel, one thread", "us per image", "images/s")
     for name, microseconds in per_op.items():

@@ -23,8 +23,15 @@ from runyard.runs.journal import Journal
 from runyard.runs.run import Run
 from tests.conftest import SMALL_DATA
 
-SMALL = (*SMALL_DATA, "model=starter", "model.widths=[16,32]", "loader=resident", "epochs=1", "batch_size=32",
-         "tracking=none")
+SMALL = (
+    *SMALL_DATA,
+    "model=starter",
+    "model.widths=[16,32]",
+    "loader=resident",
+    "epochs=1",
+    "batch_size=32",
+    "tracking=none",
+)
 OF_A_RUN = [("report",), ("train",), ("resume",), ("predict", "--images", "x.npy", "--out", "o.csv")]
 
 Refused = Callable[..., str]
@@ -149,35 +156,50 @@ def test_a_wrong_setting_is_refused_before_anything_is_made(
     assert message in refused("create", *small, override)
 
 
-@pytest.mark.parametrize("overrides", [
-    [], ["+epochs=2"], ["++optim.lr=0.1"], ["+experiment=starter"], ["experiment=null"], ["name='quoted'"],
-    ["model.head_scale=1"], ["optim={lr:0.5}"], ["model=paper_resnet", "model.widths=[8,8]", "model.blocks=[1,1]"],
-    ["seed=${epochs}"], ["tracking=offline", "tracking.tags=[a]"],
-], ids=str)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["+epochs=2"],
+        ["++optim.lr=0.1"],
+        ["+experiment=starter"],
+        ["experiment=null"],
+        ["name='quoted'"],
+        ["model.head_scale=1"],
+        ["optim={lr:0.5}"],
+        ["model=paper_resnet", "model.widths=[8,8]", "model.blocks=[1,1]"],
+        ["seed=${epochs}"],
+        ["tracking=offline", "tracking.tags=[a]"],
+    ],
+    ids=str,
+)
 def test_what_is_right_is_taken(small: list[str], overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     overrides = [o for o in small if not (overrides[:1] == ["model=paper_resnet"] and "widths" in o)] + overrides
     assert main(["create", *overrides]) == 0
     assert Run.open(capsys.readouterr().out.strip()).config.data.num_classes == 4
 
 
-@pytest.mark.parametrize(("argv", "message"), [
-    ([], "the following arguments are required: VERB; example: runyard submit"),
-    (["sumbit"], "invalid choice: 'sumbit'"),
-    (["submit", "--epochs=3"], "--epochs=3: runyard submit takes no such argument; see: runyard submit --help"),
-    (["train", "x", "-m"], "-m: runyard train takes no such argument"),
-    (["submit", "--js"], "--js: runyard submit takes no such argument"),
-    (["submit", "--cfg", "hydra"], "argument --cfg: invalid choice: 'hydra'"),
-    (["resume"], "the following arguments are required: RUN; example: runyard resume @last"),
-    (["report", "a", "b"], "b: runyard report takes no such argument"),
-    (["predict", "@last"], "required: --images, --out; example: runyard predict @last --images"),
-    (["completion", "fish"], "invalid choice: 'fish'"),
-    (["settings", "zzz"], "no setting begins with 'zzz'"),
-    (["inspect", "model=torchvision", "model.arch=resnt18"], "has no such classifier; did you mean resnet18?"),
-    (["inspect", "model.widths=[0]", "model.blocks=[1]"], "model.widths=[0]: expected whole numbers of at least 1"),
-    (["inspect", "model.max_parameters=10"], "4,693,962 trainable parameters, and model.max_parameters=10"),
-    (["inspect", "model.widths=[1000000]", "model.blocks=[1]"], "a network that does not fit into memory"),
-    (["inspect", "data=imagefolder"], "no prepared data there"),
-])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: VERB; example: runyard submit"),
+        (["sumbit"], "invalid choice: 'sumbit'"),
+        (["submit", "--epochs=3"], "--epochs=3: runyard submit takes no such argument; see: runyard submit --help"),
+        (["train", "x", "-m"], "-m: runyard train takes no such argument"),
+        (["submit", "--js"], "--js: runyard submit takes no such argument"),
+        (["submit", "--cfg", "hydra"], "argument --cfg: invalid choice: 'hydra'"),
+        (["resume"], "the following arguments are required: RUN; example: runyard resume @last"),
+        (["report", "a", "b"], "b: runyard report takes no such argument"),
+        (["predict", "@last"], "required: --images, --out; example: runyard predict @last --images"),
+        (["completion", "fish"], "invalid choice: 'fish'"),
+        (["settings", "zzz"], "no setting begins with 'zzz'"),
+        (["inspect", "model=torchvision", "model.arch=resnt18"], "has no such classifier; did you mean resnet18?"),
+        (["inspect", "model.widths=[0]", "model.blocks=[1]"], "model.widths=[0]: expected whole numbers of at least 1"),
+        (["inspect", "model.max_parameters=10"], "4,693,962 trainable parameters, and model.max_parameters=10"),
+        (["inspect", "model.widths=[1000000]", "model.blocks=[1]"], "a network that does not fit into memory"),
+        (["inspect", "data=imagefolder"], "no prepared data there"),
+    ],
+)
 def test_a_wrong_command_is_refused_with_an_example(refused: Refused, argv: list[str], message: str) -> None:
     assert message in refused(*argv)
 
@@ -219,9 +241,16 @@ def test_data_that_is_not_prepared_is_answered_with_the_command_that_prepares_it
 
 
 @pytest.mark.parametrize("verb", OF_A_RUN, ids=lambda verb: verb[0])
-@pytest.mark.parametrize(("reference", "message"), [
-    ("@last", "no run @last in runs: there are none there yet"), ("nosuch", "no run nosuch in runs"),
-    ("a\nb", r"no run a\nb in runs"), ("/", "/: no run directory (it lacks run.json)"), ("", "RUN is empty")])
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("@last", "no run @last in runs: there are none there yet"),
+        ("nosuch", "no run nosuch in runs"),
+        ("a\nb", r"no run a\nb in runs"),
+        ("/", "/: no run directory (it lacks run.json)"),
+        ("", "RUN is empty"),
+    ],
+)
 def test_a_run_that_is_none_is_refused_by_every_verb(
     refused: Refused, verb: tuple[str, ...], reference: str, message: str
 ) -> None:
@@ -260,14 +289,16 @@ def test_a_run_that_was_never_trained_can_be_reported_but_not_used(
 @pytest.mark.parametrize("out", ["/dev/null", "/dev/full", ".", "nosuch/o.csv", ""])
 def test_predict_writes_no_file_over_a_device_or_a_folder(refused: Refused, run: Path, out: str) -> None:
     assert "expected a file name in a folder that exists" in refused(
-        "predict", str(run), "--images", "x.npy", "--out", out)
+        "predict", str(run), "--images", "x.npy", "--out", out
+    )
     assert Path("/dev/null").is_char_device()
 
 
 @pytest.mark.parametrize("columns", ["a", "a,b,c", ",", "a,a"])
 def test_predict_takes_two_names_for_two_columns(refused: Refused, run: Path, columns: str) -> None:
     assert "expected two different names" in refused(
-        "predict", str(run), "--images", "x", "--out", "o.csv", "--columns", columns)
+        "predict", str(run), "--images", "x", "--out", "o.csv", "--columns", columns
+    )
 
 
 Damage = Callable[[Path], Any]
@@ -276,7 +307,8 @@ Damage = Callable[[Path], Any]
 def noted(**changed: Any) -> Damage:
     """Change entries of the manifest."""
     return lambda folder: (folder / "manifest.json").write_text(
-        json.dumps(json.loads((folder / "manifest.json").read_text()) | changed))
+        json.dumps(json.loads((folder / "manifest.json").read_text()) | changed)
+    )
 
 
 DAMAGES: dict[str, tuple[Damage, str]] = {
@@ -322,25 +354,31 @@ def test_whole_data_is_not_refused(small: list[str], capsys: pytest.CaptureFixtu
     assert manifest.manifest_from_dict(json.loads(capsys.readouterr().out)).splits["train"].samples == 256
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    ("data.root=/proc/x", "data.root=/proc/x: cannot write"),
-    ("data.root=/dev/null", "data.root=/dev/null: cannot write"),
-    ("data.samples=[100000000000,5]", "MB are needed and"),
-    ("data.validation_fraction=0.999", "holds out 256 of 256 images"),
-    ("data.validation_fraction=1e-9", "holds out 0 of 256 images"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("data.root=/proc/x", "data.root=/proc/x: cannot write"),
+        ("data.root=/dev/null", "data.root=/dev/null: cannot write"),
+        ("data.samples=[100000000000,5]", "MB are needed and"),
+        ("data.validation_fraction=0.999", "holds out 256 of 256 images"),
+        ("data.validation_fraction=1e-9", "holds out 0 of 256 images"),
+    ],
+)
 def test_what_cannot_be_prepared_leaves_nothing(
     refused: Refused, small: list[str], tmp_path: Path, overrides: str, message: str
 ) -> None:
     assert message in refused("prepare", *small, f"data.root={tmp_path / 'new'}", overrides)
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    ("data=imagefolder", "data.path=null: data.kind=imagefolder is made from a folder"),
-    ("data=imagefolder data.path=nosuch", "data.path=nosuch: there is no folder train/ in it"),
-    ("data=cifar10 data.sources=[disk] data.path=nosuch", "data.path=nosuch: no such file or folder can be seen"),
-    ("data=cifar10 data.sources=[disk]", "no source has it"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("data=imagefolder", "data.path=null: data.kind=imagefolder is made from a folder"),
+        ("data=imagefolder data.path=nosuch", "data.path=nosuch: there is no folder train/ in it"),
+        ("data=cifar10 data.sources=[disk] data.path=nosuch", "data.path=nosuch: no such file or folder can be seen"),
+        ("data=cifar10 data.sources=[disk]", "no source has it"),
+    ],
+)
 def test_a_source_that_is_not_there_is_refused(refused: Refused, overrides: str, message: str) -> None:
     assert message in refused("prepare", *overrides.split())
 
@@ -348,13 +386,24 @@ def test_a_source_that_is_not_there_is_refused(refused: Refused, overrides: str,
 def test_prepare_says_how_many_files_were_converted_and_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = manifest.Manifest("d", "imagefolder", "s", ("a",), 16, (0.5,) * 3, (0.2,) * 3, {}, {
-        "converted": {"files": 3, "kinds": {"grayscale": 2, "CMYK": 1}, "first": []},
-        "skipped": {"files": 1, "kinds": {"not an image": 1}, "first": []}}, True)
+    made = manifest.Manifest(
+        "d",
+        "imagefolder",
+        "s",
+        ("a",),
+        16,
+        (0.5,) * 3,
+        (0.2,) * 3,
+        {},
+        {
+            "converted": {"files": 3, "kinds": {"grayscale": 2, "CMYK": 1}, "first": []},
+            "skipped": {"files": 1, "kinds": {"not an image": 1}, "first": []},
+        },
+        True,
+    )
     monkeypatch.setattr("runyard.data.prepare.pipeline.prepare", lambda *_, **__: made)
     assert main(["prepare", "data=imagefolder", "data.path=x"]) == 0
-    assert capsys.readouterr().out.endswith(
-        "verified; 3 converted (2 grayscale, 1 CMYK); 1 skipped (1 not an image)\n")
+    assert capsys.readouterr().out.endswith("verified; 3 converted (2 grayscale, 1 CMYK); 1 skipped (1 not an image)\n")
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
@@ -365,8 +414,10 @@ def test_every_verbs_help_has_an_example(verb: str, capsys: pytest.CaptureFixtur
 
 
 def test_help_imports_neither_torch_nor_hydra() -> None:
-    ask = ("import sys, runyard.cli.main\ntry: runyard.cli.main.main(['--help'])\nexcept SystemExit: pass\n"
-           "print('loaded', sorted({'torch', 'numpy', 'hydra', 'submitit'} & set(sys.modules)))")
+    ask = (
+        "import sys, runyard.cli.main\ntry: runyard.cli.main.main(['--help'])\nexcept SystemExit: pass\n"
+        "print('loaded', sorted({'torch', 'numpy', 'hydra', 'submitit'} & set(sys.modules)))"
+    )
     said = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout
     assert said.endswith("loaded []\n")
 
@@ -381,11 +432,21 @@ def test_json_is_all_that_is_said_where_it_is_asked_for(capsys: pytest.CaptureFi
 ASK = 'eval "$(runyard completion bash)"; COMP_LINE=$1 COMP_POINT=${#1}; _runyard 2>/dev/null; echo "${COMPREPLY[@]}"'
 
 
-@pytest.mark.parametrize(("line", "words"), [
-    ("runyard rep", "report"), ("runyard submit optim=a", "adamw"), ("runyard submit compile=d", "default"),
-    ("runyard submit experiment=a", "auto"), ("runyard inspect model.wid", "model.widths="),
-    ("runyard settings optim.l", "optim.lr"), ("runyard completion ", "bash zsh"), ("runyard report @", "@last"),
-    ("runyard predict @last --images ", ""), ("runyard submit zzz", "")])
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("runyard rep", "report"),
+        ("runyard submit optim=a", "adamw"),
+        ("runyard submit compile=d", "default"),
+        ("runyard submit experiment=a", "auto"),
+        ("runyard inspect model.wid", "model.widths="),
+        ("runyard settings optim.l", "optim.lr"),
+        ("runyard completion ", "bash zsh"),
+        ("runyard report @", "@last"),
+        ("runyard predict @last --images ", ""),
+        ("runyard submit zzz", ""),
+    ],
+)
 def test_the_tab_key_completes_in_bash(line: str, words: str) -> None:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     said = subprocess.run(["bash", "-c", ASK, "bash", line], env=environment, capture_output=True, text=True)
@@ -415,14 +476,22 @@ sys.exit(cli.main(["train", sys.argv[1]]))
 def test_a_disk_that_fills_in_training_is_said_in_one_line(run: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", TRAIN_ON_A_FULL_DISK, str(run)], capture_output=True, text=True)
     assert ended.returncode == 2
-    assert ended.stderr == (f"runyard: {run}/checkpoints: No space left on device; mend that, "
-                            f"then go on with: runyard resume {run}\n")
+    assert ended.stderr == (
+        f"runyard: {run}/checkpoints: No space left on device; mend that, then go on with: runyard resume {run}\n"
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("override", "message"), [
-    ("model.max_parameters=10", "21,056 trainable parameters, and model.max_parameters=10: make the network smaller"),
-    ("model.widths=[16,0]", "model.widths=[16, 0]: expected whole numbers of at least 1")])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "model.max_parameters=10",
+            "21,056 trainable parameters, and model.max_parameters=10: make the network smaller",
+        ),
+        ("model.widths=[16,0]", "model.widths=[16, 0]: expected whole numbers of at least 1"),
+    ],
+)
 def test_what_only_the_job_can_find_out_reaches_the_user_in_one_line(
     small: list[str], override: str, message: str
 ) -> None:

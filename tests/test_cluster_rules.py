@@ -34,9 +34,39 @@ TRUE = {
     "python": ["/opt/env/bin/python", "slurm/python.sh", "python3.11"],
     "stage_data": ["$SLURM_TMPDIR", "${TMPDIR}/x", "/tmp"],
 }
-SNIPPETS = ["\n", "\r", "\t", "\0", "\x7f", "\x85", "\u2028", "\u202e", "'", '"', "`", "$(touch x)", "\\", "#", "<",
-            "\n#SBATCH --account=x", "; touch x", "&& touch x", "| touch x", "> x", " ", "é", "!", "~", "*", "?", "=",
-            "{a,b}", "%j", "1", ",END"]
+SNIPPETS = [
+    "\n",
+    "\r",
+    "\t",
+    "\0",
+    "\x7f",
+    "\x85",
+    "\u2028",
+    "\u202e",
+    "'",
+    '"',
+    "`",
+    "$(touch x)",
+    "\\",
+    "#",
+    "<",
+    "\n#SBATCH --account=x",
+    "; touch x",
+    "&& touch x",
+    "| touch x",
+    "> x",
+    " ",
+    "é",
+    "!",
+    "~",
+    "*",
+    "?",
+    "=",
+    "{a,b}",
+    "%j",
+    "1",
+    ",END",
+]
 
 
 def given(name: str, value: Any, base: ClusterConfig = SLURM) -> ClusterConfig:
@@ -108,12 +138,22 @@ def test_without_the_patterns_a_value_does_leave_its_line() -> None:
     assert len(lines) > len(script("comment", "a"))
 
 
-@pytest.mark.parametrize(("line", "said"), [
-    ("a\nb", "expected one line"), ("a\rb", "expected one line"), ("a\u2028b", "expected one line"),
-    ("\x1b[2J", "expected one line"), (" ", "expected one line"), ("#SBATCH --account=x", "a comment"),
-    (" # x", "a comment"), ("echo 'x", "no closing quot"), ('echo "x', "no closing quot"),
-    ("module load \\", "no escaped char"), ("cat <<END", "goes on in the next line"),
-])
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("a\nb", "expected one line"),
+        ("a\rb", "expected one line"),
+        ("a\u2028b", "expected one line"),
+        ("\x1b[2J", "expected one line"),
+        (" ", "expected one line"),
+        ("#SBATCH --account=x", "a comment"),
+        (" # x", "a comment"),
+        ("echo 'x", "no closing quot"),
+        ('echo "x', "no closing quot"),
+        ("module load \\", "no escaped char"),
+        ("cat <<END", "goes on in the next line"),
+    ],
+)
 def test_a_setup_line_that_is_no_whole_command_is_refused(line: str, said: str) -> None:
     with pytest.raises(UserError, match=r"^cluster\.env_setup\[1\]=.*" + said) as error:
         check_cluster(dataclasses.replace(SLURM, env_setup=["true", line]))
@@ -121,15 +161,33 @@ def test_a_setup_line_that_is_no_whole_command_is_refused(line: str, said: str) 
 
 
 def test_setup_lines_are_any_shell_command_else() -> None:
-    lines = ["module load cuda/12.4", 'export A="b c"', "source /ext3/env.sh && ulimit -n 4096",
-             "cat <<< x | grep 'y z' > /dev/null"]
+    lines = [
+        "module load cuda/12.4",
+        'export A="b c"',
+        "source /ext3/env.sh && ulimit -n 4096",
+        "cat <<< x | grep 'y z' > /dev/null",
+    ]
     check_cluster(dataclasses.replace(SLURM, env_setup=lines))
 
 
 LOCALLY_IGNORED: dict[str, Any] = {
-    "account": "a", "partition": "p", "qos": "q", "constraint": "c", "gres": "gpu:1", "comment": "c", "exclude": "n1",
-    "nodelist": "n1", "mail_type": "END", "mem_gb": 4, "cpus_per_task": 2, "python": "p", "env_setup": ["true"],
-    "stage_data": "/tmp", "requeue": True, "array_parallelism": 4}
+    "account": "a",
+    "partition": "p",
+    "qos": "q",
+    "constraint": "c",
+    "gres": "gpu:1",
+    "comment": "c",
+    "exclude": "n1",
+    "nodelist": "n1",
+    "mail_type": "END",
+    "mem_gb": 4,
+    "cpus_per_task": 2,
+    "python": "p",
+    "env_setup": ["true"],
+    "stage_data": "/tmp",
+    "requeue": True,
+    "array_parallelism": 4,
+}
 
 
 @pytest.mark.parametrize("name", LOCALLY_IGNORED)
@@ -139,26 +197,35 @@ def test_what_this_machine_would_ignore_is_refused(name: str) -> None:
     check_cluster(LOCAL)
 
 
-@pytest.mark.parametrize(("given", "said"), [
-    ({"gres": "gpu:2"}, "asks for 2 GPUs on a node, and cluster.gpus_per_node=0"),
-    ({"gres": "gpu:a100:2", "gpus_per_node": 4}, "asks for 2 GPUs on a node, and cluster.gpus_per_node=4"),
-    ({"gres": "tmpdisk:5", "gpus_per_node": 4}, "asks for 0 GPUs"),
-    ({"gpus_per_node": 4, "tasks_per_node": 6}, "cluster.tasks_per_node=6: does not divide among"),
-    ({"timeout_min": 2, "signal_delay_s": 100}, "cluster.timeout_min=2: .* set cluster.timeout_min=3 at least"),
-    ({"mail_user": "ada"}, "without cluster.mail_type no mail is sent"),
-    ({"mail_type": "END,FALL"}, "SLURM knows no 'FALL'"),
-    ({"mail_type": "FA\u0131L"}, "SLURM knows no 'FA"),  # whose capital letter is I
-])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"gres": "gpu:2"}, "asks for 2 GPUs on a node, and cluster.gpus_per_node=0"),
+        ({"gres": "gpu:a100:2", "gpus_per_node": 4}, "asks for 2 GPUs on a node, and cluster.gpus_per_node=4"),
+        ({"gres": "tmpdisk:5", "gpus_per_node": 4}, "asks for 0 GPUs"),
+        ({"gpus_per_node": 4, "tasks_per_node": 6}, "cluster.tasks_per_node=6: does not divide among"),
+        ({"timeout_min": 2, "signal_delay_s": 100}, "cluster.timeout_min=2: .* set cluster.timeout_min=3 at least"),
+        ({"mail_user": "ada"}, "without cluster.mail_type no mail is sent"),
+        ({"mail_type": "END,FALL"}, "SLURM knows no 'FALL'"),
+        ({"mail_type": "FA\u0131L"}, "SLURM knows no 'FA"),  # whose capital letter is I
+    ],
+)
 def test_settings_at_odds_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         check_cluster(dataclasses.replace(SLURM, **given))
 
 
-@pytest.mark.parametrize(("gres", "counts"), [
-    ("gpu", {"gpu": ("", 1)}), ("gpu:2", {"gpu": ("", 2)}),
-    ("gpu:a100", {"gpu": ("a100", 1)}), ("gpu:a100:4", {"gpu": ("a100", 4)}),
-    ("gpu:3g.20gb:2", {"gpu": ("3g.20gb", 2)}), ("tmpdisk:1K,gpu:2", {"tmpdisk": ("", 1024), "gpu": ("", 2)}),
-    ("gpu:a100:1,gpu:h100:2", {"gpu": ("h100", 3)}),
-])
+@pytest.mark.parametrize(
+    ("gres", "counts"),
+    [
+        ("gpu", {"gpu": ("", 1)}),
+        ("gpu:2", {"gpu": ("", 2)}),
+        ("gpu:a100", {"gpu": ("a100", 1)}),
+        ("gpu:a100:4", {"gpu": ("a100", 4)}),
+        ("gpu:3g.20gb:2", {"gpu": ("3g.20gb", 2)}),
+        ("tmpdisk:1K,gpu:2", {"tmpdisk": ("", 1024), "gpu": ("", 2)}),
+        ("gpu:a100:1,gpu:h100:2", {"gpu": ("h100", 3)}),
+    ],
+)
 def test_gres_is_read_as_slurm_reads_it(gres: str, counts: dict[str, tuple[str, int]]) -> None:
     assert gres_counts(gres) == counts

@@ -78,14 +78,17 @@ def test_a_group_holds_every_setting_of_its_section_and_no_more(group: str, opti
         read_dataclass(SECTIONS[group], values)
 
 
-@pytest.mark.parametrize(("override", "message"), [
-    ("schedule=one_cycle schedule.warmup_epochs=1", "one_cycle rises by itself"),
-    ("schedule=constant schedule.final_lr_fraction=0.5", "has no descent"),
-    ("schedule=cosine schedule.period_epochs=3", "belongs to schedule=cosine_restarts"),
-    ("schedule=cosine schedule.peak_fraction=0.3", "belongs to schedule=one_cycle"),
-    ("optim=sgd optim.betas=[0.9,0.9]", "belongs to optim=adamw"),
-    ("optim=adamw optim.momentum=0.9", "belongs to optim=sgd"),
-])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("schedule=one_cycle schedule.warmup_epochs=1", "one_cycle rises by itself"),
+        ("schedule=constant schedule.final_lr_fraction=0.5", "has no descent"),
+        ("schedule=cosine schedule.period_epochs=3", "belongs to schedule=cosine_restarts"),
+        ("schedule=cosine schedule.peak_fraction=0.3", "belongs to schedule=one_cycle"),
+        ("optim=sgd optim.betas=[0.9,0.9]", "belongs to optim=adamw"),
+        ("optim=adamw optim.momentum=0.9", "belongs to optim=sgd"),
+    ],
+)
 def test_a_setting_that_another_makes_meaningless_is_refused(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         config_from_dict(composed(*override.split()))

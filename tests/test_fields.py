@@ -40,8 +40,15 @@ class Open:
     rest: dict[str, Any] = field(metadata={"doc": "Whatever else there is", "rest": True})
 
 
-GOOD: dict[str, Any] = {"count": 3, "word": "w", "kind": "a", "on": True, "numbers": [1, 2], "limit": None,
-                        "inner": {"rate": 1}}
+GOOD: dict[str, Any] = {
+    "count": 3,
+    "word": "w",
+    "kind": "a",
+    "on": True,
+    "numbers": [1, 2],
+    "limit": None,
+    "inner": {"rate": 1},
+}
 
 
 def test_what_is_read_is_what_was_written() -> None:
@@ -51,35 +58,38 @@ def test_what_is_read_is_what_was_written() -> None:
     assert isinstance(made.inner.rate, float)
 
 
-@pytest.mark.parametrize(("changed", "message"), [
-    ({"count": 1.0}, "count=1.0: expected a whole number"),
-    ({"count": True}, "count=true: expected a whole number"),
-    ({"count": None}, "count=null: expected a whole number"),
-    ({"count": "3"}, "count='3': expected a whole number"),
-    ({"count": 0}, "count=0: expected a whole number at least 1 and below 10"),
-    ({"count": 10}, "count=10: expected a whole number at least 1 and below 10"),
-    ({"count": float("nan")}, "count=nan: expected a whole number"),
-    ({"word": 3}, "word=3: expected text"),
-    ({"word": ""}, "word='': expected text that is not empty and has no control characters"),
-    ({"word": "a\nb"}, r"word='a\nb': expected text that is not empty and has no control characters"),
-    ({"kind": "c"}, "kind=c: expected one of a, b"),
-    ({"kind": ["a"]}, "kind=[a]: expected one of a, b"),
-    ({"on": 1}, "on=1: expected true or false"),
-    ({"on": "yes"}, "on=yes: expected true or false"),
-    ({"numbers": 3}, "numbers=3: expected a list, as numbers=[a,b]"),
-    ({"numbers": "12"}, "numbers='12': expected a list, as numbers=[a,b]"),
-    ({"numbers": [1, "x"]}, "numbers[1]=x: expected a whole number"),
-    ({"limit": float("inf")}, "limit=inf: expected a finite number"),
-    ({"limit": float("nan")}, "limit=nan: expected a finite number"),
-    ({"limit": -1}, "limit=-1.0: expected a number at least 0"),
-    ({"inner": 3}, "inner=3: expected a group of settings (inner.NAME=VALUE)"),
-    ({"inner": {"rate": 0}}, "inner.rate=0.0: expected a number above 0 and at most 1"),
-    ({"inner": {"rate": 2}}, "inner.rate=2.0: expected a number above 0 and at most 1"),
-    ({"inner": {"rte": 1}}, "unknown setting inner.rte: did you mean inner.rate?"),
-    ({"inner": {}}, "inner.rate is missing: A rate; add inner.rate=VALUE"),
-    ({"conut": 1}, "unknown setting conut: did you mean count?"),
-    ({3: 1}, "unknown setting 3: known: count, word, kind, on, numbers, limit, inner"),
-])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"count": 1.0}, "count=1.0: expected a whole number"),
+        ({"count": True}, "count=true: expected a whole number"),
+        ({"count": None}, "count=null: expected a whole number"),
+        ({"count": "3"}, "count='3': expected a whole number"),
+        ({"count": 0}, "count=0: expected a whole number at least 1 and below 10"),
+        ({"count": 10}, "count=10: expected a whole number at least 1 and below 10"),
+        ({"count": float("nan")}, "count=nan: expected a whole number"),
+        ({"word": 3}, "word=3: expected text"),
+        ({"word": ""}, "word='': expected text that is not empty and has no control characters"),
+        ({"word": "a\nb"}, r"word='a\nb': expected text that is not empty and has no control characters"),
+        ({"kind": "c"}, "kind=c: expected one of a, b"),
+        ({"kind": ["a"]}, "kind=[a]: expected one of a, b"),
+        ({"on": 1}, "on=1: expected true or false"),
+        ({"on": "yes"}, "on=yes: expected true or false"),
+        ({"numbers": 3}, "numbers=3: expected a list, as numbers=[a,b]"),
+        ({"numbers": "12"}, "numbers='12': expected a list, as numbers=[a,b]"),
+        ({"numbers": [1, "x"]}, "numbers[1]=x: expected a whole number"),
+        ({"limit": float("inf")}, "limit=inf: expected a finite number"),
+        ({"limit": float("nan")}, "limit=nan: expected a finite number"),
+        ({"limit": -1}, "limit=-1.0: expected a number at least 0"),
+        ({"inner": 3}, "inner=3: expected a group of settings (inner.NAME=VALUE)"),
+        ({"inner": {"rate": 0}}, "inner.rate=0.0: expected a number above 0 and at most 1"),
+        ({"inner": {"rate": 2}}, "inner.rate=2.0: expected a number above 0 and at most 1"),
+        ({"inner": {"rte": 1}}, "unknown setting inner.rte: did you mean inner.rate?"),
+        ({"inner": {}}, "inner.rate is missing: A rate; add inner.rate=VALUE"),
+        ({"conut": 1}, "unknown setting conut: did you mean count?"),
+        ({3: 1}, "unknown setting 3: known: count, word, kind, on, numbers, limit, inner"),
+    ],
+)
 def test_a_wrong_value_is_refused_with_its_name_what_it_is_and_what_was_expected(
     changed: dict[Any, Any], message: str
 ) -> None:
@@ -88,8 +98,18 @@ def test_a_wrong_value_is_refused_with_its_name_what_it_is_and_what_was_expected
     assert str(refusal.value) == message
 
 
-@pytest.mark.parametrize("changed", [{"count": 9}, {"count": 1}, {"numbers": None}, {"numbers": []}, {"limit": 0},
-                                     {"inner": {"rate": 1}}, {"word": "a b"}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"count": 9},
+        {"count": 1},
+        {"numbers": None},
+        {"numbers": []},
+        {"limit": 0},
+        {"inner": {"rate": 1}},
+        {"word": "a b"},
+    ],
+)
 def test_values_at_the_edge_of_a_range_are_taken(changed: dict[str, Any]) -> None:
     read_dataclass(Outer, GOOD | changed)
 
@@ -116,8 +136,18 @@ def test_a_leaf_is_found_in_its_group_and_a_long_list_is_not_recited() -> None:
     assert unknown_name_message("qqq", many) == "unknown setting qqq: `runyard settings` lists what there is"
 
 
-@pytest.mark.parametrize(("value", "text"), [(None, "null"), (True, "true"), ([1, None], "[1, null]"), ("adam", "adam"),
-                                             ("null", "'null'"), ("a b", "'a b'"), (1e-3, "0.001")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"),
+        (True, "true"),
+        ([1, None], "[1, null]"),
+        ("adam", "adam"),
+        ("null", "'null'"),
+        ("a b", "'a b'"),
+        (1e-3, "0.001"),
+    ],
+)
 def test_a_message_writes_values_as_the_command_line_has_them(value: Any, text: str) -> None:
     assert format_literal(value) == text
 

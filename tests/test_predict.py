@@ -152,9 +152,15 @@ def test_the_checkpoint_that_was_asked_for_is_used(run, pictures, tmp_path, monk
 def wrong_inputs():
     good = np.zeros((2, SIZE, SIZE, 3), np.uint8)
     return {
-        "float": good.astype(np.float32), "size": np.zeros((2, 9, 9, 3), np.uint8), "gray": good[..., 0],
-        "flat size": np.zeros((2, 100), np.uint8), "empty": good[:0], "zero wide": np.zeros((2, 0), np.uint8),
-        "scalar": np.uint8(3), "objects": np.array([None, {}], object), "text": np.array(["a"]),
+        "float": good.astype(np.float32),
+        "size": np.zeros((2, 9, 9, 3), np.uint8),
+        "gray": good[..., 0],
+        "flat size": np.zeros((2, 100), np.uint8),
+        "empty": good[:0],
+        "zero wide": np.zeros((2, 0), np.uint8),
+        "scalar": np.uint8(3),
+        "objects": np.array([None, {}], object),
+        "text": np.array(["a"]),
     }
 
 
@@ -173,15 +179,17 @@ def test_a_wrong_array_is_one_line_that_names_the_file(run, tmp_path, name, kind
     refused(run, path, tmp_path)
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"hello", b"\x93NUMPY", b"PK\x03\x04 cut", b"\x80\x04", b"\x89PNG\r\n\x1a\n", b"(dp0\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"\x93NUMPY", b"PK\x03\x04 cut", b"\x80\x04", b"\x89PNG\r\n\x1a\n", b"(dp0\n"]
+)
 def test_a_damaged_or_foreign_file_is_one_line(run, tmp_path, content):
     (tmp_path / "wrong").write_bytes(content)
     refused(run, tmp_path / "wrong", tmp_path)
 
 
-@pytest.mark.parametrize("content", [
-    [1], {}, {"x": 1, "y": 2}, {"data": [1, 2]}, {"data": np.zeros((2, 8, 8, 3), np.uint8), "ids": [1]}])
+@pytest.mark.parametrize(
+    "content", [[1], {}, {"x": 1, "y": 2}, {"data": [1, 2]}, {"data": np.zeros((2, 8, 8, 3), np.uint8), "ids": [1]}]
+)
 def test_a_pickle_of_something_else_is_one_line(run, tmp_path, content):
     (tmp_path / "wrong").write_bytes(pickle.dumps(content))
     refused(run, tmp_path / "wrong", tmp_path)

@@ -28,8 +28,12 @@ def image_and_runner(folder: Path) -> dict[str, str]:
 
 
 def test_it_becomes_python_itself_so_that_signals_arrive() -> None:
-    with subprocess.Popen([WRAPPER, "-c", "import os; print(os.getpid())"], stdout=subprocess.PIPE, text=True,
-                          env={"PATH": os.environ["PATH"], "RUNYARD_PYTHON": sys.executable}) as process:
+    with subprocess.Popen(
+        [WRAPPER, "-c", "import os; print(os.getpid())"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PATH": os.environ["PATH"], "RUNYARD_PYTHON": sys.executable},
+    ) as process:
         assert process.communicate()[0] == f"{process.pid}\n"
 
 
@@ -52,8 +56,16 @@ def test_without_an_environment_it_says_how_to_make_one() -> None:
 def test_a_container_gets_the_checkout_behind_what_pythonpath_already_holds(tmp_path: Path) -> None:
     done = run("-m", "runyard", "--help", **image_and_runner(tmp_path), PYTHONPATH="/run/code")
     *call, path = [line for line in done.stdout.splitlines() if line != "--nv"]
-    assert call == ["exec", "--bind", str(ROOT), str(tmp_path / "an image.sif"), "/opt/runyard/.venv/bin/python",
-                    "-m", "runyard", "--help"]
+    assert call == [
+        "exec",
+        "--bind",
+        str(ROOT),
+        str(tmp_path / "an image.sif"),
+        "/opt/runyard/.venv/bin/python",
+        "-m",
+        "runyard",
+        "--help",
+    ]
     assert path == f"PYTHONPATH=/run/code:{ROOT}/src"
 
 

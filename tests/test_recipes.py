@@ -49,11 +49,14 @@ def test_make_help_has_a_line_for_every_target() -> None:
     assert subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout == shown
 
 
-@pytest.mark.parametrize(("target", "steps"), [
-    ("train", ["slurm/setup.sh data", "runyard submit experiment=auto epochs=5"]),
-    ("test", ["slurm/setup.sh data", "ruff check", "mypy", "pytest"]),
-    ("check", ["slurm/setup.sh", "ruff check", "mypy", '-m "not slow and not data"']),
-])
+@pytest.mark.parametrize(
+    ("target", "steps"),
+    [
+        ("train", ["slurm/setup.sh data", "runyard submit experiment=auto epochs=5"]),
+        ("test", ["slurm/setup.sh data", "ruff check", "mypy", "pytest"]),
+        ("check", ["slurm/setup.sh", "ruff check", "mypy", '-m "not slow and not data"']),
+    ],
+)
 def test_a_target_does_its_own_set_up_first(target: str, steps: list[str]) -> None:
     arguments = ["ARGS=epochs=5"] if target == "train" else []
     planned = subprocess.run(["make", "-n", target, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)

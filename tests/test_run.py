@@ -52,8 +52,15 @@ def full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize(("module", "name"), [("runyard.runs.run", "write_atomic"), ("runyard.runs.run", "snapshot"),
-                                              ("shutil", "copyfile"), ("pathlib.Path", "rename")])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("runyard.runs.run", "write_atomic"),
+        ("runyard.runs.run", "snapshot"),
+        ("shutil", "copyfile"),
+        ("pathlib.Path", "rename"),
+    ],
+)
 def test_a_disk_that_fills_while_a_run_is_made_leaves_nothing(
     create: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
 ) -> None:
@@ -76,10 +83,20 @@ def test_a_run_goes_by_its_id_the_beginning_of_it_last_or_its_path(create: Calla
     assert Run.find(str(newer.path)).id == newer.id
 
 
-@pytest.mark.parametrize(("reference", "message"), [
-    ("", "RUN is empty"), ("20", "fits 2 runs"), ("nosuch", "no run nosuch in .*the newest there is"),
-    ("./nosuch", "no run directory"), ("x" * 5000, "no run xxx"), ("/" + "x" * 5000, "cannot read it"),
-    (".code", "no run .code"), ("\0", "no run"), (f"{ROOT}/tests", "no run directory")])
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("", "RUN is empty"),
+        ("20", "fits 2 runs"),
+        ("nosuch", "no run nosuch in .*the newest there is"),
+        ("./nosuch", "no run directory"),
+        ("x" * 5000, "no run xxx"),
+        ("/" + "x" * 5000, "cannot read it"),
+        (".code", "no run .code"),
+        ("\0", "no run"),
+        (f"{ROOT}/tests", "no run directory"),
+    ],
+)
 def test_a_reference_that_names_no_run_or_several_is_refused(
     create: Callable[..., Run], tmp_path: Path, reference: str, message: str
 ) -> None:
@@ -105,23 +122,32 @@ def record(**values: Any) -> str:
     return json.dumps({"format": "runyard-run-1", "id": "x", "jobs": []} | values)
 
 
-@pytest.mark.parametrize(("file", "content", "message"), [
-    ("run.json", None, "no run directory"), ("run.json", "", "run.json: damaged"), ("run.json", "[]", "no mapping"),
-    ("run.json", '{"format": "other"}', "format 'other', expected 'runyard-run-1'"),
-    ("run.json", '{"format": "runyard-run-1"}', r"damaged \(id or jobs\)"),
-    ("run.json", record(id="../victim"), r"run.json: damaged \(id '../victim': no plain name\)"),
-    ("run.json", record(id=".code"), "no plain name"), ("run.json", record(id=""), "no plain name"),
-    ("run.json", record(id="a\0"), "no plain name"), ("run.json", record(jobs={}), r"damaged \(id or jobs\)"),
-    ("run.json", record(jobs=[1]), r"damaged \(jobs: 1: no mapping with an id\)"),
-    ("run.json", record(jobs=[{"launcher": "slurm"}]), "no mapping with an id"),
-    ("run.json", record(jobs=[{"id": "abc", "launcher": "slurm"}]), "'abc' is no job of SLURM"),
-    ("run.json", record(jobs=[{"id": "7", "submitted": "noon"}]), "7: submitted='noon'"),
-    ("run.json", "[" * 100_000, "run.json: damaged"),
-    ("config.yaml", None, "lacks config.yaml"), ("config.yaml", "", "no mapping"),
-    ("config.yaml", "a: [1", "config.yaml: damaged"),
-    ("config.yaml", "a: !!python/object/apply:os.getcwd []", "damaged"),
-    ("config.yaml", "epohcs: 3", "config.yaml: unknown setting epohcs"), ("config.yaml", "seed: 1", "is missing"),
-])
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("run.json", None, "no run directory"),
+        ("run.json", "", "run.json: damaged"),
+        ("run.json", "[]", "no mapping"),
+        ("run.json", '{"format": "other"}', "format 'other', expected 'runyard-run-1'"),
+        ("run.json", '{"format": "runyard-run-1"}', r"damaged \(id or jobs\)"),
+        ("run.json", record(id="../victim"), r"run.json: damaged \(id '../victim': no plain name\)"),
+        ("run.json", record(id=".code"), "no plain name"),
+        ("run.json", record(id=""), "no plain name"),
+        ("run.json", record(id="a\0"), "no plain name"),
+        ("run.json", record(jobs={}), r"damaged \(id or jobs\)"),
+        ("run.json", record(jobs=[1]), r"damaged \(jobs: 1: no mapping with an id\)"),
+        ("run.json", record(jobs=[{"launcher": "slurm"}]), "no mapping with an id"),
+        ("run.json", record(jobs=[{"id": "abc", "launcher": "slurm"}]), "'abc' is no job of SLURM"),
+        ("run.json", record(jobs=[{"id": "7", "submitted": "noon"}]), "7: submitted='noon'"),
+        ("run.json", "[" * 100_000, "run.json: damaged"),
+        ("config.yaml", None, "lacks config.yaml"),
+        ("config.yaml", "", "no mapping"),
+        ("config.yaml", "a: [1", "config.yaml: damaged"),
+        ("config.yaml", "a: !!python/object/apply:os.getcwd []", "damaged"),
+        ("config.yaml", "epohcs: 3", "config.yaml: unknown setting epohcs"),
+        ("config.yaml", "seed: 1", "is missing"),
+    ],
+)
 def test_a_damaged_run_is_refused_with_the_file_named(
     create: Callable[..., Run], file: str, content: str | None, message: str
 ) -> None:
@@ -179,8 +205,9 @@ sys.stdin.read()
 
 def test_one_process_at_a_time_writes_a_run_and_its_death_frees_it(create: Callable[..., Run]) -> None:
     run = create()
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run.path)], stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=f"is being written by process {holder.pid} on "):
@@ -216,8 +243,9 @@ print(Run.create(config_from_dict(json.loads(sys.argv[1])), []).path)
 
 def says(code: str, python_path: Path, *args: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(python_path), "PYTHONSAFEPATH": "1"}
-    return subprocess.run([sys.executable, "-c", code, *args], env=environment, check=True, capture_output=True,
-                          text=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], env=environment, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def test_editing_the_checkout_after_creation_does_not_change_what_a_run_imports(
@@ -232,7 +260,10 @@ def test_editing_the_checkout_after_creation_does_not_change_what_a_run_imports(
     edited.write_text(edited.read_text() + "\nEDITED = True\n")
     (tmp_path / "cluster" / "job" / "train_job.py").unlink()
     ask = "import runyard.cluster; print(hasattr(runyard, 'EDITED'), runyard.__file__, runyard.cluster.__file__)"
-    assert says(ask, first.code_path) == f"False {first.code_path}/runyard/__init__.py {first.code_path}/runyard/cluster/__init__.py"
+    assert (
+        says(ask, first.code_path)
+        == f"False {first.code_path}/runyard/__init__.py {first.code_path}/runyard/cluster/__init__.py"
+    )
     assert (first.code_path / "runyard" / "cluster" / "job" / "train_job.py").is_file()
     assert says(ask, tmp_path / "src").startswith("True ")
     third = Run.open(says(CREATE, tmp_path / "src", json.dumps(settings)))

@@ -11,8 +11,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_TOOLS = [
-    "cat", "chmod", "cp", "dirname", "env", "find", "flock", "make", "mkdir", "mv", "rm", "sed", "sh", "sha256sum",
-    "tail"]
+    "cat",
+    "chmod",
+    "cp",
+    "dirname",
+    "env",
+    "find",
+    "flock",
+    "make",
+    "mkdir",
+    "mv",
+    "rm",
+    "sed",
+    "sh",
+    "sha256sum",
+    "tail",
+]
 
 # Each stand-in notes its arguments in $FAKES/calls; a file $FAKES/lacks/NAME says that the machine has no NAME.
 STAND_INS = {
@@ -75,10 +89,20 @@ class Machine:
 
     def make(self, target: str = "setup") -> subprocess.CompletedProcess[str]:
         (self.fakes / "calls").write_text("")
-        environment = {"PATH": str(self.bin), "HOME": str(self.folder), "FAKES": str(self.fakes),
-                       "POLICY_RC_D": str(self.fakes / "policy-rc.d")}
-        return subprocess.run([self.bin / "make", target], cwd=self.folder, env=environment, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True)
+        environment = {
+            "PATH": str(self.bin),
+            "HOME": str(self.folder),
+            "FAKES": str(self.fakes),
+            "POLICY_RC_D": str(self.fakes / "policy-rc.d"),
+        }
+        return subprocess.run(
+            [self.bin / "make", target],
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
 
     def calls(self, tool: str) -> list[str]:
         lines = (self.fakes / "calls").read_text().splitlines()
@@ -106,17 +130,32 @@ def test_a_complete_machine_gets_the_hash_checked_environment_without_root(machi
 def test_without_root_and_libraries_it_stops_at_once_and_names_every_remedy(machine: Machine) -> None:
     done = machine.lacks("root", "sudo", "uv", "pip", "venv", "pkg-config", "c++", "headers").make()
     assert done.returncode == 2
-    for words in ("OpenCV", "TurboJPEG", "C++ compiler", "Python.h", "uv", "slurm/environment.yml", "slurm/runyard.def",
-                  "opencv libjpeg-turbo pkg-config compilers",
-                  "pkg-config libopencv-dev libturbojpeg0-dev build-essential python3.11-dev python3.11-venv"):
+    for words in (
+        "OpenCV",
+        "TurboJPEG",
+        "C++ compiler",
+        "Python.h",
+        "uv",
+        "slurm/environment.yml",
+        "slurm/runyard.def",
+        "opencv libjpeg-turbo pkg-config compilers",
+        "pkg-config libopencv-dev libturbojpeg0-dev build-essential python3.11-dev python3.11-venv",
+    ):
         assert words in done.stderr
     assert len(done.stderr.splitlines()) <= 7  # make adds one
     assert machine.calls("uv") + machine.calls("apt-get") + machine.calls("python3") == []
     assert not (machine.folder / ".venv").exists()
 
 
-@pytest.mark.parametrize(("lacking", "package"), [("opencv4", "libopencv-dev"), ("libturbojpeg", "libturbojpeg0-dev"),
-                                                  ("c++", "build-essential"), ("headers", "python3.11-dev")])
+@pytest.mark.parametrize(
+    ("lacking", "package"),
+    [
+        ("opencv4", "libopencv-dev"),
+        ("libturbojpeg", "libturbojpeg0-dev"),
+        ("c++", "build-essential"),
+        ("headers", "python3.11-dev"),
+    ],
+)
 def test_one_missing_library_is_named_alone(machine: Machine, lacking: str, package: str) -> None:
     done = machine.lacks("root", "sudo", lacking).make()
     assert done.returncode == 2
@@ -158,11 +197,14 @@ def test_the_second_call_installs_nothing(machine: Machine) -> None:
     assert machine.calls("uv") == machine.calls("apt-get") == machine.calls("pkg-config") == []
 
 
-@pytest.mark.parametrize(("name", "old", "new", "again"), [
-    ("requirements.lock", "numba==", "numba==9", True),
-    ("pyproject.toml", '"runyard.cli.main:main"', '"runyard.cli.main:other"', True),
-    ("pyproject.toml", "line-length = ", "line-length = 9", False),  # .venv may be in use
-])
+@pytest.mark.parametrize(
+    ("name", "old", "new", "again"),
+    [
+        ("requirements.lock", "numba==", "numba==9", True),
+        ("pyproject.toml", '"runyard.cli.main:main"', '"runyard.cli.main:other"', True),
+        ("pyproject.toml", "line-length = ", "line-length = 9", False),  # .venv may be in use
+    ],
+)
 def test_a_changed_lock_or_project_is_installed(machine: Machine, name: str, old: str, new: str, again: bool) -> None:
     machine.make()
     path = machine.folder / name
@@ -211,8 +253,10 @@ def test_ffcv_built_against_other_os_libraries_is_built_again(machine: Machine) 
     assert any("--reinstall-package ffcv" in call for call in machine.calls("uv"))
 
 
-@pytest.mark.parametrize(("lacking", "way"), [
-    ((), "-m pip install -q --disable-pip-version-check --target build/uv uv"), (("pip",), "-m venv build/uv")])
+@pytest.mark.parametrize(
+    ("lacking", "way"),
+    [((), "-m pip install -q --disable-pip-version-check --target build/uv uv"), (("pip",), "-m venv build/uv")],
+)
 def test_uv_comes_by_pip_or_in_a_venv_where_it_is_missing(machine: Machine, lacking: tuple[str, ...], way: str) -> None:
     done = machine.lacks("root", "sudo", "uv", *lacking).make()
     assert done.returncode == 0, done.stderr
@@ -224,7 +268,9 @@ def test_slurms_packages_come_alone_and_start_no_service(machine: Machine) -> No
     done = machine.make("rehearsal-tools")
     assert done.returncode == 0, done.stderr
     assert machine.calls("apt-get") == [
-        "update", "install -y --no-install-recommends --no-remove slurm-wlm munge slurmdbd mariadb-server-core"]
+        "update",
+        "install -y --no-install-recommends --no-remove slurm-wlm munge slurmdbd mariadb-server-core",
+    ]
     assert machine.calls("uv") == []
     assert "exit 101" in (machine.fakes / "policy").read_text()  # as the packages found it
     assert not (machine.fakes / "policy-rc.d").exists()
@@ -249,14 +295,16 @@ def test_npm_is_installed_only_where_the_other_sources_failed(machine: Machine) 
 def test_only_one_set_up_at_a_time_works_on_a_checkout(machine: Machine) -> None:
     (machine.folder / "build").mkdir()
     lock = str(machine.folder / "build" / "setup.lock")
-    holder = subprocess.Popen(["flock", lock, "sh", "-c", "echo held; read line"], text=True,
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder = subprocess.Popen(
+        ["flock", lock, "sh", "-c", "echo held; read line"], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert holder.stdin and holder.stdout  # noqa: PT018  for the type checker
     holder.stdout.readline()
     (machine.fakes / "calls").write_text("")
     environment = {"PATH": str(machine.bin), "FAKES": str(machine.fakes)}
-    second = subprocess.Popen([machine.bin / "make", "setup"], cwd=machine.folder, env=environment, text=True,
-                              stderr=subprocess.PIPE)
+    second = subprocess.Popen(
+        [machine.bin / "make", "setup"], cwd=machine.folder, env=environment, text=True, stderr=subprocess.PIPE
+    )
     assert second.stderr
     assert "waiting for another set-up" in second.stderr.readline()
     assert machine.calls("uv") == []

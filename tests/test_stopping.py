@@ -51,7 +51,9 @@ def test_nothing_is_asked_at_first() -> None:
     ([signal.SIGUSR2, signal.SIGTERM], StopReason.TERM, "TERM"),
     ([signal.SIGTERM, signal.SIGUSR2], StopReason.TERM, "TERM"),
 ], ids=["USR2", "USR1", "TERM", "a cancel after a warning", "a warning after a cancel"])  # fmt: skip
-def test_a_signal_is_heard_and_a_persons_wish_comes_first(sent: list[signal.Signals], heard: StopReason, words: str) -> None:
+def test_a_signal_is_heard_and_a_persons_wish_comes_first(
+    sent: list[signal.Signals], heard: StopReason, words: str
+) -> None:
     stop = StopFlag()
     for number in sent:
         signal.raise_signal(number)

@@ -23,8 +23,12 @@ def outcome(folder: Path, text: str, ci: str) -> int:
     """Exit code of a suite that holds ``text`` beside this suite's own conftest."""
     shutil.copy(Path(__file__).with_name("conftest.py"), folder)
     (folder / "test_it.py").write_text(text)
-    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", folder, folder],
-                          env=os.environ | {"CI": ci}, capture_output=True, cwd=folder).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", folder, folder],
+        env=os.environ | {"CI": ci},
+        capture_output=True,
+        cwd=folder,
+    ).returncode
 
 
 @pytest.mark.parametrize("text", [SKIPPED, PASSED + SKIPPED, "import pytest\npytest.importorskip('no_such_module')\n"])

@@ -42,7 +42,9 @@ def sync_and_report(run_dir: str) -> str:
         return "" if run.config.tracking.mode == "auto" else _not_told(run, why)
     try:
         plan = sync.plan_sync(run)
-        url = None if plan.is_complete else sync.send_missing(plan, progress=lambda sent: None, warn=lambda message: None)
+        url = (
+            None if plan.is_complete else sync.send_missing(plan, progress=lambda sent: None, warn=lambda message: None)
+        )
         return f"W&B was told: {url}" if url else "W&B knows already"
     except UserError as error:
         raise UserError(_not_told(run, str(error))) from None

@@ -26,7 +26,9 @@ from runyard.runs.run import Run
 from runyard.training.stop_signals import HANG_EXIT_MARGIN_S, StopReason
 
 REQUEUE_EXIT_CODE = 75  # exit code: put this job back into the queue (sysexits.h calls it a temporary failure)
-MAX_RESTARTS_WITHOUT_PROGRESS = 3  # crashes and time limits in a row that a run is started again after, if it gets no further
+MAX_RESTARTS_WITHOUT_PROGRESS = (
+    3  # crashes and time limits in a row that a run is started again after, if it gets no further
+)
 LIMIT_REACHED = "its time limit, which leaves it no time to get further: set a longer cluster.timeout_min"
 FAILURE_FIELDS = ("message", "rank", "node", "step", "exception", "cause")  # of a failure, by the journal's stop row
 LOG_BEGAN = "RUNYARD_LOG_BEGAN"  # at which byte of the job's error log this start's words begin
@@ -99,8 +101,12 @@ def start_failure(rows: list[Row], began: float, step: int, first_end: Row) -> R
     stop = _stop_row(rows, began)
     start = next((row for row in reversed(rows) if row["event"] == "start" and row["t"] >= began), None)
     failure = {k: v for k in FAILURE_FIELDS if (v := stop.get(k)) is not None}
-    if "exception" not in failure and "cause" not in failure:  # nobody was left to say it, or it was not seen from there
-        failure = {**failure, **first_end} if "node" not in failure or failure["node"] == first_end.get("node") else failure
+    if (
+        "exception" not in failure and "cause" not in failure
+    ):  # nobody was left to say it, or it was not seen from there
+        failure = (
+            {**failure, **first_end} if "node" not in failure or failure["node"] == first_end.get("node") else failure
+        )
     if start is None:
         failure |= {"step": step, "before_first_step": True}
     elif failure.get("step") == start.get("step") is not None:
@@ -114,7 +120,9 @@ def _stop_row(rows: list[Row], began: float) -> Row:
     return last if last["event"] == "stop" and last["t"] >= began else {}
 
 
-def _after_a_crash(rows: list[Row], exit_code: int, step: int, failed: Row, job: sick_nodes.JobNodes) -> RequeueDecision:
+def _after_a_crash(
+    rows: list[Row], exit_code: int, step: int, failed: Row, job: sick_nodes.JobNodes
+) -> RequeueDecision:
     earlier = [row["failure"] for row in _rows_since_given_up(rows) if isinstance(row.get("failure"), dict)]
     left_out = [row for row in rows if row["event"] == "exclude"]
     sick = sick_nodes.exclusion_reason(failed, earlier)
@@ -162,7 +170,13 @@ def _restarts_without_progress(rows: list[Row], step: int) -> int:
 
 
 def finish_job(
-    run_dir: str, exit_code: int, *, preempted: bool, time_limit_hit: bool = False, failure: str = "", exclude: Path | None = None
+    run_dir: str,
+    exit_code: int,
+    *,
+    preempted: bool,
+    time_limit_hit: bool = False,
+    failure: str = "",
+    exclude: Path | None = None,
 ) -> int:
     """Judge, and write down what was decided. Returns ``REQUEUE_EXIT_CODE``, or the batch script's exit code.
 
@@ -176,10 +190,16 @@ def finish_job(
         return exit_code or FAILED
     step, evaluated = newest_step(run), newest_evaluated(run)
     # An evaluation longer than the time limit gets further, too, and its step stays the same.
-    rows = [row for row in journal.read_journal(run.journal_path)[0] if not evaluated or _evaluated(row) in (None, evaluated)]
+    rows = [
+        row
+        for row in journal.read_journal(run.journal_path)[0]
+        if not evaluated or _evaluated(row) in (None, evaluated)
+    ]
     began, end, log_began = (os.environ.get(name, "") for name in ("RUNYARD_BEGAN", "SLURM_JOB_END_TIME", LOG_BEGAN))
     past_time_limit = end.isdigit() and time.time() >= int(end) - HANG_EXIT_MARGIN_S
-    first_end = task_ends.first_task_exit(Path(os.path.realpath("/proc/self/fd/2")), int(log_began)) if log_began else {}
+    first_end = (
+        task_ends.first_task_exit(Path(os.path.realpath("/proc/self/fd/2")), int(log_began)) if log_began else {}
+    )
     job = sick_nodes.JobNodes.read(failure)
     verdict = decide_requeue(
         rows, exit_code, step, preempted=preempted, time_limit_hit=time_limit_hit, past_time_limit=past_time_limit, began=float(began or 0), first_end=first_end,

@@ -43,7 +43,11 @@ def repeated_failure(failure: Row, earlier: Sequence[Row], *, same_node: bool) -
         same_node: Whether one on the same node counts, too, which may be that node's fault.
     """
     cause = known_causes.cause_of(failure)
-    if failure.get("exception") is None or failure.get("step") is None or (cause and cause.retry is RetryAdvice.ELSEWHERE):
+    if (
+        failure.get("exception") is None
+        or failure.get("step") is None
+        or (cause and cause.retry is RetryAdvice.ELSEWHERE)
+    ):
         return None
     same = [f for f in earlier if all(f.get(key) == failure.get(key) for key in ("exception", "cause", "step"))]
     return next((f for f in same if same_node or f.get("node") not in (None, failure.get("node"))), None)

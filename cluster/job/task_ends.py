@@ -46,7 +46,9 @@ def last_line(text: str) -> str:
 
 def _exit_name(words: str) -> str:
     code = re.fullmatch(r"Exited with exit code (\d+)", words)
-    return known_causes.describe_exit(int(code[1])) if code else SIGNALS.get(words.removesuffix(" (core dumped)"), words)
+    return (
+        known_causes.describe_exit(int(code[1])) if code else SIGNALS.get(words.removesuffix(" (core dumped)"), words)
+    )
 
 
 def _failure(how: str, said: str) -> dict[str, Any]:

@@ -42,7 +42,11 @@ SBATCH_VARIABLES = {
     "requeue": ("REQUEUE", "NO_REQUEUE"),
     "no-requeue": ("REQUEUE", "NO_REQUEUE"),
 }
-FOREIGN_SBATCH_VARIABLES = ("WAIT", "ARRAY_INX", "TEST_ONLY")  # what no submission of ours is, whatever the environment says
+FOREIGN_SBATCH_VARIABLES = (
+    "WAIT",
+    "ARRAY_INX",
+    "TEST_ONLY",
+)  # what no submission of ours is, whatever the environment says
 SBATCH_SUBMIT_TIMEOUT_S = 60.0  # for sbatch, which a busy controller keeps waiting
 
 
@@ -145,7 +149,9 @@ class SbatchJob:
         while True:
             said, refusal = "", None
             try:
-                said = run_query("sbatch", str(self.path), timeout_s=SBATCH_SUBMIT_TIMEOUT_S, env=env, keep_open=held_locks)
+                said = run_query(
+                    "sbatch", str(self.path), timeout_s=SBATCH_SUBMIT_TIMEOUT_S, env=env, keep_open=held_locks
+                )
             except QueryError as error:
                 refusal = error
             if numbers := self._queued_job_ids():
@@ -202,7 +208,7 @@ class SbatchJob:
         # set +e: where a line of env_setup set it, the script would end with srun and requeue nothing.
         begin = f". {shlex.quote(str(self._scripts / 'begin.sh'))}"
         # Each task reads its pickle by the job's number, which nobody knows before sbatch answers, if ever it does.
-        element = '${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}'
+        element = "${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
         pickle = f'ln -sf {self.path.stem}"{element}".pkl {shlex.quote(str(self.folder))}/"$job"_submitted.pkl'
         return [*self.cluster.env_setup, "set +e", private, owner_check, snapshot, root, begin, pickle]
 

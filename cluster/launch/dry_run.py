@@ -37,7 +37,9 @@ def print_plan(plan: SubmissionPlan, *, as_json: bool) -> None:
 
 def _words(plan: SubmissionPlan, tasks: int, gpus: int, hours: float) -> str:
     c = plan.config.cluster
-    points = f"{len(plan.configs)} runs, at most {c.array_parallelism} at once, each on " if len(plan.configs) > 1 else ""
+    points = (
+        f"{len(plan.configs)} runs, at most {c.array_parallelism} at once, each on " if len(plan.configs) > 1 else ""
+    )
     nodes = f"{c.nodes} node{'s' * (c.nodes > 1)}" if c.launcher == "slurm" else "this machine"
     share = plan.config.batch_size // (tasks * c.nodes)
     cost = f"{hours * gpus:g} GPU-hours" if gpus else f"{hours * tasks * (c.cpus_per_task or 1):g} core-hours"

@@ -79,7 +79,9 @@ def plan_submission(
     needs_data = after is None and not dry_run
     prepare = manifest.prepare_command(first.overrides)
     # As many as the grid has: to compose a thousand takes a minute, and what SLURM would refuse shows in the first.
-    preflight(check_context([first.config] * len(grid), prepare, after, needs_data=needs_data), include_slurm=not dry_run)
+    preflight(
+        check_context([first.config] * len(grid), prepare, after, needs_data=needs_data), include_slurm=not dry_run
+    )
     if (doubt := python_warning(first.config)) is not None:
         print(f"runyard: warning: {doubt}", file=sys.stderr, flush=True)
     points = [first, *map(compose, grid[1:])]
@@ -116,7 +118,9 @@ def submit(plan: SubmissionPlan) -> list[tuple[Run, JobHandle]]:
         raise
 
 
-def start_local(point: Composed, sweep: str | None = None, assignment: SweepAssignment | None = None) -> tuple[Run, JobHandle]:
+def start_local(
+    point: Composed, sweep: str | None = None, assignment: SweepAssignment | None = None
+) -> tuple[Run, JobHandle]:
     """Create one run, alone or as a point of a ``sweep``, and start it on this machine."""
     run = create_run(point, sweep, assignment)
     return run, launch(run)
@@ -171,7 +175,10 @@ def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, truste
     with submission_lock(run.path, run.cli_reference) as lock:
         run.reload()  # as another command may have left it
         require_resumable(run)
-        for said in (own_code.restore_code(run, trusted=trusted), skipped_checkpoints_warning(run, from_scratch=from_scratch)):
+        for said in (
+            own_code.restore_code(run, trusted=trusted),
+            skipped_checkpoints_warning(run, from_scratch=from_scratch),
+        ):
             if said is not None:
                 print(f"runyard: {said}", file=sys.stderr, flush=True)
         config, all_overrides = _apply_overrides(run, overrides)

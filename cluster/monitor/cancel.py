@@ -56,7 +56,9 @@ def cancel(run: RunSummary, wait_s: float, console: Console) -> CancelResult:
     """
     with submission_lock(run.path, run.reference):  # what another command is submitting is on the queue, or is not
         found = read_run_summary(run.path)
-        now = run_status(found, wait_s=RETRY_TIMEOUT_S if found.on_slurm or found.pending_submission else 0, holds_locks=True)
+        now = run_status(
+            found, wait_s=RETRY_TIMEOUT_S if found.on_slurm or found.pending_submission else 0, holds_locks=True
+        )
     run = now.run
     if now.error:
         raise UserError(f"run {run.id}: {now.error}")

@@ -18,7 +18,9 @@ LOG_POLL_S = 0.5
 LOGS_QUEUE_POLL_S = 10.0  # a controller answers many
 CONFIRM_END_S = 3.0  # a job that is put back into the queue is out of it for a moment
 # How submitit begins a task's output, at each start: logs are appended to.
-SUBMITIT_START_LINE = re.compile(r"submitit INFO \((?P<at>[\d :-]+),\d+\) - Starting with Job.*hostname=(?P<host>[^,)]+)")
+SUBMITIT_START_LINE = re.compile(
+    r"submitit INFO \((?P<at>[\d :-]+),\d+\) - Starting with Job.*hostname=(?P<host>[^,)]+)"
+)
 
 
 @dataclass(frozen=True)

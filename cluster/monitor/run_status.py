@@ -92,8 +92,14 @@ def query_slurm(
         wait_s: How long to ask again while the controller is away.
         held: Who asks holds these runs' locks (``runyard.cluster.slurm.submission``).
     """
-    asked = [run for run in runs if not run.finished_for_good and (run.on_slurm or run.pending_submission or not run.record["jobs"])]
-    squeue_answer = queue.all_user_jobs([n for run in asked for n in run.slurm_jobs], wait_s) if asked else JobAnswer({})
+    asked = [
+        run
+        for run in runs
+        if not run.finished_for_good and (run.on_slurm or run.pending_submission or not run.record["jobs"])
+    ]
+    squeue_answer = (
+        queue.all_user_jobs([n for run in asked for n in run.slurm_jobs], wait_s) if asked else JobAnswer({})
+    )
     again: dict[Path, RunSummary] = {}
     for run in asked:
         with contextlib.suppress(UserError):  # gone since: as it was a moment ago
@@ -137,8 +143,12 @@ def derive_status(run: RunSummary, squeue_answer: JobAnswer, sacct_answer: JobAn
     if run.end_recorded:
         return _status_of_ended_run(run, here, job)
     if squeue_answer.error and (run.on_slurm or run.pending_submission):
-        return RunStatus(run, "unknown", f"SLURM was not asked: {squeue_answer.error}", nodes=here, error=squeue_answer.error)
-    if job is None and (writer := run.lease_holder_text()) is not None:  # of another machine, or a job that SLURM hides from us
+        return RunStatus(
+            run, "unknown", f"SLURM was not asked: {squeue_answer.error}", nodes=here, error=squeue_answer.error
+        )
+    if (
+        job is None and (writer := run.lease_holder_text()) is not None
+    ):  # of another machine, or a job that SLURM hides from us
         return RunStatus(run, "running", f"running: {writer}", nodes=here)
     if not run.job and not run.starts:
         words = f"not submitted: runyard resume {run.reference}"
@@ -146,10 +156,14 @@ def derive_status(run: RunSummary, squeue_answer: JobAnswer, sacct_answer: JobAn
             words = f"its submission is under way, or was cut off: see `squeue`, or runyard resume {run.reference}"
         return RunStatus(run, "new", words)
     if job is None and sacct_answer.error and run.on_slurm:
-        words = f"its job is gone, and nobody says how ({sacct_answer.error}); go on with: runyard resume {run.reference}"
+        words = (
+            f"its job is gone, and nobody says how ({sacct_answer.error}); go on with: runyard resume {run.reference}"
+        )
         return RunStatus(run, "unknown", words, nodes=here, error=sacct_answer.error)
     vanished_job = accounting_job(run, sacct_answer) or job  # accounting knows more of how, squeue of why
-    return _status_of_vanished_job(run, replace(vanished_job, reason=job.reason) if vanished_job and job else vanished_job, here)
+    return _status_of_vanished_job(
+        run, replace(vanished_job, reason=job.reason) if vanished_job and job else vanished_job, here
+    )
 
 
 def _status_of_pending_job(run: RunSummary, job: JobInfo, accounted: JobInfo | None, now: float) -> RunStatus:
@@ -210,7 +224,11 @@ def _status_of_ended_run(run: RunSummary, here: tuple[str, ...], job: JobInfo | 
         if job is not None and job.reason.startswith(SCRIPT_KILLED):  # its tasks were then told to end, by no person
             cause = f"its batch script was killed: {job.reason}"
         step = run.last_checkpoint_step
-        at = f"stopped at step {step}, saved{run.checkpoint_warning}" if step is not None else "stopped before the first step"
+        at = (
+            f"stopped at step {step}, saved{run.checkpoint_warning}"
+            if step is not None
+            else "stopped before the first step"
+        )
         words = f"{at}{f' ({message or cause})' if message or cause else ''}; {on}"
         return RunStatus(run, "stopped", words, last.get("cause"), nodes=here)
     if last.get("reason") == "finished":
@@ -222,13 +240,19 @@ def _status_of_ended_run(run: RunSummary, here: tuple[str, ...], job: JobInfo | 
 def _status_of_vanished_job(run: RunSummary, job: JobInfo | None, here: tuple[str, ...]) -> RunStatus:
     """Its job is gone and the journal has no end of it: what SLURM says instead, or nobody does."""
     on = f"go on with: runyard resume {run.reference}"
-    step = f", saved at step {run.last_checkpoint_step}{run.checkpoint_warning}" if run.last_checkpoint_step is not None else ""
+    step = (
+        f", saved at step {run.last_checkpoint_step}{run.checkpoint_warning}"
+        if run.last_checkpoint_step is not None
+        else ""
+    )
     why = job_states.end_reason(job) if job else ""
     if job is not None and job.state == "CANCELLED":
         waited = run.last_event["event"] != "start"
         reason = job.reason if job.reason == "DependencyNeverSatisfied" else None
         why = "cancelled: the job it was to follow failed" if reason else why
-        return RunStatus(run, "cancelled", f"{why}{' while it waited' if waited else ''}{step}; {on}", reason, job, here)
+        return RunStatus(
+            run, "cancelled", f"{why}{' while it waited' if waited else ''}{step}; {on}", reason, job, here
+        )
     said = run.last_error_line()
     sacct_answer = f"its batch script ended: {known_causes.exit_text(job.end)}" if job is not None and job.end else ""
     why = why or "died without a word" + (f": {said or sacct_answer}" if said or sacct_answer else "")

@@ -71,7 +71,9 @@ class StatusView:
         self.statuses = []
         for s in found:
             with contextlib.suppress(UserError):  # a person removed it; one that was named is told of at the next look
-                self.statuses.append(derive_status(read_run_summary(s.run.path), *self._answers, time.time()) if s.active else s)
+                self.statuses.append(
+                    derive_status(read_run_summary(s.run.path), *self._answers, time.time()) if s.active else s
+                )
 
     def table(self, width: int, lines: int | None) -> Text:
         """What fits ``lines`` of a terminal, None for all, with a word on what does not."""
@@ -138,7 +140,10 @@ def status_table(shown: Sequence[RunStatus], among: Sequence[str], width: int) -
     for brief, too_many in ((False, ()), (True, ()), (True, OPTIONAL_COLUMNS)):
         columns = [k for k in columns if k not in too_many]
         rows = [tuple(map(printable, _cells(s, short[s.run.id], brief))) for s in shown]
-        widths = [max(len(text) for text in (*COLUMN_HEADINGS[k], *(row[k] for row in rows))) for k in range(len(COLUMN_HEADINGS))]
+        widths = [
+            max(len(text) for text in (*COLUMN_HEADINGS[k], *(row[k] for row in rows)))
+            for k in range(len(COLUMN_HEADINGS))
+        ]
         taken = sum(widths[k] for k in columns) + len(columns) - 1
         if taken <= width:
             break

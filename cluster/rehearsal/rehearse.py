@@ -124,7 +124,9 @@ class Rehearsal:
         start = starts(run)[-1]
         requeues = [row for row in journal_rows(run) if row["event"] == "requeue" and row["t"] > at]
         by = "its script" if requeues else "SLURM"
-        reached = max(row.get("step", 0) for row in journal_rows(run) if row["event"] != "start" and row["t"] < start["t"])
+        reached = max(
+            row.get("step", 0) for row in journal_rows(run) if row["event"] != "start" and row["t"] < start["t"]
+        )
         found = Interruption(what, reached, by, start["step"], reached - start["step"], start["t"] - at)
         self.say(f"requeued by {by}, resumed at step {found.resumed_at}, {found.lost_s:.0f} s lost")
         return found
@@ -138,7 +140,9 @@ class Rehearsal:
             if time.monotonic() > deadline:
                 logs = sorted((run.path / "slurm").glob("*_log.err"))
                 words = [line for log in logs for line in log.read_text(errors="replace").splitlines()[-1:]]
-                raise UserError(f"no progress within {STAGE_TIMEOUT_S:g} s; the tasks said: {'; '.join(words) or 'nothing'}")
+                raise UserError(
+                    f"no progress within {STAGE_TIMEOUT_S:g} s; the tasks said: {'; '.join(words) or 'nothing'}"
+                )
             time.sleep(0.1)
 
 
@@ -239,8 +243,6 @@ def print_result(result: RehearsalResult, *, as_json: bool) -> None:
     for heading in ("interrupted by", "at step", "requeued by", "resumed at", "steps lost", "seconds lost"):
         table.add_column(heading, justify="left" if heading.endswith("by") else "right", no_wrap=True)
     for i in result.interruptions:
-        table.add_row(
-            i.what, str(i.at_step), i.requeued_by, str(i.resumed_at), str(i.lost_steps), f"{i.lost_s:.0f}"
-        )
+        table.add_row(i.what, str(i.at_step), i.requeued_by, str(i.resumed_at), str(i.lost_steps), f"{i.lost_s:.0f}")
     Console().print(table)
     print(f"final weights {'equal' if result.equal else 'DIFFER from'} those of the undisturbed rehearsal")

@@ -190,7 +190,9 @@ class SlurmSandbox:
             user=self._user,
             controller_port=self._ports[0],
             nodes=dict(zip(self.nodes, self._ports[2:], strict=True)),
-            accounting=accounting.SLURM_CONF_LINES.format(folder=self.folder, port=self._ports[1]) if self._accounting else "",
+            accounting=accounting.SLURM_CONF_LINES.format(folder=self.folder, port=self._ports[1])
+            if self._accounting
+            else "",
             preempt_signal=self._preempt_signal_now,
         )
 

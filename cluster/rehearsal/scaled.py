@@ -62,7 +62,9 @@ def scale_down(overrides: list[str], say: Callable[[str], None]) -> Composed:
         "cluster.tasks_per_node": str(tasks),
     }
     kept = [o for o in asked.overrides if not o.startswith(("data=", "data.", "tracking=", "tracking.", *tiny))]
-    return compose([*kept, "tracking=none", *(f"{name}={value}" for name, value in tiny.items()), *TIME_LIMIT_OVERRIDES])
+    return compose(
+        [*kept, "tracking=none", *(f"{name}={value}" for name, value in tiny.items()), *TIME_LIMIT_OVERRIDES]
+    )
 
 
 def max_tasks() -> int:
@@ -96,7 +98,9 @@ def check_sandbox_limits(cluster: ClusterConfig, tasks: int) -> None:
     """
     for name in SITE_SETTINGS:
         if value := getattr(cluster, name):
-            raise UserError(f"cluster.{name}={format_literal(value)}: the throwaway cluster knows no such name; leave it out")
+            raise UserError(
+                f"cluster.{name}={format_literal(value)}: the throwaway cluster knows no such name; leave it out"
+            )
     for partition in (cluster.partition or PARTITIONS[0]).split(","):
         if partition not in PARTITIONS:
             raise UserError(

@@ -71,7 +71,11 @@ def write_slurm_conf(
         preempt_signal: Whether a preempted job is signalled, and has ``GRACE_S`` from then.
     """
     grace_s = PREEMPT_GRACE_S if preempt_signal else 0
-    text = CONFIGURATION.format(controller=CONTROLLER_HOST, port=controller_port, folder=folder, user=user, grace=grace_s)
-    text += "".join(NODE_TEMPLATE.format(name=name, port=port, cpus=CPUS, memory_mb=MEMORY_MB) for name, port in nodes.items())
+    text = CONFIGURATION.format(
+        controller=CONTROLLER_HOST, port=controller_port, folder=folder, user=user, grace=grace_s
+    )
+    text += "".join(
+        NODE_TEMPLATE.format(name=name, port=port, cpus=CPUS, memory_mb=MEMORY_MB) for name, port in nodes.items()
+    )
     (folder / "slurm.conf").write_text(text + accounting + (PREEMPT_SIGNAL if preempt_signal else ""))
     (folder / "gres.conf").write_text(GRES_CONF)

@@ -15,7 +15,17 @@ from runyard.errors import UserError
 
 RANGE_PATTERN = re.compile(r"\+*(?P<name>[\w.]+)=(?P<word>log|uniform|int|logint|choice)\((?P<inside>.*)\)")
 UNCLOSED_RANGE = re.compile(r"\+*[\w.]+=(log|uniform|logint|choice)\((?!.*\)$)")
-UNSEARCHABLE_SETTINGS = ("cluster", "checkpoint", "tracking", "data", "runs_dir", "experiment", "workers", "loader", "eval_batch_size")
+UNSEARCHABLE_SETTINGS = (
+    "cluster",
+    "checkpoint",
+    "tracking",
+    "data",
+    "runs_dir",
+    "experiment",
+    "workers",
+    "loader",
+    "eval_batch_size",
+)
 EXAMPLE = "as optim.lr=log(1e-3,1)"
 
 Space = dict[str, BaseDistribution]

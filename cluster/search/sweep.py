@@ -86,7 +86,9 @@ class Search:
         for trial in self._study.open_trials:
             path = self._runs.get(trial.number)
             now = None if path is None else run_status(read_run_summary(path))
-            if now is None or not (now.active or now.state in ("finished", "failed", "unknown") or _is_marked_pruned(trial)):
+            if now is None or not (
+                now.active or now.state in ("finished", "failed", "unknown") or _is_marked_pruned(trial)
+            ):
                 again.append(trial)
         if again:
             self._start_trials(again)

@@ -83,7 +83,9 @@ def _limit(code: str) -> str | None:
     if "Wall" in what and kind == "Max":
         return f"longer than {of} allows one job: {RESUBMIT_WITH} a smaller cluster.timeout_min"
     if kind == "Grp" and "Minutes" in what:
-        return f"{of} has used up its time on {_resource_name(what)}: wait for the new period, or ask those who grant it"
+        return (
+            f"{of} has used up its time on {_resource_name(what)}: wait for the new period, or ask those who grant it"
+        )
     if kind == "Grp" or "PerUser" in what or "PerAcc" in what or "Jobs" in what:
         who, whose_own = ("you have", of) if "PerUser" in what else (f"{of} has", "it")
         return f"{who} as many {_resource_name(what)} in use as {whose_own} allows at a time: it waits for jobs to end"

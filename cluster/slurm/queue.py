@@ -201,7 +201,9 @@ def parse_sacct(text: str) -> dict[str, JobInfo]:
             continue
         before = (*jobs[job].earlier_states, jobs[job].state) if job in jobs else ()
         seconds = int(elapsed) if elapsed.isdigit() else None
-        jobs[job] = JobInfo(job, name, state, "", seconds, None, parse_time(start), expand_hostlist(nodes), before, _exit_text(code))
+        jobs[job] = JobInfo(
+            job, name, state, "", seconds, None, parse_time(start), expand_hostlist(nodes), before, _exit_text(code)
+        )
     return jobs
 
 

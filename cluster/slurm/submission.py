@@ -36,6 +36,7 @@ def submission_lock(run: Path, reference: str) -> Iterator[int | None]:
     Raises:
         UserError: another one has been at it for minutes, or the directory cannot be written.
     """
+
     def say() -> None:
         print(f"runyard: another command is submitting run {reference}: waiting for it", file=sys.stderr, flush=True)
 
@@ -86,7 +87,9 @@ def resolve_pending(run: Path, waiting: JobAnswer, starts: list[Row], *, held: b
             _conclude(record, _submitted_job(pending, waiting.jobs_of(run), starts, record["jobs"]))
 
 
-def _submitted_job(pending: dict[str, Any], jobs: list[JobInfo], starts: list[Row], noted: list[dict[str, Any]]) -> str | None:
+def _submitted_job(
+    pending: dict[str, Any], jobs: list[JobInfo], starts: list[Row], noted: list[dict[str, Any]]
+) -> str | None:
     """The job that a submission came to, of those that SLURM knows or that trained since; None: it came to none."""
     for job in reversed(jobs):  # the oldest, where sbatch was heard twice
         if job.command.endswith(f"/{script_name(pending['token'])}"):

@@ -11,4 +11,5 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
+
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit codes; 0 is done

@@ -13,11 +13,18 @@ from pathlib import Path
 
 LOCK_POLL_S = 0.1
 WAIT_NOTICE_AFTER_S = 3.0
-NO_LOCK_ERRNOS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}  # what a file system that has none answers
+NO_LOCK_ERRNOS = {
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.ENOLCK,
+    errno.EINVAL,
+}  # what a file system that has none answers
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path, wait_s: float = math.inf, on_wait: Callable[[], None] = lambda: None) -> Iterator[int | None]:
+def exclusive_lock(
+    path: Path, wait_s: float = math.inf, on_wait: Callable[[], None] = lambda: None
+) -> Iterator[int | None]:
     """Within the block no other process is in a block on the same ``path``, a file that is made for it and stays.
 
     Gives the open file, which a child may be made to hold too; None where the file system has no locks, and so

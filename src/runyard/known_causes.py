@@ -22,7 +22,9 @@ TORCH_FRAMES = re.compile(
     r"\n?\s*(Exception raised from |frame #\d|C\+\+ CapturedTraceback|CUDA kernel errors might be async|"
     r"For debugging consider passing|Compile with `TORCH_USE_CUDA_DSA`|Search for `cuda\w+' in https)"
 )
-SOURCE_LOCATION = re.compile(r"\[[^\]\s]*\.(?:cc|cpp|cu|h|hpp):\d+\]\s*")  # [../third_party/gloo/gloo/transport/tcp/pair.cc:534]
+SOURCE_LOCATION = re.compile(
+    r"\[[^\]\s]*\.(?:cc|cpp|cu|h|hpp):\d+\]\s*"
+)  # [../third_party/gloo/gloo/transport/tcp/pair.cc:534]
 
 
 class RetryAdvice(enum.Enum):

@@ -40,9 +40,17 @@ class Images:
     read: Callable[[int, int], np.ndarray]
 
 
-def predict_to_csv(run: Run, images: Path, out: Path, *, which: Literal["last", "best"] = "last", flip_tta: bool = False,
-            columns: tuple[str, ...] = ("ID", "Labels"), labels: Literal["index", "name"] = "index",
-            batch_size: int | None = None) -> int:
+def predict_to_csv(
+    run: Run,
+    images: Path,
+    out: Path,
+    *,
+    which: Literal["last", "best"] = "last",
+    flip_tta: bool = False,
+    columns: tuple[str, ...] = ("ID", "Labels"),
+    labels: Literal["index", "name"] = "index",
+    batch_size: int | None = None,
+) -> int:
     """Label every image of ``images`` and write ``out``: a header, then one row per image in input order.
 
     ``images`` is one of
@@ -70,25 +78,31 @@ def predict_to_csv(run: Run, images: Path, out: Path, *, which: Literal["last", 
     source = open_images(images, data.image_size)
     repeated = [name for name, count in Counter(source.ids).most_common(1) if count > 1]
     if repeated:
-        raise UserError(f"--images {printable_path(images)}: two images have the ID {repeated[0]!r}; rename one of them")
+        raise UserError(
+            f"--images {printable_path(images)}: two images have the ID {repeated[0]!r}; rename one of them"
+        )
     network = load_network(run, which)
     batch_size = batch_size or run.config.eval_batch_size
     predicted = predict_classes(run, network, data, source, flip_tta=flip_tta, batch_size=batch_size)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows((name, data.classes[at] if labels == "name" else at)
-                     for name, at in zip(source.ids, predicted, strict=True))
+    writer.writerows(
+        (name, data.classes[at] if labels == "name" else at) for name, at in zip(source.ids, predicted, strict=True)
+    )
     try:
         write_atomic(out, table.getvalue())
     except OSError as error:
-        raise UserError(f"--out {printable_path(out)}: cannot write it ({error.strerror}); choose another place") from error
+        raise UserError(
+            f"--out {printable_path(out)}: cannot write it ({error.strerror}); choose another place"
+        ) from error
     return len(predicted)
 
 
 @torch.no_grad()
-def predict_classes(run: Run, network: torch.nn.Module, data: manifest.Manifest, source: Images, *, flip_tta: bool,
-          batch_size: int) -> list[int]:
+def predict_classes(
+    run: Run, network: torch.nn.Module, data: manifest.Manifest, source: Images, *, flip_tta: bool, batch_size: int
+) -> list[int]:
     """The class index of each image, computed as the run's evaluation computes it, on a GPU if there is one."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -106,8 +120,14 @@ def predict_classes(run: Run, network: torch.nn.Module, data: manifest.Manifest,
             return network(x if run.config.channels_last else x.contiguous()).float()  # type: ignore[no-any-return]
 
     predicted: list[int] = []
-    bar = Progress(TextColumn("labelling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                   console=Console(stderr=True), transient=True)
+    bar = Progress(
+        TextColumn("labelling"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
     with bar:
         task = bar.add_task("labelling", total=len(source.ids))
         for start in range(0, len(source.ids), batch_size):
@@ -138,10 +158,14 @@ def open_images(path: Path, image_size: int) -> Images:
             raise UserError(f"--images {printable_path(path)}: a file of another kind; {EXPECTED_INPUT}")
         arrays = _npz(path) if head.startswith(b"PK") else _pickle(path)
     except OSError as error:
-        raise UserError(f"--images {printable_path(path)}: cannot read it ({error.strerror or error}); {EXPECTED_INPUT}") from None
+        raise UserError(
+            f"--images {printable_path(path)}: cannot read it ({error.strerror or error}); {EXPECTED_INPUT}"
+        ) from None
     except (ValueError, EOFError) as error:
         reason = (str(error).splitlines() or ["cut short"])[0]
-        raise UserError(f"--images {printable_path(path)}: damaged, or not plain numbers ({reason}); {EXPECTED_INPUT}") from None
+        raise UserError(
+            f"--images {printable_path(path)}: damaged, or not plain numbers ({reason}); {EXPECTED_INPUT}"
+        ) from None
     key = next((key for key in ARRAY_KEYS if key in arrays), None)
     if key is None and len(arrays) == 1:
         key = next(iter(arrays))
@@ -156,20 +180,26 @@ def _data(run: Run) -> manifest.Manifest:
     try:
         return manifest.read_manifest(path, RUN_HINT)
     except FileNotFoundError:
-        raise UserError(f"run {run.id} has not been trained (no data.json): runyard resume {run.cli_reference}") from None
+        raise UserError(
+            f"run {run.id} has not been trained (no data.json): runyard resume {run.cli_reference}"
+        ) from None
 
 
 def _folder(folder: Path, image_size: int) -> Images:
     files = sorted((p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()), key=_natural)
     if not files:
-        raise UserError(f"--images {printable_path(folder)}: no files in it; expected a folder of images, not of folders")
+        raise UserError(
+            f"--images {printable_path(folder)}: no files in it; expected a folder of images, not of folders"
+        )
     pool = ThreadPoolExecutor(cpus())
 
     def one(path: Path) -> np.ndarray:
         try:
             return resize_and_crop(decode_image(path)[0], image_size)
         except BrokenImageError as error:
-            raise UserError(f"{printable_path(path)}: cannot be read as an image ({error}); mend or remove it") from None
+            raise UserError(
+                f"{printable_path(path)}: cannot be read as an image ({error}); mend or remove it"
+            ) from None
 
     def read(start: int, stop: int) -> np.ndarray:
         return np.stack(list(pool.map(one, files[start:stop])))
@@ -225,8 +255,10 @@ def _from_array(array: Any, ids: Any, path: Path, size: int) -> Images:
         raise UserError(f"--images {printable_path(path)}: no images in it; {ARRAY_HELP}")
     height, width = shape[1:3] if last else shape[2:4]
     if (height, width) != (size, size):
-        raise UserError(f"--images {printable_path(path)}: images of {width}x{height} px, and the run's have {size}x{size}; "
-                        "resize them, or give a folder of image files")
+        raise UserError(
+            f"--images {printable_path(path)}: images of {width}x{height} px, and the run's have {size}x{size}; "
+            "resize them, or give a folder of image files"
+        )
 
     def read(start: int, stop: int) -> np.ndarray:
         taken = array.rows(range(start, stop)) if isinstance(array, ArrayFile) else array[start:stop]

@@ -31,7 +31,9 @@ class SlurmRejected(QueryError):
 
 def clean_environment() -> dict[str, str]:
     """This process's, without what its user's habits or an allocation would add to what SLURM's commands are asked."""
-    others = (*USER_PREFERENCE_PREFIXES, "SLURM_") if "SLURM_JOB_ID" in os.environ else USER_PREFERENCE_PREFIXES  # of the allocation we are in
+    others = (
+        (*USER_PREFERENCE_PREFIXES, "SLURM_") if "SLURM_JOB_ID" in os.environ else USER_PREFERENCE_PREFIXES
+    )  # of the allocation we are in
     return {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(others)}
 
 

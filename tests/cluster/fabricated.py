@@ -46,8 +46,16 @@ class Folder:
         for program in ("squeue", "sacct"):
             slurm.program(program, f'cat "$here/{program}.txt" 2>/dev/null; exit 0')
 
-    def run(self, *rows: Row, job: str | None = "12", launcher: str = "slurm", name: str = "paper",
-            progress: Row | None = None, submitted: float = 0.0, **record: Any) -> Path:
+    def run(
+        self,
+        *rows: Row,
+        job: str | None = "12",
+        launcher: str = "slurm",
+        name: str = "paper",
+        progress: Row | None = None,
+        submitted: float = 0.0,
+        **record: Any,
+    ) -> Path:
         """One more run, made a minute after the one before. Its rows' times count from then, its job's as well."""
         made = BEGAN + 60 * self.made
         run_id = f"20260921-{self.made:06d}-{name}-ab12"

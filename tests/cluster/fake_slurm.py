@@ -32,7 +32,9 @@ printf '%s|%s|%s|%s\\n' $number "$(sed -n 's/^#SBATCH --job-name=//p' "$1")" \\
 [ ! -e "$here/banner" ] || cat "$here/banner"
 [ -e "$here/silent" ] || echo "Submitted batch job $number"
 """
-SQUEUE = AWAY + """
+SQUEUE = (
+    AWAY
+    + """
 mine= format=
 for word in "$@"; do
     case $word in
@@ -49,7 +51,10 @@ while IFS='|' read -r number name last script; do
     done
 done < "$here/queue"
 """
-SCANCEL = AWAY + """
+)
+SCANCEL = (
+    AWAY
+    + """
 for word in "$@"; do
     case $word in
     --*) ;;
@@ -57,7 +62,10 @@ for word in "$@"; do
     esac
 done
 """
-SCONTROL = AWAY + """
+)
+SCONTROL = (
+    AWAY
+    + """
 env > "$here/scontrol.env"
 case "$1 $2" in
 ping*) echo "Slurmctld(primary) at here is UP"; exit ;;
@@ -68,6 +76,7 @@ ping*) echo "Slurmctld(primary) at here is UP"; exit ;;
 esac
 [ ! -e "$here/broken" ] || { cat "$here/broken" >&2; exit 1; }
 """
+)
 SRUN = """
 if [ -e "$here/down" ]; then
     echo "srun: error: Unable to confirm allocation for job 4711: Unable to contact slurm controller" >&2

@@ -68,8 +68,11 @@ def cancelled(folder: Folder, capsys: pytest.CaptureFixture[str]) -> Callable[..
 def test_what_waits_is_taken_off_the_queue_and_its_journal_says_so(folder: Folder, cancelled: Any) -> None:
     run = folder.run()
     folder.queue(WAITS)
-    assert cancelled()[:2] == (0, f"run {run.name}: stopped before the first step "
-                                  f"(cancelled before its tasks had begun); go on with: runyard resume {run.name}\n")
+    assert cancelled()[:2] == (
+        0,
+        f"run {run.name}: stopped before the first step "
+        f"(cancelled before its tasks had begun); go on with: runyard resume {run.name}\n",
+    )
     assert folder.slurm.calls("scancel") == [KILL]
     assert cancelled()[0] == 2, "there is nothing left to cancel"
 
@@ -77,8 +80,11 @@ def test_what_waits_is_taken_off_the_queue_and_its_journal_says_so(folder: Folde
 def test_what_trains_is_asked_once_and_says_what_it_saved(folder: Folder, cancelled: Any) -> None:
     run = folder.run(start(1), row("checkpoint", 5, step=240))
     folder.queue(RUNS)
-    on_term(folder, writes(run, row("checkpoint", 8, step=240), stop(9, "interrupted", cause="TERM"))
-            + '; (sleep 0.3; rm "$here/squeue.txt") &')
+    on_term(
+        folder,
+        writes(run, row("checkpoint", 8, step=240), stop(9, "interrupted", cause="TERM"))
+        + '; (sleep 0.3; rm "$here/squeue.txt") &',
+    )
     code, out, _ = cancelled("--json")
     assert code == 0
     words = f"stopped at step 240, saved (cancelled); go on with: runyard resume {run.name}"
@@ -94,8 +100,11 @@ def test_what_starts_is_asked_until_it_listens_and_then_once_more(
     folder.queue(RUNS)
     saved = row("checkpoint", 8, step=3), stop(9, "interrupted", cause="TERM")
     begins, ends = writes(run, start(5)), writes(run, *saved)
-    on_term(folder, f'echo >> "$here/heard"; case $(grep -c "" "$here/heard") in 3) {begins} ;; '
-                    f'4) {ends}; (sleep 0.5; rm "$here/squeue.txt") & ;; esac')
+    on_term(
+        folder,
+        f'echo >> "$here/heard"; case $(grep -c "" "$here/heard") in 3) {begins} ;; '
+        f'4) {ends}; (sleep 0.5; rm "$here/squeue.txt") & ;; esac',
+    )
     assert cancelled()[0] == 0
     assert folder.slurm.calls("scancel") == [TERM] * 4
 

@@ -183,7 +183,9 @@ def test_a_truncated_data_set_is_refused_by_its_file(
     beton = next(copy.glob("*/test.beton"))
     beton.write_bytes(beton.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"test\.beton"):
-        submit.preflight(submit.check_context([make_config(*SMALL, f"data.root={copy}", f"runs_dir={tmp_path}")], "prepare"))
+        submit.preflight(
+            submit.check_context([make_config(*SMALL, f"data.root={copy}", f"runs_dir={tmp_path}")], "prepare")
+        )
 
 
 def test_a_full_disk_is_refused(

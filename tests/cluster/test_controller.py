@@ -51,7 +51,9 @@ class Led:
     def __init__(self, run: Path, rank: str, grace_s: float = 0.2, limit_s: float = 600, held: bool = False) -> None:
         self.run, self.folder = run, run / "slurm"
         self.folder.mkdir(exist_ok=True)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, controller.FORWARDED_SIGNALS if held else ())  # as submit does
+        before = signal.pthread_sigmask(
+            signal.SIG_BLOCK, controller.FORWARDED_SIGNALS if held else ()
+        )  # as submit does
         self.process = subprocess.Popen(
             [sys.executable, "-c", LEADING, str(self.folder), str(grace_s), rank, str(limit_s)],
             cwd=ROOT, env=environment() | {"PYTHONPATH": f"{ROOT}/src:{ROOT}"},

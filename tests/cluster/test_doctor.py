@@ -95,7 +95,11 @@ def test_the_table_shows_each_mend_below_what_was_found() -> None:
     console = Console(width=60, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(checks_table([Check("a", "passed", "well", "none"), Check("b", "failed", "[x]=1: no", "set [x]=2")]))
     assert [line.split() for line in console.export_text().splitlines()] == [
-        ["check", "found"], ["a", "ok", "well"], ["b", "failed", "[x]=1:", "no"], ["→", "set", "[x]=2"]]
+        ["check", "found"],
+        ["a", "ok", "well"],
+        ["b", "failed", "[x]=1:", "no"],
+        ["→", "set", "[x]=2"],
+    ]
 
 
 def test_a_wrong_setting_or_option_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +109,9 @@ def test_a_wrong_setting_or_option_is_refused_in_one_line(capsys: pytest.Capture
 
 
 def test_the_job_on_a_node_asks_slurm_for_little_of_what_the_run_asks(slurm: FakeSlurm, tmp_path: Path) -> None:
-    slurm.program("srun", f"echo a banner; echo; echo '{OUTPUT_PREFIX}{json.dumps({'time': time.time(), 'host': 'n1'})}'")
+    slurm.program(
+        "srun", f"echo a banner; echo; echo '{OUTPUT_PREFIX}{json.dumps({'time': time.time(), 'host': 'n1'})}'"
+    )
     asked = subject("cluster.account=lab", "cluster.gres='gpu:a100:4'", "cluster.gpus_per_node=4", "cluster.mem_gb=64",
                     "cluster.cpus_per_task=8", "cluster.python=/env/py", "cluster.env_setup=[module load x]",
                     f"runs_dir={tmp_path}/runs", "cluster.nodes=4", "batch_size=16")  # fmt: skip
@@ -113,8 +119,18 @@ def test_the_job_on_a_node_asks_slurm_for_little_of_what_the_run_asks(slurm: Fak
     assert facts["host"] == "n1"
     assert abs(facts["ahead_s"]) < 5
     call = "\n".join(slurm.calls())
-    for word in ("--nodes=1", "--ntasks=1", "--account=lab", "--gres=gpu:a100:1", "--mem=8G", "--cpus-per-task=8",
-                 "--time=2", "--immediate=30", "--job-name=runyard-doctor-", "bash -c module load x\nexec /env/py"):
+    for word in (
+        "--nodes=1",
+        "--ntasks=1",
+        "--account=lab",
+        "--gres=gpu:a100:1",
+        "--mem=8G",
+        "--cpus-per-task=8",
+        "--time=2",
+        "--immediate=30",
+        "--job-name=runyard-doctor-",
+        "bash -c module load x\nexec /env/py",
+    ):
         assert word in call
     assert '"host": "wandb.example", "port": 443' in call
     assert not list(tmp_path.glob(".runyard-doctor*"))
@@ -122,8 +138,11 @@ def test_the_job_on_a_node_asks_slurm_for_little_of_what_the_run_asks(slurm: Fak
 
 FAILURES = [
     ("srun: error: Unable to allocate resources: Requested nodes are busy", QueryError, "no node was free within 30 s"),
-    ("srun: error: Unable to allocate resources: Invalid account or account/partition combination specified",
-     UserError, "cluster.account=lab: sbatch refuses it (Unable to"),
+    (
+        "srun: error: Unable to allocate resources: Invalid account or account/partition combination specified",
+        UserError,
+        "cluster.account=lab: sbatch refuses it (Unable to",
+    ),
     ("bash: line 1: /env/py: No such file or directory", UserError, "the job ended with 1: bash: line 1: /env/py: No"),
 ]
 
@@ -161,23 +180,52 @@ def test_a_node_on_which_all_is_well_passes() -> None:
     assert {check.state for check in on_a_node({}).values()} == {"passed"}
 
 
-@pytest.mark.parametrize(("name", "facts", "overrides", "told"), [
-    ("environment", {"errors": {"ffcv": "ImportError: libopencv.so", "cv2": "x"}}, [],
-     "ffcv cannot be imported on node1 by /env/bin/python: ImportError: libopencv.so (nor cv2)"),
-    ("GPUs", {"gpus": []}, [], "cluster.gpus_per_node=1: torch (for CUDA 13.0) sees no GPU on node1"),
-    ("shared folders", {"meeting": None}, ["runs_dir=/x"], "runs_dir=/x: cannot be written here"),
-    ("shared folders", {"here": {"node_seen": False, "server_ahead_s": 0}}, [], "not the same folder on node1 (a file"),
-    ("shared folders", {"meeting": {"seen": False, "error": "Permission denied", "server_ahead_s": None}}, [],
-     "not the same folder on node1 (Permission denied)"),
-    ("shared folders", {"data": "/d: No such file or directory"}, ["data.root=/d"],
-     "data.root=/d: cannot be read on node1 (/d: No such"),
-    ("internet", {"reached": False}, ["tracking=online"], "W&B's server does not answer on node1"),
-    ("local disk", {"stage": {"path": "/l", "free_gb": 0, "error": "No space left"}}, ["cluster.stage_data=/l"],
-     "cluster.stage_data=/l: /l on node1 cannot be written (No space left)"),
-    ("clocks", {"ahead_s": -60.0}, [], "node1's clock is 60 s behind this machine's"),
-    ("clocks", {"here": {"node_seen": True, "server_ahead_s": 9.0}}, [], "the file server's is 9 s ahead of"),
-    ("clocks", {"meeting": {"seen": True, "error": None, "server_ahead_s": 7.0}}, [], "the node sees it is 7 s ahead"),
-])
+@pytest.mark.parametrize(
+    ("name", "facts", "overrides", "told"),
+    [
+        (
+            "environment",
+            {"errors": {"ffcv": "ImportError: libopencv.so", "cv2": "x"}},
+            [],
+            "ffcv cannot be imported on node1 by /env/bin/python: ImportError: libopencv.so (nor cv2)",
+        ),
+        ("GPUs", {"gpus": []}, [], "cluster.gpus_per_node=1: torch (for CUDA 13.0) sees no GPU on node1"),
+        ("shared folders", {"meeting": None}, ["runs_dir=/x"], "runs_dir=/x: cannot be written here"),
+        (
+            "shared folders",
+            {"here": {"node_seen": False, "server_ahead_s": 0}},
+            [],
+            "not the same folder on node1 (a file",
+        ),
+        (
+            "shared folders",
+            {"meeting": {"seen": False, "error": "Permission denied", "server_ahead_s": None}},
+            [],
+            "not the same folder on node1 (Permission denied)",
+        ),
+        (
+            "shared folders",
+            {"data": "/d: No such file or directory"},
+            ["data.root=/d"],
+            "data.root=/d: cannot be read on node1 (/d: No such",
+        ),
+        ("internet", {"reached": False}, ["tracking=online"], "W&B's server does not answer on node1"),
+        (
+            "local disk",
+            {"stage": {"path": "/l", "free_gb": 0, "error": "No space left"}},
+            ["cluster.stage_data=/l"],
+            "cluster.stage_data=/l: /l on node1 cannot be written (No space left)",
+        ),
+        ("clocks", {"ahead_s": -60.0}, [], "node1's clock is 60 s behind this machine's"),
+        ("clocks", {"here": {"node_seen": True, "server_ahead_s": 9.0}}, [], "the file server's is 9 s ahead of"),
+        (
+            "clocks",
+            {"meeting": {"seen": True, "error": None, "server_ahead_s": 7.0}},
+            [],
+            "the node sees it is 7 s ahead",
+        ),
+    ],
+)
 def test_what_is_wrong_on_a_node_is_told_with_its_mend(
     name: str, facts: dict[str, Any], overrides: list[str], told: str
 ) -> None:
@@ -228,11 +276,15 @@ def test_a_quota_that_is_used_up_is_told(slurm: FakeSlurm) -> None:
         storage.quota(subject())
 
 
-@pytest.mark.parametrize(("said", "used"), [
-    ("/scratch 900 0 1000 - 5 100 200 -", {"space of /scratch": 90.0, "files of /scratch": 5.0}),
-    ("/a/very/long/path\n          1100* 1000 1200 6d 5 0 0 -", {"space of /a/very/long/path": 110.0}),
-    ("", {}), ("no such user", {}),
-])
+@pytest.mark.parametrize(
+    ("said", "used"),
+    [
+        ("/scratch 900 0 1000 - 5 100 200 -", {"space of /scratch": 90.0, "files of /scratch": 5.0}),
+        ("/a/very/long/path\n          1100* 1000 1200 6d 5 0 0 -", {"space of /a/very/long/path": 110.0}),
+        ("", {}),
+        ("no such user", {}),
+    ],
+)
 def test_lustres_quota_is_read(said: str, used: dict[str, float]) -> None:
     assert storage.parse_lfs(said) == used
 
@@ -268,11 +320,16 @@ def test_a_disk_that_takes_no_more_files_is_told(monkeypatch: pytest.MonkeyPatch
         storage.free_inodes(subject())
 
 
-@pytest.mark.parametrize(("mode", "obstacle", "state", "told"), [
-    ("none", "x", "passed", "not used"), ("offline", "x", "passed", "not asked"),
-    ("auto", "no key", "passed", "offline for now (tracking=auto): no key"),
-    ("online", "no key: log in", "failed", "tracking.mode=online: no key"), ("online", None, "passed", "a key, and"),
-])
+@pytest.mark.parametrize(
+    ("mode", "obstacle", "state", "told"),
+    [
+        ("none", "x", "passed", "not used"),
+        ("offline", "x", "passed", "not asked"),
+        ("auto", "no key", "passed", "offline for now (tracking=auto): no key"),
+        ("online", "no key: log in", "failed", "tracking.mode=online: no key"),
+        ("online", None, "passed", "a key, and"),
+    ],
+)
 def test_wandb_is_asked_for_where_it_is_used(
     monkeypatch: pytest.MonkeyPatch, mode: str, obstacle: str | None, state: str, told: str
 ) -> None:
@@ -293,5 +350,3 @@ def test_the_key_is_never_printed(
     assert code == 2
     assert "127.0.0.1:1 does not answer" in " ".join(said.out.split())
     assert "5ec7e7" not in said.out + said.err
-
-

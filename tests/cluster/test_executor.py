@@ -344,7 +344,7 @@ def test_a_job_that_nobody_can_tell_of_keeps_its_run_which_finds_it_later(
 ) -> None:
     """The controller is gone when sbatch has been heard, for longer than anybody waits."""
     monkeypatch.setattr("runyard.slurm_client.PATIENCE_S", 0.0)
-    slurm.program("sbatch", SBATCH.replace("echo \"Submitted", "touch \"$here/down\"; echo \"Submitted"))
+    slurm.program("sbatch", SBATCH.replace('echo "Submitted', 'touch "$here/down"; echo "Submitted'))
     with pytest.raises(UserError, match="may be on the queue, and SLURM does not say"):
         submitted(small)
     (path,) = (tmp_path / "runs").glob("2*")
@@ -359,7 +359,7 @@ def test_a_job_that_nobody_can_tell_of_keeps_its_run_which_finds_it_later(
 def test_a_submission_that_sbatch_heard_twice_is_one_job(
     small: list[str], slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    twice = "; ".join([f"printf '%s|twice||%s\\n' {number} \"$1\" >> \"$here/queue\"" for number in (21, 20)])
+    twice = "; ".join([f'printf \'%s|twice||%s\\n\' {number} "$1" >> "$here/queue"' for number in (21, 20)])
     slurm.program("sbatch", f"case $1 in --*) exit ;; esac; {twice}\n")
     (run,) = submitted(small)
     assert [job["id"] for job in run.record["jobs"]] == ["20"]

@@ -105,7 +105,7 @@ def test_where_the_disk_has_no_locks_the_job_that_was_first_on_the_queue_stays(
     first = run.path / "slurm" / "submission_0.sh"
     another = f'echo "9|other||{first}" >> "$here/queue"\n'
     slurm.program("sbatch", SBATCH.replace("number=", f"{another}number="))
-    (code, said), = at_once(tmp_path, ("resume", str(run.path)))
+    ((code, said),) = at_once(tmp_path, ("resume", str(run.path)))
     assert (code, said) == (2, f"runyard: run {run.id} has job 9 already, of another command; "
                                f"see: runyard status {run.id}\n")  # fmt: skip
     assert slurm.queue == ["other"]
@@ -123,12 +123,12 @@ KILLED = {  # what sbatch does, and whether the job comes on the queue
 def test_a_command_that_is_killed_leaves_a_job_that_is_found_or_none(
     run: Run, slurm: FakeSlurm, tmp_path: Path, sbatch: str, queued: bool
 ) -> None:
-    slurm.program("sbatch", 'case $1 in --*) exit ;; esac\n' + sbatch)
-    (code, _), = at_once(tmp_path, ("resume", str(run.path)))
+    slurm.program("sbatch", "case $1 in --*) exit ;; esac\n" + sbatch)
+    ((code, _),) = at_once(tmp_path, ("resume", str(run.path)))
     assert code == -9
     assert Run.open(run.path).record["submission"]["launcher"] == "slurm", "it was written down before"
     slurm.program("sbatch", SBATCH)
-    (code, said), = at_once(tmp_path, ("resume", str(run.path)))
+    ((code, said),) = at_once(tmp_path, ("resume", str(run.path)))
     assert (code == 2 and f"(job {NUMBER})" in said) if queued else code == 0, said
     record = Run.open(run.path).record
     assert [job["id"] for job in record["jobs"]] == [NUMBER]
@@ -221,5 +221,3 @@ def test_where_a_disk_has_no_locks_a_block_is_entered_all_the_same(
     monkeypatch.setattr("fcntl.flock", none)
     with exclusive_lock(tmp_path / "lock") as held:
         assert held is None
-
-

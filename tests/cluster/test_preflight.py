@@ -57,7 +57,9 @@ def site(slurm: FakeSlurm) -> FakeSlurm:
 def subject(*overrides: str, points: int = 1) -> CheckContext:
     config = compose("cluster=slurm", *SMALL, "cluster.timeout_min=10", "cluster.signal_delay_s=15", *overrides)
     tasks = config.cluster.tasks_per_node or config.cluster.gpus_per_node or 1
-    return CheckContext(config, tasks, "runyard prepare", False, points, lambda: planned_job([config] * points).script())
+    return CheckContext(
+        config, tasks, "runyard prepare", False, points, lambda: planned_job([config] * points).script()
+    )
 
 
 def refused(*overrides: str, points: int = 1) -> str:
@@ -70,8 +72,13 @@ def refused(*overrides: str, points: int = 1) -> str:
 def test_sinfos_lines_become_partitions_and_kinds_of_nodes() -> None:
     found = parse_sinfo((GOLDEN / "sinfo-22.05.txt").read_text())
     assert {name: (p.is_up, p.default, p.limit_s, p.max_nodes, p.node_count) for name, p in found.items()} == {
-        "main": (True, True, None, None, 3), "low": (True, False, None, None, 3), "high": (True, False, None, None, 3),
-        "day": (True, False, 86_400, None, 1), "shut": (False, False, 1800, None, 1), "wee": (True, False, 1800, 1, 1)}
+        "main": (True, True, None, None, 3),
+        "low": (True, False, None, None, 3),
+        "high": (True, False, None, None, 3),
+        "day": (True, False, 86_400, None, 1),
+        "shut": (False, False, 1800, None, 1),
+        "wee": (True, False, 1800, 1, 1),
+    }
     assert found["wee"].nodes == (NodeGroup(1, 64, 256_000, {"gpu": {"": 2}}, frozenset({"h200", "fast"})),)
 
 
@@ -79,7 +86,10 @@ def test_kinds_of_gpus_and_unlike_nodes_are_told_apart() -> None:
     found = parse_sinfo(MIXED)
     a100, h200 = found["gpu"].nodes
     assert (a100.cpus, a100.gres, h200.gres) == (
-        64, {"gpu": {"a100": 4}}, {"gpu": {"h200": 8}, "tmpdisk": {"": 100 * 1024**3}})
+        64,
+        {"gpu": {"a100": 4}},
+        {"gpu": {"h200": 8}, "tmpdisk": {"": 100 * 1024**3}},
+    )
     assert found["cpu"].nodes[0] == NodeGroup(40, 48, 192_000, {}, frozenset())
     assert parse_gres("gpu:a100:2,gpu:h100:2,gpu:a100:1") == {"gpu": {"a100": 3, "h100": 2}}
 
@@ -93,13 +103,22 @@ def test_one_site_asks_each_command_once(site: FakeSlurm) -> None:
     found = ClusterInfo()
     assert (found.version, found.max_array_size, found.accounts_enforced) == ("22.05.8", 1001, True)
     assert found.associations == [
-        Association("lab", "", frozenset({"normal", "short"})), Association("root", "", frozenset({"normal"}))]
+        Association("lab", "", frozenset({"normal", "short"})),
+        Association("root", "", frozenset({"normal"})),
+    ]
     assert sorted(call.split()[0] for call in site.calls()) == ["sacctmgr", "scontrol", "sinfo"]
 
 
 def test_a_submission_that_fits_passes_every_check(site: FakeSlurm) -> None:
-    asked = subject("cluster.nodes=2", "cluster.gpus_per_node=2", "cluster.account=LAB", "cluster.qos=short",
-                    "cluster.partition='main,low'", "cluster.constraint='h200&fast'", "cluster.mem_gb=250")
+    asked = subject(
+        "cluster.nodes=2",
+        "cluster.gpus_per_node=2",
+        "cluster.account=LAB",
+        "cluster.qos=short",
+        "cluster.partition='main,low'",
+        "cluster.constraint='h200&fast'",
+        "cluster.mem_gb=250",
+    )
     preflight(asked)
     states = {check.name: check.state for check in (run_check(n, q, asked) for n, q in questions(asked))}
     assert states.pop("data") == "unknown", "it may come to be while the job waits"
@@ -107,31 +126,51 @@ def test_a_submission_that_fits_passes_every_check(site: FakeSlurm) -> None:
     assert site.calls("sbatch") == ["sbatch --test-only"] * 2, "and nothing was submitted"
 
 
-@pytest.mark.parametrize(("override", "said"), [
-    ("partition=gup", "cluster.partition=gup: no partition gup here; partitions here: main, low, high, day, shut, wee"),
-    ("partition='main,hihg'", "no partition hihg here; did you mean high?"),
-    ("partition=shut", "cluster.partition=shut: it is down, so the job would wait for ever; "
-     "partitions that are up: main, low, high, day, wee"),
-    ("partition=wee cluster.timeout_min=60", "cluster.timeout_min=60: at most 30 min in partition wee; "
-     "set cluster.timeout_min=30 (the run goes on in another job after it), or cluster.partition=main"),
-    ("account=lap", "cluster.account=lap: not one of yours; did you mean lab? yours are lab, root"),
-    ("qos=reserved", "cluster.qos=reserved: not one you may use; you may use normal, short"),
-    ("account=root cluster.qos=short", "cluster.qos=short: not one you may use; you may use normal"),
-    ("constraint=h20", "no node of this cluster has the feature h20; did you mean h200? features there: fast, h200"),
-    ("constraint='h200|l40s'", "no node of this cluster has the feature l40s"),
-    ("gpus_per_node=4", "cluster.gpus_per_node=4: no node of this cluster has more than 2; set"),
-    ("gres='gpu:a100:1' cluster.gpus_per_node=1",
-     "has GPUs of the kind a100; GPUs there have no kind: cluster.gres=gpu:1"),
-    ("gres='fpga:1'", "no node of this cluster has a gres fpga; there are: gpu"),
-    ("cpus_per_task=65", "cluster.cpus_per_task=65: times 1 tasks is 65 CPUs on a node, and no node of this cluster "
-     "has more than 64; set cluster.cpus_per_task=64 at most"),
-    ("tasks_per_node=2 cluster.cpus_per_task=40", "cluster.cpus_per_task=40: times 2 tasks is 80"),
-    ("mem_gb=251", "cluster.mem_gb=251: no node of this cluster has more than 250; set cluster.mem_gb=250 at most"),
-    ("nodes=4", "cluster.nodes=4: this cluster gives a job at most 3 with 1 CPU; set cluster.nodes=3"),
-    ("nodes=2 cluster.partition=wee", "cluster.nodes=2: partition wee gives a job at most 1 with"),
-    ("env_setup=[if]", "cluster.env_setup=[if]: bash cannot read the script ("),
-    ("env_setup=['while true']", "bash cannot read the script ("),
-])
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "partition=gup",
+            "cluster.partition=gup: no partition gup here; partitions here: main, low, high, day, shut, wee",
+        ),
+        ("partition='main,hihg'", "no partition hihg here; did you mean high?"),
+        (
+            "partition=shut",
+            "cluster.partition=shut: it is down, so the job would wait for ever; "
+            "partitions that are up: main, low, high, day, wee",
+        ),
+        (
+            "partition=wee cluster.timeout_min=60",
+            "cluster.timeout_min=60: at most 30 min in partition wee; "
+            "set cluster.timeout_min=30 (the run goes on in another job after it), or cluster.partition=main",
+        ),
+        ("account=lap", "cluster.account=lap: not one of yours; did you mean lab? yours are lab, root"),
+        ("qos=reserved", "cluster.qos=reserved: not one you may use; you may use normal, short"),
+        ("account=root cluster.qos=short", "cluster.qos=short: not one you may use; you may use normal"),
+        (
+            "constraint=h20",
+            "no node of this cluster has the feature h20; did you mean h200? features there: fast, h200",
+        ),
+        ("constraint='h200|l40s'", "no node of this cluster has the feature l40s"),
+        ("gpus_per_node=4", "cluster.gpus_per_node=4: no node of this cluster has more than 2; set"),
+        (
+            "gres='gpu:a100:1' cluster.gpus_per_node=1",
+            "has GPUs of the kind a100; GPUs there have no kind: cluster.gres=gpu:1",
+        ),
+        ("gres='fpga:1'", "no node of this cluster has a gres fpga; there are: gpu"),
+        (
+            "cpus_per_task=65",
+            "cluster.cpus_per_task=65: times 1 tasks is 65 CPUs on a node, and no node of this cluster "
+            "has more than 64; set cluster.cpus_per_task=64 at most",
+        ),
+        ("tasks_per_node=2 cluster.cpus_per_task=40", "cluster.cpus_per_task=40: times 2 tasks is 80"),
+        ("mem_gb=251", "cluster.mem_gb=251: no node of this cluster has more than 250; set cluster.mem_gb=250 at most"),
+        ("nodes=4", "cluster.nodes=4: this cluster gives a job at most 3 with 1 CPU; set cluster.nodes=3"),
+        ("nodes=2 cluster.partition=wee", "cluster.nodes=2: partition wee gives a job at most 1 with"),
+        ("env_setup=[if]", "cluster.env_setup=[if]: bash cannot read the script ("),
+        ("env_setup=['while true']", "bash cannot read the script ("),
+    ],
+)
 def test_what_slurm_could_not_run_is_refused_by_its_setting(site: FakeSlurm, override: str, said: str) -> None:
     assert said in refused(*(f"cluster.{part}" for part in override.split(" cluster.")))
     assert site.submissions == []
@@ -206,12 +245,17 @@ def test_a_controller_that_is_down_is_told_in_one_line(site: FakeSlurm) -> None:
 
 
 SAID = [  # as sbatch 22.05.8 said it
-    ("sbatch: error: invalid partition specified: gup\nallocation failure: Invalid partition name specified",
-     "cluster.partition=gup: sbatch refuses it (invalid partition specified: gup, Invalid partition name specified); "),
+    (
+        "sbatch: error: invalid partition specified: gup\nallocation failure: Invalid partition name specified",
+        "cluster.partition=gup: sbatch refuses it (invalid partition specified: gup, Invalid partition name specified); ",
+    ),
     ("allocation failure: Invalid account or account/partition combination specified", "cluster.account=lab"),
     ("allocation failure: Invalid qos specification", "cluster.qos=short cluster.account=lab: sbatch refuses it ("),
-    ("sbatch: error: QOSMaxWallDurationPerJobLimit\nallocation failure: Job violates accounting/QOS policy (job submit "
-     "limit, user's size and/or time limits)", "cluster.timeout_min=10 cluster.qos=short cluster.partition=gup: "),
+    (
+        "sbatch: error: QOSMaxWallDurationPerJobLimit\nallocation failure: Job violates accounting/QOS policy (job submit "
+        "limit, user's size and/or time limits)",
+        "cluster.timeout_min=10 cluster.qos=short cluster.partition=gup: ",
+    ),
     ("allocation failure: Requested node configuration is not available", "cluster.nodes=1 cluster.nodelist=node9"),
     ("sbatch: error: Invalid generic resource (gres) specification", "cluster.gpus_per_node=0: sbatch refuses it ("),
     ("allocation failure: Invalid feature specification", "cluster.constraint='h200|l40s': sbatch refuses it ("),
@@ -223,8 +267,15 @@ SAID = [  # as sbatch 22.05.8 said it
 
 @pytest.mark.parametrize(("said", "told"), SAID)
 def test_sbatchs_own_words_name_the_setting(said: str, told: str) -> None:
-    c = dataclasses.replace(compose("cluster=slurm").cluster, partition="gup", account="lab", qos="short",
-                            constraint="h200|l40s", nodelist="node9", timeout_min=10)
+    c = dataclasses.replace(
+        compose("cluster=slurm").cluster,
+        partition="gup",
+        account="lab",
+        qos="short",
+        constraint="h200|l40s",
+        nodelist="node9",
+        timeout_min=10,
+    )
     assert refusal_text(c, error_line(said)).startswith(told)
 
 
@@ -247,13 +298,18 @@ def test_nodes_that_come_back_are_no_reason_to_refuse(site: FakeSlurm) -> None:
         assert run_check("sbatch", slurm_checks.sbatch_accepts, asked).state == state
 
 
-@pytest.mark.parametrize(("known", "told"), [
-    ("7|RUNNING", None), ("7|COMPLETED", None), ("7_0|RUNNING 7_1|PENDING", None),
-    ("71|RUNNING", "SLURM knows no such job"),
-    ("", "--after 7: SLURM knows no such job, so the job would start at once"),
-    ("7|FAILED", r"--after 7: job 7 has ended \(FAILED\), so the job would never start"),
-    ("7_0|RUNNING 7_1|CANCELLED", r"job 7_1 has ended \(CANCELLED\)"),
-])
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [
+        ("7|RUNNING", None),
+        ("7|COMPLETED", None),
+        ("7_0|RUNNING 7_1|PENDING", None),
+        ("71|RUNNING", "SLURM knows no such job"),
+        ("", "--after 7: SLURM knows no such job, so the job would start at once"),
+        ("7|FAILED", r"--after 7: job 7 has ended \(FAILED\), so the job would never start"),
+        ("7_0|RUNNING 7_1|CANCELLED", r"job 7_1 has ended \(CANCELLED\)"),
+    ],
+)
 def test_a_job_can_follow_one_that_may_yet_end_well(site: FakeSlurm, known: str, told: str | None) -> None:
     site.says("known", "".join(f"{job}|None|0:00|10:00|N/A||a\n" for job in known.split()))
     asked = dataclasses.replace(subject(), after="7")
@@ -265,9 +321,7 @@ def test_a_job_can_follow_one_that_may_yet_end_well(site: FakeSlurm, known: str,
 
 
 @pytest.mark.parametrize(("ended", "state"), [("COMPLETED", "passed"), ("FAILED", "failed")])
-def test_how_a_job_ended_that_the_queue_forgot_is_asked_of_accounting(
-    site: FakeSlurm, ended: str, state: str
-) -> None:
+def test_how_a_job_ended_that_the_queue_forgot_is_asked_of_accounting(site: FakeSlurm, ended: str, state: str) -> None:
     site.program("sacct", f"echo '7|{ended}|0:0|5|2030-01-01T00:00:00|n1|a'")
     assert run_check("after", slurm_checks.dependency, dataclasses.replace(subject(), after="7")).state == state
 
@@ -350,5 +404,8 @@ def test_a_run_that_cannot_be_written_is_refused(run: Run, monkeypatch: pytest.M
 def test_checks_are_told_as_plain_values(site: FakeSlurm) -> None:
     check = run_check("partition", slurm_checks.partition, subject("cluster.partition=gup"))
     assert json.loads(json.dumps(dataclasses.asdict(check))) == {
-        "name": "partition", "state": "failed", "found": "cluster.partition=gup: no partition gup here",
-        "mend": "partitions here: main, low, high, day, shut, wee"}
+        "name": "partition",
+        "state": "failed",
+        "found": "cluster.partition=gup: no partition gup here",
+        "mend": "partitions here: main, low, high, day, shut, wee",
+    }

@@ -122,7 +122,9 @@ def test_a_reason_is_said_in_words_with_what_to_do(reason: str, code: str, said:
 
 
 def test_every_reason_that_was_really_seen_has_words() -> None:
-    unknown = [job.reason for job in WAITING.values() if job.pending and "man squeue" in job_states.pending_reason(job)[1]]
+    unknown = [
+        job.reason for job in WAITING.values() if job.pending and "man squeue" in job_states.pending_reason(job)[1]
+    ]
     assert unknown == []
 
 

@@ -134,11 +134,15 @@ def test_a_limit_that_comes_unsaved_is_a_time_limit(rows: list[Row], ended: int,
 def test_the_term_of_a_time_limit_is_nobodys_wish() -> None:
     rows = [START, interrupted("TERM")]
     assert decide_requeue(rows, 0, 40, preempted=False, time_limit_hit=True, began=BEGAN) == LIMIT
-    assert decide_requeue(rows, 0, 40, preempted=False, past_time_limit=True, began=BEGAN) == RequeueDecision(130), "the control: a late cancel"
+    assert decide_requeue(rows, 0, 40, preempted=False, past_time_limit=True, began=BEGAN) == RequeueDecision(130), (
+        "the control: a late cancel"
+    )
 
 
 @pytest.mark.parametrize(("rows", "ended", "preempted", "verdict"), CASES.values(), ids=CASES)
-def test_a_job_goes_on_where_that_can_help(rows: list[Row], ended: int, preempted: bool, verdict: RequeueDecision) -> None:
+def test_a_job_goes_on_where_that_can_help(
+    rows: list[Row], ended: int, preempted: bool, verdict: RequeueDecision
+) -> None:
     others: list[Row] = [{"event": "epoch", "t": BEGAN + 3}, {"event": "warning", "t": BEGAN + 3, "message": "w"}]
     for journal_rows in (rows, [*rows, *others]):  # what stands behind does not count
         assert decide_requeue(journal_rows, ended, 40, preempted=preempted, began=BEGAN) == verdict
@@ -203,9 +207,7 @@ def test_it_is_written_down_before_the_job_goes_back_into_the_queue(run: Run, jo
     assert done.stdout == "runyard: crash: back into the queue, to go on at step 24\n"
 
 
-def test_of_an_array_only_the_element_is_requeued(
-    run: Run, job: FakeSlurm, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_an_array_only_the_element_is_requeued(run: Run, job: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "11")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     end(run, 1)
@@ -338,7 +340,9 @@ def test_an_evaluation_longer_than_the_time_limit_gets_further_at_the_same_step(
         return finish_job(str(run.path), 130, preempted=False)
 
     assert {ended(evaluated) for evaluated in range(100, 700, 100)} == {REQUEUE_EXIT_CODE}
-    assert [ended(600) for _ in range(3)] == [REQUEUE_EXIT_CODE, REQUEUE_EXIT_CODE, 1], "the control: it is still where it was"
+    assert [ended(600) for _ in range(3)] == [REQUEUE_EXIT_CODE, REQUEUE_EXIT_CODE, 1], (
+        "the control: it is still where it was"
+    )
 
 
 @pytest.mark.parametrize("why", ["slurm_requeue error: Access/permission denied", ""])

@@ -80,4 +80,6 @@ def test_a_rehearsal_never_speaks_to_wandb() -> None:
 
 
 def test_what_the_throwaway_cluster_has_is_taken() -> None:
-    assert scale_down(["experiment=starter", "cluster.partition=low"], lambda said: None).config.cluster.partition == "low"
+    assert (
+        scale_down(["experiment=starter", "cluster.partition=low"], lambda said: None).config.cluster.partition == "low"
+    )

@@ -50,7 +50,9 @@ def test_a_node_is_left_out_after_two_starts_that_ended_there_before_their_first
     first = stop(cause="connection lost", exception="X")
     again = judged(requeued(first), start(), stop())
     assert again.exclude_reason == "two starts ended there before their first step: rank 1: it"
-    assert judged(requeued(stop("node1")), start(), stop(exception="Y")).exclude_reason is None, "the control: another node"
+    assert judged(requeued(stop("node1")), start(), stop(exception="Y")).exclude_reason is None, (
+        "the control: another node"
+    )
     assert judged(requeued(first), start(), stop(step=5)).exclude_reason is None, "the control: after its first step"
     assert judged(requeued(first, before=False), start(), stop()).exclude_reason is None
 

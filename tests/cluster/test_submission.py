@@ -173,7 +173,7 @@ def test_after_a_run_means_also_a_job_that_another_command_put_on_slurm(small: l
 def test_a_submission_that_ends_while_sbatch_answers_leaves_no_job_and_no_run(
     small: list[str], slurm: FakeSlurm, tmp_path: Path, sent: signal.Signals
 ) -> None:
-    slurm.program("sbatch", SBATCH.replace("echo \"Submitted", "sleep 60; echo \"Submitted"))
+    slurm.program("sbatch", SBATCH.replace('echo "Submitted', 'sleep 60; echo "Submitted'))
     command = [sys.executable, "-m", "runyard", "submit", *small, "experiment=null", "cluster=slurm"]
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as submitting:
         while not slurm.queue:

@@ -66,12 +66,18 @@ def test_a_trial_below_the_median_of_the_others_is_to_be_stopped_and_one_above_i
     made = study(tmp_path)
     for _ in range(5):
         trial = made.ask()
-        assert not made.report_epochs(trial, read_run_summary(folder.run(start(1), *(epoch(n, n, 0.5) for n in range(1, 5)))))
+        assert not made.report_epochs(
+            trial, read_run_summary(folder.run(start(1), *(epoch(n, n, 0.5) for n in range(1, 5))))
+        )
         made.tell(trial, TrialState.COMPLETE, 0.5)
     bad, good = made.ask(), made.ask()
     assert made.report_epochs(bad, read_run_summary(folder.run(start(1), *(epoch(n, n, 0.2) for n in range(1, 4)))))
-    assert not made.report_epochs(good, read_run_summary(folder.run(start(1), *(epoch(n, n, 0.8) for n in range(1, 4)))))
-    assert not study(tmp_path, prune=False).report_epochs(made.ask(), read_run_summary(folder.run(start(1), epoch(3, 3, 0.1))))
+    assert not made.report_epochs(
+        good, read_run_summary(folder.run(start(1), *(epoch(n, n, 0.8) for n in range(1, 4))))
+    )
+    assert not study(tmp_path, prune=False).report_epochs(
+        made.ask(), read_run_summary(folder.run(start(1), epoch(3, 3, 0.1)))
+    )
 
 
 def test_it_goes_by_the_held_out_part_where_there_is_one(tmp_path: Path, folder: Folder) -> None:

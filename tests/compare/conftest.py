@@ -34,8 +34,15 @@ def make(runs_dir: Path, recipe: Config) -> Make:
     """``make(top1, seed=1, lr=1e-3, ...)`` fabricates the next run and gives its History."""
     made: list[Path] = []
 
-    def one(top1: float = 0.92, *, seed: int = 0, lr: float = 1e-3, name: str = "paper",
-            settings: dict[str, Any] | None = None, **how: Any) -> RunHistory:
+    def one(
+        top1: float = 0.92,
+        *,
+        seed: int = 0,
+        lr: float = 1e-3,
+        name: str = "paper",
+        settings: dict[str, Any] | None = None,
+        **how: Any,
+    ) -> RunHistory:
         settings = {"seed": seed, "optim.lr": lr, "name": name} | (settings or {})
         run_id = f"20260901-{len(made):06d}-{name}-ab12"
         how = {"began": 1_790_000_000.0 + 1000 * len(made)} | how

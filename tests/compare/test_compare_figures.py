@@ -91,7 +91,11 @@ def test_a_line_is_the_mean_over_seeds_with_one_standard_deviation(make: Callabl
 
 def test_the_accuracies_and_hours_are_the_runs_own(make: Callable[..., list[Group]]) -> None:
     found = two_by_three(make)
-    large = [line for line in accuracy_vs_cost(found).axes[0].lines if line.get_markersize() == 6 and len(line.get_xdata()) == 1]
+    large = [
+        line
+        for line in accuracy_vs_cost(found).axes[0].lines
+        if line.get_markersize() == 6 and len(line.get_xdata()) == 1
+    ]
     assert [line.get_xdata()[0] for line in large] == pytest.approx([g.mean("gpu_hours") for g in found])
     assert [line.get_ydata()[0] for line in large] == pytest.approx([100 * g.mean("last") for g in found])
 
@@ -156,7 +160,11 @@ def test_the_pareto_front_holds_what_nothing_cheaper_equals() -> None:
 def test_groups_differ_without_colour_too_and_no_two_look_alike(make: Callable[..., list[Group]]) -> None:
     one = make({"settings": {"optim.lr": 1e-3}})
     every = group_styles(one * MAX_NAMED_STYLES)
-    assert len({(look.line, look.marker) for look in every}) == len({(look.light, look.line) for look in every}) == MAX_NAMED_STYLES
+    assert (
+        len({(look.line, look.marker) for look in every})
+        == len({(look.light, look.line) for look in every})
+        == MAX_NAMED_STYLES
+    )
     assert {look.line for look in every} <= set(MATPLOTLIB_LINES)
     assert {look.marker for look in every} <= set(MATPLOTLIB_MARKERS)
 
@@ -167,7 +175,9 @@ def luminance(color: str) -> float:
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
-@pytest.mark.parametrize(("colours", "ground"), [(COLORS_LIGHT, theme.LIGHT.background), (COLORS_DARK, theme.DARK.background)])
+@pytest.mark.parametrize(
+    ("colours", "ground"), [(COLORS_LIGHT, theme.LIGHT.background), (COLORS_DARK, theme.DARK.background)]
+)
 def test_every_colour_stands_out_from_its_ground(colors: tuple[str, ...], ground: str) -> None:
     for color in colors:
         high, low = sorted((luminance(color), luminance(ground)), reverse=True)
@@ -175,7 +185,9 @@ def test_every_colour_stands_out_from_its_ground(colors: tuple[str, ...], ground
 
 
 def test_more_groups_than_can_be_told_apart_are_coloured_by_how_good_they_are(make: Callable[..., list[Group]]) -> None:
-    found = make(*({"settings": {"optim.lr": 1e-3 * (1 + at)}, "top1": 0.7 + 0.005 * at} for at in range(MAX_NAMED_STYLES + 1)))
+    found = make(
+        *({"settings": {"optim.lr": 1e-3 * (1 + at)}, "top1": 0.7 + 0.005 * at} for at in range(MAX_NAMED_STYLES + 1))
+    )
     shades = [luminance(look.light) for look in group_styles(found)]
     assert shades == sorted(shades, reverse=True)
 
@@ -195,7 +207,15 @@ def test_any_name_can_be_drawn_and_no_legend_is_wider_than_the_column(
     legend = figure.legends[0].get_window_extent()
     assert len(figure.legends[0].get_texts()) == 2
     assert 0 <= legend.x0 < legend.x1 <= figure.bbox.width
-    for draw in (curves, curves_by_cost, accuracy_vs_cost, per_class_accuracy, confusions, confusion_difference, parallel_coordinates):
+    for draw in (
+        curves,
+        curves_by_cost,
+        accuracy_vs_cost,
+        per_class_accuracy,
+        confusions,
+        confusion_difference,
+        parallel_coordinates,
+    ):
         assert theme.save(draw(found), "png", 60).startswith(b"\x89PNG")
 
 

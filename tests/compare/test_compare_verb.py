@@ -70,7 +70,8 @@ def test_the_time_to_a_target_is_where_the_journal_first_reaches_it(compare: Com
         epoch, clock_s = (float(np.median([f[at] for f in first])) for at in (0, 1))
         assert row["reached"] == sum(np.isfinite(f[0]) for f in first)
         assert (row["epochs_to_target"], row["clock_s_to_target"]) == (
-            (epoch, clock_s) if np.isfinite(epoch) else (None, None))
+            (epoch, clock_s) if np.isfinite(epoch) else (None, None)
+        )
     by_lr = {row["settings"]["optim.lr"]: row for row in rows if row["name"] == "paper"}
     assert by_lr[1e-3]["reached"] == 1  # of three: the median seed never came
     assert by_lr[1e-3]["epochs_to_target"] is None
@@ -111,8 +112,10 @@ def test_by_run_the_seed_stands_beside_the_id_and_in_groups_it_is_said_what_colu
     assert "restarts the sum" not in out
     _, out, _ = compare("--sweep", "@last", "--target", "0.9", width=200)
     assert "  seed  " not in out.partition("─")[0]
-    assert "Hours and rates are means of the n runs that count, what it took to the target the median of theirs, " \
+    assert (
+        "Hours and rates are means of the n runs that count, what it took to the target the median of theirs, "
         "restarts the sum over all runs of a row." in out
+    )
 
 
 @pytest.mark.usefixtures("grid")
@@ -175,22 +178,36 @@ def test_runs_are_chosen_by_id_beginning_path_tag_and_condition(compare: Compare
         return sorted(run["id"] for row in document(compare, *argv)["rows"] for run in row["runs"])
 
     assert ids("20260901-000000", str(runs_dir / "20260901-000001-paper-ab12"), "@last") == [
-        "20260901-000000-paper-ab12", "20260901-000001-paper-ab12", "20260901-000007-other-ab12"]
+        "20260901-000000-paper-ab12",
+        "20260901-000001-paper-ab12",
+        "20260901-000007-other-ab12",
+    ]
     assert ids("@last", "20260901-000007") == ["20260901-000007-other-ab12"]  # once
     assert ids("--tag", "mine") == ["20260901-000007-other-ab12"]
     assert ids("--all", "--where", "optim.lr<1e-2", "--where", "seed=0 and sweep!=null") == [
-        "20260901-000000-paper-ab12", "20260901-000001-paper-ab12"]
+        "20260901-000000-paper-ab12",
+        "20260901-000001-paper-ab12",
+    ]
 
 
 @pytest.mark.usefixtures("grid")
-@pytest.mark.parametrize(("argv", "said"), [
-    ((), "which runs"), (("--all", "@last"), "not both"), (("nobody",), "no run nobody"),
-    (("--tag", "x"), "tags there: mine"),
-    (("--sweep", "x"), "the newest there is 20260901-120000-grid-0001"), (("--all", "--where", "lr<1"), "optim.lr"),
-    (("--all", "--where", "optim.lr>5"), "none of 8 runs fits"), (("--all", "--sort", "beauty"), "no such column"),
-    (("--all", "--target", "92"), "as 92%"), (("--all", "--target", "high"), "as 0.92"),
-    (("--all", "--baseline", "nobody"), "fits none of the rows"), (("--all", "--json", "--csv"), "not allowed with"),
-])
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ((), "which runs"),
+        (("--all", "@last"), "not both"),
+        (("nobody",), "no run nobody"),
+        (("--tag", "x"), "tags there: mine"),
+        (("--sweep", "x"), "the newest there is 20260901-120000-grid-0001"),
+        (("--all", "--where", "lr<1"), "optim.lr"),
+        (("--all", "--where", "optim.lr>5"), "none of 8 runs fits"),
+        (("--all", "--sort", "beauty"), "no such column"),
+        (("--all", "--target", "92"), "as 92%"),
+        (("--all", "--target", "high"), "as 0.92"),
+        (("--all", "--baseline", "nobody"), "fits none of the rows"),
+        (("--all", "--json", "--csv"), "not allowed with"),
+    ],
+)
 def test_where_there_is_no_answer_one_line_says_why(compare: Compare, argv: tuple[str, ...], said: str) -> None:
     code, out, err = compare(*argv)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
@@ -365,8 +382,10 @@ def test_by_run_nobody_is_told_to_train_seeds_that_are_rows_beside_it(compare: C
     assert "One run a row: leave --by-run out for tests over seeds." in said("--by-run")
     assert "train the same" not in said("--by-run")
     alone = make(0.92, seed=5, lr=3e-3)
-    assert f"Not enough seeds (n=1): {alone.id}. How much seeds alone differ is unknown there: train the same with " \
+    assert (
+        f"Not enough seeds (n=1): {alone.id}. How much seeds alone differ is unknown there: train the same with "
         "seed=6,7." in said("--by-run")
+    )
     assert "leave --by-run out" in said("--by-run")
     assert "leave --by-run out" not in said()
     assert "Not enough seeds (n=1): paper-b." in said()

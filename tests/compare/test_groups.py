@@ -20,18 +20,33 @@ def test_runs_that_differ_only_in_seed_are_one_group_by_rising_seed(make: Make) 
     assert differing_settings([only]) == []
 
 
-@pytest.mark.parametrize("settings", [
-    {"optim.lr": 0.003}, {"model.widths": [1, 2, 3, 4]}, {"augment.hue": 0.2}, {"cluster.nodes": 2}, {"name": "other"},
-    {"epochs": 9}, {"data.validation_fraction": 0.1},
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optim.lr": 0.003},
+        {"model.widths": [1, 2, 3, 4]},
+        {"augment.hue": 0.2},
+        {"cluster.nodes": 2},
+        {"name": "other"},
+        {"epochs": 9},
+        {"data.validation_fraction": 0.1},
+    ],
+)
 def test_any_other_setting_that_says_what_is_learned_makes_two(make: Make, settings: dict[str, object]) -> None:
     assert len(group_runs([make(seed=0), make(seed=1, settings=settings)])) == 2
 
 
-@pytest.mark.parametrize("settings", [
-    {"runs_dir": "/elsewhere"}, {"data.root": "/elsewhere"}, {"tracking.mode": "none"}, {"cluster.timeout_min": 7},
-    {"checkpoint.every_s": 1.0}, {"tracking.tags": ["a"]},
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"runs_dir": "/elsewhere"},
+        {"data.root": "/elsewhere"},
+        {"tracking.mode": "none"},
+        {"cluster.timeout_min": 7},
+        {"checkpoint.every_s": 1.0},
+        {"tracking.tags": ["a"]},
+    ],
+)
 def test_settings_that_say_where_do_not(make: Make, settings: dict[str, object]) -> None:
     groups = group_runs([make(seed=0), make(seed=1, settings=settings)])
     assert len(groups) == 1
@@ -47,7 +62,9 @@ def test_a_run_that_has_not_met_its_data_yet_goes_with_those_of_its_settings(mak
     waiting = make(seed=1)
     (waiting.directory / "data.json").unlink()
     assert len(group_runs([make(seed=0), load_history(waiting.directory)])) == 1
-    assert len(group_runs([make(seed=0), make(seed=2, data="1"), load_history(waiting.directory)])) == 3  # which one is not known
+    assert (
+        len(group_runs([make(seed=0), make(seed=2, data="1"), load_history(waiting.directory)])) == 3
+    )  # which one is not known
 
 
 def test_only_the_settings_that_differ_are_columns_in_the_configurations_order(make: Make) -> None:
@@ -122,10 +139,22 @@ def test_by_run_each_run_is_a_row_named_by_its_id(make: Make) -> None:
     assert [g.label for g in group_runs(runs, by_run=True)] == [run.id for run in runs]
 
 
-@pytest.mark.parametrize(("value", "text"), [
-    (0.001, "0.001"), (1e-7, "1e-07"), (None, "null"), (True, "true"), ([1, 0.5], "[1,0.5]"), ("adamw", "adamw"),
-    (12, "12"), (0.1234567891, "0.1234567891"),
-    ("two\nlines", r"two\nlines"), ("\x1b[2J\ud800", r"\x1b[2J\ud800"), ("猫 é \\n", "猫 é \\n"), (["a\tb"], r"[a\tb]"),
-])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.001, "0.001"),
+        (1e-7, "1e-07"),
+        (None, "null"),
+        (True, "true"),
+        ([1, 0.5], "[1,0.5]"),
+        ("adamw", "adamw"),
+        (12, "12"),
+        (0.1234567891, "0.1234567891"),
+        ("two\nlines", r"two\nlines"),
+        ("\x1b[2J\ud800", r"\x1b[2J\ud800"),
+        ("猫 é \\n", "猫 é \\n"),
+        (["a\tb"], r"[a\tb]"),
+    ],
+)
 def test_values_are_written_as_the_command_line_has_them(value: object, text: str) -> None:
     assert format_setting(value) == text

@@ -27,18 +27,32 @@ def test_noise_is_given_nothing_on_average() -> None:
     assert float(np.median(raw)) == pytest.approx(0, abs=0.05)  # the uncorrected share is 4/9 here
 
 
-@pytest.mark.parametrize(("levels", "scores"), [
-    ("aaa", [1, 2, 3]), ("abc", [1, 2, 3]), ("aabb", [1, 1, 1, 1]), ("", []),
-    ("aab", [0.913] * 3),
-])
+@pytest.mark.parametrize(
+    ("levels", "scores"),
+    [
+        ("aaa", [1, 2, 3]),
+        ("abc", [1, 2, 3]),
+        ("aabb", [1, 1, 1, 1]),
+        ("", []),
+        ("aab", [0.913] * 3),
+    ],
+)
 def test_what_cannot_be_told_is_not(levels: str, scores: list[float]) -> None:
     assert epsilon_squared(list(levels), np.array(scores, float)) is None
 
 
 def test_the_setting_that_moves_the_score_comes_first(make: Make) -> None:
-    runs = [make(0.80 + 0.05 * at + 0.001 * seed + 0.0005 * turn, lr=lr, seed=seed,
-                 settings={"augment.rotation_deg": float(turn)})
-            for at, lr in enumerate((1e-3, 3e-3)) for turn in (5, 10) for seed in range(3)]
+    runs = [
+        make(
+            0.80 + 0.05 * at + 0.001 * seed + 0.0005 * turn,
+            lr=lr,
+            seed=seed,
+            settings={"augment.rotation_deg": float(turn)},
+        )
+        for at, lr in enumerate((1e-3, 3e-3))
+        for turn in (5, 10)
+        for seed in range(3)
+    ]
     found = summarize_sweep(group_runs(runs))
     assert [effect.setting for effect in found.effects] == ["optim.lr", "augment.rotation_deg"]
     assert found.effects[0].importance == pytest.approx(1, abs=0.01)
@@ -76,8 +90,10 @@ def test_what_seeds_do_is_told_beside_groups_that_failed(make: Make) -> None:
 
 def test_what_the_shares_leave_open_is_said_as_the_runs_were_laid_out(make: Make) -> None:
     def said(*points: tuple[float, float, int]) -> str:
-        runs = [make(0.8 + 0.01 * at, lr=lr, seed=seed, settings={"augment.rotation_deg": turn})
-                for at, (lr, turn, seed) in enumerate(points)]
+        runs = [
+            make(0.8 + 0.01 * at, lr=lr, seed=seed, settings={"augment.rotation_deg": turn})
+            for at, (lr, turn, seed) in enumerate(points)
+        ]
         return sweep_text(summarize_sweep(group_runs(runs)), "s", markdown)[-2]
 
     grid = [(lr, turn, seed) for lr in (1e-3, 3e-3) for turn in (5.0, 10.0) for seed in (0, 1)]
@@ -104,8 +120,12 @@ def test_numbers_that_were_drawn_are_put_into_bins(make: Make) -> None:
 
 def test_failures_are_counted_by_their_reason_and_cost_what_they_cost(make: Make) -> None:
     bad = [make(lr=1.0, seed=s, done=2, end="failed", message=f"not finite at step {s}01 on rank {s}") for s in (1, 2)]
-    runs = [make(0.9, seed=0), make(0.92, lr=3e-3), *bad,
-            make(lr=2.0, done=1, end="failed", message="no room\non the disk")]
+    runs = [
+        make(0.9, seed=0),
+        make(0.92, lr=3e-3),
+        *bad,
+        make(lr=2.0, done=1, end="failed", message="no room\non the disk"),
+    ]
     silent = make(lr=3.0, done=1, end="")
     found = summarize_sweep(group_runs([*runs, silent]))
     assert found.failures.pop("no sign of life, so it was killed or its machine is gone") == [silent]

@@ -29,7 +29,10 @@ def test_each_data_set_has_its_own_ranking_of_means_over_seeds(compare: Compare)
     assert code == 0
     places = json.loads(out)
     assert [(p["data"], p["place"], p["recipe"]) for p in places] == [
-        ("cifar10", 1, "strong"), ("cifar10", 2, "small"), ("cifar100", 1, "hundred")]
+        ("cifar10", 1, "strong"),
+        ("cifar10", 2, "small"),
+        ("cifar100", 1, "hundred"),
+    ]
     assert places[0]["last"] == pytest.approx(0.94)
     assert places[0]["last_sd"] == pytest.approx(0.0141, abs=1e-4)
     assert (places[0]["n"], places[0]["seeds"], places[0]["parameters"]) == (2, "0 1", 4_693_962)
@@ -101,10 +104,16 @@ def test_it_fits_the_terminal(compare: Compare, width: int) -> None:
 
 
 @pytest.mark.usefixtures("runs")
-@pytest.mark.parametrize(("argv", "said"), [
-    (("--data", "mnist"), "there are cifar10, cifar100"), (("--max-parameters", "1e3"), "all 3 finished are larger"),
-    (("--max-parameters", "few"), "as 5e6"), (("--metric", "loss"), "invalid choice"), (("--top", "0"), "from 1"),
-])
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--data", "mnist"), "there are cifar10, cifar100"),
+        (("--max-parameters", "1e3"), "all 3 finished are larger"),
+        (("--max-parameters", "few"), "as 5e6"),
+        (("--metric", "loss"), "invalid choice"),
+        (("--top", "0"), "from 1"),
+    ],
+)
 def test_where_there_is_no_answer_one_line_says_why(compare: Compare, argv: tuple[str, ...], said: str) -> None:
     code, out, err = compare(*argv, verb="leaderboard")
     assert (code, out, len(err.splitlines())) == (2, "", 1)

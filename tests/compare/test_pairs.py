@@ -85,7 +85,9 @@ def test_groups_are_paired_within_their_own_data_set_alone(make: Make) -> None:
     three, two = of("cifar10", 3), of("cifar100", 2)
     found = pairs.compare_groups([*three, *two])
     assert {(p.first.runs[0].data_name, p.second.runs[0].data_name) for p in found.pairs} == {
-        ("cifar10", "cifar10"), ("cifar100", "cifar100")}
+        ("cifar10", "cifar10"),
+        ("cifar100", "cifar100"),
+    }
     assert (len(found.pairs), found.baseline, found.baseline_is_best, found.excluded) == (4, None, False, [])
     many = of("mnist", 6)
     found = pairs.compare_groups([*many, *two])
@@ -127,8 +129,10 @@ def test_few_groups_meet_each_other_and_many_the_best(make: Make) -> None:
 
 
 def test_p_values_are_adjusted_over_all_pairs(make: Make) -> None:
-    groups = [seeds(make, *(0.9 + at / 500 + s / 1000 for s in range(3)), lr=1e-3 * (at + 1), test_images=300)[0]
-              for at in range(3)]
+    groups = [
+        seeds(make, *(0.9 + at / 500 + s / 1000 for s in range(3)), lr=1e-3 * (at + 1), test_images=300)[0]
+        for at in range(3)
+    ]
     found = pairs.compare_groups(groups).pairs
     assert [p.means_p_holm for p in found] == holm_adjust([p.welch.p for p in found if p.welch])
     assert [p.mcnemar.p_holm for p in found if p.mcnemar] == holm_adjust([p.mcnemar.p for p in found if p.mcnemar])
@@ -145,8 +149,9 @@ def test_a_baseline_is_named_by_its_row_or_by_a_runs_id(make: Make) -> None:
         assert [p.first for p in found.pairs] == [groups[2], groups[0]]
 
 
-@pytest.mark.parametrize(("name", "said"), [("nobody", "fits none of the rows"), ("2026", "fits 2 of the rows"),
-                                            ("", "fits none")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("nobody", "fits none of the rows"), ("2026", "fits 2 of the rows"), ("", "fits none")]
+)
 def test_a_baseline_that_is_no_row_is_refused(make: Make, name: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         pairs.compare_groups(group_runs([make(), make(lr=3e-3)]), name)

@@ -90,10 +90,14 @@ def test_a_start_that_was_killed_costs_until_its_last_row_and_a_requeue_ends_it(
     assert run.gpu_hours == pytest.approx(200 / 3600)
 
 
-@pytest.mark.parametrize(("end", "message", "state"), [
-    ("finished", "", "finished"), ("failed", "the loss is not a finite number", "failed"),
-    ("interrupted", "", "interrupted"),
-])
+@pytest.mark.parametrize(
+    ("end", "message", "state"),
+    [
+        ("finished", "", "finished"),
+        ("failed", "the loss is not a finite number", "failed"),
+        ("interrupted", "", "interrupted"),
+    ],
+)
 def test_the_state_is_what_the_journal_said_last(make: Make, end: str, message: str, state: str) -> None:
     run = make(end=end, message=message, done=10 if end == "finished" else 4)
     assert (run.state, run.message) == (state, message)
@@ -182,10 +186,17 @@ def test_runs_of_an_older_and_a_newer_schema_are_read(make: Make) -> None:
     assert new.settings_sha256 != old.settings_sha256
 
 
-@pytest.mark.parametrize(("file", "content"), [
-    ("config.yaml", None), ("config.yaml", "[1"), ("config.yaml", "- a"), ("run.json", None), ("run.json", "{"),
-    ("run.json", "[]"),
-])
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.yaml", None),
+        ("config.yaml", "[1"),
+        ("config.yaml", "- a"),
+        ("run.json", None),
+        ("run.json", "{"),
+        ("run.json", "[]"),
+    ],
+)
 def test_a_damaged_directory_is_refused_by_the_name_of_its_file(make: Make, file: str, content: str | None) -> None:
     path: Path = make().directory
     (path / file).unlink()

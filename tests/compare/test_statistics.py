@@ -41,8 +41,10 @@ def test_welch_turned_round_is_its_mirror_image() -> None:
     assert (one.low, one.high, one.p) == pytest.approx((-other.high, -other.low, other.p))
 
 
-@pytest.mark.parametrize(("a", "b"), [([0.9], [0.8, 0.7]), ([0.9, 0.91], [0.8]), ([0.5, 0.5], [0.4, 0.4]), ([], []),
-                                    ([0.913] * 3, [0.914] * 3)])  # of which NumPy's variance is not 0
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [([0.9], [0.8, 0.7]), ([0.9, 0.91], [0.8]), ([0.5, 0.5], [0.4, 0.4]), ([], []), ([0.913] * 3, [0.914] * 3)],
+)  # of which NumPy's variance is not 0
 def test_one_seed_or_no_spread_gives_no_interval(a: list[float], b: list[float]) -> None:
     assert welch(a, b) is None
 

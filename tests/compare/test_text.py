@@ -20,8 +20,10 @@ from runyard.analysis.compare.text import (
 )
 
 NAN = float("nan")
-COLUMNS = [Column("run", [f"a-name-of-some-length-{at}" for at in range(3)], right_aligned=False),
-           *(Column(f"group.setting_number_{at}", ["1", "22", f"value-{at}"]) for at in range(12))]
+COLUMNS = [
+    Column("run", [f"a-name-of-some-length-{at}" for at in range(3)], right_aligned=False),
+    *(Column(f"group.setting_number_{at}", ["1", "22", f"value-{at}"]) for at in range(12)),
+]
 
 
 @pytest.mark.parametrize("width", [40, 80, 120, 200, 400])
@@ -37,8 +39,12 @@ def test_a_table_is_no_wider_than_the_terminal_and_loses_no_column(width: int) -
 
 def test_long_headings_are_broken_over_lines_and_say_the_same() -> None:
     text = text_table([Column("run", ["a"]), Column("schedule.final_lr_fraction", ["0"])], 80)
-    above = [line.split()[-1] for line in text.splitlines()[: text.splitlines().index(next(
-        line for line in text.splitlines() if line.startswith("─")))]]
+    above = [
+        line.split()[-1]
+        for line in text.splitlines()[
+            : text.splitlines().index(next(line for line in text.splitlines() if line.startswith("─")))
+        ]
+    ]
     assert "".join(above) == "schedule.final_lr_fraction"
 
 
@@ -63,11 +69,21 @@ def test_percentages_line_up_at_the_point_with_and_without_a_spread() -> None:
     assert len({cell.rjust(width).index(".") for cell in cells if "." in cell}) == 1
 
 
-@pytest.mark.parametrize(("values", "cells"), [
-    ([12345.0, 7.0], ["12,345", "7"]), ([12345.6], ["12,346"]), ([3.21, 0.5], ["3.21", "0.50"]),
-    ([0.00421, 0.1], ["0.004", "0.100"]), ([0.00421], ["0.00421"]), ([NAN, 1.0], ["–", "1"]), ([math.inf], ["–"]),
-    ([], []), ([0.0], ["0"]), ([250.25, 1.5], ["250.2", "1.5"]),
-])
+@pytest.mark.parametrize(
+    ("values", "cells"),
+    [
+        ([12345.0, 7.0], ["12,345", "7"]),
+        ([12345.6], ["12,346"]),
+        ([3.21, 0.5], ["3.21", "0.50"]),
+        ([0.00421, 0.1], ["0.004", "0.100"]),
+        ([0.00421], ["0.00421"]),
+        ([NAN, 1.0], ["–", "1"]),
+        ([math.inf], ["–"]),
+        ([], []),
+        ([0.0], ["0"]),
+        ([250.25, 1.5], ["250.2", "1.5"]),
+    ],
+)
 def test_a_columns_numbers_have_the_digits_that_its_largest_needs(values: list[float], cells: list[str]) -> None:
     assert format_numbers(values) == cells
 
@@ -83,8 +99,8 @@ def test_markdown_keeps_long_names_and_guards_its_bars() -> None:
 
 
 def test_csv_is_read_back_whole() -> None:
-    lines = [{"a": "x, \"y\"", "b": 0.1 + 0.2, "c": None}, {"a": "", "b": 1e-300, "c": "d\ne"}]
+    lines = [{"a": 'x, "y"', "b": 0.1 + 0.2, "c": None}, {"a": "", "b": 1e-300, "c": "d\ne"}]
     back = list(csv.DictReader(io.StringIO(as_csv(lines))))
-    assert [row["a"] for row in back] == ["x, \"y\"", ""]
+    assert [row["a"] for row in back] == ['x, "y"', ""]
     assert [float(row["b"]) for row in back] == [0.1 + 0.2, 1e-300]
     assert [row["c"] for row in back] == ["", "d\ne"]

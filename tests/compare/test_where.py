@@ -21,16 +21,36 @@ def runs(make: Make) -> list[RunHistory]:
     ]
 
 
-@pytest.mark.parametrize(("condition", "seeds"), [
-    ("optim.lr<3e-3", [0]), ("optim.lr <= 3e-3", [0, 1]), ("optim.lr>1e-3", [1, 2]), ("optim.lr>=0.003", [1, 2]),
-    ("optim.lr=0.003", [1]), ("optim.lr==3e-3", [1]), ("optim.lr!=3e-3", [0, 2]), ("model.name=starter", [1]),
-    ("model.name='starter'", [1]), ("model.name!=starter", [0, 2]), ("last>=91%", [1]), ("last>=0.9", [0, 1]),
-    ("state=failed", [2]), ("state=finished and optim.lr>0.001", [1]), ("epochs_done<10", [2]),
-    ("optim.grad_clip_norm=null", [0, 2]), ("optim.grad_clip_norm>0", [1]), ("channels_last=true", [0, 1, 2]),
-    ("channels_last=1", []), ("channels_last!=true", []), ("augment.hue=false", []),
-    ("optim.betas=[0.9,0.999]", [0, 1, 2]),
-    ("name=paper", [0, 1, 2]), ("gpu_hours<1", [0, 1, 2]), ("core_hours>0", []),
-])
+@pytest.mark.parametrize(
+    ("condition", "seeds"),
+    [
+        ("optim.lr<3e-3", [0]),
+        ("optim.lr <= 3e-3", [0, 1]),
+        ("optim.lr>1e-3", [1, 2]),
+        ("optim.lr>=0.003", [1, 2]),
+        ("optim.lr=0.003", [1]),
+        ("optim.lr==3e-3", [1]),
+        ("optim.lr!=3e-3", [0, 2]),
+        ("model.name=starter", [1]),
+        ("model.name='starter'", [1]),
+        ("model.name!=starter", [0, 2]),
+        ("last>=91%", [1]),
+        ("last>=0.9", [0, 1]),
+        ("state=failed", [2]),
+        ("state=finished and optim.lr>0.001", [1]),
+        ("epochs_done<10", [2]),
+        ("optim.grad_clip_norm=null", [0, 2]),
+        ("optim.grad_clip_norm>0", [1]),
+        ("channels_last=true", [0, 1, 2]),
+        ("channels_last=1", []),
+        ("channels_last!=true", []),
+        ("augment.hue=false", []),
+        ("optim.betas=[0.9,0.999]", [0, 1, 2]),
+        ("name=paper", [0, 1, 2]),
+        ("gpu_hours<1", [0, 1, 2]),
+        ("core_hours>0", []),
+    ],
+)
 def test_a_condition_keeps_exactly_the_runs_that_fit(runs: list[RunHistory], condition: str, seeds: list[int]) -> None:
     conditions = parse_conditions([condition], runs)
     assert [run.seed for run in runs if all(c.matches(run) for c in conditions)] == seeds
@@ -63,13 +83,22 @@ def test_several_conditions_all_have_to_hold(runs: list[RunHistory]) -> None:
     assert [run.seed for run in runs if all(c.matches(run) for c in conditions)] == [1]
 
 
-@pytest.mark.parametrize(("condition", "said"), [
-    ("optim.l<1", "did you mean optim.lr"), ("lr<1", "did you mean optim.lr"), ("lst>0.9", "did you mean last"),
-    ("optim.lr", "expected NAME"), ("", "expected NAME"), ("<3", "expected NAME"), ("optim.lr<", "expected NAME"),
-    ("optim.lr~3", "expected NAME"),
-    ("__import__('os').system('true')", "expected NAME"), ("optim.lr<1 and", "expected NAME"),
-    ("seed=1 and and", "expected NAME"),
-])
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        ("optim.l<1", "did you mean optim.lr"),
+        ("lr<1", "did you mean optim.lr"),
+        ("lst>0.9", "did you mean last"),
+        ("optim.lr", "expected NAME"),
+        ("", "expected NAME"),
+        ("<3", "expected NAME"),
+        ("optim.lr<", "expected NAME"),
+        ("optim.lr~3", "expected NAME"),
+        ("__import__('os').system('true')", "expected NAME"),
+        ("optim.lr<1 and", "expected NAME"),
+        ("seed=1 and and", "expected NAME"),
+    ],
+)
 def test_what_is_no_condition_is_refused_with_what_would_be(runs: list[RunHistory], condition: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         parse_conditions([condition], runs)

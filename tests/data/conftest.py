@@ -12,9 +12,21 @@ from runyard.data import manifest
 from runyard.data.prepare.pipeline import prepare_dataset
 
 SYNTHETIC: dict[str, Any] = {
-    "name": "tiny", "kind": "synthetic", "root": "data", "sources": [], "path": None, "image_size": 16,
-    "max_resolution": None, "write_mode": "raw", "jpeg_quality": None, "odd_images": "refuse",
-    "broken_images": "refuse", "arrays": True, "validation_fraction": 0.0, "split_seed": 0, "samples": [300, 40],
+    "name": "tiny",
+    "kind": "synthetic",
+    "root": "data",
+    "sources": [],
+    "path": None,
+    "image_size": 16,
+    "max_resolution": None,
+    "write_mode": "raw",
+    "jpeg_quality": None,
+    "odd_images": "refuse",
+    "broken_images": "refuse",
+    "arrays": True,
+    "validation_fraction": 0.0,
+    "split_seed": 0,
+    "samples": [300, 40],
     "num_classes": 4,
 }
 

@@ -12,8 +12,22 @@ from runyard.config.schema import AugmentConfig
 from runyard.data.augment import device, kernels, params
 from runyard.data.augment.params import AugmentDraws, AugmentParams
 
-NOTHING = AugmentParams(flip=params.NO_FLIP, padding=0, reflect=False, rotation=0.0, bilinear=False, brightness=0.0,
-                   contrast=0.0, saturation=0.0, hue=0.0, cutout=0, size=32, fill_r=125, fill_g=123, fill_b=114)
+NOTHING = AugmentParams(
+    flip=params.NO_FLIP,
+    padding=0,
+    reflect=False,
+    rotation=0.0,
+    bilinear=False,
+    brightness=0.0,
+    contrast=0.0,
+    saturation=0.0,
+    hue=0.0,
+    cutout=0,
+    size=32,
+    fill_r=125,
+    fill_g=123,
+    fill_b=114,
+)
 FLIP = NOTHING._replace(flip=params.RANDOM_FLIP)
 CROP = NOTHING._replace(padding=4)
 REFLECT = NOTHING._replace(padding=4, reflect=True)
@@ -76,8 +90,11 @@ def differences(images: np.ndarray, s: AugmentParams, change: dict[str, float] |
     return np.abs(out.astype(int) - theirs)
 
 
-@pytest.mark.parametrize("s", [FLIP, CROP, REFLECT, CROP._replace(flip=params.RANDOM_FLIP), BRIGHTNESS],
-                         ids=["flip", "crop", "reflect", "flip and crop", "brightness"])
+@pytest.mark.parametrize(
+    "s",
+    [FLIP, CROP, REFLECT, CROP._replace(flip=params.RANDOM_FLIP), BRIGHTNESS],
+    ids=["flip", "crop", "reflect", "flip and crop", "brightness"],
+)
 @pytest.mark.parametrize("size", [32, 17])
 def test_what_moves_whole_pixels_or_needs_no_sum_equals_torchvision_exactly(s: AugmentParams, size: int) -> None:
     assert differences(pictures(96, size), s._replace(size=size)).max() == 0
@@ -90,8 +107,11 @@ def test_nearest_rotation_equals_torchvision_up_to_ties_between_two_pixels(s: Au
     assert (differences(pictures(96, size), s._replace(size=size)) > 0).mean() < 1e-4
 
 
-@pytest.mark.parametrize(("s", "share"), [(BILINEAR, 1e-3), (CONTRAST, 1e-3), (SATURATION, 5e-3), (HUE, 1e-3)],
-                         ids=["bilinear", "contrast", "saturation", "hue"])
+@pytest.mark.parametrize(
+    ("s", "share"),
+    [(BILINEAR, 1e-3), (CONTRAST, 1e-3), (SATURATION, 5e-3), (HUE, 1e-3)],
+    ids=["bilinear", "contrast", "saturation", "hue"],
+)
 def test_what_sums_in_float_is_within_one_level_of_torchvision_and_rarely_off(s: AugmentParams, share: float) -> None:
     # measured on this set: 1e-5, 0, 1e-3 (gray pixels, where the sum lies on a whole level) and 5e-6 of the values
     levels = differences(pictures(256), s)
@@ -105,10 +125,20 @@ def test_the_papers_whole_set_equals_torchvisions_sequence_but_for_rare_levels()
     assert (levels > 0).mean() < 5e-3
 
 
-@pytest.mark.parametrize(("s", "change"), [
-    (ROTATION, {"angle": 0.05}), (CROP, {"crop_x": 3}), (FLIP, {"flip": 0}), (BRIGHTNESS, {"brightness": 1.01}),
-    (CONTRAST, {"contrast": 1.05}), (SATURATION, {"saturation": 0.95}), (HUE, {"hue": 0.02}), (PAPER, {"order": 7})],
-    ids=["rotation", "crop", "flip", "brightness", "contrast", "saturation", "hue", "order"])
+@pytest.mark.parametrize(
+    ("s", "change"),
+    [
+        (ROTATION, {"angle": 0.05}),
+        (CROP, {"crop_x": 3}),
+        (FLIP, {"flip": 0}),
+        (BRIGHTNESS, {"brightness": 1.01}),
+        (CONTRAST, {"contrast": 1.05}),
+        (SATURATION, {"saturation": 0.95}),
+        (HUE, {"hue": 0.02}),
+        (PAPER, {"order": 7}),
+    ],
+    ids=["rotation", "crop", "flip", "brightness", "contrast", "saturation", "hue", "order"],
+)
 def test_the_comparison_with_torchvision_sees_another_parameter(s: AugmentParams, change: dict[str, float]) -> None:
     levels = differences(pictures(64), s, change)
     assert (levels > 0).mean() > 0.01
@@ -120,7 +150,7 @@ def test_cutout_fills_its_square_with_the_mean_and_nothing_else() -> None:
     for image, got, d in zip(images, out, drawn, strict=True):
         top, left = int(d.cutout_y), int(d.cutout_x)
         wanted = image.copy()
-        wanted[max(top, 0):max(top + 9, 0), max(left, 0):max(left + 9, 0)] = (125, 123, 114)
+        wanted[max(top, 0) : max(top + 9, 0), max(left, 0) : max(left + 9, 0)] = (125, 123, 114)
         np.testing.assert_array_equal(got, wanted)
     assert {(d.cutout_y < 0, d.cutout_y + 9 > 32) for d in drawn} == {(False, False), (True, False), (False, True)}
 
@@ -131,8 +161,11 @@ def test_without_settings_an_image_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("where", DEVICES)
-@pytest.mark.parametrize("s", [NOTHING, FLIP, CROP, REFLECT, ROTATION, GEOMETRY, BRIGHTNESS, CUTOUT],
-                         ids=["nothing", "flip", "crop", "reflect", "rotation", "geometry", "brightness", "cutout"])
+@pytest.mark.parametrize(
+    "s",
+    [NOTHING, FLIP, CROP, REFLECT, ROTATION, GEOMETRY, BRIGHTNESS, CUTOUT],
+    ids=["nothing", "flip", "crop", "reflect", "rotation", "geometry", "brightness", "cutout"],
+)
 def test_tensor_form_gives_the_kernels_pixels_exactly(s: AugmentParams, where: str) -> None:
     images = pictures(96)
     got = device.augment_on_device(torch.from_numpy(images).to(where), np.arange(96), 5, 1, s).cpu().numpy()
@@ -163,8 +196,18 @@ def test_tensor_form_of_the_whole_set_follows_any_order_of_samples(where: str) -
 
 
 def test_configuration_becomes_numbers_in_the_kernels_units() -> None:
-    config = AugmentConfig(flip="alternating", crop_padding_px=4, crop_fill="reflect", rotation_deg=90.0,
-                           rotation_interpolation="bilinear", brightness=0.1, contrast=0.2, saturation=0.3, hue=0.4,
-                           cutout_px=8)
+    config = AugmentConfig(
+        flip="alternating",
+        crop_padding_px=4,
+        crop_fill="reflect",
+        rotation_deg=90.0,
+        rotation_interpolation="bilinear",
+        brightness=0.1,
+        contrast=0.2,
+        saturation=0.3,
+        hue=0.4,
+        cutout_px=8,
+    )
     assert params.augment_params(config, 32, (0.5, 0.25, 1.0)) == AugmentParams(
-        params.ALTERNATING_FLIP, 4, True, math.pi / 2, True, 0.1, 0.2, 0.3, 0.4, 8, 32, 128, 64, 255)
+        params.ALTERNATING_FLIP, 4, True, math.pi / 2, True, 0.1, 0.2, 0.3, 0.4, 8, 32, 128, 64, 255
+    )

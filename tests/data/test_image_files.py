@@ -39,11 +39,19 @@ def test_a_plain_image_is_read_as_it_is(tmp_path: Path) -> None:
     assert odd is None
 
 
-@pytest.mark.parametrize(("mode", "file", "kind"), [
-    ("L", "a.png", "grayscale"), ("L", "a.jpg", "grayscale"), ("1", "a.png", "bilevel"),
-    ("LA", "a.png", "grayscale with alpha"), ("P", "a.png", "palette"),
-    ("RGBA", "a.png", "alpha"), ("CMYK", "a.jpg", "CMYK"), ("YCbCr", "a.tif", "YCbCr"),
-])
+@pytest.mark.parametrize(
+    ("mode", "file", "kind"),
+    [
+        ("L", "a.png", "grayscale"),
+        ("L", "a.jpg", "grayscale"),
+        ("1", "a.png", "bilevel"),
+        ("LA", "a.png", "grayscale with alpha"),
+        ("P", "a.png", "palette"),
+        ("RGBA", "a.png", "alpha"),
+        ("CMYK", "a.jpg", "CMYK"),
+        ("YCbCr", "a.tif", "YCbCr"),
+    ],
+)
 def test_odd_kinds_are_told_and_converted_as_pillow_does(tmp_path: Path, mode: str, file: str, kind: str) -> None:
     image, odd = imagefolder.decode_image(save(tmp_path / file, mode))
     assert odd == kind
@@ -78,8 +86,15 @@ def test_an_image_is_turned_as_its_exif_says(tmp_path: Path, orientation: int) -
     save(tmp_path / "a.png", exif=exif)
     wanted = RGB if orientation < 5 else RGB.transpose(1, 0, 2)  # then mirrored or turned, per the EXIF standard
     turn: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-        1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-        5: lambda a: a, 6: lambda a: a[:, ::-1], 7: lambda a: a[::-1, ::-1], 8: lambda a: a[::-1]}
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a,
+        6: lambda a: a[:, ::-1],
+        7: lambda a: a[::-1, ::-1],
+        8: lambda a: a[::-1],
+    }
     np.testing.assert_array_equal(imagefolder.decode_image(tmp_path / "a.png")[0], turn[orientation](wanted))
 
 
@@ -100,17 +115,34 @@ def broken(tmp_path: Path, name: str) -> Path:
         path.write_bytes(content[:8] + chunk + content[33:])
     else:
         middle = len(content) // 2
-        path.write_bytes({"empty": b"", "text": b"no picture", "truncated JPEG": content[:middle],
-                          "truncated PNG": content[:middle], "head only": content[:40],
-                          "wrong CRC": content[:middle] + b"\xff\0\xff\0" + content[middle + 4:]}[name])
+        path.write_bytes(
+            {
+                "empty": b"",
+                "text": b"no picture",
+                "truncated JPEG": content[:middle],
+                "truncated PNG": content[:middle],
+                "head only": content[:40],
+                "wrong CRC": content[:middle] + b"\xff\0\xff\0" + content[middle + 4 :],
+            }[name]
+        )
     return path
 
 
-@pytest.mark.parametrize(("name", "reason"), [
-    ("empty", "an empty file"), ("text", "not an image"), ("truncated JPEG", "."), ("truncated PNG", "."),
-    ("head only", "."), ("wrong CRC", "."), ("missing", "gone"), ("dangling link", "link"), ("float", "no known range"),
-    ("too many pixels", "attack"),
-])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("empty", "an empty file"),
+        ("text", "not an image"),
+        ("truncated JPEG", "."),
+        ("truncated PNG", "."),
+        ("head only", "."),
+        ("wrong CRC", "."),
+        ("missing", "gone"),
+        ("dangling link", "link"),
+        ("float", "no known range"),
+        ("too many pixels", "attack"),
+    ],
+)
 def test_a_broken_file_is_told_with_its_reason(tmp_path: Path, name: str, reason: str) -> None:
     path = broken(tmp_path, name)
     with pytest.raises(BrokenImageError, match=reason) as error:

@@ -40,8 +40,18 @@ def tree(tmp_path: Path) -> Path:
 
 
 def folder_config(settings: Settings, tree: Path, **changes: Any) -> DataConfig:
-    return settings(**{"kind": "imagefolder", "name": "animals", "sources": ["disk"], "path": str(tree),
-                       "samples": None, "num_classes": None, "root": str(tree.parent / "data"), **changes})
+    return settings(
+        **{
+            "kind": "imagefolder",
+            "name": "animals",
+            "sources": ["disk"],
+            "path": str(tree),
+            "samples": None,
+            "num_classes": None,
+            "root": str(tree.parent / "data"),
+            **changes,
+        }
+    )
 
 
 def gathered(data: DataConfig, tmp_path: Path) -> gather.DatasetLayout:
@@ -68,18 +78,25 @@ def test_with_test_and_val_the_latter_is_for_validation(tree: Path, settings: Se
     (tree / "val" / "ant").mkdir(parents=True)
     save(tree / "val" / "ant" / "0.png")
     assert {part: len(files) for part, (files, _) in imagefolder.scan_tree(tree).splits.items()} == {
-        "train": 16, "test": 6, "validation": 1}
+        "train": 16,
+        "test": 6,
+        "validation": 1,
+    }
     with pytest.raises(UserError, match=r"data\.validation_fraction=0\.2: .* val/ is the validation part already"):
         gathered(folder_config(settings, tree, validation_fraction=0.2), tmp_path)
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda t: (t / "train").rename(t / "training"), "no folder train/"),
-    (lambda t: (t / "val").rename(t / "valid"), "neither test/ nor val/"),
-    (lambda t: (t / "train/zebra").rename(t / "train/.zebra"), "1 class folders"),
-    (lambda t: (t / "val/zebra").rename(t / "val/okapi"), r"val/okapi: train/ has no class"),
-    (lambda t: (t / "train/bat").mkdir(), "train/bat: a class without files"),
-], ids=["no train", "no test", "one class", "another class", "empty class"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: (t / "train").rename(t / "training"), "no folder train/"),
+        (lambda t: (t / "val").rename(t / "valid"), "neither test/ nor val/"),
+        (lambda t: (t / "train/zebra").rename(t / "train/.zebra"), "1 class folders"),
+        (lambda t: (t / "val/zebra").rename(t / "val/okapi"), r"val/okapi: train/ has no class"),
+        (lambda t: (t / "train/bat").mkdir(), "train/bat: a class without files"),
+    ],
+    ids=["no train", "no test", "one class", "another class", "empty class"],
+)
 def test_a_tree_of_another_shape_is_refused(tree: Path, change: Callable[[Path], object], words: str) -> None:
     change(tree)
     with pytest.raises(UserError, match=words):
@@ -132,8 +149,16 @@ def test_a_tree_is_stored_in_either_mode(tree: Path, settings: Settings, mode: s
     Image.fromarray(np.tile(RGB, (90, 60, 1))).save(tree / "train/ant/big.png")  # 14 MB: more than a page of FFCV's
     save(tree / "train/zebra/gray.png", "L")
     (tree / "train/zebra/bad.jpg").write_bytes(b"no picture")
-    data = folder_config(settings, tree, odd_images="convert", broken_images="skip", write_mode=mode,
-                         jpeg_quality=quality, max_resolution=None if mode == "raw" else 48, arrays=mode == "raw")
+    data = folder_config(
+        settings,
+        tree,
+        odd_images="convert",
+        broken_images="skip",
+        write_mode=mode,
+        jpeg_quality=quality,
+        max_resolution=None if mode == "raw" else 48,
+        arrays=mode == "raw",
+    )
     made = prepare_dataset(data, progress=False)
     folder = manifest.dataset_dir(data)
     assert prepare_dataset(data, progress=False) == made  # and so verified

@@ -66,18 +66,35 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Path]:
         np.save(folder / f"{name}_labels.npy", labels)
         write_beton(folder / f"{name}.beton", list(images), labels)
         splits[name] = Split(n, f"{name}.beton", "", 0, f"{name}_images.npy", f"{name}_labels.npy", {})
-    return Manifest("small", "synthetic", "a test", tuple("abcdefghij"), SIZE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), splits,
-                    {}, True), folder
+    return Manifest(
+        "small", "synthetic", "a test", tuple("abcdefghij"), SIZE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), splits, {}, True
+    ), folder
 
 
 @pytest.fixture
 def config(make_config: MakeConfig) -> Config:
-    return make_config("data=synthetic", f"data.image_size={SIZE}", "augment=paper", "augment.cutout_px=4",
-                       "loader=resident", "batch_size=96", "eval_batch_size=5", "seed=11", "workers=1")
+    return make_config(
+        "data=synthetic",
+        f"data.image_size={SIZE}",
+        "augment=paper",
+        "augment.cutout_px=4",
+        "loader=resident",
+        "batch_size=96",
+        "eval_batch_size=5",
+        "seed=11",
+        "workers=1",
+    )
 
 
-def steps(config: Config, prepared: tuple[Manifest, Path], epoch: int = 0, start: int = 0, rank: int = 0,
-          world_size: int = 1, device: torch.device = CPU) -> list[list[Batch]]:
+def steps(
+    config: Config,
+    prepared: tuple[Manifest, Path],
+    epoch: int = 0,
+    start: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device = CPU,
+) -> list[list[Batch]]:
     loader = loaders.train_loader(config, *prepared, rank=rank, world_size=world_size, device=device)
     try:
         return [[Batch(*(t.cpu() for t in batch)) for batch in step] for step in loader.epoch(epoch, start)]
@@ -95,8 +112,9 @@ def same(a: Batch, b: Batch) -> bool:
 
 
 @pytest.mark.parametrize("reader", ["ffcv", "resident"])
-def test_images_are_identical_at_1_2_and_8_workers(config: Config, prepared: Any, reader: str,
-                                                   monkeypatch: Any) -> None:
+def test_images_are_identical_at_1_2_and_8_workers(
+    config: Config, prepared: Any, reader: str, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(loaders, "MIN_IMAGES_PER_THREAD", 4)
     epochs = [joined(steps(replace(config, loader=reader, workers=n), prepared)) for n in (1, 2, 8)]
     assert same(epochs[0], epochs[1])
@@ -104,17 +122,22 @@ def test_images_are_identical_at_1_2_and_8_workers(config: Config, prepared: Any
 
 
 def test_draws_counted_by_place_in_the_work_instead_of_by_sample_would_be_noticed(
-        config: Config, prepared: Any, monkeypatch: Any) -> None:
+    config: Config, prepared: Any, monkeypatch: Any
+) -> None:
     real = loaders.kernels.augment_batch
     monkeypatch.setattr(loaders, "MIN_IMAGES_PER_THREAD", 4)
-    monkeypatch.setattr(loaders.kernels, "augment_batch", lambda images, rows, samples, *rest: real(
-        images, rows, np.arange(len(samples)), *rest))
+    monkeypatch.setattr(
+        loaders.kernels,
+        "augment_batch",
+        lambda images, rows, samples, *rest: real(images, rows, np.arange(len(samples)), *rest),
+    )
     assert not same(*(joined(steps(replace(config, workers=n), prepared)) for n in (1, 8)))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_ranks_joined_are_the_global_batch_at_world_size_1_2_and_4(config: Config, prepared: Any,
-                                                                   accumulate: int) -> None:
+def test_ranks_joined_are_the_global_batch_at_world_size_1_2_and_4(
+    config: Config, prepared: Any, accumulate: int
+) -> None:
     config = replace(config, accumulate=accumulate)
     alone = joined(steps(config, prepared))
     for world_size in (2, 4):
@@ -132,8 +155,10 @@ def test_a_start_in_mid_epoch_gives_the_rest_of_that_epoch(config: Config, prepa
 
 
 def test_the_three_readers_give_the_same_batches(config: Config, prepared: Any) -> None:
-    three = [loaders.train_loader(replace(config, loader=name), *prepared, rank=0, world_size=1, device=CPU)
-             for name in ("ffcv", "torch", "resident")]
+    three = [
+        loaders.train_loader(replace(config, loader=name), *prepared, rank=0, world_size=1, device=CPU)
+        for name in ("ffcv", "torch", "resident")
+    ]
     for epoch, start in ((0, 0), (1, 1)):
         ffcv, torchs, resident = (joined(list(loader.epoch(epoch, start))) for loader in three)
         assert same(ffcv, resident)
@@ -166,12 +191,17 @@ def test_indices_and_labels_belong_to_the_images(config: Config, prepared: Any, 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("reader", ["ffcv", "torch", "resident"])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_evaluation_shows_every_sample_once_at_any_world_size(config: Config, prepared: Any, reader: str,
-                                                              world_size: int, device: torch.device) -> None:
+def test_evaluation_shows_every_sample_once_at_any_world_size(
+    config: Config, prepared: Any, reader: str, world_size: int, device: torch.device
+) -> None:
     config, seen = replace(config, loader=reader), []
     for rank in range(world_size):
-        seen += [Batch(*(t.cpu() for t in b)) for b in loaders.evaluation_batches(
-            config, *prepared, "test", rank=rank, world_size=world_size, device=device)]
+        seen += [
+            Batch(*(t.cpu() for t in b))
+            for b in loaders.evaluation_batches(
+                config, *prepared, "test", rank=rank, world_size=world_size, device=device
+            )
+        ]
     every = joined([seen])
     np.testing.assert_array_equal(every.indices, np.arange(TEST))
     np.testing.assert_array_equal(every.images, np.load(prepared[1] / "test_images.npy"))
@@ -180,8 +210,9 @@ def test_evaluation_shows_every_sample_once_at_any_world_size(config: Config, pr
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("reader", ["ffcv", "resident"])
-def test_batches_arrive_on_the_device_whole_and_stay_as_they_were(config: Config, prepared: Any, reader: str,
-                                                                  device: torch.device) -> None:
+def test_batches_arrive_on_the_device_whole_and_stay_as_they_were(
+    config: Config, prepared: Any, reader: str, device: torch.device
+) -> None:
     config = replace(config, loader=reader, batch_size=20)
     loader = loaders.train_loader(config, *prepared, rank=0, world_size=1, device=device)
     kept = [(batch, batch.images.clone()) for step in loader.epoch(0) for batch in step]
@@ -207,8 +238,9 @@ def prefetch_threads() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if t.name == "runyard-prefetch"]
 
 
-def test_an_error_in_the_reader_reaches_the_consumer_with_its_cause(config: Config, prepared: Any,
-                                                                    monkeypatch: Any) -> None:
+def test_an_error_in_the_reader_reaches_the_consumer_with_its_cause(
+    config: Config, prepared: Any, monkeypatch: Any
+) -> None:
     def poisoned(*_: Any) -> None:
         raise OSError("the disk is gone")
 
@@ -231,8 +263,14 @@ def test_ffcvs_own_iterator_waits_for_ever_on_that_error(prepared: Any, monkeypa
 
     threads = torch.get_num_threads()
     monkeypatch.setattr(EpochIterator, "run_pipeline", poisoned)
-    loader = Loader(str(prepared[1] / "test.beton"), 8, num_workers=1, os_cache=True, order=OrderOption.SEQUENTIAL,
-                    pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]})
+    loader = Loader(
+        str(prepared[1] / "test.beton"),
+        8,
+        num_workers=1,
+        os_cache=True,
+        order=OrderOption.SEQUENTIAL,
+        pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
+    )
     iterator = iter(loader)
     torch.set_num_threads(threads)  # FFCV's loader changes it for the whole process
     with ThreadPoolExecutor(1) as pool:
@@ -297,7 +335,8 @@ def test_the_wait_for_batches_is_counted(config: Config, prepared: Any, monkeypa
 
 
 def test_worker_processes_ignore_the_jobs_signals_live_through_epochs_and_end_with_the_loader(
-        config: Config, prepared: Any) -> None:
+    config: Config, prepared: Any
+) -> None:
     config = replace(config, loader="torch", workers=2, batch_size=20)
     loader: Any = loaders.train_loader(config, *prepared, rank=0, world_size=1, device=CPU)
     running = loader.epoch(0)
@@ -324,21 +363,26 @@ print(len(next(running)))
 
 
 @pytest.mark.slow
-def test_a_program_that_ends_without_closing_its_worker_processes_does_end(config: Config, prepared: Any,
-                                                                           tmp_path: Path) -> None:
+def test_a_program_that_ends_without_closing_its_worker_processes_does_end(
+    config: Config, prepared: Any, tmp_path: Path
+) -> None:
     (tmp_path / "given").write_bytes(pickle.dumps((replace(config, loader="torch", batch_size=20), prepared)))
-    done = subprocess.run([sys.executable, "-c", UNCLOSED, str(tmp_path / "given")], capture_output=True, text=True,
-                          timeout=PATIENCE_S)  # it would wait for ever
+    done = subprocess.run(
+        [sys.executable, "-c", UNCLOSED, str(tmp_path / "given")], capture_output=True, text=True, timeout=PATIENCE_S
+    )  # it would wait for ever
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
-KILLED = UNCLOSED.replace("print(len(next(running)))", """
+KILLED = UNCLOSED.replace(
+    "print(len(next(running)))",
+    """
 import os, signal
 next(running)
 loader = running.gi_frame.f_locals["self"]
 print(*(worker.pid for worker in loader._maker._loader._iterator._workers), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
-""")
+""",
+)
 
 
 @pytest.mark.slow
@@ -354,15 +398,19 @@ def test_no_worker_outlives_a_training_process_that_was_killed(config: Config, p
         time.sleep(0.1)
 
 
-FULL = """
+FULL = (
+    """
 import resource, signal
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as a full /dev/shm answers: no batch fits
-""" + UNCLOSED
+"""
+    + UNCLOSED
+)
 
 
 @pytest.mark.slow
-def test_where_batches_do_not_fit_into_shared_memory_that_is_said_at_once(config: Config, prepared: Any,
-                                                                         tmp_path: Path) -> None:
+def test_where_batches_do_not_fit_into_shared_memory_that_is_said_at_once(
+    config: Config, prepared: Any, tmp_path: Path
+) -> None:
     (tmp_path / "given").write_bytes(pickle.dumps((replace(config, loader="torch", batch_size=20), prepared)))
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "given")], capture_output=True, text=True)
     assert done.returncode == 1
@@ -374,8 +422,15 @@ def ffcvs_own(path: Path, decoder: Any) -> np.ndarray:
     from ffcv.loader import Loader, OrderOption
 
     threads = torch.get_num_threads()
-    loader = Loader(str(path), 50, num_workers=1, os_cache=True, order=OrderOption.SEQUENTIAL, drop_last=False,
-                    pipelines={"image": [decoder], "label": [IntDecoder()]})
+    loader = Loader(
+        str(path),
+        50,
+        num_workers=1,
+        os_cache=True,
+        order=OrderOption.SEQUENTIAL,
+        drop_last=False,
+        pipelines={"image": [decoder], "label": [IntDecoder()]},
+    )
     images = np.concatenate([np.array(batch[0]) for batch in loader])
     torch.set_num_threads(threads)
     del loader
@@ -391,8 +446,10 @@ def test_decoded_images_are_those_of_ffcvs_own_loader(tmp_path: Path, mode: str)
     rng = np.random.default_rng(0)
     square = [rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8) for _ in range(9)]
     odd = [rng.integers(0, 256, (*rng.integers(12, 60, 2), 3), np.uint8) for _ in range(9)]
-    for name, images, decoder in (("square", square, SimpleRGBImageDecoder()),
-                                  ("odd", odd, CenterCropRGBImageDecoder((SIZE, SIZE), ratio=1))):
+    for name, images, decoder in (
+        ("square", square, SimpleRGBImageDecoder()),
+        ("odd", odd, CenterCropRGBImageDecoder((SIZE, SIZE), ratio=1)),
+    ):
         path = tmp_path / f"{name}.beton"
         write_beton(path, images, np.arange(9), write_mode=mode)
         source = BetonSource(path, SIZE)
@@ -430,7 +487,8 @@ def test_normalise_gives_channels_last_float_of_the_manifests_mean_and_deviation
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     got = Normalize(mean, std).to(device)(images)
     wanted = (images.permute(0, 3, 1, 2) / 255 - torch.tensor(mean, device=device).view(3, 1, 1)) / torch.tensor(
-        std, device=device).view(3, 1, 1)
+        std, device=device
+    ).view(3, 1, 1)
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
     assert got.is_contiguous(memory_format=torch.channels_last)
     assert not Normalize(mean, std).state_dict()

@@ -32,10 +32,22 @@ def check(folder: Path, *, hash_files: bool) -> Manifest:
 def test_settings_that_change_the_files_change_the_folder(settings: Settings) -> None:
     cifar = {"name": "cifar10", "kind": "cifar10", "image_size": 32, "samples": None, "num_classes": None}
     changes: list[dict[str, Any]] = [
-        {}, {"name": "b"}, {"image_size": 32}, {"samples": [300, 41]}, {"samples": [301, 40]}, {"num_classes": 5},
-        {"write_mode": "jpg", "jpeg_quality": 90}, {"write_mode": "jpg", "jpeg_quality": 91}, {"arrays": False},
-        {"max_resolution": 64}, {"odd_images": "convert"}, {"broken_images": "skip"}, {"validation_fraction": 0.1},
-        {"validation_fraction": 0.1, "split_seed": 1}, {"validation_fraction": 0.1000000001}, cifar,
+        {},
+        {"name": "b"},
+        {"image_size": 32},
+        {"samples": [300, 41]},
+        {"samples": [301, 40]},
+        {"num_classes": 5},
+        {"write_mode": "jpg", "jpeg_quality": 90},
+        {"write_mode": "jpg", "jpeg_quality": 91},
+        {"arrays": False},
+        {"max_resolution": 64},
+        {"odd_images": "convert"},
+        {"broken_images": "skip"},
+        {"validation_fraction": 0.1},
+        {"validation_fraction": 0.1, "split_seed": 1},
+        {"validation_fraction": 0.1000000001},
+        cifar,
     ]
     folders = [manifest.dataset_dir(settings(**change)) for change in changes]
     assert len(set(folders)) == len(folders)
@@ -65,9 +77,19 @@ def test_a_folder_that_was_not_prepared_says_what_makes_it(tmp_path: Path) -> No
         manifest.load_manifest(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("content", [
-    "", "{", "[]", "null", "3", '{"splits": {}}', '{"format": "runyard-data-0"}', '{"format": "runyard-data-1"}',
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "3",
+        '{"splits": {}}',
+        '{"format": "runyard-data-0"}',
+        '{"format": "runyard-data-1"}',
+    ],
+)
 def test_a_broken_or_foreign_manifest_is_refused_by_name(folder: Path, content: str) -> None:
     (folder / "manifest.json").write_text(content)
     with pytest.raises(UserError, match=r"manifest\.json: ") as error:
@@ -75,9 +97,16 @@ def test_a_broken_or_foreign_manifest_is_refused_by_name(folder: Path, content: 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("mean", [0.5, 0.5]), ("std", "abc"), ("classes", []), ("splits", {}), ("surprise", 1),
-])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mean", [0.5, 0.5]),
+        ("std", "abc"),
+        ("classes", []),
+        ("splits", {}),
+        ("surprise", 1),
+    ],
+)
 def test_a_manifest_with_a_wrong_entry_is_refused(folder: Path, key: str, value: object) -> None:
     values = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**values, key: value}))

@@ -42,16 +42,16 @@ def flip(content: bytearray, rng: random.Random, where: range) -> None:
 
 def overwrite(content: bytearray, rng: random.Random, where: range) -> None:
     at = rng.choice(where)
-    content[at:at + 64] = rng.randbytes(len(content[at:at + 64]))
+    content[at : at + 64] = rng.randbytes(len(content[at : at + 64]))
 
 
 def clear(content: bytearray, rng: random.Random, where: range) -> None:
     at = rng.choice(where)
-    content[at:at + 512] = bytes(len(content[at:at + 512]))
+    content[at : at + 512] = bytes(len(content[at : at + 512]))
 
 
 def cut(content: bytearray, rng: random.Random, where: range) -> None:
-    del content[rng.choice(where):]
+    del content[rng.choice(where) :]
 
 
 CHANGES = [flip, overwrite, clear, cut]
@@ -63,8 +63,12 @@ def mutants(folder: Path, name: str) -> Iterator[tuple[str, bytes]]:
     places = [range(len(whole))]
     if name.endswith(".beton"):
         found = beton.inspect_beton(folder / name)
-        places = [range(HEAD), range(HEAD, HEAD + SAMPLES * beton._RECORD.itemsize),
-                  range(found.pointers.min(), found.pointers.max()), range(len(whole) - 24 * SAMPLES, len(whole))]
+        places = [
+            range(HEAD),
+            range(HEAD, HEAD + SAMPLES * beton._RECORD.itemsize),
+            range(found.pointers.min(), found.pointers.max()),
+            range(len(whole) - 24 * SAMPLES, len(whole)),
+        ]
     for number in range(EACH):
         change = CHANGES[rng.randrange(len(CHANGES))]
         content = bytearray(whole)

@@ -29,7 +29,7 @@ def test_ranks_joined_give_the_global_batch_at_any_world_size(world_size: int, a
         shares = [rank_indices(order, step, 48, rank, world_size, accumulate) for rank in range(world_size)]
         micro_batches = [np.concatenate(parts) for parts in zip(*shares, strict=True)]
         assert len(micro_batches) == accumulate
-        np.testing.assert_array_equal(np.concatenate(micro_batches), order[step * 48:(step + 1) * 48])
+        np.testing.assert_array_equal(np.concatenate(micro_batches), order[step * 48 : (step + 1) * 48])
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:

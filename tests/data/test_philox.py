@@ -10,8 +10,22 @@ from runyard.data.augment.params import AugmentDraws, AugmentParams
 from runyard.data.augment.philox import philox
 from runyard.data.compiled import jit
 
-ALL = AugmentParams(flip=params.RANDOM_FLIP, padding=4, reflect=False, rotation=0.25, bilinear=False, brightness=0.2,
-               contrast=0.3, saturation=0.4, hue=0.1, cutout=8, size=32, fill_r=0, fill_g=0, fill_b=0)
+ALL = AugmentParams(
+    flip=params.RANDOM_FLIP,
+    padding=4,
+    reflect=False,
+    rotation=0.25,
+    bilinear=False,
+    brightness=0.2,
+    contrast=0.3,
+    saturation=0.4,
+    hue=0.1,
+    cutout=8,
+    size=32,
+    fill_r=0,
+    fill_g=0,
+    fill_b=0,
+)
 # Random123 1.14, tests/kat_vectors: counter, key, result of philox4x32 with 10 rounds
 KNOWN = [
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -44,8 +58,11 @@ def test_compiled_draws_are_those_of_the_python_text() -> None:
         assert kernels.draw_params_all(np.array([sample]), seed, epoch, ALL)[:, 0].tolist() == wanted
 
 
-@pytest.mark.parametrize("other", [{"seed": 2}, {"seed": 1 + 2**40}, {"epoch": 1}, {"first": 1}],
-                         ids=["seed", "upper half of the seed", "epoch", "sample"])
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 2}, {"seed": 1 + 2**40}, {"epoch": 1}, {"first": 1}],
+    ids=["seed", "upper half of the seed", "epoch", "sample"],
+)
 def test_another_seed_epoch_or_sample_draws_otherwise(other: dict[str, int]) -> None:
     for name, a, b in zip(AugmentDraws._fields, table(), table(**other), strict=True):
         assert abs(np.corrcoef(a, b)[0, 1]) < 0.06, name  # 4 standard errors of unrelated draws
@@ -58,13 +75,24 @@ def test_draws_of_one_image_are_unrelated_to_each_other() -> None:
 
 def test_draws_fill_their_ranges_evenly() -> None:
     d = table(n=20_000)
-    for values, low, high in ((d.angle, -0.25, 0.25), (d.brightness, 0.8, 1.2), (d.contrast, 0.7, 1.3),
-                              (d.saturation, 0.6, 1.4), (d.hue, -0.1, 0.1)):
+    for values, low, high in (
+        (d.angle, -0.25, 0.25),
+        (d.brightness, 0.8, 1.2),
+        (d.contrast, 0.7, 1.3),
+        (d.saturation, 0.6, 1.4),
+        (d.hue, -0.1, 0.1),
+    ):
         assert low <= values.min() < values.max() < high
         counts = np.histogram(values, 10, (low, high))[0]
         assert np.abs(counts - 2000).max() < 5 * 2000**0.5
-    for values, n in ((d.flip, 2), (d.crop_y, 9), (d.crop_x, 9), (d.order, 24), (d.cutout_y + 4, 32),
-                      (d.cutout_x + 4, 32)):
+    for values, n in (
+        (d.flip, 2),
+        (d.crop_y, 9),
+        (d.crop_x, 9),
+        (d.order, 24),
+        (d.cutout_y + 4, 32),
+        (d.cutout_x + 4, 32),
+    ):
         counts = np.bincount(values.astype(int))
         assert len(counts) == n
         assert np.abs(counts - 20_000 / n).max() < 5 * (20_000 / n) ** 0.5

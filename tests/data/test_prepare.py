@@ -107,7 +107,8 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, settings: Setti
 
 @pytest.mark.slow
 def test_a_killed_prepare_leaves_nothing_that_looks_finished(
-        tmp_path: Path, prepared_root: Path, settings: Settings) -> None:
+    tmp_path: Path, prepared_root: Path, settings: Settings
+) -> None:
     data = settings(root=str(tmp_path))
     target = manifest.dataset_dir(data)
     half_made = target.with_name(f".{target.name}.making")
@@ -128,7 +129,9 @@ def test_a_killed_prepare_leaves_nothing_that_looks_finished(
         manifest.load_manifest(target)
     assert not (half_made / "manifest.json").exists()
 
-    made = prepare_dataset(data, progress=False)  # goes through, removes the remains, and writes the same bytes as another did
+    made = prepare_dataset(
+        data, progress=False
+    )  # goes through, removes the remains, and writes the same bytes as another did
     assert names(tmp_path) == [target.name]
     assert made == manifest.load_manifest(manifest.dataset_dir(settings(root=str(prepared_root))))
 
@@ -150,8 +153,9 @@ def test_a_prepare_waits_for_another_and_does_not_touch_its_work(root: Path, fol
 
 
 @pytest.mark.parametrize("problem", [UserError("no"), KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_whatever_stops_it_leaves_nothing(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch,
-                                          problem: BaseException) -> None:
+def test_whatever_stops_it_leaves_nothing(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, problem: BaseException
+) -> None:
     def write(jobs: list[beton_writer.WriteJob], tell: object) -> None:
         Path(jobs[0].beton).write_bytes(b"half")
         raise problem
@@ -169,8 +173,9 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path, settings: Settin
     assert refused(settings(root=str(tmp_path / "file"))).startswith(f"data.root={tmp_path}/file: cannot write")
 
 
-def test_too_small_a_disk_is_seen_before_writing(tmp_path: Path, settings: Settings,
-                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_small_a_disk_is_seen_before_writing(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1 << 20))  # type: ignore[attr-defined]
     assert "are needed and 1 MB are free" in refused(settings(root=str(tmp_path)))
     assert names(tmp_path) == []
@@ -229,8 +234,11 @@ def test_the_prepared_cifar10_is_the_published_one() -> None:
     assert made.mean == pytest.approx((0.49139968, 0.48215841, 0.44653091), abs=1e-8)
     assert made.std == pytest.approx((0.24703223, 0.24348513, 0.26158784), abs=1e-8)
     for part, each in (("train", 5000), ("test", 1000)):
-        content, images = beton.inspect_beton(folder / f"{part}.beton"), np.load(folder / f"{part}_images.npy", mmap_mode="r")
+        content, images = (
+            beton.inspect_beton(folder / f"{part}.beton"),
+            np.load(folder / f"{part}_images.npy", mmap_mode="r"),
+        )
         np.testing.assert_array_equal(np.bincount(content.labels), [each] * 10)
         stored = np.memmap(folder / f"{part}.beton", np.uint8, "r")
         for i in range(0, len(images), 997):
-            np.testing.assert_array_equal(stored[content.pointers[i]:][:3072], images[i].reshape(-1))
+            np.testing.assert_array_equal(stored[content.pointers[i] :][:3072], images[i].reshape(-1))

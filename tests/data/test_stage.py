@@ -23,9 +23,7 @@ def config(data_root: Path, make_config: Callable[..., Config]) -> Config:
     return make_config(*SMALL_DATA, f"data.root={data_root}")
 
 
-def staged(
-    config: Config, disk: Path | str, loader: str = "ffcv", start: str = "first"
-) -> tuple[Path, str | None]:
+def staged(config: Config, disk: Path | str, loader: str = "ffcv", start: str = "first") -> tuple[Path, str | None]:
     asked = dataclasses.replace(
         config, loader=loader, cluster=dataclasses.replace(config.cluster, stage_data=str(disk))
     )
@@ -120,9 +118,7 @@ def test_a_node_without_such_a_disk_reads_where_the_data_is(
     assert not list((tmp_path / "disk").rglob("*.beton"))
 
 
-def test_a_device_in_place_of_the_data_is_not_copied_for_ever(
-    config: Config, tmp_path: Path, data_root: Path
-) -> None:
+def test_a_device_in_place_of_the_data_is_not_copied_for_ever(config: Config, tmp_path: Path, data_root: Path) -> None:
     root = Path(shutil.copytree(data_root, tmp_path / "data"))
     mine = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root)))
     (manifest.dataset_dir(mine.data) / "train.beton").unlink()

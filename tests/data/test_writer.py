@@ -34,13 +34,16 @@ def test_a_dead_worker_of_ffcv_ends_the_write_with_its_reason(job: beton_writer.
         beton_writer.write_betons([broken], lambda what, done, total: None)
 
 
-@pytest.mark.parametrize(("code", "words", "struck", "wanted"), [
-    (1, "OSError: [Errno 28] No space left on device", None, "the disk is full"),
-    (-signal.SIGBUS, "", None, "/dev/shm"),
-    (-signal.SIGKILL, "", None, r"killed by SIGKILL \(signal 9\): look who did it"),
-    (-signal.SIGKILL, "", "the kernel killed it for want of memory", "for want of memory: free memory"),
-    (3, "ValueError: odd\nwarnings.warn('a leak')", None, r"code 3 \(ValueError: odd\)"),
-])
+@pytest.mark.parametrize(
+    ("code", "words", "struck", "wanted"),
+    [
+        (1, "OSError: [Errno 28] No space left on device", None, "the disk is full"),
+        (-signal.SIGBUS, "", None, "/dev/shm"),
+        (-signal.SIGKILL, "", None, r"killed by SIGKILL \(signal 9\): look who did it"),
+        (-signal.SIGKILL, "", "the kernel killed it for want of memory", "for want of memory: free memory"),
+        (3, "ValueError: odd\nwarnings.warn('a leak')", None, r"code 3 \(ValueError: odd\)"),
+    ],
+)
 def test_a_failed_writer_says_what_to_do(
     tmp_path: Path, code: int, words: str, struck: str | None, wanted: str
 ) -> None:

@@ -257,9 +257,7 @@ def test_a_store_that_mlflow_cannot_open_is_one_line_within_seconds(
     assert said.count("\n") == 1
 
 
-def test_an_sqlite_file_beside_others_is_taken(
-    runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_sqlite_file_beside_others_is_taken(runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # MLflow puts the artifacts here
     to = f"sqlite:///{tmp_path}/e.db"
     assert main(["export", "mlflow", IDS[0], "--runs-dir", str(runs_dir), "--to", to]) == 0

@@ -43,8 +43,13 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def begin(code: str, *args: Any, **env: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, args)], env=os.environ | {"SLURM_CLUSTER_NAME": "lab"} | env,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            [sys.executable, "-c", code, *map(str, args)],
+            env=os.environ | {"SLURM_CLUSTER_NAME": "lab"} | env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         started.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n", process.communicate()

@@ -100,8 +100,12 @@ def test_without_the_check_an_orphan_writes_on(run: Run, start: Callable[..., An
 @pytest.mark.parametrize("put_aside", [True, False], ids=["as it is", "control"])
 @pytest.mark.parametrize("what", ["journal", "checkpoint"])
 def test_a_write_that_passed_its_check_just_before_reaches_nothing(
-    run: Run, start: Callable[..., Any], job: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
-    what: str, put_aside: bool
+    run: Run,
+    start: Callable[..., Any],
+    job: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    put_aside: bool,
 ) -> None:
     orphan = start(WRITE.replace("TAMPER", STOP_AFTER_CHECK), run.path, what, SLURM_JOB_ID="12")
     until(lambda: begun(run, what))
@@ -128,7 +132,9 @@ def test_a_write_that_passed_its_check_just_before_reaches_nothing(
 def test_who_lost_the_lease_writes_not_even_that_it_ended(run: Run, job: Callable[..., None]) -> None:
     job(12)
     record = Recorder(run, active=True, lease=run.acquire_lease())
-    record.log_event("start", step=0, resumed_from=None, parameters=1, precision="fp32", world_size=1, device_name="cpu")
+    record.log_event(
+        "start", step=0, resumed_from=None, parameters=1, precision="fp32", world_size=1, device_name="cpu"
+    )
     job(12, restarts=1)
     lease = run.acquire_lease()
     before = content(run)

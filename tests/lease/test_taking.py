@@ -26,8 +26,11 @@ from tests.lease.conftest import until
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A holder is gone after half a second of silence."""
-    for module, name, value in ((lease_module, "SILENT_S", 0.5), (holder_module, "SILENT_S", 0.5),
-                                (lease_module, "POLL_S", 0.02)):
+    for module, name, value in (
+        (lease_module, "SILENT_S", 0.5),
+        (holder_module, "SILENT_S", 0.5),
+        (lease_module, "POLL_S", 0.02),
+    ):
         monkeypatch.setattr(module, name, value)
 
 
@@ -116,9 +119,7 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("tamper", ["", "os.register_at_fork = lambda **_: None"], ids=["as it is", "control"])
-def test_children_that_outlive_a_holder_do_not_hold_its_lease(
-    run: Run, start: Callable[..., Any], tamper: str
-) -> None:
+def test_children_that_outlive_a_holder_do_not_hold_its_lease(run: Run, start: Callable[..., Any], tamper: str) -> None:
     parent = start(FORK.replace("TAMPER", tamper), run.path)
     parent.kill()
     parent.wait()
@@ -181,19 +182,36 @@ def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
         (folder / "words").write_text("".join(f"{word}\n" for word in words))
         (folder / "squeue").write_text(
             f'#!/bin/sh\ncd {folder}; echo "$@" >asked; head -1 words\n[ $(wc -l <words) = 1 ] || sed -i 1d words\n'
-            f'echo "{stderr}" >&2; exit {code}\n')
+            f'echo "{stderr}" >&2; exit {code}\n'
+        )
         (folder / "squeue").chmod(0o755)
 
     return says
 
 
-@pytest.mark.parametrize(("answer", "age_s", "taken"), [
-    (("RUNNING",), 0, False), (("RUNNING",), 100, True), (("CONFIGURING",), 0, False), (("SUSPENDED",), 100, False),
-    (("",), 0, True), (("PENDING",), 0, True), (("NODE_FAIL",), 0, True), (("COMPLETING",), 100, True),
-    (("COMPLETING", "COMPLETING", "COMPLETED"), 0, True)])
+@pytest.mark.parametrize(
+    ("answer", "age_s", "taken"),
+    [
+        (("RUNNING",), 0, False),
+        (("RUNNING",), 100, True),
+        (("CONFIGURING",), 0, False),
+        (("SUSPENDED",), 100, False),
+        (("",), 0, True),
+        (("PENDING",), 0, True),
+        (("NODE_FAIL",), 0, True),
+        (("COMPLETING",), 100, True),
+        (("COMPLETING", "COMPLETING", "COMPLETED"), 0, True),
+    ],
+)
 def test_of_another_job_squeue_says_whether_it_is_over(
-    run: Run, job: Callable[..., None], squeue: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
-    answer: tuple[str, ...], age_s: float, taken: bool, tmp_path: Path
+    run: Run,
+    job: Callable[..., None],
+    squeue: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    answer: tuple[str, ...],
+    age_s: float,
+    taken: bool,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(lease_module, "LEASE_POLL_S", 0.01)
     elsewhere(run, age_s, job="12_4")
@@ -219,12 +237,18 @@ def test_a_job_that_slurm_has_forgotten_is_over(
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("why", ["down", "slow", "missing", "another cluster's", "no job"])
 def test_where_slurm_has_no_answer_the_heartbeat_decides(
-    run: Run, job: Callable[..., None], squeue: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str], why: str, tmp_path: Path
+    run: Run,
+    job: Callable[..., None],
+    squeue: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    why: str,
+    tmp_path: Path,
 ) -> None:
     def left(age_s: float = 0) -> Path:
-        return elsewhere(run, age_s, job=None if why == "no job" else "12",
-                         cluster="other" if why == "another cluster's" else "lab")
+        return elsewhere(
+            run, age_s, job=None if why == "no job" else "12", cluster="other" if why == "another cluster's" else "lab"
+        )
 
     job(13)
     squeue("", stderr="Unable to contact slurm controller", code=1)
@@ -322,8 +346,9 @@ for one in held.values():
 """
 
 
-@pytest.mark.parametrize("tamper", ["", "lease._gate = lambda folder: contextlib.nullcontext(True)"],
-                         ids=["as it is", "control"])
+@pytest.mark.parametrize(
+    "tamper", ["", "lease._gate = lambda folder: contextlib.nullcontext(True)"], ids=["as it is", "control"]
+)
 def test_of_many_that_start_at_once_on_nodes_without_locks_exactly_one_wins(
     tmp_path: Path, start: Callable[..., Any], tamper: str
 ) -> None:

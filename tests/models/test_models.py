@@ -40,8 +40,14 @@ def test_every_other_shape_of_the_papers_network_has_another_count(changed: dict
 
 def test_the_papers_network_has_the_stages_of_its_table() -> None:
     rows = {row["name"]: row["output"] for row in summary.summarize(make("paper_resnet"), 32)["layers"]}
-    wanted = {"stem.3": [64, 32, 32], "stages.0.2.conv2": [64, 32, 32], "stages.1.3.conv2": [64, 32, 32],
-              "stages.2.5.conv2": [128, 16, 16], "stages.3.1.conv2": [256, 8, 8], "head": [10]}
+    wanted = {
+        "stem.3": [64, 32, 32],
+        "stages.0.2.conv2": [64, 32, 32],
+        "stages.1.3.conv2": [64, 32, 32],
+        "stages.2.5.conv2": [128, 16, 16],
+        "stages.3.1.conv2": [256, 8, 8],
+        "head": [10],
+    }
     assert {name: rows[name] for name in wanted} == wanted
     assert "stages.1.0.shortcut.0" not in rows
     assert "stages.2.0.shortcut.0" in rows
@@ -55,15 +61,18 @@ def test_a_block_that_starts_at_zero_is_its_shortcut_and_by_default_it_is_not() 
             assert torch.equal(block(x), x) is same
 
 
-@pytest.mark.parametrize(("changed", "message"), [
-    ({"widths": [64, 64]}, "expected lists of one length"),
-    ({"widths": [], "blocks": []}, "expected lists of one length"),
-    ({"blocks": [3, 4, 0, 2]}, r"model\.blocks=.*at least 1"),
-    ({"widths": [64, 64, -1, 2]}, r"model\.widths=.*at least 1"),
-    ({"dropout": 1.0}, r"model\.dropout=1\.0"),
-    ({"shortcut": "conv2x2"}, r"model\.shortcut=conv2x2: expected one of conv3x3, conv1x1"),
-    ({"drop_out": 0.1}, r"unknown setting model\.drop_out: did you mean model\.dropout"),
-])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"widths": [64, 64]}, "expected lists of one length"),
+        ({"widths": [], "blocks": []}, "expected lists of one length"),
+        ({"blocks": [3, 4, 0, 2]}, r"model\.blocks=.*at least 1"),
+        ({"widths": [64, 64, -1, 2]}, r"model\.widths=.*at least 1"),
+        ({"dropout": 1.0}, r"model\.dropout=1\.0"),
+        ({"shortcut": "conv2x2"}, r"model\.shortcut=conv2x2: expected one of conv3x3, conv1x1"),
+        ({"drop_out": 0.1}, r"unknown setting model\.drop_out: did you mean model\.dropout"),
+    ],
+)
 def test_a_papers_network_that_cannot_be_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make("paper_resnet", **changed)
@@ -104,6 +113,7 @@ def test_importing_the_networks_leaves_torchvision_alone() -> None:
 
 # starter
 
+
 def correlated(count: int = 600) -> torch.Tensor:
     """Images whose neighbouring pixels and colours go together, as photographs' do."""
     rng = torch.Generator().manual_seed(1)
@@ -143,13 +153,16 @@ def test_the_starter_trains_about_three_tenths_of_a_million_parameters_and_not_i
     assert not network.whiten.weight.requires_grad  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("changed", "message"), [
-    ({"stem_stride": 5}, r"model\.stem_stride=5: expected at most model\.stem_kernel=4"),
-    ({"stem_filters": 49}, r"model\.stem_filters=49: expected at most 48"),
-    ({"widths": []}, r"model\.widths=\[\]"),
-    ({"widths": [8] * 5}, r"data\.image_size=32: .* 5 stages"),
-    ({"stem_kernel": 0}, r"model\.stem_kernel=0"),
-])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"stem_stride": 5}, r"model\.stem_stride=5: expected at most model\.stem_kernel=4"),
+        ({"stem_filters": 49}, r"model\.stem_filters=49: expected at most 48"),
+        ({"widths": []}, r"model\.widths=\[\]"),
+        ({"widths": [8] * 5}, r"data\.image_size=32: .* 5 stages"),
+        ({"stem_kernel": 0}, r"model\.stem_kernel=0"),
+    ],
+)
 def test_a_starter_that_cannot_be_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make("starter", **changed)
@@ -157,19 +170,23 @@ def test_a_starter_that_cannot_be_is_refused(changed: dict[str, Any], message: s
 
 # torchvision
 
+
 def test_a_small_stem_keeps_the_resolution_that_imagenets_gives_away() -> None:
     for stem, side in (("small", 32), ("imagenet", 8)):
         rows = {row["name"]: row["output"] for row in summary.summarize(make("torchvision", stem=stem), 32)["layers"]}
         assert rows["layer1.0.conv1"] == [64, side, side]
 
 
-@pytest.mark.parametrize(("changed", "message"), [
-    ({"arch": "resnt18"}, r"model\.arch=resnt18: .*did you mean resnet18\?"),
-    ({"arch": "fasterrcnn_resnet50_fpn"}, r"no such classifier"),
-    ({"arch": "mobilenet_v2"}, r"model\.stem=small: defined for resnet, resnext and wide_resnet"),
-    ({"arch": "alexnet", "stem": "imagenet"}, r"model\.arch=alexnet cannot take data\.image_size=32"),
-    ({"stem": "tiny"}, r"model\.stem=tiny: expected one of imagenet, small"),
-])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"arch": "resnt18"}, r"model\.arch=resnt18: .*did you mean resnet18\?"),
+        ({"arch": "fasterrcnn_resnet50_fpn"}, r"no such classifier"),
+        ({"arch": "mobilenet_v2"}, r"model\.stem=small: defined for resnet, resnext and wide_resnet"),
+        ({"arch": "alexnet", "stem": "imagenet"}, r"model\.arch=alexnet cannot take data\.image_size=32"),
+        ({"stem": "tiny"}, r"model\.stem=tiny: expected one of imagenet, small"),
+    ],
+)
 def test_what_torchvision_has_not_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make("torchvision", **changed)
@@ -181,6 +198,7 @@ def test_a_network_with_a_second_head_gives_logits_alone() -> None:
 
 
 # summary
+
 
 def test_the_papers_network_costs_1_17_billion_multiply_adds() -> None:
     found = summary.summarize(make("paper_resnet"), 32)

@@ -15,7 +15,11 @@ def test_figure_1_has_exactly_the_four_panels_with_the_journals_values(fake_run,
     facts = load_report_data(fake_run(epochs=8).train().run)
     axes = curves.draw_curves(facts, LIGHT, columns).axes
     assert [axis.get_title(loc="left")[5:].split(" ($")[0] for axis in axes] == [
-        "Train loss", "Test loss", "Test accuracy (%)", "Learning rate"]
+        "Train loss",
+        "Test loss",
+        "Test accuracy (%)",
+        "Learning rate",
+    ]
     for axis, key, scale in zip(axes, ("train_loss", "test_loss", "test_top1", "lr"), (1, 1, 100, 1000), strict=True):
         epochs, values = facts.series(key)
         assert list(axis.lines[0].get_xdata()) == epochs
@@ -85,7 +89,9 @@ def test_a_thousand_classes_stay_within_a_page():
 
 
 def test_a_thousand_epochs_can_be_drawn(fake_run):
-    assert save(curves.draw_curves(load_report_data(fake_run(epochs=1000).train().run), DARK), "png", 100).startswith(b"\x89PNG")
+    assert save(curves.draw_curves(load_report_data(fake_run(epochs=1000).train().run), DARK), "png", 100).startswith(
+        b"\x89PNG"
+    )
 
 
 def test_drawing_leaves_other_peoples_settings_alone(fake_run):

@@ -72,7 +72,12 @@ def test_the_report_is_a_page_and_two_figures_each_as_png_and_pdf(finished):
     fake, _ = finished
     folder = fake.path / "report"
     assert {p.name for p in folder.iterdir()} == {
-        "index.html", "curves.png", "curves.pdf", "confusion.png", "confusion.pdf"}
+        "index.html",
+        "curves.png",
+        "curves.pdf",
+        "confusion.png",
+        "confusion.pdf",
+    }
     from PIL import Image
 
     for name in ("curves.png", "confusion.png"):

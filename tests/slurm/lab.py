@@ -21,13 +21,28 @@ class Cluster:
         self.sandbox, self.output = sandbox, output
         sandbox.environment |= {"OMP_NUM_THREADS": "1", "RUNYARD_PYTHON": sys.executable}
 
-    def submit(self, script: str, *arguments: object, nodes: int = 2, tasks: int = 2, options: tuple[str, ...] = (),
-               checkout: Path = ROOT) -> str:
+    def submit(
+        self,
+        script: str,
+        *arguments: object,
+        nodes: int = 2,
+        tasks: int = 2,
+        options: tuple[str, ...] = (),
+        checkout: Path = ROOT,
+    ) -> str:
         """The job's number. Resources of this machine's size take the place of the script's."""
-        size = [f"--nodes={nodes}", f"--ntasks-per-node={tasks}", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=2G",
-                f"--chdir={checkout}", f"--output={self.output}/%j.out"]
-        printed = self.sandbox.run("sbatch", "--parsable", *size, *options, f"{checkout}/slurm/{script}",
-                               *map(str, arguments))
+        size = [
+            f"--nodes={nodes}",
+            f"--ntasks-per-node={tasks}",
+            "--gpus-per-node=0",
+            "--cpus-per-task=1",
+            "--mem=2G",
+            f"--chdir={checkout}",
+            f"--output={self.output}/%j.out",
+        ]
+        printed = self.sandbox.run(
+            "sbatch", "--parsable", *size, *options, f"{checkout}/slurm/{script}", *map(str, arguments)
+        )
         return printed.strip()
 
     def end(self, job: str, timeout_s: float = PATIENCE_S) -> tuple[str, str]:

@@ -43,7 +43,11 @@ class Runs:
         own = self.sandbox.environment | {"PYTHONPATH": f"{cwd / 'src'}:{cwd}"} | variables
         return subprocess.run(
             [sys.executable, "-m", "runyard", *words],
-            cwd=cwd, env=own, capture_output=True, text=True, timeout=PATIENCE_S,
+            cwd=cwd,
+            env=own,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
         )
 
     def submit(self, *settings: str, options: tuple[str, ...] = (), cwd: Path = ROOT) -> Run:

@@ -19,8 +19,11 @@ from tests.slurm.lab import ROOT, Cluster
 from tests.training.conftest import SMALL
 
 pytestmark = pytest.mark.slow
-PARTITIONS = ("day Nodes=node1 MaxTime=1-00:00:00", "shut Nodes=node1 State=DOWN",
-              "wee Nodes=node2 MaxTime=30 MaxNodes=1")
+PARTITIONS = (
+    "day Nodes=node1 MaxTime=1-00:00:00",
+    "shut Nodes=node1 State=DOWN",
+    "wee Nodes=node2 MaxTime=30 MaxNodes=1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,9 @@ def site(slurm: Cluster) -> Iterator[Cluster]:
     """The cluster with three more partitions and nodes of two features."""
     for partition in PARTITIONS:
         slurm.sandbox.run("scontrol", "create", *f"PartitionName={partition}".split())
-    slurm.sandbox.run("scontrol", "update", "NodeName=node[1-2]", "AvailableFeatures=h200,fast", "ActiveFeatures=h200,fast")
+    slurm.sandbox.run(
+        "scontrol", "update", "NodeName=node[1-2]", "AvailableFeatures=h200,fast", "ActiveFeatures=h200,fast"
+    )
     yield slurm
     slurm.sandbox.run("scontrol", "update", "NodeName=node[1-2]", "AvailableFeatures=", "ActiveFeatures=")
     for partition in PARTITIONS:
@@ -37,8 +42,14 @@ def site(slurm: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture
 def settings(data_root: Path, tmp_path: Path) -> list[str]:
-    return ["experiment=null", *SMALL, f"data.root={data_root}", f"runs_dir={tmp_path / 'runs'}", "cluster=rehearsal",
-            f"cluster.python={sys.executable}"]
+    return [
+        "experiment=null",
+        *SMALL,
+        f"data.root={data_root}",
+        f"runs_dir={tmp_path / 'runs'}",
+        "cluster=rehearsal",
+        f"cluster.python={sys.executable}",
+    ]
 
 
 def runyard(site: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -51,25 +62,33 @@ def queue(site: Cluster) -> str:
     return site.sandbox.run("squeue", "--noheader", "--states=all", "--format=%i %T")
 
 
-@pytest.mark.parametrize(("override", "said"), [
-    ("cluster.partition=gup", "cluster.partition=gup: no partition gup here; partitions here: main, low, high, day,"),
-    ("cluster.partition=shut", "cluster.partition=shut: it is down, so the job would wait for ever;"),
-    ("cluster.partition=wee cluster.timeout_min=60", "cluster.timeout_min=60: at most 30 min in partition wee;"),
-    ("cluster.account=lap", "cluster.account=lap: not one of yours; did you mean lab? "),
-    ("cluster.qos=reserved", "cluster.qos=reserved: not one you may use; you may use "),
-    ("cluster.qos=short cluster.timeout_min=30",
-     "cluster.timeout_min=30 cluster.qos=short: sbatch refuses it (QOSMaxWallDurationPerJobLimit, Job violates"),
-    ("cluster.constraint=fats", "no node of this cluster has the feature fats; did you mean fast?"),
-    ("cluster.gpus_per_node=4", "cluster.gpus_per_node=4: no node of this cluster has more than 2;"),
-    ("cluster.gres='gpu:a100:2' cluster.gpus_per_node=2", "no node of this cluster has GPUs of the kind a100;"),
-    ("cluster.nodes=4", "cluster.nodes=4: this cluster gives a job at most 3 with"),
-    ("cluster.nodes=2 cluster.partition=wee", "cluster.nodes=2: partition wee gives a job at most 1 with"),
-    ("cluster.mem_gb=900", "cluster.mem_gb=900: no node of this cluster has more than 250;"),
-    ("cluster.nodelist=node9", "cluster.nodelist=node9: sbatch refuses it (Invalid node name specified);"),
-    ("cluster.timeout_min=2 cluster.signal_delay_s=100", "set cluster.timeout_min=3 at least"),
-    ('cluster.comment="a\nb"', r"cluster.comment='a\nb': expected text that is not empty and has no control"),
-    ("cluster.comment=\"it's\"", "cluster.comment=\"it's\": expected letters, digits, space and"),
-])
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "cluster.partition=gup",
+            "cluster.partition=gup: no partition gup here; partitions here: main, low, high, day,",
+        ),
+        ("cluster.partition=shut", "cluster.partition=shut: it is down, so the job would wait for ever;"),
+        ("cluster.partition=wee cluster.timeout_min=60", "cluster.timeout_min=60: at most 30 min in partition wee;"),
+        ("cluster.account=lap", "cluster.account=lap: not one of yours; did you mean lab? "),
+        ("cluster.qos=reserved", "cluster.qos=reserved: not one you may use; you may use "),
+        (
+            "cluster.qos=short cluster.timeout_min=30",
+            "cluster.timeout_min=30 cluster.qos=short: sbatch refuses it (QOSMaxWallDurationPerJobLimit, Job violates",
+        ),
+        ("cluster.constraint=fats", "no node of this cluster has the feature fats; did you mean fast?"),
+        ("cluster.gpus_per_node=4", "cluster.gpus_per_node=4: no node of this cluster has more than 2;"),
+        ("cluster.gres='gpu:a100:2' cluster.gpus_per_node=2", "no node of this cluster has GPUs of the kind a100;"),
+        ("cluster.nodes=4", "cluster.nodes=4: this cluster gives a job at most 3 with"),
+        ("cluster.nodes=2 cluster.partition=wee", "cluster.nodes=2: partition wee gives a job at most 1 with"),
+        ("cluster.mem_gb=900", "cluster.mem_gb=900: no node of this cluster has more than 250;"),
+        ("cluster.nodelist=node9", "cluster.nodelist=node9: sbatch refuses it (Invalid node name specified);"),
+        ("cluster.timeout_min=2 cluster.signal_delay_s=100", "set cluster.timeout_min=3 at least"),
+        ('cluster.comment="a\nb"', r"cluster.comment='a\nb': expected text that is not empty and has no control"),
+        ('cluster.comment="it\'s"', 'cluster.comment="it\'s": expected letters, digits, space and'),
+    ],
+)
 def test_what_this_slurm_would_not_run_is_refused_in_one_line_and_nothing_is_queued(
     site: Cluster, settings: list[str], tmp_path: Path, override: str, said: str
 ) -> None:

@@ -63,8 +63,9 @@ def gone(folder: Path) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_whatever_ends_it_leaves_no_process_and_no_file(slurm: Cluster, tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "lab"
-    with subprocess.Popen([sys.executable, "-c", HOLD, folder], cwd=ROOT, stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "up\n"
         words = [(Path("/proc") / pid / "cmdline").read_bytes().split(b"\0")[0] for pid in processes_of(folder)]
@@ -88,8 +89,9 @@ def test_whatever_ends_it_while_it_starts_leaves_nothing_either(
 
 
 def ended_while_starting(folder: Path, number: signal.Signals, part: str) -> Path:
-    with subprocess.Popen([sys.executable, "-c", HOLD, folder], cwd=ROOT, stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as holder:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and not (folder / part).exists():
             time.sleep(0.01)
@@ -185,14 +187,17 @@ def test_without_its_setting_slurmdbd_would_be_open_to_all(
         assert listening(tmp_path / "lab")["slurmdbd"] == {"00000000"}
 
 
-@pytest.mark.parametrize(("options", "reason"), [
-    ("--account=elsewhere", "Invalid account"),
-    ("--qos=elsewhere", "Invalid qos"),
-    ("--qos=short --time=11", "QOSMaxWallDurationPerJobLimit"),
-    ("--partition=elsewhere", "invalid partition"),
-    ("--gres=gpu:3", "node configuration is not available"),
-    ("--gpus-per-node=3", "node configuration is not available"),
-])
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--account=elsewhere", "Invalid account"),
+        ("--qos=elsewhere", "Invalid qos"),
+        ("--qos=short --time=11", "QOSMaxWallDurationPerJobLimit"),
+        ("--partition=elsewhere", "invalid partition"),
+        ("--gres=gpu:3", "node configuration is not available"),
+        ("--gpus-per-node=3", "node configuration is not available"),
+    ],
+)
 def test_what_the_cluster_cannot_give_is_refused_when_submitted(slurm: Cluster, options: str, reason: str) -> None:
     before = jobs(slurm)
     assert reason in slurm.sandbox.run("sbatch", *options.split(), "--wrap", "true", check=False)
@@ -216,8 +221,9 @@ def test_fake_gpus_are_given_counted_and_no_gpus_to_torch(slurm: Cluster, option
 
 
 def started(slurm: Cluster, wrap: str, *options: str) -> str:
-    job = slurm.sandbox.run("sbatch", "--parsable", *options, f"--output={slurm.output}/%j.out", "--open-mode=append",
-                        "--wrap", wrap).strip()
+    job = slurm.sandbox.run(
+        "sbatch", "--parsable", *options, f"--output={slurm.output}/%j.out", "--open-mode=append", "--wrap", wrap
+    ).strip()
     until(lambda: state(slurm, job) == "RUNNING")
     return job
 
@@ -247,8 +253,15 @@ def test_a_job_of_low_makes_way_for_one_of_high_and_is_signalled_if_that_is_set(
 ) -> None:
     (tmp_path / "tells").write_text(TELLS)
     slurm.sandbox.signal_preempted(signalled)
-    job = started(slurm, f"srun bash {tmp_path}/tells", "--partition=low", "--exclusive", "--nodelist=node2",
-                  "--signal=USR2@30", "--time=5")
+    job = started(
+        slurm,
+        f"srun bash {tmp_path}/tells",
+        "--partition=low",
+        "--exclusive",
+        "--nodelist=node2",
+        "--signal=USR2@30",
+        "--time=5",
+    )
     until(lambda: "ready" in slurm.said(job))
     high = started(slurm, "sleep 600", "--partition=high", "--exclusive", "--nodelist=node2")
     until(lambda: state(slurm, job) == "PENDING")  # it is put back into the queue
@@ -261,8 +274,16 @@ def test_a_job_of_low_makes_way_for_one_of_high_and_is_signalled_if_that_is_set(
 
 def test_main_makes_way_for_nobody(slurm: Cluster) -> None:
     job = started(slurm, "sleep 600", "--exclusive", "--nodelist=node2")
-    high = slurm.sandbox.run("sbatch", "--parsable", "--partition=high", "--exclusive", "--nodelist=node2",
-                         "--output=/dev/null", "--wrap", "true").strip()
+    high = slurm.sandbox.run(
+        "sbatch",
+        "--parsable",
+        "--partition=high",
+        "--exclusive",
+        "--nodelist=node2",
+        "--output=/dev/null",
+        "--wrap",
+        "true",
+    ).strip()
     time.sleep(3)
     assert (state(slurm, job), state(slurm, high)) == ("RUNNING", "PENDING")
     slurm.sandbox.run("scancel", job, high)
@@ -279,7 +300,9 @@ def test_a_node_without_power_takes_its_tasks_with_it_and_comes_back_idle(slurm:
     slurm.sandbox.power_on("node2")
     until(lambda: state(slurm, job) == "PENDING")
     slurm.sandbox.run("scancel", job)
-    until(lambda: slurm.sandbox.run("sinfo", "--noheader", "--nodes=node2", "--partition=main", "--format=%t") == "idle\n")
+    until(
+        lambda: slurm.sandbox.run("sinfo", "--noheader", "--nodes=node2", "--partition=main", "--format=%t") == "idle\n"
+    )
     slurm.sandbox.run("srun", "--nodelist=node2", "true")
 
 
@@ -303,7 +326,10 @@ def test_a_controller_that_is_killed_finds_its_jobs_again(slurm: Cluster) -> Non
     waits = slurm.sandbox.run("sbatch", "--parsable", "--hold", "--wrap", "true").strip()
     slurm.sandbox.restart_controller()
     assert (state(slurm, job), state(slurm, waits)) == ("RUNNING", "PENDING")
-    assert slurm.sandbox.run("sinfo", "--noheader", "--partition=main", "--format=%D %T").split()[-1] in ("idle", "mixed")
+    assert slurm.sandbox.run("sinfo", "--noheader", "--partition=main", "--format=%D %T").split()[-1] in (
+        "idle",
+        "mixed",
+    )
     slurm.sandbox.run("scancel", job, waits)
     slurm.sandbox.run("srun", "--account=lab", "true")
 

@@ -52,7 +52,9 @@ def test_rank_0_is_found_though_its_name_resolves_nowhere(tmp_path: Path, monkey
 def test_the_store_of_one_node_is_reached_on_loopback_alone(tmp_path: Path, one_node: bool) -> None:
     store = rendezvous.open_store(tmp_path / "meeting.json", one_node=one_node, timeout_s=10)
     assert stat.S_IMODE((tmp_path / "meeting.json").stat().st_mode) == 0o600
-    assert rendezvous.connect_store(tmp_path / "meeting.json", NOBODY, timeout_s=10).get("secret") == store.get("secret")
+    assert rendezvous.connect_store(tmp_path / "meeting.json", NOBODY, timeout_s=10).get("secret") == store.get(
+        "secret"
+    )
     listening = {
         local.rpartition(":")[0]
         for table in ("tcp", "tcp6")

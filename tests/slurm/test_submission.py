@@ -57,7 +57,9 @@ def chain(runs: Runs) -> tuple[Run, Run]:
                                    *data[:2], nodes=1, tasks=1, options=("--hold",))  # fmt: skip
     first = runs.submit(*data, options=("--after", prepared))
     second = runs.submit(*data, "seed=1", "report=true", options=("--after", job(first)))
-    assert set(runs.sandbox.run("squeue", "-h", "-o", "%r", f"--jobs={job(first)},{job(second)}").split()) == {"Dependency"}
+    assert set(runs.sandbox.run("squeue", "-h", "-o", "%r", f"--jobs={job(first)},{job(second)}").split()) == {
+        "Dependency"
+    }
     runs.sandbox.run("scontrol", "release", prepared)
     until_finished(second)
     return first, second
@@ -159,8 +161,16 @@ def killed_after_sbatch(runs: Runs) -> tuple[Run, subprocess.CompletedProcess[st
 
 @pytest.fixture(scope="module")
 def told(runs: Runs) -> Iterator[Callable[[Callable[[Runs], Any]], Any]]:
-    stories = (other_sizes, chain, submitted_twice, grid, edited_meanwhile, plain_array, exported_nothing,
-               killed_after_sbatch)
+    stories = (
+        other_sizes,
+        chain,
+        submitted_twice,
+        grid,
+        edited_meanwhile,
+        plain_array,
+        exported_nothing,
+        killed_after_sbatch,
+    )
     with at_once(runs, *stories) as told:
         yield told
 

@@ -47,6 +47,7 @@ def test_a_search_whose_command_was_killed_goes_on_with_its_array_and_runs_no_tr
 
 def until_there(runs: Runs, count: int) -> None:
     """Until that many trials have a job in their records."""
+
     def there() -> bool:
         found = runs_by_trial("search", runs.folder)
         return len(found) == count and all(read_run_summary(path).record["jobs"] for path in found.values())

@@ -35,8 +35,20 @@ def server(slurm: Cluster) -> Iterator[WandbServer]:
 
 @pytest.fixture
 def sweep(server: WandbServer, data_root: Path, tmp_path: Path) -> ServedSweep:
-    command = ["slurm/python.sh", "-m", "runyard", "submit", "experiment=null", *SETTINGS, f"data.root={data_root}",
-               f"runs_dir={tmp_path / 'runs'}", "tracking=online", "epochs=60", "cluster=local", "${args_no_hyphens}"]
+    command = [
+        "slurm/python.sh",
+        "-m",
+        "runyard",
+        "submit",
+        "experiment=null",
+        *SETTINGS,
+        f"data.root={data_root}",
+        f"runs_dir={tmp_path / 'runs'}",
+        "tracking=online",
+        "epochs=60",
+        "cluster=local",
+        "${args_no_hyphens}",
+    ]
     server.sweeps["sweep0"] = ServedSweep("sweep0", yaml.safe_dump({"command": command}), [{"optim.lr": 0.03}])
     return server.sweeps["sweep0"]
 

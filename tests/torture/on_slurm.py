@@ -40,8 +40,14 @@ def runs(ground: Ground) -> Runs:
 
 
 def sized(size: tuple[int, int]) -> tuple[str, ...]:
-    return (*OFTEN, *DATA, "cluster.partition=low", f"cluster.signal_delay_s={SIGNAL_DELAY_S}",
-            f"cluster.nodes={size[0]}", f"cluster.tasks_per_node={size[1]}")
+    return (
+        *OFTEN,
+        *DATA,
+        "cluster.partition=low",
+        f"cluster.signal_delay_s={SIGNAL_DELAY_S}",
+        f"cluster.nodes={size[0]}",
+        f"cluster.tasks_per_node={size[1]}",
+    )
 
 
 @functools.cache

@@ -407,4 +407,3 @@ PROMISE = Promise(
     control=trusting,
     switched_off="nobody asks whose code it is",
 )
-

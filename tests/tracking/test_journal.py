@@ -78,8 +78,10 @@ def test_a_line_is_on_disk_when_write_returns(tmp_path, monkeypatch):
 
 def test_a_writer_that_dies_at_once_leaves_its_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    program = ("import os, sys; from runyard.runs.journal import Journal; "
-               "Journal(sys.argv[1]).write('stop', reason='failed'); os._exit(9)")
+    program = (
+        "import os, sys; from runyard.runs.journal import Journal; "
+        "Journal(sys.argv[1]).write('stop', reason='failed'); os._exit(9)"
+    )
     subprocess.run([sys.executable, "-c", program, str(path)], check=False)
     assert journal.read_journal(path)[0][0]["reason"] == "failed"
 
@@ -95,8 +97,9 @@ def test_a_value_that_json_cannot_say_is_refused_before_anything_is_written(tmp_
 
 def test_broken_and_foreign_lines_are_counted_and_blank_ones_are_not(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"event": "start"}\n\n[1, 2]\n{"no": "event"}\n\xff\xfe\nnull\n{"event": 3}\n'
-                     b'{"event": "stop", "x": NaN}\n')
+    path.write_bytes(
+        b'{"event": "start"}\n\n[1, 2]\n{"no": "event"}\n\xff\xfe\nnull\n{"event": 3}\n{"event": "stop", "x": NaN}\n'
+    )
     rows, broken = journal.read_journal(path)
     assert [row["event"] for row in rows] == ["start", "stop"]
     assert rows[1]["x"] is None
@@ -108,7 +111,13 @@ def test_a_run_that_never_started_has_no_rows(tmp_path):
 
 
 def test_the_last_word_on_a_repeated_epoch_counts():
-    rows = [{"event": "epoch", "epoch": 2, "train_loss": 9.0}, {"event": "epoch", "epoch": 1}, {"event": "epoch"},
-            {"event": "epoch", "epoch": None}, {"event": "epoch", "epoch": True}, {"event": "start", "epoch": 3},
-            {"event": "epoch", "epoch": 2, "train_loss": 1.0}]
+    rows = [
+        {"event": "epoch", "epoch": 2, "train_loss": 9.0},
+        {"event": "epoch", "epoch": 1},
+        {"event": "epoch"},
+        {"event": "epoch", "epoch": None},
+        {"event": "epoch", "epoch": True},
+        {"event": "start", "epoch": 3},
+        {"event": "epoch", "epoch": 2, "train_loss": 1.0},
+    ]
     assert [(row["epoch"], row.get("train_loss")) for row in journal.epochs(rows)] == [(1, None), (2, 1.0)]

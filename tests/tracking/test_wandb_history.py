@@ -118,8 +118,17 @@ def test_each_node_has_curves_of_its_own(config: Config) -> None:
 ODD_NODES = [None, 3, {"node": "a"}, [None, 3, {}, {"node": 1, "cpu_pct": 5.0}, {"node": "a", "cpu_pct": "x"}]]
 
 
-@pytest.mark.parametrize("odd", [{"epoch": None}, {"epoch": "2"}, {"epoch": True}, {"train_loss": None}, {"lr": "x"},
-                                 *({"nodes": nodes} for nodes in ODD_NODES)])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"epoch": None},
+        {"epoch": "2"},
+        {"epoch": True},
+        {"train_loss": None},
+        {"lr": "x"},
+        *({"nodes": nodes} for nodes in ODD_NODES),
+    ],
+)
 def test_an_odd_row_costs_no_more_than_what_is_odd_in_it(config: Config, odd: dict[str, Any]) -> None:
     points = told(config, rows(begin(), ("epoch", epoch(2) | odd), ("epoch", epoch(3))))
     assert points[-1].values["epoch"] == 3

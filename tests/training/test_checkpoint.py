@@ -175,7 +175,11 @@ def test_a_disk_that_fails_costs_two_saves_and_a_warning_each_and_the_third_ends
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warned: list[str] = []
-    saver, real, fails = CheckpointSaver(tmp_path, 1, False, warn=warned.append), checkpoint.write_checkpoint, {16, 24, 40, 48, 56}
+    saver, real, fails = (
+        CheckpointSaver(tmp_path, 1, False, warn=warned.append),
+        checkpoint.write_checkpoint,
+        {16, 24, 40, 48, 56},
+    )
 
     def full(folder: Path, state: Any, step: int, *more: Any) -> Path:
         if step in fails:

@@ -37,12 +37,30 @@ from runyard.training.stop_signals import StopReason, TrainingStopped
 from tests.conftest import PATIENCE_S
 from tests.training.conftest import Ranks
 
-SUBMITIT = {"SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_LOCALID": "1",
-            "SUBMITIT_LOCAL_JOB_ID": "4711"}
-TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "abc",
-            "MASTER_ADDR": "node1", "MASTER_PORT": "29400"}
-SLURM = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "2",
-         "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "99", "SLURM_RESTART_COUNT": "2"}
+SUBMITIT = {
+    "SUBMITIT_LOCAL_GLOBALID": "1",
+    "SUBMITIT_LOCAL_NTASKS": "2",
+    "SUBMITIT_LOCAL_LOCALID": "1",
+    "SUBMITIT_LOCAL_JOB_ID": "4711",
+}
+TORCHRUN = {
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "4",
+    "TORCHELASTIC_RUN_ID": "abc",
+    "MASTER_ADDR": "node1",
+    "MASTER_PORT": "29400",
+}
+SLURM = {
+    "SLURM_PROCID": "3",
+    "SLURM_NTASKS": "4",
+    "SLURM_LOCALID": "1",
+    "SLURM_NTASKS_PER_NODE": "2",
+    "SLURM_STEP_ID": "0",
+    "SLURM_JOB_ID": "99",
+    "SLURM_RESTART_COUNT": "2",
+}
 RANKS, IMAGES, CLASSES = 3, 100, 4
 
 
@@ -56,12 +74,23 @@ RANKS, IMAGES, CLASSES = 3, 100, 4
         ({n: v for n, v in SLURM.items() if n != "SLURM_STEP_ID"}, RankInfo(0, 1, 0, 1, "none", str(os.getpid()))),
         (SLURM | {"SLURM_STEP_ID": "4294967290"}, RankInfo(0, 1, 0, 1, "none", str(os.getpid()))),
         (SLURM | {"WORLD_SIZE": "4", "MASTER_ADDR": "node1"}, RankInfo(3, 4, 1, 2, "SLURM", "99-2-0")),
-        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
-         RankInfo(0, 1, 0, 1, "torchrun", "alone")),
+        (
+            {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+            RankInfo(0, 1, 0, 1, "torchrun", "alone"),
+        ),
         ({}, RankInfo(0, 1, 0, 1, "none", str(os.getpid()))),
     ],
-    ids=["submitit", "torchrun", "srun", "submitit within SLURM", "a batch script without srun", "salloc's shell",
-         "srun in a script that exports torchrun's", "a torchrun of one", "nothing"],
+    ids=[
+        "submitit",
+        "torchrun",
+        "srun",
+        "submitit within SLURM",
+        "a batch script without srun",
+        "salloc's shell",
+        "srun in a script that exports torchrun's",
+        "a torchrun of one",
+        "nothing",
+    ],
 )
 def test_each_launcher_says_who_i_am(env: dict[str, str], rank_info: RankInfo) -> None:
     assert from_environment(env) == rank_info
@@ -89,9 +118,17 @@ def test_a_task_computes_on_the_cpus_that_are_its_own(
 
 @pytest.mark.parametrize(
     ("env", "missing"),
-    [(SUBMITIT, "SUBMITIT_LOCAL_NTASKS"), (SUBMITIT, "SUBMITIT_LOCAL_GLOBALID"), (TORCHRUN, "LOCAL_RANK"),
-     (TORCHRUN, "LOCAL_WORLD_SIZE"), (TORCHRUN, "RANK"), (TORCHRUN, "MASTER_ADDR"), (TORCHRUN, "MASTER_PORT"),
-     (SLURM, "SLURM_LOCALID"), (SLURM, "SLURM_PROCID")],
+    [
+        (SUBMITIT, "SUBMITIT_LOCAL_NTASKS"),
+        (SUBMITIT, "SUBMITIT_LOCAL_GLOBALID"),
+        (TORCHRUN, "LOCAL_RANK"),
+        (TORCHRUN, "LOCAL_WORLD_SIZE"),
+        (TORCHRUN, "RANK"),
+        (TORCHRUN, "MASTER_ADDR"),
+        (TORCHRUN, "MASTER_PORT"),
+        (SLURM, "SLURM_LOCALID"),
+        (SLURM, "SLURM_PROCID"),
+    ],
 )
 def test_an_environment_set_in_part_is_refused_by_the_name_of_what_is_missing(
     env: dict[str, str], missing: str
@@ -112,7 +149,10 @@ def place(rank: int, world_size: int, job: str = "test") -> RankInfo:
 
 def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_group, "JOIN_TIMEOUT_S", 0.3)
-    with pytest.raises(PeerFailure, match=r"ranks \[1, 2\] of 3 did not come"), joined_process_group(place(0, 3), tmp_path):
+    with (
+        pytest.raises(PeerFailure, match=r"ranks \[1, 2\] of 3 did not come"),
+        joined_process_group(place(0, 3), tmp_path),
+    ):
         pytest.fail("it went on alone")
     assert not list(tmp_path.iterdir()), "a later job could find this address"
     with pytest.raises(PeerFailure, match="rank 0 did not open"), joined_process_group(place(1, 3), tmp_path):
@@ -125,8 +165,9 @@ def test_a_rank_0_that_is_reached_at_none_of_its_addresses_may_be_so_at_another_
     monkeypatch.setattr(process_group, "JOIN_TIMEOUT_S", 0.3)
     there = {"hosts": ["127.0.0.1"], "port": 1, "secret": "s"}
     (tmp_path / "meeting-test.json").write_text(json.dumps(there))
-    with pytest.raises(PeerFailure, match=r"rank 0 is reached at none of 127\.0\.0\.1, port 1"), joined_process_group(
-        place(1, 3), tmp_path
+    with (
+        pytest.raises(PeerFailure, match=r"rank 0 is reached at none of 127\.0\.0\.1, port 1"),
+        joined_process_group(place(1, 3), tmp_path),
     ):
         pytest.fail("it went on alone")
 
@@ -160,7 +201,9 @@ def measuring(rank_info: RankInfo) -> Any:
     mine = torch.from_numpy(np.asarray(evaluation_indices(IMAGES, rank_info.rank, rank_info.world_size)))
     batches = [Batch(images[part], labels[part], part) for part in mine.split(7)]
     part = SplitEvaluation(IMAGES, rank_info.world_size, 7)
-    assert len(list(part.evaluate_batches(logits_of, batches, 0.1))) == {1: 15, RANKS: 5}[rank_info.world_size], "on each rank"
+    assert len(list(part.evaluate_batches(logits_of, batches, 0.1))) == {1: 15, RANKS: 5}[rank_info.world_size], (
+        "on each rank"
+    )
     assert part.is_complete
     p = part.predictions()
     return p.loss, p.top1, p.confusion(CLASSES), p.index.tolist(), p.predicted.tolist(), p.confidence.tolist()
@@ -195,7 +238,9 @@ def using(rank_info: RankInfo) -> Any:
     """Two nodes, of which the first has all ranks but the last."""
     last = rank_info.rank == RANKS - 1
     os.environ["SLURMD_NODENAME"] = "node2" if last else "node1"
-    usage = SystemMetrics(dataclasses.replace(rank_info, local_rank=0 if last else rank_info.rank), all_nodes=True, warn=pytest.fail)
+    usage = SystemMetrics(
+        dataclasses.replace(rank_info, local_rank=0 if last else rank_info.rank), all_nodes=True, warn=pytest.fail
+    )
     usage.start()
     return usage.read()
 
@@ -455,7 +500,10 @@ def test_a_heartbeat_says_where_the_main_thread_stands(monkeypatch: pytest.Monke
 def test_who_ended_before_the_ranks_met_is_known_to_those_that_wait_for_it(tmp_path: Path) -> None:
     (tmp_path / "ended-test.jsonl").write_text('{"rank": 2, "message": "was ended by SIGKILL"}\n')
     for rank in (0, 1):
-        with pytest.raises(PeerFailure, match="rank 2 was ended by SIGKILL"), joined_process_group(place(rank, 3), tmp_path):
+        with (
+            pytest.raises(PeerFailure, match="rank 2 was ended by SIGKILL"),
+            joined_process_group(place(rank, 3), tmp_path),
+        ):
             pytest.fail("it went on alone")
 
 
@@ -473,9 +521,10 @@ def stopping_before_it_begins(rank_info: RankInfo) -> None:
 
 @pytest.mark.slow
 def test_one_ranks_stop_before_training_is_every_ranks(together: Together) -> None:
-    assert together(stopping_before_it_begins, RANKS, as_rank_that_prepares) == [
-        ("Stopped", "asked to stop (TERM)")
-    ] * RANKS
+    assert (
+        together(stopping_before_it_begins, RANKS, as_rank_that_prepares)
+        == [("Stopped", "asked to stop (TERM)")] * RANKS
+    )
 
 
 ENDING = """
@@ -505,8 +554,18 @@ def test_no_thread_of_gloo_outlives_the_interpreter_and_aborts_a_rank_that_train
 @pytest.mark.slow
 def test_torchrun_trains_a_run(make_run: Callable[..., Run]) -> None:
     run = make_run("epochs=1")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-               "-m", "runyard", "train", str(run.path)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        "-m",
+        "runyard",
+        "train",
+        str(run.path),
+    ]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows, _ = journal.read_journal(run.journal_path)

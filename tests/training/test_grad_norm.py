@@ -33,7 +33,9 @@ def learned(config: Config, scale: float | None = None, overflow_at: int | None 
         train_state.scaler = torch.amp.GradScaler("cpu", init_scale=scale)  # type: ignore[attr-defined]
     weight = next(p for p in train_state.network.parameters() if p.requires_grad)
     weight.register_hook(lambda gradient: gradient * (math.inf if train_state.step == overflow_at else 1))
-    train_state.optimizer.register_step_pre_hook(lambda *_: seen.append([p.grad.clone() for p in trainable(train_state)]))
+    train_state.optimizer.register_step_pre_hook(
+        lambda *_: seen.append([p.grad.clone() for p in trainable(train_state)])
+    )
     train_state.wrap_ddp()
     for _, micro_batches in zip(range(STEPS), loader.epoch(0), strict=False):
         train_state.train_step(micro_batches)

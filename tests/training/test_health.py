@@ -39,7 +39,9 @@ def test_a_single_wrong_element_of_a_product_is_found(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_products_are_exact_in_every_precision(dtype: torch.dtype) -> None:
     drawn = torch.Generator().manual_seed(1)
-    a, b = (torch.randint(-1, 2, (2, health_check.MATRIX_SIDE, health_check.MATRIX_SIDE), generator=drawn) for _ in range(2))
+    a, b = (
+        torch.randint(-1, 2, (2, health_check.MATRIX_SIDE, health_check.MATRIX_SIDE), generator=drawn) for _ in range(2)
+    )
     assert torch.equal((a.to(dtype) @ b.to(dtype)).long(), a @ b)
     worst = torch.ones(health_check.MATRIX_SIDE, health_check.MATRIX_SIDE)
     assert torch.equal((worst.to(dtype) @ worst.to(dtype)).float(), worst @ worst), "the largest sum there can be"

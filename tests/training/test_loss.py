@@ -29,7 +29,11 @@ def batch(size: int = 16) -> tuple[Tensor, Tensor]:
 def soft(targets: Targets, classes: int = 10) -> Tensor:
     """Targets as a table of shares, the textbook's form."""
     out = F.one_hot(targets.labels, classes) * targets.label_weight
-    return out if targets.partner_labels is None else out + F.one_hot(targets.partner_labels, classes) * (1 - targets.label_weight)
+    return (
+        out
+        if targets.partner_labels is None
+        else out + F.one_hot(targets.partner_labels, classes) * (1 - targets.label_weight)
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.05, 0.2])
@@ -102,9 +106,11 @@ def cutting_commutes(mixer: Mixer, config: LossConfig, pieces: int) -> bool:
     for step in range(6):
         mixed, targets = mixer(images, labels, config, 7, step)
         parts = [mixer(a, b, config, 7, step) for a, b in zip(images.chunk(pieces), labels.chunk(pieces), strict=True)]
-        if not (torch.equal(torch.cat([part for part, _ in parts]), mixed)
-                and torch.equal(torch.cat([soft(t) for _, t in parts]), soft(targets))
-                and torch.equal(torch.cat([t.majority_labels for _, t in parts]), targets.majority_labels)):
+        if not (
+            torch.equal(torch.cat([part for part, _ in parts]), mixed)
+            and torch.equal(torch.cat([soft(t) for _, t in parts]), soft(targets))
+            and torch.equal(torch.cat([t.majority_labels for _, t in parts]), targets.majority_labels)
+        ):
             return False
     return True
 
@@ -139,8 +145,10 @@ def test_what_is_drawn_depends_on_seed_and_step_and_nothing_else(config: LossCon
 
 def test_with_both_set_about_half_of_the_steps_use_each() -> None:
     images, labels = batch(2)
-    cuts = sum(bool(((m := mix_batch(images, labels, BOTH, 0, step)[0]) == images).any() or (m == images.flip(0)).any())
-               for step in range(300))
+    cuts = sum(
+        bool(((m := mix_batch(images, labels, BOTH, 0, step)[0]) == images).any() or (m == images.flip(0)).any())
+        for step in range(300)
+    )
     assert 110 < cuts < 190
 
 

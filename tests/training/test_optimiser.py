@@ -11,15 +11,28 @@ from torch import nn
 from runyard.config.schema import OptimConfig
 from runyard.training import optimizer as optimiser
 
-ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01, "decay_norms_and_biases": True, "betas": [0.9, 0.999],
-         "momentum": None, "grad_clip_norm": None}
+ADAMW = {
+    "name": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 0.01,
+    "decay_norms_and_biases": True,
+    "betas": [0.9, 0.999],
+    "momentum": None,
+    "grad_clip_norm": None,
+}
 SGD = ADAMW | {"name": "sgd", "lr": 0.1, "weight_decay": 5e-4, "betas": None, "momentum": 0.9}
 
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 2).requires_grad_(False), nn.Conv2d(4, 8, 3, bias=False), nn.BatchNorm2d(8),
-                         nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 2).requires_grad_(False),
+        nn.Conv2d(4, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    )
 
 
 def trained(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 12) -> list[torch.Tensor]:

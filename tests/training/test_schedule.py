@@ -17,8 +17,12 @@ PEAK, STEPS = 0.3, 20
 
 
 def config(name: str, epochs: int = 9, **changed: Any) -> Config:
-    values: dict[str, Any] = {"period_epochs": 3.0 if name == "cosine_restarts" else None, "final_lr_fraction": 0.0,
-                              "peak_fraction": 0.25 if name == "one_cycle" else None, "warmup_epochs": 0.0} | changed
+    values: dict[str, Any] = {
+        "period_epochs": 3.0 if name == "cosine_restarts" else None,
+        "final_lr_fraction": 0.0,
+        "peak_fraction": 0.25 if name == "one_cycle" else None,
+        "warmup_epochs": 0.0,
+    } | changed
     schedule = ScheduleConfig(name=name, **values)  # type: ignore[arg-type]
     return cast(Config, SimpleNamespace(epochs=epochs, optim=SimpleNamespace(lr=PEAK), schedule=schedule))
 
@@ -27,11 +31,17 @@ def curve(c: Config, steps: int = STEPS) -> list[float]:
     return [learning_rate(c, step, steps) for step in range(c.epochs * steps)]
 
 
-VARIANTS = [config("cosine_restarts"), config("cosine"),
-            config("cosine_restarts", period_epochs=2.5, final_lr_fraction=0.1, warmup_epochs=0.7),
-            config("cosine", final_lr_fraction=0.05, warmup_epochs=2.0), config("one_cycle"),
-            config("one_cycle", peak_fraction=0.01, final_lr_fraction=0.07), config("one_cycle", peak_fraction=0.99),
-            config("constant"), config("constant", warmup_epochs=1.5)]
+VARIANTS = [
+    config("cosine_restarts"),
+    config("cosine"),
+    config("cosine_restarts", period_epochs=2.5, final_lr_fraction=0.1, warmup_epochs=0.7),
+    config("cosine", final_lr_fraction=0.05, warmup_epochs=2.0),
+    config("one_cycle"),
+    config("one_cycle", peak_fraction=0.01, final_lr_fraction=0.07),
+    config("one_cycle", peak_fraction=0.99),
+    config("constant"),
+    config("constant", warmup_epochs=1.5),
+]
 
 
 def torchs(scheduler: Any, epochs: int, **settings: Any) -> list[float]:

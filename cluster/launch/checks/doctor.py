@@ -17,7 +17,9 @@ from runyard.tracking.wandb import connection
 REPORTED_PACKAGES = ("torch", "torchvision", "ffcv", "numpy", "wandb")  # whose versions are shown
 
 
-def run_all_checks(context: CheckContext, on_start: Callable[[str], None], *, job: bool, wait_s: float) -> Iterator[Check]:
+def run_all_checks(
+    context: CheckContext, on_start: Callable[[str], None], *, job: bool, wait_s: float
+) -> Iterator[Check]:
     """Answer every question, one after the other.
 
     Args:

@@ -81,7 +81,9 @@ class NodeJob:
         data, stage = str(manifest.dataset_dir(config.data).absolute()), config.cluster.stage_data
         probe_request = {"meeting": meeting and str(meeting), "data": data, "host": host, "port": port, "stage": stage}
         name = f"runyard-doctor-{secrets.token_hex(4)}"
-        command = self._srun(name, probe_request) if config.cluster.launcher == "slurm" else _local_command(probe_request)
+        command = (
+            self._srun(name, probe_request) if config.cluster.launcher == "slurm" else _local_command(probe_request)
+        )
         with tempfile.TemporaryFile("w+") as stderr_file, subprocess.Popen(
             command, cwd=REPO_ROOT, env=_with_pythonpath(clean_environment()), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=stderr_file, text=True, start_new_session=True,

@@ -92,7 +92,12 @@ def python_warning(config: Config) -> str | None:
     )
 
 
-TRAINING_CHECKS: list[tuple[str, Question]] = [("ranks", ranks), ("data", data_prepared), ("precision", precision), ("room", disk_space)]
+TRAINING_CHECKS: list[tuple[str, Question]] = [
+    ("ranks", ranks),
+    ("data", data_prepared),
+    ("precision", precision),
+    ("room", disk_space),
+]
 
 
 def questions(context: CheckContext) -> list[tuple[str, Question]]:

@@ -163,7 +163,9 @@ def sbatch_accepts(context: CheckContext) -> str:
     try:
         run_query("sbatch", "--test-only", timeout_s=SBATCH_TIMEOUT_S, stdin=context.script())
     except SlurmRejected as error:
-        if UNAVAILABLE_NODES in str(error) and (away := count_unavailable(run_query("sinfo", "--noheader", "--format=%t|%D"))):
+        if UNAVAILABLE_NODES in str(error) and (
+            away := count_unavailable(run_query("sinfo", "--noheader", "--format=%t|%D"))
+        ):
             raise QueryError(f"{away} nodes are down, drained or reserved, and sbatch counts only the rest") from None
         raise UserError(refusal_text(context.config.cluster, str(error))) from None
     return "sbatch --test-only takes the script"

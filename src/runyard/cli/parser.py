@@ -20,7 +20,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args, rest = _parser().parse_known_args(argv)
     unknown_arguments = [word for word in rest if word.startswith("-") or "overrides" not in args]
     if unknown_arguments:
-        raise UserError(f"{unknown_arguments[0]}: runyard {args.verb} takes no such argument; see: runyard {args.verb} --help")
+        raise UserError(
+            f"{unknown_arguments[0]}: runyard {args.verb} takes no such argument; see: runyard {args.verb} --help"
+        )
     if rest:
         args.overrides += rest
     return args

@@ -39,7 +39,11 @@ MAIL_TYPES = ("NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND"
 SLURM_ONLY_SETTINGS = ("account", "partition", "qos", "constraint", "gres", "comment", "exclude", "nodelist", "mail_user",
             "mail_type", "mem_gb", "cpus_per_task", "python", "env_setup", "stage_data", "requeue",
             "array_parallelism")  # fmt: skip
-UNSET_VALUES = {"env_setup": "[]", "requeue": "false", "array_parallelism": "16"}  # as configs/cluster has them; others null
+UNSET_VALUES = {
+    "env_setup": "[]",
+    "requeue": "false",
+    "array_parallelism": "16",
+}  # as configs/cluster has them; others null
 
 
 def check_cluster(cluster: ClusterConfig) -> None:

@@ -47,7 +47,9 @@ def compose(overrides: list[str]) -> Composed:
     """
     given = {o.partition("=")[0]: o.partition("=")[2] for o in overrides}
     refuse_secrets(given, given, os.environ)  # before anything can say what they are
-    overrides = [o for o in map(_checked_override, overrides) if o != "experiment=null"]  # none is what there is by default
+    overrides = [
+        o for o in map(_checked_override, overrides) if o != "experiment=null"
+    ]  # none is what there is by default
     if "experiment=auto" in overrides:
         others = [o for o in overrides if not o.startswith("experiment=")]
         picked = f"experiment={pick_experiment(compose(others).config.cluster)}"

@@ -139,7 +139,9 @@ _TYPE_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "tru
 def _in_range(f: dataclasses.Field[Any], value: Any, path: str) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return
-    minimum, exclusive_minimum, maximum, exclusive_maximum = (f.metadata.get(k) for k in ("least", "above", "most", "below"))
+    minimum, exclusive_minimum, maximum, exclusive_maximum = (
+        f.metadata.get(k) for k in ("least", "above", "most", "below")
+    )
     bounds = (
         (minimum, "at least", lambda b: value >= b),
         (exclusive_minimum, "above", lambda b: value > b),

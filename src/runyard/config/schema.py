@@ -12,7 +12,17 @@ from typing import Any, Literal
 from runyard.config.fields import config_to_dict, read_dataclass, setting, setting_names, unknown_name_message
 from runyard.config.validation import check_rules, check_world_size
 
-__all__ = ["Config", "check_rules", "check_world_size", "config_from_dict", "setting_names", "read_dataclass", "setting", "config_to_dict", "unknown_name_message"]
+__all__ = [
+    "Config",
+    "check_rules",
+    "check_world_size",
+    "config_from_dict",
+    "config_to_dict",
+    "read_dataclass",
+    "setting",
+    "setting_names",
+    "unknown_name_message",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +43,9 @@ class DataConfig:
         "Truncated files and files that are no image: leave out, or refuse by name"
     )
     arrays: bool = setting("Also write plain .npy arrays, which loader=torch and loader=resident read")
-    validation_fraction: float = setting("Part of the training images held out, stratified by class", minimum=0, exclusive_maximum=1)
+    validation_fraction: float = setting(
+        "Part of the training images held out, stratified by class", minimum=0, exclusive_maximum=1
+    )
     split_seed: int = setting("Seed of the held-out split", minimum=0)
     samples: list[int] | None = setting("Training and test images to make, for kind=synthetic")
     num_classes: int | None = setting("Classes to make, for kind=synthetic", minimum=2)
@@ -97,7 +109,9 @@ class ScheduleConfig:
     name: Literal["cosine_restarts", "cosine", "one_cycle", "constant"] = setting("Shape of the curve")
     period_epochs: float | None = setting("Length of a cycle, for cosine_restarts", exclusive_minimum=0)
     peak_fraction: float | None = setting("Where in training one_cycle peaks", exclusive_minimum=0, exclusive_maximum=1)
-    final_lr_fraction: float = setting("Learning rate at the end of a descent, as a part of the peak", minimum=0, maximum=1)
+    final_lr_fraction: float = setting(
+        "Learning rate at the end of a descent, as a part of the peak", minimum=0, maximum=1
+    )
     warmup_epochs: float = setting("Linear rise from 0 at the start, before the curve", minimum=0)
 
 
@@ -170,7 +184,8 @@ class Config:
     seed: int = setting("Seed of everything random", minimum=0, exclusive_maximum=2**63)
     runs_dir: str = setting("Folder that holds run directories")
     runs_group_readable: bool = setting(
-        "Let the group read run directories, which are otherwise this user's alone, whatever the umask", legacy_default=False
+        "Let the group read run directories, which are otherwise this user's alone, whatever the umask",
+        legacy_default=False,
     )
     epochs: int = setting("Passes over the training images", minimum=1)
     batch_size: int = setting("Global batch: images per optimiser step over all ranks", minimum=1)
@@ -202,7 +217,9 @@ class Config:
         legacy_default=True,
     )
     ema_decay: float | None = setting(
-        "Average of the weights, per step; evaluated instead of them. null: none", exclusive_minimum=0, exclusive_maximum=1
+        "Average of the weights, per step; evaluated instead of them. null: none",
+        exclusive_minimum=0,
+        exclusive_maximum=1,
     )
     data: DataConfig
     augment: AugmentConfig

@@ -29,7 +29,11 @@ def refuse_secrets(asked: Mapping[str, Any], values: Mapping[str, Any], env: Map
         for name in FROM_ENVIRONMENT.findall(text):
             if SECRET_NAME.search(name):
                 raise _refusal(setting, name)
-    secrets = {v: name for name, v in env.items() if SECRET_NAME.search(name) and len(v) >= MIN_SECRET_LENGTH and not os.path.exists(v)}
+    secrets = {
+        v: name
+        for name, v in env.items()
+        if SECRET_NAME.search(name) and len(v) >= MIN_SECRET_LENGTH and not os.path.exists(v)
+    }
     for setting, text in _iter_texts(values):
         if name := next((name for value, name in secrets.items() if value in text), None):
             raise _refusal(setting, name)

@@ -16,12 +16,24 @@ from runyard.errors import UserError
 from runyard.files import open_regular
 
 REBUILD_HINT = "delete its folder and run: runyard prepare"
-_HEADER = np.dtype([("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"),
-                    ("alloc_table_ptr", "<u8")])
+_HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ]
+)
 _FIELD = np.dtype([("type_id", "<u1"), ("name", "S16"), ("arguments", "<u1", (1024,))])
-_RECORD = np.dtype({"names": ["mode", "width", "height", "data_ptr", "label"],
-                    "formats": ["<u1", "<u2", "<u2", "<u8", "<i8"], "offsets": [0, 1, 3, 5, 16],
-                    "itemsize": 24})  # RGBImageField, then IntField aligned to 8 bytes
+_RECORD = np.dtype(
+    {
+        "names": ["mode", "width", "height", "data_ptr", "label"],
+        "formats": ["<u1", "<u2", "<u2", "<u8", "<i8"],
+        "offsets": [0, 1, 3, 5, 16],
+        "itemsize": 24,
+    }
+)  # RGBImageField, then IntField aligned to 8 bytes
 _ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 _JPG, _RAW = 0, 1
 _VERSION, _FIELDS = 2, [(2, b"image"), (1, b"label")]
@@ -94,8 +106,11 @@ def _parse(path: Path, file: BinaryIO, head: bytes, end: int) -> Beton:
     if samples == 0 or records_end > table:
         raise refuse(f"damaged: the header tells of {samples} samples and a table at byte {table}, which cannot be")
     if wanted != end:
-        raise refuse(f"truncated: {end} bytes, expected {wanted}" if end < wanted
-                     else f"damaged: {end} bytes, expected {wanted} for {samples} samples")
+        raise refuse(
+            f"truncated: {end} bytes, expected {wanted}"
+            if end < wanted
+            else f"damaged: {end} bytes, expected {wanted} for {samples} samples"
+        )
     file.seek(len(head))
     records = np.fromfile(file, _RECORD, samples)
     file.seek(table)
@@ -116,5 +131,12 @@ def _parse(path: Path, file: BinaryIO, head: bytes, end: int) -> Beton:
     ):
         if broken.any():
             raise refuse(f"damaged: sample {int(np.argmax(broken))} {what}")
-    return Beton(path, records["width"].astype(np.int64), records["height"].astype(np.int64), raw,
-                 pointers.astype(np.int64), sizes.astype(np.int64), records["label"].astype(np.int64))
+    return Beton(
+        path,
+        records["width"].astype(np.int64),
+        records["height"].astype(np.int64),
+        raw,
+        pointers.astype(np.int64),
+        sizes.astype(np.int64),
+        records["label"].astype(np.int64),
+    )

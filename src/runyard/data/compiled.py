@@ -36,7 +36,9 @@ def jit(function: Callable[..., Any] | None = None, *, reorder_sums: bool = Fals
 def sources_sha256() -> str:
     """Hash of every file that kernels stand in or inline from."""
     digest = hashlib.sha256()
-    for path in sorted([DATA_DIR / "compiled.py", DATA_DIR / "loading" / "ffcv_reader.py", *DATA_DIR.glob("augment/*.py")]):
+    for path in sorted(
+        [DATA_DIR / "compiled.py", DATA_DIR / "loading" / "ffcv_reader.py", *DATA_DIR.glob("augment/*.py")]
+    ):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

@@ -112,7 +112,7 @@ def manifest_from_dict(values: Mapping[str, Any], where: str = MANIFEST_FILE, fi
         UserError: made by another program, or damaged.
     """
     if not isinstance(values, Mapping) or values.get("format") != DATASET_FORMAT:
-        raise UserError(f"{where}: not a manifest of this program (expected \"format\": \"{DATASET_FORMAT}\"); {fix}")
+        raise UserError(f'{where}: not a manifest of this program (expected "format": "{DATASET_FORMAT}"); {fix}')
     try:
         given = {key: value for key, value in values.items() if key not in ("format", CHECKSUM)}
         splits = {str(name): Split(**split) for name, split in given["splits"].items()}
@@ -185,25 +185,33 @@ def verify_dataset(folder: Path, manifest: Manifest, split_names: Iterable[str],
     """
     for name in split_names:
         if name not in manifest.splits:
-            raise UserError(f"{folder}: has no part {name!r}, only {', '.join(manifest.splits)}; "
-                            "data.validation_fraction above 0 holds one out")
+            raise UserError(
+                f"{folder}: has no part {name!r}, only {', '.join(manifest.splits)}; "
+                "data.validation_fraction above 0 holds one out"
+            )
         split = manifest.splits[name]
         content = beton.inspect_beton(folder / split.beton)
         size = (folder / split.beton).stat().st_size
         if content.samples != split.samples or size != split.beton_bytes:
-            raise UserError(f"{folder / split.beton}: {content.samples} samples in {size} bytes, and the manifest says "
-                            f"{split.samples} in {split.beton_bytes}; delete the folder and run: runyard prepare")
+            raise UserError(
+                f"{folder / split.beton}: {content.samples} samples in {size} bytes, and the manifest says "
+                f"{split.samples} in {split.beton_bytes}; delete the folder and run: runyard prepare"
+            )
         if not 0 <= content.labels.min() <= content.labels.max() < len(manifest.classes):
-            raise UserError(f"{folder / split.beton}: a label outside of 0..{len(manifest.classes) - 1}; "
-                            "delete the folder and run: runyard prepare")
+            raise UserError(
+                f"{folder / split.beton}: a label outside of 0..{len(manifest.classes) - 1}; "
+                "delete the folder and run: runyard prepare"
+            )
         side = manifest.image_size
         _check_array(folder, split.images, "uint8", (split.samples, side, side, 3))
         _check_array(folder, split.labels, "int64", (split.samples,))
         if hash_files:
             for file, digest in {split.beton: split.beton_sha256, **split.arrays_sha256}.items():
                 if sha256(folder / file) != digest:
-                    raise UserError(f"{folder / file}: its sha256 is not the manifest's: it was changed; "
-                                    "delete the folder and run: runyard prepare")
+                    raise UserError(
+                        f"{folder / file}: its sha256 is not the manifest's: it was changed; "
+                        "delete the folder and run: runyard prepare"
+                    )
 
 
 def _check_array(folder: Path, file: str | None, dtype: str, shape: tuple[int, ...]) -> None:
@@ -216,5 +224,7 @@ def _check_array(folder: Path, file: str | None, dtype: str, shape: tuple[int, .
         reason = getattr(error, "strerror", None) or "truncated or no .npy file"
         raise UserError(f"{path}: {reason}; delete its folder and run: runyard prepare") from None
     if array.dtype != dtype or array.shape != shape:
-        raise UserError(f"{path}: holds {array.dtype} {list(array.shape)}, and the manifest says {dtype} {list(shape)};"
-                        " delete the folder and run: runyard prepare")
+        raise UserError(
+            f"{path}: holds {array.dtype} {list(array.shape)}, and the manifest says {dtype} {list(shape)};"
+            " delete the folder and run: runyard prepare"
+        )

@@ -31,8 +31,9 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
     return samples // batch_size
 
 
-def rank_indices(order: Indices, step: int, batch_size: int, rank: int, world_size: int,
-                 accumulate: int) -> list[Indices]:
+def rank_indices(
+    order: Indices, step: int, batch_size: int, rank: int, world_size: int, accumulate: int
+) -> list[Indices]:
     """This rank's samples in ``step``: ``accumulate`` arrays of batch_size / (accumulate x world_size) positions.
 
     The ranks' arrays of one micro-batch, joined in rank order, are that micro-batch; the micro-batches joined are the
@@ -43,7 +44,7 @@ def rank_indices(order: Indices, step: int, batch_size: int, rank: int, world_si
     share = batch_size // (accumulate * world_size)
     first = step * batch_size + rank * share
     starts = range(first, first + batch_size, share * world_size)
-    return [order[start:start + share] for start in starts]
+    return [order[start : start + share] for start in starts]
 
 
 def evaluation_indices(samples: int, rank: int, world_size: int) -> Indices:

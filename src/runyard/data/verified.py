@@ -60,8 +60,10 @@ def check_content(
         with _as_user_error(folder / name), open_regular(folder / name) as file:
             found = os.fstat(file.fileno())
         if name in sizes and found.st_size != sizes[name]:
-            raise UserError(f"{folder / name}: {found.st_size} bytes, and {sizes[name]} were prepared: it was changed; "
-                            f"{manifest.DATASET_HINT}")
+            raise UserError(
+                f"{folder / name}: {found.st_size} bytes, and {sizes[name]} were prepared: it was changed; "
+                f"{manifest.DATASET_HINT}"
+            )
         if known.get(name) != [*_stamp(found), digest]:
             unknown[name] = digest
             total += found.st_size
@@ -71,8 +73,9 @@ def check_content(
         known.pop(name, None)
         stamp, given = _stamp_and_sha256(folder / name)
         if given != digest:
-            raise UserError(f"{folder / name}: its sha256 is not that of what was prepared: it was changed; "
-                            f"{manifest.DATASET_HINT}")
+            raise UserError(
+                f"{folder / name}: its sha256 is not that of what was prepared: it was changed; {manifest.DATASET_HINT}"
+            )
         if stamp is not None:
             known[name] = [*stamp, digest]
     _save_hash_cache(folder, known)

@@ -54,14 +54,23 @@ class PaperResNet(nn.Module):
     def __init__(self, options: Options, num_classes: int) -> None:
         super().__init__()
         width = options.widths[0]
-        self.stem = nn.Sequential(conv(3, width, 3, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-                                  conv(width, width, 3, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(
+            conv(3, width, 3, 1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            conv(width, width, 3, 1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        )
         kernel = 3 if options.shortcut == "conv3x3" else 1
         stages, inputs = [], width
         for width, count in zip(options.widths, options.blocks, strict=True):
             stride = 1 if width == inputs else 2
-            stages.append(nn.Sequential(Block(inputs, width, stride, kernel),
-                                        *(Block(width, width, 1, kernel) for _ in range(count - 1))))
+            stages.append(
+                nn.Sequential(
+                    Block(inputs, width, stride, kernel), *(Block(width, width, 1, kernel) for _ in range(count - 1))
+                )
+            )
             inputs = width
         self.stages = nn.Sequential(*stages)
         self.dropout = nn.Dropout(options.dropout)

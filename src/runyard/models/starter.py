@@ -21,7 +21,9 @@ class Options:
     """What may stand beside ``model.name``."""
 
     stem_kernel: int = setting("Side of the patches that the frozen first layer whitens, px", minimum=1, maximum=8)
-    stem_stride: int = setting("Step between those patches, px; 2 quarters the first stage's cost", minimum=1, maximum=8)
+    stem_stride: int = setting(
+        "Step between those patches, px; 2 quarters the first stage's cost", minimum=1, maximum=8
+    )
     stem_filters: int = setting("Principal directions kept of a patch; two channels each, of either sign", minimum=1)
     widths: list[int] = setting("Channels of each stage; each stage halves the resolution")
     convs: int = setting("Convolutions in a stage", minimum=1)
@@ -34,8 +36,14 @@ class Starter(nn.Module):
     def __init__(self, options: Options, num_classes: int) -> None:
         super().__init__()
         channels = 2 * options.stem_filters
-        self.whiten = nn.Conv2d(3, channels, options.stem_kernel, stride=options.stem_stride, bias=False,
-                                padding=(options.stem_kernel - options.stem_stride) // 2)
+        self.whiten = nn.Conv2d(
+            3,
+            channels,
+            options.stem_kernel,
+            stride=options.stem_stride,
+            bias=False,
+            padding=(options.stem_kernel - options.stem_stride) // 2,
+        )
         self.whiten.weight.requires_grad_(False)
         layers: list[nn.Module] = [nn.ReLU(inplace=True)]
         for width in options.widths:
@@ -80,15 +88,21 @@ def build(options: Options, num_classes: int, image_size: int) -> nn.Module:
     if not options.widths or min(options.widths) < 1:
         raise UserError(f"model.widths={options.widths}: expected whole numbers of at least 1, as [64,128,256]")
     if options.stem_stride > options.stem_kernel:
-        raise UserError(f"model.stem_stride={options.stem_stride}: expected at most model.stem_kernel="
-                        f"{options.stem_kernel}, or pixels are never seen")
+        raise UserError(
+            f"model.stem_stride={options.stem_stride}: expected at most model.stem_kernel="
+            f"{options.stem_kernel}, or pixels are never seen"
+        )
     most = 3 * options.stem_kernel**2
     if options.stem_filters > most:
-        raise UserError(f"model.stem_filters={options.stem_filters}: expected at most {most}, the numbers in a patch "
-                        f"of side model.stem_kernel={options.stem_kernel}")
+        raise UserError(
+            f"model.stem_filters={options.stem_filters}: expected at most {most}, the numbers in a patch "
+            f"of side model.stem_kernel={options.stem_kernel}"
+        )
     network = Starter(options, num_classes)
     side = network.whiten(torch.zeros(1, 3, image_size, image_size)).shape[-1]
     if side < 2 ** len(options.widths):
-        raise UserError(f"data.image_size={image_size}: the first layer leaves {side} px, too few to be halved in each "
-                        f"of {len(options.widths)} stages; shorten model.widths")
+        raise UserError(
+            f"data.image_size={image_size}: the first layer leaves {side} px, too few to be halved in each "
+            f"of {len(options.widths)} stages; shorten model.widths"
+        )
     return network

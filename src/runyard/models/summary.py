@@ -25,15 +25,25 @@ def summarize(network: nn.Module, image_size: int) -> dict[str, Any]:
     def enter(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any) -> None:
             before[name] = counter.get_total_flops()
+
         return hook
 
     def leave(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             output = output if isinstance(output, Tensor) else output[0]
             parameters = sum(p.numel() for p in module.parameters())
-            row = rows.setdefault(name, {"name": name, "kind": type(module).__name__, "output": list(output.shape[1:]),
-                                         "parameters": parameters, "multiply_adds": 0})
+            row = rows.setdefault(
+                name,
+                {
+                    "name": name,
+                    "kind": type(module).__name__,
+                    "output": list(output.shape[1:]),
+                    "parameters": parameters,
+                    "multiply_adds": 0,
+                },
+            )
             row["multiply_adds"] += (counter.get_total_flops() - before[name]) // 2
+
         return hook
 
     candidates = [(name, m) for name, m in network.named_modules() if _is_layer(m)]
@@ -51,12 +61,19 @@ def summarize(network: nn.Module, image_size: int) -> dict[str, Any]:
             hook.remove()
     total, parameters = counter.get_total_flops() // 2, sum(p.numel() for p in network.parameters())
     layers = list(rows.values())
-    rest = {key: whole - sum(row[key] for row in layers)
-            for key, whole in (("parameters", parameters), ("multiply_adds", total))}
+    rest = {
+        key: whole - sum(row[key] for row in layers)
+        for key, whole in (("parameters", parameters), ("multiply_adds", total))
+    }
     if any(rest.values()):  # weights and products that no layer owns, such as position codes and attention by function
         layers.append({"name": "(outside layers)", "kind": "", "output": [], **rest})
-    return {"layers": layers, "parameters": parameters, "trainable_parameters": trainable_parameters(network),
-            "multiply_adds": total, "train_gflop": 6 * total / 1e9}
+    return {
+        "layers": layers,
+        "parameters": parameters,
+        "trainable_parameters": trainable_parameters(network),
+        "multiply_adds": total,
+        "train_gflop": 6 * total / 1e9,
+    }
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -36,8 +36,10 @@ def build(options: Options, num_classes: int, image_size: int) -> nn.Module:
     network = _build(models, options, num_classes, image_size)
     if options.stem == "small":
         if not isinstance(network, models.ResNet):
-            raise UserError(f"model.stem=small: defined for resnet, resnext and wide_resnet, not for "
-                            f"model.arch={options.arch}; use model.stem=imagenet")
+            raise UserError(
+                f"model.stem=small: defined for resnet, resnext and wide_resnet, not for "
+                f"model.arch={options.arch}; use model.stem=imagenet"
+            )
         network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's others
         network.maxpool = nn.Identity()
@@ -66,16 +68,20 @@ def _build(models: Any, options: Options, num_classes: int, image_size: int) -> 
 
 def _size_error(options: Options, image_size: int, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:160]
-    return UserError(f"model.arch={options.arch} cannot take data.image_size={image_size} ({reason}): use larger "
-                     "images, or another model.arch")
+    return UserError(
+        f"model.arch={options.arch} cannot take data.image_size={image_size} ({reason}): use larger "
+        "images, or another model.arch"
+    )
 
 
 def _torchvision_models() -> Any:
     try:
         import torchvision.models
     except (ImportError, RuntimeError) as error:  # RuntimeError: made for another torch, "nms does not exist"
-        raise UserError(f"model.name=torchvision: torchvision cannot be imported ({error}): "
-                        f"install the one made for torch {torch.__version__}") from None
+        raise UserError(
+            f"model.name=torchvision: torchvision cannot be imported ({error}): "
+            f"install the one made for torch {torch.__version__}"
+        ) from None
     return torchvision.models
 
 

@@ -91,7 +91,9 @@ class ReportData:
 
     def restart_epochs(self) -> list[float]:
         """Where each restart went on, in epochs done (2.5: half-way through the third)."""
-        per_epoch = next((row["step"] / row["epoch"] for row in reversed(self.epochs) if finite_or_none(row, "step")), None)
+        per_epoch = next(
+            (row["step"] / row["epoch"] for row in reversed(self.epochs) if finite_or_none(row, "step")), None
+        )
         steps = [finite_or_none(row, "step") for row in self.start_rows[1:]]
         return [step / per_epoch for step in steps if step is not None and per_epoch]
 

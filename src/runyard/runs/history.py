@@ -220,9 +220,7 @@ class RunHistory:
 
         try:
             with open_within(self.directory, "predictions.npz") as opened, np.load(opened, allow_pickle=False) as file:
-                index, label, predicted, confidence = (
-                    file[k] for k in ("index", "label", "predicted", "confidence")
-                )
+                index, label, predicted, confidence = (file[k] for k in ("index", "label", "predicted", "confidence"))
         except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
             return None
         if index.ndim != 1 or not index.shape == label.shape == predicted.shape == confidence.shape:

@@ -16,7 +16,11 @@ NAMING_SETTINGS = ("name", "runs_dir")  # `resume` does not take them, and nothi
 
 def identity_settings(config: Config) -> dict[str, Any]:
     """The settings that decide what is learned, by dotted name: all that ``resume`` may not change, but for names."""
-    return {name: v for name, v in _flat(config_to_dict(config)) if not name.startswith(CHANGEABLE_SETTINGS) and name not in NAMING_SETTINGS}
+    return {
+        name: v
+        for name, v in _flat(config_to_dict(config))
+        if not name.startswith(CHANGEABLE_SETTINGS) and name not in NAMING_SETTINGS
+    }
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -103,7 +103,9 @@ class Lease:
                 )
             if found is not None and verdict is LeaseDecision.WAIT and not said:
                 said, who = True, found.last_seen_text(now)
-                line = f"run {self._run_id}: last written by {who}; taken over if not heard of for {LEASE_TIMEOUT_S:g} s"
+                line = (
+                    f"run {self._run_id}: last written by {who}; taken over if not heard of for {LEASE_TIMEOUT_S:g} s"
+                )
                 print(f"runyard: {line}", file=sys.stderr, flush=True)
             time.sleep(LEASE_POLL_S)
 
@@ -172,7 +174,9 @@ def _open(path: Path, lock: bool) -> ObservedLease | None:
         # opening is what makes NFS ask its server for the present file and its times
         with open_within(path.parent, path.name) as file:
             free = lock and _lock(file, fcntl.LOCK_SH)
-            return ObservedLease(LeaseHolder.from_bytes(file.read(MAX_LEASE_BYTES)), os.fstat(file.fileno()).st_mtime, free)
+            return ObservedLease(
+                LeaseHolder.from_bytes(file.read(MAX_LEASE_BYTES)), os.fstat(file.fileno()).st_mtime, free
+            )
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from runyard.slurm_client import QueryError, run_query
 
-LEASE_TIMEOUT_S = 60.0  # after which a holder that nothing else is known of counts as gone: several beats, and a slow disk
+LEASE_TIMEOUT_S = (
+    60.0  # after which a holder that nothing else is known of counts as gone: several beats, and a slow disk
+)
 SQUEUE_TIMEOUT_S = 10.0  # how long a controller may take to answer
 # what squeue calls a job none of whose processes is meant to run; a start that was requeued is PENDING
 NOT_RUNNING_STATES = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT",
@@ -94,7 +96,9 @@ class LeaseDecision(enum.Enum):
     WAIT = enum.auto()
 
 
-def decide_lease(found: ObservedLease | None, first: ObservedLease | None, me: LeaseHolder, now: float) -> LeaseDecision:
+def decide_lease(
+    found: ObservedLease | None, first: ObservedLease | None, me: LeaseHolder, now: float
+) -> LeaseDecision:
     """Whether ``me`` may take the lease that was ``found``, ``first`` being what was there when the waiting began."""
     if found is None or found.holder_died(me):
         return LeaseDecision.TAKE
@@ -118,7 +122,9 @@ def decide_lease(found: ObservedLease | None, first: ObservedLease | None, me: L
 def job_state(job: str) -> str | None:
     """What SLURM calls a job: its state, "" if none of its processes is meant to run, None if SLURM does not answer."""
     try:
-        said = run_query("squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T", timeout_s=SQUEUE_TIMEOUT_S)
+        said = run_query(
+            "squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T", timeout_s=SQUEUE_TIMEOUT_S
+        )
     except QueryError as error:
         return "" if "Invalid job id" in str(error) else None
     return next((state for state in said.split() if state not in NOT_RUNNING_STATES), "")

@@ -73,7 +73,9 @@ def exec_run_code(run: Run, argv: list[str], *, trusted: bool = False) -> None:
     if (restored := restore_code(run, trusted=trusted)) is not None:
         print(f"runyard: {restored}", file=sys.stderr, flush=True)
     if os.environ.get(ENTERED_VARIABLE) == str(run.code_path):
-        raise UserError(f"run {run.id}: Python does not take its code from {run.code_path}: unset PYTHONHOME, and -I or -E")
+        raise UserError(
+            f"run {run.id}: Python does not take its code from {run.code_path}: unset PYTHONHOME, and -I or -E"
+        )
     print(f"runyard: run {run.id} was made by other code than this checkout's: going on by its own", file=sys.stderr)
     sys.stderr.flush()
     search = os.pathsep.join(filter(None, [str(run.code_path), os.environ.get("PYTHONPATH")]))

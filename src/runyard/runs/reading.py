@@ -54,8 +54,11 @@ def load_history(directory: Path) -> RunHistory:
     if record.get("pruned") is True and state in ("interrupted", "silent"):
         state, message = "pruned", "its search stopped it: below the median of the others"
     final = next((row for row in reversed(rows) if row["event"] == "final"), {})
-    counts = [c for c in (final.get("parameters"), *(r.get("parameters") for r in rows if r["event"] == "start"))
-              if isinstance(c, int)]
+    counts = [
+        c
+        for c in (final.get("parameters"), *(r.get("parameters") for r in rows if r["event"] == "start"))
+        if isinstance(c, int)
+    ]
     data, data_sha256, test_sha256 = _data(directory / "data.json")
     named = final.get("classes") or data.get("classes")
     tags = settings.get("tracking.tags")
@@ -64,7 +67,9 @@ def load_history(directory: Path) -> RunHistory:
         name=str(settings.get("name", record.get("name", ""))),
         directory=directory,
         settings=settings,
-        settings_sha256=_sha256({k: v for k, v in settings.items() if k != "seed" and v is not None and affects_learning(k)}),
+        settings_sha256=_sha256(
+            {k: v for k, v in settings.items() if k != "seed" and v is not None and affects_learning(k)}
+        ),
         edited=record.get("config_sha256") not in (None, config_sha256),
         code_sha256=str(record.get("code_sha256", "")),
         tags=tuple(map(str, tags)) if isinstance(tags, list) else (),
@@ -228,7 +233,11 @@ def _series(epochs: list[Row], starts: tuple[Start, ...]) -> dict[str, np.ndarra
     for name, width in (("gpu_hours", "gpus"), ("core_hours", "cores")):
         spent = np.zeros(len(epochs))
         for start in starts:
-            spent += getattr(start, width) * np.clip(table["t"] - start.start_time, 0, start.end_time - start.start_time) / 3600
+            spent += (
+                getattr(start, width)
+                * np.clip(table["t"] - start.start_time, 0, start.end_time - start.start_time)
+                / 3600
+            )
         kept[name] = spent
     return kept
 
@@ -236,7 +245,9 @@ def _series(epochs: list[Row], starts: tuple[Start, ...]) -> dict[str, np.ndarra
 def _column(values: list[Any]) -> np.ndarray:
     plain = set(map(type, values)) <= {int, float, type(None)}
     try:
-        column = np.array(values if plain else [finite_or_nan(value) for value in values], np.float64)  # None becomes NaN
+        column = np.array(
+            values if plain else [finite_or_nan(value) for value in values], np.float64
+        )  # None becomes NaN
     except OverflowError:  # an integer that no float holds
         column = np.array([finite_or_nan(value) for value in values], np.float64)
     return np.where(np.isfinite(column), column, np.nan)

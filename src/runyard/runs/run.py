@@ -338,8 +338,10 @@ def check_record(record: dict[str, Any]) -> None:
     if not is_plain_name(record["id"]):
         raise ValueError(f"id {record['id']!r}: no plain name")
     pending_submission = record.get("submission", {"token": "0", "submitted": 0})
-    if not isinstance(pending_submission, dict) or not re.fullmatch("[0-9a-f]+", str(pending_submission.get("token"))) or (
-        "submitted" not in pending_submission
+    if (
+        not isinstance(pending_submission, dict)
+        or not re.fullmatch("[0-9a-f]+", str(pending_submission.get("token")))
+        or ("submitted" not in pending_submission)
     ):
         raise ValueError(f"submission: {pending_submission!r}")
     for job in [*record["jobs"], pending_submission | {"id": "0"}]:
@@ -364,7 +366,9 @@ def _is_log_dir(place: str) -> bool:
 def _read_record(run: Path) -> dict[str, Any]:
     record = _read_mapping(run / "run.json", json.loads)
     if record.get("format") != RUN_FORMAT:
-        raise UserError(f"{run}/run.json: format {record.get('format')!r}, expected {RUN_FORMAT!r}: not of this version")
+        raise UserError(
+            f"{run}/run.json: format {record.get('format')!r}, expected {RUN_FORMAT!r}: not of this version"
+        )
     record.setdefault("jobs", [])
     try:
         check_record(record)

@@ -117,7 +117,11 @@ class RunSummary:
     @property
     def checkpoint_warning(self) -> str:
         """In words, that the newest checkpoint is gone or damaged; empty where it seems whole, or there was none."""
-        doubt = None if self.last_checkpoint_step is None else saved_checkpoints.checkpoint_problem(self.path / "checkpoints", self.last_checkpoint_step)
+        doubt = (
+            None
+            if self.last_checkpoint_step is None
+            else saved_checkpoints.checkpoint_problem(self.path / "checkpoints", self.last_checkpoint_step)
+        )
         return f", but {doubt}" if doubt else ""
 
     def logs(self, job: dict[str, Any], stream: str) -> dict[int, BinaryIO]:
@@ -147,7 +151,10 @@ class RunSummary:
         if self.job.get("launcher") == "local" and _is_controller(self.job["id"], self.path):
             return int(self.job["id"])
         try:
-            them, me = LeaseHolder.from_bytes(read_within(self.path, lease.LEASE_FILE, most=lease.MAX_LEASE_BYTES)), LeaseHolder.this_process({})
+            them, me = (
+                LeaseHolder.from_bytes(read_within(self.path, lease.LEASE_FILE, most=lease.MAX_LEASE_BYTES)),
+                LeaseHolder.this_process({}),
+            )
         except OSError:  # nobody writes the run
             return None
         here = (them.host, them.boot) == (me.host, me.boot) and _has_open(them.pid, self.path / lease.LEASE_FILE)

@@ -32,7 +32,15 @@ from runyard.runs.saved_checkpoints import (
     valid_checkpoints,
 )
 
-__all__ = ["Checkpoint", "CheckpointSaver", "State", "load_network", "newest_checkpoint", "valid_checkpoints", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointSaver",
+    "State",
+    "load_network",
+    "newest_checkpoint",
+    "valid_checkpoints",
+    "write_checkpoint",
+]
 
 MAX_CONSECUTIVE_FAILURES = 3  # saves in a row: then nothing says that the disk will recover
 
@@ -82,11 +90,17 @@ def check_shape(actual: Any, expected: Any, where: str) -> None:
     """
     if isinstance(expected, torch.Tensor):
         if not isinstance(actual, torch.Tensor) or actual.shape != expected.shape or actual.dtype != expected.dtype:
-            given = f"{actual.dtype} {list(actual.shape)}" if isinstance(actual, torch.Tensor) else type(actual).__name__
+            given = (
+                f"{actual.dtype} {list(actual.shape)}" if isinstance(actual, torch.Tensor) else type(actual).__name__
+            )
             raise InvalidCheckpoint(f"{where} is {given}, expected {expected.dtype} {list(expected.shape)}")
     elif isinstance(expected, dict):
         if not isinstance(actual, dict) or actual.keys() != expected.keys():
-            odd = sorted(map(str, actual.keys() ^ expected.keys())) if isinstance(actual, dict) else [type(actual).__name__]
+            odd = (
+                sorted(map(str, actual.keys() ^ expected.keys()))
+                if isinstance(actual, dict)
+                else [type(actual).__name__]
+            )
             raise InvalidCheckpoint(f"{where} has other entries than expected: {', '.join(odd[:3])}")
         for name, value in expected.items():
             check_shape(actual[name], value, f"{where}.{name}")
@@ -244,8 +258,10 @@ def load_network(run: Run, which: Literal["last", "best"] = "last") -> nn.Module
         try:
             check_finite(weights)
         except InvalidCheckpoint as error:  # no damage of the disk: an older one would hide it
-            raise UserError(f"{checkpoint.path}: {error}: its labels would mean nothing; delete it to go back to an "
-                            "older one, and lower optim.lr if the training went astray") from None
+            raise UserError(
+                f"{checkpoint.path}: {error}: its labels would mean nothing; delete it to go back to an "
+                "older one, and lower optim.lr if the training went astray"
+            ) from None
         network.load_state_dict(weights)
 
     choice = _best_checkpoint(run, load) if which == "best" else saved.select_checkpoint(run, load)

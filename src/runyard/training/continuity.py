@@ -31,7 +31,9 @@ def check_same_data(run: Run, folder: Path, data: Manifest, rank_info: RankInfo)
     recorded_manifest = run.path / "data.json"
     if recorded_manifest.exists():
         recorded = manifest.read_manifest(recorded_manifest, RUN_HINT)
-        changed = [s for s, part in recorded.splits.items() if s not in data.splits or _split_changed(part, data.splits[s])]
+        changed = [
+            s for s, part in recorded.splits.items() if s not in data.splits or _split_changed(part, data.splits[s])
+        ]
         whole = ("classes", "image_size", "mean", "std")
         changed += [name for name in whole if getattr(recorded, name) != getattr(data, name)]
         if changed:
@@ -45,7 +47,9 @@ def check_same_data(run: Run, folder: Path, data: Manifest, rank_info: RankInfo)
 
 def _split_changed(recorded: Split, now: Split) -> bool:
     arrays = recorded.arrays_sha256.keys() & now.arrays_sha256.keys()  # a set may have been prepared without
-    return recorded.beton_sha256 != now.beton_sha256 or any(recorded.arrays_sha256[a] != now.arrays_sha256[a] for a in arrays)
+    return recorded.beton_sha256 != now.beton_sha256 or any(
+        recorded.arrays_sha256[a] != now.arrays_sha256[a] for a in arrays
+    )
 
 
 def resume_from_checkpoint(

@@ -63,7 +63,11 @@ class SplitEvaluation:
 
     def gather(self) -> None:
         """Bring all ranks' rows together on rank 0. A collective call, and a host sync."""
-        mine = [tuple(torch.cat(column).cpu() for column in zip(*self._pending_rows, strict=True))] if self._pending_rows else []
+        mine = (
+            [tuple(torch.cat(column).cpu() for column in zip(*self._pending_rows, strict=True))]
+            if self._pending_rows
+            else []
+        )
         self._pending_rows = []
         if not dist.is_initialized():
             self._gathered += mine
@@ -135,7 +139,13 @@ class Evaluation:
             return None
         parts = {split: part.state() for split, part in self._parts.items()}
         images = sum(len(part["index"]) for part in parts.values())
-        return {"images": images, "cut": self._partition, "trained": self.epoch_stats, "seconds": self.elapsed_s, "parts": parts}
+        return {
+            "images": images,
+            "cut": self._partition,
+            "trained": self.epoch_stats,
+            "seconds": self.elapsed_s,
+            "parts": parts,
+        }
 
     def restore(self, state: dict[str, Any] | None, samples: dict[str, int]) -> None:
         """Go on from ``state``; cut among other ranks, or into other batches, the evaluation begins anew."""

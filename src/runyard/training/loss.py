@@ -61,8 +61,11 @@ def cutmix_box(rng: np.random.Generator, weight: float, height: int, width: int)
     """Top, bottom, left, right of a box with a uniform centre: ``1 - weight`` of the image, less what lies outside."""
     side = math.sqrt(1 - weight)
     y, x = rng.random(2) * (height, width)
-    edges = [round(float(np.clip(center + sign * side * size / 2, 0, size)))
-             for center, size in ((y, height), (x, width)) for sign in (-1, 1)]
+    edges = [
+        round(float(np.clip(center + sign * side * size / 2, 0, size)))
+        for center, size in ((y, height), (x, width))
+        for sign in (-1, 1)
+    ]
     return edges[0], edges[1], edges[2], edges[3]
 
 

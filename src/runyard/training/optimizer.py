@@ -11,8 +11,10 @@ from runyard.config.schema import OptimConfig
 from runyard.runs.saved_checkpoints import InvalidCheckpoint
 from runyard.training.checkpoint import check_shape
 
-_SLOTS: dict[type, set[str]] = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
-                                torch.optim.SGD: {"momentum_buffer"}}
+_SLOTS: dict[type, set[str]] = {
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.SGD: {"momentum_buffer"},
+}
 
 
 def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -25,8 +27,10 @@ def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
     if config.decay_norms_and_biases:
         groups = [{"params": trainable, "weight_decay": config.weight_decay}]
     else:
-        groups = [{"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-                  {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0}]
+        groups = [
+            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        ]
         groups = [g for g in groups if g["params"]]
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trainable)
     if config.name == "adamw":

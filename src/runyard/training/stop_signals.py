@@ -18,7 +18,9 @@ from runyard.training import end_time
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)  # some sites preempt with USR1
 HANG_EXIT_MARGIN_S = 5  # before the time limit: who has not ended by then hangs
-END_TIME_POLL_S = 300.0  # at most, for the time limit: it is raised and lowered by hand, and SLURM warns of a lowered one
+END_TIME_POLL_S = (
+    300.0  # at most, for the time limit: it is raised and lowered by hand, and SLURM warns of a lowered one
+)
 
 
 class StopReason(enum.IntEnum):

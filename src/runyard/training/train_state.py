@@ -64,7 +64,9 @@ class TrainState:
         self._compiled_network = torch.compile(self.network, mode=config.compile) if compiled else self.network
         self._ddp: DistributedDataParallel | None = None
         self._first_non_finite_step = torch.full((), NO_STEP, dtype=torch.int64, device=self.device)
-        self._first_non_finite_step_host = torch.full((), NO_STEP, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+        self._first_non_finite_step_host = torch.full(
+            (), NO_STEP, dtype=torch.int64, pin_memory=self.device.type == "cuda"
+        )
 
     def wrap_ddp(self) -> None:
         """Let gradients flow between the ranks. After ``init_from_data`` or ``restore``: rank 0's weights go to all."""
@@ -77,7 +79,9 @@ class TrainState:
         """One optimiser step over this rank's micro-batches. Nothing here waits for the device."""
         lr = learning_rate(self.config, self.step, self.steps_per_epoch)
         optimizer.set_lr(self.optimizer, lr)
-        torch.manual_seed(step_seed(self.config.seed, self.step, self.rank_info.rank))  # of layers that draw for themselves
+        torch.manual_seed(
+            step_seed(self.config.seed, self.step, self.rank_info.rank)
+        )  # of layers that draw for themselves
         self.network.train()
         for i, batch in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
@@ -100,7 +104,9 @@ class TrainState:
     def _micro_step(self, batch: Batch, count: int) -> None:
         if self.dropout is not None:
             self.dropout.set_step(self.config.seed, self.step, batch.indices)
-        images, targets = mix_batch(self.normalize(batch.images), batch.labels, self.config.loss, self.config.seed, self.step)
+        images, targets = mix_batch(
+            self.normalize(batch.images), batch.labels, self.config.loss, self.config.seed, self.step
+        )
         with self._autocast():
             logits = (self._ddp or self._compiled_network)(self._to_memory_format(images))
         loss = self.loss(logits, targets)
@@ -108,7 +114,9 @@ class TrainState:
         with torch.no_grad():
             here = torch.where(loss.isfinite(), NO_STEP, self.step)
             torch.minimum(self._first_non_finite_step, here, out=self._first_non_finite_step)
-            self.counters.add(loss * len(batch.labels), (logits.argmax(1) == targets.majority_labels).sum(), len(batch.labels))
+            self.counters.add(
+                loss * len(batch.labels), (logits.argmax(1) == targets.majority_labels).sum(), len(batch.labels)
+            )
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [b, classes] of uint8 images [b, S, S, 3], in evaluation mode."""

@@ -90,13 +90,19 @@ def train(run: Run, should_stop: Callable[[], StopReason] = lambda: StopReason.N
         raise
     except TrainingStopped as stopped:
         with run.reporting_write_errors():
-            record.log_event("stop", reason="interrupted", message="before it began to learn", cause=stopped.stop.journal_text)
+            record.log_event(
+                "stop", reason="interrupted", message="before it began to learn", cause=stopped.stop.journal_text
+            )
         return Outcome.INTERRUPTED
     except BaseException as error:
         failure = peer_failure.failure_record(error, rank_info.rank)
         # What would happen again.
         not_retryable = isinstance(error, (UserError, DivergenceError)) or not known_causes.retry_can_help(failure)
-        failure_fields = {"message": known_causes.error_text(error), "user_error": isinstance(error, UserError), "retry": not not_retryable}
+        failure_fields = {
+            "message": known_causes.error_text(error),
+            "user_error": isinstance(error, UserError),
+            "retry": not not_retryable,
+        }
         with contextlib.suppress(OSError):  # a full disk has no room for these words either
             record.log_event("stop", reason="failed", **failure_fields, **failure)
         record.close(failed=True)
@@ -147,7 +153,13 @@ class Trainer:
         resources: contextlib.ExitStack,
         staged: tuple[Path, str | None],
     ) -> None:
-        self.run, self.config, self.rank_info, self.record, self.should_stop = run, run.config, rank_info, record, should_stop
+        self.run, self.config, self.rank_info, self.record, self.should_stop = (
+            run,
+            run.config,
+            rank_info,
+            record,
+            should_stop,
+        )
         self.stop_reason = StopReason.NO
         check_world_size(self.config, rank_info.world_size)
         prepared = manifest.dataset_dir(self.config.data)
@@ -160,7 +172,9 @@ class Trainer:
         continuity.check_same_data(run, prepared, self.data, rank_info)
         self.folder, not_staged = staged
         self.check_data_unchanged: Callable[[], None] = lambda: None
-        if self.folder == prepared and self.config.loader != "resident" and rank_info.local_rank == 0:  # read until the end
+        if (
+            self.folder == prepared and self.config.loader != "resident" and rank_info.local_rank == 0
+        ):  # read until the end
             files = files_read(self.config, self.data)
             self.check_data_unchanged = functools.partial(check_content, prepared, self.data, files, in_process={})
         ignored = run_metadata.ignored_settings(self.config, rank_info.device)
@@ -206,7 +220,9 @@ class Trainer:
     def setup(self) -> None:
         """Go on from the newest checkpoint that is whole, or initialise; then connect the ranks."""
         samples = {name: split.samples for name, split in self.data.splits.items()}
-        found = self.resumed_checkpoint = continuity.resume_from_checkpoint(self.run, self.train_state, self.evaluation, samples, self.record.warning)
+        found = self.resumed_checkpoint = continuity.resume_from_checkpoint(
+            self.run, self.train_state, self.evaluation, samples, self.record.warning
+        )
         if found is None and hasattr(self.train_state.network, "init_from_data"):
             images = loaders.sample_images(
                 self.config,
@@ -235,7 +251,9 @@ class Trainer:
         for micro_batches in self.loader.epoch(epoch, train_state.step - epoch * self.loader.steps):
             train_state.train_step(micro_batches)
             self._show_progress(epoch)
-            if train_state.step % self.loader.steps == 0:  # noted before the stop that it may meet: no later start knows
+            if (
+                train_state.step % self.loader.steps == 0
+            ):  # noted before the stop that it may meet: no later start knows
                 self.evaluation.epoch_stats = self.throughput()
             save = self.sync_flags(train_state.non_finite_flag())
             if save:
@@ -304,7 +322,9 @@ class Trainer:
 
     def step_times_by_rank(self) -> dict[str, Any]:
         wait_s, steps = self.loader.wait_s - self.epoch_start_wait_s, max(self.train_state.step - self.first_step, 1)
-        return step_timer.step_times_by_rank(self.train_state.timer.mean_ms(self.config.accumulate), 1000 * wait_s / steps)
+        return step_timer.step_times_by_rank(
+            self.train_state.timer.mean_ms(self.config.accumulate), 1000 * wait_s / steps
+        )
 
     def finalize(self) -> bool:
         """The confusion matrix and every prediction over the test set, from the weights that were saved last."""
@@ -358,7 +378,10 @@ class Trainer:
             self.config, self.data, self.folder, split, **self._shard, start=part.batches
         )
         try:
-            with self.train_state.evaluation_weights(), contextlib.closing(batches):  # left before saving: that is of the weights
+            with (
+                self.train_state.evaluation_weights(),
+                contextlib.closing(batches),
+            ):  # left before saving: that is of the weights
                 done = part.evaluate_batches(self.train_state.logits, batches, self.config.loss.label_smoothing)
                 return any(self.sync_flags() for _ in done)
         finally:
@@ -401,7 +424,10 @@ class Trainer:
         """
         if self.config.compile == "none" and self.rank_info.world_size == 1 and not self.config.deterministic:
             return
-        size, share = self.data.image_size, self.config.batch_size // self.rank_info.world_size // self.config.accumulate
+        size, share = (
+            self.data.image_size,
+            self.config.batch_size // self.rank_info.world_size // self.config.accumulate,
+        )
         if self.config.compile == "none":  # then any number of images will do
             share = 2
         dummy = torch.zeros((share, size, size, 3), dtype=torch.uint8, device=self.rank_info.device)

@@ -74,10 +74,16 @@ def select_runs(
     if not matching:
         raise UserError(f"--where {' and '.join(conditions)}: none of {len(runs)} runs fits")
     if all(run.state == "not started" for run in matching):
-        raise UserError(f"{_named(matching)}: without metrics, {'it has' if len(matching) == 1 else 'they have'} not "
-                        "started: nothing to compare yet")
-    refused = tuple(why for folder in _search_dirs(runs_dir) if folder.name == sweep for why in _refused_trials(folder, notes))
-    return RunSelection(sorted(matching, key=lambda run: (run.created, run.id)), notes + _notes(matching), sweep, refused)
+        raise UserError(
+            f"{_named(matching)}: without metrics, {'it has' if len(matching) == 1 else 'they have'} not "
+            "started: nothing to compare yet"
+        )
+    refused = tuple(
+        why for folder in _search_dirs(runs_dir) if folder.name == sweep for why in _refused_trials(folder, notes)
+    )
+    return RunSelection(
+        sorted(matching, key=lambda run: (run.created, run.id)), notes + _notes(matching), sweep, refused
+    )
 
 
 def _loaded(directories: Iterable[Path], notes: list[str]) -> list[RunHistory]:
@@ -104,12 +110,17 @@ def _of_sweep(wanted: str, directories: list[Path], runs_dir: Path | str, notes:
             members.setdefault(name, []).append(directory)
             created[name] = max(created.get(name, 0.0), np.nan_to_num(finite_or_nan(record.get("created"))))
     known = sorted(members, key=lambda name: (created[name], name))
-    matches = known[-1:] if wanted == "@last" else [s for s in known if s == wanted] or [
-        s for s in known if wanted and s.startswith(wanted)]
+    matches = (
+        known[-1:]
+        if wanted == "@last"
+        else [s for s in known if s == wanted] or [s for s in known if wanted and s.startswith(wanted)]
+    )
     if len(matches) == 1:
         return matches[0], members[matches[0]]
     if matches:
-        raise UserError(f"--sweep {wanted}: fits {len(matches)} sweeps, as {matches[0]} and {matches[1]}: give more of it")
+        raise UserError(
+            f"--sweep {wanted}: fits {len(matches)} sweeps, as {matches[0]} and {matches[1]}: give more of it"
+        )
     if said := _without_runs(wanted, runs_dir):
         raise UserError(said)
     there = f"the newest there is {known[-1]}" if known else "no run there belongs to one"

@@ -58,7 +58,7 @@ class Group:
 
     @property
     def state_text(self) -> str:
-        """"" where all have finished; else as "failed 12/50" of one run, or "2 finished, 1 failed"."""
+        """ "" where all have finished; else as "failed 12/50" of one run, or "2 finished, 1 failed"."""
         if all(run.state == "finished" for run in self.runs):
             return ""
         if len(self.runs) == 1:
@@ -113,7 +113,9 @@ def group_runs(runs: Iterable[RunHistory], *, by_run: bool = False) -> list[Grou
 def differing_settings(groups: Iterable[Group]) -> list[str]:
     """Dotted names of the settings in which the groups differ, in the configuration's order; seed and name not."""
     groups = list(groups)
-    names = dict.fromkeys(name for g in groups for name in g.settings if affects_learning(name) and name not in ("seed", "name"))
+    names = dict.fromkeys(
+        name for g in groups for name in g.settings if affects_learning(name) and name not in ("seed", "name")
+    )
     return [name for name in names if len({format_setting(g.settings.get(name)) for g in groups}) > 1]
 
 

@@ -67,7 +67,13 @@ class Sweep:
 def summarize_sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> Sweep:
     """Summed up over all runs of the groups, and the trials that were ``refused`` before they became runs."""
     runs = [run for group in groups for run in group.runs]
-    able = [(run, group) for group in groups if group.finished for run in group.counted_runs if run.last_top1 == run.last_top1]
+    able = [
+        (run, group)
+        for group in groups
+        if group.finished
+        for run in group.counted_runs
+        if run.last_top1 == run.last_top1
+    ]
     measure = "val" if able and all(math.isfinite(METRICS["val"].value_of(run)) for run, _ in able) else "last"
     scores = np.array([METRICS[measure].value_of(run) for run, _ in able])
     levels = {name: _levels([run.settings.get(name) for run, _ in able]) for name in differing_settings(groups)}
@@ -76,7 +82,9 @@ def summarize_sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> S
     share_of_groups = epsilon_squared([group.label for _, group in able], scores)
     finished = [group for group in groups if group.finished and group.mean("last") == group.mean("last")]
     lost = [run for run in runs if run.state != "finished"]
-    begun = [start for run in runs for start in run.starts if start.start_time > 0]  # one without a time says nothing here
+    begun = [
+        start for run in runs for start in run.starts if start.start_time > 0
+    ]  # one without a time says nothing here
     states: dict[str, int] = {}
     for run in runs:
         states[run.state] = states.get(run.state, 0) + 1

@@ -12,7 +12,10 @@ from runyard.analysis.compare.table import METRICS_WITH_STD, TableRow, dataset_l
 from runyard.analysis.compare.text import Column, format_numbers, format_percents, on_one_line
 from runyard.errors import UserError
 
-RANKING_METRICS = {"top1": "last", "best": "best"}  # as the journal's final row calls them: the last and the best test top-1
+RANKING_METRICS = {
+    "top1": "last",
+    "best": "best",
+}  # as the journal's final row calls them: the last and the best test top-1
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,9 @@ def leaderboard_columns(board: Leaderboard, metric: str) -> list[Column]:
     out += [
         Column("seeds", [str(row.group.seed_count) for row in table]),
         Column("parameters", format_numbers(of("parameters"))),
-        Column("model", [format_setting(row.group.settings.get("model.name", "")) for row in table], right_aligned=False),
+        Column(
+            "model", [format_setting(row.group.settings.get("model.name", "")) for row in table], right_aligned=False
+        ),
         Column("epochs", [format_setting(row.group.settings.get("epochs", "")) for row in table]),
     ]
     for hours, short in (("gpu_hours", "GPU-h"), ("core_hours", "core-h")):

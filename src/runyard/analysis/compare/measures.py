@@ -104,10 +104,12 @@ METRICS = {
     "train_loss": Metric("training loss of the last epoch, nats", _newest("train_loss")),
     "test_loss": Metric("test loss at the last evaluation, nats", _newest("test_loss")),
     "images_per_s": Metric("training images per second, median over epochs", _median_throughput, True),
-    "gpu_hours": Metric("time under way × GPUs, h",
-                         lambda run: run.gpu_hours if any(s.gpus for s in run.starts) else NAN),
-    "core_hours": Metric("time under way × cores of a run without a GPU, h",
-                          lambda run: run.core_hours if run.core_hours else NAN),
+    "gpu_hours": Metric(
+        "time under way × GPUs, h", lambda run: run.gpu_hours if any(s.gpus for s in run.starts) else NAN
+    ),
+    "core_hours": Metric(
+        "time under way × cores of a run without a GPU, h", lambda run: run.core_hours if run.core_hours else NAN
+    ),
     "clock_s": Metric("training's own clock, s", _newest("clock_s")),
     "restarts": Metric("starts after the first", lambda run: float(len(run.restarts))),
     "data_wait_pct": Metric("part of training time spent waiting for data, %", _mean_data_wait),

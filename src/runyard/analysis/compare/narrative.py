@@ -18,8 +18,10 @@ from runyard.analysis.compare.text import Column, format_numbers, format_p_value
 from runyard.runs.history import RunHistory
 
 Layout = Callable[[Sequence[Column]], str]
-CHOSEN_BY = {"val": "the last top-1 on the held-out part",
-             "last": "the last test top-1, so the test set itself chose it, which flatters"}
+CHOSEN_BY = {
+    "val": "the last top-1 on the held-out part",
+    "last": "the last test top-1, so the test set itself chose it, which flatters",
+}
 IMAGES_LABEL = {OTHER_IMAGES: "other", UNKNOWN_IMAGES: "unknown"}  # in the column of pairs that cannot be paired
 
 
@@ -64,7 +66,8 @@ def pair_text(pairs: PairTests, render_table: Layout) -> list[str]:
     title = "Is it real? Differences of the last test top-1 in percentage points, first less second"
     if pairs.baseline is not None:
         title += f", against {pairs.baseline.label}" + (
-            ", the best of these same figures, which favours it" if pairs.baseline_is_best else "")
+            ", the best of these same figures, which favours it" if pairs.baseline_is_best else ""
+        )
     elif pairs.baseline_is_best:
         title += "; of many, each against the best of its data set by these same figures, which favours it"
     columns = [Column("pair", [_pair_name(p, pairs) for p in pairs.pairs], right_aligned=False)]
@@ -76,15 +79,21 @@ def pair_text(pairs: PairTests, render_table: Layout) -> list[str]:
     if any(p.welch for p in pairs.pairs):
         columns.append(Column(f"{CONFIDENCE:.0%} interval", [_interval(p) for p in pairs.pairs]))
         columns.append(Column("p Welch", [format_p_value(p.means_p_holm) if p.welch else "" for p in pairs.pairs]))
-        notes.append(f"Welch's t over seeds; {_family(sum(1 for p in pairs.pairs if p.welch))} "
-                     "The interval is for one pair by itself.")
+        notes.append(
+            f"Welch's t over seeds; {_family(sum(1 for p in pairs.pairs if p.welch))} "
+            "The interval is for one pair by itself."
+        )
     if any(p.mcnemar for p in pairs.pairs):
         columns.append(Column("right alone", [_right_alone(p) for p in pairs.pairs]))
-        columns.append(Column("p McNemar", [format_p_value(p.mcnemar.p_holm) if p.mcnemar else _no(p) for p in pairs.pairs]))
+        columns.append(
+            Column("p McNemar", [format_p_value(p.mcnemar.p_holm) if p.mcnemar else _no(p) for p in pairs.pairs])
+        )
         of = " or ".join(f"{n:,}" for n in sorted({p.mcnemar.images for p in pairs.pairs if p.mcnemar}))
-        notes.append(f"McNemar's exact test of two networks on the same {of} test images, {_seeds(pairs)}; "
-                     f"{_family(sum(1 for p in pairs.pairs if p.mcnemar))} It says whether these two networks differ, "
-                     "not whether their settings do.")
+        notes.append(
+            f"McNemar's exact test of two networks on the same {of} test images, {_seeds(pairs)}; "
+            f"{_family(sum(1 for p in pairs.pairs if p.mcnemar))} It says whether these two networks differ, "
+            "not whether their settings do."
+        )
     paragraphs.append(render_table(columns))
     paragraphs += notes + _missing(pairs)
     return paragraphs
@@ -97,7 +106,9 @@ def sweep_text(found: Sweep, name: str, render_table: Layout) -> list[str]:
     paragraphs = [f"Sweep {name}: {found.runs} runs, {states}."]
     if found.best is not None:
         settings = [effect.setting for effect in found.effects]
-        point = "  ".join(f"{s}={format_setting(found.best.settings.get(s))}" for s in sorted(settings)) or found.best.label
+        point = (
+            "  ".join(f"{s}={format_setting(found.best.settings.get(s))}" for s in sorted(settings)) or found.best.label
+        )
         test = f"; on the test set {100 * found.best.mean('last'):.2f} %" if found.measure == "val" else ""
         score = f"{100 * found.best.mean(found.measure):.2f} % over {found.best.seed_count} seed{'s' * (found.best.seed_count != 1)}"
         paragraphs.append(f"Best point: {point}  ({found.best.label}, {score}{test}), by {CHOSEN_BY[found.measure]}.")
@@ -131,7 +142,9 @@ def failure_text(found: Mapping[str, Sequence[RunHistory]], most: int = 3) -> li
     return lines
 
 
-def as_json_document(rows: Sequence[TableRow], pairs: PairTests, found: Sweep | None, chosen: RunSelection) -> dict[str, Any]:
+def as_json_document(
+    rows: Sequence[TableRow], pairs: PairTests, found: Sweep | None, chosen: RunSelection
+) -> dict[str, Any]:
     """All of it, for JSON."""
     return {
         "rows": [as_dict(row) for row in rows],
@@ -148,12 +161,29 @@ def pair_as_dict(pair: PairTest) -> dict[str, Any]:
         "first": pair.first.label,
         "second": pair.second.label,
         "difference": pair.difference,
-        "welch": {"difference": welch.difference, "low": welch.low, "high": welch.high, "confidence": CONFIDENCE,
-                  "df": welch.df, "p": welch.p, "p_holm": pair.means_p_holm} if welch else None,
+        "welch": {
+            "difference": welch.difference,
+            "low": welch.low,
+            "high": welch.high,
+            "confidence": CONFIDENCE,
+            "df": welch.df,
+            "p": welch.p,
+            "p_holm": pair.means_p_holm,
+        }
+        if welch
+        else None,
         "no_welch": pair.no_welch or None,
-        "mcnemar": {"first_run": paired.first.id, "second_run": paired.second.id, "images": paired.images,
-                    "only_first_right": paired.only_first, "only_second_right": paired.only_second, "p": paired.p,
-                    "p_holm": paired.p_holm} if paired else None,
+        "mcnemar": {
+            "first_run": paired.first.id,
+            "second_run": paired.second.id,
+            "images": paired.images,
+            "only_first_right": paired.only_first,
+            "only_second_right": paired.only_second,
+            "p": paired.p,
+            "p_holm": paired.p_holm,
+        }
+        if paired
+        else None,
         "no_mcnemar": pair.no_mcnemar or None,
     }
 
@@ -166,13 +196,20 @@ def sweep_as_dict(found: Sweep, name: str) -> dict[str, Any]:
         "states": found.states,
         "best": found.best.label if found.best else None,
         "best_by": {"val": "val_top1", "last": "test_top1"}[found.measure],
-        "importance": {"method": METHOD, "runs": found.evaluated, "between_seeds": found.seed_variance_fraction,
-                       "settings": {e.setting: {"share": e.importance, "levels": e.levels, "binned": e.binned}
-                                    for e in found.effects}},
+        "importance": {
+            "method": METHOD,
+            "runs": found.evaluated,
+            "between_seeds": found.seed_variance_fraction,
+            "settings": {
+                e.setting: {"share": e.importance, "levels": e.levels, "binned": e.binned} for e in found.effects
+            },
+        },
         "failures": {why: [run.id for run in runs] for why, runs in found.failures.items()},
         "refused": list(found.refused),
-        **{name: value if math.isfinite(value := getattr(found, name)) else None
-           for name in ("gpu_hours", "gpu_hours_lost", "core_hours", "core_hours_lost", "wall_s")},
+        **{
+            name: value if math.isfinite(value := getattr(found, name)) else None
+            for name in ("gpu_hours", "gpu_hours_lost", "core_hours", "core_hours_lost", "wall_s")
+        },
     }
 
 
@@ -227,14 +264,20 @@ def _missing(pairs: PairTests) -> list[str]:
         out.append("One run a row: leave --by-run out for tests over seeds.")
     if single := [g for g in single if len(seeds[_repeats(g)]) < 2]:
         free = max((run.seed or 0 for g in single for run in g.runs), default=0) + 1
-        out.append(f"Not enough seeds (n=1): {_first_names([g.label for g in single])}. How much seeds alone differ is unknown "
-                   f"there: train the same with seed={free},{free + 1}.")
+        out.append(
+            f"Not enough seeds (n=1): {_first_names([g.label for g in single])}. How much seeds alone differ is unknown "
+            f"there: train the same with seed={free},{free + 1}."
+        )
     if not any(p.welch for p in pairs.pairs) and (alike := [p for p in pairs.pairs if p.no_welch == NO_SPREAD]):
-        out.append(f"No spread between seeds: {_first_names([_pair_name(p, pairs) for p in alike])}. Where all seeds of both came "
-                   "to one accuracy there is no test over seeds.")
+        out.append(
+            f"No spread between seeds: {_first_names([_pair_name(p, pairs) for p in alike])}. Where all seeds of both came "
+            "to one accuracy there is no test over seeds."
+        )
     if not any(p.mcnemar for p in pairs.pairs) and any(p.no_mcnemar == NOT_KEPT for p in pairs.pairs):
-        out.append("No predictions kept: without a predictions.npz of both nobody knows which images a network got "
-                   "right, so there is no paired test.")
+        out.append(
+            "No predictions kept: without a predictions.npz of both nobody knows which images a network got "
+            "right, so there is no paired test."
+        )
     if any(p.no_mcnemar == OTHER_IMAGES for p in pairs.pairs):
         out.append("Networks that saw different test images are not held against each other by a paired test.")
     if any(p.no_mcnemar == UNKNOWN_IMAGES for p in pairs.pairs):
@@ -244,9 +287,15 @@ def _missing(pairs: PairTests) -> list[str]:
     elsewhere = pairs.baseline is not None and not pairs.baseline_is_best
     alone = "of another data set" if elsewhere else "the only one of its data set that finished"
     for g in (g for g in pairs.excluded if g is not pairs.baseline):
-        why = ("unfinished" if not g.finished else "never evaluated" if math.isnan(g.mean("last"))
-               else alone if g.runs[0].data_name not in compared
-               else "not among the foremost")
+        why = (
+            "unfinished"
+            if not g.finished
+            else "never evaluated"
+            if math.isnan(g.mean("last"))
+            else alone
+            if g.runs[0].data_name not in compared
+            else "not among the foremost"
+        )
         reasons.setdefault(why, []).append(g.label)
     if reasons:
         out.append(f"Not tested: {'; '.join(f'{_first_names(labels)} ({why})' for why, labels in reasons.items())}.")
@@ -272,11 +321,15 @@ def _unexplained_text(found: Sweep) -> str:
 
 def _cost(found: Sweep) -> str:
     parts = []
-    for total, lost, unit in ((found.gpu_hours, found.gpu_hours_lost, "GPU-hours"),
-                              (found.core_hours, found.core_hours_lost, "core-hours without a GPU")):
+    for total, lost, unit in (
+        (found.gpu_hours, found.gpu_hours_lost, "GPU-hours"),
+        (found.core_hours, found.core_hours_lost, "core-hours without a GPU"),
+    ):
         if total:
-            parts.append(f"{format_numbers([total])[0]} {unit}" + (
-                f" ({format_numbers([lost])[0]} in runs that did not finish)" if lost else ""))
+            parts.append(
+                f"{format_numbers([total])[0]} {unit}"
+                + (f" ({format_numbers([lost])[0]} in runs that did not finish)" if lost else "")
+            )
     return " and ".join(parts) or "nothing"
 
 

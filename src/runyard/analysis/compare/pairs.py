@@ -102,7 +102,8 @@ def _couples(members: Sequence[Group]) -> list[tuple[Group, Group]]:
 
 def _named(name: str, groups: Sequence[Group], able: Sequence[Group]) -> Group:
     fits = [g for g in groups if g.label == name] or [
-        g for g in groups if name and any(run.id.startswith(name) for run in g.runs)]
+        g for g in groups if name and any(run.id.startswith(name) for run in g.runs)
+    ]
     if len(fits) != 1:
         labels = [group.label for group in groups]
         few = f"{', '.join(labels[:6])}{' and others' if len(labels) > 6 else ''}"
@@ -124,7 +125,9 @@ def _pair(first: Group, second: Group, predictions_of: dict[RunHistory, SavedPre
     return PairTest(first, second, float(a.mean() - b.mean()), means, 1.0, no_means, paired, no_paired)
 
 
-def _paired(first: Group, second: Group, predictions_of: dict[RunHistory, SavedPredictions | None]) -> tuple[McNemar | None, str]:
+def _paired(
+    first: Group, second: Group, predictions_of: dict[RunHistory, SavedPredictions | None]
+) -> tuple[McNemar | None, str]:
     """Of the lowest seed that both have, or each group's lowest: fixed before anything is seen: no choice of ours."""
     ours_sha256, theirs_sha256 = first.counted_runs[0].test_sha256, second.counted_runs[0].test_sha256
     if ours_sha256 is None or theirs_sha256 is None:

@@ -122,7 +122,11 @@ def table_columns(table: Sequence[TableRow], target: float | None = None) -> lis
         goal = f"to {100 * target:g} %"
         out.append(Column(f"epochs {goal}", format_numbers(of("epochs_to_target"))))
         out.append(Column(f"time {goal}", format_durations(of("clock_s_to_target"))))
-        out += [Column(f"{short} {goal}", format_numbers(of(f"{name}_to_target"))) for name, short in HOURS if _any(of(name))]
+        out += [
+            Column(f"{short} {goal}", format_numbers(of(f"{name}_to_target")))
+            for name, short in HOURS
+            if _any(of(name))
+        ]
         out.append(Column("reached by", [f"{row.values['reached']:.0f}/{row.group.seed_count}" for row in table]))
     for name in table[0].settings:
         if several and name == "data.name":

@@ -16,7 +16,10 @@ from runyard.runs.narrative import format_duration
 
 MISSING = "–"
 COLUMN_GAP = "  "
-MIN_CELL, MAX_FIRST_CELL = 30, 40  # characters of a cell that are never cut (a run's id can be copied), and at most of the first
+MIN_CELL, MAX_FIRST_CELL = (
+    30,
+    40,
+)  # characters of a cell that are never cut (a run's id can be copied), and at most of the first
 MIN_HEADING = 9  # characters that a heading may take before it is broken over lines
 
 

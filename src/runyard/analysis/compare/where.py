@@ -17,7 +17,10 @@ from runyard.runs.history import RunHistory
 CONDITION_PATTERN = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|=|<|>)\s*(\S.*?)\s*")
 CONDITION_HELP = "as 'optim.lr<1e-3', 'model.name=starter' or 'last>=0.9'"
 ORDER_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
-    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
 }
 
 

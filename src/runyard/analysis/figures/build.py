@@ -93,10 +93,10 @@ def _curves(groups: Sequence[Group], over: str, x_title: str) -> Any:
                 axis.xaxis.get_major_locator().set_params(integer=True)
         made.axes[-1].set_xlabel(x_title)
         about = ["line: mean over seeds; band: ± standard deviation"] * any(group.seed_count > 1 for group in able)
-        about += ["triangle: went on after an interruption"] * any(a.get_gid() == RESTART_GID for a in made.axes[0].lines)
-        drawn = [
-            g for g in able if any(np.isfinite(run.metric(panel[0])).any() for run in g.runs for panel in panels)
-        ]
+        about += ["triangle: went on after an interruption"] * any(
+            a.get_gid() == RESTART_GID for a in made.axes[0].lines
+        )
+        drawn = [g for g in able if any(np.isfinite(run.metric(panel[0])).any() for run in g.runs for panel in panels)]
         legend(made, groups, drawn, "\n".join(about), line=True)
     return made
 
@@ -111,7 +111,9 @@ def parallel_coordinates(groups: Sequence[Group]) -> Any:
     scales.append(_axis_positions([round(100 * g.mean("last"), 2) for g, _ in points]))
     titles = ["\n".join(shorten([part], 16)[0] for part in name.rsplit(".", 1)) for name in names]
     with figure_factory(LIGHT) as figure:
-        made = figure(figsize=(COLUMN_IN if len(scales) <= 4 else 7, 2.5 + legend_height_in(groups)), layout="constrained")
+        made = figure(
+            figsize=(COLUMN_IN if len(scales) <= 4 else 7, 2.5 + legend_height_in(groups)), layout="constrained"
+        )
         axis = made.subplots()
         for at, (_, look) in sorted(enumerate(points), key=lambda p: p[1][0].mean("last")):
             axis.plot(
@@ -168,7 +170,8 @@ def _restarts(group: Group, over: str) -> list[float]:
     """What the group's runs had cost when they went on after an interruption, h."""
     width = {"gpu_hours": "gpus", "core_hours": "cores"}[over]
     spent = [
-        [getattr(start, width) * (start.end_time - start.start_time) / 3600 for start in run.starts[:-1]] for run in group.counted_runs
+        [getattr(start, width) * (start.end_time - start.start_time) / 3600 for start in run.starts[:-1]]
+        for run in group.counted_runs
     ]
     return [sum(hours[: at + 1]) for hours in spent for at in range(len(hours))]
 

@@ -102,7 +102,10 @@ def _draw(axis: Any, names: Sequence[str], colors: np.ndarray, words: list[tuple
     axis.pcolormesh(colors, edgecolors=LIGHT.grid, linewidth=0.4 if count <= MAX_LABELED_CLASSES else 0)
     axis.set(xlim=(0, count), ylim=(count, 0), aspect="equal", xlabel="Predicted class", ylabel="True class")
     if count <= 30:
-        ticks, size = np.arange(count) + 0.5, {"fontsize": 7 if count <= MAX_LABELED_CLASSES else 5, "parse_math": False}
+        ticks, size = (
+            np.arange(count) + 0.5,
+            {"fontsize": 7 if count <= MAX_LABELED_CLASSES else 5, "parse_math": False},
+        )
         axis.set_xticks(ticks, shorten(names, 14), rotation=60, ha="right", rotation_mode="anchor", **size)
         axis.set_yticks(ticks, shorten(names, 14), **size)
     axis.tick_params(length=0)

@@ -15,7 +15,9 @@ from runyard.analysis.report.theme import LIGHT, figure_factory
 def accuracy_vs_cost(groups: Sequence[Group]) -> Any:
     """Test accuracy against GPU-hours, or core-hours where no run had a GPU, with the Pareto front."""
     name, title = cost_metric(groups)
-    points = [(g, look, g.mean(name), 100 * g.mean("last")) for g, look in zip(groups, group_styles(groups), strict=True)]
+    points = [
+        (g, look, g.mean(name), 100 * g.mean("last")) for g, look in zip(groups, group_styles(groups), strict=True)
+    ]
     points = [point for point in points if point[2] > 0 and math.isfinite(point[3])]
     if len(points) < 2:
         return None

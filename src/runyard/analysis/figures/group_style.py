@@ -42,7 +42,12 @@ def group_styles(groups: Sequence[Group]) -> list[GroupStyle]:
     if len(groups) <= MAX_NAMED_STYLES:
         count = len(COLORS_LIGHT)
         return [
-            GroupStyle(COLORS_LIGHT[at % count], COLORS_DARK[at % count], LINE_STYLES[at // count], MARKERS[(at + at // count) % len(MARKERS)])
+            GroupStyle(
+                COLORS_LIGHT[at % count],
+                COLORS_DARK[at % count],
+                LINE_STYLES[at // count],
+                MARKERS[(at + at // count) % len(MARKERS)],
+            )
             for at in range(len(groups))
         ]
     share = _rank_fraction([mean_top1(group) for group in groups])

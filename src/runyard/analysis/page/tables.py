@@ -20,7 +20,9 @@ class Markup(str):
 
 def html_table(shown: Sequence[Column], styles: Sequence[GroupStyle] = ()) -> Markup:
     """A table, scrolled where the page is too narrow. ``every`` row's look, if it stands for a group."""
-    head = "".join(f'<th scope="col" class="{_cell_class(c)}">{escape(c.heading.replace("- ", ""))}</th>' for c in shown)
+    head = "".join(
+        f'<th scope="col" class="{_cell_class(c)}">{escape(c.heading.replace("- ", ""))}</th>' for c in shown
+    )
     rows = ""
     for at in range(len(shown[0].cells)):
         swatch = _swatch(styles[at]) if styles else ""

@@ -71,14 +71,22 @@ def _label_axes(axis: Any, names: list[str], name_pt: float, slanted: bool) -> N
         label.set_color(axis.xaxis.label.get_color())
 
 
-def _write_counts(axis: Any, confusion: np.ndarray, colors: np.ndarray, theme: Theme, size_pt: float, *,
-                  zeros: bool) -> None:
+def _write_counts(
+    axis: Any, confusion: np.ndarray, colors: np.ndarray, theme: Theme, size_pt: float, *, zeros: bool
+) -> None:
     dark = colors @ (0.299, 0.587, 0.114) < 0.5
     for true, predicted in np.argwhere((confusion > 0) | zeros):
         value = int(confusion[true, predicted])
         shade = "#ffffff" if dark[true, predicted] else "#14171a"
-        axis.text(predicted + 0.5, true + 0.53, str(value), ha="center", va="center", fontsize=size_pt,
-                  color=shade if value else theme.muted)
+        axis.text(
+            predicted + 0.5,
+            true + 0.53,
+            str(value),
+            ha="center",
+            va="center",
+            fontsize=size_pt,
+            color=shade if value else theme.muted,
+        )
 
 
 def _color_keys(made: Any, theme: Theme, worst: float, left: float, side: float, width: float, height: float) -> None:

@@ -43,9 +43,13 @@ def draw_curves(facts: ReportData, theme: Theme, columns: int = 2) -> Any:
             axis.set_ylim(0, 1.06 * highest or 1)
         if facts.restart_epochs():
             often = f" ({facts.restarts} times)" if facts.restarts > 1 else ""
-            made.legend([axes[0].axvline(facts.restart_epochs()[0], **_mark(theme))],
-                        [f"resumed from a checkpoint{often}"], loc="outside lower right", frameon=False,
-                        labelcolor=theme.muted)
+            made.legend(
+                [axes[0].axvline(facts.restart_epochs()[0], **_mark(theme))],
+                [f"resumed from a checkpoint{often}"],
+                loc="outside lower right",
+                frameon=False,
+                labelcolor=theme.muted,
+            )
     return made
 
 
@@ -56,11 +60,27 @@ def _line(axis: Any, facts: ReportData, key: str, color: str, label: str, name: 
     if not epochs:
         return
     count = len(epochs)
-    axis.plot(epochs, values, color=color, linewidth=1.3 if count <= MAX_EPOCHS_THICK else 0.7, label=name, solid_capstyle="round",
-              solid_joinstyle="round", marker="o" if count <= MAX_EPOCHS_WITH_MARKERS else None, markersize=4 if count == 1 else 2.2)
+    axis.plot(
+        epochs,
+        values,
+        color=color,
+        linewidth=1.3 if count <= MAX_EPOCHS_THICK else 0.7,
+        label=name,
+        solid_capstyle="round",
+        solid_joinstyle="round",
+        marker="o" if count <= MAX_EPOCHS_WITH_MARKERS else None,
+        markersize=4 if count == 1 else 2.2,
+    )
     if label:
-        axis.annotate(label.format(values[-1]), (epochs[-1], values[-1]), xytext=(4, 0), textcoords="offset points",
-                      va="center", color=color, annotation_clip=False)
+        axis.annotate(
+            label.format(values[-1]),
+            (epochs[-1], values[-1]),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=color,
+            annotation_clip=False,
+        )
 
 
 def _best(axis: Any, facts: ReportData, theme: Theme) -> None:
@@ -72,9 +92,15 @@ def _best(axis: Any, facts: ReportData, theme: Theme) -> None:
     at = values.index(max(values))
     axis.plot(epochs[at], 100 * values[at], "o", markersize=5, markerfacecolor="none", color=color)
     side = "right" if epochs[at] > (epochs[0] + epochs[-1]) / 2 else "left"
-    axis.annotate(f"best {100 * values[at]:.2f} %", (epochs[at], 100 * values[at]), xytext=(0, 6), ha=side,
-                  textcoords="offset points", color=color,
-                  bbox={"facecolor": theme.background, "edgecolor": "none", "pad": 0.8})
+    axis.annotate(
+        f"best {100 * values[at]:.2f} %",
+        (epochs[at], 100 * values[at]),
+        xytext=(0, 6),
+        ha=side,
+        textcoords="offset points",
+        color=color,
+        bbox={"facecolor": theme.background, "edgecolor": "none", "pad": 0.8},
+    )
     axis.margins(y=0.16)
 
 

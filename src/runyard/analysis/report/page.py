@@ -52,8 +52,9 @@ def write_report(run: Run) -> Path:
             pictures[f"curves_phone{suffix}"] = save(curves.draw_curves(facts, theme, columns=1), "png", PAGE_DPI)
         write_atomic(folder / "index.html", render(facts, pictures))
     except OSError as error:
-        raise UserError(f"{folder}: cannot write the report there ({error.strerror}); "
-                        "make it writable, or free some space") from error
+        raise UserError(
+            f"{folder}: cannot write the report there ({error.strerror}); make it writable, or free some space"
+        ) from error
     return folder / "index.html"
 
 
@@ -68,24 +69,36 @@ def render(facts: ReportData, pictures: dict[str, bytes]) -> str:
     run = facts.run
     notices = [sentence] if sentence else []
     if facts.broken:
-        notices.append(f"{facts.broken} line{'s' * (facts.broken > 1)} of the run's journal could not be read and "
-                       f"{'are' if facts.broken > 1 else 'is'} left out here.")
+        notices.append(
+            f"{facts.broken} line{'s' * (facts.broken > 1)} of the run's journal could not be read and "
+            f"{'are' if facts.broken > 1 else 'is'} left out here."
+        )
     notices += [f"The run warned: {message}" for message in facts.warnings]
-    head = (f'<header><h1>{escape(run.id)} <span class="pill {word.replace(" ", "-")}">{word}</span></h1>'
-            f'<p class="sub">{escape(run.config.model.name)} on {escape(run.config.data.name)}'
-            f" · created {escape(_utc_time(run.record.get('created')))}</p>"
-            + "".join(f'<p class="notice">{escape(text)}</p>' for text in notices) + "</header>\n")
+    head = (
+        f'<header><h1>{escape(run.id)} <span class="pill {word.replace(" ", "-")}">{word}</span></h1>'
+        f'<p class="sub">{escape(run.config.model.name)} on {escape(run.config.data.name)}'
+        f" · created {escape(_utc_time(run.record.get('created')))}</p>"
+        + "".join(f'<p class="notice">{escape(text)}</p>' for text in notices)
+        + "</header>\n"
+    )
     side_by_side = len(facts.classes) <= tables.MANY_CLASSES
-    body = (_headline(facts) + _curves(facts, pictures)
-            + _side_by_side(_confusion(facts, pictures), tables.per_class_section(facts), side_by_side) + tables.confused_pairs_section(facts)
-            + _side_by_side(tables.paper_section(facts), _machine(facts), True) + _config(facts))
-    return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{REPORT_CSP}">\n'
-            f'<link rel="icon" href="data:,">\n<title>{escape(run.id)}</title>\n<style>{style.stylesheet()}</style></head>\n'
-            f"<body>{head}<main>{body}</main>\n"
-            f"<footer>Written by runyard from the run's journal, {_utc_time(time.time())}. "
-            f"Code {escape(str(run.record.get('code_sha256'))[:12])}.</footer></body></html>\n")
+    body = (
+        _headline(facts)
+        + _curves(facts, pictures)
+        + _side_by_side(_confusion(facts, pictures), tables.per_class_section(facts), side_by_side)
+        + tables.confused_pairs_section(facts)
+        + _side_by_side(tables.paper_section(facts), _machine(facts), True)
+        + _config(facts)
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{REPORT_CSP}">\n'
+        f'<link rel="icon" href="data:,">\n<title>{escape(run.id)}</title>\n<style>{style.stylesheet()}</style></head>\n'
+        f"<body>{head}<main>{body}</main>\n"
+        f"<footer>Written by runyard from the run's journal, {_utc_time(time.time())}. "
+        f"Code {escape(str(run.record.get('code_sha256'))[:12])}.</footer></body></html>\n"
+    )
 
 
 def _side_by_side(one: str, other: str, side_by_side: bool) -> str:
@@ -101,32 +114,51 @@ def _headline(facts: ReportData) -> str:
     done = facts.epochs[-1]["epoch"] if facts.epochs else 0
     rates = sorted(facts.series("images_per_s")[1])
     clock = finite_or_none(facts.final_row, "clock_s") or facts.last("clock_s")
-    parameters = next(filter(None, (finite_or_none(row, "parameters") for row in (facts.final_row, *facts.start_rows))), None)
+    parameters = next(
+        filter(None, (finite_or_none(row, "parameters") for row in (facts.final_row, *facts.start_rows))), None
+    )
     test_loss = finite_or_none(facts.final_row, "loss")
     on = "validation" if facts.has_validation else "test"
     tiles = [
-        ("lead", "Final top-1" if final_top1 is not None else "Top-1 so far",
-         percent_element(final_top1 if final_top1 is not None else facts.last("test_top1")), "on the test set"),
+        (
+            "lead",
+            "Final top-1" if final_top1 is not None else "Top-1 so far",
+            percent_element(final_top1 if final_top1 is not None else facts.last("test_top1")),
+            "on the test set",
+        ),
         ("lead", "Best top-1", percent_element(best), f"{on}, epoch {best_epoch}" if best_epoch else on),
         ("", "Test loss", loss_element(test_loss if test_loss is not None else facts.last("test_loss")), ""),
         ("", "Train loss", loss_element(facts.last("train_loss")), ""),
-        ("", "Epochs", data_element(done, "{}"), f"of {facts.run.config.epochs}" if done != facts.run.config.epochs else ""),
+        (
+            "",
+            "Epochs",
+            data_element(done, "{}"),
+            f"of {facts.run.config.epochs}" if done != facts.run.config.epochs else "",
+        ),
         ("", "Training time", data_element(clock, _duration(clock or 0)), "evaluation included"),
         ("", "Images/s", data_element(rates[len(rates) // 2] if rates else None, "{:,.0f}"), "training, median epoch"),
         ("", "Parameters", data_element(parameters, "{:,.0f}"), ""),
         ("", "Restarts", data_element(facts.restarts, "{}"), ""),
     ]
-    cells = "".join(f'<div class="{kind}"><dt>{name}</dt><dd>{value}'
-                    f"{f'<small>{about}</small>' if about else ''}</dd></div>" for kind, name, value, about in tiles)
+    cells = "".join(
+        f'<div class="{kind}"><dt>{name}</dt><dd>{value}{f"<small>{about}</small>" if about else ""}</dd></div>'
+        for kind, name, value, about in tiles
+    )
     return f'<dl class="tiles">{cells}</dl>\n'
 
 
 def _picture(pictures: dict[str, bytes], name: str, alt: str, **attributes: str) -> str:
     """One figure in the reader's colours and for the reader's width."""
-    variants = ((f"{name}_phone_dark", "(max-width: 600px) and (prefers-color-scheme: dark)"),
-                (f"{name}_phone", "(max-width: 600px)"), (f"{name}_dark", "(prefers-color-scheme: dark)"))
-    sources = "".join(f'<source media="{media}" srcset="{tables.data_uri(pictures[key])}">' for key, media in variants
-                      if key in pictures)
+    variants = (
+        (f"{name}_phone_dark", "(max-width: 600px) and (prefers-color-scheme: dark)"),
+        (f"{name}_phone", "(max-width: 600px)"),
+        (f"{name}_dark", "(prefers-color-scheme: dark)"),
+    )
+    sources = "".join(
+        f'<source media="{media}" srcset="{tables.data_uri(pictures[key])}">'
+        for key, media in variants
+        if key in pictures
+    )
     return f"<picture>{sources}{tables.image(pictures[name], alt=alt, **attributes)}</picture>"
 
 
@@ -143,8 +175,10 @@ def _confusion(facts: ReportData, pictures: dict[str, bytes]) -> str:
         return section("Confusion matrix", note("Known after the final evaluation, which this run has not made."))
     wide = len(facts.classes) > WIDE_CLASSES
     alt = "Confusion matrix over the test set: rows are true classes, columns predicted ones."
-    about = ("Figure 2. Confusion matrix over the test set, counts of images. Blue: correct; orange: mistaken, on a "
-             "scale of its own." + (" Scroll sideways." if wide else ""))
+    about = (
+        "Figure 2. Confusion matrix over the test set, counts of images. Blue: correct; orange: mistaken, on a "
+        "scale of its own." + (" Scroll sideways." if wide else "")
+    )
     width = f"max-width: none; width: {min(18 * len(facts.classes), 2400)}px"
     picture = _picture(pictures, "confusion", alt, **({"style": width} if wide else {}))
     figure = f'<figure><div class="scroll">{picture}</div><figcaption>{about}</figcaption></figure>'
@@ -167,12 +201,14 @@ def _start(at: int, start: Row, stop: Row | None) -> str:
     if stop is not None:
         message = f"({stop['message']})" if stop.get("message") else ""
         end = f"ended: {stop.get('reason')} {_utc_time(stop.get('t'))} {message}"
-    return (f"<li><strong>{'Start' if at == 0 else f'Restart {at}'}</strong> {_utc_time(start.get('t'))}, {whence}, step "
-            f"{known('step')}<br>{known('device_name')} · {_count(start.get('world_size'), 'rank')} on "
-            f"{_count(start.get('nodes'), 'node')} · {known('hostname')} · {_count(start.get('cpus'), 'CPU')} · "
-            f"{_count(start.get('threads'), 'thread')}<br>"
-            f'<span class="note">torch {known("torch")} · {known("precision")} · loader {known("loader")} · '
-            f'job {known("job")} · {escape(end)}</span></li>')
+    return (
+        f"<li><strong>{'Start' if at == 0 else f'Restart {at}'}</strong> {_utc_time(start.get('t'))}, {whence}, step "
+        f"{known('step')}<br>{known('device_name')} · {_count(start.get('world_size'), 'rank')} on "
+        f"{_count(start.get('nodes'), 'node')} · {known('hostname')} · {_count(start.get('cpus'), 'CPU')} · "
+        f"{_count(start.get('threads'), 'thread')}<br>"
+        f'<span class="note">torch {known("torch")} · {known("precision")} · loader {known("loader")} · '
+        f"job {known('job')} · {escape(end)}</span></li>"
+    )
 
 
 def _config(facts: ReportData) -> str:

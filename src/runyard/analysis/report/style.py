@@ -7,13 +7,23 @@ from runyard.analysis.report.theme import DARK, LIGHT, Theme
 
 def stylesheet() -> str:
     """The page's CSS."""
-    return (f":root {{ color-scheme: light dark; {css_variables(LIGHT, '#f4f5f7')} }}\n"
-            f"@media (prefers-color-scheme: dark) {{ :root {{ {css_variables(DARK, '#0e1013')} }} }}\n" + RULES)
+    return (
+        f":root {{ color-scheme: light dark; {css_variables(LIGHT, '#f4f5f7')} }}\n"
+        f"@media (prefers-color-scheme: dark) {{ :root {{ {css_variables(DARK, '#0e1013')} }} }}\n" + RULES
+    )
 
 
 def css_variables(theme: Theme, page: str) -> str:
-    colors = {"page": page, "card": theme.background, "ink": theme.foreground, "muted": theme.muted, "line": theme.grid,
-               "right": theme.train, "wrong": theme.test, "good": theme.validation}
+    colors = {
+        "page": page,
+        "card": theme.background,
+        "ink": theme.foreground,
+        "muted": theme.muted,
+        "line": theme.grid,
+        "right": theme.train,
+        "wrong": theme.test,
+        "good": theme.validation,
+    }
     return " ".join(f"--{name}: {color};" for name, color in colors.items())
 
 

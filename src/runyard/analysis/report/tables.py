@@ -13,8 +13,11 @@ from runyard.runs.facts import ReportData
 MANY_CLASSES = 20
 
 # What the paper reports (its table of results): over 50 epochs, and of 1,000 test images of a class, by CIFAR-10 label.
-PAPER_CURVES = (("Train loss", "train_loss", 1.8417, 0.5475), ("Test loss", "test_loss", 1.756, 0.5314),
-                ("Test accuracy", "test_top1", 0.4333, 0.9109))
+PAPER_CURVES = (
+    ("Train loss", "train_loss", 1.8417, 0.5475),
+    ("Test loss", "test_loss", 1.756, 0.5314),
+    ("Test accuracy", "test_top1", 0.4333, 0.9109),
+)
 PAPER_BEST = 0.9268
 PAPER_CLASSES = ((0, "plane", 869), (8, "ship", 960), (3, "cat", 845), (6, "frog", 941))
 
@@ -56,9 +59,13 @@ def per_class_section(facts: ReportData) -> str:
         f'<tr><th scope="row">{escape(facts.classes[label])}</th>'
         f'<td class="bar"><span><i style="width:{100 * share[label]:.2f}%"></i></span></td>'
         f'<td class="n">{percent_element(float(share[label]), 1)}</td>'
-        f'<td class="n">{right[label]} / {counts[label]}</td></tr>' for label in order)
-    table = ('<table><thead><tr><th>Class</th><th class="bar"></th><th class="n">Accuracy</th><th class="n">Right</th>'
-             f"</tr></thead><tbody>{rows}</tbody></table>")
+        f'<td class="n">{right[label]} / {counts[label]}</td></tr>'
+        for label in order
+    )
+    table = (
+        '<table><thead><tr><th>Class</th><th class="bar"></th><th class="n">Accuracy</th><th class="n">Right</th>'
+        f"</tr></thead><tbody>{rows}</tbody></table>"
+    )
     about = "Of the test images of a class, how many the network gave that class" + ("; worst first." if many else ".")
     return section("Accuracy per class", note(about) + (f'<div class="long">{table}</div>' if many else table))
 
@@ -71,8 +78,11 @@ def confused_pairs_section(facts: ReportData) -> str:
     found, missing = confused_pairs(facts)
     if not found:
         return section(title, note("The network made no mistake on the test set."))
-    about = (f"Test images are not shown: {escape(missing)}." if missing else
-             "True class → what it was taken for; of the mistaken test images, those the network was surest of.")
+    about = (
+        f"Test images are not shown: {escape(missing)}."
+        if missing
+        else "True class → what it was taken for; of the mistaken test images, those the network was surest of."
+    )
     return section(title, note(about) + f'<div class="pairs">{"".join(_pair(pair, facts) for pair in found)}</div>')
 
 
@@ -81,11 +91,19 @@ def _pair(pair: ConfusedPair, facts: ReportData) -> str:
     assert facts.confusion is not None
     of = int(facts.confusion[pair.true].sum())
     faces = "".join(
-        image(s.png, alt=f"test image {s.index}: {true} taken for {predicted}",
-              title=f"test image {s.index}, confidence {100 * s.confidence:.0f} %") for s in pair.samples)
-    return (f"<div><h3>{escape(true)} → <b>{escape(predicted)}</b></h3>"
-            f'<div class="note">{data_element(pair.count, "{}")} of {of} ({100 * pair.count / of:.1f} %)</div>'
-            + (f'<div class="faces">{faces}</div>' if faces else "") + "</div>")
+        image(
+            s.png,
+            alt=f"test image {s.index}: {true} taken for {predicted}",
+            title=f"test image {s.index}, confidence {100 * s.confidence:.0f} %",
+        )
+        for s in pair.samples
+    )
+    return (
+        f"<div><h3>{escape(true)} → <b>{escape(predicted)}</b></h3>"
+        f'<div class="note">{data_element(pair.count, "{}")} of {of} ({100 * pair.count / of:.1f} %)</div>'
+        + (f'<div class="faces">{faces}</div>' if faces else "")
+        + "</div>"
+    )
 
 
 def paper_section(facts: ReportData) -> str:
@@ -105,11 +123,15 @@ def paper_section(facts: ReportData) -> str:
         known = facts.confusion is not None and len(facts.confusion) == 10
         right = int(facts.confusion[label, label]) if known and facts.confusion is not None else None
         rows.append((f"Right of 1,000: {name}", data_element(theirs, "{}"), data_element(right, "{}")))
-    body = "".join(f'<tr><th scope="row">{name}</th><td class="n">{theirs}</td><td class="n">{ours}</td></tr>'
-                   for name, theirs, ours in rows)
+    body = "".join(
+        f'<tr><th scope="row">{name}</th><td class="n">{theirs}</td><td class="n">{ours}</td></tr>'
+        for name, theirs, ours in rows
+    )
     smoothing = facts.run.config.loss.label_smoothing
-    about = (f"Theirs after 50 epochs, ours after {last}. "
-             f"Losses compare at equal label smoothing only: theirs 0.05, ours {smoothing:g}.")
+    about = (
+        f"Theirs after 50 epochs, ours after {last}. "
+        f"Losses compare at equal label smoothing only: theirs 0.05, ours {smoothing:g}."
+    )
     head = '<tr><th></th><th class="n">Paper</th><th class="n">This run</th></tr>'
     return section("Beside the paper", note(about) + f"<table><thead>{head}</thead><tbody>{body}</tbody></table>")
 

@@ -23,10 +23,24 @@ class Theme:
     validation: str
 
 
-LIGHT = Theme(background="#ffffff", foreground="#1a1d21", muted="#5c6570", grid="#e4e7eb",
-              train="#0072b2", test="#d55e00", validation="#00845f")
-DARK = Theme(background="#171a1f", foreground="#e9ebee", muted="#9da7b3", grid="#2d333b",
-             train="#56b4e9", test="#f08a4b", validation="#2fc79a")
+LIGHT = Theme(
+    background="#ffffff",
+    foreground="#1a1d21",
+    muted="#5c6570",
+    grid="#e4e7eb",
+    train="#0072b2",
+    test="#d55e00",
+    validation="#00845f",
+)
+DARK = Theme(
+    background="#171a1f",
+    foreground="#e9ebee",
+    muted="#9da7b3",
+    grid="#2d333b",
+    train="#56b4e9",
+    test="#f08a4b",
+    validation="#2fc79a",
+)
 
 
 @contextmanager
@@ -42,12 +56,27 @@ def figure_factory(theme: Theme, size_pt: float = 8) -> Iterator[Any]:
         return made
 
     settings: Any = {
-        "font.family": "DejaVu Sans", "font.size": size_pt, "axes.titlesize": size_pt + 1, "axes.labelsize": size_pt,
-        "xtick.labelsize": size_pt - 0.5, "ytick.labelsize": size_pt - 0.5, "legend.fontsize": size_pt,
-        "text.color": theme.foreground, "axes.labelcolor": theme.muted, "axes.facecolor": theme.background,
-        "axes.edgecolor": theme.muted, "axes.linewidth": 0.6, "xtick.color": theme.muted, "ytick.color": theme.muted,
-        "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.unicode_minus": True,
+        "font.family": "DejaVu Sans",
+        "font.size": size_pt,
+        "axes.titlesize": size_pt + 1,
+        "axes.labelsize": size_pt,
+        "xtick.labelsize": size_pt - 0.5,
+        "ytick.labelsize": size_pt - 0.5,
+        "legend.fontsize": size_pt,
+        "text.color": theme.foreground,
+        "axes.labelcolor": theme.muted,
+        "axes.facecolor": theme.background,
+        "axes.edgecolor": theme.muted,
+        "axes.linewidth": 0.6,
+        "xtick.color": theme.muted,
+        "ytick.color": theme.muted,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "xtick.major.size": 2.5,
+        "ytick.major.size": 2.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.unicode_minus": True,
     }
     with matplotlib.rc_context(settings):
         yield figure

@@ -27,4 +27,10 @@ COMMANDS = (  # in the order of `runyard --help`
     "settings",
     "completion",
 )
-SHARED_OUTPUT_COMMANDS = ("prepare", "predict", "export", "compare", "leaderboard")  # write what one may share, by the user's umask
+SHARED_OUTPUT_COMMANDS = (
+    "prepare",
+    "predict",
+    "export",
+    "compare",
+    "leaderboard",
+)  # write what one may share, by the user's umask

@@ -93,13 +93,20 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print(
-    args: argparse.Namespace, chosen: RunSelection, rows: list[TableRow], target: float | None, pairs: PairTests, found: Sweep | None
+    args: argparse.Namespace,
+    chosen: RunSelection,
+    rows: list[TableRow],
+    target: float | None,
+    pairs: PairTests,
+    found: Sweep | None,
 ) -> None:
     from runyard.analysis.compare import importance, narrative, table
     from runyard.analysis.compare.text import as_csv, markdown, terminal_width, text_table
 
     if args.json:
-        print(json.dumps(narrative.as_json_document(rows, pairs, found, chosen), indent=1, default=str, allow_nan=False))
+        print(
+            json.dumps(narrative.as_json_document(rows, pairs, found, chosen), indent=1, default=str, allow_nan=False)
+        )
     elif args.csv:
         print(as_csv([table.csv_row(row) for row in rows]), end="")
     else:
@@ -127,7 +134,9 @@ def _report(args: argparse.Namespace, rows: list[TableRow], target: float | None
     told = [*narrative.column_notes(groups, target), *narrative.table_notes(groups)]
     paragraphs = [markdown(table.table_columns(rows, target)), *told]
     paragraphs += narrative.pair_text(pairs, markdown)
-    colors = {run.directory.name: look.light for g, look in zip(groups, group_styles(groups), strict=True) for run in g.runs}
+    colors = {
+        run.directory.name: look.light for g, look in zip(groups, group_styles(groups), strict=True) for run in g.runs
+    }
     measured = {name for group in groups for run in group.runs for name in run.series}
     curves = [(WANDB_NAMES[name], title) for name, title, _ in CHART_METRICS if name in measured]
     return publish(args.wandb, args.report, paragraphs, colors, curves, differing_settings(groups))

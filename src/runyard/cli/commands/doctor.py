@@ -11,7 +11,9 @@ from runyard.training.stop_signals import sigterm_as_interrupt
 
 HELP = "check whether a submission would work: cluster, data, disks, W&B, and the environment on a compute node"
 EXAMPLE = "runyard doctor experiment=paper cluster=nyu_torch cluster.account=YOURS"
-DOCTOR_DETAILS = "Takes what `runyard submit` takes, and leaves nothing behind. Exit code: 0 nothing failed, 2 something did."
+DOCTOR_DETAILS = (
+    "Takes what `runyard submit` takes, and leaves nothing behind. Exit code: 0 nothing failed, 2 something did."
+)
 STATE_LABELS = {"passed": "[green]ok[/]", "failed": "[red]failed[/]", "unknown": "[yellow]cannot tell[/]"}
 
 
@@ -40,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
     composed = compose(args.overrides if named else ["experiment=auto", *args.overrides])
     asked = check_context([composed.config], manifest.prepare_command(composed.overrides))
     with sigterm_as_interrupt(), Console(stderr=True, quiet=args.json).status("") as shown:
-        checks = list(run_all_checks(asked, lambda name: shown.update(f"{name} …"), job=not args.no_job, wait_s=args.wait_s))
+        checks = list(
+            run_all_checks(asked, lambda name: shown.update(f"{name} …"), job=not args.no_job, wait_s=args.wait_s)
+        )
     if args.json:
         print(json.dumps([dataclasses.asdict(check) for check in checks], indent=1))
     else:

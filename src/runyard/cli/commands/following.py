@@ -21,11 +21,15 @@ def announce(started: list[tuple[Any, Any]], *, as_json: bool) -> None:
     first = started[0][0]
     if len(rows) > 1:
         sweep = first.record["sweep"]
-        print(f"sweep {sweep}: {len(rows)} points\nsee how they do:  runyard status\n"
-              f"compare them:     runyard compare --sweep {sweep}\nstop one:         runyard cancel RUN")
+        print(
+            f"sweep {sweep}: {len(rows)} points\nsee how they do:  runyard status\n"
+            f"compare them:     runyard compare --sweep {sweep}\nstop one:         runyard cancel RUN"
+        )
         return
-    print(f"see how it does:  runyard status {first.cli_reference}\nread its log:     runyard logs -f {first.cli_reference}\n"
-          f"save and stop it: runyard cancel {first.cli_reference}")
+    print(
+        f"see how it does:  runyard status {first.cli_reference}\nread its log:     runyard logs -f {first.cli_reference}\n"
+        f"save and stop it: runyard cancel {first.cli_reference}"
+    )
 
 
 def follow_job(run: Any, job: Any, *, as_json: bool) -> int:
@@ -51,8 +55,12 @@ def follow_to_end(run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, An
     except TerminalClosed:
         end = {"reason": "left", "message": "it goes on without this terminal, which is gone"}
         with contextlib.suppress(OSError):
-            print(f"runyard: the terminal is gone; run {run.id} goes on. Follow it: runyard logs -f {run.cli_reference}; "
-                  f"stop it: runyard cancel {run.cli_reference}", file=sys.stderr, flush=True)
+            print(
+                f"runyard: the terminal is gone; run {run.id} goes on. Follow it: runyard logs -f {run.cli_reference}; "
+                f"stop it: runyard cancel {run.cli_reference}",
+                file=sys.stderr,
+                flush=True,
+            )
     code = {"finished": 0, "interrupted": INTERRUPTED, "left": INTERRUPTED}.get(
         end["reason"], USER_ERROR if end.get("user_error") else FAILED
     )

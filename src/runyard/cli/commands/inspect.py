@@ -31,7 +31,9 @@ def run(args: argparse.Namespace) -> None:
     else:
         from rich.console import Console
 
-        Console().print(summary.summary_table(facts, f"{config.model.name}, {config.data.image_size} px, {classes} classes"))
+        Console().print(
+            summary.summary_table(facts, f"{config.model.name}, {config.data.image_size} px, {classes} classes")
+        )
 
 
 def prepared_classes(config: Any) -> int:

@@ -24,9 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--which", choices=["last", "best"], default="last", help="checkpoint (default: last)")
     parser.add_argument("--flip-tta", action="store_true", help="average with the mirrored image")
     parser.add_argument("--columns", default="ID,Labels", help="names of the two columns (default: ID,Labels)")
-    parser.add_argument(
-        "--trust", action="store_true", help="run the code in it also where it is another user's"
-    )
+    parser.add_argument("--trust", action="store_true", help="run the code in it also where it is another user's")
     parser.add_argument(
         "--labels", choices=["index", "name"], default="index", help="write class numbers or names (default: index)"
     )

@@ -28,7 +28,9 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(manifest.manifest_to_dict(made), indent=1))
     else:
         parts = ", ".join(f"{split.samples:,} {name}" for name, split in made.splits.items())
-        print(f"{manifest.dataset_dir(data)}: {parts} images in {len(made.classes)} classes, verified{changed_files_text(made)}")
+        print(
+            f"{manifest.dataset_dir(data)}: {parts} images in {len(made.classes)} classes, verified{changed_files_text(made)}"
+        )
 
 
 def changed_files_text(made: Any) -> str:

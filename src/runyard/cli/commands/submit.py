@@ -45,13 +45,19 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--cfg {args.cfg} prints one configuration, as YAML: leave out --json and -m")
         print(yaml.safe_dump(compose(overrides).values, sort_keys=False), end="")
         return 0
-    after = None if args.after is None else dependency_job_id(args.after, lambda: composed_runs_dir(overrides, args.multirun))
+    after = (
+        None
+        if args.after is None
+        else dependency_job_id(args.after, lambda: composed_runs_dir(overrides, args.multirun))
+    )
     handed = sweep_assignment(os.environ)
     if handed is not None:
         if args.multirun or args.detach:
             raise UserError("W&B's agent hands out one run and waits for its end: leave out -m and --detach")
         overrides = [*overrides, *handed.overrides(overrides, compose(overrides).config)]
-    plan = launcher.plan_submission(overrides, sweep=args.multirun, after=after, dry_run=args.dry_run, assignment=handed)
+    plan = launcher.plan_submission(
+        overrides, sweep=args.multirun, after=after, dry_run=args.dry_run, assignment=handed
+    )
     if args.dry_run:
         print_plan(plan, as_json=args.json)
         return 0

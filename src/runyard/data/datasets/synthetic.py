@@ -31,11 +31,11 @@ def make_split(split: str, samples: int, num_classes: int, size: int) -> tuple[n
     smooth = np.einsum("yi,xj,cijk->cyxk", weights, weights, patterns)
     images = np.empty((samples, size, size, 3), np.uint8)
     for start in range(0, samples, _CHUNK):
-        own = labels[start:start + _CHUNK]
+        own = labels[start : start + _CHUNK]
         shift = random.integers(-(size // 8), size // 8 + 1, size=(len(own), 2))
         rows = (np.arange(size) + shift[:, :1]) % size
         columns = (np.arange(size) + shift[:, 1:]) % size
         clean = smooth[own[:, None, None], rows[:, :, None], columns[:, None, :]]
         noise = random.normal(size=clean.shape).astype(np.float32)
-        images[start:start + _CHUNK] = np.clip(128 + 40 * clean + 30 * noise, 0, 255).astype(np.uint8)
+        images[start : start + _CHUNK] = np.clip(128 + 40 * clean + 30 * noise, 0, 255).astype(np.uint8)
     return images, labels

@@ -32,9 +32,24 @@ from runyard.files import duplicate_descriptor, open_regular
 # as declared in ffcv/libffcv/libffcv.cpp; named apart, since LLVM looks symbols up in the whole process
 _U32 = types.uint32
 _pread: Any = types.ExternalFunction("pread", types.int64(types.int32, types.uintp, types.uint64, types.int64))
-_decode_jpg: Any = types.ExternalFunction("runyard_ffcv_imdecode", types.int32(
-    types.uintp, types.uint64, _U32, _U32, types.uintp, _U32, _U32, _U32, _U32, _U32, _U32, types.boolean,
-    types.boolean))
+_decode_jpg: Any = types.ExternalFunction(
+    "runyard_ffcv_imdecode",
+    types.int32(
+        types.uintp,
+        types.uint64,
+        _U32,
+        _U32,
+        types.uintp,
+        _U32,
+        _U32,
+        _U32,
+        _U32,
+        _U32,
+        _U32,
+        types.boolean,
+        types.boolean,
+    ),
+)
 _resize: Any = types.ExternalFunction("runyard_ffcv_resize", types.void(*[types.int64] * 11))
 
 DECODE_OK, DECODE_DAMAGED, DECODE_WRONG_SIZE, DECODE_TRUNCATED = 0, 1, 2, 3  # what ``decode`` says of a sample
@@ -66,8 +81,9 @@ class BetonSource:
         """
         f = self._file
         out = np.empty((len(indices), self.image_size, self.image_size, 3), np.uint8)
-        position, what = decode_samples(self._open, indices, f.pointers, f.sizes, f.height, f.width, f.raw, self._largest,
-                          self._longest, out)
+        position, what = decode_samples(
+            self._open, indices, f.pointers, f.sizes, f.height, f.width, f.raw, self._largest, self._longest, out
+        )
         if what == DECODE_TRUNCATED:
             raise truncated_error(f.path, self._bytes, os.fstat(self._open).st_size)
         if what != DECODE_OK:
@@ -89,13 +105,16 @@ def bind_decoders() -> None:
     folders = list(spec.submodule_search_locations or []) if spec else []
     libraries = [path for folder in folders for path in Path(folder).glob("_libffcv*.so")]
     if not libraries:
-        raise UserError("loader=ffcv: FFCV is not installed here; install it (make setup), "
-                        "or set loader=torch or loader=resident")
+        raise UserError(
+            "loader=ffcv: FFCV is not installed here; install it (make setup), or set loader=torch or loader=resident"
+        )
     try:
         library = ctypes.CDLL(str(libraries[0]))
     except OSError as error:
-        raise UserError(f"loader=ffcv: {libraries[0].name} cannot be loaded ({error}); install OpenCV and "
-                        "libturbojpeg, or set loader=torch or loader=resident") from None
+        raise UserError(
+            f"loader=ffcv: {libraries[0].name} cannot be loaded ({error}); install OpenCV and "
+            "libturbojpeg, or set loader=torch or loader=resident"
+        ) from None
     for ours, theirs in (("imdecode", "imdecode"), ("resize", "resize")):
         address = ctypes.cast(getattr(library, theirs), ctypes.c_void_p).value
         llvmlite.binding.add_symbol(f"runyard_ffcv_{ours}", address)
@@ -145,7 +164,9 @@ def jpeg_size(data, size):  # type: ignore[no-untyped-def]
         if marker == 0xFF:  # fill bytes may stand before a marker
             position += 1
         elif 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
-            return np.int64(data[position + 5]) << 8 | data[position + 6], np.int64(data[position + 7]) << 8 | data[position + 8]
+            return np.int64(data[position + 5]) << 8 | data[position + 6], np.int64(data[position + 7]) << 8 | data[
+                position + 8
+            ]
         elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # these have no length
             position += 2
         elif marker == 0xDA:

@@ -61,8 +61,9 @@ class BatchProducer(Protocol):
     def close(self) -> None: ...
 
 
-def train_loader(config: Config, manifest: Manifest, folder: Path, *, rank: int, world_size: int,
-                 device: torch.device) -> TrainLoader:
+def train_loader(
+    config: Config, manifest: Manifest, folder: Path, *, rank: int, world_size: int, device: torch.device
+) -> TrainLoader:
     """The loader that ``config.loader`` names, over the split "train".
 
     Raises:
@@ -72,15 +73,24 @@ def train_loader(config: Config, manifest: Manifest, folder: Path, *, rank: int,
     return _Loader(config, manifest.splits["train"].samples, maker, rank, world_size, device)
 
 
-def evaluation_batches(config: Config, manifest: Manifest, folder: Path, split: str, *, rank: int, world_size: int,
-                       device: torch.device, start: int = 0) -> Generator[Batch]:
+def evaluation_batches(
+    config: Config,
+    manifest: Manifest,
+    folder: Path,
+    split: str,
+    *,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    start: int = 0,
+) -> Generator[Batch]:
     """This rank's exact share of ``split`` in order, as it is, from batch ``start`` on.
 
     The last batch may be small; a share may be empty.
     """
     shard = evaluation_indices(manifest.splits[split].samples, rank, world_size)
     first = start * config.eval_batch_size
-    shards = [shard[i:i + config.eval_batch_size] for i in range(first, len(shard), config.eval_batch_size)]
+    shards = [shard[i : i + config.eval_batch_size] for i in range(first, len(shard), config.eval_batch_size)]
     if config.loader == "resident" and device.type == "cuda":
         from runyard.data.loading.resident import device_arrays
 
@@ -119,8 +129,9 @@ def default_workers() -> int:
 class _Loader:
     """Cuts the order into this rank's shares, has them made ahead, and counts what the consumer waits."""
 
-    def __init__(self, config: Config, samples: int, maker: BatchProducer, rank: int, world_size: int,
-                 device: torch.device) -> None:
+    def __init__(
+        self, config: Config, samples: int, maker: BatchProducer, rank: int, world_size: int, device: torch.device
+    ) -> None:
         self.steps = steps_per_epoch(samples, config.batch_size)
         self.wait_s = 0.0
         self._config, self._samples, self._maker = config, samples, maker
@@ -155,8 +166,11 @@ class _Loader:
     def _micro_batches(self, epoch: int, start_step: int) -> Iterator[list[Batch]]:
         c = self._config
         order = epoch_permutation(c.seed, epoch, self._samples)
-        shards = (share for step in range(start_step, self.steps)
-                  for share in rank_indices(order, step, c.batch_size, self._rank, self._world_size, c.accumulate))
+        shards = (
+            share
+            for step in range(start_step, self.steps)
+            for share in rank_indices(order, step, c.batch_size, self._rank, self._world_size, c.accumulate)
+        )
         batches = self._maker.batches(epoch, shards)
         while step := list(islice(batches, c.accumulate)):
             yield step
@@ -171,7 +185,9 @@ class _Threads:
 
     on_device = False
 
-    def __init__(self, source: Source, seed: int, settings: params.AugmentParams, workers: int, *, pinned: bool) -> None:
+    def __init__(
+        self, source: Source, seed: int, settings: params.AugmentParams, workers: int, *, pinned: bool
+    ) -> None:
         self._source, self._seed, self._settings, self._workers, self._pinned = source, seed, settings, workers, pinned
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="runyard-augment") if workers > 1 else None
 
@@ -211,15 +227,18 @@ def _batch_producer(config: Config, manifest: Manifest, folder: Path, device: to
 
         images, labels, _ = _array_files(config, manifest, folder, "train")
         return WorkerBatches(images, labels, config.seed, settings, workers)
-    return _Threads(open_source(config, manifest, folder, "train"), config.seed, settings, workers,
-                    pinned=device.type == "cuda")
+    return _Threads(
+        open_source(config, manifest, folder, "train"), config.seed, settings, workers, pinned=device.type == "cuda"
+    )
 
 
 def _array_files(config: Config, manifest: Manifest, folder: Path, split: str) -> tuple[Path, Path, str]:
     part = manifest.splits[split]
     if part.images is None or part.labels is None:
-        raise UserError(f"loader={config.loader} reads plain arrays, and {folder} was prepared without: "
-                        "set data.arrays=true and run: runyard prepare; or set loader=ffcv")
+        raise UserError(
+            f"loader={config.loader} reads plain arrays, and {folder} was prepared without: "
+            "set data.arrays=true and run: runyard prepare; or set loader=ffcv"
+        )
     return folder / part.images, folder / part.labels, part.arrays_sha256.get(part.images, "")
 
 

@@ -41,9 +41,15 @@ class WorkerBatches:
         context.set_forkserver_preload([__name__])
         parent_pipe, self._alive = multiprocessing.Pipe(duplex=False)  # its end here closes when this process is gone
         self._loader: DataLoader[Batch] = DataLoader(
-            _MicroBatches(images, labels, seed, settings), sampler=self._jobs, batch_size=None, num_workers=workers,
-            worker_init_fn=functools.partial(_init_worker, parent_pipe), persistent_workers=True, multiprocessing_context=context,
-            timeout=BATCH_TIMEOUT_S)
+            _MicroBatches(images, labels, seed, settings),
+            sampler=self._jobs,
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=functools.partial(_init_worker, parent_pipe),
+            persistent_workers=True,
+            multiprocessing_context=context,
+            timeout=BATCH_TIMEOUT_S,
+        )
 
     def batches(self, epoch: int, shares: Iterable[Indices]) -> Iterator[Batch]:
         self._jobs.current = [(epoch, share) for share in shares]

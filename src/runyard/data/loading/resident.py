@@ -31,8 +31,9 @@ class DeviceBatches:
 
     on_device = True
 
-    def __init__(self, images: Path, labels: Path, identity: str, seed: int, settings: params.AugmentParams,
-                 device: torch.device) -> None:
+    def __init__(
+        self, images: Path, labels: Path, identity: str, seed: int, settings: params.AugmentParams, device: torch.device
+    ) -> None:
         self._images, self._labels = device_arrays(images, labels, identity, device)
         self._seed, self._settings, self._device = seed, settings, device
 

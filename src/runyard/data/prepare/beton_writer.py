@@ -39,7 +39,9 @@ class WriteJob:
     page_size: int
 
 
-def write_betons(jobs: list[WriteJob], report_progress: Callable[[str, int, int], None], *, stall_s: float = STALL_S) -> None:
+def write_betons(
+    jobs: list[WriteJob], report_progress: Callable[[str, int, int], None], *, stall_s: float = STALL_S
+) -> None:
     """Write and check the files in a child process; ``tell(what, done, total)`` hears of the progress.
 
     Raises:
@@ -51,8 +53,14 @@ def write_betons(jobs: list[WriteJob], report_progress: Callable[[str, int, int]
     command = [sys.executable, "-m", "runyard.data.prepare.ffcv_writer", str(os.getpid())]
     watch = out_of_memory.OomMonitor()
     with open(log, "wb") as errors:
-        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": python_path}, start_new_session=True,
-                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": python_path},
+            start_new_session=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
     try:
         assert process.stdin is not None
         process.stdin.write(json.dumps([asdict(job) for job in jobs]).encode())
@@ -92,8 +100,10 @@ def _messages(process: subprocess.Popen[bytes], stall_s: float) -> Iterator[dict
                         since, last = time.monotonic(), line
                         yield json.loads(line)
             if time.monotonic() - since > stall_s:
-                raise UserError(f"the FFCV writer stood still for {stall_s:g} s and was stopped; the disk may hang: "
-                                "look at it, or set data.root to another")
+                raise UserError(
+                    f"the FFCV writer stood still for {stall_s:g} s and was stopped; the disk may hang: "
+                    "look at it, or set data.root to another"
+                )
 
 
 def _failure(code: int, log: Path, file: str, struck: str | None) -> UserError:

@@ -101,7 +101,9 @@ def _write_one(job: WriteJob, say: ProgressCallback) -> None:
         os.fsync(f.fileno())
 
 
-def _watch(images: _Images, name: str, say: ProgressCallback, finished: threading.Event, workers: list[Process]) -> None:
+def _watch(
+    images: _Images, name: str, say: ProgressCallback, finished: threading.Event, workers: list[Process]
+) -> None:
     """Tell of the progress, and end this process when FFCV's worker has died: FFCV would wait for it for ever."""
     while not finished.wait(0.1):
         if any(worker.exitcode for worker in workers):
@@ -122,7 +124,7 @@ def _check_one(job: WriteJob, say: ProgressCallback) -> None:
         image, label = images[i]
         image = resizer(image, job.max_resolution)
         wanted = image.reshape(-1) if job.write_mode == "raw" else encode_jpeg(image, job.jpeg_quality)
-        stored_bytes = stored[content.pointers[i]:content.pointers[i] + content.sizes[i]]
+        stored_bytes = stored[content.pointers[i] : content.pointers[i] + content.sizes[i]]
         same_size = (content.height[i], content.width[i]) == image.shape[:2]
         if label != content.labels[i] or not same_size or not np.array_equal(stored_bytes, wanted):
             raise UserError(f"{job.beton}: sample {i} read back is not what was written; the disk may be faulty")
@@ -139,9 +141,16 @@ def _check_decoding(job: WriteJob, content: beton.Beton, say: ProgressCallback) 
     side = job.image_size
     fixed = content.square(side)
     decoder = SimpleRGBImageDecoder() if fixed else CenterCropRGBImageDecoder((side, side), 1.0)
-    loader = Loader(job.beton, batch_size=min(256, content.samples), num_workers=cpus(), os_cache=True,
-                    order=OrderOption.SEQUENTIAL, drop_last=False, batches_ahead=1,
-                    pipelines={"image": [decoder], "label": [IntDecoder()]})
+    loader = Loader(
+        job.beton,
+        batch_size=min(256, content.samples),
+        num_workers=cpus(),
+        os_cache=True,
+        order=OrderOption.SEQUENTIAL,
+        drop_last=False,
+        batches_ahead=1,
+        pipelines={"image": [decoder], "label": [IntDecoder()]},
+    )
     exact = np.load(job.images, mmap_mode="r") if job.write_mode == "raw" and job.images.endswith(".npy") else None
     seen = 0
     for image, label in loader:

@@ -51,8 +51,10 @@ def layout_arrays(data: DataConfig, work: Path, sources: Path, report_progress: 
     """
     if data.samples is not None and data.num_classes is not None:
         _require_disk_space(data, work, sum(data.samples) * 3 * data.image_size**2)  # before they fill the memory
-        made = {part: synthetic.make_split(part, samples, data.num_classes, data.image_size)
-                for part, samples in zip(("train", "test"), data.samples, strict=True)}
+        made = {
+            part: synthetic.make_split(part, samples, data.num_classes, data.image_size)
+            for part, samples in zip(("train", "test"), data.samples, strict=True)
+        }
         found = ArrayDataset("synthetic", synthetic.class_names(data.num_classes), made)
     else:
         found = cifar.read_cifar(data, sources, lambda what: report_progress(what, 0, 0))
@@ -74,8 +76,10 @@ def _require_disk_space(data: DataConfig, work: Path, pixel_bytes: int) -> None:
     """Room for the beton and the arrays."""
     need, free = 2 * pixel_bytes + 3 * _PAGE_BYTES, shutil.disk_usage(work).free
     if free < need:
-        raise UserError(f"data.root={data.root}: {need >> 20} MB are needed and {free >> 20} MB are free; make room, "
-                        "or set data.root to another disk")
+        raise UserError(
+            f"data.root={data.root}: {need >> 20} MB are needed and {free >> 20} MB are free; make room, "
+            "or set data.root to another disk"
+        )
 
 
 def layout_tree(data: DataConfig, work: Path, sources: Path, report_progress: ProgressCallback) -> DatasetLayout:
@@ -85,19 +89,25 @@ def layout_tree(data: DataConfig, work: Path, sources: Path, report_progress: Pr
         UserError: the folder is not as it should be, or files are odd or broken where ``data`` says to refuse them.
     """
     if data.path is None:
-        raise UserError("data.path=null: data.kind=imagefolder is made from a folder that holds train/CLASS/*.jpg; "
-                        "set data.path=FOLDER")
+        raise UserError(
+            "data.path=null: data.kind=imagefolder is made from a folder that holds train/CLASS/*.jpg; "
+            "set data.path=FOLDER"
+        )
     root = Path(data.path)
     tree = imagefolder.scan_tree(root)
     parts = dict(tree.splits)
     if data.validation_fraction:
         if "validation" in parts:
-            raise UserError(f"data.validation_fraction={data.validation_fraction}: {root} has test/ and val/, so val/ "
-                            "is the validation part already; set data.validation_fraction=0")
+            raise UserError(
+                f"data.validation_fraction={data.validation_fraction}: {root} has test/ and val/, so val/ "
+                "is the validation part already; set data.validation_fraction=0"
+            )
         files, labels = parts["train"]
         kept, held = hold_out(labels, data.validation_fraction, data.split_seed)
-        parts |= {"train": ([files[i] for i in kept], labels[kept]),
-                  "validation": ([files[i] for i in held], labels[held])}
+        parts |= {
+            "train": ([files[i] for i in kept], labels[kept]),
+            "validation": ([files[i] for i in held], labels[held]),
+        }
     counts, seen = {}, {}
     for part, (files, _) in parts.items():
         counts[part], seen[part] = _inspect_split(data, part, files, work, sources, report_progress)
@@ -110,15 +120,22 @@ def layout_tree(data: DataConfig, work: Path, sources: Path, report_progress: Pr
     for part, (files, labels) in parts.items():
         good = [i for i, look in enumerate(seen[part]) if not look.problem]
         if len(np.unique(labels[good])) < len(np.unique(labels)):
-            raise UserError(f"data.path={root}: a class of {part}/ has no whole image; mend or remove "
-                            f"{broken[0][0]} ({broken[0][1]})")
+            raise UserError(
+                f"data.path={root}: a class of {part}/ has no whole image; mend or remove "
+                f"{broken[0][0]} ({broken[0][1]})"
+            )
         np.save(work / f"{part}_labels.npy", labels[good])
         (sources / f"{part}.json").write_text(json.dumps([os.path.abspath(files[i]) for i in good]))
         sizes = [seen[part][i].stored_bytes for i in good]
         jobs[part] = _job(data, work, part, sources / f"{part}.json", max(sizes), sum(sizes))
-    report = {word: {"files": len(some), "kinds": dict(Counter(kind for _, kind in some).most_common(_NAMES_KEPT)),
-                     "first": [name for name, _ in some[:_NAMES_KEPT]]}
-              for word, some in (("converted", odd), ("skipped", broken))}
+    report = {
+        word: {
+            "files": len(some),
+            "kinds": dict(Counter(kind for _, kind in some).most_common(_NAMES_KEPT)),
+            "first": [name for name, _ in some[:_NAMES_KEPT]],
+        }
+        for word, some in (("converted", odd), ("skipped", broken))
+    }
     return DatasetLayout(tree_source(data), tree.classes, jobs, counts["train"], report)
 
 
@@ -127,8 +144,9 @@ def tree_source(data: DataConfig) -> str:
     return f"folder {os.path.abspath(data.path or '')}"
 
 
-def _inspect_split(data: DataConfig, part: str, files: list[Path], work: Path, sources: Path, report_progress: ProgressCallback
-          ) -> tuple[np.ndarray, list[ImageInspection]]:
+def _inspect_split(
+    data: DataConfig, part: str, files: list[Path], work: Path, sources: Path, report_progress: ProgressCallback
+) -> tuple[np.ndarray, list[ImageInspection]]:
     """Decode each file; count the values of the square images, and write these as PART_images.npy if wanted."""
     shape = (len(files), data.image_size, data.image_size, 3)
     rows = np.lib.format.open_memmap(sources / f"{part}.npy", "w+", np.uint8, shape) if data.arrays else None
@@ -136,7 +154,7 @@ def _inspect_split(data: DataConfig, part: str, files: list[Path], work: Path, s
     look = partial(imagefolder.inspect_image, side=data.image_size, max_resolution=data.max_resolution)
     with ThreadPoolExecutor(imagefolder.cpus()) as pool:
         for start in range(0, len(files), _AT_ONCE):
-            for image, seen in pool.map(look, files[start:start + _AT_ONCE]):
+            for image, seen in pool.map(look, files[start : start + _AT_ONCE]):
                 out.append(seen)
                 if image is None:
                     continue
@@ -165,8 +183,16 @@ def _refuse_images(data: DataConfig, odd: list[tuple[str, str]], broken: list[tu
 def _job(data: DataConfig, work: Path, part: str, images: Path, largest: int, total: int) -> WriteJob:
     least = _PAGE_BYTES if total > _PAGE_BYTES else _LEAST_PAGE_BYTES
     page = max(least, 1 << (2 * largest).bit_length())  # a JPEG of noise may be larger than its pixels
-    return WriteJob(str(work / f"{part}.beton"), str(images), str(work / f"{part}_labels.npy"), data.image_size,
-               data.write_mode, data.max_resolution, data.jpeg_quality, page)
+    return WriteJob(
+        str(work / f"{part}.beton"),
+        str(images),
+        str(work / f"{part}_labels.npy"),
+        data.image_size,
+        data.write_mode,
+        data.max_resolution,
+        data.jpeg_quality,
+        page,
+    )
 
 
 def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -179,10 +205,12 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray
     held = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         own = random.permutation(np.flatnonzero(labels == label))
-        held[own[:round(len(own) * fraction)]] = True
+        held[own[: round(len(own) * fraction)]] = True
     if not held.any() or len(np.unique(labels[~held])) < len(np.unique(labels)):
-        raise UserError(f"data.validation_fraction={fraction}: holds out {int(held.sum())} of {len(labels)} images, "
-                        "which leaves the validation part or a training class empty; choose another fraction")
+        raise UserError(
+            f"data.validation_fraction={fraction}: holds out {int(held.sum())} of {len(labels)} images, "
+            "which leaves the validation part or a training class empty; choose another fraction"
+        )
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 

@@ -56,19 +56,25 @@ def prepare_dataset(data: DataConfig, *, progress: bool) -> Manifest:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"data.root={data.root}: the disk is full; make room, or set another") from None
-        raise UserError(f"data.root={data.root}: cannot write {target} ({error.strerror or error}); "
-                        "mend its permissions, or set data.root to a folder you can write") from None
+        raise UserError(
+            f"data.root={data.root}: cannot write {target} ({error.strerror or error}); "
+            "mend its permissions, or set data.root to a folder you can write"
+        ) from None
 
 
 def _verify_existing(data: DataConfig, target: Path, tell: ProgressCallback) -> Manifest:
     if not (target / manifest.MANIFEST_FILE).exists():
-        raise UserError(f"{target}: exists, but was not made by runyard prepare (no {manifest.MANIFEST_FILE}); "
-                        "move it away, or set data.root or data.name")
+        raise UserError(
+            f"{target}: exists, but was not made by runyard prepare (no {manifest.MANIFEST_FILE}); "
+            "move it away, or set data.root or data.name"
+        )
     made = manifest.load_manifest(target)
     tree = data.path if data.kind == "imagefolder" else None
     if made.kind != data.kind or (tree is not None and made.source != gather.tree_source(data)):
-        raise UserError(f"{target}: prepared from {made.kind} ({made.source}), and data.kind={data.kind}, "
-                        f"data.path={data.path} is asked for; set data.name to another name")
+        raise UserError(
+            f"{target}: prepared from {made.kind} ({made.source}), and data.kind={data.kind}, "
+            f"data.path={data.path} is asked for; set data.name to another name"
+        )
     for number, split in enumerate(made.splits):
         tell("verify", number, len(made.splits))
         manifest.verify_dataset(target, made, [split], hash_files=True)
@@ -85,12 +91,23 @@ def _write_dataset(data: DataConfig, work: Path, tell: ProgressCallback) -> Mani
     if not data.arrays:
         for file in work.glob("*.npy"):
             file.unlink()
-    settings = {key: getattr(data, key) for key in
-                ("write_mode", "max_resolution", "jpeg_quality", "validation_fraction", "split_seed")}
+    settings = {
+        key: getattr(data, key)
+        for key in ("write_mode", "max_resolution", "jpeg_quality", "validation_fraction", "split_seed")
+    }
     mean, std = gather.channel_mean_std(found.histogram)
-    made = Manifest(data.name, data.kind, found.source, found.classes, data.image_size, mean, std,
-                    {part: _split(work, part, content.samples, data.arrays) for part, content in contents.items()},
-                    {**settings, **found.conversions}, all(c.square(data.image_size) for c in contents.values()))
+    made = Manifest(
+        data.name,
+        data.kind,
+        found.source,
+        found.classes,
+        data.image_size,
+        mean,
+        std,
+        {part: _split(work, part, content.samples, data.arrays) for part, content in contents.items()},
+        {**settings, **found.conversions},
+        all(c.square(data.image_size) for c in contents.values()),
+    )
     manifest.verify_dataset(work, made, made.splits, hash_files=False)
     (work / manifest.MANIFEST_FILE).write_text(json.dumps(manifest.manifest_to_dict(made), indent=1) + "\n")
     return made

@@ -88,10 +88,21 @@ def sweep_assignment(env: Mapping[str, str]) -> SweepAssignment | None:
     """
     if not env.get(SWEEP_VARIABLE):  # a run's id alone is somebody's own setting
         return None
-    for name, fix in ((RUN_VARIABLE, f"unset {SWEEP_VARIABLE}"), ("WANDB_PROJECT", "start it as: wandb agent ENTITY/PROJECT/SWEEP")):
+    for name, fix in (
+        (RUN_VARIABLE, f"unset {SWEEP_VARIABLE}"),
+        ("WANDB_PROJECT", "start it as: wandb agent ENTITY/PROJECT/SWEEP"),
+    ):
         if not env.get(name):
-            raise UserError(f"{SWEEP_VARIABLE}={env[SWEEP_VARIABLE]} is set, as W&B's agent does, and {name} is not; {fix}")
-    return SweepAssignment(env[RUN_VARIABLE], env[SWEEP_VARIABLE], env["WANDB_PROJECT"], env.get("WANDB_ENTITY") or None, _drawn(env.get(PARAMETERS_VARIABLE)))
+            raise UserError(
+                f"{SWEEP_VARIABLE}={env[SWEEP_VARIABLE]} is set, as W&B's agent does, and {name} is not; {fix}"
+            )
+    return SweepAssignment(
+        env[RUN_VARIABLE],
+        env[SWEEP_VARIABLE],
+        env["WANDB_PROJECT"],
+        env.get("WANDB_ENTITY") or None,
+        _drawn(env.get(PARAMETERS_VARIABLE)),
+    )
 
 
 def clear_agent_environment() -> None:
@@ -107,4 +118,6 @@ def _drawn(path: str | None) -> dict[str, Any]:
         said = yaml.safe_load(Path(path or "").read_text())
         return {str(name): given["value"] for name, given in said.items() if name != "wandb_version"}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f"{PARAMETERS_VARIABLE}={path}: not the settings that W&B's agent writes there ({error})") from None
+        raise UserError(
+            f"{PARAMETERS_VARIABLE}={path}: not the settings that W&B's agent writes there ({error})"
+        ) from None

@@ -113,7 +113,10 @@ def server_state(run: Run) -> ServerState:
     if (why := connection_problem()) is not None:
         raise UserError(f"W&B: {why}")
     tracking, url = run.config.tracking, base_url()
-    asked = {"query": RESUME_QUERY, "variables": {"project": tracking.project, "entity": tracking.entity, "name": run.wandb_id}}
+    asked = {
+        "query": RESUME_QUERY,
+        "variables": {"project": tracking.project, "entity": tracking.entity, "name": run.wandb_id},
+    }
     login = base64.b64encode(f"api:{api_key()}".encode()).decode()
     headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
     try:

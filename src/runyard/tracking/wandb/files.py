@@ -59,7 +59,9 @@ def final_tables(run: Run) -> dict[str, Any]:
     if known.confusion is None:
         return {}
     confusion, classes = known.confusion, known.classes
-    tables: dict[str, Any] = {"per_class": wandb.Table(columns=list(PER_CLASS), data=per_class_rows(confusion, classes))}
+    tables: dict[str, Any] = {
+        "per_class": wandb.Table(columns=list(PER_CLASS), data=per_class_rows(confusion, classes))
+    }
     if len(classes) <= MAX_WANDB_CLASSES:
         truth, said = np.nonzero(confusion)
         counts = confusion[truth, said]

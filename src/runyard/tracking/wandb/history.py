@@ -37,8 +37,18 @@ WANDB_NAMES = {
 }
 RANK_METRICS = {"rank_step_ms": "step_ms", "rank_data_ms": "data_ms"}  # of each of the first ranks, as rank/3/step_ms
 MAX_RANKS = 64  # with curves of their own
-NODE_METRICS = ("cpu_pct", "memory_mb", "gpu_util_pct", "gpu_memory_mb")  # of each of the row's nodes, as node/NAME/cpu_pct
-STEP_METRICS = ("epoch", "step", "images", "clock_s")  # clock_s: seconds of training, without the pauses between restarts
+NODE_METRICS = (
+    "cpu_pct",
+    "memory_mb",
+    "gpu_util_pct",
+    "gpu_memory_mb",
+)  # of each of the row's nodes, as node/NAME/cpu_pct
+STEP_METRICS = (
+    "epoch",
+    "step",
+    "images",
+    "clock_s",
+)  # clock_s: seconds of training, without the pauses between restarts
 BEST_BY = {"test/top1": max, "val/top1": max, "test/loss": min, "val/loss": min, "train/loss": min}
 
 

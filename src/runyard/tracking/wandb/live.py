@@ -35,7 +35,9 @@ class WandbRun:
 
     def __init__(self, run: Run, facts: dict[str, Any], warn: Callable[[str], None]) -> None:
         self._run, self._facts, self._warn = run, facts, warn
-        self._wakeups: queue.SimpleQueue[bool | None] = queue.SimpleQueue()  # None: look; a bool: the end, failed or not
+        self._wakeups: queue.SimpleQueue[bool | None] = (
+            queue.SimpleQueue()
+        )  # None: look; a bool: the end, failed or not
         self._warnings: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._interrupted = self._abandoned = False
         self._record: WandbRecord | None = None
@@ -144,4 +146,3 @@ class WandbRun:
 
 def _starts(rows: list[Row]) -> int:
     return sum(row["event"] == "start" for row in rows)
-

@@ -106,7 +106,9 @@ class WandbRecord:
         )
         self.points_on_server = self._record.starting_step
         if online and (counted := server_state(run).points) != self.points_on_server:
-            raise RuntimeError(f"the server has {counted} points, and W&B's client would go on after {self.points_on_server}")
+            raise RuntimeError(
+                f"the server has {counted} points, and W&B's client would go on after {self.points_on_server}"
+            )
         self.points_sent = 0
         self.url: str | None = self._record.url if online else None
         self._reported_failures = int(dict(self._record.summary).get("failures", 0)) if online else 0

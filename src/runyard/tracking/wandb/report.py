@@ -56,7 +56,9 @@ def publish(
         panels = wr.PanelGrid(runsets=[runs], panels=_panels(curves, settings))
         return str(wr.Report(entity=entity, project=name, title=title, blocks=[text, panels]).save().url)
     except Exception as error:  # W&B's own and its transports' are of many kinds
-        raise UserError(f"--report {title}: W&B did not take it ({first_line(error)}); the table stands above") from None
+        raise UserError(
+            f"--report {title}: W&B did not take it ({first_line(error)}); the table stands above"
+        ) from None
 
 
 def _panels(curves: Sequence[tuple[str, str]], settings: Sequence[str]) -> list[Any]:

@@ -74,7 +74,9 @@ def plan_sync(run: Run) -> SyncPlan:
 def is_sending_live(run: Run) -> bool:
     """Whether the run's own process is sending right now: two senders at once would be one too many."""
     newest = run.path / "wandb" / "latest-run"
-    return newest.exists() and not newest.resolve().name.startswith("offline") and lease.lease_holder(run.path) is not None
+    return (
+        newest.exists() and not newest.resolve().name.startswith("offline") and lease.lease_holder(run.path) is not None
+    )
 
 
 def send_missing(what: SyncPlan, progress: Callable[[int], None], warn: Callable[[str], None]) -> str | None:

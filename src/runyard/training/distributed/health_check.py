@@ -96,7 +96,9 @@ def _check_matmul(device: torch.device) -> None:
 
 
 def _check_free_memory(device: torch.device) -> None:
-    free = {"cpu": _available_memory_bytes()} | ({"cuda": torch.cuda.mem_get_info(device)[0]} if device.type == "cuda" else {})
+    free = {"cpu": _available_memory_bytes()} | (
+        {"cuda": torch.cuda.mem_get_info(device)[0]} if device.type == "cuda" else {}
+    )
     for kind, free_bytes in free.items():
         if free_bytes < MIN_FREE_BYTES[kind]:
             what = f"of {device}" if kind == "cuda" else "of the node"

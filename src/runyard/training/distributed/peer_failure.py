@@ -102,7 +102,9 @@ def is_lost_connection(error: BaseException) -> bool:
     """Whether this is what a rank meets when another is gone, and no failure of its own."""
     said = str(error)
     return isinstance(error, (dist.DistError, StoreTimeout)) or (
-        type(error) is RuntimeError and any(record in said for record in OF_GLOO) and LOST_CONNECTION.search(said) is not None
+        type(error) is RuntimeError
+        and any(record in said for record in OF_GLOO)
+        and LOST_CONNECTION.search(said) is not None
     )
 
 
@@ -146,7 +148,9 @@ def root_cause(
     may also be the one that hangs, and the store with it.
     """
     try:
-        found = call_with_timeout(PEER_FAILURE_WAIT_S + STORE_TIMEOUT_S, lambda: _find_cause(store, places, rank, error, notes))
+        found = call_with_timeout(
+            PEER_FAILURE_WAIT_S + STORE_TIMEOUT_S, lambda: _find_cause(store, places, rank, error, notes)
+        )
     except StoreTimeout:
         of, where = (f" of {len(places)}", f", on {places[0][0]}") if places else ("", "")
         return PeerFailure(f"rank 0{of} does not answer: look into its log{where}", rank=0)

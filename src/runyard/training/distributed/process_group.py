@@ -37,7 +37,10 @@ LAUNCHERS: dict[str, tuple[str, str, str, str]] = {
     "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }
 TORCHRUN_RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")  # where its agent has the ranks meet
-NON_SRUN_STEP_IDS = ("4294967290", "4294967291")  # SLURM_STEP_ID of salloc's shell and of a batch script: no srun started those
+NON_SRUN_STEP_IDS = (
+    "4294967290",
+    "4294967291",
+)  # SLURM_STEP_ID of salloc's shell and of a batch script: no srun started those
 JOIN_TIMEOUT_S = 120.0
 STORE_POLL_S = 0.05
 STORE_LINGER_S = 10 * STORE_POLL_S  # for the others to look into the store
@@ -84,7 +87,9 @@ def from_environment(env: Mapping[str, str]) -> RankInfo:
     Raises:
         UserError: a launcher's variables are set in part, or are no numbers.
     """
-    in_step = env.get("SLURM_STEP_ID", NON_SRUN_STEP_IDS[0]) not in NON_SRUN_STEP_IDS  # else SLURM's variables speak of the whole job
+    in_step = (
+        env.get("SLURM_STEP_ID", NON_SRUN_STEP_IDS[0]) not in NON_SRUN_STEP_IDS
+    )  # else SLURM's variables speak of the whole job
     for launcher, names in LAUNCHERS.items():
         if names[0] not in env or (launcher == "SLURM" and not in_step):
             continue
@@ -225,7 +230,9 @@ def _hang_timeout_s(rank_info: RankInfo) -> float:
     return JOIN_TIMEOUT_S * (1.5 if rank_info.device.type == "cuda" else 1)
 
 
-def _wait_for_all(store: dist.Store, rank_info: RankInfo, stage: str, timeout_s: float, notes: Path) -> list[tuple[str, int]]:
+def _wait_for_all(
+    store: dist.Store, rank_info: RankInfo, stage: str, timeout_s: float, notes: Path
+) -> list[tuple[str, int]]:
     """Host and process id of each rank, once all did this."""
     ranks = [f"{stage}/{r}" for r in range(rank_info.world_size)]
     store.set(ranks[rank_info.rank], json.dumps([socket.gethostname(), os.getpid()]))

@@ -66,7 +66,9 @@ def connect_store(address_file: Path, ended_file: Path, *, timeout_s: float) -> 
                 return store
         time.sleep(0.05)
     if not address["hosts"]:
-        raise PeerFailure(f"rank 0 did not open the meeting at {address_file} within {timeout_s:g} s: look into its log")
+        raise PeerFailure(
+            f"rank 0 did not open the meeting at {address_file} within {timeout_s:g} s: look into its log"
+        )
     raise PeerFailure(
         f"rank 0 is reached at none of {', '.join(address['hosts'])}, port {address['port']}, within {timeout_s:g} s: "
         "do the nodes' firewalls let each other's jobs through?"
