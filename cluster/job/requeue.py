@@ -202,8 +202,8 @@ def finish_job(
     )
     job = sick_nodes.JobNodes.read(failure)
     verdict = decide_requeue(
-        rows, exit_code, step, preempted=preempted, time_limit_hit=time_limit_hit, past_time_limit=past_time_limit, began=float(began or 0), first_end=first_end,
-        job=job,
+        rows, exit_code, step, preempted=preempted, time_limit_hit=time_limit_hit, past_time_limit=past_time_limit,
+        began=float(began or 0), first_end=first_end, job=job,
     )  # fmt: skip
     book = Journal(run.journal_path)
     if verdict.given_up:

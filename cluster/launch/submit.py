@@ -218,7 +218,8 @@ def _apply_overrides(run: Run, overrides: list[str]) -> tuple[Config, list[str]]
         if not name.startswith(CHANGEABLE_SETTINGS):
             raise UserError(
                 f"{name}={format_literal(new)}: run {run.id} was begun with {format_literal(old)}, and would learn "
-                f"something else; resume takes {', '.join(n.rstrip('.') for n in CHANGEABLE_SETTINGS)}; start a new run for the rest"
+                f"something else; resume takes {', '.join(n.rstrip('.') for n in CHANGEABLE_SETTINGS)}; "
+                "start a new run for the rest"
             )
     values = schema.config_to_dict(run.config)
     for name, (_, new) in changed.items():

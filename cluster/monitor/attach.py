@@ -26,7 +26,7 @@ from runyard.runs.summary import read_run_summary
 FOLLOW_POLL_S = 0.5
 QUEUE_POLL_S = 5.0  # a controller answers many
 FINAL_STATES = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
-        "NODE_FAIL", "PREEMPTED"}  # fmt: skip
+                "NODE_FAIL", "PREEMPTED"}  # fmt: skip
 NO_MESSAGE = "the job ended without a word: its log may have one"
 DEAD_AFTER_POLLS = 10  # a journal may reach a shared disk some seconds after its writer ended
 

@@ -25,8 +25,8 @@ WIDE_COLUMNS = 100  # columns from which names have one of their own
 MAX_RUN_NAME = 24
 STYLES = {"waiting": "yellow", "starting": "yellow", "running": "green", "ending": "green", "failed": "red",
           "died": "red", "unknown": "magenta", "stopped": "cyan", "cancelled": "cyan"}  # fmt: skip
-COLUMN_HEADINGS = (("", "run"), ("", "name"), ("", "state"), ("step", "/total"), ("top-1 %", "last/best"), ("images", "/s"),
-         ("data", "wait"), ("re-", "starts"), ("", "nodes"), ("time", "left"))  # fmt: skip
+COLUMN_HEADINGS = (("", "run"), ("", "name"), ("", "state"), ("step", "/total"), ("top-1 %", "last/best"),
+                   ("images", "/s"), ("data", "wait"), ("re-", "starts"), ("", "nodes"), ("time", "left"))  # fmt: skip
 OPTIONAL_COLUMNS = (6,)  # data wait, where ids that begin alike leave no room for the time left
 LEFT_ALIGNED_COLUMNS = 3  # columns of words; the others are figures
 

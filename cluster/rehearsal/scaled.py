@@ -104,8 +104,8 @@ def check_sandbox_limits(cluster: ClusterConfig, tasks: int) -> None:
     for partition in (cluster.partition or PARTITIONS[0]).split(","):
         if partition not in PARTITIONS:
             raise UserError(
-                f"cluster.partition={format_literal(cluster.partition)}: the throwaway cluster has {', '.join(PARTITIONS)}; "
-                "leave it out"
+                f"cluster.partition={format_literal(cluster.partition)}: the throwaway cluster has "
+                f"{', '.join(PARTITIONS)}; leave it out"
             )
     if not cluster.requeue:
         raise UserError("cluster.requeue=false: what is rehearsed is that the run goes on by itself; leave it out")

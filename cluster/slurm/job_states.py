@@ -33,7 +33,8 @@ PENDING_REASONS = {
     "others (cluster.partition, cluster.constraint)",
     "NodeDown": "a node it asks for is down: wait, or leave cluster.nodelist unset",
     "BadConstraints": f"no node is like that: {RESUBMIT_WITH} another cluster.constraint, cluster.gres or size",
-    "PartitionTimeLimit": f"its time limit is longer than the partition allows: {RESUBMIT_WITH} a smaller cluster.timeout_min",
+    "PartitionTimeLimit": f"its time limit is longer than the partition allows: {RESUBMIT_WITH} a smaller "
+    "cluster.timeout_min",
     "PartitionNodeLimit": f"the partition has not that many nodes for one job: {RESUBMIT_WITH} fewer cluster.nodes",
     "PartitionDown": "the partition is down: wait for the administrators, or take another cluster.partition",
     "PartitionInactive": f"the partition takes no jobs: {RESUBMIT_WITH} another cluster.partition",

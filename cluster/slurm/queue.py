@@ -175,7 +175,8 @@ def parse_squeue(text: str) -> dict[str, JobInfo]:
             workdir, _, command = run.partition(SEPARATOR)
             jobs[number] = JobInfo(
                 number, name, state, "" if reason in ("None", "(null)") else reason,
-                duration_s(elapsed), duration_s(left), parse_time(start), expand_hostlist(nodes), workdir=workdir, command=command,
+                duration_s(elapsed), duration_s(left), parse_time(start), expand_hostlist(nodes),
+                workdir=workdir, command=command,
             )  # fmt: skip
     return jobs
 

@@ -45,7 +45,8 @@ def submission_lock(run: Path, reference: str) -> Iterator[int | None]:
             held = stack.enter_context(exclusive_lock(run / LOCK, LOCK_TIMEOUT_S, say))
         except TimeoutError:
             raise UserError(
-                f"another command has been submitting run {reference} for {LOCK_TIMEOUT_S:g} s; see: runyard status {reference}"
+                f"another command has been submitting run {reference} for {LOCK_TIMEOUT_S:g} s; "
+                f"see: runyard status {reference}"
             ) from None
         except OSError as error:
             raise UserError(f"run {reference}: {run / LOCK}: {error.strerror}; mend its permissions") from None

@@ -247,13 +247,14 @@ def test_a_controller_that_is_down_is_told_in_one_line(site: FakeSlurm) -> None:
 SAID = [  # as sbatch 22.05.8 said it
     (
         "sbatch: error: invalid partition specified: gup\nallocation failure: Invalid partition name specified",
-        "cluster.partition=gup: sbatch refuses it (invalid partition specified: gup, Invalid partition name specified); ",
+        "cluster.partition=gup: sbatch refuses it (invalid partition specified: gup, Invalid partition name "
+        "specified); ",
     ),
     ("allocation failure: Invalid account or account/partition combination specified", "cluster.account=lab"),
     ("allocation failure: Invalid qos specification", "cluster.qos=short cluster.account=lab: sbatch refuses it ("),
     (
-        "sbatch: error: QOSMaxWallDurationPerJobLimit\nallocation failure: Job violates accounting/QOS policy (job submit "
-        "limit, user's size and/or time limits)",
+        "sbatch: error: QOSMaxWallDurationPerJobLimit\nallocation failure: Job violates accounting/QOS policy (job "
+        "submit limit, user's size and/or time limits)",
         "cluster.timeout_min=10 cluster.qos=short cluster.partition=gup: ",
     ),
     ("allocation failure: Requested node configuration is not available", "cluster.nodes=1 cluster.nodelist=node9"),

@@ -65,9 +65,11 @@ CASES: dict[str, tuple[list[Row], int, bool, RequeueDecision]] = {
     "stopped before the time limit by its clock": (
         [START, interrupted("time limit")], 0, False, LIMIT),
     "stopped by SLURM's USR2": ([START, interrupted("USR2")], 0, False, LIMIT),
-    "stopped by USR2 and preempted": ([START, interrupted("USR2")], 0, True, RequeueDecision(130, requeue_cause="preemption")),
+    "stopped by USR2 and preempted": (
+        [START, interrupted("USR2")], 0, True, RequeueDecision(130, requeue_cause="preemption")),
     "stopped by TERM: somebody's wish": ([START, interrupted("TERM")], 0, False, RequeueDecision(130)),
-    "stopped by TERM and preempted": ([START, interrupted("TERM")], 0, True, RequeueDecision(130, requeue_cause="preemption")),
+    "stopped by TERM and preempted": (
+        [START, interrupted("TERM")], 0, True, RequeueDecision(130, requeue_cause="preemption")),
     "a time limit, further than before": (
         [*crashes(3, 30), *limits(3, 39), START, interrupted("time limit")], 0, False, LIMIT),
     "a third time limit at the same step": (
@@ -101,14 +103,17 @@ CASES: dict[str, tuple[list[Row], int, bool, RequeueDecision]] = {
                                 RequeueDecision(130, requeue_cause="preemption")),
     "a rank was ended by the preemption": (
         [*crashes(3), START, failed(retry=True)], 1, True, RequeueDecision(1, requeue_cause="preemption")),
-    "preempted after time limits": ([*limits(3), START, interrupted("USR2")], 0, True, RequeueDecision(130, "preemption")),
+    "preempted after time limits": (
+        [*limits(3), START, interrupted("USR2")], 0, True, RequeueDecision(130, "preemption")),
     "resumed after it was given up: counted anew": ([*crashes(3), GIVEN_UP, START], 1, False, CRASH),
     "resumed after it was given up, and no start": ([*crashes(3), GIVEN_UP], 1, False, CRASH),
     "resumed after a cancel, and no start": ([START, interrupted("TERM", BEGAN - 1)], 1, False, CRASH),
     "a user's mistake": ([START, failed(retry=False, user_error=True)], 2, False, RequeueDecision(2)),
-    "a user's mistake, other ranks killed": ([START, failed(retry=False, user_error=True)], 137, False, RequeueDecision(2)),
+    "a user's mistake, other ranks killed": (
+        [START, failed(retry=False, user_error=True)], 137, False, RequeueDecision(2)),
     "a user's mistake before the journal was open": ([], 2, False, RequeueDecision(2)),
-    "a user's mistake while being preempted": ([START, failed(retry=False, user_error=True)], 2, True, RequeueDecision(2)),
+    "a user's mistake while being preempted": (
+        [START, failed(retry=False, user_error=True)], 2, True, RequeueDecision(2)),
     "diverged: it would again": ([START, failed(retry=False)], 1, False, RequeueDecision(1)),
     "an older journal without retry": ([START, {"event": "stop", "t": BEGAN + 2, "reason": "failed"}], 1, False, CRASH),
 }  # fmt: skip

@@ -75,7 +75,7 @@ def test_a_folder_in_which_no_slurm_could_live_is_refused_by_its_variable(
 
 def test_a_rehearsal_never_speaks_to_wandb() -> None:
     config = scale_down(["experiment=starter", "tracking=online", "tracking.mode=online", "tracking.entity=me"],
-                    lambda said: None).config  # fmt: skip
+                        lambda said: None).config  # fmt: skip
     assert (config.tracking.mode, config.tracking.entity) == ("none", None)
 
 

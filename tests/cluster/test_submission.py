@@ -53,8 +53,10 @@ def test_a_submission_prints_run_job_and_directory_and_what_comes_next(
     assert found, first
     run = Run.open(found[2])
     assert [line.partition(":")[2].strip() for line in rest] == [
-        f"runyard status {run.cli_reference}", f"runyard logs -f {run.cli_reference}", f"runyard cancel {run.cli_reference}",
-    ]  # fmt: skip
+        f"runyard status {run.cli_reference}",
+        f"runyard logs -f {run.cli_reference}",
+        f"runyard cancel {run.cli_reference}",
+    ]
     (job,) = run.record["jobs"]
     assert isinstance(job.pop("submitted"), float)
     script = run.path / "slurm" / f"submission_{job.pop('token')}.sh"

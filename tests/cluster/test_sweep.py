@@ -38,7 +38,7 @@ def folder(tmp_path: Path, slurm: FakeSlurm) -> Folder:
 
 def study(tmp_path: Path, **changes: Any) -> Study:
     settings = SearchSettings(**{"overrides": [], "space": WORDS, "seed": 0, "sampler": "tpe", "prune": True,
-                           "measure": "auto"} | changes)  # fmt: skip
+                                 "measure": "auto"} | changes)  # fmt: skip
     place = tmp_path / "first"
     place.mkdir(exist_ok=True)
     return Study(place, settings, split_search_space(WORDS)[1], epochs=5)

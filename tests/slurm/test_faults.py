@@ -115,7 +115,7 @@ def preemptions(runs: Runs) -> tuple[Run, int]:
         learned = learned_step(run)
         runs.sandbox.signal_preempted(warned)
         runs.sandbox.run("sbatch", "--partition=high", "--nodelist=node[3-4]", "--exclusive", "--output=/dev/null",
-                     "--wrap=sleep 2")  # fmt: skip
+                         "--wrap=sleep 2")  # fmt: skip
         until(preempted, run)
         signal_tasks(run, signal.SIGCONT)
         until_started(run, start + 1)

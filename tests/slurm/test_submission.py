@@ -113,7 +113,7 @@ def edited_meanwhile(runs: Runs) -> tuple[Run, int]:
     for part in ("src", "cluster", "configs", "slurm"):
         shutil.copytree(ROOT / part, checkout / part, symlinks=True)
     blocker = runs.sandbox.run("sbatch", "--parsable", "--nodelist=node10", "--exclusive", "--output=/dev/null",
-                           "--wrap", "sleep 600").strip()  # fmt: skip
+                               "--wrap", "sleep 600").strip()  # fmt: skip
     run = runs.submit("epochs=1", "cluster.nodes=1", "cluster.nodelist=node10", cwd=checkout)
     (checkout / "src/runyard/training/trainer.py").write_text("raise SystemExit(7)\n")
     (checkout / "configs/model/starter.yaml").write_text("nonsense\n")

@@ -167,8 +167,8 @@ def preempt(r: Runs, run: Run, rng: random.Random) -> str:
 
     with held_still(run):
         r.sandbox.signal_preempted(warned)
-        r.sandbox.run("sbatch", "--partition=high", f"--nodelist={','.join(nodes)}", "--exclusive", "--output=/dev/null",
-                  "--wrap=sleep 2")  # fmt: skip
+        r.sandbox.run("sbatch", "--partition=high", f"--nodelist={','.join(nodes)}", "--exclusive",
+                      "--output=/dev/null", "--wrap=sleep 2")  # fmt: skip
         until(preempted, run)
     until_started_again(run, before)
     return "preempted with its signal" if warned else "preempted without a word"

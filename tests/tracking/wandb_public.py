@@ -55,7 +55,7 @@ class PublicAnswers:
         edges = [{"node": {"__typename": "Project", "id": name, "name": name, "entityName": server.entity,
                            "createdAt": _when(), "isBenchmark": False, "user": None}} for name in names]  # fmt: skip
         return {"models": {"edges": edges, "pageInfo": {"__typename": "PageInfo", "endCursor": None,
-                                                       "hasNextPage": False}}}  # fmt: skip
+                                                        "hasNextPage": False}}}  # fmt: skip
 
     @staticmethod
     def upsertView(server: WandbServer, v: Json) -> Json:  # noqa: N802

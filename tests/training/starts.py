@@ -13,7 +13,8 @@ from runyard.runs.run import Run
 from runyard.training.stop_signals import StopReason
 from tests.training.conftest import zygote
 
-# Train a run until so many steps of this start are done (None: to the end), with a method of ``TrainState`` switched off.
+# Train a run until so many steps of this start are done (None: to the end),
+# with a method of ``TrainState`` switched off.
 Start = tuple[Run, int | None, str | None]
 BEFORE = 2  # questions that come before the first step
 

@@ -33,8 +33,8 @@ def nodes_fit(context: CheckContext) -> str:
     kinds = [group for p in found for group in p.nodes if _has_features(group, c.constraint)]
     if not kinds:
         raise UserError(
-            f"cluster.constraint={format_literal(c.constraint)}: no node of {context.place_text} has these features at once; "
-            "ask for fewer"
+            f"cluster.constraint={format_literal(c.constraint)}: no node of {context.place_text} has these features "
+            "at once; ask for fewer"
         )
     _check_each_setting(c, context.tasks_per_node, kinds, context.place_text)
     fitting = [group for group in kinds if _is_large_enough(group, c, context.tasks_per_node)]
@@ -48,7 +48,8 @@ def nodes_fit(context: CheckContext) -> str:
     if c.nodes > max(largest.values()):
         raise UserError(
             f"cluster.nodes={c.nodes}: {context.place_text} gives a job at most {max(largest.values())} with "
-            f"{_request_text(c, context.tasks_per_node)}; set cluster.nodes={max(largest.values())}, or ask for less of each"
+            f"{_request_text(c, context.tasks_per_node)}; set cluster.nodes={max(largest.values())}, "
+            "or ask for less of each"
         )
     return f"{c.nodes} of {max(largest.values())} with {_request_text(c, context.tasks_per_node)}"
 
@@ -91,7 +92,8 @@ def _check_each_setting(c: ClusterConfig, tasks: int, kinds: list[NodeGroup], wh
     models = sorted(set().union(*(group.gres.get("gpu", {}) for group in kinds)) - {""})
     if model and gpus and model not in models:
         raise UserError(
-            f"cluster.gres={format_literal(c.gres)}: no node of {where} has GPUs of the kind {model}; {suggestion(model, models)}"
+            f"cluster.gres={format_literal(c.gres)}: no node of {where} has GPUs of the kind {model}; "
+            + suggestion(model, models)
             + (f"kinds there: {', '.join(models)}" if models else f"GPUs there have no kind: cluster.gres=gpu:{gpus}")
         )
     largest = max(_gpus_of(group, model) for group in kinds)
@@ -114,7 +116,8 @@ def _check_each_setting(c: ClusterConfig, tasks: int, kinds: list[NodeGroup], wh
     largest = max(group.memory_mb for group in kinds) // 1024
     if c.mem_gb and c.mem_gb > largest:
         raise UserError(
-            f"cluster.mem_gb={c.mem_gb}: no node of {where} has more than {largest}; set cluster.mem_gb={largest} at most"
+            f"cluster.mem_gb={c.mem_gb}: no node of {where} has more than {largest}; "
+            f"set cluster.mem_gb={largest} at most"
         )
 
 

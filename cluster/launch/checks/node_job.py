@@ -85,8 +85,8 @@ class NodeJob:
             self._srun(name, probe_request) if config.cluster.launcher == "slurm" else _local_command(probe_request)
         )
         with tempfile.TemporaryFile("w+") as stderr_file, subprocess.Popen(
-            command, cwd=REPO_ROOT, env=_with_pythonpath(clean_environment()), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=stderr_file, text=True, start_new_session=True,
+            command, cwd=REPO_ROOT, env=_with_pythonpath(clean_environment()), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=stderr_file, text=True, start_new_session=True,
         ) as job:  # fmt: skip
             deadline = threading.Timer(self._wait_s + TIMEOUT_MIN * 60 + SRUN_GRACE_S, _end, (job, name))
             deadline.start()

@@ -87,8 +87,8 @@ def python_warning(config: Config) -> str | None:
     if config.cluster.launcher != "slurm" or program is None or shutil.which(program) is not None:
         return None
     return (
-        f"cluster.python={format_literal(program)}: no such program on this machine; the job dies at once unless its nodes "
-        "have it, which `runyard doctor` asks one of them"
+        f"cluster.python={format_literal(program)}: no such program on this machine; the job dies at once unless "
+        "its nodes have it, which `runyard doctor` asks one of them"
     )
 
 
@@ -107,7 +107,9 @@ def questions(context: CheckContext) -> list[tuple[str, Question]]:
 
 
 def preflight(context: CheckContext, *, include_slurm: bool = True) -> None:
-    """Ask what is cheap to ask; without ``include_slurm`` only about the training itself, as for further points of a sweep.
+    """Ask what is cheap to ask.
+
+    Without ``include_slurm`` ask only about the training itself, as for further points of a sweep.
 
     Raises:
         UserError: the first no. What cannot be told does not hold up a submission.

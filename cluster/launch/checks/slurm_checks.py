@@ -126,7 +126,8 @@ def array_size(context: CheckContext) -> str:
     most = context.site.max_array_size
     if context.sweep_size > most:
         raise UserError(
-            f"a sweep of {context.sweep_size} points: this SLURM's arrays hold at most {most}; submit it in parts of that"
+            f"a sweep of {context.sweep_size} points: this SLURM's arrays hold at most {most}; "
+            "submit it in parts of that"
         )
     return f"{context.sweep_size} of at most {most}"
 

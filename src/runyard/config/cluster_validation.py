@@ -36,9 +36,9 @@ PATTERNS = {  # of each: what fits wholly, and what to say to whom it does not
 }  # fmt: skip
 MAIL_TYPES = ("NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT", "TIME_LIMIT",
               "TIME_LIMIT_90", "TIME_LIMIT_80", "TIME_LIMIT_50", "ARRAY_TASKS")  # fmt: skip
-SLURM_ONLY_SETTINGS = ("account", "partition", "qos", "constraint", "gres", "comment", "exclude", "nodelist", "mail_user",
-            "mail_type", "mem_gb", "cpus_per_task", "python", "env_setup", "stage_data", "requeue",
-            "array_parallelism")  # fmt: skip
+SLURM_ONLY_SETTINGS = ("account", "partition", "qos", "constraint", "gres", "comment", "exclude", "nodelist",
+                       "mail_user", "mail_type", "mem_gb", "cpus_per_task", "python", "env_setup", "stage_data",
+                       "requeue", "array_parallelism")  # fmt: skip
 UNSET_VALUES = {
     "env_setup": "[]",
     "requeue": "false",
@@ -112,8 +112,8 @@ def _check_local(cluster: ClusterConfig) -> None:
         value, off = getattr(cluster, name), UNSET_VALUES.get(name, "null")
         if value and format_literal(value) != off:
             raise UserError(
-                f"cluster.{name}={format_literal(value)}: said to SLURM, and cluster=local starts processes on this machine; "
-                f"set cluster=slurm or your cluster's profile, or cluster.{name}={off}"
+                f"cluster.{name}={format_literal(value)}: said to SLURM, and cluster=local starts processes on "
+                f"this machine; set cluster=slurm or your cluster's profile, or cluster.{name}={off}"
             )
 
 

@@ -9,8 +9,8 @@ from runyard.config.fields import config_to_dict
 from runyard.config.schema import Config
 
 # What a run may go on with: nothing that changes what it learns.
-CHANGEABLE_SETTINGS = ("cluster.", "checkpoint.", "tracking.", "data.root", "workers", "loader", "eval_batch_size",
-        "runs_group_readable", "report")  # fmt: skip
+CHANGEABLE_SETTINGS = ("cluster.", "checkpoint.", "tracking.", "data.root", "workers", "loader",
+                       "eval_batch_size", "runs_group_readable", "report")  # fmt: skip
 NAMING_SETTINGS = ("name", "runs_dir")  # `resume` does not take them, and nothing is learned from them
 
 

@@ -17,8 +17,8 @@ LEASE_TIMEOUT_S = (
 )
 SQUEUE_TIMEOUT_S = 10.0  # how long a controller may take to answer
 # what squeue calls a job none of whose processes is meant to run; a start that was requeued is PENDING
-NOT_RUNNING_STATES = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT",
-        "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY"}  # fmt: skip
+NOT_RUNNING_STATES = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "COMPLETED", "CANCELLED", "FAILED",
+                      "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY"}  # fmt: skip
 SUSPENDED_STATES = {"SUSPENDED", "STOPPED"}  # silent, and to go on
 
 

@@ -48,8 +48,8 @@ def restore_code(run: Run, *, trusted: bool = False) -> str | None:
 def _restore_hint(run: Run) -> str:
     name = str(run.record.get("code_sha256"))[:16]
     return (
-        f"copy {snapshot.CODE_STORE}/{name} from beside the run where it was created to {run.path.parent / snapshot.CODE_STORE}, "
-        "or check out the version that it was created with, and try again"
+        f"copy {snapshot.CODE_STORE}/{name} from beside the run where it was created to "
+        f"{run.path.parent / snapshot.CODE_STORE}, or check out the version that it was created with, and try again"
     )
 
 

@@ -193,7 +193,8 @@ class Run:
             raise UserError(f"no run {reference} in {folder}: {newest}; give an id, its beginning, @last, or a path")
         if len(matches) > 1:
             raise UserError(
-                f"{reference} fits {len(matches)} runs in {folder}, {matches[0]} and {matches[1]} among them: give more of it"
+                f"{reference} fits {len(matches)} runs in {folder}, {matches[0]} and {matches[1]} among them: "
+                "give more of it"
             )
         return folder / matches[0]
 

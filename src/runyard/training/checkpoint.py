@@ -55,7 +55,8 @@ def write_checkpoint(
 ) -> Path:
     """Save ``state`` as ``folder/step_00000000``. Nothing is left under that name unless it reads back whole.
 
-    ``check_lease`` is asked before anything is deleted or gets its name, and raises if this process may not write any more.
+    ``check_lease`` is asked before anything is deleted or gets its name, and raises if this process may not write any
+    more.
     """
     check_lease()
     for leftover in folder.glob(".making-*"):  # of a kill
@@ -146,9 +147,9 @@ class CheckpointSaver:
     ``save`` returns once the state is copied to host memory; an error of the writing is raised by the next call. A disk
     that fails, or has no room, costs two saves in a row and a warning each (``warn``): the training goes on, what was
     saved before stays. The third is raised, and so is every one that is waited for.
-    ``check_lease`` is asked before anything gets its name or is deleted, and raises if this process may not write any more.
-    ``on_saved`` is told each step that is on disk and verified, with the seconds from the call of ``save`` to that; both
-    are called in the thread that writes.
+    ``check_lease`` is asked before anything gets its name or is deleted, and raises if this process may not write any
+    more. ``on_saved`` is told each step that is on disk and verified, with the seconds from the call of ``save`` to
+    that; both are called in the thread that writes.
     """
 
     def __init__(
@@ -196,8 +197,8 @@ class CheckpointSaver:
             if needed or self._failed == MAX_CONSECUTIVE_FAILURES:
                 raise
             self._warn(
-                f"step {step} is not saved ({error.strerror or error}), {self._failed} of {MAX_CONSECUTIVE_FAILURES} in a row "
-                f"before the run ends of it: see to the disk of {self._folder}"
+                f"step {step} is not saved ({error.strerror or error}), {self._failed} of {MAX_CONSECUTIVE_FAILURES} "
+                f"in a row before the run ends of it: see to the disk of {self._folder}"
             )
             return
         self._failed = 0

@@ -55,8 +55,9 @@ def _split_changed(recorded: Split, now: Split) -> bool:
 def resume_from_checkpoint(
     run: Run, train_state: TrainState, evaluation: Evaluation, samples: dict[str, int], warn: Callable[[str], None]
 ) -> Checkpoint | None:
-    """Give ``train_state`` and ``evaluation`` the state of the newest checkpoint that is whole and fits them. None: the run
-    begins at step 0. ``samples`` is how many each split has.
+    """Give ``train_state`` and ``evaluation`` the state of the newest checkpoint that is whole and fits them.
+
+    None: the run begins at step 0. ``samples`` is how many each split has.
 
     Raises:
         UserError: no checkpoint is left of those the run had, or one was saved under settings that learn otherwise.
@@ -107,8 +108,8 @@ def check_same_settings(run: Run, found: Checkpoint | None) -> None:
     now = {name: value for name, value in identity_settings(run.config).items() if name in found.settings}
     for name, (old, new) in changed_settings(found.settings, now).items():
         raise UserError(
-            f"{name}={format_literal(new)}: run {run.id} was begun with {format_literal(old)}, and would learn something else; "
-            f"put that back into {run.path / 'config.yaml'}, or start a new run"
+            f"{name}={format_literal(new)}: run {run.id} was begun with {format_literal(old)}, and would learn "
+            f"something else; put that back into {run.path / 'config.yaml'}, or start a new run"
         )
 
 

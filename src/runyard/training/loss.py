@@ -20,7 +20,10 @@ _STREAM = 0x6D6978  # "mix": keeps these draws apart from others keyed with the 
 
 
 class Targets(NamedTuple):
-    """What each image shows: ``labels`` with ``label_weight``, and ``partner_labels`` with the rest. Labels are int64 [b]."""
+    """What each image shows: ``labels`` with ``label_weight``, and ``partner_labels`` with the rest.
+
+    Labels are int64 [b].
+    """
 
     labels: Tensor
     partner_labels: Tensor | None = None  # null when nothing was mixed in

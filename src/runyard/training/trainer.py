@@ -282,7 +282,8 @@ class Trainer:
 
     def end_epoch(self, epoch: int) -> bool:
         """Measure the epoch over all ranks, write it down, and save where the settings say. True: stopped before."""
-        self.check_data_unchanged()  # costs a stat of each file: what was replaced in the meantime must not count as learned
+        # costs a stat of each file: what was replaced in the meantime must not count as learned
+        self.check_data_unchanged()
         train_state, every = self.train_state, self.config.evaluate_every_epochs
         last = epoch + 1 == self.config.epochs
         evaluated = self._evaluate() if last or (epoch + 1) % every == 0 else {}

@@ -110,7 +110,10 @@ def sweep_text(found: Sweep, name: str, render_table: Layout) -> list[str]:
             "  ".join(f"{s}={format_setting(found.best.settings.get(s))}" for s in sorted(settings)) or found.best.label
         )
         test = f"; on the test set {100 * found.best.mean('last'):.2f} %" if found.measure == "val" else ""
-        score = f"{100 * found.best.mean(found.measure):.2f} % over {found.best.seed_count} seed{'s' * (found.best.seed_count != 1)}"
+        score = (
+            f"{100 * found.best.mean(found.measure):.2f} % over {found.best.seed_count} "
+            f"seed{'s' * (found.best.seed_count != 1)}"
+        )
         paragraphs.append(f"Best point: {point}  ({found.best.label}, {score}{test}), by {CHOSEN_BY[found.measure]}.")
     if found.effects and found.evaluated > 1:
         labels = [f"{e.setting} ({f'{e.levels} bins' if e.binned else f'{e.levels} values'})" for e in found.effects]
@@ -265,13 +268,13 @@ def _missing(pairs: PairTests) -> list[str]:
     if single := [g for g in single if len(seeds[_repeats(g)]) < 2]:
         free = max((run.seed or 0 for g in single for run in g.runs), default=0) + 1
         out.append(
-            f"Not enough seeds (n=1): {_first_names([g.label for g in single])}. How much seeds alone differ is unknown "
-            f"there: train the same with seed={free},{free + 1}."
+            f"Not enough seeds (n=1): {_first_names([g.label for g in single])}. How much seeds alone differ is "
+            f"unknown there: train the same with seed={free},{free + 1}."
         )
     if not any(p.welch for p in pairs.pairs) and (alike := [p for p in pairs.pairs if p.no_welch == NO_SPREAD]):
         out.append(
-            f"No spread between seeds: {_first_names([_pair_name(p, pairs) for p in alike])}. Where all seeds of both came "
-            "to one accuracy there is no test over seeds."
+            f"No spread between seeds: {_first_names([_pair_name(p, pairs) for p in alike])}. Where all seeds of both "
+            "came to one accuracy there is no test over seeds."
         )
     if not any(p.mcnemar for p in pairs.pairs) and any(p.no_mcnemar == NOT_KEPT for p in pairs.pairs):
         out.append(

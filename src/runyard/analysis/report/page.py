@@ -94,7 +94,8 @@ def render(facts: ReportData, pictures: dict[str, bytes]) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{REPORT_CSP}">\n'
-        f'<link rel="icon" href="data:,">\n<title>{escape(run.id)}</title>\n<style>{style.stylesheet()}</style></head>\n'
+        f'<link rel="icon" href="data:,">\n<title>{escape(run.id)}</title>\n'
+        f"<style>{style.stylesheet()}</style></head>\n"
         f"<body>{head}<main>{body}</main>\n"
         f"<footer>Written by runyard from the run's journal, {_utc_time(time.time())}. "
         f"Code {escape(str(run.record.get('code_sha256'))[:12])}.</footer></body></html>\n"

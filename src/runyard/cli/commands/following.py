@@ -27,7 +27,8 @@ def announce(started: list[tuple[Any, Any]], *, as_json: bool) -> None:
         )
         return
     print(
-        f"see how it does:  runyard status {first.cli_reference}\nread its log:     runyard logs -f {first.cli_reference}\n"
+        f"see how it does:  runyard status {first.cli_reference}\n"
+        f"read its log:     runyard logs -f {first.cli_reference}\n"
         f"save and stop it: runyard cancel {first.cli_reference}"
     )
 

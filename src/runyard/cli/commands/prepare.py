@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> None:
     else:
         parts = ", ".join(f"{split.samples:,} {name}" for name, split in made.splits.items())
         print(
-            f"{manifest.dataset_dir(data)}: {parts} images in {len(made.classes)} classes, verified{changed_files_text(made)}"
+            f"{manifest.dataset_dir(data)}: {parts} images in {len(made.classes)} classes, "
+            f"verified{changed_files_text(made)}"
         )
 
 

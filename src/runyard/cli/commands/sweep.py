@@ -94,8 +94,11 @@ def _load_or_create(args: argparse.Namespace) -> tuple[Path, SearchSettings]:
     given = {name: value for name in SEARCH_DEFAULTS if (value := getattr(args, name)) is not None}
     if not args.overrides:
         if found is None:
-            raise UserError(f"no search of that name in {runs}; begin one: {EXAMPLE}" if args.name else f"{RANGE_SYNTAX}; "
-                            f"example: {EXAMPLE}")  # fmt: skip
+            raise UserError(
+                f"no search of that name in {runs}; begin one: {EXAMPLE}"
+                if args.name
+                else f"{RANGE_SYNTAX}; example: {EXAMPLE}"
+            )
         _require_unchanged(args, found, given)
         return folder, found
     words = [o for o in args.overrides if RANGE_PATTERN.fullmatch(o)]
@@ -153,7 +156,7 @@ def _print_result(study: Study, fixed: list[str], folder: Path, elsewhere: str, 
         return FAILED if best is None else 0
     states = [trial["state"] for trial in trials]
     counts = ", ".join(f"{states.count(s)} {w}" for s, w in (("complete", "finished"), ("pruned", "stopped early"),
-                                                            ("fail", "failed")) if s in states)  # fmt: skip
+                                                             ("fail", "failed")) if s in states)  # fmt: skip
     print(f"\nsweep {study.id}: {counts}")
     if best is None:
         print(f"runyard: no trial finished: {trials[-1]['why'] or 'all were stopped'}", file=sys.stderr)

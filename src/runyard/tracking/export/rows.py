@@ -27,7 +27,10 @@ def created_time(run: RunHistory) -> float:
 
 
 def points(run: RunHistory) -> tuple[list[float], list[int]]:
-    """Each measured epoch's time, unix seconds, and step; for what the journal lacks, ``created_time`` and the epoch."""
+    """Each measured epoch's time, unix seconds, and step.
+
+    For what the journal lacks, ``created_time`` and the epoch.
+    """
     times, steps, epochs = run.metric("t"), run.metric("step"), run.series["epoch"]
     timed, counted = (times >= 0) & (times <= MAX_UNIX_TIME), (steps >= 0) & (steps <= MAX_EXACT_INT)  # NaN is neither
     return np.where(timed, times, created_time(run)).tolist(), np.where(counted, steps, epochs).astype(

@@ -31,8 +31,11 @@ SYNC_POLL_S = 0.5
 
 @dataclass(frozen=True)
 class SyncPlan:
-    """What is to be sent of one run: ``points`` in its journal, of which the server has ``there``, and ``unreported_failures``
-    failures, of which it has not heard."""
+    """What is to be sent of one run.
+
+    There are ``points`` in its journal, of which the server has ``on_server``, and ``unreported_failures`` failures, of
+    which it has not heard.
+    """
 
     run: Run
     rows: list[Row]

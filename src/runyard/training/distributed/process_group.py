@@ -52,8 +52,8 @@ _groups: list[Any] = []  # for their threads to be waited for at the process's e
 class RankInfo:
     """A task's place among the tasks of its run.
 
-    Where the ranks meet is no part of it: rank 0 chooses address and port when they do (``joined_process_group``), or torchrun's
-    agent has (MASTER_ADDR, MASTER_PORT). Which nodes they are on stands in the journal's start row.
+    Where the ranks meet is no part of it: rank 0 chooses address and port when they do (``joined_process_group``), or
+    torchrun's agent has (MASTER_ADDR, MASTER_PORT). Which nodes they are on stands in the journal's start row.
     """
 
     rank: int
@@ -155,8 +155,8 @@ def joined_process_group(
     torchrun they meet where its agent says. What a rank fails of it tells the others, which otherwise would learn only
     that a connection was lost.
 
-    Once all have come each does what is to be ``prepare``, which may take it up to an hour: the group's time limits begin
-    after it. What it returns is the block's. Where the network ``compiles`` they begin with ``finish_warm_up``.
+    Once all have come each does what is to be ``prepare``, which may take it up to an hour: the group's time limits
+    begin after it. What it returns is the block's. Where the network ``compiles`` they begin with ``finish_warm_up``.
 
     Raises:
         UserError: another rank met one.
