@@ -22,7 +22,10 @@ from tests.torture.promises import PROMISES
 
 
 def main() -> int:
-    args = arguments().parse_args()
+    parser = arguments()
+    args = parser.parse_args()
+    if args.go_on and args.json is None:
+        parser.error("--go-on: expected --json FILE with it")
     chosen = [p for p in PROMISES if args.only is None or p.number in args.only]
     console = Console()
     folder = Path(tempfile.mkdtemp(prefix="torture-", dir=args.folder))
@@ -41,7 +44,8 @@ def main() -> int:
                 write(harness.result(), args.json)
 
         shown: Counter[int] = Counter()
-        harness = Harness(chosen, ground, args.seed, told)
+        before = json.loads(args.json.read_text()) if args.go_on and args.json.exists() else None
+        harness = Harness(chosen, ground, args.seed, told, before)
         if args.attack is not None:
             for promise in chosen:
                 harness.make(promise, args.attack)
@@ -70,6 +74,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--attack", type=int, metavar="N", help=again)
     parser.add_argument("--counts", choices=("full", "short"), default="full", help="how many attacks (default: full)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write there, after each attack, what came of all")
+    parser.add_argument("--go-on", action="store_true", help="begin with what an earlier run left in --json FILE")
     page = "put these rows into docs/guarantees.json, and render docs/guarantees.md"
     parser.add_argument("--page", action="store_true", help=page)
     parser.add_argument("--folder", type=Path, help="where to make the attacks (default: a temporary folder)")

@@ -10,7 +10,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Row:
         struck: How many attacks struck where; one may have struck several times.
         failures: ``{"attack": its number, "broke": in words}``; make one again with --only and --attack.
         unable: What this machine lacks to attack at all, in words.
+        commits: What was attacked.
     """
 
     number: int
@@ -44,10 +45,16 @@ class Row:
     struck: dict[str, int] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
     unable: str | None = None
+    commits: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, p: Promise) -> Row:
-        return cls(p.number, p.promise, p.attack, p.at_least, p.switched_off)
+    def of(cls, p: Promise, before: dict[str, Any] | None = None) -> Row:
+        """A new row, or one that goes on with what an earlier run of the harness came to ``before``."""
+        row = cls(p.number, p.promise, p.attack, p.at_least, p.switched_off)
+        names = ("attacks", "survived", "seconds", "control", "struck", "failures", "commits")
+        row = replace(row, **{name: before[name] for name in names}) if before else row
+        row.commits = [*dict.fromkeys([*row.commits, commit()])]
+        return row
 
     @property
     def holds(self) -> bool:
@@ -55,19 +62,29 @@ class Row:
 
 
 class Harness:
-    """Attacks on ``promises`` from one ``seed``. ``told`` hears of each row that changed."""
+    """Attacks on ``promises`` from one ``seed``. ``told`` hears of each row that changed.
+
+    It goes on where an earlier run with that seed ended, if ``before`` is what that came to.
+    """
 
     def __init__(
-        self, promises: Sequence[Promise], ground: Ground, seed: int, told: Callable[[Row], None] = lambda row: None
+        self,
+        promises: Sequence[Promise],
+        ground: Ground,
+        seed: int,
+        told: Callable[[Row], None] = lambda row: None,
+        before: dict[str, Any] | None = None,
     ) -> None:
         self.promises, self._ground, self._seed, self._told = promises, ground, seed, told
-        self.rows = {p.number: Row.of(p) for p in promises}
+        rows = {row["number"]: row for row in (before or {"rows": []})["rows"] if row["seed"] == seed}
+        self.rows = {p.number: Row.of(p, rows.get(p.number)) for p in promises}
 
     def run(self, counts: dict[int, int], minutes: float) -> None:
         """First the controls, then for so many ``minutes`` always the promise that had the least time, of those that
         want more attacks."""
         for promise in self.promises:
-            self.make(promise, CONTROL)
+            if self.rows[promise.number].control is None:
+                self.make(promise, CONTROL)
         until = time.monotonic() + 60 * minutes
         while time.monotonic() < until:
             rows = [self.rows[p.number] for p in self.promises]
@@ -114,7 +131,7 @@ class Harness:
 
     def result(self) -> dict[str, Any]:
         """As docs/guarantees.json keeps it."""
-        made = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "seed": self._seed, "commit": commit()}
+        made = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "seed": self._seed}
         return {
             "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()} {platform.release()}",
             "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "ffcv")}},

@@ -59,7 +59,7 @@ def render(result: dict[str, Any]) -> str:
     lines = [
         f"{made:,} attacks, {survived:,} survived. {result['machine']}; {versions}. Seeds and commits by row: "
         f"{', '.join(sorted({str(row['seed']) for row in rows}))}; "
-        f"{', '.join(sorted({row['commit'] for row in rows}))}.",
+        f"{', '.join(sorted({name for row in rows for name in row['commits']}))}.",
         "",
         "| # | promise | attack | attacks | survived | seconds | date | control: what is off, and what it broke of |",
         "|--:|---|---|--:|--:|--:|---|---|",

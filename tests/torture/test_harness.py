@@ -64,6 +64,27 @@ def test_what_breaks_is_told_by_its_number_and_comes_again_alone(tmp_path: Path)
     assert drawn[-1] == drawn[3]
 
 
+def test_a_harness_that_was_cut_off_goes_on_with_the_next_attack_and_makes_no_control_twice(tmp_path: Path) -> None:
+    drawn: list[tuple[int, float]] = []
+
+    def strike(a: Attacker) -> str:
+        drawn.append((a.number, a.rng.random()))
+        hold(a.number != 1, "broke")
+        return "here"
+
+    first = Harness([promise(strike)], Ground(tmp_path), seed=7)
+    first.run({1: 3}, minutes=10)
+    kept = json.loads(json.dumps(first.result()))
+    second = Harness([promise(strike, strike)], Ground(tmp_path), seed=7, before=kept)
+    second.run({1: 5}, minutes=10)
+    assert [number for number, _ in drawn] == [0, 1, 2, 3, 4]
+    row = second.rows[1]
+    assert (row.attacks, row.survived, row.control, row.struck) == (5, 4, "as it must", {"here": 4})
+    assert [failure["attack"] for failure in row.failures] == [1]
+    other = Harness([promise(strike)], Ground(tmp_path), seed=8, before=kept)
+    assert other.rows[1].attacks == 0, "another seed draws other attacks"
+
+
 def test_a_machine_that_cannot_attack_shows_no_row_that_holds(tmp_path: Path) -> None:
     def strike(a: Attacker) -> str:
         raise Unable("no gcc")
