@@ -401,7 +401,7 @@ def test_prepare_says_how_many_files_were_converted_and_left_out(
         },
         True,
     )
-    monkeypatch.setattr("runyard.data.prepare.pipeline.prepare", lambda *_, **__: made)
+    monkeypatch.setattr("runyard.data.prepare.pipeline.prepare_dataset", lambda *_, **__: made)
     assert main(["prepare", "data=imagefolder", "data.path=x"]) == 0
     assert capsys.readouterr().out.endswith("verified; 3 converted (2 grayscale, 1 CMYK); 1 skipped (1 not an image)\n")
 

@@ -56,7 +56,7 @@ def full(*_: object, **__: object) -> None:
     ("module", "name"),
     [
         ("runyard.runs.run", "write_atomic"),
-        ("runyard.runs.run", "snapshot"),
+        ("runyard.runs.run", "take_snapshot"),
         ("shutil", "copyfile"),
         ("pathlib.Path", "rename"),
     ],
@@ -197,7 +197,7 @@ def test_a_run_is_finished_when_its_journal_says_so_for_all_its_epochs(create: C
 HOLD = """
 import sys
 from runyard.runs.run import Run
-lease = Run.open(sys.argv[1]).lease()
+lease = Run.open(sys.argv[1]).acquire_lease()
 print("held", flush=True)
 sys.stdin.read()
 """

@@ -74,13 +74,13 @@ def test_the_runs_own_clock_asks_before_the_jobs_end() -> None:
 HANGS = """
 import os, sys, time
 from runyard.training.stop_signals import StopFlag
-StopFlag().before_the_limit(os.environ, 0)
+StopFlag().watch_time_limit(os.environ, 0)
 while time.time() < float(sys.argv[1]):
     pass
 """
 
 
-def test_who_hangs_says_where_and_is_gone_just_before_the_limit() -> None:
+def test_who_hangs_says_where_and_is_gone_just_watch_time_limit() -> None:
     now = int(time.time())
     ends = {}
     for end in (now + HANG_EXIT_MARGIN_S + 2, now + 1000):  # and a control

@@ -269,7 +269,7 @@ if __name__ == "__main__":
         if ending == "refused":
             sys.exit(record_requeue_refusal(run_dir, int(code), *rest))
         told, file = "" if sys.stdin.isatty() else sys.stdin.read(), Path(rest[0]) if rest else None
-        asked = {"preempted": ending == "1", "limit": ending == "limit"}
+        asked = {"preempted": ending == "1", "time_limit_hit": ending == "limit"}
         sys.exit(finish_job(run_dir, int(code), **asked, failure=told, exclude=file))
     except UserError as error:  # another start would find the run as damaged
         print(f"runyard: {error}", file=sys.stderr, flush=True)

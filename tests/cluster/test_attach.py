@@ -14,7 +14,7 @@ from runyard.cluster.monitor.attach import SlurmJobHandle
 from tests.cluster.fake_slurm import NUMBER, FakeSlurm
 
 
-def over(slurm: FakeSlurm, state: str) -> bool:
+def has_ended(slurm: FakeSlurm, state: str) -> bool:
     slurm.says("known", f"{NUMBER}|{state}|None|0:01|9:00|N/A|n1|run\n")
     return SlurmJobHandle(NUMBER, Path("logs")).has_ended()
 
@@ -37,27 +37,27 @@ def test_a_controller_that_does_not_answer_ends_nothing_and_holds_nothing_up(
 class Going:
     """A job that goes on, while a signal comes to the command that follows it."""
 
-    id, logs, outlives = "7", Path("logs"), False
+    id, logs, survives_terminal = "7", Path("logs"), False
 
     def __init__(self, sent: signal.Signals) -> None:
         self.sent, self.warned = sent, 0
 
-    def over(self) -> bool:
+    def has_ended(self) -> bool:
         signal.raise_signal(self.sent)
         if self.warned > 1:
             raise KeyboardInterrupt
         return False
 
-    def interrupt(self) -> str:
+    def on_ctrl_c(self) -> str:
         return "interrupted"
 
-    def warn(self) -> None:
+    def forward_warning(self) -> None:
         self.warned += 1
 
 
 def follow(folder: Path, job: Going) -> tuple[int, str]:
     config = SimpleNamespace(epochs=1)
-    run = SimpleNamespace(id="R", reference="R", path=folder, journal_path=folder / "metrics.jsonl", config=config)
+    run = SimpleNamespace(id="R", cli_reference="R", path=folder, journal_path=folder / "metrics.jsonl", config=config)
     code, row = follow_to_end(run, job, quiet=False)
     return code, row["outcome"]
 

@@ -41,7 +41,7 @@ def until(true):
 print("ready", flush=True)
 while not stop():
     time.sleep(0.02)
-print(stop().words, flush=True)
+print(stop().journal_text, flush=True)
 """
 
 

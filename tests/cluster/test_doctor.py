@@ -333,7 +333,7 @@ def test_a_disk_that_takes_no_more_files_is_told(monkeypatch: pytest.MonkeyPatch
 def test_wandb_is_asked_for_where_it_is_used(
     monkeypatch: pytest.MonkeyPatch, mode: str, obstacle: str | None, state: str, told: str
 ) -> None:
-    monkeypatch.setattr("runyard.tracking.wandb.connection.obstacle", lambda: obstacle)
+    monkeypatch.setattr("runyard.tracking.wandb.connection.connection_problem", lambda: obstacle)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
     check = run_check("W&B", doctor.wandb_reachable, subject(f"tracking={mode}"))
     assert check.state == state

@@ -343,7 +343,7 @@ def test_a_job_that_nobody_can_tell_of_keeps_its_run_which_finds_it_later(
     small: list[str], slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The controller is gone when sbatch has been heard, for longer than anybody waits."""
-    monkeypatch.setattr("runyard.slurm_client.PATIENCE_S", 0.0)
+    monkeypatch.setattr("runyard.slurm_client.RETRY_TIMEOUT_S", 0.0)
     slurm.program("sbatch", SBATCH.replace('echo "Submitted', 'touch "$here/down"; echo "Submitted'))
     with pytest.raises(UserError, match="may be on the queue, and SLURM does not say"):
         submitted(small)

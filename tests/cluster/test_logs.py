@@ -152,7 +152,7 @@ class Following:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("READ_AGAIN_S", "LOOK_AGAIN_S", "SURE_AFTER_S"):
+    for name in ("LOG_POLL_S", "LOGS_QUEUE_POLL_S", "CONFIRM_END_S"):
         monkeypatch.setattr(logs, name, 0.1)
 
 

@@ -179,7 +179,7 @@ def test_what_slurm_could_not_run_is_refused_by_its_setting(site: FakeSlurm, ove
 def test_without_these_checks_sbatch_takes_what_would_wait_for_ever(
     site: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runyard.cluster.launch.checks.preflight.OF_SLURM", [("sbatch", slurm_checks.sbatch_accepts)])
+    monkeypatch.setattr("runyard.cluster.launch.checks.preflight.SLURM_CHECKS", [("sbatch", slurm_checks.sbatch_accepts)])
     preflight(subject("cluster.partition=shut"))
 
 
@@ -226,7 +226,7 @@ def test_an_accounting_that_does_not_answer_holds_up_no_submission(
     site: FakeSlurm, monkeypatch: pytest.MonkeyPatch, body: str
 ) -> None:
     site.program("sacctmgr", body)
-    monkeypatch.setattr("runyard.cluster.slurm.cluster_info.ACCOUNTS_ANSWER_S", 0.5)
+    monkeypatch.setattr("runyard.cluster.slurm.cluster_info.ACCOUNTS_TIMEOUT_S", 0.5)
     asked = subject("cluster.account=whose")
     preflight(asked)
     assert run_check("account", slurm_checks.account, asked).state == "unknown"

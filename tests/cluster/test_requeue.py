@@ -132,7 +132,7 @@ AT_THE_LIMIT: dict[str, tuple[list[Row], int, RequeueDecision]] = {
 
 @pytest.mark.parametrize(("rows", "ended", "verdict"), AT_THE_LIMIT.values(), ids=AT_THE_LIMIT)
 def test_a_limit_that_comes_unsaved_is_a_time_limit(rows: list[Row], ended: int, verdict: RequeueDecision) -> None:
-    for told in ({"limit": True}, {"late": True}):
+    for told in ({"time_limit_hit": True}, {"past_time_limit": True}):
         assert decide_requeue(rows, ended, 40, preempted=False, began=BEGAN, **told) == verdict
 
 

@@ -302,7 +302,7 @@ def test_ctrl_c_while_a_job_on_slurm_is_followed_leaves_it_and_a_script_its_numb
     def interrupted(self: object, job: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("runyard.cluster.monitor.attach.Attached.follow", interrupted)
+    monkeypatch.setattr("runyard.cluster.monitor.attach.JobFollower.follow", interrupted)
     assert main(["submit", *small, "experiment=null", "cluster=slurm", "--attach", "--json"]) == 130
     said = json.loads(capsys.readouterr().out)
     assert (said["job"], said["outcome"], slurm.queue) == (NUMBER, "left", [said["run"]])

@@ -176,9 +176,9 @@ def luminance(color: str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("colours", "ground"), [(COLORS_LIGHT, theme.LIGHT.background), (COLORS_DARK, theme.DARK.background)]
+    ("colors", "ground"), [(COLORS_LIGHT, theme.LIGHT.background), (COLORS_DARK, theme.DARK.background)]
 )
-def test_every_colour_stands_out_from_its_ground(colors: tuple[str, ...], ground: str) -> None:
+def test_every_color_stands_out_from_its_ground(colors: tuple[str, ...], ground: str) -> None:
     for color in colors:
         high, low = sorted((luminance(color), luminance(ground)), reverse=True)
         assert (high + 0.05) / (low + 0.05) >= 3, color

@@ -40,7 +40,7 @@ from runyard.runs.lease import Lease
 TAMPER
 from runyard.tracking.recorder import Recorder
 run = Run.open(sys.argv[1])
-record = Recorder(run, active=True, lease=run.lease())
+record = Recorder(run, active=True, lease=run.acquire_lease())
 if "checkpoint" in sys.argv[2]:
     import torch
     from runyard.training.checkpoint import CheckpointSaver

@@ -27,9 +27,9 @@ from tests.lease.conftest import until
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A holder is gone after half a second of silence."""
     for module, name, value in (
-        (lease_module, "SILENT_S", 0.5),
-        (holder_module, "SILENT_S", 0.5),
-        (lease_module, "POLL_S", 0.02),
+        (lease_module, "LEASE_TIMEOUT_S", 0.5),
+        (holder_module, "LEASE_TIMEOUT_S", 0.5),
+        (lease_module, "LEASE_POLL_S", 0.02),
     ):
         monkeypatch.setattr(module, name, value)
 
@@ -48,7 +48,7 @@ import sys
 from runyard.runs import lease
 lease.LEASE_HEARTBEAT_S = 0.05
 from runyard.runs.run import Run
-held = Run.open(sys.argv[1]).lease()
+held = Run.open(sys.argv[1]).acquire_lease()
 print("held", flush=True)
 for line in sys.stdin:
     held.check()
@@ -110,7 +110,7 @@ FORK = """
 import os, sys
 TAMPER
 from runyard.runs.run import Run
-lease = Run.open(sys.argv[1]).lease()
+lease = Run.open(sys.argv[1]).acquire_lease()
 if os.fork() == 0:
     print("held", flush=True)
 sys.stdin.read()

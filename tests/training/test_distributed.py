@@ -65,7 +65,7 @@ RANKS, IMAGES, CLASSES = 3, 100, 4
 
 
 @pytest.mark.parametrize(
-    ("env", "place"),
+    ("env", "rank_info"),
     [
         (SUBMITIT, RankInfo(1, 2, 1, 2, "submitit, local", "4711")),
         (TORCHRUN, RankInfo(5, 8, 1, 4, "torchrun", "abc")),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runyard.cluster.launch.batch_script import SbatchJob
 from runyard.cluster.launch.checks.check import CheckContext, Question
-from runyard.cluster.launch.checks.slurm_checks import SLURM_CHECKS as OF_SLURM
+from runyard.cluster.launch.checks.slurm_checks import SLURM_CHECKS
 from runyard.cluster.monitor.run_status import run_status
 from runyard.config import compose
 from runyard.config.fields import format_literal
@@ -103,7 +103,7 @@ TRAINING_CHECKS: list[tuple[str, Question]] = [
 def questions(context: CheckContext) -> list[tuple[str, Question]]:
     """The cheap ones, in the order in which they are asked."""
     on_slurm = context.config.cluster.launcher == "slurm"
-    return [*TRAINING_CHECKS, *([("script", script_parses), *OF_SLURM] if on_slurm else [])]
+    return [*TRAINING_CHECKS, *([("script", script_parses), *SLURM_CHECKS] if on_slurm else [])]
 
 
 def preflight(context: CheckContext, *, include_slurm: bool = True) -> None:
