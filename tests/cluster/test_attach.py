@@ -21,9 +21,9 @@ def has_ended(slurm: FakeSlurm, state: str) -> bool:
 
 @pytest.mark.parametrize("state", ["COMPLETED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "CANCELLED"])
 def test_it_is_over_however_it_ended(slurm: FakeSlurm, state: str) -> None:
-    assert over(slurm, state)
-    assert not over(slurm, "RUNNING"), "the control"
-    assert not over(slurm, "PENDING"), "the control"
+    assert has_ended(slurm, state)
+    assert not has_ended(slurm, "RUNNING"), "the control"
+    assert not has_ended(slurm, "PENDING"), "the control"
 
 
 def test_a_controller_that_does_not_answer_ends_nothing_and_holds_nothing_up(

@@ -179,7 +179,8 @@ def test_what_slurm_could_not_run_is_refused_by_its_setting(site: FakeSlurm, ove
 def test_without_these_checks_sbatch_takes_what_would_wait_for_ever(
     site: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runyard.cluster.launch.checks.preflight.SLURM_CHECKS", [("sbatch", slurm_checks.sbatch_accepts)])
+    checks = [("sbatch", slurm_checks.sbatch_accepts)]
+    monkeypatch.setattr("runyard.cluster.launch.checks.preflight.SLURM_CHECKS", checks)
     preflight(subject("cluster.partition=shut"))
 
 
