@@ -66,7 +66,7 @@ def test_this_machine_can_do_what_the_other_tests_do(small: list[str], tmp_path:
     checks = {check["name"]: check for check in json.loads(said.stdout)}
     assert said.returncode == 0, said
     assert {name for name, check in checks.items() if check["state"] == "unknown"} <= {"quota"}
-    assert "torch 2." in checks["environment"]["found"]
+    assert "torch 2." in checks["environment"]["result"]
     assert "partition" not in checks
     assert list(tmp_path.iterdir()) == [], "and it left nothing"
 
@@ -84,8 +84,8 @@ def test_damaged_data_makes_the_exit_code_2_and_is_told_with_its_mend(
     code, checks = checks_of([*small, f"data.root={copy}", "--no-job"], capsys)
     assert code == 2
     assert (checks["data"]["state"], checks["data hashes"]["state"]) == ("failed", "failed")
-    assert "its sha256 is not the manifest's" in checks["data hashes"]["found"]
-    assert checks["data hashes"]["mend"] == "delete the folder and run: runyard prepare"
+    assert "its sha256 is not the manifest's" in checks["data hashes"]["result"]
+    assert checks["data hashes"]["fix"] == "delete the folder and run: runyard prepare"
     assert "environment" not in checks, "--no-job"
 
 

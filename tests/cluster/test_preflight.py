@@ -408,6 +408,6 @@ def test_checks_are_told_as_plain_values(site: FakeSlurm) -> None:
     assert json.loads(json.dumps(dataclasses.asdict(check))) == {
         "name": "partition",
         "state": "failed",
-        "found": "cluster.partition=gup: no partition gup here",
-        "mend": "partitions here: main, low, high, day, shut, wee",
+        "result": "cluster.partition=gup: no partition gup here",
+        "fix": "partitions here: main, low, high, day, shut, wee",
     }

@@ -44,13 +44,13 @@ record = Recorder(run, active=True, lease=run.acquire_lease())
 if "checkpoint" in sys.argv[2]:
     import torch
     from runyard.training.checkpoint import CheckpointSaver
-    saver = CheckpointSaver(run.checkpoints, 3, True, check=record.check)
+    saver = CheckpointSaver(run.checkpoints, 3, True, check_lease=record.check_lease)
 print("held", flush=True)
 for step in itertools.count():
     if "checkpoint" in sys.argv[2]:
         saver.save({"step": step, "weight": torch.full((1000,), step)}, step, float(step), wait=True)
     if "journal" in sys.argv[2]:
-        record.event("checkpoint", step=step)
+        record.log_event("checkpoint", step=step)
         record.progress(step=step)
 """
 NO_FENCE = "Lease.check = lambda self: None"

@@ -114,7 +114,7 @@ from runyard.tracking.recorder import Recorder
 from tests.tracking.life import begin, epochs
 recorder = Recorder(Run.open(sys.argv[1]), active=True)
 for event, fields in [begin(), *epochs(1, 3)]:
-    recorder.event(event, **fields)
+    recorder.log_event(event, **fields)
     if event == "start":
         recorder.open_wandb(fields)
 time.sleep(float(sys.argv[2]))

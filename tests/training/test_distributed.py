@@ -532,9 +532,9 @@ import atexit, os, pathlib, sys
 @atexit.register  # before runyard's own, so that it is called after them
 def threads():
     print(*(p.read_text().strip() for p in pathlib.Path("/proc/self/task").glob("*/comm")), file=sys.stderr)
-from runyard.training.distributed.process_group import process_group as distributed
+from runyard.training.distributed import process_group
 if sys.argv[2] == "unmended":
-    atexit.unregister(distributed._end_threads)
+    atexit.unregister(process_group._join_gloo_threads)
 from runyard.cli.main import main
 sys.exit(main(["train", sys.argv[1]]))
 """

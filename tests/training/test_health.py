@@ -77,10 +77,10 @@ def test_a_full_node_and_a_full_disk_are_told_apart(
 
 UNFIT = """
 import os, sys
-from runyard.training.distributed.process_group import health_check as health
+from runyard.training.distributed import health_check as health
 if os.environ["SUBMITIT_LOCAL_GLOBALID"] == "1":
     def found(device): raise health.HealthError("3 of 4 matrix products on cpu are wrong (float32)")
-    health._products = found
+    health._check_matmul = found
 from runyard.cli.main import main
 sys.exit(main(["train", sys.argv[1]]))
 """
