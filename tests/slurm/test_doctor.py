@@ -145,9 +145,9 @@ def test_doctor_looks_at_a_compute_node_and_leaves_nothing(site: Cluster, settin
     checks: dict[str, Any] = {check["name"]: check for check in json.loads(done.stdout)}
     assert done.returncode == 0, done.stdout
     assert {name for name, check in checks.items() if check["state"] != "passed"} <= {"quota"}
-    assert checks["environment"]["found"].startswith("on node")
-    assert "torch 2." in checks["environment"]["found"]
-    assert checks["partition"]["found"] == "the cluster's own choice of main, low, high, day, wee"
+    assert checks["environment"]["result"].startswith("on node")
+    assert "torch 2." in checks["environment"]["result"]
+    assert checks["partition"]["result"] == "the cluster's own choice of main, low, high, day, wee"
     assert "runyard-doctor" not in site.sandbox.run("squeue", "--noheader", "--format=%j")
     assert list(tmp_path.iterdir()) == []
 
@@ -159,9 +159,9 @@ def test_doctor_tells_that_no_node_was_free_and_takes_its_job_back(site: Cluster
     finally:
         site.sandbox.run("scontrol", "update", "NodeName=node[1-3]", "State=RESUME")
     checks = {check["name"]: check for check in json.loads(done.stdout)}
-    assert (done.returncode, checks["environment"]["found"]) == (0, "no node was free within 2 s")
+    assert (done.returncode, checks["environment"]["result"]) == (0, "no node was free within 2 s")
     assert checks["GPUs"]["state"] == "unknown"
-    assert checks["sbatch"]["found"].startswith("3 nodes are down, drained or reserved"), "a submission would wait"
+    assert checks["sbatch"]["result"].startswith("3 nodes are down, drained or reserved"), "a submission would wait"
     assert "runyard-doctor" not in site.sandbox.run("squeue", "--noheader", "--format=%j")
 
 
@@ -187,5 +187,5 @@ def test_an_environment_that_nodes_do_not_have_fails(site: Cluster, settings: li
     done = runyard(site, "doctor", *settings, f"cluster.python={python}", "--json")
     checks = {check["name"]: check for check in json.loads(done.stdout)}
     assert (done.returncode, checks["environment"]["state"]) == (2, "failed")
-    assert checks["environment"]["found"].startswith("the job ended with 1")
-    assert checks["environment"]["mend"].startswith("mend cluster.python")
+    assert checks["environment"]["result"].startswith("the job ended with 1")
+    assert checks["environment"]["fix"].startswith("mend cluster.python")

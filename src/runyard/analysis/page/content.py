@@ -129,7 +129,7 @@ def _restart(run: RunHistory, cause: str, start: Any, at: dict[str, np.ndarray])
         name: float(np.interp(share, [0, *epochs], [0, *np.nan_to_num(values)])) if len(epochs) else 0.0
         for name, values in at.items()
     }
-    places |= {"wall": (start.t - run.starts[0].start_time) / 3600, "step": start.step}
+    places |= {"wall": (start.start_time - run.starts[0].start_time) / 3600, "step": start.step}
     return {"at": {name: _value(value) for name, value in places.items()}, "cause": cause, "step": start.step}
 
 
