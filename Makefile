@@ -5,7 +5,7 @@ PYTEST := .venv/bin/python -m pytest -q --durations=10 --numprocesses=2 --dist=l
 SEED ?= 1
 MINUTES ?= 60
 
-.PHONY: help setup data train test torture check rehearsal-tools browser lint types lock clean
+.PHONY: help setup data train test torture check docs rehearsal-tools browser lint types lock clean
 .DEFAULT_GOAL := help
 
 help: ## List these targets
@@ -28,6 +28,11 @@ torture: setup ## Attack every promise and write docs/guarantees.md; SEED=1 MINU
 
 check: setup lint types ## Set up, then lint, types and the fast tests that need no data set
 	@$(PYTEST) -m "not slow and not data" $(ARGS)
+
+docs: setup ## Write docs/cli.md from --help, then the docs site into build/site, where a warning is an error
+	@.venv/bin/python -m tests.docs.cli_page
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build
+	@echo "build/site/index.html is written; with search: python3 -m http.server -d build/site"
 
 rehearsal-tools: ## SLURM's packages (root or sudo), for a throwaway cluster on this machine
 	@slurm/setup.sh rehearsal

@@ -1,0 +1,29 @@
+"""For griffe, which reads the API reference from the source: a class of settings is shown as a list of them."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from griffe import Attribute, Class, ExprCall, ExprKeyword, Extension
+
+
+class Settings(Extension):
+    """``lr: float = setting("Peak learning rate", above=0)`` becomes a line of the class's "Attributes:"."""
+
+    def on_class(self, *, cls: Class, **kwargs: Any) -> None:
+        """A class was read, with all that it holds."""
+        said = {name: documentation(attribute) for name, attribute in cls.attributes.items()}
+        if cls.docstring and any(said.values()):
+            lines = [f"    {name}: {doc or cls.attributes[name].annotation}" for name, doc in said.items()]
+            cls.docstring.value += "\n\nAttributes:\n" + "\n".join(lines)
+
+
+def documentation(attribute: Attribute) -> str | None:
+    """What ``setting``, or the metadata of ``field``, says; None of another attribute."""
+    match attribute.value:
+        case ExprCall(function=function, arguments=[first, *_]) if str(function) == "setting":
+            return str(ast.literal_eval(str(first)))
+        case ExprCall(arguments=[ExprKeyword(name="metadata", value=metadata), *_]):
+            return str(ast.literal_eval(str(metadata))["doc"])
+    return None
