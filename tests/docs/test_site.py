@@ -60,7 +60,7 @@ def documentation(cls: type = Config) -> Iterator[str]:
 
 
 def build(checkout: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", site]
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(site)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
 
@@ -90,7 +90,9 @@ def test_what_is_wrong_with_a_page_is_seen(tmp_path: Path) -> None:
     for name in ("src", "cluster", "slurm", "LICENSE"):
         (checkout / name).symlink_to(ROOT / name)
     with (checkout / "docs" / "sweeps.md").open("a") as page:
-        page.write('\n[a](nowhere.md) [b](clusters.md#nowhere) [c](../src) <img src="nowhere.png">\n')
+        page.write(
+            '\n[a](nowhere.md) [b](clusters.md#nowhere) [c](../src) <img src="nowhere.png">\n\nText:\n- an item\n'
+        )
     (checkout / "docs" / "lost.md").write_text("# In no menu\n")
     config = (checkout / "mkdocs.yml").read_text()
     (checkout / "mkdocs.yml").write_text(re.sub(r".*(font: false|settings\.py).*\n", "", config))
@@ -99,6 +101,7 @@ def test_what_is_wrong_with_a_page_is_seen(tmp_path: Path) -> None:
     for name in ("'nowhere.md'", "'clusters.md#nowhere'", "'../src'", "docs/lost.md"):
         assert name in built.stdout + built.stderr
     assert dead(site / "docs" / "sweeps.html", site) == ["nowhere.md", "../src", "nowhere.png"]
+    assert "<li>an item</li>" in (site / "docs" / "sweeps.html").read_text()
     assert any("fonts.googleapis.com" in address for address in from_elsewhere((site / "index.html").read_text()))
     shown = unescape(re.sub(r"<[^>]+>", "", (site / "docs" / "api.html").read_text()))
     assert [doc for doc in documentation() if doc not in shown] != []
