@@ -16,6 +16,7 @@ from runyard.errors import UserError
 
 _T = TypeVar("_T")
 MAX_LISTED_NAMES = 12  # names that a message may list in full
+LARGEST = 2**53  # beyond it floats, and JSON's numbers elsewhere, do not tell whole numbers apart
 
 
 def setting(
@@ -111,6 +112,8 @@ def _checked_type(hint: Any, value: Any, path: str) -> Any:
         if not isinstance(value, Mapping):
             raise UserError(f"{path}={format_literal(value)}: expected settings by name")
         return dict(value)
+    if hint in (int, float) and isinstance(value, int) and abs(value) > LARGEST:
+        raise UserError(f"{path}={value}: expected a number between -{LARGEST} and {LARGEST}")
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise UserError(f"{path}={value}: expected a finite number")
