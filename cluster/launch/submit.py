@@ -181,6 +181,12 @@ def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, truste
         ):
             if said is not None:
                 print(f"runyard: {said}", file=sys.stderr, flush=True)
+        if not (run.code_path / "runyard" / "cluster").is_dir():
+            raise UserError(
+                f"run {run.id} was created by a version before 0.2, whose jobs this one cannot start: go on with it "
+                f"here by `runyard train {run.cli_reference}`, which runs its own code, "
+                "or with a checkout of that version"
+            )
         config, all_overrides = _apply_overrides(run, overrides)
         preflight(check_context([config], manifest.prepare_command(all_overrides)))
         if config == run.config:

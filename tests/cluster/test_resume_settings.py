@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 
 from runyard.cli.main import main
 from runyard.config.compose import compose
+from runyard.runs import snapshot
 from runyard.runs.journal import Journal
 from runyard.runs.run import Run
 from tests.cluster.fake_slurm import NUMBER, FakeSlurm
@@ -167,6 +169,25 @@ def test_a_finished_run_has_nothing_to_go_on_with(
     before = contents(run)
     assert main(["resume", str(run.path), "cluster.nodes=1"]) == 2
     assert f"run {run.id} is finished: there is nothing to go on with" in capsys.readouterr().err
+    assert contents(run) == before
+
+
+def test_a_run_of_the_layout_before_0_2_is_refused_with_the_command_that_goes_on_with_it(
+    run: Run, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Then ``cluster`` lay beside ``runyard``, and a job's tasks were started by its module."""
+    code = run.path / "code"
+    target = code.resolve()
+    code.unlink()
+    shutil.copytree(target, code)
+    (code / "runyard" / "cluster").rename(code / "cluster")
+    with run.editing_record() as record:
+        record["code_sha256"] = snapshot.content_hash(snapshot.snapshot_files(code))
+    before = contents(run)
+    assert main(["resume", str(run.path)]) == 2
+    said = capsys.readouterr().err
+    assert f"go on with it here by `runyard train {run.path}`" in said
+    assert said.count("\n") == 1
     assert contents(run) == before
 
 
