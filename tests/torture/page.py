@@ -20,16 +20,6 @@ compares the two.
 """
 FOOT = """\
 
-## Seen to fail, and not understood yet
-
-A longer run (27 minutes, three harnesses side by side, a load of 14 on two CPUs; commit 933d1e9) also broke what the
-table says, at moments that did not come again when the attack was made alone:
-
-- 1: of some 40 attacks one: the next start found the run still being written by a process of the start before.
-- 2: of some 40 attacks three: asked to stop, all ranks ended with code 1, and not with what they had saved.
-- 8: of some 490 attacks six: five mutants after which no checkpoint was there to compare, one writer killed (signal 9).
-- 13: of some 10 attacks one: the run was not finished.
-
 ## What is not promised
 
 - **Other hardware, other bits.** Bit for bit means: the same number of ranks, the same kind of device, the same
