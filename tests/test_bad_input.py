@@ -111,6 +111,10 @@ SETTINGS = [
     ("epochs=null", "epochs=null: expected a whole number"),
     ("epochs=true", "epochs=true: expected a whole number"),
     ("epochs=nan", "epochs=nan: expected a whole number"),
+    (
+        "epochs=9007199254740993",
+        "epochs=9007199254740993: expected a whole number at least 1 and at most 9007199254740992",
+    ),
     ("seed=99999999999999999999", "expected a whole number at least 0 and below 9223372036854775808"),
     ("workers=100000", "workers=100000: expected a whole number at least 1 and at most 1024"),
     ("optim.lr=nan", "optim.lr=nan: expected a finite number"),
@@ -459,16 +463,14 @@ def test_completion_knows_every_verb() -> None:
 
 TRAIN_ON_A_FULL_DISK = """
 import errno, sys
-from runyard.cli.main import main as cli
+from runyard.cli.main import main
 from runyard.training import checkpoint
-from runyard.cli.commands import COMMANDS
-from tests.conftest import SMALL_DATA
 
 def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 checkpoint.write_checkpoint = full
-sys.exit(cli.main(["train", sys.argv[1]]))
+sys.exit(main(["train", sys.argv[1]]))
 """
 
 

@@ -77,7 +77,9 @@ def test_nothing_of_the_run_can_be_read_by_others_whatever_the_umask(finished: C
 
 def test_the_job_ran_the_runs_own_copy_of_the_code(finished: Command) -> None:
     compiled = {p.name.partition(".")[0] for p in finished.run().code_path.rglob("__pycache__/*.pyc")}
-    assert {"job", "task", "loop", "recorder"} <= compiled, "what was imported from there left its bytecode there"
+    assert {"train_job", "task", "trainer", "recorder"} <= compiled, (
+        "what was imported from there left its bytecode there"
+    )
     assert "attach" not in compiled, "the control: the command itself runs from the checkout"
 
 

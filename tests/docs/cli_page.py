@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from unittest import mock
 
-from runyard.cli.commands import NAMES
+from runyard.cli.commands import COMMANDS
 from runyard.cli.main import main
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
@@ -35,7 +35,7 @@ def help_of(*command: str) -> str:
 
 def render() -> str:
     """The page."""
-    commands = [(), *((name,) for name in NAMES)]
+    commands = [(), *((name,) for name in COMMANDS)]
     parts = [f"\n## {' '.join(('runyard', *command))}\n\n```text\n{help_of(*command)}```\n" for command in commands]
     return HEAD + "".join(parts)
 

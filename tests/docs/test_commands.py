@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runyard.cli.commands import NAMES
+from runyard.cli.commands import COMMANDS
 from runyard.cli.parser import parse
 from runyard.cluster.search.space import corner, take_out
 from runyard.config.compose import compose, expand
@@ -56,7 +56,7 @@ def accept(command: str, *, whole: bool) -> None:
         for placeholder, value in PLACEHOLDERS.items():
             words = [word.removesuffix(placeholder) + value if word.endswith(placeholder) else word for word in words]
         if not whole and (words == ["--help"] or words[1:] == []):  # a sentence may name a verb alone
-            assert {*words} <= {"--help", *NAMES}, command
+            assert {*words} <= {"--help", *COMMANDS}, command
             return
         args = parse(words)
         if whole and "overrides" in args and args.verb not in ("resume", "settings"):
@@ -82,7 +82,7 @@ def test_every_command_on_a_page_can_be_typed(page: Path) -> None:
         accept(command, whole=False)
 
 
-@pytest.mark.parametrize("verb", NAMES)
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_every_example_of_help_can_be_typed(verb: str) -> None:
     example = import_module(f"runyard.cli.commands.{verb}").EXAMPLE
     for command in re.findall(r"runyard .*?(?= {4}|\)\"$|$)", example):  # several are apart; one is in eval "$(...)"

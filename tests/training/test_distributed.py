@@ -378,7 +378,7 @@ def test_rank_0_hears_of_every_node_once(together: Together) -> None:
 def test_what_one_rank_fails_of_is_what_every_rank_says(together: Together) -> None:
     for work, kind, own, message in (
         (failing, "UserError", "UserError", "data/test.beton: truncated"),
-        (breaking, "RankLost", "ArithmeticError", "no number"),
+        (breaking, "PeerFailure", "ArithmeticError", "no number"),
     ):
         *others, last = together(work, RANKS)
         assert last == (own, message)
@@ -400,7 +400,7 @@ def test_a_rank_that_cannot_get_ready_is_named_at_once(together: Together) -> No
 @pytest.mark.slow
 def test_a_killed_rank_is_named_and_nobody_waits_for_it(together: Together) -> None:
     said = together(dying, RANKS - 1)
-    assert {kind for kind, _ in said} == {"RankLost"}
+    assert {kind for kind, _ in said} == {"PeerFailure"}
     assert any(message.startswith(f"rank {RANKS - 1} of {RANKS} ended without a word") for _, message in said)
 
 
@@ -409,9 +409,8 @@ def test_a_killed_rank_is_named_and_nobody_waits_for_it(together: Together) -> N
 def test_a_rank_that_hangs_is_named_by_those_that_wait_for_its_vote(
     together: Together, work: Callable[[RankInfo], None]
 ) -> None:
-    assert together(work, RANKS - 1) == [
-        ("RankLost", f"ranks [{RANKS - 1}] of {RANKS} do not answer: look into their logs, on {socket.gethostname()}")
-    ] * (RANKS - 1)
+    silent = f"ranks [{RANKS - 1}] of {RANKS} do not answer: look into their logs, on {socket.gethostname()}"
+    assert together(work, RANKS - 1) == [("PeerFailure", silent)] * (RANKS - 1)
 
 
 def test_what_gloo_fails_of_itself_is_told_in_its_own_words_and_no_lost_connection() -> None:
@@ -523,7 +522,7 @@ def stopping_before_it_begins(rank_info: RankInfo) -> None:
 def test_one_ranks_stop_before_training_is_every_ranks(together: Together) -> None:
     assert (
         together(stopping_before_it_begins, RANKS, as_rank_that_prepares)
-        == [("Stopped", "asked to stop (TERM)")] * RANKS
+        == [("TrainingStopped", "asked to stop (TERM)")] * RANKS
     )
 
 

@@ -112,12 +112,14 @@ def _checked_type(hint: Any, value: Any, path: str) -> Any:
         if not isinstance(value, Mapping):
             raise UserError(f"{path}={format_literal(value)}: expected settings by name")
         return dict(value)
-    if hint in (int, float) and isinstance(value, int) and abs(value) > LARGEST:
-        raise UserError(f"{path}={value}: expected a number between -{LARGEST} and {LARGEST}")
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            value = float(value)
+        except OverflowError:  # a whole number that no float holds
+            value = math.inf
         if not math.isfinite(value):
             raise UserError(f"{path}={value}: expected a finite number")
-        return float(value)
+        return value
     if hint is not Any and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
         raise UserError(f"{path}={format_literal(value)}: expected {_TYPE_WORDS.get(hint, hint.__name__)}")
     if isinstance(value, str) and (not value or any(ord(c) < 32 for c in value)):
@@ -145,6 +147,8 @@ def _in_range(f: dataclasses.Field[Any], value: Any, path: str) -> None:
     minimum, exclusive_minimum, maximum, exclusive_maximum = (
         f.metadata.get(k) for k in ("least", "above", "most", "below")
     )
+    if isinstance(value, int) and maximum is None and exclusive_maximum is None and value > LARGEST:
+        maximum = LARGEST
     bounds = (
         (minimum, "at least", lambda b: value >= b),
         (exclusive_minimum, "above", lambda b: value > b),
