@@ -15,7 +15,7 @@ import pytest
 
 from runyard.cli.commands import COMMANDS
 from runyard.cli.parser import parse
-from runyard.cluster.search.space import corner, take_out
+from runyard.cluster.search.space import lowest_point, split_search_space
 from runyard.config.compose import compose, expand
 from runyard.errors import UserError
 
@@ -67,8 +67,8 @@ def accept(command: str, *, whole: bool) -> None:
 
 def settings(verb: str, overrides: list[str], *, multirun: bool) -> None:
     if verb == "sweep" and overrides:  # without any it goes on with one that was begun
-        fixed, space = take_out(overrides)
-        overrides = [*fixed, *corner(space)]
+        fixed, space = split_search_space(overrides)
+        overrides = [*fixed, *lowest_point(space)]
     for point in expand(overrides) if multirun else [overrides]:
         compose(point)
 
