@@ -101,9 +101,8 @@ def start_failure(rows: list[Row], began: float, step: int, first_end: Row) -> R
     stop = _stop_row(rows, began)
     start = next((row for row in reversed(rows) if row["event"] == "start" and row["t"] >= began), None)
     failure = {k: v for k in FAILURE_FIELDS if (v := stop.get(k)) is not None}
-    if (
-        "exception" not in failure and "cause" not in failure
-    ):  # nobody was left to say it, or it was not seen from there
+    # Nobody was left to say it, or it was not seen from there.
+    if "exception" not in failure and "cause" not in failure:
         failure = (
             {**failure, **first_end} if "node" not in failure or failure["node"] == first_end.get("node") else failure
         )

@@ -146,9 +146,8 @@ def derive_status(run: RunSummary, squeue_answer: JobAnswer, sacct_answer: JobAn
         return RunStatus(
             run, "unknown", f"SLURM was not asked: {squeue_answer.error}", nodes=here, error=squeue_answer.error
         )
-    if (
-        job is None and (writer := run.lease_holder_text()) is not None
-    ):  # of another machine, or a job that SLURM hides from us
+    # Of another machine, or a job that SLURM hides from us.
+    if job is None and (writer := run.lease_holder_text()) is not None:
         return RunStatus(run, "running", f"running: {writer}", nodes=here)
     if not run.job and not run.starts:
         words = f"not submitted: runyard resume {run.reference}"

@@ -153,13 +153,8 @@ class Trainer:
         resources: contextlib.ExitStack,
         staged: tuple[Path, str | None],
     ) -> None:
-        self.run, self.config, self.rank_info, self.record, self.should_stop = (
-            run,
-            run.config,
-            rank_info,
-            record,
-            should_stop,
-        )
+        self.run, self.config, self.rank_info = run, run.config, rank_info
+        self.record, self.should_stop = record, should_stop
         self.stop_reason = StopReason.NO
         check_world_size(self.config, rank_info.world_size)
         prepared = manifest.dataset_dir(self.config.data)
@@ -172,9 +167,8 @@ class Trainer:
         continuity.check_same_data(run, prepared, self.data, rank_info)
         self.folder, not_staged = staged
         self.check_data_unchanged: Callable[[], None] = lambda: None
-        if (
-            self.folder == prepared and self.config.loader != "resident" and rank_info.local_rank == 0
-        ):  # read until the end
+        reads_to_the_end = self.folder == prepared and self.config.loader != "resident"
+        if reads_to_the_end and rank_info.local_rank == 0:
             files = files_read(self.config, self.data)
             self.check_data_unchanged = functools.partial(check_content, prepared, self.data, files, in_process={})
         ignored = run_metadata.ignored_settings(self.config, rank_info.device)
@@ -251,9 +245,8 @@ class Trainer:
         for micro_batches in self.loader.epoch(epoch, train_state.step - epoch * self.loader.steps):
             train_state.train_step(micro_batches)
             self._show_progress(epoch)
-            if (
-                train_state.step % self.loader.steps == 0
-            ):  # noted before the stop that it may meet: no later start knows
+            # Noted before the stop that it may meet: no later start knows.
+            if train_state.step % self.loader.steps == 0:
                 self.evaluation.epoch_stats = self.throughput()
             save = self.sync_flags(train_state.non_finite_flag())
             if save:
