@@ -242,7 +242,7 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path, capsys: pytest.
     (target / "manifest.json").write_text(json.dumps(manifest))
     best = newest_checkpoint(tmp_path)
     assert best is not None
-    with pytest.raises(InvalidCheckpoint, match="no state that this program saved") as refused:
+    with pytest.raises(InvalidCheckpoint, match="not a state that this program saved") as refused:
         best.load()
     assert "weights_only" not in str(refused.value)
     assert "code ran" not in capsys.readouterr().out
