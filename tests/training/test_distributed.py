@@ -155,7 +155,7 @@ def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ):
         pytest.fail("it went on alone")
     assert not list(tmp_path.iterdir()), "a later job could find this address"
-    with pytest.raises(PeerFailure, match="rank 0 did not open"), joined_process_group(place(1, 3), tmp_path):
+    with pytest.raises(PeerFailure, match="rank 0 opened no rendezvous"), joined_process_group(place(1, 3), tmp_path):
         pytest.fail("it went on alone")
 
 
@@ -378,7 +378,7 @@ def test_rank_0_hears_of_every_node_once(together: Together) -> None:
 def test_what_one_rank_fails_of_is_what_every_rank_says(together: Together) -> None:
     for work, kind, own, message in (
         (failing, "UserError", "UserError", "data/test.beton: truncated"),
-        (breaking, "RankLost", "ArithmeticError", "no number"),
+        (breaking, "PeerFailure", "ArithmeticError", "no number"),
     ):
         *others, last = together(work, RANKS)
         assert last == (own, message)
@@ -400,7 +400,7 @@ def test_a_rank_that_cannot_get_ready_is_named_at_once(together: Together) -> No
 @pytest.mark.slow
 def test_a_killed_rank_is_named_and_nobody_waits_for_it(together: Together) -> None:
     said = together(dying, RANKS - 1)
-    assert {kind for kind, _ in said} == {"RankLost"}
+    assert {kind for kind, _ in said} == {"PeerFailure"}
     assert any(message.startswith(f"rank {RANKS - 1} of {RANKS} ended without a word") for _, message in said)
 
 
@@ -410,7 +410,10 @@ def test_a_rank_that_hangs_is_named_by_those_that_wait_for_its_vote(
     together: Together, work: Callable[[RankInfo], None]
 ) -> None:
     assert together(work, RANKS - 1) == [
-        ("RankLost", f"ranks [{RANKS - 1}] of {RANKS} do not answer: look into their logs, on {socket.gethostname()}")
+        (
+            "PeerFailure",
+            f"ranks [{RANKS - 1}] of {RANKS} do not answer: look into their logs, on {socket.gethostname()}",
+        )
     ] * (RANKS - 1)
 
 
