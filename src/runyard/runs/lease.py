@@ -175,9 +175,9 @@ def _open(path: Path, lock: bool) -> ObservedLease | None:
     try:
         # opening is what makes NFS ask its server for the present file and its times
         with open_within(path.parent, path.name) as file:
-            free = lock and _lock(file, fcntl.LOCK_SH)
+            lock_is_free = lock and _lock(file, fcntl.LOCK_SH)
             return ObservedLease(
-                LeaseHolder.from_bytes(file.read(MAX_LEASE_BYTES)), os.fstat(file.fileno()).st_mtime, free
+                LeaseHolder.from_bytes(file.read(MAX_LEASE_BYTES)), os.fstat(file.fileno()).st_mtime, lock_is_free
             )
     except FileNotFoundError:
         return None

@@ -43,8 +43,8 @@ def load_history(directory: Path) -> RunHistory:
     config, config_sha256 = _config(directory / "config.yaml")
     settings = flatten(config)
     try:
-        rows, broken = journal.read_journal(directory / "metrics.jsonl")
-        broken_lines, last_line_truncated = _broken(directory / "metrics.jsonl") if broken else ((), False)
+        rows, damaged_count = journal.read_journal(directory / "metrics.jsonl")
+        broken_lines, last_line_truncated = _broken(directory / "metrics.jsonl") if damaged_count else ((), False)
     except OSError as error:
         raise UserError(f"{directory}/metrics.jsonl: cannot read it ({error.strerror})") from None
     segments = _split_by_start(rows)
@@ -97,13 +97,13 @@ def affects_learning(setting: str) -> bool:
 
 def flatten(values: Mapping[str, Any], path: str = "") -> FlatSettings:
     """Return nested settings by dotted name."""
-    out: FlatSettings = {}
+    flat: FlatSettings = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            out |= flatten(value, f"{path}{key}.")
+            flat |= flatten(value, f"{path}{key}.")
         else:
-            out[f"{path}{key}"] = value
-    return out
+            flat[f"{path}{key}"] = value
+    return flat
 
 
 def read_record(directory: Path) -> dict[str, Any]:
