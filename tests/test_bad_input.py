@@ -479,7 +479,7 @@ def test_a_disk_that_fills_in_training_is_said_in_one_line(run: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", TRAIN_ON_A_FULL_DISK, str(run)], capture_output=True, text=True)
     assert ended.returncode == 2
     assert ended.stderr == (
-        f"runyard: {run}/checkpoints: No space left on device; mend that, then go on with: runyard resume {run}\n"
+        f"runyard: {run}/checkpoints: No space left on device; fix that, then continue with: runyard resume {run}\n"
     )
 
 

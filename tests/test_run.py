@@ -87,7 +87,7 @@ def test_a_run_goes_by_its_id_the_beginning_of_it_last_or_its_path(create: Calla
     ("reference", "message"),
     [
         ("", "RUN is empty"),
-        ("20", "fits 2 runs"),
+        ("20", "matches 2 runs"),
         ("nosuch", "no run nosuch in .*the newest there is"),
         ("./nosuch", "no run directory"),
         ("x" * 5000, "no run xxx"),
@@ -222,7 +222,7 @@ def test_a_submission_is_noted_whole_or_not_at_all(create: Callable[..., Run], m
     run = create()
     run.add_job({"id": "1"})
     monkeypatch.setattr(run_module, "write_atomic", full)
-    with pytest.raises(UserError, match="No space left on device; mend that, then go on with: runyard resume"):
+    with pytest.raises(UserError, match="No space left on device; fix that, then continue with: runyard resume"):
         run.add_job({"id": "2"})
     assert Run.open(run.path).record["jobs"] == [{"id": "1"}]
 

@@ -192,7 +192,7 @@ def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, truste
         if config == run.config:
             return _launch_locked(run, lock)
         previous_record, text = dict(run.record), (run.path / "config.yaml").read_bytes()
-        run.change_settings(config, all_overrides, said=overrides)  # before the launch: a job may begin at once
+        run.change_settings(config, all_overrides, changes=overrides)  # before the launch: a job may begin at once
         try:
             return _launch_locked(run, lock)
         except SubmissionUnknown:

@@ -193,7 +193,7 @@ def test_two_commands_that_write_a_record_lose_nothing_of_each_others(run: Run) 
     first.add_job({"id": "1", "launcher": "slurm"})
     second.add_job({"id": "2", "launcher": "slurm"})
     first.mark_pruned()
-    second.change_settings(second.config, second.record["overrides"], said=["workers=3"])
+    second.change_settings(second.config, second.record["overrides"], changes=["workers=3"])
     record = Run.open(run.path).record
     assert [job["id"] for job in record["jobs"]] == ["1", "2"]
     assert (record["pruned"], len(record["amended"])) == (True, 1)

@@ -60,7 +60,7 @@ def test_a_run_has_no_holder_before_after_and_when_the_holder_died(run: Run, sta
     before = sorted(run.path.iterdir())
     assert run.lease_holder() is None
     lease = run.acquire_lease()
-    assert run.lease_holder() == f"process {os.getpid()} on {os.uname().nodename}, heard of 0 s ago"
+    assert run.lease_holder() == f"process {os.getpid()} on {os.uname().nodename}, last seen 0 s ago"
     lease.release()
     assert run.lease_holder() is None
     assert sorted(run.path.iterdir()) == before
@@ -75,7 +75,7 @@ def test_asking_who_holds_a_run_does_not_disturb_the_holder(run: Run, start: Cal
     first = (run.path / "lease").read_bytes()
     said = run.lease_holder()
     assert said is not None
-    assert said.startswith(f"process {process.pid} on {os.uname().nodename} (job 12_4, restart 2), heard of ")
+    assert said.startswith(f"process {process.pid} on {os.uname().nodename} (job 12_4, restart 2), last seen ")
     assert (run.path / "lease").read_bytes() == first
     print("?", file=process.stdin, flush=True)
     assert process.stdout.readline() == "mine\n"
@@ -92,7 +92,7 @@ def test_ages_do_not_depend_on_this_nodes_clock(run: Run, monkeypatch: pytest.Mo
     monkeypatch.setattr(time, "time", lambda: 0.0)
     said = run.lease_holder()
     assert said is not None
-    assert said.endswith("heard of 20 s ago")
+    assert said.endswith("last seen 20 s ago")
 
     def refuse(folder: Path) -> float:
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -163,7 +163,7 @@ def test_what_a_jobs_end_leaves_to_be_written_is_not_its_own_when_another_has_th
     job(12)
     assert run.successor() == f"process {os.getpid()} on {os.uname().nodename} (job 12, restart 1)"
     job(11)
-    assert (run.successor() or "").endswith("(job 12, restart 1), heard of 0 s ago")
+    assert (run.successor() or "").endswith("(job 12, restart 1), last seen 0 s ago")
     lease.release()
     assert run.successor() is None
 
@@ -220,7 +220,7 @@ def test_of_another_job_squeue_says_whether_it_is_over(
     if taken:
         run.acquire_lease().release()
     else:
-        with pytest.raises(UserError, match=r"is being written by process 4711 on node9 \(job 12_4\), heard of \d+ s"):
+        with pytest.raises(UserError, match=r"is being written by process 4711 on node9 \(job 12_4\), last seen \d+ s"):
             run.acquire_lease()
     assert (tmp_path / "bin" / "asked").read_text() == "--noheader --jobs=12_4 --states=all --format=%T\n"
 
@@ -275,7 +275,7 @@ def test_where_slurm_has_no_answer_the_heartbeat_decides(
     run.acquire_lease().release()
     said = capfd.readouterr().err
     assert said.startswith(f"runyard: run {run.id}: last written by process 4711 on node9")
-    assert said.endswith("taken over if not heard of for 0.5 s\n")
+    assert said.endswith("taken over if not seen for 0.5 s\n")
     assert len(said.splitlines()) == 1
 
 

@@ -222,7 +222,7 @@ def test_a_run_goes_on_with_another_number_of_tasks_and_says_so(told: Any) -> No
     run = told(other_sizes)
     assert [row["world_size"] for row in rows(run, "start")] == [4, 1, 2]
     assert [row["message"].partition(":")[0] for row in rows(run, "warning")] == [
-        "going on with 1 ranks, before with 4", "going on with 2 ranks, before with 1"]  # fmt: skip
+        "resuming with 1 ranks, before with 4", "resuming with 2 ranks, before with 1"]  # fmt: skip
     assert final_state(run)["step"] == 2 * STEPS
 
 

@@ -191,8 +191,8 @@ def test_a_disk_that_fails_costs_two_saves_and_a_warning_each_and_the_third_ends
         saver.save(state(step), step, None, wait=False)
         saver.wait()
         assert newest_checkpoint(tmp_path) is not None, "what was saved before stays"
-    assert [words.partition(" (")[0] for words in warned] == [f"step {n} is not saved" for n in (16, 24, 40, 48)]
-    assert "(No space left on device), 2 of 3 in a row before the run ends of it" in warned[-1]
+    assert [words.partition(" (")[0] for words in warned] == [f"step {n} was not saved" for n in (16, 24, 40, 48)]
+    assert "(No space left on device), failure 2 in a row; after 3 the run ends" in warned[-1]
     assert found(tmp_path) == (32, 32.0)
     saver.save(state(56), 56, None, wait=False)
     with pytest.raises(OSError, match="No space left"):
@@ -242,7 +242,7 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path, capsys: pytest.
     (target / "manifest.json").write_text(json.dumps(manifest))
     best = newest_checkpoint(tmp_path)
     assert best is not None
-    with pytest.raises(InvalidCheckpoint, match="no state that this program saved") as refused:
+    with pytest.raises(InvalidCheckpoint, match="not a state that this program saved") as refused:
         best.load()
     assert "weights_only" not in str(refused.value)
     assert "code ran" not in capsys.readouterr().out

@@ -155,7 +155,7 @@ def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ):
         pytest.fail("it went on alone")
     assert not list(tmp_path.iterdir()), "a later job could find this address"
-    with pytest.raises(PeerFailure, match="rank 0 did not open"), joined_process_group(place(1, 3), tmp_path):
+    with pytest.raises(PeerFailure, match="rank 0 opened no rendezvous"), joined_process_group(place(1, 3), tmp_path):
         pytest.fail("it went on alone")
 
 

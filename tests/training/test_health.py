@@ -69,7 +69,7 @@ def test_a_full_node_and_a_full_disk_are_told_apart(
         little.setitem(health_check.MIN_FREE_BYTES, "cpu", 1 << 60)
         with pytest.raises(HealthError, match="of the memory of the node are free"):
             health_check.check_node(run, rank_info, data, folder, 1000)
-    with pytest.raises(UserError, match="and a checkpoint needs about"):
+    with pytest.raises(UserError, match="but a checkpoint needs about"):
         health_check.check_node(run, rank_info, data, folder, 1 << 50)
     with pytest.raises(OSError, match="No such file"):
         health_check.check_node(run, rank_info, data, Path("/nowhere"), 1000)

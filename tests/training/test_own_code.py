@@ -77,7 +77,7 @@ def test_python_that_would_not_take_the_runs_code_is_not_started_for_ever(
 ) -> None:
     run = older(run)
     monkeypatch.setenv(own_code.ENTERED_VARIABLE, str(run.code_path))
-    with pytest.raises(UserError, match="Python does not take its code from"):
+    with pytest.raises(UserError, match="Python does not import its code from"):
         exec_run_code(run, [])
     assert executed == []
 
@@ -133,7 +133,7 @@ LOST: dict[str, Callable[[Run], None]] = {
 def test_lost_code_is_taken_anew_from_a_checkout_that_holds_the_same_and_this_is_said(run: Run, how: str) -> None:
     assert restore_code(run) is None
     LOST[how](run)
-    assert "was gone, and was taken anew" in (restore_code(run) or "")
+    assert "was missing, and was copied again" in (restore_code(run) or "")
     assert snapshot.content_hash(snapshot.snapshot_files(run.code_path)) == run.record["code_sha256"]
     assert restore_code(run) is None
 
@@ -147,7 +147,7 @@ def test_lost_code_that_the_checkout_does_not_hold_is_refused_with_the_way_back(
         assert main([verb[0], str(run.path), *verb[1:]]) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1
-        assert "its code is gone" in said
+        assert "its code is missing" in said
         assert f"copy {CODE_STORE}/{run.record['code_sha256'][:16]} from" in said
     assert not run.journal_path.exists()
 
@@ -187,7 +187,7 @@ def test_a_run_copied_elsewhere_without_its_code_goes_on_by_the_same_code_and_sa
         capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "its code was gone, and was taken anew" in done.stderr
+    assert "its code was missing, and was copied again" in done.stderr
     assert snapshot.content_hash(snapshot.snapshot_files(copy.code_path)) == copy.record["code_sha256"]
     assert journal.read_journal(copy.journal_path)[0][-1]["reason"] == "finished"
 
@@ -220,7 +220,7 @@ def build(*given): return Turned(_straight(*given))
             capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        return (tmp_path / "out.csv").read_text().splitlines()[1:], "going on by its own" in done.stderr
+        return (tmp_path / "out.csv").read_text().splitlines()[1:], "using its own" in done.stderr
 
     straight, said = labels()
     assert not said

@@ -82,7 +82,7 @@ def fifo(path: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "flipped": (flip, "is damaged (its sha256 is another than when it was saved)"),
+    "flipped": (flip, "is damaged (its sha256 is not the one it was saved with)"),
     "a FIFO": (fifo, "is damaged (state.pt: a FIFO (named pipe), not a regular file)"),
     "no manifest": (lambda path: (path / "manifest.json").unlink(), "is damaged (manifest.json: No such file"),
     "missing": (shutil.rmtree, "is missing"),
@@ -99,7 +99,7 @@ def test_what_is_passed_over_is_named_with_its_reason(run: Run, damage: str) -> 
     assert choice.checkpoint.step == 16
     assert choice.warning is not None
     assert f"step_00000024 {words}" in choice.warning
-    assert choice.warning.endswith(": passed over for step_00000016")
+    assert choice.warning.endswith(": using step_00000016 instead")
 
 
 @pytest.mark.parametrize("how", ["gone", "damaged"])

@@ -1,7 +1,7 @@
 """The paper's residual network: 4,693,962 parameters and 1.17 G multiply-adds at 32 px with its own settings.
 
-Weights begin as torch's layers make them (kaiming uniform with a=sqrt(5); norms at 1 and 0): the paper names no other
-start. Two stem norms, 3x3 shortcuts and no shortcut in stage 2 are the reading that gives the paper's parameter count.
+Weights are initialized by torch's layers (kaiming uniform with a=sqrt(5); norms at 1 and 0), since the paper names no
+other initialization. Two stem norms, 3x3 shortcuts and no shortcut in stage 2 give the paper's parameter count.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from runyard.errors import UserError
 
 @dataclass(frozen=True)
 class Options:
-    """What may stand beside ``model.name``."""
+    """The settings next to ``model.name``."""
 
     widths: list[int] = setting("Channels of each stage; a stage that changes them halves the resolution")
     blocks: list[int] = setting("Residual blocks in each stage")
@@ -90,7 +90,11 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Conv2d:
 
 
 def build(options: Options, num_classes: int, image_size: int) -> nn.Module:
-    """The network, for images of any size."""
+    """Build the network, for images of any size.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
     if not options.widths or len(options.widths) != len(options.blocks):
         raise UserError(f"model.widths={options.widths}, model.blocks={options.blocks}: expected lists of one length")
     for name, values in (("widths", options.widths), ("blocks", options.blocks)):

@@ -1,7 +1,7 @@
 """A small whitened convolutional network, for machines without a GPU.
 
-After airbench (KellerJordan/cifar10-airbench): a frozen first convolution that whitens image patches, pooling before
-the norm, max-pooled features, a scaled linear head. It learns in a few passes what a plain network needs many for.
+Based on airbench (KellerJordan/cifar10-airbench): a frozen first convolution that whitens image patches, pooling before
+the norm, max-pooled features, a scaled linear head. It learns in a few epochs what a plain network needs many for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from runyard.errors import UserError
 
 @dataclass(frozen=True)
 class Options:
-    """What may stand beside ``model.name``."""
+    """The settings next to ``model.name``."""
 
     stem_kernel: int = setting("Side of the patches that the frozen first layer whitens, px", minimum=1, maximum=8)
     stem_stride: int = setting(
@@ -31,7 +31,7 @@ class Options:
 
 
 class Starter(nn.Module):
-    """[b, 3, S, S] to [b, num_classes]."""
+    """The network: images [b, 3, S, S] to logits [b, num_classes]."""
 
     def __init__(self, options: Options, num_classes: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Starter(nn.Module):
             for i in range(options.convs):
                 layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=False))
                 if i == 0:
-                    layers.append(nn.MaxPool2d(2))  # before the norm, which then has a quarter of the work
+                    layers.append(nn.MaxPool2d(2))  # before the norm, which then does a quarter of the work
                 layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
                 channels = width
         self.features = nn.Sequential(*layers)
@@ -63,28 +63,32 @@ class Starter(nn.Module):
 
     @torch.no_grad()
     def init_from_data(self, images: Tensor) -> None:
-        """Set the first layer to the whitening of the patches of ``images``, normalised float32 [n, 3, S, S].
+        """Set the first layer to whiten the patches of ``images``, normalized float32 [n, 3, S, S].
 
-        Computed in float64 on the CPU, so that it does not depend on the device.
+        It is computed in float64 on the CPU, so that it does not depend on the device.
         """
         kernel = self.whiten.kernel_size[0]
         size = 3 * kernel * kernel
         moment, mean, count = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64), 0
-        for some in images.cpu().split(256):
-            patches = F.unfold(some, kernel, stride=self.whiten.stride[0]).transpose(1, 2).reshape(-1, size).double()
+        for chunk in images.cpu().split(256):
+            patches = F.unfold(chunk, kernel, stride=self.whiten.stride[0]).transpose(1, 2).reshape(-1, size).double()
             moment += patches.T @ patches
             mean += patches.sum(0)
             count += len(patches)
         covariance = moment / count - torch.outer(mean, mean) / count**2
         values, vectors = torch.linalg.eigh(covariance)  # ascending
         keep = self.whiten.out_channels // 2
-        scaled = vectors[:, -keep:] / (values[-keep:] + 5e-4).sqrt()  # airbench's floor: mere noise is not blown up
+        scaled = vectors[:, -keep:] / (values[-keep:] + 5e-4).sqrt()  # airbench's floor: noise is not amplified
         filters = scaled.T.reshape(keep, 3, kernel, kernel)
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
 
 
 def build(options: Options, num_classes: int, image_size: int) -> nn.Module:
-    """The network, for images large enough to be halved once per stage."""
+    """Build the network, for images large enough to be halved once per stage.
+
+    Raises:
+        UserError: a setting is out of range, or the images are too small.
+    """
     if not options.widths or min(options.widths) < 1:
         raise UserError(f"model.widths={options.widths}: expected whole numbers of at least 1, as [64,128,256]")
     if options.stem_stride > options.stem_kernel:
@@ -92,10 +96,10 @@ def build(options: Options, num_classes: int, image_size: int) -> nn.Module:
             f"model.stem_stride={options.stem_stride}: expected at most model.stem_kernel="
             f"{options.stem_kernel}, or pixels are never seen"
         )
-    most = 3 * options.stem_kernel**2
-    if options.stem_filters > most:
+    maximum = 3 * options.stem_kernel**2
+    if options.stem_filters > maximum:
         raise UserError(
-            f"model.stem_filters={options.stem_filters}: expected at most {most}, the numbers in a patch "
+            f"model.stem_filters={options.stem_filters}: expected at most {maximum}, the numbers in a patch "
             f"of side model.stem_kernel={options.stem_kernel}"
         )
     network = Starter(options, num_classes)

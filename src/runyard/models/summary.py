@@ -1,4 +1,4 @@
-"""What a network consists of and costs: layers, output shapes, parameters, multiply-adds."""
+"""A network's summary: layers, output shapes, parameters, multiply-adds."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from runyard.models import trainable_parameters
 
 
 def summarize(network: nn.Module, image_size: int) -> dict[str, Any]:
-    """Totals, and a row per layer with weights in the order they run; counts are per image. Plain values, fit for JSON.
+    """Return the totals, and a row per layer with weights in the order they run, as plain values for JSON.
 
-    Multiply-adds are those of convolutions and matrix products, counted as torch runs them on one empty image of
-    ``image_size``. Training is taken as three forward passes, and a multiply-add as two FLOP.
+    Counts are per image. Multiply-adds are those of convolutions and matrix products, counted while torch runs them on
+    one empty image of ``image_size`` px. Training counts as three forward passes, and a multiply-add as two FLOP.
     """
     rows: dict[str, dict[str, Any]] = {}
-    before: dict[str, int] = {}
+    flops_before: dict[str, int] = {}
     counter = FlopCounterMode(display=False)
 
     def enter(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any) -> None:
-            before[name] = counter.get_total_flops()
+            flops_before[name] = counter.get_total_flops()
 
         return hook
 
@@ -42,7 +42,7 @@ def summarize(network: nn.Module, image_size: int) -> dict[str, Any]:
                     "multiply_adds": 0,
                 },
             )
-            row["multiply_adds"] += (counter.get_total_flops() - before[name]) // 2
+            row["multiply_adds"] += (counter.get_total_flops() - flops_before[name]) // 2
 
         return hook
 
@@ -61,12 +61,12 @@ def summarize(network: nn.Module, image_size: int) -> dict[str, Any]:
             hook.remove()
     total, parameters = counter.get_total_flops() // 2, sum(p.numel() for p in network.parameters())
     layers = list(rows.values())
-    rest = {
-        key: whole - sum(row[key] for row in layers)
-        for key, whole in (("parameters", parameters), ("multiply_adds", total))
+    outside_layers = {
+        key: network_total - sum(row[key] for row in layers)
+        for key, network_total in (("parameters", parameters), ("multiply_adds", total))
     }
-    if any(rest.values()):  # weights and products that no layer owns, such as position codes and attention by function
-        layers.append({"name": "(outside layers)", "kind": "", "output": [], **rest})
+    if any(outside_layers.values()):  # position embeddings, and attention that is called as a function
+        layers.append({"name": "(outside layers)", "kind": "", "output": [], **outside_layers})
     return {
         "layers": layers,
         "parameters": parameters,
@@ -77,24 +77,24 @@ def summarize(network: nn.Module, image_size: int) -> dict[str, Any]:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Owns weights and is not made of smaller layers (attention calls its inner ones by function)."""
-    whole = isinstance(module, nn.MultiheadAttention) or not any(True for _ in module.children())
-    return whole and any(True for _ in module.parameters())
+    """Return whether it has weights and is not made of smaller layers; attention calls its own as functions."""
+    is_leaf = isinstance(module, nn.MultiheadAttention) or not any(True for _ in module.children())
+    return is_leaf and any(True for _ in module.parameters())
 
 
 def summary_table(summary: dict[str, Any], title: str) -> Table:
-    """The summary for a terminal."""
-    out = Table(title=title, show_footer=True)
-    out.add_column("layer", footer="total")
-    out.add_column("kind", footer=f"{summary['train_gflop']:.2f} GFLOP per image to train")
-    out.add_column("output", justify="right")
+    """Return the summary as a table for a terminal."""
+    table = Table(title=title, show_footer=True)
+    table.add_column("layer", footer="total")
+    table.add_column("kind", footer=f"{summary['train_gflop']:.2f} GFLOP per image to train")
+    table.add_column("output", justify="right")
     parameters = f"{summary['parameters']:,}"
     if summary["trainable_parameters"] != summary["parameters"]:
         parameters += f" ({summary['trainable_parameters']:,} trained)"
-    out.add_column("parameters", justify="right", footer=parameters)
-    out.add_column("multiply-adds", justify="right", footer=f"{summary['multiply_adds'] / 1e9:.2f} G")
+    table.add_column("parameters", justify="right", footer=parameters)
+    table.add_column("multiply-adds", justify="right", footer=f"{summary['multiply_adds'] / 1e9:.2f} G")
     for row in summary["layers"]:
         shape = " x ".join(map(str, row["output"]))
         multiply_adds = f"{row['multiply_adds']:,}" if row["multiply_adds"] else ""
-        out.add_row(row["name"], row["kind"], shape, f"{row['parameters']:,}", multiply_adds)
-    return out
+        table.add_row(row["name"], row["kind"], shape, f"{row['parameters']:,}", multiply_adds)
+    return table

@@ -15,23 +15,23 @@ from runyard.errors import UserError
 
 @dataclass(frozen=True)
 class Options:
-    """What may stand beside ``model.name``."""
+    """The settings next to ``model.name``."""
 
     arch: str = setting("torchvision's name of the network")
     stem: Literal["imagenet", "small"] = setting("torchvision's own first layers, or a 3x3 of stride 1 and no pooling")
 
 
 def build(options: Options, num_classes: int, image_size: int) -> nn.Module:
-    """The network, tried once on an empty image.
+    """Build the network and run it once on an empty image.
 
     Raises:
-        UserError: no such network, a stem it has not, or an image size it cannot take.
+        UserError: there is no such network, it has no such stem, or it does not accept the image size.
     """
     models = _torchvision_models()
     known = models.list_models(module=models)
     if options.arch not in known:
-        near = difflib.get_close_matches(options.arch, known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"as {', '.join(known[:4])}"
+        suggestions = difflib.get_close_matches(options.arch, known, n=1, cutoff=0.4)
+        hint = f"did you mean {suggestions[0]}?" if suggestions else f"as {', '.join(known[:4])}"
         raise UserError(f"model.arch={options.arch}: torchvision {_version()} has no such classifier; {hint}")
     network = _build(models, options, num_classes, image_size)
     if options.stem == "small":
@@ -41,7 +41,7 @@ def build(options: Options, num_classes: int, image_size: int) -> nn.Module:
                 f"model.arch={options.arch}; use model.stem=imagenet"
             )
         network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's others
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
         network.maxpool = nn.Identity()
     try:
         with torch.no_grad():
@@ -58,7 +58,7 @@ def _build(models: Any, options: Options, num_classes: int, image_size: int) -> 
     elif options.arch.startswith("maxvit"):
         extra["input_size"] = (image_size, image_size)
     elif options.arch in ("googlenet", "inception_v3"):
-        extra.update(aux_logits=False, init_weights=True)  # one output, as every other network
+        extra.update(aux_logits=False, init_weights=True)  # one output, like every other network
     try:
         network: nn.Module = models.get_model(options.arch, weights=None, num_classes=num_classes, **extra)
     except (RuntimeError, ValueError, AssertionError) as error:

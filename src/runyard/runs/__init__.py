@@ -1,4 +1,4 @@
-"""A run's directory: what is in it, who may write it, how it is read. No torch.
+"""A run's directory: its files, who may write them, and how they are read. Nothing here imports torch.
 
-Read ``run`` first (the directory and its identity), then ``journal`` (what happened), ``lease`` (who writes).
+Read ``run`` first (the directory and its identity), then ``journal`` (what happened) and ``lease`` (who may write).
 """

@@ -1,4 +1,4 @@
-"""What one run's journal says, gathered once for the figures and the page."""
+"""One run's history, read once from its journal for the report's figures and page."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from runyard.runs.run import Run
 
 @dataclass(frozen=True)
 class ReportData:
-    """A run's history. Accuracies are parts of 1, losses nats, times seconds.
+    """A run's history. Accuracies are fractions from 0 to 1, losses are in nats, times in seconds.
 
     Attributes:
-        epochs: The ``epoch`` rows, one per epoch, rising.
-        starts: The ``start`` rows in order; all but the first are restarts.
-        stops: For each start the ``stop`` row that ended it, or None where the process ended without a word.
-        final: The last ``final_row`` row, or an empty one.
-        warnings: What the run warned about, in order, each once.
-        broken: Journal lines that could not be read.
-        classes: Class names in label order; empty when the run never said.
+        epochs: The ``epoch`` rows, one per epoch, in rising order.
+        start_rows: The ``start`` rows in order; all but the first are restarts.
+        stop_rows: For each start the ``stop`` row that ended it, or None if the process ended without writing one.
+        final_row: The last ``final`` row, or an empty one.
+        warnings: The run's warnings in order, each once.
+        broken: Number of journal lines that could not be read.
+        classes: Class names in label order; empty if they are not known.
         confusion: int64 [classes, classes], rows true, columns predicted; None before the final evaluation.
     """
 
@@ -50,12 +50,12 @@ class ReportData:
 
     @property
     def selection_metric(self) -> str:
-        """The measure that says which epoch is best: on the validation part if there is one, else on the test set."""
+        """The metric that decides which epoch is best: on the validation set if there is one, else on the test set."""
         return "val_top1" if self.has_validation else "test_top1"
 
     @property
     def status(self) -> tuple[str, str]:
-        """One word, and a sentence that says what it means for the numbers ("" when finished)."""
+        """One word, and a sentence that says what it means for the numbers ("" if the run is finished)."""
         last = self.stop_rows[-1] if self.stop_rows else None
         reason = str(last.get("reason")) if last else ""
         done = f"{self.epochs[-1]['epoch'] if self.epochs else 0} of {self.run.config.epochs} epochs"
@@ -65,32 +65,32 @@ class ReportData:
         if reason == "failed":
             return reason, f"This run failed after {done}" + (f": {message}" if message else ".")
         if reason == "interrupted":
-            return reason, f"This run was interrupted after {done}; started again, it goes on from its last checkpoint."
+            return reason, f"This run was interrupted after {done}; a resume continues from its last checkpoint."
         if not self.start_rows:
-            return "not started", "This run has not started: its journal holds no start."
-        return "unfinished", f"This run is not finished: {done} so far. It still runs, or it ended without a word."
+            return "not started", "This run has not started: its journal has no start row."
+        return "unfinished", f"This run is not finished: {done} so far. It is still running, or it was killed."
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
-        """Epochs and values of one measure, where it was measured."""
+        """Return the epochs in which a metric was measured, and its values there."""
         points = [(row["epoch"], value) for row in self.epochs if (value := finite_or_none(row, key)) is not None]
         return [epoch for epoch, _ in points], [value for _, value in points]
 
     def last(self, key: str) -> float | None:
-        """The newest value of one measure."""
+        """Return the newest value of a metric, or None if it was never measured."""
         values = self.series(key)[1]
         return values[-1] if values else None
 
     def best(self) -> tuple[float | None, int | None]:
-        """Best top-1 and its epoch, by ``selection_metric``: the run's own final word, or else the highest so far."""
+        """Return the best top-1 by ``selection_metric`` and its epoch: from the final row, or else the best so far."""
         if finite_or_none(self.final_row, "top1_best") is not None:
             epoch = finite_or_none(self.final_row, "best_epoch")
             return finite_or_none(self.final_row, "top1_best"), None if epoch is None else int(epoch)
         epochs, values = self.series(self.selection_metric)
-        at = max(range(len(values)), key=values.__getitem__, default=None)
-        return (None, None) if at is None else (values[at], epochs[at])
+        index = max(range(len(values)), key=values.__getitem__, default=None)
+        return (None, None) if index is None else (values[index], epochs[index])
 
     def restart_epochs(self) -> list[float]:
-        """Where each restart went on, in epochs done (2.5: half-way through the third)."""
+        """Return where each restart resumed, in epochs done (2.5 is half-way through the third)."""
         per_epoch = next(
             (row["step"] / row["epoch"] for row in reversed(self.epochs) if finite_or_none(row, "step")), None
         )
@@ -99,7 +99,7 @@ class ReportData:
 
 
 def finite_or_none(row: Row, key: str) -> float | None:
-    """The finite number under ``key``, or None."""
+    """Return the finite number under ``key``, or None."""
     value = row.get(key)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return value
@@ -107,22 +107,22 @@ def finite_or_none(row: Row, key: str) -> float | None:
 
 
 def load_report_data(run: Run) -> ReportData:
-    """Read what the run wrote. Missing and damaged parts are left out, never raised."""
+    """Read the history of a run. Missing and damaged parts are left out and raise no error."""
     rows, broken = journal.read_journal(run.path / "metrics.jsonl")
-    starts: list[Row] = []
-    stops: list[Row | None] = []
+    start_rows: list[Row] = []
+    stop_rows: list[Row | None] = []
     for row in rows:
         if row["event"] == "start":
-            starts.append(row)
-            stops.append(None)
-        elif row["event"] == "stop" and stops and (stops[-1] or {}).get("reason") != "finished":
-            stops[-1] = row  # what goes wrong after training has finished does not unfinish it
+            start_rows.append(row)
+            stop_rows.append(None)
+        elif row["event"] == "stop" and stop_rows and (stop_rows[-1] or {}).get("reason") != "finished":
+            stop_rows[-1] = row  # a failure after training has finished does not make the run unfinished
     final = next((row for row in reversed(rows) if row["event"] == "final"), {})
     confusion = _matrix(final.get("confusion"))
     classes = _classes(run, final, confusion)
     epochs = [row for row in journal.epochs(rows) if row["epoch"] >= 1]
     warnings = list(dict.fromkeys(str(row.get("message")) for row in rows if row["event"] == "warning"))
-    return ReportData(run, epochs, starts, stops, final, warnings, broken, classes, confusion)
+    return ReportData(run, epochs, start_rows, stop_rows, final, warnings, broken, classes, confusion)
 
 
 def _matrix(cells: Any) -> np.ndarray | None:

@@ -1,6 +1,6 @@
-"""The data model of the table, the page and the leaderboard: one run, as its directory tells it.
+"""The data model of comparison tables, pages and leaderboards: one run's history, as read from its directory.
 
-Times are seconds, accuracies parts of 1. ``reading.load`` makes a History from a directory.
+Times are in seconds, accuracies are fractions from 0 to 1. ``reading.load_history`` reads a ``RunHistory``.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from runyard.files import open_within
 from runyard.runs.journal import Row
 
 FlatSettings = dict[str, Any]
-FLOAT_MAX = sys.float_info.max  # an integer may be larger, and no float is made of it
+FLOAT_MAX = sys.float_info.max  # a larger integer cannot be converted to a float
 
 
 @dataclass(frozen=True)
 class Start:
-    """One start of the training program, to its last sign of life.
+    """One start of the training program, up to its last sign of life.
 
     Attributes:
-        t: Unix seconds when it began to train.
-        ended: Unix seconds of its ``stop``; without one, of the last thing it or its job wrote.
-        step, epoch: Where it went on: steps and epochs done before.
-        ranks, nodes: Processes, and machines they ran on.
+        start_time: Unix seconds when it began to train.
+        end_time: Unix seconds of its ``stop`` row; without one, of the last thing that it or its job wrote.
+        step, epoch: Where it began: the steps and epochs done before.
+        ranks, nodes: The number of processes, and of the machines they ran on.
         device: "cuda" or "cpu".
-        threads: Threads of computation of each rank.
-        ended_by: "finished", "interrupted", "failed", the cause of a requeue ("time limit", "preemption", "crash"),
-            or "" where nothing said so.
+        threads: Compute threads of each rank.
+        end_cause: "finished", "interrupted", "failed", the cause of a requeue ("time limit", "preemption", "crash"),
+            or "" if none was recorded.
     """
 
     start_time: float
@@ -52,13 +52,13 @@ class Start:
 
     @property
     def cores(self) -> int:
-        """Cores that compute, where there is no GPU. Loaders' threads are not counted."""
+        """CPU cores that compute if there is no GPU, else 0. The data loader's threads are not counted."""
         return self.ranks * self.threads if self.device != "cuda" else 0
 
 
 @dataclass(frozen=True)
 class SavedPredictions:
-    """A run's answers on the test set, by rising index: int64 [n], and float32 [n] for the confidence."""
+    """A run's predictions on the test set, by rising index: int64 [n], and float32 [n] for the confidence."""
 
     index: np.ndarray
     label: np.ndarray
@@ -68,40 +68,40 @@ class SavedPredictions:
 
 @dataclass(frozen=True, eq=False)
 class RunHistory:
-    """One run, as its directory tells it.
+    """One run's history, as read from its directory.
 
     Attributes:
         id, name: The run's id, and the name of its experiment (the setting ``name``).
-        directory: Its folder, absolute.
-        settings: The frozen configuration, flat, by dotted name: ``{"optim.lr": 0.001, ...}``. Lists stay lists.
-        seed: The setting, or None where it is no whole number.
-        settings_sha256: Of all settings that say what is learned, but for the seed: equal in runs that differ only in
-            seed. Settings that only say where (folders, tracking, checkpoints, the cluster's but for how many nodes,
-            tasks and GPUs) do not count, and one that is missing counts as null.
-        edited: config.yaml is no longer what the run was created with.
-        code_sha256: Of the sources it was submitted with.
-        tags: W&B's tags of the run.
-        sweep: Id of the sweep it is a point of, or None.
+        directory: The run's directory, an absolute path.
+        settings: The frozen configuration by dotted name: ``{"optim.lr": 0.001, ...}``. Lists stay lists.
+        seed: The setting, or None if it is not an integer.
+        settings_sha256: Hash of all settings that affect learning, except the seed: equal in runs that differ only in
+            seed. Settings that only say where (folders, tracking, checkpoints, those of the cluster except the numbers
+            of nodes, tasks and GPUs) do not count, and a missing setting counts as null.
+        edited: Whether config.yaml was changed after the run was created.
+        code_sha256: Hash of the sources that the run was submitted with.
+        tags: The run's tags at W&B.
+        sweep: Id of the sweep that the run belongs to, or None.
         created: Unix seconds.
         state: "finished", "failed", "interrupted" (saved, may be resumed), "waiting" (back in the queue), "running",
             "silent" (unfinished, no sign of life for ten minutes), "pruned" (its search stopped it) or "not started".
-        message: Why, for a state that has a reason to give: the failure's, or the last sign of life.
-        epochs: Epochs asked for.
+        message: The reason for the state if there is one: of a failure, or the time of the last sign of life.
+        epochs: The number of epochs in the configuration.
         series: float64 [epochs measured] by the journal's names, rising by ``series["epoch"]``, NaN where not
-            measured: epoch, step, t (unix seconds), clock_s (training's own clock; it stands between starts),
+            measured: epoch, step, t (unix seconds), clock_s (the training clock, which stands still between starts),
             train_loss, train_top1, test_loss, test_top1, val_loss, val_top1, lr, grad_norm, images_per_s,
-            data_wait_pct, train_s, eval_s, peak_memory_mb, gpu_util_pct, and whatever other numbers the version that
-            wrote it measured; and gpu_hours and core_hours, spent up to then, work that a restart repeated included.
-            Of a repeated epoch the last.
-        starts: In order; all but the first are restarts.
+            data_wait_pct, train_s, eval_s, peak_memory_mb, gpu_util_pct, and any other numbers that the version that
+            wrote it measured; also gpu_hours and core_hours spent so far, including work that a restart repeated.
+            Of a repeated epoch only the last row counts.
+        starts: The starts in order; all but the first are restarts.
         final: The journal's ``final`` row (top1, loss, top1_best, best_epoch, confusion, classes, ...), or {}.
-        parameters: Trainable ones, or None before the first start.
-        broken_lines: Numbers of the journal's lines (from 1) that could not be read.
-        half_written: The last of them is the journal's last line, without its end: cut off, or being written.
-        data_name: The data set's name.
-        data_sha256: Identity of all its content (manifest's), or None where data.json is missing or damaged.
-        test_sha256: Identity of the test images, labels and classes alone, or None. Paired tests need it equal.
-        classes: Class names in label order; empty when the run never said.
+        parameters: The number of trainable parameters, or None before the first start.
+        broken_lines: Numbers (from 1) of the journal's lines that could not be read.
+        last_line_truncated: Whether the journal's last line is one of them and has no end: cut off, or being written.
+        data_name: The name of the data set.
+        data_sha256: Hash of all its content (the manifest's), or None if data.json is missing or damaged.
+        test_sha256: Hash of the test images, labels and classes alone, or None. Paired tests need it to be equal.
+        classes: Class names in label order; empty if they are not known.
     """
 
     id: str
@@ -143,9 +143,9 @@ class RunHistory:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """Numbers of ranks it was trained on, in turn: of one number throughout (that number,)."""
-        every = [start.ranks for start in self.starts]
-        return tuple(n for i, n in enumerate(every) if i == 0 or n != every[i - 1])
+        """The world sizes it was trained with, in order, without repeats: one entry if it never changed."""
+        world_sizes = [start.ranks for start in self.starts]
+        return tuple(n for i, n in enumerate(world_sizes) if i == 0 or n != world_sizes[i - 1])
 
     @property
     def restarts(self) -> tuple[Start, ...]:
@@ -153,26 +153,26 @@ class RunHistory:
 
     @property
     def selection_metric(self) -> str:
-        """The measure that says which epoch is best: on the held-out part if there is one, else on the test set."""
+        """The metric that decides which epoch is best: on the validation set if there is one, else on the test set."""
         return "val_top1" if np.isfinite(self.metric("val_top1")).any() else "test_top1"
 
     @property
     def last_top1(self) -> float:
         """Test top-1 at the newest evaluation; NaN before the first."""
-        seen = self.metric("test_top1")
-        seen = seen[np.isfinite(seen)]
-        return float(seen[-1]) if len(seen) else finite_or_nan(self.final.get("top1"))
+        measured = self.metric("test_top1")
+        measured = measured[np.isfinite(measured)]
+        return float(measured[-1]) if len(measured) else finite_or_nan(self.final.get("top1"))
 
     @property
     def best_top1(self) -> float:
-        """Test top-1 at the best epoch. Chosen by the test set itself (``selection_metric``), it flatters."""
-        at = self._best_at()
-        return finite_or_nan(self.final.get("top1_best")) if at is None else float(self.metric("test_top1")[at])
+        """Test top-1 at the best epoch. It is optimistic if the test set itself chose it (``selection_metric``)."""
+        index = self._best_at()
+        return finite_or_nan(self.final.get("top1_best")) if index is None else float(self.metric("test_top1")[index])
 
     @property
     def best_epoch(self) -> int | None:
-        at = self._best_at()
-        return None if at is None else int(self.series["epoch"][at])
+        index = self._best_at()
+        return None if index is None else int(self.series["epoch"][index])
 
     @property
     def device(self) -> str:
@@ -181,26 +181,26 @@ class RunHistory:
 
     @property
     def cpu_only(self) -> bool:
-        """It never used a GPU: its cost is core-hours, which are not to be compared with GPU-hours."""
+        """Whether it never used a GPU: then its cost is in core-hours, which cannot be compared with GPU-hours."""
         return bool(self.starts) and not any(start.gpus for start in self.starts)
 
     @property
     def gpu_hours(self) -> float:
-        """Time between starts and their ends × GPUs, h. Waiting in the queue and starting up are not in it."""
+        """GPU-hours: the duration of each start × its GPUs. Waiting in the queue and starting up are not included."""
         return sum(start.gpus * (start.end_time - start.start_time) for start in self.starts) / 3600
 
     @property
     def core_hours(self) -> float:
-        """The same of starts without a GPU × cores, h."""
+        """Core-hours: the duration of each start without a GPU × its cores."""
         return sum(start.cores * (start.end_time - start.start_time) for start in self.starts) / 3600
 
     def metric(self, name: str) -> np.ndarray:
-        """``series[name]``, or all NaN where the run never measured it."""
-        found = self.series.get(name)
-        return np.full(len(self.series["epoch"]), np.nan) if found is None else found
+        """Return ``series[name]``, float64 [epochs measured], all NaN if the run never measured it."""
+        values = self.series.get(name)
+        return np.full(len(self.series["epoch"]), np.nan) if values is None else values
 
     def confusion(self) -> np.ndarray | None:
-        """int64 [classes, classes], rows true, columns predicted; None before the final evaluation."""
+        """Return int64 [classes, classes], rows true, columns predicted; None before the final evaluation."""
         try:
             matrix = np.array(self.final.get("confusion"))
         except ValueError:
@@ -209,12 +209,12 @@ class RunHistory:
         return matrix.astype(np.int64) if square and matrix.dtype.kind in "iu" else None
 
     def classes_of(self, matrix: np.ndarray) -> tuple[str, ...]:
-        """Names of a confusion matrix's classes: its own, or "class 0" and so on where they are not as many."""
-        fits = len(self.classes) == len(matrix)
-        return self.classes if fits else tuple(f"class {label}" for label in range(len(matrix)))
+        """Return the class names for a confusion matrix, or "class 0" and so on if their number does not match."""
+        matches = len(self.classes) == len(matrix)
+        return self.classes if matches else tuple(f"class {label}" for label in range(len(matrix)))
 
     def predictions(self) -> SavedPredictions | None:
-        """Read from predictions.npz at each call; None where it was not kept or is damaged."""
+        """Read predictions.npz, anew at each call; None if it is missing or damaged."""
         import zipfile
         import zlib
 
@@ -235,6 +235,6 @@ class RunHistory:
 
 
 def finite_or_nan(value: Any) -> float:
-    """The finite number, or NaN."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= FLOAT_MAX
-    return float(value) if good else float("nan")
+    """Return the value if it is a finite number, else NaN."""
+    is_finite = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= FLOAT_MAX
+    return float(value) if is_finite else float("nan")

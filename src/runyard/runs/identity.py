@@ -1,4 +1,4 @@
-"""Which settings a run may go on with otherwise, and which would have it learn something else. No torch."""
+"""Which settings may change on a resume, and which decide what the run learns. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from runyard.config.fields import config_to_dict
 from runyard.config.schema import Config
 
-# What a run may go on with: nothing that changes what it learns.
+# What `resume` may change: nothing here affects what the run learns.
 CHANGEABLE_SETTINGS = ("cluster.", "checkpoint.", "tracking.", "data.root", "workers", "loader",
                        "eval_batch_size", "runs_group_readable", "report")  # fmt: skip
-NAMING_SETTINGS = ("name", "runs_dir")  # `resume` does not take them, and nothing is learned from them
+NAMING_SETTINGS = ("name", "runs_dir")  # `resume` does not accept them, and they do not affect learning
 
 
 def identity_settings(config: Config) -> dict[str, Any]:
-    """The settings that decide what is learned, by dotted name: all that ``resume`` may not change, but for names."""
+    """Return the settings that decide what is learned, by dotted name: neither changeable nor mere names."""
     return {
         name: v
         for name, v in _flat(config_to_dict(config))
@@ -32,12 +32,12 @@ def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 
 
 def changed_settings(one: Mapping[str, Any], other: Mapping[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted names of the settings that differ, with both values; None where one side lacks it."""
-    found: dict[str, tuple[Any, Any]] = {}
+    """Return the settings that differ, by dotted name, with both values; None for a side that does not have it."""
+    changed: dict[str, tuple[Any, Any]] = {}
     for name in dict.fromkeys([*one, *other]):
         a, b = one.get(name), other.get(name)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found |= changed_settings(a, b, f"{path}{name}.")
+            changed |= changed_settings(a, b, f"{path}{name}.")
         elif a != b:
-            found[path + name] = (a, b)
-    return found
+            changed[path + name] = (a, b)
+    return changed

@@ -1,8 +1,8 @@
-"""The append-only journal of a run, ``metrics.jsonl``: the truth about what happened.
+"""The append-only journal of a run, ``metrics.jsonl``: the record of what happened.
 
-One JSON object a line: ``{"event": ..., "t": unix seconds, ...}``. One process writes (rank 0), anybody reads at any
-time. A crash can cost the line being written and nothing before it; the line after it is whole again. Who takes a run
-over from a writer that may still live gives the journal a new file: follow it by name (``tail -F``).
+One JSON object per line: ``{"event": ..., "t": unix seconds, ...}``. One process writes it (rank 0), and anyone may
+read it at any time. A crash can lose the line being written and nothing before it; the next line is complete again. A
+process that takes over a run from a writer that may still be alive replaces the file: follow it by name (``tail -F``).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any
 from runyard.files import read_within, sync_folder
 
 Row = dict[str, Any]
-MAX_JOURNAL_BYTES = 2**30  # a million lines take a fifth of it
-DECODER = json.JSONDecoder(parse_constant=lambda _: None)  # one for all lines: making it costs more than a line
+MAX_JOURNAL_BYTES = 2**30  # a million lines need a fifth of it
+DECODER = json.JSONDecoder(parse_constant=lambda _: None)  # shared: creating one costs more than decoding a line
 
 
 class Journal:
     """Appends to ``path``, which need not exist. Each line is on disk when ``write`` returns. Any thread may write.
 
-    ``check`` is asked before each line, once the file is open, and raises if this process may not write any more.
+    ``check`` is called before each line, once the file is open, and raises if this process may no longer write.
     """
 
     def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
@@ -37,14 +37,14 @@ class Journal:
         """Append one line. NaN and infinity are stored as null; numpy and tensor scalars and arrays as plain numbers.
 
         Raises:
-            TypeError: a value that JSON has no word for. Nothing is written then.
-            OSError: the disk is full or unwritable. The next line still starts on a line of its own.
+            TypeError: a value cannot be written as JSON. Nothing is written then.
+            OSError: the disk is full or unwritable. The next row still starts on a line of its own.
         """
         row = {"event": event, "t": round(time.time(), 3), **{key: _plain(value) for key, value in fields.items()}}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         with self._lock:
             new = not self.path.exists()
-            with open(self.path, "ab+") as file:  # opened for each line: nothing to close or for children to inherit
+            with open(self.path, "ab+") as file:  # opened for each line: nothing to close, and children inherit nothing
                 if _ends_mid_line(file):
                     line = b"\n" + line
                 self._check()
@@ -56,10 +56,10 @@ class Journal:
 
 
 def read_journal(path: Path) -> tuple[list[Row], int]:
-    """The journal's rows in order, and how many lines were broken (no JSON object with an event). No file: no rows.
+    """Return the rows in order and the number of damaged lines (no JSON object with an event); no rows without a file.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or larger than any journal.
+        OSError: the file cannot be read, is not a regular file, or is larger than any journal.
     """
     try:
         content = read_within(Path(path).parent, Path(path).name, most=MAX_JOURNAL_BYTES)
@@ -82,13 +82,13 @@ def read_journal(path: Path) -> tuple[list[Row], int]:
 
 
 def epochs(rows: Iterable[Row]) -> list[Row]:
-    """The ``epoch`` rows by rising epoch; of an epoch that a resumed run repeated, the last."""
+    """Return the ``epoch`` rows by rising epoch; of an epoch that a resumed run repeated, the last."""
     last: dict[int, Row] = {}
     for row in rows:
-        number = row.get("epoch")
-        if row.get("event") == "epoch" and isinstance(number, int) and not isinstance(number, bool):
-            last[number] = row
-    return [last[number] for number in sorted(last)]
+        epoch = row.get("epoch")
+        if row.get("event") == "epoch" and isinstance(epoch, int) and not isinstance(epoch, bool):
+            last[epoch] = row
+    return [last[epoch] for epoch in sorted(last)]
 
 
 def _plain(value: Any) -> Any:

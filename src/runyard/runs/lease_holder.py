@@ -1,4 +1,4 @@
-"""Who holds a run's lease, and whether another may take it: decisions, without the files (``lease`` has those)."""
+"""Decides whether a process may take over a run's lease. The files are handled by ``lease``."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ from pathlib import Path
 
 from runyard.slurm_client import QueryError, run_query
 
-LEASE_TIMEOUT_S = (
-    60.0  # after which a holder that nothing else is known of counts as gone: several beats, and a slow disk
-)
+# a silent holder counts as gone after this long if nothing else is known of it: several heartbeats, and a slow disk
+LEASE_TIMEOUT_S = 60.0
 SQUEUE_TIMEOUT_S = 10.0  # how long a controller may take to answer
-# what squeue calls a job none of whose processes is meant to run; a start that was requeued is PENDING
+# squeue's states of a job that should have no running process; a start that was requeued is PENDING
 NOT_RUNNING_STATES = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "COMPLETED", "CANCELLED", "FAILED",
                       "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY"}  # fmt: skip
-SUSPENDED_STATES = {"SUSPENDED", "STOPPED"}  # silent, and to go on
+SUSPENDED_STATES = {"SUSPENDED", "STOPPED"}  # silent, but will continue
 
 
 @dataclass(frozen=True)
 class LeaseHolder:
-    """Who holds a lease, as its file says. All is unknown of a file that no program of this version wrote."""
+    """The holder of a lease, as its file names it. All fields keep their defaults if the file has another format."""
 
     token: str = ""
     host: str = ""
-    boot: str = ""  # names one start of one kernel: hosts may share a name
+    boot: str = ""  # the kernel's boot id: hosts may share a name
     pid: int = 0
     cluster: str | None = None
-    job: str | None = None  # "12"; "12_4" of an array; None outside SLURM
+    job: str | None = None  # "12", or "12_4" in an array; None outside SLURM
     restarts: int = 0
-    locked: bool = False  # whether it could lock the file
+    locked: bool = False  # whether the holder could lock the file
 
     @classmethod
     def this_process(cls, env: Mapping[str, str]) -> LeaseHolder:
@@ -70,7 +69,7 @@ class LeaseHolder:
 
 @dataclass(frozen=True)
 class ObservedLease:
-    """A lease as it was found. Its age is by the file system's own time: the clocks of two nodes may differ."""
+    """A lease as it was read. Its age is by the file system's time, since the clocks of two nodes may differ."""
 
     holder: LeaseHolder
     mtime: float
@@ -80,10 +79,10 @@ class ObservedLease:
         return max(now - self.mtime, 0.0)
 
     def last_seen_text(self, now: float) -> str:
-        return f"{self.holder.description}, heard of {self.age_s(now):.0f} s ago"
+        return f"{self.holder.description}, last seen {self.age_s(now):.0f} s ago"
 
     def on_this_node(self, me: LeaseHolder) -> bool:
-        """On this node, and locked: then the kernel knows whether its holder lives."""
+        """Return whether the holder is on this node and locked the file: then the lock shows whether it is alive."""
         return self.holder.locked and (self.holder.host, self.holder.boot) == (me.host, me.boot)
 
     def holder_died(self, me: LeaseHolder) -> bool:
@@ -97,12 +96,12 @@ class LeaseDecision(enum.Enum):
 
 
 def decide_lease(
-    found: ObservedLease | None, first: ObservedLease | None, me: LeaseHolder, now: float
+    observed: ObservedLease | None, first: ObservedLease | None, me: LeaseHolder, now: float
 ) -> LeaseDecision:
-    """Whether ``me`` may take the lease that was ``found``, ``first`` being what was there when the waiting began."""
-    if found is None or found.holder_died(me):
+    """Decide whether ``me`` may take the ``observed`` lease. ``first`` is the lease as it was when the wait began."""
+    if observed is None or observed.holder_died(me):
         return LeaseDecision.TAKE
-    other, silent = found.holder, found.age_s(now) > LEASE_TIMEOUT_S
+    other, silent = observed.holder, observed.age_s(now) > LEASE_TIMEOUT_S
     if other.same_job(me) and other.restarts != me.restarts:  # SLURM restarts a job only when its earlier start is over
         return LeaseDecision.TAKE if other.restarts < me.restarts else LeaseDecision.REFUSE
     if other.job is not None and not other.same_job(me) and me.cluster in (None, other.cluster):
@@ -111,20 +110,20 @@ def decide_lease(
             return LeaseDecision.TAKE
         if state is not None:
             return LeaseDecision.WAIT if state == "COMPLETING" else LeaseDecision.REFUSE
-    if found.on_this_node(me):
+    if observed.on_this_node(me):
         return LeaseDecision.REFUSE
     if silent:
         return LeaseDecision.TAKE
-    heartbeat_moved = first is None or (first.holder, first.mtime) != (found.holder, found.mtime)
+    heartbeat_moved = first is None or (first.holder, first.mtime) != (observed.holder, observed.mtime)
     return LeaseDecision.REFUSE if heartbeat_moved else LeaseDecision.WAIT
 
 
 def job_state(job: str) -> str | None:
-    """What SLURM calls a job: its state, "" if none of its processes is meant to run, None if SLURM does not answer."""
+    """Return SLURM's state of a job: "" if none of its processes should be running, None if SLURM does not answer."""
     try:
-        said = run_query(
+        output = run_query(
             "squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T", timeout_s=SQUEUE_TIMEOUT_S
         )
     except QueryError as error:
         return "" if "Invalid job id" in str(error) else None
-    return next((state for state in said.split() if state not in NOT_RUNNING_STATES), "")
+    return next((state for state in output.split() if state not in NOT_RUNNING_STATES), "")

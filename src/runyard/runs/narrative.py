@@ -1,4 +1,4 @@
-"""A journal's rows as lines for a person: in a job's log and in the terminal that follows it."""
+"""Formats journal rows as lines of text for the log and the terminal."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ STRAGGLER_RATIO = 1.5  # times the median
 
 
 def format_row(row: Row, epochs: int) -> str | None:
-    """One line for a row worth seeing, None for the others. ``epochs`` is how many the run has in all."""
+    """Return one line for a row worth showing, else None. ``epochs`` is the run's total number of epochs."""
     match row["event"]:
         case "start":
-            begun = f"resuming at step {row['step']}" if row["resumed_from"] else "training"
+            action = f"resuming at step {row['step']}" if row["resumed_from"] else "training"
             ranks = f"{row['world_size']} rank{'s' * (row['world_size'] > 1)}"
-            return f"{begun}: {row['parameters']:,} parameters, {row['precision']}, {ranks} on {row['device_name']}"
+            return f"{action}: {row['parameters']:,} parameters, {row['precision']}, {ranks} on {row['device_name']}"
         case "epoch":
             top1 = "".join(
                 f"{name} {value:.2%}  " for name in ("val", "test") if (value := row[f"{name}_top1"]) is not None
@@ -40,7 +40,7 @@ def format_row(row: Row, epochs: int) -> str | None:
 
 
 def straggler_text(row: Row) -> str | None:
-    """The rank that all others wait for, where an ``epoch`` row says that it needs half as long again as the median."""
+    """Describe the slowest rank of an ``epoch`` row if it takes ``STRAGGLER_RATIO`` times the median or more."""
     ratio = row.get("slowest_to_median")
     if not isinstance(ratio, (int, float)) or ratio < STRAGGLER_RATIO:
         return None
@@ -48,7 +48,7 @@ def straggler_text(row: Row) -> str | None:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as m:ss, or h:mm:ss from an hour on."""
+    """Return seconds as m:ss, or as h:mm:ss from one hour on."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

@@ -1,7 +1,7 @@
-"""From a run's directory to its ``History``.
+"""Reads a run's directory into a ``RunHistory``.
 
-Reading is lenient where a run's own program is strict: a run made by an older or newer version of the schema is
-compared by the settings it has, and a damaged line costs that line.
+It is lenient where a run's own program is strict: a run of an older or newer schema version is compared by the settings
+it has, and a damaged journal line loses only that line.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from runyard.runs.history import FlatSettings, RunHistory, Start, finite_or_nan
 from runyard.runs.journal import Row
 from runyard.runs.run import is_plain_name
 
-MAX_COUNT = 2**53  # no epoch, step or rank of a journal that is in order; beyond, floats lose count
-ACTIVE_WITHIN_S = 600.0  # an unfinished run that wrote something within this long is said to be running
+MAX_COUNT = 2**53  # more than any valid epoch, step or rank; larger integers are not exact as floats
+ACTIVE_WITHIN_S = 600.0  # an unfinished run that wrote something within this time counts as running
 NOT_IDENTITY_PREFIXES = ("runs_", "data.root", "data.path", "data.sources", "tracking.", "checkpoint.", "cluster.")
 IDENTITY_EXCEPTIONS = ("cluster.nodes", "cluster.tasks_per_node", "cluster.gpus_per_node")
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if libyaml is installed
 
 
 def load_history(directory: Path) -> RunHistory:
-    """The run in this directory.
+    """Read the history of the run in this directory.
 
     Raises:
-        UserError: run.json or config.yaml is missing or damaged, or the journal is there and cannot be read.
+        UserError: run.json or config.yaml is missing or damaged, or the journal exists and cannot be read.
             Everything else may be missing.
     """
     directory = directory.absolute()
@@ -43,14 +43,14 @@ def load_history(directory: Path) -> RunHistory:
     config, config_sha256 = _config(directory / "config.yaml")
     settings = flatten(config)
     try:
-        rows, broken = journal.read_journal(directory / "metrics.jsonl")
-        broken_lines, half_written = _broken(directory / "metrics.jsonl") if broken else ((), False)
+        rows, damaged_count = journal.read_journal(directory / "metrics.jsonl")
+        broken_lines, last_line_truncated = _broken(directory / "metrics.jsonl") if damaged_count else ((), False)
     except OSError as error:
         raise UserError(f"{directory}/metrics.jsonl: cannot read it ({error.strerror})") from None
-    chapters = _split_by_start(rows)
-    alive = _last_progress_time(directory)
-    starts = tuple(_start(c, alive if c is chapters[-1] else 0.0) for c in chapters[1:])
-    state, message = _state(chapters[-1], starts)
+    segments = _split_by_start(rows)
+    progress_t = _last_progress_time(directory)
+    starts = tuple(_start(s, progress_t if s is segments[-1] else 0.0) for s in segments[1:])
+    state, message = _state(segments[-1], starts)
     if record.get("pruned") is True and state in ("interrupted", "silent"):
         state, message = "pruned", "its search stopped it: below the median of the others"
     final = next((row for row in reversed(rows) if row["event"] == "final"), {})
@@ -60,7 +60,7 @@ def load_history(directory: Path) -> RunHistory:
         if isinstance(c, int)
     ]
     data, data_sha256, test_sha256 = _data(directory / "data.json")
-    named = final.get("classes") or data.get("classes")
+    classes = final.get("classes") or data.get("classes")
     tags = settings.get("tracking.tags")
     return RunHistory(
         id=str(record.get("id", directory.name)),
@@ -82,32 +82,32 @@ def load_history(directory: Path) -> RunHistory:
         final=final,
         parameters=counts[0] if counts else None,
         broken_lines=broken_lines,
-        last_line_truncated=half_written,
+        last_line_truncated=last_line_truncated,
         data_name=str(settings.get("data.name", data.get("name", ""))),
         data_sha256=data_sha256,
         test_sha256=test_sha256,
-        classes=tuple(map(str, named)) if isinstance(named, list) else (),
+        classes=tuple(map(str, classes)) if isinstance(classes, list) else (),
     )
 
 
 def affects_learning(setting: str) -> bool:
-    """Whether the setting says what is learned and on how much, rather than where files lie and who is told."""
+    """Return whether the setting affects learning or its cost, and not only where files are and what is reported."""
     return setting in IDENTITY_EXCEPTIONS or not setting.startswith(NOT_IDENTITY_PREFIXES)
 
 
 def flatten(values: Mapping[str, Any], path: str = "") -> FlatSettings:
-    """Nested settings by dotted name."""
-    out: FlatSettings = {}
+    """Return nested settings by dotted name."""
+    flat: FlatSettings = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            out |= flatten(value, f"{path}{key}.")
+            flat |= flatten(value, f"{path}{key}.")
         else:
-            out[f"{path}{key}"] = value
-    return out
+            flat[f"{path}{key}"] = value
+    return flat
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """``run.json``.
+    """Read ``run.json``.
 
     Raises:
         UserError: missing or damaged.
@@ -122,13 +122,13 @@ def read_record(directory: Path) -> dict[str, Any]:
         record = None
     if not isinstance(record, dict):
         raise UserError(f"{directory}/run.json: damaged (no JSON object)")
-    if not is_plain_name(named := str(record.get("id", directory.name))):
-        raise UserError(f"{directory}/run.json: damaged (id {named!r}: no plain name)")
+    if not is_plain_name(run_id := str(record.get("id", directory.name))):
+        raise UserError(f"{directory}/run.json: damaged (id {run_id!r}: no plain name)")
     return record
 
 
 def _config(path: Path) -> tuple[dict[str, Any], str]:
-    """The configuration, and the file's sha256."""
+    """Return the configuration and the file's sha256."""
     try:
         content = read_within(path.parent, path.name)
         values = yaml.load(content, LOADER)  # a safe loader
@@ -142,21 +142,21 @@ def _config(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _broken(path: Path) -> tuple[tuple[int, ...], bool]:
-    """Numbers of the lines that hold no event, and whether the last line is one of them and lacks its end."""
+    """Return the numbers of the lines without an event, and whether the last line is one of them and has no end."""
     lines = read_within(path.parent, path.name, most=journal.MAX_JOURNAL_BYTES).split(b"\n")
-    bad = []
-    for at, line in enumerate(lines, 1):
+    damaged = []
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line) if line.strip() else {"event": ""}
         except (ValueError, RecursionError):
             row = None
         if not (isinstance(row, dict) and isinstance(row.get("event"), str)):
-            bad.append(at)
-    return tuple(bad), bad[-1:] == [len(lines)]
+            damaged.append(number)
+    return tuple(damaged), damaged[-1:] == [len(lines)]
 
 
 def _last_progress_time(directory: Path) -> float:
-    """When progress.json was last written, unix seconds; 0 where it was not."""
+    """Return when progress.json was last written, in unix seconds; 0 if it was not."""
     try:
         value = json.loads(read_within(directory, "progress.json"))
     except (OSError, ValueError):
@@ -165,25 +165,25 @@ def _last_progress_time(directory: Path) -> float:
 
 
 def _split_by_start(rows: Iterable[Row]) -> list[list[Row]]:
-    """The rows cut before each start. The first chapter is what came before any start, often nothing."""
-    chapters: list[list[Row]] = [[]]
+    """Split the rows before each start. The first segment has the rows before any start, often none."""
+    segments: list[list[Row]] = [[]]
     for row in rows:
         if row["event"] == "start":
-            chapters.append([])
-        chapters[-1].append(row)
-    return chapters
+            segments.append([])
+        segments[-1].append(row)
+    return segments
 
 
-def _start(chapter: list[Row], progress_t: float) -> Start:
-    row = chapter[0]
-    ends = [r for r in chapter if r["event"] in ("stop", "requeue")]
-    times = [t for r in chapter if (t := finite_or_nan(r.get("t"))) == t] or [progress_t]
-    said = times[-1]
-    ended = finite_or_nan(next((r for r in ends if r["event"] == "stop"), {}).get("t"))
-    cause = next((r.get("cause") for r in ends if r["event"] == "requeue"), None)
+def _start(segment: list[Row], progress_t: float) -> Start:
+    row = segment[0]
+    end_rows = [r for r in segment if r["event"] in ("stop", "requeue")]
+    times = [t for r in segment if (t := finite_or_nan(r.get("t"))) == t] or [progress_t]
+    last_time = times[-1]
+    stop_time = finite_or_nan(next((r for r in end_rows if r["event"] == "stop"), {}).get("t"))
+    cause = next((r.get("cause") for r in end_rows if r["event"] == "requeue"), None)
     return Start(
         start_time=times[0],
-        end_time=ended if ended == ended else said if ends else max(said, progress_t),
+        end_time=stop_time if stop_time == stop_time else last_time if end_rows else max(last_time, progress_t),
         step=_count(row, "step", 0),
         epoch=_count(row, "epoch", 0),
         ranks=_count(row, "world_size", 1),
@@ -192,26 +192,26 @@ def _start(chapter: list[Row], progress_t: float) -> Start:
         device_name=str(row.get("device_name") or row.get("device") or ""),
         threads=_count(row, "threads", 1),
         hostname=str(row.get("hostname") or ""),
-        end_cause=str(cause or (ends[-1].get("reason") or "failed" if ends else "")),
+        end_cause=str(cause or (end_rows[-1].get("reason") or "failed" if end_rows else "")),
     )
 
 
-def _count(row: Row, key: str, least: int) -> int:
+def _count(row: Row, key: str, minimum: int) -> int:
     value = row.get(key)
-    return max(value, least) if isinstance(value, int) and value <= MAX_COUNT else least
+    return max(value, minimum) if isinstance(value, int) and value <= MAX_COUNT else minimum
 
 
-def _state(chapter: list[Row], starts: tuple[Start, ...]) -> tuple[str, str]:
-    """The run's state by the rows since its last start, and the reason for it."""
-    ends = [row for row in chapter if row["event"] in ("stop", "requeue")]
-    final = any(row["event"] == "final" for row in chapter)
-    if any(row.get("reason") == "finished" for row in ends) or (final and not ends):
-        return "finished", ""  # what goes wrong after training has finished does not unfinish it
-    if ends and ends[-1]["event"] == "requeue":
-        return "waiting", str(ends[-1].get("cause") or "")
-    if ends:
-        word = "interrupted" if ends[-1].get("reason") == "interrupted" else "failed"
-        return word, str(ends[-1].get("message") or "")
+def _state(segment: list[Row], starts: tuple[Start, ...]) -> tuple[str, str]:
+    """Return the run's state by the rows since its last start, and the reason for it."""
+    end_rows = [row for row in segment if row["event"] in ("stop", "requeue")]
+    final = any(row["event"] == "final" for row in segment)
+    if any(row.get("reason") == "finished" for row in end_rows) or (final and not end_rows):
+        return "finished", ""  # a failure after training has finished does not make the run unfinished
+    if end_rows and end_rows[-1]["event"] == "requeue":
+        return "waiting", str(end_rows[-1].get("cause") or "")
+    if end_rows:
+        state = "interrupted" if end_rows[-1].get("reason") == "interrupted" else "failed"
+        return state, str(end_rows[-1].get("message") or "")
     if not starts:
         return "not started", ""
     if time.time() - starts[-1].end_time < ACTIVE_WITHIN_S:
@@ -222,14 +222,14 @@ def _state(chapter: list[Row], starts: tuple[Start, ...]) -> tuple[str, str]:
 def _date(t: float) -> str:
     try:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(t))
-    except (ValueError, OverflowError, OSError):  # no date that a machine could have written
+    except (ValueError, OverflowError, OSError):  # not a valid date
         return f"{t:g} s"
 
 
 def _series(epochs: list[Row], starts: tuple[Start, ...]) -> dict[str, np.ndarray]:
     names = {"epoch": 0, "t": 0} | dict.fromkeys(key for row in epochs for key in row if key != "event")
     table = {name: _column([row.get(name) for row in epochs]) for name in names}
-    kept = {name: values for name, values in table.items() if name in ("epoch", "t") or np.isfinite(values).any()}
+    measured = {name: values for name, values in table.items() if name in ("epoch", "t") or np.isfinite(values).any()}
     for name, width in (("gpu_hours", "gpus"), ("core_hours", "cores")):
         spent = np.zeros(len(epochs))
         for start in starts:
@@ -238,8 +238,8 @@ def _series(epochs: list[Row], starts: tuple[Start, ...]) -> dict[str, np.ndarra
                 * np.clip(table["t"] - start.start_time, 0, start.end_time - start.start_time)
                 / 3600
             )
-        kept[name] = spent
-    return kept
+        measured[name] = spent
+    return measured
 
 
 def _column(values: list[Any]) -> np.ndarray:
@@ -254,7 +254,7 @@ def _column(values: list[Any]) -> np.ndarray:
 
 
 def _data(path: Path) -> tuple[dict[str, Any], str | None, str | None]:
-    """``data.json``, the identity of its content, and that of the test part. {} and None where it is not there."""
+    """Return ``data.json``, the hash of its content, and the hash of the test split; {} and None if it is missing."""
     try:
         return _content_hashes(read_within(path.parent, path.name))
     except OSError:
@@ -263,16 +263,16 @@ def _data(path: Path) -> tuple[dict[str, Any], str | None, str | None]:
 
 @functools.lru_cache(maxsize=64)
 def _content_hashes(content: bytes) -> tuple[dict[str, Any], str | None, str | None]:
-    """Once for all runs of a data set."""
+    """Hash once for all runs of a data set."""
     try:
         data = json.loads(content)
         test = data["splits"]["test"]
         pixels = sorted(test["arrays_sha256"].values()) or [test["beton_sha256"]]  # arrays: by content, not by layout
-        held = {"files": pixels, "samples": test["samples"], "classes": data["classes"], "size": data["image_size"]}
+        test_set = {"files": pixels, "samples": test["samples"], "classes": data["classes"], "size": data["image_size"]}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}, None, None
-    whole = {key: value for key, value in data.items() if key not in ("name", "source", "writer")}
-    return data, _sha256(whole), _sha256(held)
+    contents = {key: value for key, value in data.items() if key not in ("name", "source", "writer")}
+    return data, _sha256(contents), _sha256(test_set)
 
 
 def _sha256(values: Any) -> str:

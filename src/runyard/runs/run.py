@@ -1,6 +1,6 @@
-"""A run is a directory: a frozen configuration, an identity, the code that was submitted, and what came of it.
+"""A run is a directory: the frozen configuration, the run's identity, a snapshot of its code, and its results.
 
-The login node creates it; a job is given nothing but its path. It imports no torch.
+The login node creates it; a job receives only its path. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ UNWRITABLE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errn
 
 
 class Run:
-    """One run's directory. ``Run.create`` makes it, ``Run.open`` and ``Run.find`` return to it.
+    """One run's directory. ``Run.create`` creates one; ``Run.open`` and ``Run.find`` open an existing one.
 
     Attributes:
-        path: The directory, absolute.
+        path: The directory, an absolute path.
         config: The frozen configuration.
-        record: ``run.json`` as it was read or written last: id, name, creation time, hashes of code and configuration,
-            the overrides it was made with, its jobs, and a ``submission`` that has not come to one yet.
+        record: ``run.json`` as it was last read or written: id, name, creation time, hashes of code and configuration,
+            the overrides it was created with, its jobs, and a ``submission`` that has no job yet.
     """
 
     def __init__(self, path: Path, config: Config, record: dict[str, Any]) -> None:
@@ -51,12 +51,12 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Sortable and unique."""
+        """The run's id, unique and sortable by time."""
         return str(self.record["id"])
 
     @property
     def wandb_id(self) -> str:
-        """Of its record at W&B: its own id, or the one that W&B's sweep agent was given for it."""
+        """The id of its run at W&B: its own id, or the one that W&B's sweep agent has assigned to it."""
         return str((self.record.get("wandb") or self.record)["id"])
 
     @property
@@ -69,24 +69,24 @@ class Run:
 
     @property
     def code_path(self) -> Path:
-        """The snapshot of the sources this run was created from; put first on a job's PYTHONPATH."""
+        """The snapshot of the sources that this run was created from; it comes first on a job's PYTHONPATH."""
         return (self.path / "code").resolve()
 
     @property
     def cli_reference(self) -> str:
-        """What names this run on a command line typed here: its id where it lies in ./runs, else its path."""
+        """What names this run on a command line in this directory: its id if it is in ./runs, else its path."""
         return self.id if self.path == Path("runs", self.id).absolute() else str(self.path)
 
     @property
     def is_finished(self) -> bool:
-        """Its journal says so, for as many epochs as the configuration asks."""
+        """Whether its journal says that it finished, for as many epochs as the configuration has."""
         rows, _ = journal.read_journal(self.journal_path)
-        ended = any(row["event"] == "stop" and row.get("reason") == "finished" for row in rows)
-        return ended and [row["epoch"] for row in journal.epochs(rows)][-1:] == [self.config.epochs]
+        finished = any(row["event"] == "stop" and row.get("reason") == "finished" for row in rows)
+        return finished and [row["epoch"] for row in journal.epochs(rows)][-1:] == [self.config.epochs]
 
     @property
     def config_edited(self) -> bool:
-        """Somebody changed config.yaml after the run was created."""
+        """Whether config.yaml was changed by hand after the run was created."""
         recorded_sha256 = self.record.get("config_sha256")
         return recorded_sha256 is not None and recorded_sha256 != sha256(self.path / "config.yaml")
 
@@ -99,10 +99,13 @@ class Run:
         trial: int | None = None,
         wandb: dict[str, Any] | None = None,
     ) -> Run:
-        """A new directory under ``config.runs_dir``, complete before it gets its name, alone or in a ``sweep``.
+        """Create a run in a new directory under ``config.runs_dir``, which is complete before it gets its name.
 
-        Of a sweep that searches, it is the run of the ``trial`` of that number; of a sweep at W&B, ``wandb`` says which
-        run it is there.
+        Args:
+            overrides: The settings given on the command line.
+            sweep: Id of the sweep that the run belongs to.
+            trial: Number of its trial in a hyperparameter search.
+            wandb: Which run of which sweep at W&B it is.
 
         Raises:
             UserError: the folder cannot be written.
@@ -147,35 +150,35 @@ class Run:
 
     @classmethod
     def open(cls, path: Path | str) -> Run:
-        """The run in this directory.
+        """Open the run in this directory.
 
         Raises:
-            UserError: it is no run directory, or its files are damaged.
+            UserError: it is not a run directory, or its files are damaged.
         """
         path = Path(path).absolute()
         record = _read_record(path)
         try:
             config = schema.config_from_dict(_read_mapping(path / "config.yaml", yaml.safe_load))
         except UserError as error:
-            said = str(error) if str(path) in str(error) else f"{path}/config.yaml: {error}; {RUN_HINT}"
-            raise UserError(said) from None
+            message = str(error) if str(path) in str(error) else f"{path}/config.yaml: {error}; {RUN_HINT}"
+            raise UserError(message) from None
         return cls(path, config, record)
 
     @classmethod
     def find(cls, reference: str, runs_dir: Path | str = "runs") -> Run:
-        """The run that ``cli_reference`` names: a path, an id, the beginning of one, or ``@last``.
+        """Open the run that ``reference`` names: a path, an id, the beginning of one, or ``@last``.
 
         Raises:
-            UserError: none or several fit, or it is damaged.
+            UserError: no run or several runs match, or the run is damaged.
         """
         return cls.open(cls.find_path(reference, runs_dir))
 
     @staticmethod
     def find_path(reference: str, runs_dir: Path | str = "runs") -> Path:
-        """The directory of the run that ``cli_reference`` names, unopened.
+        """Return the directory of the run that ``reference`` names, without opening it.
 
         Raises:
-            UserError: none or several fit.
+            UserError: no run or several runs match.
         """
         if os.path.exists(os.path.join(reference, "run.json")) or "/" in reference:
             return Path(reference)
@@ -193,82 +196,86 @@ class Run:
             raise UserError(f"no run {reference} in {folder}: {newest}; give an id, its beginning, @last, or a path")
         if len(matches) > 1:
             raise UserError(
-                f"{reference} fits {len(matches)} runs in {folder}, {matches[0]} and {matches[1]} among them: "
-                "give more of it"
+                f"{reference} matches {len(matches)} runs in {folder}, {matches[0]} and {matches[1]} among them: "
+                "give more of the id"
             )
         return folder / matches[0]
 
     def reload(self) -> None:
-        """Take over what another command has changed.
+        """Reload configuration and record from disk.
 
         Raises:
-            UserError: its files are damaged by now.
+            UserError: its files have been damaged.
         """
-        now = Run.open(self.path)
-        self.config, self.record = now.config, now.record
+        reloaded = Run.open(self.path)
+        self.config, self.record = reloaded.config, reloaded.record
 
     @contextlib.contextmanager
     def editing_record(self) -> Iterator[dict[str, Any]]:
-        """``run.json`` as it is now, written as it is at the block's end (``editing_record``)."""
+        """Yield ``run.json`` as it is on disk; changes are written at the end of the block (``editing_record``)."""
         with self.reporting_write_errors(), editing_record(self.path) as record:
             yield record
         self.record = record
 
     def add_job(self, job: dict[str, Any]) -> None:
-        """Note a job in ``run.json``. Only the submitting side writes that file; jobs write the journal."""
+        """Add a job to ``run.json``. Only submitting commands write that file; jobs write the journal."""
         with self.editing_record() as record:
             record["jobs"].append(job)
 
-    def change_settings(self, config: Config, overrides: list[str], said: list[str]) -> None:
-        """Go on with other settings, which ``overrides`` make; ``run.json`` keeps what was ``said`` to change them.
+    def change_settings(self, config: Config, overrides: list[str], changes: list[str]) -> None:
+        """Replace the configuration, and record the ``changes`` in ``run.json``.
 
-        Which may change is the caller's business.
+        The caller checks that these settings may change.
+
+        Args:
+            overrides: All overrides that give ``config``.
+            changes: The overrides that were given to change it.
         """
         with self.editing_record() as record:
             write_atomic(self.path / "config.yaml", yaml.safe_dump(schema.config_to_dict(config), sort_keys=False))
-            record.setdefault("amended", []).append({"t": time.time(), "overrides": said})
+            record.setdefault("amended", []).append({"t": time.time(), "overrides": changes})
             record["overrides"] = overrides
             record["config_sha256"] = sha256(self.path / "config.yaml")
         self.config = config
 
     def allow_restart_from_scratch(self) -> None:
-        """Note that the checkpoints saved until now are given up: the run may begin at step 0 again."""
+        """Record that the checkpoints saved so far are given up: the run may restart at step 0."""
         with self.editing_record() as record:
             record["from_scratch"] = time.time()
 
     def mark_pruned(self) -> None:
-        """Note that its search stopped it for doing worse than the others: it was not interrupted from outside."""
+        """Record that its search stopped it because it did worse than the others: nothing else interrupted it."""
         with self.editing_record() as record:
             record["pruned"] = True
 
     def require_own(self, *, instead: str, trusted: bool = False) -> None:
-        """Refuse to act for another user's run, unless a person has said that it is ``trusted``.
+        """Refuse to act on another user's run, unless the user has confirmed that it is ``trusted``.
 
         Raises:
-            UserError: saying whose it is, and what to do ``instead``.
+            UserError: the run is another user's. The message says whose, and what to do ``instead``.
         """
         if not trusted:
             require_owner(self.path, f"run {self.id}", instead)
 
     def set_umask(self) -> None:
-        """What this process and its children write from here on, nobody else can read, or as the run's setting says."""
+        """Make all that this process and its children write private, or group-readable if the run's setting says so."""
         set_umask(group_reads=self.config.runs_group_readable)
 
     @contextlib.contextmanager
     def reporting_write_errors(self) -> Iterator[None]:
-        """Within the block a disk that is full or cannot be written is the user's to mend: UserError, not OSError."""
+        """Raise UserError instead of OSError for a full or read-only disk within the block."""
         try:
             yield
         except OSError as error:
             if error.errno not in UNWRITABLE_ERRNOS:
                 raise
             raise UserError(
-                f"{error.filename or self.path}: {error.strerror}; mend that, "
-                f"then go on with: runyard resume {self.cli_reference}"
+                f"{error.filename or self.path}: {error.strerror}; fix that, "
+                f"then continue with: runyard resume {self.cli_reference}"
             ) from error
 
     def acquire_lease(self) -> Lease:
-        """The right to write this run, held until released or until this process ends.
+        """Acquire the right to write this run; it is held until released or until this process ends.
 
         Raises:
             UserError: another process holds it, or the directory cannot be written.
@@ -280,31 +287,32 @@ class Run:
             return lease
 
     def _fence_previous_holder(self) -> None:
-        """What the holder before may have open or prepared gets out of the way: a last write of its reaches nothing."""
+        """Move away what the previous holder may have open or prepared, so that a last write of it has no effect."""
         if self.journal_path.exists():
             write_atomic(self.journal_path, self.journal_path.read_bytes())
         for tmp_dir in self.checkpoints.glob(".making-*"):
             lost = tmp_dir.with_name(f".making-lost-{secrets.token_hex(4)}")
-            with contextlib.suppress(FileNotFoundError):  # complete meanwhile: a checkpoint like any other
+            with contextlib.suppress(FileNotFoundError):  # completed meanwhile: a checkpoint like any other
                 tmp_dir.rename(lost)
-            shutil.rmtree(lost, ignore_errors=True)  # it may be writing there now; the next save clears the rest
+            shutil.rmtree(lost, ignore_errors=True)  # it may still be writing there; the next save removes the rest
 
     def lease_holder(self) -> str | None:
-        """Who writes this run now, in words; None if nobody is known to. Asking leaves the lease as it is."""
+        """Describe the process that writes this run now; None if none is known. The lease is not changed."""
         return lease_holder(self.path)
 
     def successor(self) -> str | None:
-        """Who writes this run in the place of the SLURM job that asks: a later start of it, or another process."""
+        """Describe what writes this run instead of the calling SLURM job: a later start of it, or another process."""
         return successor_text(self.path)
 
 
 @contextlib.contextmanager
 def editing_record(run: Path) -> Iterator[dict[str, Any]]:
-    """The record of the run in this directory as it is now, written as it is at the block's end. Nobody else changes it
-    meanwhile; where the file system has no locks, nearly nobody.
+    """Yield the record of the run in this directory as it is on disk, and write it at the end of the block.
+
+    A lock keeps other processes from changing it meanwhile, if the file system has locks.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the record is damaged.
         OSError: it cannot be written.
     """
     with exclusive_lock(run / RECORD_LOCK):
@@ -314,25 +322,25 @@ def editing_record(run: Path) -> Iterator[dict[str, Any]]:
 
 
 def sweeps_dir(runs_dir: Path | str) -> Path:
-    """Where this user's sweeps keep what belongs to all of their runs, a folder each: what jobs unpickle, for one."""
+    """Return where this user's sweeps keep files that all of their runs share, such as what the jobs unpickle."""
     return Path(runs_dir).absolute() / per_user_name(".sweeps")
 
 
 def new_id(name: str) -> str:
-    """Of a run or a sweep: sorts by time, and is no other's."""
+    """Return a new id for a run or a sweep, unique and sortable by time."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{secrets.token_hex(2)}"
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether it names one thing within a folder, and nothing hidden: a run's files go wherever its id says."""
+    """Return whether ``name`` is one plain path component, not hidden: a run's files go wherever its id says."""
     return name == Path(name).name != "" and not name.startswith(".") and name.isprintable()
 
 
 def check_record(record: dict[str, Any]) -> None:
-    """See that ``run.json``'s id names a directory, and that its jobs can be asked for.
+    """Verify that the id in ``run.json`` names a directory, and that its jobs have valid ids and fields.
 
     Raises:
-        ValueError: what is wrong, in words.
+        ValueError: the message says what is wrong.
     """
     if not isinstance(record.get("id"), str) or not isinstance(record.get("jobs"), list):
         raise ValueError("id or jobs")
@@ -357,9 +365,9 @@ def check_record(record: dict[str, Any]) -> None:
             raise ValueError(f"jobs: {job['id']!r} is no job of SLURM")
 
 
-def _is_log_dir(place: str) -> bool:
-    """Whether it is a folder in the run's directory, or in the folder of runs, where sweeps have theirs."""
-    parts = PurePosixPath(place).parts
+def _is_log_dir(folder: str) -> bool:
+    """Return whether it is a folder in the run's directory, or in the folder of runs, which has those of sweeps."""
+    parts = PurePosixPath(folder).parts
     inside = parts[1:] if parts[:1] == ("..",) else parts
     return bool(inside) and all(is_plain_name(part.removeprefix(".")) for part in inside)
 
@@ -384,10 +392,10 @@ def _read_mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{file.parent}: no run directory (it lacks {file.name}); give an id, @last or a path; "
-            "`runyard submit` makes one"
+            "`runyard submit` creates one"
         ) from None
     except OSError as error:
-        raise UserError(f"{file}: cannot read it ({error.strerror}); mend its permissions") from None
+        raise UserError(f"{file}: cannot read it ({error.strerror}); fix its permissions") from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{file}: damaged ({(str(error).splitlines() or ['?'])[0]}); {RUN_HINT}") from None
     if not isinstance(values, dict):

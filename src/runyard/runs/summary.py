@@ -1,4 +1,4 @@
-"""What a run's directory says of it, read quickly enough for a table of a thousand runs."""
+"""A run's summary, read fast enough for a table of a thousand runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runyard.runs.journal import Row
 from runyard.runs.lease_holder import LeaseHolder
 from runyard.runs.run import RUN_FORMAT, RUN_HINT, check_record
 
-# How the journal begins the lines that there are many of: they are parsed only where somebody asks.
+# How the most frequent lines of the journal begin: they are parsed only when they are needed.
 DEFERRED_EVENTS = {b'{"event": "epoch"': "epoch", b'{"event": "checkpoint"': "checkpoint"}
 LOG_TAIL_BYTES = 4096
 
@@ -29,7 +29,7 @@ class RunSummary:
     Attributes:
         path: The run's directory.
         record: ``run.json``.
-        rows: The journal's rows but for epochs and checkpoints.
+        rows: The journal's rows except those of epochs and checkpoints.
         progress: ``progress.json``, or an empty one.
     """
 
@@ -49,7 +49,7 @@ class RunSummary:
 
     @property
     def reference(self) -> str:
-        """What names this run on a command line typed here."""
+        """What names this run on a command line in this directory."""
         return self.id if self.path == Path("runs", self.id).absolute() else str(self.path)
 
     @property
@@ -58,35 +58,35 @@ class RunSummary:
 
     @property
     def last_event(self) -> Row:
-        """The newest of the rows that say where the run stands: ``start``, ``stop`` or ``requeue``; or an empty one."""
+        """The newest row that changes the run's status (``start``, ``stop`` or ``requeue``), or an empty one."""
         return next((row for row in reversed(self.rows) if row["event"] in ("start", "stop", "requeue")), {"event": ""})
 
     @property
     def job(self) -> dict[str, Any]:
-        """The newest job: of the record, or what the journal knows of one that another command put on SLURM.
+        """The newest job: from the record, or from the journal if another command submitted it to SLURM.
 
-        Not one in which a local job was started: the next run that W&B's agent takes there is another.
+        A SLURM job in which a local job was started does not count: there W&B's agent may run another run next.
         """
-        noted: dict[str, Any] = self.record["jobs"][-1] if self.record["jobs"] else {}
-        began = next(iter(reversed(self.starts)), {})
-        numbered = re.fullmatch(r"[0-9]+(_[0-9]+)?", str(began.get("job_id")))
-        another = numbered and began.get("launcher") != "submitit, local"
-        if another and began["t"] > noted.get("submitted", 0) and began["job_id"] != noted.get("id"):
-            where = {"launcher": "slurm", "submitted": began["t"], "nodes": began.get("nodes")}
-            return {"id": str(began["job_id"])} | where
-        return noted
+        recorded: dict[str, Any] = self.record["jobs"][-1] if self.record["jobs"] else {}
+        start = next(iter(reversed(self.starts)), {})
+        has_slurm_id = re.fullmatch(r"[0-9]+(_[0-9]+)?", str(start.get("job_id")))
+        is_slurm_job = has_slurm_id and start.get("launcher") != "submitit, local"
+        if is_slurm_job and start["t"] > recorded.get("submitted", 0) and start["job_id"] != recorded.get("id"):
+            fields = {"launcher": "slurm", "submitted": start["t"], "nodes": start.get("nodes")}
+            return {"id": str(start["job_id"])} | fields
+        return recorded
 
     @property
     def pending_submission(self) -> dict[str, Any] | None:
-        """One that was begun and has not come to a job, as far as its record knows."""
-        intended: dict[str, Any] | None = self.record.get("submission")
-        return intended
+        """A submission that was begun and has no job yet, by the record; else None."""
+        submission: dict[str, Any] | None = self.record.get("submission")
+        return submission
 
     @property
     def slurm_jobs(self) -> list[str]:
-        """Ids of its jobs on SLURM, oldest first, with the one that another command put there."""
-        noted = [job for job in self.record["jobs"] if job.get("launcher") == "slurm"]
-        ids = [str(job["id"]) for job in noted]
+        """Ids of its jobs on SLURM, oldest first, including one that another command submitted."""
+        recorded = [job for job in self.record["jobs"] if job.get("launcher") == "slurm"]
+        ids = [str(job["id"]) for job in recorded]
         return ids if not self.on_slurm or self.job["id"] in ids else [*ids, str(self.job["id"])]
 
     @property
@@ -95,81 +95,82 @@ class RunSummary:
 
     @property
     def end_recorded(self) -> bool:
-        """The journal's last word is how the run ended, and it was said after the newest job was submitted."""
+        """Whether the journal ends with a ``stop`` row, written after the newest job was submitted."""
         return self.last_event["event"] == "stop" and self.last_event["t"] >= self.job.get("submitted", 0)
 
     @property
     def finished_for_good(self) -> bool:
-        """Finished, and nothing was submitted since: nobody need be asked."""
+        """Whether the run finished and nothing was submitted since: SLURM need not be asked."""
         return self.end_recorded and self.last_event.get("reason") == "finished"
 
     @property
     def epochs(self) -> list[Row]:
-        """Its epochs' rows; of a run that has said its final word only the newest."""
+        """The ``epoch`` rows; of a run with a ``final`` row only the newest."""
         return journal.epochs(_parsed(self._lines.get("epoch", [])))
 
     @property
     def last_checkpoint_step(self) -> int | None:
-        """Step of the newest checkpoint that was saved, by the journal."""
+        """Step of the newest saved checkpoint by the journal, or None."""
         rows = _parsed(self._lines.get("checkpoint", []))
         return int(rows[-1]["step"]) if rows else None
 
     @property
     def checkpoint_warning(self) -> str:
-        """In words, that the newest checkpoint is gone or damaged; empty where it seems whole, or there was none."""
-        doubt = (
+        """A clause that says if the newest checkpoint is missing or damaged; empty if it seems valid or none exists."""
+        problem = (
             None
             if self.last_checkpoint_step is None
             else saved_checkpoints.checkpoint_problem(self.path / "checkpoints", self.last_checkpoint_step)
         )
-        return f", but {doubt}" if doubt else ""
+        return f", but {problem}" if problem else ""
 
     def logs(self, job: dict[str, Any], stream: str) -> dict[int, BinaryIO]:
-        """What the tasks of a job of this run wrote to ``out`` or ``err``, open to be read, by rank."""
+        """Open the logs of the tasks of a job of this run, by rank. ``stream`` is ``out`` or ``err``."""
         inside, folder = os.path.realpath(self.path), str(job.get("logs", "slurm"))
-        if folder.startswith("../"):  # with those of the other points of its sweep
+        if folder.startswith("../"):  # together with the logs of its sweep's other runs
             inside, folder = os.path.dirname(inside), folder.removeprefix("../")
         name = re.compile(rf"{re.escape(str(job.get('id')))}_(\d{{1,9}})_log\.{stream}")
         opened = {}
         for path in sorted(Path(inside, folder).glob(f"*_log.{stream}")):
-            if found := name.fullmatch(path.name):
-                with contextlib.suppress(OSError):  # gone meanwhile; or no log, but a link that leads elsewhere
-                    opened[int(found[1])] = open_within(Path(inside), f"{folder}/{path.name}")
+            if match := name.fullmatch(path.name):
+                with contextlib.suppress(OSError):  # deleted meanwhile; or a link that leads elsewhere
+                    opened[int(match[1])] = open_within(Path(inside), f"{folder}/{path.name}")
         return dict(sorted(opened.items()))
 
     def last_error_line(self) -> str | None:
-        """The last line of an error log of the newest job: of our own words if there are any."""
+        """Return the last line of an error log of the newest job, preferably one of runyard's own messages."""
         logs = self.logs(self.job, "err").values()
         lines = [[line for line in _read_tail(log).splitlines() if line.strip()] for log in logs]
-        tasks = [[line for line in log if not line.startswith("srun: ")] for log in lines]  # which tells of ending them
-        said = [line for log in (tasks if any(tasks) else lines) for line in log[-1:]]
-        ours = [line.removeprefix("runyard: ") for line in said if line.startswith("runyard: ")]
-        return next(iter([*ours, *said]), None)
+        # srun only reports that it ends the tasks
+        tasks = [[line for line in log if not line.startswith("srun: ")] for log in lines]
+        last_lines = [line for log in (tasks if any(tasks) else lines) for line in log[-1:]]
+        own = [line.removeprefix("runyard: ") for line in last_lines if line.startswith("runyard: ")]
+        return next(iter([*own, *last_lines]), None)
 
     def local_pid(self) -> int | None:
-        """The process of this machine that leads the run, if it is alive and really this run's."""
+        """Return the id of the process on this machine that controls the run, if it is alive and really this run's."""
         if self.job.get("launcher") == "local" and _is_controller(self.job["id"], self.path):
             return int(self.job["id"])
         try:
-            them, me = (
+            holder, me = (
                 LeaseHolder.from_bytes(read_within(self.path, lease.LEASE_FILE, most=lease.MAX_LEASE_BYTES)),
                 LeaseHolder.this_process({}),
             )
         except OSError:  # nobody writes the run
             return None
-        here = (them.host, them.boot) == (me.host, me.boot) and _has_open(them.pid, self.path / lease.LEASE_FILE)
-        return them.pid if here else None
+        is_local = (holder.host, holder.boot) == (me.host, me.boot)
+        return holder.pid if is_local and _has_open(holder.pid, self.path / lease.LEASE_FILE) else None
 
     def lease_holder_text(self) -> str | None:
-        """Who writes the run, in words, as far as its lease tells."""
+        """Describe the process that writes the run, by its lease; None if none is known."""
         return lease.lease_holder(self.path) if (self.path / lease.LEASE_FILE).exists() else None
 
 
 def read_run_summary(path: Path) -> RunSummary:
-    """Read the run in ``path``.
+    """Read the summary of the run in ``path``.
 
     Raises:
-        UserError: it holds none, or ``run.json`` is damaged.
+        UserError: there is no run in it, or ``run.json`` is damaged.
     """
     try:
         record = json.loads(read_within(path, "run.json"))
@@ -180,27 +181,27 @@ def read_run_summary(path: Path) -> RunSummary:
         raise UserError(f"{path}/run.json: cannot read it ({error.strerror}); name a run by id or path") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}/run.json: damaged ({error}); {RUN_HINT}") from None
-    found = RunSummary(path.absolute(), record)
+    summary = RunSummary(path.absolute(), record)
     try:
         content = read_within(path, "metrics.jsonl", most=journal.MAX_JOURNAL_BYTES)
-    except FileNotFoundError:  # it has not begun
+    except FileNotFoundError:  # the run has not started
         content = b""
     except OSError as error:
-        raise UserError(f"{found.journal_path}: cannot read it ({error.strerror})") from None
+        raise UserError(f"{summary.journal_path}: cannot read it ({error.strerror})") from None
     other_lines: list[bytes] = []
     lines: dict[str, list[bytes]] = {"epoch": [], "checkpoint": []}
     for line in content.split(b"\n"):
         kind = next((kind for begin, kind in DEFERRED_EVENTS.items() if line.startswith(begin)), None)
         (other_lines if kind is None else lines[kind]).append(line)
-    found.rows = _parsed(other_lines)
-    final = any(row["event"] == "final" for row in found.rows)
-    found._lines = {"epoch": lines["epoch"][-1:] if final else lines["epoch"], "checkpoint": lines["checkpoint"][-1:]}
+    summary.rows = _parsed(other_lines)
+    final = any(row["event"] == "final" for row in summary.rows)
+    summary._lines = {"epoch": lines["epoch"][-1:] if final else lines["epoch"], "checkpoint": lines["checkpoint"][-1:]}
     try:
         progress = json.loads(read_within(path, "progress.json"))
-        found.progress = progress if isinstance(progress, dict) else {}
+        summary.progress = progress if isinstance(progress, dict) else {}
     except (OSError, ValueError):
-        found.progress = {}
-    return found
+        summary.progress = {}
+    return summary
 
 
 def _parsed(lines: list[bytes]) -> list[Row]:
@@ -216,14 +217,14 @@ def _parsed(lines: list[bytes]) -> list[Row]:
 
 
 def _is_controller(pid: str, run: Path) -> bool:
-    """Whether a process leads a job, for a folder of this run: numbers of processes come round again."""
-    words = _text(Path("/proc", pid, "cmdline")).split("\0")
-    leads = any("submitit" in word or word.endswith("/controller.py") for word in words)
-    return leads and any(word.startswith(f"{run}/") for word in words)
+    """Return whether the process controls a job of this run: process ids are reused."""
+    arguments = _text(Path("/proc", pid, "cmdline")).split("\0")
+    is_controller = any("submitit" in argument or argument.endswith("/controller.py") for argument in arguments)
+    return is_controller and any(argument.startswith(f"{run}/") for argument in arguments)
 
 
 def _has_open(pid: int, file: Path) -> bool:
-    """Whether a process of ours has this file open."""
+    """Return whether a process of this user has this file open."""
     try:
         return any(os.path.samefile(link, file) for link in Path(f"/proc/{pid}/fd").iterdir() if link.exists())
     except OSError:

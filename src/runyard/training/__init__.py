@@ -1,1 +1,1 @@
-"""The training program: the same under submitit, torchrun, sbatch or alone."""
+"""The training program: the same under submitit, torchrun and sbatch, or as a single process."""

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: write, flush, fsync, verify, rename, fsync the folder. Never delete first."""
+"""Checkpoints are complete or absent: write, flush, fsync, verify, rename, fsync the folder; never delete first."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ __all__ = [
     "write_checkpoint",
 ]
 
-MAX_CONSECUTIVE_FAILURES = 3  # saves in a row: then nothing says that the disk will recover
+MAX_CONSECUTIVE_FAILURES = 3  # failed saves in a row: after these the disk is unlikely to recover
 
 
 def write_checkpoint(
@@ -53,27 +53,26 @@ def write_checkpoint(
     check_lease: Callable[[], None] = lambda: None,
     settings: dict[str, Any] | None = None,
 ) -> Path:
-    """Save ``state`` as ``folder/step_00000000``. Nothing is left under that name unless it reads back whole.
+    """Save ``state`` as ``folder/step_00000000``. That name exists only if the checkpoint reads back completely.
 
-    ``check_lease`` is asked before anything is deleted or gets its name, and raises if this process may not write any
-    more.
+    ``check_lease`` is called before anything is deleted or renamed, and raises if this process may no longer write.
     """
     check_lease()
-    for leftover in folder.glob(".making-*"):  # of a kill
+    for leftover in folder.glob(".making-*"):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     name = f"step_{step:08d}"
-    tmp_dir = folder / f".making-{name}-{secrets.token_hex(4)}"  # no other writer's, were there one
+    tmp_dir = folder / f".making-{name}-{secrets.token_hex(4)}"  # a name that no other writer uses
     tmp_dir.mkdir()
     try:
-        evaluated = (state.get("evaluation") or {}).get("images", 0)  # of an evaluation under way
+        evaluated = (state.get("evaluation") or {}).get("images", 0)  # of an unfinished evaluation
         _write_and_verify(tmp_dir, state, {"step": step, "score": score, "settings": settings, "evaluated": evaluated})
         check_lease()
-    except BaseException:  # on a full disk what is half-made would keep the next from fitting
+    except BaseException:  # on a full disk an incomplete checkpoint would leave no room for the next
         shutil.rmtree(tmp_dir, ignore_errors=True)
-        check_lease()  # who took the run over put it out of the way: then that is what went wrong
+        check_lease()  # a process that took the run over has moved it away: then that is the error to raise
         raise
     target = folder / name
-    if target.exists():  # the same step again: the old one stands aside, still found, until the new one has its name
+    if target.exists():  # the same step again: the old one stays findable until the new one has its name
         previous = folder / f"{OLD_PREFIX}{name}"
         shutil.rmtree(previous, ignore_errors=True)
         target.rename(previous)
@@ -84,54 +83,52 @@ def write_checkpoint(
 
 
 def check_shape(actual: Any, expected: Any, where: str) -> None:
-    """See that ``actual`` has the tensors, by name, shape and type of number, and the kinds of values of ``expected``.
+    """Verify that ``actual`` has the tensors of ``expected``, by name, shape and dtype, and values of the same types.
 
     Raises:
-        Unusable: naming the first that differs.
+        InvalidCheckpoint: the message names the first that differs.
     """
     if isinstance(expected, torch.Tensor):
         if not isinstance(actual, torch.Tensor) or actual.shape != expected.shape or actual.dtype != expected.dtype:
-            given = (
-                f"{actual.dtype} {list(actual.shape)}" if isinstance(actual, torch.Tensor) else type(actual).__name__
-            )
-            raise InvalidCheckpoint(f"{where} is {given}, expected {expected.dtype} {list(expected.shape)}")
+            kind = f"{actual.dtype} {list(actual.shape)}" if isinstance(actual, torch.Tensor) else type(actual).__name__
+            raise InvalidCheckpoint(f"{where} is {kind}, expected {expected.dtype} {list(expected.shape)}")
     elif isinstance(expected, dict):
         if not isinstance(actual, dict) or actual.keys() != expected.keys():
-            odd = (
+            names = (
                 sorted(map(str, actual.keys() ^ expected.keys()))
                 if isinstance(actual, dict)
                 else [type(actual).__name__]
             )
-            raise InvalidCheckpoint(f"{where} has other entries than expected: {', '.join(odd[:3])}")
+            raise InvalidCheckpoint(f"{where} has other entries than expected: {', '.join(names[:3])}")
         for name, value in expected.items():
             check_shape(actual[name], value, f"{where}.{name}")
     elif isinstance(expected, (list, tuple)):
         if not isinstance(actual, (list, tuple)) or len(actual) != len(expected):
-            raise InvalidCheckpoint(f"{where} is no list of {len(expected)}")
-        for at, value in enumerate(expected):
-            check_shape(actual[at], value, f"{where}.{at}")
+            raise InvalidCheckpoint(f"{where} is not a list of {len(expected)}")
+        for index, value in enumerate(expected):
+            check_shape(actual[index], value, f"{where}.{index}")
     elif type(actual) is not type(expected):
         raise InvalidCheckpoint(f"{where} is {type(actual).__name__}, expected {type(expected).__name__}")
 
 
 def check_finite(network: State) -> None:
-    """See that every number is finite.
+    """Verify that every number is finite.
 
     Raises:
-        Unusable: naming the first tensor in which one is not.
+        InvalidCheckpoint: the message names the first tensor with a non-finite number.
     """
     for name, value in network.items():
         if not bool(value.isfinite().all()):
-            raise InvalidCheckpoint(f"network.{name} holds a number that is not finite (NaN or infinity)")
+            raise InvalidCheckpoint(f"network.{name} has a number that is not finite (NaN or infinity)")
 
 
 def _write_and_verify(tmp_dir: Path, state: State, manifest: dict[str, Any]) -> None:
-    """Write the state and its manifest, and read back what the disk has."""
+    """Write the state and its manifest, and verify the state by reading it back from the disk."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomic(tmp_dir / "state.pt", buffer.getvalue())
     with open(tmp_dir / "state.pt", "rb") as f:
-        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # read back what the disk has, not what memory has
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # so that it is read from the disk, not from memory
     digest = sha256(tmp_dir / "state.pt")
     if digest != hashlib.sha256(buffer.getbuffer()).hexdigest():
         raise OSError(
@@ -142,14 +139,14 @@ def _write_and_verify(tmp_dir: Path, state: State, manifest: dict[str, Any]) -> 
 
 
 class CheckpointSaver:
-    """Writes checkpoints beside the training, one at a time, and thins them out.
+    """Writes checkpoints in a thread beside the training, one at a time, and deletes old ones.
 
-    ``save`` returns once the state is copied to host memory; an error of the writing is raised by the next call. A disk
-    that fails, or has no room, costs two saves in a row and a warning each (``warn``): the training goes on, what was
-    saved before stays. The third is raised, and so is every one that is waited for.
-    ``check_lease`` is asked before anything gets its name or is deleted, and raises if this process may not write any
-    more. ``on_saved`` is told each step that is on disk and verified, with the seconds from the call of ``save`` to
-    that; both are called in the thread that writes.
+    ``save`` returns once the state is copied to host memory; an error while writing is raised by the next call. If the
+    disk fails or is full, two saves in a row are skipped with a warning each (``warn``): the training continues, and
+    earlier checkpoints stay. The third failure is raised, and so is every failure of a save that is waited for.
+    ``check_lease`` is called before anything is renamed or deleted, and raises if this process may no longer write.
+    ``on_saved`` is called with each step that is on disk and verified, and the seconds since the call of ``save``; both
+    are called in the writing thread.
     """
 
     def __init__(
@@ -170,9 +167,9 @@ class CheckpointSaver:
         self._pending: Future[None] | None = None
 
     def save(self, state: State, step: int, score: float | None, *, wait: bool) -> None:
-        began = time.monotonic()
+        start_time = time.monotonic()
         self.wait()
-        self._pending = self._worker.submit(self._write, _to_host(state), step, score, began, wait)
+        self._pending = self._worker.submit(self._write, _to_host(state), step, score, start_time, wait)
         if wait:
             self.wait()
 
@@ -188,25 +185,25 @@ class CheckpointSaver:
         finally:
             self._worker.shutdown()
 
-    def _write(self, state: State, step: int, score: float | None, began: float, needed: bool) -> None:
+    def _write(self, state: State, step: int, score: float | None, start_time: float, required: bool) -> None:
         try:
             written = write_checkpoint(self._folder, state, step, score, self._check, self._settings)
         except OSError as error:
             self._failed += 1
-            error.filename = error.filename or str(self._folder)  # an fsync does not say of what
-            if needed or self._failed == MAX_CONSECUTIVE_FAILURES:
+            error.filename = error.filename or str(self._folder)  # an fsync error names no file
+            if required or self._failed == MAX_CONSECUTIVE_FAILURES:
                 raise
             self._warn(
-                f"step {step} is not saved ({error.strerror or error}), {self._failed} of {MAX_CONSECUTIVE_FAILURES} "
-                f"in a row before the run ends of it: see to the disk of {self._folder}"
+                f"step {step} was not saved ({error.strerror or error}), failure {self._failed} in a row; after "
+                f"{MAX_CONSECUTIVE_FAILURES} the run ends: check the disk of {self._folder}"
             )
             return
         self._failed = 0
-        self._saved(step, time.monotonic() - began)
+        self._saved(step, time.monotonic() - start_time)
         self._check()
         for leftover in self._folder.glob(f"{OLD_PREFIX}*"):
             shutil.rmtree(leftover)
-        paths = sorted(p for p in self._folder.glob("step_*") if p <= written)  # what is later was passed over: damaged
+        paths = sorted(p for p in self._folder.glob("step_*") if p <= written)  # later ones were skipped as damaged
         keep = set(paths[-self._keep_last :])
         if self._keep_best:
             scored = [(s, p) for p in paths if (s := _score(p)) is not None]
@@ -225,7 +222,7 @@ def _score(path: Path) -> float | None:
 
 
 def _to_host(value: Any) -> Any:
-    """A copy that later training steps cannot change."""
+    """Return a copy in host memory, which later training steps cannot change."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -236,12 +233,12 @@ def _to_host(value: Any) -> Any:
 
 
 def load_network(run: Run, which: Literal["last", "best"] = "last") -> nn.Module:
-    """The trained network of ``run``, on the CPU in evaluation mode; the averaged weights if the run keeps an average.
+    """Load the trained network of ``run`` on the CPU, in evaluation mode, with the averaged weights if there are any.
 
-    That a newer checkpoint was passed over is said on standard error.
+    If a newer checkpoint was skipped, a warning on standard error says so.
 
     Raises:
-        UserError: the run has no valid checkpoint, (``best``) none with a score, or its weights are no finite numbers.
+        UserError: the run has no valid checkpoint, none with a score (``best``), or its weights are not finite.
     """
     from runyard import models
 
@@ -253,42 +250,42 @@ def load_network(run: Run, which: Literal["last", "best"] = "last") -> nn.Module
         state = checkpoint.load()
         check_shape(state["network"], expected, "network")
         averages = state.get("ema")
-        if averages is not None:  # of floating-point entries only
+        if averages is not None:  # it has floating-point entries only
             check_shape(averages, {name: t for name, t in expected.items() if t.is_floating_point()}, "ema")
         weights = {**state["network"], **(averages or {})}
         try:
             check_finite(weights)
-        except InvalidCheckpoint as error:  # no damage of the disk: an older one would hide it
+        except InvalidCheckpoint as error:  # not damage on disk: falling back to an older one would hide it
             raise UserError(
-                f"{checkpoint.path}: {error}: its labels would mean nothing; delete it to go back to an "
-                "older one, and lower optim.lr if the training went astray"
+                f"{checkpoint.path}: {error}: its predictions would be meaningless; delete it to use an "
+                "older one, and lower optim.lr if the training diverged"
             ) from None
         network.load_state_dict(weights)
 
-    choice = _best_checkpoint(run, load) if which == "best" else saved.select_checkpoint(run, load)
-    if choice.checkpoint is None:
+    selection = _best_checkpoint(run, load) if which == "best" else saved.select_checkpoint(run, load)
+    if selection.checkpoint is None:
         raise UserError(
             f"run {run.id} has no valid {'scored ' if which == 'best' else ''}checkpoint in {run.checkpoints}: "
             f"train it first (runyard resume {run.cli_reference})"
         )
-    if choice.warning is not None:
-        print(f"runyard: warning: {choice.warning}", file=sys.stderr, flush=True)
+    if selection.warning is not None:
+        print(f"runyard: warning: {selection.warning}", file=sys.stderr, flush=True)
     return network.eval()
 
 
-def _best_checkpoint(run: Run, use: Callable[[Checkpoint], None]) -> CheckpointSelection:
-    """The checkpoint with the highest score that ``use`` makes no objection to; the later of two equal ones."""
-    passed_over = []
-    whole: list[Checkpoint] = []
+def _best_checkpoint(run: Run, accept: Callable[[Checkpoint], None]) -> CheckpointSelection:
+    """Return the checkpoint with the highest score for which ``accept`` raises nothing; the later of two equal ones."""
+    skipped = []
+    valid: list[Checkpoint] = []
     for path in reversed(saved.checkpoint_paths(run.checkpoints)):
         try:
-            whole.append(saved.read_checkpoint(path))
+            valid.append(saved.read_checkpoint(path))
         except InvalidCheckpoint as error:
-            passed_over.append(f"{path.name} is damaged ({error})")
-    for checkpoint in sorted((c for c in whole if c.score is not None), key=lambda c: (c.score, c.step), reverse=True):
+            skipped.append(f"{path.name} is damaged ({error})")
+    for checkpoint in sorted((c for c in valid if c.score is not None), key=lambda c: (c.score, c.step), reverse=True):
         try:
-            use(checkpoint)
-            return CheckpointSelection(checkpoint, passed_over)
+            accept(checkpoint)
+            return CheckpointSelection(checkpoint, skipped)
         except InvalidCheckpoint as error:
-            passed_over.append(f"{checkpoint.path.name} is damaged ({error})")
-    return CheckpointSelection(None, passed_over)
+            skipped.append(f"{checkpoint.path.name} is damaged ({error})")
+    return CheckpointSelection(None, skipped)

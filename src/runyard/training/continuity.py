@@ -1,4 +1,4 @@
-"""What must be as it was when a run goes on, and what may differ if it is said."""
+"""Checks on resume: what must be unchanged, and what may differ with a warning."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from runyard.training.train_state import TrainState
 
 
 def check_same_data(run: Run, folder: Path, data: Manifest, rank_info: RankInfo) -> None:
-    """A run goes on only with the data it began with; rank 0 notes which that is.
+    """Verify that the data is what the run began with; at the first start rank 0 records it.
 
     Raises:
-        UserError: a split, the class names or the normalisation is another than when the run began.
+        UserError: a split, the class names, the image size or the normalization has changed since the run began.
     """
     recorded_manifest = run.path / "data.json"
     if recorded_manifest.exists():
         recorded = manifest.read_manifest(recorded_manifest, RUN_HINT)
         changed = [
-            s for s, part in recorded.splits.items() if s not in data.splits or _split_changed(part, data.splits[s])
+            s for s, split in recorded.splits.items() if s not in data.splits or _split_changed(split, data.splits[s])
         ]
-        whole = ("classes", "image_size", "mean", "std")
-        changed += [name for name in whole if getattr(recorded, name) != getattr(data, name)]
+        shared = ("classes", "image_size", "mean", "std")  # by all splits
+        changed += [name for name in shared if getattr(recorded, name) != getattr(data, name)]
         if changed:
             raise UserError(
                 f"{folder}: {', '.join(changed)} changed since run {run.id} began (sha256 {data.sha256[:8]}, then "
@@ -46,7 +46,7 @@ def check_same_data(run: Run, folder: Path, data: Manifest, rank_info: RankInfo)
 
 
 def _split_changed(recorded: Split, now: Split) -> bool:
-    arrays = recorded.arrays_sha256.keys() & now.arrays_sha256.keys()  # a set may have been prepared without
+    arrays = recorded.arrays_sha256.keys() & now.arrays_sha256.keys()  # a data set may be prepared without arrays
     return recorded.beton_sha256 != now.beton_sha256 or any(
         recorded.arrays_sha256[a] != now.arrays_sha256[a] for a in arrays
     )
@@ -55,12 +55,13 @@ def _split_changed(recorded: Split, now: Split) -> bool:
 def resume_from_checkpoint(
     run: Run, train_state: TrainState, evaluation: Evaluation, samples: dict[str, int], warn: Callable[[str], None]
 ) -> Checkpoint | None:
-    """Give ``train_state`` and ``evaluation`` the state of the newest checkpoint that is whole and fits them.
+    """Load the newest valid and matching checkpoint into ``train_state`` and ``evaluation``, and return it.
 
-    None: the run begins at step 0. ``samples`` is how many each split has.
+    Returns None if the run begins at step 0. ``samples`` is the number of samples of each split.
 
     Raises:
-        UserError: no checkpoint is left of those the run had, or one was saved under settings that learn otherwise.
+        UserError: all of the run's checkpoints are missing or damaged, or the newest was saved with settings that
+            would train differently.
     """
 
     def restore(checkpoint: Checkpoint) -> None:
@@ -70,61 +71,61 @@ def resume_from_checkpoint(
             check_train_state(state, train_state)
             evaluation.restore(state.get("evaluation"), samples)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise InvalidCheckpoint(f"no state that this program saved: {type(error).__name__}") from None
+            raise InvalidCheckpoint(f"not a state that this program saved: {type(error).__name__}") from None
         train_state.load_state_dict(state)
 
-    choice = select_checkpoint(run, restore)
-    if choice.warning is not None:
-        warn(choice.warning)
-    return choice.checkpoint
+    selection = select_checkpoint(run, restore)
+    if selection.warning is not None:
+        warn(selection.warning)
+    return selection.checkpoint
 
 
 def check_train_state(state: State, train_state: TrainState) -> None:
-    """See that ``train_state`` can go on from a checkpoint's state.
+    """Verify that ``train_state`` can load a checkpoint's state.
 
     Raises:
-        Unusable: naming what differs, or is not a finite number.
+        InvalidCheckpoint: the message names what differs, or is not a finite number.
     """
-    like = train_state.state_dict()
-    if lacking := sorted(like.keys() - state.keys()):
-        raise InvalidCheckpoint(f"it lacks {', '.join(lacking)}")
-    for name in like.keys() - {"optimizer", "best"}:  # which fill in the course of training
-        check_shape(state[name], like[name], name)
+    expected = train_state.state_dict()
+    if missing := sorted(expected.keys() - state.keys()):
+        raise InvalidCheckpoint(f"it lacks {', '.join(missing)}")
+    for name in expected.keys() - {"optimizer", "best"}:  # these two fill in the course of training
+        check_shape(state[name], expected[name], name)
     check_finite(state["network"])
     if not isinstance(state["best"], dict) or not all(isinstance(v, (int, float)) for v in state["best"].values()):
-        raise InvalidCheckpoint("best holds no numbers")
-    optimizer.check_optimizer_state(train_state.optimizer, state["optimizer"], begun=state["step"] > 0)
+        raise InvalidCheckpoint("best has values that are not numbers")
+    optimizer.check_optimizer_state(train_state.optimizer, state["optimizer"], has_stepped=state["step"] > 0)
 
 
-def check_same_settings(run: Run, found: Checkpoint | None) -> None:
-    """A run goes on only with the settings that decided what its checkpoint has learned: config.yaml may be edited.
+def check_same_settings(run: Run, checkpoint: Checkpoint | None) -> None:
+    """Verify that the settings that affect learning are those of the checkpoint: config.yaml may have been edited.
 
     Raises:
-        UserError: one differs; it is named with its new and its old value.
+        UserError: a setting differs; the message names it with its new and its old value.
     """
-    if found is None or found.settings is None:
+    if checkpoint is None or checkpoint.settings is None:
         return
     # An older version's checkpoint names fewer.
-    now = {name: value for name, value in identity_settings(run.config).items() if name in found.settings}
-    for name, (old, new) in changed_settings(found.settings, now).items():
+    current = {name: value for name, value in identity_settings(run.config).items() if name in checkpoint.settings}
+    for name, (old, new) in changed_settings(checkpoint.settings, current).items():
         raise UserError(
-            f"{name}={format_literal(new)}: run {run.id} was begun with {format_literal(old)}, and would learn "
-            f"something else; put that back into {run.path / 'config.yaml'}, or start a new run"
+            f"{name}={format_literal(new)}: run {run.id} was begun with {format_literal(old)}, and would train "
+            f"differently; put that back into {run.path / 'config.yaml'}, or start a new run"
         )
 
 
 def world_size_warning(run: Run, rank_info: RankInfo) -> str | None:
-    """In words, that the run goes on with another number of ranks than it last had."""
+    """Return a warning if the run resumes with another number of ranks than it last had, else None."""
     rows, _ = journal.read_journal(run.journal_path)
-    before = next((row["world_size"] for row in reversed(rows) if row["event"] == "start"), rank_info.world_size)
-    if before == rank_info.world_size:
+    previous = next((row["world_size"] for row in reversed(rows) if row["event"] == "start"), rank_info.world_size)
+    if previous == rank_info.world_size:
         return None
-    same = "the same images meet in the same steps, augmented alike"
+    same = "each step still has the same images with the same augmentation"
     if run.config.sync_batch_norm:
         differs = "sums are taken in another order, so results differ by rounding"
     else:
         differs = (
-            "each rank's batch norm sees another part of the batch, so what is learned differs by more than rounding "
+            "each rank's batch norm sees another part of the batch, so results differ by more than rounding "
             "(sync_batch_norm=true, set from the start, avoids that)"
         )
-    return f"going on with {rank_info.world_size} ranks, before with {before}: {same}; {differs}"
+    return f"resuming with {rank_info.world_size} ranks, before with {previous}: {same}; {differs}"

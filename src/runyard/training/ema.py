@@ -1,4 +1,4 @@
-"""The running average of a network's weights, evaluated instead of them."""
+"""The exponential moving average of a network's weights, which is evaluated instead of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """Averages every floating-point parameter and buffer of ``network`` (norm statistics are buffers), step by step.
+    """Averages every floating-point parameter and buffer of ``network`` (norm statistics are buffers) at each step.
 
-    Early averages forget faster, decay ``min(decay, (1 + step) / (10 + step))``, or the random start would last.
+    The decay is ``min(decay, (1 + step) / (10 + step))``: early averages forget faster, so that the random
+    initialization does not last.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -24,12 +25,12 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after optimiser step ``step``, counted from 0."""
+        """Update the averages with the weights after optimizer step ``step``, counted from 0."""
         torch._foreach_lerp_(self._average, self._live, 1 - min(self.decay, (1 + step) / (10 + step)))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the network holds the average; after it, bit for bit what it held before."""
+        """Within the block the network has the averages; afterwards its own weights again, bit-identical."""
         self._swap()
         try:
             yield
@@ -38,17 +39,17 @@ class Ema:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        kept = [t.clone() for t in self._live]  # values move, storages stay: captured graphs keep their addresses
+        live = [t.clone() for t in self._live]  # swap values, not storages: captured graphs keep their addresses
         torch._foreach_copy_(self._live, self._average)
-        torch._foreach_copy_(self._average, kept)
+        torch._foreach_copy_(self._average, live)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages by the network's names, no copies; ``network.load_state_dict(state, strict=False)`` reads it."""
+        """Return the averages by the network's names, not copied, as for ``load_state_dict(state, strict=False)``."""
         return dict(zip(self._names, self._average, strict=True))
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from saved averages.
+        """Load saved averages.
 
         Raises:
             ValueError: they belong to another network.

@@ -1,7 +1,7 @@
-"""Label-smoothed cross entropy, and the mixing of images (mixup, cutmix) that goes with it.
+"""Label-smoothed cross entropy, and the mixing of images (mixup, cutmix) that belongs to it.
 
-Partners are neighbours in the batch (2i with 2i+1), and what is drawn depends on (seed, step) alone: the same images
-meet in the same way on any number of ranks. All draws are made on the host, so nothing waits for the device.
+Partners are neighbors in the batch (2i with 2i+1), and the random numbers depend only on (seed, step): the same images
+are mixed in the same way on any number of ranks. They are drawn on the host, so nothing waits for the device.
 Sources: mixup, arXiv 1710.09412; cutmix, arXiv 1905.04899.
 """
 
@@ -16,32 +16,32 @@ from torch.nn import functional as F  # noqa: N812
 
 from runyard.config.schema import LossConfig
 
-_STREAM = 0x6D6978  # "mix": keeps these draws apart from others keyed with the same two numbers
+_STREAM = 0x6D6978  # "mix": separates these random numbers from others with the same two keys
 
 
 class Targets(NamedTuple):
-    """What each image shows: ``labels`` with ``label_weight``, and ``partner_labels`` with the rest.
+    """The classes in each image: ``labels`` with ``label_weight``, and ``partner_labels`` with the remaining weight.
 
-    Labels are int64 [b].
+    Both are int64 [b].
     """
 
     labels: Tensor
-    partner_labels: Tensor | None = None  # null when nothing was mixed in
+    partner_labels: Tensor | None = None  # None if nothing was mixed in
     label_weight: float = 1.0
 
     @property
     def majority_labels(self) -> Tensor:
-        """The label that holds the larger part of each image, int64 [b]: what top-1 is counted against."""
+        """The label of the larger part of each image, int64 [b]: top-1 is counted against it."""
         return self.labels if self.partner_labels is None or self.label_weight >= 0.5 else self.partner_labels
 
 
 def mix_batch(images: Tensor, labels: Tensor, config: LossConfig, seed: int, step: int) -> tuple[Tensor, Targets]:
-    """Mix each image with its neighbour, as the settings say. With none of them set, the images come back untouched.
+    """Mix each image with its neighbor as configured, and return the images and targets; unchanged without a setting.
 
     Args:
-        images: normalised float [b, 3, S, S], b even when anything is mixed; its memory format is kept.
+        images: Normalized, float [b, 3, S, S], with an even b if anything is mixed; the memory format is kept.
         labels: int64 [b].
-        step: optimiser step, the same on all ranks and micro-batches.
+        step: The optimizer step, the same on all ranks and micro-batches.
     """
     if not config.mixup_alpha and not config.cutmix_alpha:
         return images, Targets(labels)
@@ -61,7 +61,7 @@ def mix_batch(images: Tensor, labels: Tensor, config: LossConfig, seed: int, ste
 
 
 def cutmix_box(rng: np.random.Generator, weight: float, height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, bottom, left, right of a box with a uniform centre: ``1 - weight`` of the image, less what lies outside."""
+    """Return top, bottom, left, right (px) of a box with a uniform center and ``1 - weight`` of the area, clipped."""
     side = math.sqrt(1 - weight)
     y, x = rng.random(2) * (height, width)
     edges = [
@@ -73,18 +73,18 @@ def cutmix_box(rng: np.random.Generator, weight: float, height: int, width: int)
 
 
 class Loss:
-    """Mean cross entropy in float32. With ``label_smoothing`` s the target is 1 - s, and s spread over all classes."""
+    """Mean cross entropy in float32. With ``label_smoothing`` s the target is 1 - s plus s spread over all classes."""
 
     def __init__(self, config: LossConfig) -> None:
         self.label_smoothing = config.label_smoothing
 
     def __call__(self, logits: Tensor, targets: Targets | Tensor) -> Tensor:
-        """Scalar loss of logits [b, classes] against ``Targets`` or plain labels int64 [b]."""
+        """Return the scalar loss of logits [b, classes] against ``Targets`` or plain labels int64 [b]."""
         if isinstance(targets, Tensor):
             targets = Targets(targets)
         logits = logits.float()
         loss = F.cross_entropy(logits, targets.labels, label_smoothing=self.label_smoothing)
         if targets.partner_labels is None:
             return loss
-        other = F.cross_entropy(logits, targets.partner_labels, label_smoothing=self.label_smoothing)
-        return loss * targets.label_weight + other * (1 - targets.label_weight)
+        partner_loss = F.cross_entropy(logits, targets.partner_labels, label_smoothing=self.label_smoothing)
+        return loss * targets.label_weight + partner_loss * (1 - targets.label_weight)

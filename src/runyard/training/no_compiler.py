@@ -1,7 +1,7 @@
-"""Keep torch's compiler out of a process that compiles nothing.
+"""Avoids the import of torch's compiler in a process that compiles nothing.
 
-Eager optimizers and DDP import it for five calls that then do nothing. That import is half of the CPU time from the
-import of torch to an optimizer's first step, and thousands of small files on a shared disk.
+Eager optimizers and DDP import it for five calls that then do nothing. That import takes half of the CPU time from the
+import of torch to an optimizer's first step, and reads thousands of small files from a shared disk.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Function = Callable[..., Any]
 
 
 class _ModuleStub(types.ModuleType):
-    """A module that knows what is asked of it in a process that compiles nothing; all else brings the real one in."""
+    """A module with the functions that a process without compilation needs; other attributes import the real one."""
 
     def __init__(self, name: str, **known: object) -> None:
         super().__init__(name)
         vars(self).update(known)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("__file__", "__loader__"):  # what Python asks of whatever module is there
+        if name in ("__file__", "__loader__"):  # Python looks these up in every loaded module
             raise AttributeError(name)
         if isinstance(sys.modules.get(COMPILER_MODULE), _ModuleStub):
             del sys.modules[COMPILER_MODULE]
@@ -35,16 +35,16 @@ class _ModuleStub(types.ModuleType):
 
 
 def defer_compiler_import() -> None:
-    """From now on torch's compiler is imported by its first real use. Where it has been, it stays."""
+    """Defer the import of torch's compiler to its first real use. If it was already imported, it stays."""
     if COMPILER_MODULE in sys.modules:
         return
 
-    def as_it_is(function: Function, *_: object, **__: object) -> Function:
+    def identity(function: Function, *_: object, **__: object) -> Function:
         return function
 
     sys.modules[COMPILER_MODULE] = torch._dynamo = _ModuleStub(
         COMPILER_MODULE,
-        disable=as_it_is,
+        disable=identity,
         graph_break=lambda: None,
         trace_rules=_ModuleStub(f"{COMPILER_MODULE}.trace_rules", clear_lru_cache=lambda: None),
         utils=_ModuleStub(f"{COMPILER_MODULE}.utils", get_optimize_ddp_mode=lambda: "ddp_optimizer"),

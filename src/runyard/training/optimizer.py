@@ -1,4 +1,4 @@
-"""AdamW and Nesterov SGD over parameter groups; the loop sets their learning rate at each step."""
+"""AdamW and Nesterov SGD over parameter groups; the trainer sets their learning rate at each step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SLOTS: dict[type, set[str]] = {
 
 
 def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of all trainable parameters of ``model``, which must already be on its device.
+    """Build the optimizer of all trainable parameters of ``model``, which must already be on its device.
 
     Norms and biases (parameters of at most one dimension) are a group without decay unless the setting says otherwise.
-    The fused kernels of CPU and CUDA are used: elementwise, so bit for bit repeatable.
+    It uses the fused kernels of CPU and CUDA: they work elementwise, so results are bit-identical when repeated.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if config.decay_norms_and_biases:
@@ -37,36 +37,36 @@ def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
         assert config.betas is not None
         return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), fused=fused)
     assert config.momentum is not None
-    # torch refuses Nesterov without momentum; with momentum 0 the two are the same thing
+    # torch refuses Nesterov without momentum; with momentum 0 the two are the same
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused)
 
 
-def check_optimizer_state(optimizer: torch.optim.Optimizer, found: Any, *, begun: bool) -> None:
-    """See that ``optimizer`` can load this ``state_dict``; ``begun`` if it has made a step.
+def check_optimizer_state(optimizer: torch.optim.Optimizer, actual: Any, *, has_stepped: bool) -> None:
+    """Verify that ``optimizer`` can load this ``state_dict``. ``has_stepped``: the state is from after a step.
 
     Raises:
-        Unusable: saying what does not fit.
+        InvalidCheckpoint: it does not match; the message says where.
     """
-    like = optimizer.state_dict()
-    if not isinstance(found, dict) or found.keys() != like.keys() or not isinstance(found["state"], dict):
-        raise InvalidCheckpoint("optimizer is no state of an optimizer")
-    for group, own in zip(found["param_groups"], like["param_groups"], strict=True):
-        check_shape({**group, "lr": own["lr"]}, own, "optimizer.param_groups")  # the loop sets lr itself
+    expected = optimizer.state_dict()
+    if not isinstance(actual, dict) or actual.keys() != expected.keys() or not isinstance(actual["state"], dict):
+        raise InvalidCheckpoint("optimizer is not an optimizer's state")
+    for group, own in zip(actual["param_groups"], expected["param_groups"], strict=True):
+        check_shape({**group, "lr": own["lr"]}, own, "optimizer.param_groups")  # the trainer sets lr itself
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     slots = _SLOTS[type(optimizer)] if optimizer.defaults.get("momentum", 1) else set[str]()
-    if begun and slots and not found["state"]:
-        raise InvalidCheckpoint("optimizer remembers nothing of its steps")
-    for number, own in found["state"].items():
-        if not isinstance(own, dict) or own.keys() != slots or number not in range(len(parameters)):
-            raise InvalidCheckpoint(f"optimizer.state.{number} holds other entries than {', '.join(sorted(slots))}")
-        for name, value in own.items():
+    if has_stepped and slots and not actual["state"]:
+        raise InvalidCheckpoint("optimizer has no state of its steps")
+    for number, entries in actual["state"].items():
+        if not isinstance(entries, dict) or entries.keys() != slots or number not in range(len(parameters)):
+            raise InvalidCheckpoint(f"optimizer.state.{number} has other entries than {', '.join(sorted(slots))}")
+        for name, value in entries.items():
             if name != "step":
                 check_shape(value, parameters[number], f"optimizer.state.{number}.{name}")
             elif not isinstance(value, torch.Tensor) or value.ndim:
-                raise InvalidCheckpoint(f"optimizer.state.{number}.step is no number")
+                raise InvalidCheckpoint(f"optimizer.state.{number}.step is not a number")
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group this learning rate."""
+    """Set the learning rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = lr

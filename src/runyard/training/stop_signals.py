@@ -1,4 +1,4 @@
-"""Why a training is asked to stop, and how a task hears of it. No torch: it must listen before that is imported."""
+"""Stop reasons, and the signal handlers that record them. No torch: the handlers must be set before its import."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ from runyard.slurm_client import QueryError
 from runyard.training import end_time
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)  # some sites preempt with USR1
-HANG_EXIT_MARGIN_S = 5  # before the time limit: who has not ended by then hangs
-END_TIME_POLL_S = (
-    300.0  # at most, for the time limit: it is raised and lowered by hand, and SLURM warns of a lowered one
-)
+HANG_EXIT_MARGIN_S = 5  # before the time limit: a process that has not ended by then counts as hung
+END_TIME_POLL_S = 300.0  # at most: administrators may change the time limit, and SLURM warns only of a lowered one
 
 
 class StopReason(enum.IntEnum):
-    """What asked for it. Of several the highest counts, on all ranks: what a person wants comes before a clock."""
+    """What requested a stop. Of several the highest counts, on all ranks: a person's request comes before a clock's."""
 
     NO = 0
     TIME_LIMIT = 1  # the run's own clock, before the job's time limit
@@ -33,13 +31,15 @@ class StopReason(enum.IntEnum):
 
     @property
     def journal_text(self) -> str | None:
-        """As the journal has it."""
+        """The reason's name in the journal, or None for ``NO``."""
         return {StopReason.TIME_LIMIT: "time limit", StopReason.USR2: "USR2", StopReason.TERM: "TERM"}.get(self)
 
 
 class TrainingStopped(BaseException):
-    """A stop that ended at once what was under way, since nothing of the run could be lost. Not to be caught as an
-    error of that."""
+    """Raised to stop immediately where no progress can be lost.
+
+    A BaseException, so that the interrupted code does not handle it as an error of its own.
+    """
 
     def __init__(self, stop: StopReason) -> None:
         super().__init__(f"asked to stop ({stop.journal_text})")
@@ -47,12 +47,14 @@ class TrainingStopped(BaseException):
 
 
 class StopFlag:
-    """Says why this task should stop, once something asked it to. A handler notes that and does nothing else: the loop
-    asks at step boundaries. (Before the first step and after the last ``interruptible`` ends what takes long.)
+    """Returns why this task should stop, if something has asked it to.
 
-    A signal that came while the task was starting was held (cluster/job/task.py) and is heard here.
-    Handlers are reset in children, which inherit them over a fork and would otherwise answer signals meant for us.
-    SIGQUIT has all threads' stacks printed: so whoever finds that this process hangs learns where.
+    A signal handler only records the reason: the trainer asks for it between steps. (Before the first step and after
+    the last, ``interruptible`` ends slow work.)
+
+    A signal that came while the task was starting was blocked (cluster/job/task.py) and is delivered here.
+    Handlers are reset in children, which inherit them over a fork and would react to signals meant for this process.
+    SIGQUIT prints the stacks of all threads, to show where a hung process is.
     """
 
     def __init__(self) -> None:
@@ -72,10 +74,10 @@ class StopFlag:
     def watch_time_limit(self, env: Mapping[str, str], margin_s: float) -> None:
         """Also stop ``margin_s`` before the job's end (SLURM_JOB_END_TIME, unix s): a signal may never come.
 
-        Where ranks hang, none can. Then this process says where it stands and dies just before the limit, so that the
-        batch script outlives srun: at the limit SLURM would end both, and nobody would requeue the job.
+        If ranks hang, none can stop at a step. Then this process prints its stacks and exits just before the limit, so
+        that the batch script outlives srun: at the limit SLURM would kill both, and the job would not be requeued.
 
-        One rank's clock is enough, since all stop with it; it asks SLURM now and then whether the limit was changed.
+        One rank's clock is enough, since all ranks stop with it. It regularly asks SLURM whether the limit has changed.
         """
         if (end := env.get("SLURM_JOB_END_TIME", "")).isdigit():
             self._set_end_time(int(end), margin_s)
@@ -83,14 +85,14 @@ class StopFlag:
             threading.Thread(target=self._poll_end_time, args=(job, margin_s), name="time limit", daemon=True).start()
 
     def ignore_signals(self) -> None:
-        """Hear no request any more, also while Python ends, when handlers of its own are gone already."""
+        """Ignore stop signals from now on, also while Python exits and its own handlers are already gone."""
         _forget_handlers()
 
     def _record_signal(self, number: int, frame: FrameType | None) -> None:
         self._stop_reason = max(self._stop_reason, StopReason.TERM if number == signal.SIGTERM else StopReason.USR2)
 
     def _set_end_time(self, end: float, margin_s: float) -> None:
-        """The job ends then (unix s). A time that has passed is none: an answer that was not understood."""
+        """Set the job's end (unix s). A time in the past is ignored: SLURM's answer was misread."""
         if (left_s := end - time.time()) <= 0:
             return
         self._stop_time = end - margin_s
@@ -99,8 +101,8 @@ class StopFlag:
             faulthandler.dump_traceback_later(left_s - HANG_EXIT_MARGIN_S, exit=True, file=2)
 
     def _poll_end_time(self, job: str, margin_s: float) -> None:
-        """Once more shortly before this clock would stop the run."""
-        with contextlib.suppress(QueryError):  # a container without SLURM's commands: what is known stays
+        """Ask SLURM for the job's end again and again, the last time shortly before this clock would stop the run."""
+        with contextlib.suppress(QueryError):  # in a container without SLURM's commands: keep the known end
             while True:
                 if (end := end_time.query_end_time(job)) is not None:
                     self._set_end_time(end, margin_s)
@@ -108,26 +110,26 @@ class StopFlag:
 
 
 @contextlib.contextmanager
-def interruptible(should_stop: Callable[[], StopReason]) -> Iterator[None]:
-    """Within the block TERM ends it. Only where nothing is under way that must be finished.
+def interruptible(get_stop_reason: Callable[[], StopReason]) -> Iterator[None]:
+    """Let SIGTERM end the block at once. Only for work that need not be finished.
 
-    SLURM's warning and the clock do not: they wait for the first step, at which the run is saved. Where a start takes
-    longer than its time limit leaves it, a run that ended before would never get further.
+    SLURM's warning and the clock do not end it: they wait for the first step, where the run is saved. Otherwise a run
+    whose start takes longer than its time limit allows would never make progress.
 
     Raises:
-        Stopped: it came, or had come before.
+        TrainingStopped: the signal came, or had come before.
     """
     handler = signal.getsignal(signal.SIGTERM)
 
-    def hear(number: int, frame: FrameType | None) -> None:
+    def raise_stopped(number: int, frame: FrameType | None) -> None:
         if callable(handler):
             handler(number, frame)
-        raise TrainingStopped(should_stop())
+        raise TrainingStopped(get_stop_reason())
 
     try:
         if callable(handler):
-            signal.signal(signal.SIGTERM, hear)
-        if (stop := should_stop()) is StopReason.TERM:
+            signal.signal(signal.SIGTERM, raise_stopped)
+        if (stop := get_stop_reason()) is StopReason.TERM:
             raise TrainingStopped(stop)
         yield
     finally:
@@ -136,14 +138,16 @@ def interruptible(should_stop: Callable[[], StopReason]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Within the block a command ends of SIGTERM and of SIGHUP (a connection that was lost) as of Ctrl-C: it takes back
-    what it had begun. What is ignored, by nohup say, stays so."""
-    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
+    """Within the block SIGTERM and SIGHUP (a lost connection) act like Ctrl-C: a command undoes unfinished work.
+
+    A signal that is ignored, for example because of nohup, stays ignored.
+    """
+    handled = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, signal.default_int_handler) for number in handled}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 

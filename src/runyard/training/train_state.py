@@ -1,4 +1,4 @@
-"""What learns: the network, its optimiser, and everything about them that a checkpoint must hold."""
+"""The training state: network, optimizer, and everything else that a checkpoint stores."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from runyard.training.metrics.counters import Counters
 from runyard.training.metrics.step_timer import StepTimer
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-NO_STEP = 2**62  # a bad step is told to the vote as NEVER - step * world_size - rank: the earliest is the highest
+NO_STEP = 2**62  # a rank flags a non-finite step as NO_STEP - step * world_size - rank: the earliest is the highest
 
 
 class DivergenceError(Exception):
-    """The loss or the weights stopped being finite numbers. The last checkpoint is from before that."""
+    """The loss or a weight is no longer a finite number. The last checkpoint is from before that."""
 
 
 class TrainState:
-    """One rank's copy of the training state. ``step`` counts optimiser steps done, ``epochs_done`` epochs evaluated."""
+    """One rank's copy of the training state. ``step`` counts optimizer steps done, ``epochs_done`` epochs evaluated."""
 
     def __init__(self, config: Config, manifest: Manifest, rank_info: RankInfo, steps_per_epoch: int) -> None:
         self.config, self.rank_info, self.device = config, rank_info, rank_info.device
@@ -44,12 +44,12 @@ class TrainState:
         self.step, self.epochs_done, self.clock_s = 0, 0, 0.0
         self.best: dict[str, float] = {}
         torch.manual_seed(config.seed)
-        memory = torch.channels_last if config.channels_last else torch.contiguous_format
+        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         network = models.build(config.model, len(manifest.classes), manifest.image_size)
         if config.sync_batch_norm:
             network = sync_batch_norm.convert(network, self.device)
         self.dropout = SampleDropout.convert(network)
-        self.network = network.to(self.device, memory_format=memory)  # type: ignore[call-overload]
+        self.network = network.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
         self._parameters = list(self.network.parameters())  # a walk through the modules costs up to 0.1 ms
         self.normalize = Normalize(manifest.mean, manifest.std).to(self.device)
         self.optimizer = optimizer.build(config.optim, self.network)
@@ -59,7 +59,7 @@ class TrainState:
         self.counters = Counters(self.device)
         self.timer = StepTimer(self.device)
         compiled = config.compile != "none"
-        if compiled and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # else /tmp/torchinductor_NAME, whoever made it
+        if compiled and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # the default in /tmp may be another user's
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiler_cache("inductor"))
         self._compiled_network = torch.compile(self.network, mode=config.compile) if compiled else self.network
         self._ddp: DistributedDataParallel | None = None
@@ -69,19 +69,18 @@ class TrainState:
         )
 
     def wrap_ddp(self) -> None:
-        """Let gradients flow between the ranks. After ``init_from_data`` or ``restore``: rank 0's weights go to all."""
+        """Wrap the network in DDP, after ``init_from_data`` or ``load_state_dict``: all ranks get rank 0's weights."""
         if self.rank_info.world_size > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             self._ddp = DistributedDataParallel(self._compiled_network, device_ids=ids, gradient_as_bucket_view=True)
             self.timer.register_hooks(self._ddp)
 
     def train_step(self, micro_batches: list[Batch]) -> None:
-        """One optimiser step over this rank's micro-batches. Nothing here waits for the device."""
+        """Take one optimizer step over this rank's micro-batches. Nothing here waits for the device."""
         lr = learning_rate(self.config, self.step, self.steps_per_epoch)
         optimizer.set_lr(self.optimizer, lr)
-        torch.manual_seed(
-            step_seed(self.config.seed, self.step, self.rank_info.rank)
-        )  # of layers that draw for themselves
+        # for layers that draw from torch's generator
+        torch.manual_seed(step_seed(self.config.seed, self.step, self.rank_info.rank))
         self.network.train()
         for i, batch in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
@@ -89,7 +88,7 @@ class TrainState:
                 self._micro_step(batch, len(micro_batches))
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        if self.rank_info.rank == 0:  # the gradient is the same on all, and rank 0's checkpoint holds the counters
+        if self.rank_info.rank == 0:  # the gradient is the same on all ranks, and rank 0 saves the counters
             self.counters.add_norm(grad_norm)
         if self.config.optim.grad_clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self._parameters, self.config.optim.grad_clip_norm, grad_norm)
@@ -112,21 +111,21 @@ class TrainState:
         loss = self.loss(logits, targets)
         self.scaler.scale(loss / count).backward()
         with torch.no_grad():
-            here = torch.where(loss.isfinite(), NO_STEP, self.step)
-            torch.minimum(self._first_non_finite_step, here, out=self._first_non_finite_step)
+            non_finite_step = torch.where(loss.isfinite(), NO_STEP, self.step)
+            torch.minimum(self._first_non_finite_step, non_finite_step, out=self._first_non_finite_step)
             self.counters.add(
                 loss * len(batch.labels), (logits.argmax(1) == targets.majority_labels).sum(), len(batch.labels)
             )
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits [b, classes] of uint8 images [b, S, S, 3], in evaluation mode."""
+        """Return logits [b, classes] of uint8 images [b, S, S, 3], in evaluation mode."""
         self.network.eval()
         with self._autocast():
             return self._compiled_network(self._to_memory_format(self.normalize(images)))  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[None]:
-        """Within the block every rank holds what a checkpoint gives: rank 0's buffers, the average if one is kept."""
+        """Within the block every rank has the weights to evaluate: rank 0's buffers, and averages if they are kept."""
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
             if dist.is_initialized():
                 for buffer in self.network.buffers():
@@ -134,9 +133,9 @@ class TrainState:
             yield
 
     def non_finite_flag(self, *, exact: bool = False) -> int:
-        """0, or where the loss was first not finite, for the vote. Unless ``exact`` a GPU's answer may be late."""
-        bad = int(self._first_non_finite_step if exact else self._first_non_finite_step_host)
-        return 0 if bad == NO_STEP else NO_STEP - bad * self.rank_info.world_size - self.rank_info.rank
+        """Return 0, or the first step with a non-finite loss as a flag. Unless ``exact``, a GPU's flag may be late."""
+        step = int(self._first_non_finite_step if exact else self._first_non_finite_step_host)
+        return 0 if step == NO_STEP else NO_STEP - step * self.rank_info.world_size - self.rank_info.rank
 
     def divergence_error(self, flag: int) -> DivergenceError:
         step, rank = divmod(NO_STEP - flag, self.rank_info.world_size)
@@ -147,10 +146,10 @@ class TrainState:
         )
 
     def state_dict(self) -> State:
-        """All that resuming needs. Everything random is a function of the step, so no generator's state is among it.
+        """Return all that a resume needs. Everything random is a function of the step: no generator's state is needed.
 
         Raises:
-            Diverged: a weight is not a finite number.
+            DivergenceError: a weight is not a finite number.
         """
         if not all(bool(p.isfinite().all()) for p in self.network.parameters()):
             raise DivergenceError(
@@ -170,7 +169,7 @@ class TrainState:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Go on from ``state``; the counters of the epoch under way return to rank 0 alone, which held them all."""
+        """Load ``state``. The counters of the unfinished epoch go to rank 0 alone, which saved those of all ranks."""
         self.step, self.epochs_done = state["step"], state["epochs_done"]
         self.clock_s, self.best = state["clock_s"], state["best"]
         self.network.load_state_dict(state["network"])
@@ -186,11 +185,12 @@ class TrainState:
         return models.trainable_parameters(self.network)
 
     def warm_up(self, batch: Batch) -> None:
-        """A forward and a backward pass over a dummy ``batch`` before the clock starts; the state stays as it was.
+        """Run a forward and a backward pass over a dummy ``batch`` before the clock starts; the state does not change.
 
-        DistributedDataParallel lays out its gradient buckets anew after the first backward of a process, and the order
-        in which a ring adds up the ranks depends on an element's place in its bucket. So that every training step of
-        every start adds in the same order, the first backward is this one. With ``compile``, both modes are compiled.
+        DistributedDataParallel rebuilds its gradient buckets after the first backward pass of a process, and the order
+        in which a ring sums over the ranks depends on an element's position in its bucket. This is the first backward
+        pass, so that every training step of every start sums in the same order. With ``compile``, both modes are
+        compiled.
         """
         saved_state = {k: v.clone() for k, v in self.network.state_dict().items()}
         self.network.train()

@@ -1,4 +1,4 @@
-"""The training loop, to be read from top to bottom: build, go on from where the run stands, learn, evaluate, save."""
+"""The trainer: build, resume, train, evaluate, save. Read it from top to bottom."""
 
 from __future__ import annotations
 
@@ -42,23 +42,24 @@ from runyard.training.no_compiler import defer_compiler_import
 from runyard.training.stop_signals import StopReason, TrainingStopped, interruptible
 from runyard.training.train_state import DivergenceError, TrainState
 
-INIT_IMAGES = 5000  # what a network that initialises itself from data is shown
+INIT_IMAGES = 5000  # shown to a network that initializes itself from data
 
 
 class Outcome(enum.StrEnum):
     FINISHED = "finished"
-    INTERRUPTED = "interrupted"  # saved, and to be resumed
+    INTERRUPTED = "interrupted"  # saved, and can be resumed
 
 
-def train(run: Run, should_stop: Callable[[], StopReason] = lambda: StopReason.NO) -> Outcome:
-    """Train ``run`` from its newest checkpoint, or from the start, until it is finished or ``should_stop`` says so.
+def train(run: Run, get_stop_reason: Callable[[], StopReason] = lambda: StopReason.NO) -> Outcome:
+    """Train ``run`` from its newest checkpoint, or from the start, until it is finished or asked to stop.
 
-    Every rank calls this. ``should_stop`` is asked after each step; one rank's wish stops all at the same step, saved.
+    Every rank calls this. Each rank calls ``get_stop_reason`` after each step; if one rank has a reason, all ranks stop
+    at the same step, after saving.
 
     Raises:
         UserError: data, model or ranks do not fit the configuration, or another process writes this run.
-        Diverged: the loss or a weight is not a finite number. The last checkpoint is from before that.
-        RankLost: another rank failed, or was killed.
+        DivergenceError: the loss or a weight is not a finite number. The last checkpoint is from before that.
+        PeerFailure: another rank failed, or was killed.
         LeaseLost: another process took the run over. Nothing more was written.
     """
     rank_info = process_group.from_environment(os.environ)
@@ -70,13 +71,13 @@ def train(run: Run, should_stop: Callable[[], StopReason] = lambda: StopReason.N
                 rank_info,
                 run.path / "slurm",
                 lambda: _stage_data(run, rank_info),
-                should_stop,
+                get_stop_reason,
                 compiles=run.config.compile != "none",
             ) as staged,
             run.reporting_write_errors(),
             contextlib.ExitStack() as resources,
         ):
-            trainer = Trainer(run, rank_info, record, should_stop, resources, staged)
+            trainer = Trainer(run, rank_info, record, get_stop_reason, resources, staged)
             health_check.check_node(run, rank_info, trainer.data, trainer.folder, trainer.train_state.parameters)
             with peer_failure.errors_tagged_with_step(lambda: trainer.train_state.step):
                 outcome = trainer.fit()
@@ -84,26 +85,26 @@ def train(run: Run, should_stop: Callable[[], StopReason] = lambda: StopReason.N
             record.log_event("stop", reason=str(outcome), message="", cause=trainer.stop_reason.journal_text)
         record.close()
         if rank_info.rank == 0 and outcome is Outcome.FINISHED and run.config.report:
-            _write_report(run, record, should_stop)
+            _write_report(run, record, get_stop_reason)
         return outcome
-    except LeaseLost:  # the journal is another's now, and so is the W&B record
+    except LeaseLost:  # another process now owns the journal and the W&B run
         raise
     except TrainingStopped as stopped:
         with run.reporting_write_errors():
             record.log_event(
-                "stop", reason="interrupted", message="before it began to learn", cause=stopped.stop.journal_text
+                "stop", reason="interrupted", message="before the first step", cause=stopped.stop.journal_text
             )
         return Outcome.INTERRUPTED
     except BaseException as error:
         failure = peer_failure.failure_record(error, rank_info.rank)
-        # What would happen again.
+        # These would fail again.
         not_retryable = isinstance(error, (UserError, DivergenceError)) or not known_causes.retry_can_help(failure)
         failure_fields = {
             "message": known_causes.error_text(error),
             "user_error": isinstance(error, UserError),
             "retry": not not_retryable,
         }
-        with contextlib.suppress(OSError):  # a full disk has no room for these words either
+        with contextlib.suppress(OSError):  # a full disk has no room for this row either
             record.log_event("stop", reason="failed", **failure_fields, **failure)
         record.close(failed=True)
         raise
@@ -113,48 +114,48 @@ def train(run: Run, should_stop: Callable[[], StopReason] = lambda: StopReason.N
 
 
 def _stage_data(run: Run, rank_info: RankInfo) -> tuple[Path, str | None]:
-    """Where to read the data from, and why it is not the node's own copy where that was asked for."""
+    """Return the folder to read the data from, and why it is not a copy on the node if that was requested."""
     folder = manifest.dataset_dir(run.config.data)
     data = manifest.load_manifest(folder, manifest.prepare_command(run.record.get("overrides", [])))
     staged, not_staged = stage_data(run.config, data, folder, rank_info.start_id)
-    if staged == folder and rank_info.local_rank == 0:  # a copy on the node's disk was hashed as it was made
+    if staged == folder and rank_info.local_rank == 0:  # a copy on the node's disk was hashed while it was copied
         check_content(folder, data, files_read(run.config, data))
-    if not_staged and rank_info.rank > 0 and rank_info.local_rank == 0:  # rank 0's stands in the journal
+    if not_staged and rank_info.rank > 0 and rank_info.local_rank == 0:  # rank 0 writes its warning to the journal
         print(f"runyard: warning: {not_staged}", file=sys.stderr, flush=True)
     return staged, not_staged
 
 
-def _write_report(run: Run, record: Recorder, should_stop: Callable[[], StopReason]) -> None:
+def _write_report(run: Run, record: Recorder, get_stop_reason: Callable[[], StopReason]) -> None:
     from runyard.analysis.report.page import write_report
 
     record.check_lease()
     try:
-        with interruptible(should_stop):
+        with interruptible(get_stop_reason):
             write_report(run)
-    except (Exception, TrainingStopped) as error:  # a picture that fails does not undo a training that went well
+    except (Exception, TrainingStopped) as error:  # a failed report does not make a finished training fail
         if not isinstance(error, (UserError, TrainingStopped)):
             traceback.print_exc()
         with contextlib.suppress(OSError):
             record.warning(
-                f"the report was not written ({str(error) or type(error).__name__}); the training is whole. "
+                f"the report was not written ({str(error) or type(error).__name__}), but the training is complete. "
                 f"Try: runyard report {run.cli_reference}"
             )
 
 
 class Trainer:
-    """One start of a run on one rank, between a checkpoint (or nothing) and the next end."""
+    """Trains a run on one rank, from its newest checkpoint (or step 0) until it finishes or stops."""
 
     def __init__(
         self,
         run: Run,
         rank_info: RankInfo,
         record: Recorder,
-        should_stop: Callable[[], StopReason],
+        get_stop_reason: Callable[[], StopReason],
         resources: contextlib.ExitStack,
         staged: tuple[Path, str | None],
     ) -> None:
         self.run, self.config, self.rank_info = run, run.config, rank_info
-        self.record, self.should_stop = record, should_stop
+        self.record, self.get_stop_reason = record, get_stop_reason
         self.stop_reason = StopReason.NO
         check_world_size(self.config, rank_info.world_size)
         prepared = manifest.dataset_dir(self.config.data)
@@ -176,7 +177,7 @@ class Trainer:
             if warning is not None:
                 record.warning(warning)
         if run.config_edited:
-            record.warning("config.yaml was edited after this run was created; what follows is by the edited one")
+            record.warning("config.yaml was edited after this run was created; it continues with the edited settings")
         shard: dict[str, Any] = {"rank": rank_info.rank, "world_size": rank_info.world_size, "device": rank_info.device}
         self._shard = shard
         self.loader = resources.enter_context(
@@ -212,12 +213,12 @@ class Trainer:
         return Outcome.INTERRUPTED if self.finalize() else Outcome.FINISHED
 
     def setup(self) -> None:
-        """Go on from the newest checkpoint that is whole, or initialise; then connect the ranks."""
+        """Resume from the newest valid checkpoint or initialize the network, then wrap it in DDP."""
         samples = {name: split.samples for name, split in self.data.splits.items()}
-        found = self.resumed_checkpoint = continuity.resume_from_checkpoint(
+        resumed = self.resumed_checkpoint = continuity.resume_from_checkpoint(
             self.run, self.train_state, self.evaluation, samples, self.record.warning
         )
-        if found is None and hasattr(self.train_state.network, "init_from_data"):
+        if resumed is None and hasattr(self.train_state.network, "init_from_data"):
             images = loaders.sample_images(
                 self.config,
                 self.data,
@@ -229,23 +230,24 @@ class Trainer:
                 self.train_state.network.init_from_data(
                     self.train_state.normalize(torch.from_numpy(images).to(self.rank_info.device))
                 )
-        with interruptible(self.should_stop):  # all that it could lose is saved
+        with interruptible(self.get_stop_reason):  # no progress can be lost here
             self.train_state.wrap_ddp()
             self._warm_up()
-        facts = run_metadata.run_metadata(self.run, self.train_state, found.path.name if found else None)
-        self.record.log_event("start", **facts)
-        self.record.open_wandb(facts)
+        resumed_from = resumed.path.name if resumed else None
+        metadata = run_metadata.run_metadata(self.run, self.train_state, resumed_from)
+        self.record.log_event("start", **metadata)
+        self.record.open_wandb(metadata)
         self.usage.start()
 
     def train_epoch(self, epoch: int) -> bool:
-        """The rest of ``epoch``, from the step the learner stands at. Saves where all ranks agree to; True: stopped."""
+        """Train the rest of ``epoch``. Saves when the ranks agree to. Returns True if the training stopped."""
         train_state = self.train_state
         self.epoch_start_time, self.epoch_start_wait_s = time.monotonic(), self.loader.wait_s
         self.first_step = train_state.step
         for micro_batches in self.loader.epoch(epoch, train_state.step - epoch * self.loader.steps):
             train_state.train_step(micro_batches)
             self._show_progress(epoch)
-            # Noted before the stop that it may meet: no later start knows.
+            # Before the stop that may follow: a later start cannot measure it.
             if train_state.step % self.loader.steps == 0:
                 self.evaluation.epoch_stats = self.throughput()
             save = self.sync_flags(train_state.non_finite_flag())
@@ -253,36 +255,36 @@ class Trainer:
                 self.save_checkpoint(score=None, wait=bool(self.stop_reason))
             if self.stop_reason:
                 return True
-        if bad := self.consensus.agree_now([0, 0, train_state.non_finite_flag(exact=True)])[2]:
-            raise train_state.divergence_error(bad)
+        if non_finite := self.consensus.agree_now([0, 0, train_state.non_finite_flag(exact=True)])[2]:
+            raise train_state.divergence_error(non_finite)
         return False
 
     def throughput(self) -> dict[str, float]:
-        """How fast this start learned the epoch that has just ended."""
+        """Return the throughput of the epoch that has just ended, for the steps of this start."""
         train_s, wait_s = time.monotonic() - self.epoch_start_time, self.loader.wait_s - self.epoch_start_wait_s
         images = (self.train_state.step - self.first_step) * self.config.batch_size
         return {"images_per_s": images / train_s, "data_wait_pct": 100 * wait_s / train_s, "train_s": train_s}
 
-    def sync_flags(self, bad: int = 0) -> bool:
-        """After each step, and each batch of an evaluation: whether all ranks save, and why they stop if they do."""
+    def sync_flags(self, non_finite: int = 0) -> bool:
+        """After each step and evaluation batch: return whether all ranks save; sets ``stop_reason``."""
         every_s = self.config.checkpoint.every_s
         due = every_s is not None and self.rank_info.rank == 0 and time.monotonic() - self.last_save_time > every_s
-        stop, save, bad = self.consensus.exchange([int(self.should_stop()), int(due), bad])
-        if bad:
-            raise self.train_state.divergence_error(bad)
+        stop, save, non_finite = self.consensus.exchange([int(self.get_stop_reason()), int(due), non_finite])
+        if non_finite:
+            raise self.train_state.divergence_error(non_finite)
         self.stop_reason = StopReason(stop)
         return bool(stop or save)
 
     def end_epoch(self, epoch: int) -> bool:
-        """Measure the epoch over all ranks, write it down, and save where the settings say. True: stopped before."""
-        # costs a stat of each file: what was replaced in the meantime must not count as learned
+        """Evaluate, log the epoch, save if the settings say so. Returns True if stopped before the end."""
+        # costs a stat of each file: the epoch must not count if a file was replaced meanwhile
         self.check_data_unchanged()
-        train_state, every = self.train_state, self.config.evaluate_every_epochs
+        train_state, evaluate_every = self.train_state, self.config.evaluate_every_epochs
         last = epoch + 1 == self.config.epochs
-        evaluated = self._evaluate() if last or (epoch + 1) % every == 0 else {}
+        evaluated = self._evaluate() if last or (epoch + 1) % evaluate_every == 0 else {}
         if evaluated is None:
             return True
-        trained, eval_s = self.evaluation.epoch_stats or self.throughput(), self.evaluation.elapsed_s
+        epoch_stats, eval_s = self.evaluation.epoch_stats or self.throughput(), self.evaluation.elapsed_s
         self.evaluation.clear()
         train_loss, train_top1, grad_norm = train_state.counters.mean()
         train_state.counters.reset()
@@ -299,7 +301,7 @@ class Trainer:
             **{f"{s}_{m}": evaluated.get(f"{s}_{m}") for s in ("test", "val") for m in ("loss", "top1")},
             lr=learning_rate(self.config, train_state.step - 1, self.loader.steps),
             grad_norm=grad_norm,
-            **trained,
+            **epoch_stats,
             eval_s=eval_s,
             peak_memory_mb=run_metadata.peak_memory_mb(self.rank_info.device),
             **self.usage.read(),
@@ -321,7 +323,7 @@ class Trainer:
         )
 
     def finalize(self) -> bool:
-        """The confusion matrix and every prediction over the test set, from the weights that were saved last."""
+        """Log the final results and save all test predictions, of the weights saved last. Returns True if stopped."""
         if self.predictions is None:  # resumed after the last epoch was saved
             self.epoch_start_time = time.monotonic()
             if self._evaluate(score=self.resumed_checkpoint.score if self.resumed_checkpoint else None) is None:
@@ -347,85 +349,81 @@ class Trainer:
         return False
 
     def _evaluate(self, score: float | None = None) -> dict[str, float] | None:
-        """Loss and top-1 on the held-out part, if there is one, and on the test set; keeps the latter's predictions.
+        """Return loss and top-1 on the validation split, if there is one, and the test split; keep test predictions.
 
-        It hears a stop after each batch, and is saved by time as steps are, under ``score``: so a long one costs no
-        more than they do when it ends, and a short one costs no save. None: stopped, to be gone on with from there.
+        It checks for a stop after each batch and saves on the steps' timer, with ``score``: so an interruption loses no
+        more than between steps, and a short evaluation costs no save. None: stopped; a later start resumes there.
         """
-        out: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for split, short in (("validation", "val"), ("test", "test")):
             if split in self.data.splits:
-                part = self.evaluation.part(split, self.data.splits[split].samples)
-                while not part.is_complete:
-                    if self.evaluate_split(split, part):
+                split_evaluation = self.evaluation.part(split, self.data.splits[split].samples)
+                while not split_evaluation.is_complete:
+                    if self.evaluate_split(split, split_evaluation):
                         self.save_checkpoint(score, wait=bool(self.stop_reason))
                     if self.stop_reason:
                         return None
-                self.predictions = part.predictions()
-                out |= {f"{short}_loss": self.predictions.loss, f"{short}_top1": self.predictions.top1}
-        return out
+                self.predictions = split_evaluation.predictions()
+                metrics |= {f"{short}_loss": self.predictions.loss, f"{short}_top1": self.predictions.top1}
+        return metrics
 
-    def evaluate_split(self, split: str, part: SplitEvaluation) -> bool:
-        """Evaluate ``split`` to its end, or to where all ranks agree to save (True)."""
-        began = time.monotonic()
+    def evaluate_split(self, split: str, split_evaluation: SplitEvaluation) -> bool:
+        """Evaluate ``split`` to its end, or until all ranks agree to save (then return True)."""
+        start_time = time.monotonic()
         batches = loaders.evaluation_batches(
-            self.config, self.data, self.folder, split, **self._shard, start=part.batches
+            self.config, self.data, self.folder, split, **self._shard, start=split_evaluation.batches
         )
         try:
-            with (
-                self.train_state.evaluation_weights(),
-                contextlib.closing(batches),
-            ):  # left before saving: that is of the weights
-                done = part.evaluate_batches(self.train_state.logits, batches, self.config.loss.label_smoothing)
+            label_smoothing = self.config.loss.label_smoothing
+            with self.train_state.evaluation_weights(), contextlib.closing(batches):  # a save needs the other weights
+                done = split_evaluation.evaluate_batches(self.train_state.logits, batches, label_smoothing)
                 return any(self.sync_flags() for _ in done)
         finally:
-            self.evaluation.elapsed_s += time.monotonic() - began
+            self.evaluation.elapsed_s += time.monotonic() - start_time
 
     def save_checkpoint(self, score: float | None, *, wait: bool) -> None:
-        """Save on rank 0. A collective call: the counters and the evaluation of an epoch under way meet there."""
-        train_state, began = self.train_state, time.monotonic()
+        """Save on rank 0. A collective call: the counters and any unfinished evaluation are gathered there."""
+        train_state, start_time = self.train_state, time.monotonic()
         train_state.counters.gather()
         self.evaluation.gather()
-        train_state.clock_s += began - self.epoch_start_time
+        train_state.clock_s += start_time - self.epoch_start_time
         if self.rank_info.rank == 0:
             state = train_state.state_dict() | {"evaluation": self.evaluation.state()}
             self.saver.save(state, train_state.step, score, wait=wait)
-        train_state.clock_s -= began - self.epoch_start_time
+        train_state.clock_s -= start_time - self.epoch_start_time
         self.last_save_time = time.monotonic()
 
     def _log_checkpoint(self, step: int, seconds: float) -> None:
         self.record.log_event("checkpoint", step=step, name=f"step_{step:08d}", seconds=seconds)
 
     def _show_progress(self, epoch: int) -> None:
-        train_state, seconds = self.train_state, time.monotonic() - self.epoch_start_time
-        pace = (train_state.step - self.first_step) * self.config.batch_size / max(seconds, 1e-6)
-        eta_s = (self.total_steps - train_state.step) * self.config.batch_size / max(pace, 1e-6)
+        train_state, elapsed_s = self.train_state, time.monotonic() - self.epoch_start_time
+        images_per_s = (train_state.step - self.first_step) * self.config.batch_size / max(elapsed_s, 1e-6)
+        eta_s = (self.total_steps - train_state.step) * self.config.batch_size / max(images_per_s, 1e-6)
         self.record.progress(
             epoch=epoch + 1,
             epochs=self.config.epochs,
             step=train_state.step,
             steps=self.total_steps,
-            images_per_s=pace,
+            images_per_s=images_per_s,
             eta_s=eta_s,
-            clock_s=train_state.clock_s + seconds,
+            clock_s=train_state.clock_s + elapsed_s,
         )
 
     def _warm_up(self) -> None:
-        """See ``Learner.warm_up``.
+        """Warm up the network if it needs it (``TrainState.warm_up``).
 
         Raises:
-            UserError: with ``deterministic``, the network needs a kernel of which there is no such kind.
+            UserError: with ``deterministic``, the network needs a kernel that has no deterministic version.
         """
         if self.config.compile == "none" and self.rank_info.world_size == 1 and not self.config.deterministic:
             return
-        size, share = (
-            self.data.image_size,
-            self.config.batch_size // self.rank_info.world_size // self.config.accumulate,
-        )
+        size = self.data.image_size
+        micro_batch_size = self.config.batch_size // self.rank_info.world_size // self.config.accumulate
         if self.config.compile == "none":  # then any number of images will do
-            share = 2
-        dummy = torch.zeros((share, size, size, 3), dtype=torch.uint8, device=self.rank_info.device)
-        labels = torch.zeros(share, dtype=torch.int64, device=self.rank_info.device)
+            micro_batch_size = 2
+        dummy = torch.zeros((micro_batch_size, size, size, 3), dtype=torch.uint8, device=self.rank_info.device)
+        labels = torch.zeros(micro_batch_size, dtype=torch.int64, device=self.rank_info.device)
         try:
             self.train_state.warm_up(Batch(dummy, labels, labels))
         except RuntimeError as error:

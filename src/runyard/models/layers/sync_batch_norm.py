@@ -1,4 +1,4 @@
-"""Batch norm over the global batch: with it a network learns the same on any number of ranks, but for rounding."""
+"""Batch norm over the global batch: with it a network trains the same on any number of ranks, except for rounding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 
 def convert(network: nn.Module, device: torch.device) -> nn.Module:
-    """``network`` with every batch norm replaced by one over all ranks. Parameters and buffers keep their names."""
+    """Replace every batch norm of ``network`` by one over all ranks. Parameters and buffers keep their names."""
     if device.type != "cpu":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-any-return]
     for module in network.modules():
@@ -21,12 +21,12 @@ def convert(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 class CpuSyncBatchNorm(BatchNorm):
-    """``nn.SyncBatchNorm`` for CPUs, on which torch's own refuses to work: mean and variance over all ranks' shares,
-    which are equal.
+    """``nn.SyncBatchNorm`` for CPUs, which torch's own does not support: mean and variance over all ranks' images.
 
-    Input [b, C, ...] of any floating type; output of the same type, computed in float32. It stands in for batch norm on
-    one rank, too: torch's own, on a CPU with channels_last, is a thousand times less exact (gradients 1e-4 to 1e-3 from
-    those in float64, measured with torch 2.13), and one rank would not agree with four.
+    All ranks must have equally many. Input [b, C, ...] of any floating-point dtype; output of the same dtype, computed
+    in float32. It replaces batch norm on one rank, too: torch's own, on a CPU with channels_last, is a thousand times
+    less exact (gradients 1e-4 to 1e-3 from those in float64, measured with torch 2.13), and one rank would not agree
+    with four.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -35,11 +35,11 @@ class CpuSyncBatchNorm(BatchNorm):
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         x = input.float()
-        others = [0, *range(2, x.dim())]
+        reduced_dims = [0, *range(2, x.dim())]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        mean = _MeanOverRanks.apply(x.mean(others))
+        mean = _MeanOverRanks.apply(x.mean(reduced_dims))
         centered = x - mean.view(shape)
-        variance = _MeanOverRanks.apply(centered.square().mean(others))  # around the common mean: no digits cancel
+        variance = _MeanOverRanks.apply(centered.square().mean(reduced_dims))  # around the common mean: no cancellation
         scale = torch.rsqrt(variance + self.eps)
         if self.affine:
             out = centered * (scale * self.weight).view(shape) + self.bias.view(shape)
@@ -59,7 +59,7 @@ class CpuSyncBatchNorm(BatchNorm):
 
 
 class _MeanOverRanks(torch.autograd.Function):
-    """Mean of all ranks' tensors; each rank's gradient is the mean of all ranks' gradients."""
+    """The mean of all ranks' tensors; each rank's gradient is the mean of all ranks' gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

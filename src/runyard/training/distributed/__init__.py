@@ -1,1 +1,1 @@
-"""How the ranks of one start find each other, agree, and learn of each other's end. Read ``process_group`` first."""
+"""How the ranks of one start meet, agree, and learn that one of them has ended. Read ``process_group`` first."""

@@ -1,6 +1,6 @@
-"""Two seconds before the first step: does this node compute rightly, reach the others, and have what training needs?
+"""Two seconds before the first step: does this node compute correctly, reach its peers, and have what it needs?
 
-A rank that finds its node unfit is named on all ranks, with the node, which the next start leaves out.
+If a rank finds its node unfit, all ranks report that rank and its node, and the next start excludes the node.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from runyard.runs.run import Run
 from runyard.training.distributed.peer_failure import PeerFailure, failure_record
 from runyard.training.distributed.process_group import RankInfo
 
-MATRIX_SIDE = 256  # of the matrices: sums of so many ones are exact in fp32, tf32, fp16 and bf16
-MATRIX_COUNT = {"cuda": 64, "cpu": 4}  # enough for every part of a large GPU to have one
-MIN_FREE_BYTES = {"cuda": 1 << 30, "cpu": 256 << 20}  # bytes; below, something else fills the node
-CHECKPOINT_BYTES_PER_PARAMETER = 16  # of a checkpoint per parameter: weights, two moments, an average, in fp32
-READ_BYTES = 1 << 16  # at both ends of each file
+MATRIX_SIDE = 256  # sums of so many ones are exact in fp32, tf32, fp16 and bf16
+MATRIX_COUNT = {"cuda": 64, "cpu": 4}  # enough that every part of a large GPU computes one
+MIN_FREE_BYTES = {"cuda": 1 << 30, "cpu": 256 << 20}  # with less, other processes fill the node
+CHECKPOINT_BYTES_PER_PARAMETER = 16  # weights, two moments and an average, in fp32
+READ_BYTES = 1 << 16  # at the beginning and at the end of each file
 
 
 class HealthError(Exception):
-    """This node is unfit for training: another may do."""
+    """This node is unfit for training; another may work."""
 
 
 def check_node(run: Run, rank_info: RankInfo, data: Manifest, folder: Path, parameters: int) -> None:
-    """Check this rank's node, and hear of the others'. A collective call.
+    """Check this rank's node and exchange the results with all ranks. Collective.
 
     Args:
         folder: Where the data is read from.
-        parameters: How many the network has, by which a checkpoint's size is told.
+        parameters: The network's number of parameters, to estimate a checkpoint's size.
 
     Raises:
-        HealthError: a product is wrong, memory is full, or the sum over all ranks is wrong on this one.
-        OSError: the data cannot be read here, or /dev/shm has no room for what the loader puts there.
+        HealthError: a matrix product is wrong, memory is full, or a sum over all ranks is wrong on this rank.
+        OSError: the data cannot be read here, or /dev/shm has no room for the loader's batches.
         UserError: the run's disk has no room for a checkpoint.
-        RankLost: another rank met one of these.
+        PeerFailure: one of these errors was raised on another rank.
     """
     own_error: Exception | None = None
     try:
@@ -66,57 +66,57 @@ def check_node(run: Run, rank_info: RankInfo, data: Manifest, folder: Path, para
 
 
 def _gather_errors(rank_info: RankInfo, own_error: Exception | None) -> list[dict[str, Any]]:
-    """What the ranks found that found something, by rank."""
+    """Return the failures of all ranks that have one, in the order of the ranks."""
     if rank_info.world_size == 1:
         return []
-    word = own_error and failure_record(own_error, rank_info.rank) | {
+    own_failure = own_error and failure_record(own_error, rank_info.rank) | {
         "message": known_causes.error_text(own_error),
         "user_error": isinstance(own_error, UserError),
     }
-    words: list[dict[str, Any] | None] = [None] * rank_info.world_size
-    dist.all_gather_object(words, word)
-    return [word for word in words if word is not None]
+    failures: list[dict[str, Any] | None] = [None] * rank_info.world_size
+    dist.all_gather_object(failures, own_failure)
+    return [failure for failure in failures if failure is not None]
 
 
 def _check_matmul(device: torch.device) -> None:
-    """Products of matrices of -1, 0 and 1 must be those that the CPU comes to, exactly: no sum in them is rounded.
+    """Compare products of matrices of -1, 0 and 1 with the CPU's exactly: no sum in them is rounded.
 
-    The CPU need not make them itself, only A (B x) in float64, which is (A B) x for nearly no x if an element of A B is
-    wrong (Freivalds' check).
+    The CPU computes only A (B x) in float64. If an element of the device's A B is wrong, then A (B x) = (A B) x holds
+    for almost no x (Freivalds' check).
     """
-    drawn = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     shape = (MATRIX_COUNT[device.type], MATRIX_SIDE, MATRIX_SIDE)
-    a, b = (torch.randint(-1, 2, shape, generator=drawn, dtype=torch.int8) for _ in range(2))
-    x = torch.randint(-1024, 1025, (*shape[:2], 1), generator=drawn).double()
-    wanted = a.double() @ (b.double() @ x)
+    a, b = (torch.randint(-1, 2, shape, generator=generator, dtype=torch.int8) for _ in range(2))
+    x = torch.randint(-1024, 1025, (*shape[:2], 1), generator=generator).double()
+    expected = a.double() @ (b.double() @ x)
     for dtype in (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,):
-        found = (a.to(device, dtype) @ b.to(device, dtype)).cpu().double() @ x
-        if wrong := int((found != wanted).any(dim=(1, 2)).sum()):
+        actual = (a.to(device, dtype) @ b.to(device, dtype)).cpu().double() @ x
+        if wrong := int((actual != expected).any(dim=(1, 2)).sum()):
             raise HealthError(f"{wrong} of {shape[0]} matrix products on {device} are wrong ({str(dtype)[6:]})")
 
 
 def _check_free_memory(device: torch.device) -> None:
-    free = {"cpu": _available_memory_bytes()} | (
+    free_by_kind = {"cpu": _available_memory_bytes()} | (
         {"cuda": torch.cuda.mem_get_info(device)[0]} if device.type == "cuda" else {}
     )
-    for kind, free_bytes in free.items():
+    for kind, free_bytes in free_by_kind.items():
         if free_bytes < MIN_FREE_BYTES[kind]:
-            what = f"of {device}" if kind == "cuda" else "of the node"
+            owner = f"of {device}" if kind == "cuda" else "of the node"
             raise HealthError(
-                f"{free_bytes >> 20} MB of the memory {what} are free, expected {MIN_FREE_BYTES[kind] >> 20} MB at "
+                f"{free_bytes >> 20} MB of the memory {owner} are free, expected {MIN_FREE_BYTES[kind] >> 20} MB at "
                 "least: other processes fill it"
             )
 
 
 def _available_memory_bytes() -> int:
-    """Bytes of memory that programs can still have on this machine."""
+    """Return how many bytes of memory are available to programs on this machine."""
     with open("/proc/meminfo") as file:
-        found = next((line for line in file if line.startswith("MemAvailable:")), None)
-    return int(found.split()[1]) << 10 if found else MIN_FREE_BYTES["cpu"]
+        available = next((line for line in file if line.startswith("MemAvailable:")), None)
+    return int(available.split()[1]) << 10 if available else MIN_FREE_BYTES["cpu"]
 
 
 def _check_data_readable(config: Config, data: Manifest, folder: Path) -> None:
-    """Both ends of each file of the data that the loader reads."""
+    """Read the beginning and the end of each data file that the loader uses."""
     names = [(s.beton,) if config.loader == "ffcv" else (s.images, s.labels) for s in data.splits.values()]
     for name in {name for names_of_split in names for name in names_of_split if name}:
         with open_regular(folder / name) as file:
@@ -126,31 +126,33 @@ def _check_data_readable(config: Config, data: Manifest, folder: Path) -> None:
 
 
 def _check_shared_memory(config: Config, data: Manifest, rank_info: RankInfo) -> None:
-    """Where the batches of loader=torch go from its workers to training."""
+    """Verify that /dev/shm has room for the batches that the workers of loader=torch pass to the trainer."""
     if config.loader != "torch":
         return
     workers = default_workers() if config.workers is None else config.workers
-    batch = config.batch_size // rank_info.world_size // config.accumulate * data.image_size**2 * 3
-    need, free = 2 * workers * batch, shutil.disk_usage("/dev/shm").free
-    if free < need:
-        raise OSError(f"{free >> 20} MB are free in /dev/shm, and loader=torch needs {need >> 20} MB there")
+    batch_bytes = config.batch_size // rank_info.world_size // config.accumulate * data.image_size**2 * 3
+    required_bytes, free_bytes = 2 * workers * batch_bytes, shutil.disk_usage("/dev/shm").free
+    if free_bytes < required_bytes:
+        raise OSError(
+            f"{free_bytes >> 20} MB are free in /dev/shm, but loader=torch needs {required_bytes >> 20} MB there"
+        )
 
 
 def _check_disk_space(run: Run, parameters: int) -> None:
-    need, free = parameters * CHECKPOINT_BYTES_PER_PARAMETER, shutil.disk_usage(run.path).free
-    if free < need:
+    required_bytes, free_bytes = parameters * CHECKPOINT_BYTES_PER_PARAMETER, shutil.disk_usage(run.path).free
+    if free_bytes < required_bytes:
         raise UserError(
-            f"{run.path}: {free >> 20} MB are free, and a checkpoint needs about {need >> 20} MB; make room, "
-            f"then go on with: runyard resume {run.cli_reference}"
+            f"{run.path}: {free_bytes >> 20} MB are free, but a checkpoint needs about {required_bytes >> 20} MB; "
+            f"make room, then continue with: runyard resume {run.cli_reference}"
         )
 
 
 def _check_all_reduce(rank_info: RankInfo) -> None:
-    """A sum over all ranks that each knows beforehand."""
+    """Verify a sum over all ranks, whose result is known beforehand."""
     if rank_info.world_size == 1:
         return
-    numbers = torch.full((1 << 16,), rank_info.rank + 1.0, device=rank_info.device)
-    dist.all_reduce(numbers)
-    wanted = rank_info.world_size * (rank_info.world_size + 1) / 2
-    if wrong := int((numbers != wanted).sum()):
-        raise HealthError(f"{wrong} of {len(numbers)} sums over all ranks are wrong on this one")
+    sums = torch.full((1 << 16,), rank_info.rank + 1.0, device=rank_info.device)
+    dist.all_reduce(sums)
+    expected = rank_info.world_size * (rank_info.world_size + 1) / 2
+    if wrong := int((sums != expected).sum()):
+        raise HealthError(f"{wrong} of {len(sums)} sums over all ranks are wrong on this one")

@@ -1,4 +1,4 @@
-"""Where each rank stands, told to the others every few seconds: so who is waited for can be named, and where it is."""
+"""Each rank publishes its current source line every few seconds, so that a hung rank and its location can be named."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 import torch.distributed as dist
 
 HEARTBEAT_INTERVAL_S = 5.0
-PACKAGE_ROOT = f"{Path(__file__).parents[2]}/"  # our sources
+PACKAGE_ROOT = f"{Path(__file__).parents[2]}/"  # this package's sources
 
 
 class Heartbeat:
-    """A thread that puts this rank's place into the ranks' store: what it waits in or computes, and since when.
+    """A thread that writes to the store which source line this rank is in, and since when.
 
-    It has a connection of its own, for an exchange may hold the other one long. It ends with the store.
+    It has its own connection, since an exchange may block the other one for long. It ends with the store.
     """
 
     def __init__(self, store: dist.Store, rank: int) -> None:
@@ -29,22 +29,22 @@ class Heartbeat:
         self._thread.start()
 
     def close(self) -> None:
-        """Returns within a second, also where the store hangs."""
+        """End the thread. Returns within a second, even if the store hangs."""
         self._stop_event.set()
         self._thread.join(1.0)
 
     def _beat(self) -> None:
         with contextlib.suppress(RuntimeError):  # rank 0 has ended, and the store with it
             while not self._stop_event.wait(HEARTBEAT_INTERVAL_S):
-                at = _innermost_frame(self._main)
-                if at != self._location:
-                    self._location, self._since = at, time.time()
-                beat = {"t": time.time(), "since": self._since, "at": at}
+                location = _innermost_frame(self._main)
+                if location != self._location:
+                    self._location, self._since = location, time.time()
+                beat = {"t": time.time(), "since": self._since, "at": location}
                 self._store.set(f"beat/{self._rank}", json.dumps(beat))
 
 
 def describe_rank(store: dist.Store, rank: int) -> str:
-    """Where ``rank`` stood when it was last heard of, in words; empty if it never was."""
+    """Describe where ``rank`` was at its last heartbeat; empty if there was none."""
     if not store.check([f"beat/{rank}"]):
         return ""
     beat, now = json.loads(store.get(f"beat/{rank}")), time.time()
@@ -54,7 +54,7 @@ def describe_rank(store: dist.Store, rank: int) -> str:
 
 
 def _innermost_frame(thread: int | None) -> str:
-    """The innermost line of our own sources that ``thread`` is in, and the function that this waits for."""
+    """Return the innermost line of this package that ``thread`` is in, and the function that it waits for."""
     frame = sys._current_frames().get(thread or 0)
     called = ""
     while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE_ROOT):

@@ -1,1 +1,1 @@
-"""What is measured while a network trains: accuracy and loss, times of steps, how busy the machines are."""
+"""Measurements during training: accuracy and loss, step times, and the load of the machines."""

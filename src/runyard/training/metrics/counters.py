@@ -1,4 +1,4 @@
-"""Counters that live on the device, and what a network said of a split."""
+"""Training counters on the device, and the result of evaluating a split."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from torch import Tensor
 
 
 class Counters:
-    """Sums of loss, correct answers, images, gradient norms and their number; float64, on the device, read only when
-    asked for."""
+    """Sums of loss, correct predictions, images, gradient norms and their number: float64, on the device.
+
+    They are copied to the host only on request.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(5, dtype=torch.float64, device=device)
@@ -22,23 +24,25 @@ class Counters:
         )
 
     def add_norm(self, grad_norm: Tensor) -> None:
-        """Add an optimiser step's gradient norm, a float scalar; one that is not finite is left out. No host sync.
+        """Add an optimizer step's gradient norm, a float scalar, unless it is not finite. No host sync.
 
-        On one rank only: all have the same.
+        To be called on one rank only: all ranks have the same norm.
         """
         self._sums[3].add_(grad_norm.nan_to_num(nan=0, posinf=0))
         self._sums[4].add_(grad_norm.isfinite())
 
     def gather(self) -> None:
-        """Bring all ranks' sums together on rank 0 and leave zeros elsewhere: one rank's state then holds them all."""
+        """Add up all ranks' sums on rank 0 and set the others' to zero. A collective call."""
         if dist.is_initialized():
             dist.all_reduce(self._sums)
             if dist.get_rank() != 0:
                 self._sums.zero_()
 
     def mean(self) -> tuple[float, float, float | None]:
-        """Mean loss and top-1 over the images of all ranks, and mean gradient norm over the steps that had a finite one
-        (None if none had). A collective call, and a host sync."""
+        """Return mean loss and top-1 over the images of all ranks, and the mean gradient norm.
+
+        The latter is over the steps with a finite norm, None if there were none. A collective call, and a host sync.
+        """
         total = self._sums.clone()
         if dist.is_initialized():
             dist.all_reduce(total)
@@ -56,9 +60,9 @@ class Counters:
 
 
 class EvaluationResult:
-    """What the network said of a split: int64 index, label, predicted and float32 confidence, each [N], in data order.
+    """The predictions for a split: int64 index, label, predicted and float32 confidence, each [N], in data order.
 
-    ``loss`` and ``top1`` are over all ranks; the arrays hold every sample on rank 0, and none on another rank.
+    ``loss`` and ``top1`` are over all ranks; the arrays have all samples on rank 0 and are empty on other ranks.
     """
 
     def __init__(
@@ -74,6 +78,6 @@ class EvaluationResult:
         self.index, self.label, self.predicted, self.confidence = index, label, predicted, confidence
 
     def confusion(self, classes: int) -> list[list[int]]:
-        """Counts, rows the true class, columns the predicted."""
+        """Return the confusion matrix: rows are the true classes, columns the predicted ones."""
         flat = np.bincount(self.label * classes + self.predicted, minlength=classes * classes)
         return [[int(n) for n in row] for row in flat.reshape(classes, classes)]

@@ -1,4 +1,4 @@
-"""What this run runs on, for the journal."""
+"""Run metadata for the journal: host, devices, versions."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from runyard.training.train_state import TrainState
 
 
 def check_device_settings(config: Config, device: torch.device) -> None:
-    """Refuse settings that this device cannot follow.
+    """Refuse settings that this device does not support.
 
     Raises:
-        UserError: naming the setting.
+        UserError: the message names the setting.
     """
     if config.precision == "fp16" and device.type == "cpu":
         raise UserError("precision=fp16 needs a GPU, and this task has none: set precision=bf16 or fp32")
 
 
 def ignored_settings(config: Config, device: torch.device) -> list[str]:
-    """What to warn of: settings that mean nothing on this device."""
+    """Return warnings about settings that have no effect on this device."""
     if config.workers is not None and config.loader == "resident" and device.type == "cuda":
         return [f"workers={config.workers} is ignored: loader=resident on a GPU has no workers"]
     return []
 
 
 def use_deterministic_kernels() -> None:
-    """From now on torch takes kernels that give the same bits each time, and raises RuntimeError where it has none."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made on a GPU
+    """Make torch use deterministic kernels from now on, and raise RuntimeError if an operation has none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product on a GPU
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
     torch.backends.cudnn.benchmark = False
 
 
 def run_metadata(run: Run, train_state: TrainState, resumed_from: str | None) -> dict[str, Any]:
-    """The fields of the journal's ``start`` event."""
+    """Return the fields of the journal's ``start`` event."""
     rank_info, cuda = train_state.rank_info, train_state.device.type == "cuda"
     return {
         "job": rank_info.start_id,
@@ -71,23 +71,26 @@ def run_metadata(run: Run, train_state: TrainState, resumed_from: str | None) ->
 
 
 def slurm_job_id(env: Mapping[str, str]) -> str | None:
-    """This job's number as squeue and scancel take it, 12 or 12_3 in an array; None outside SLURM."""
+    """Return this job's id as squeue and scancel accept it, 12 or 12_3 in an array; None outside SLURM."""
     if array := env.get("SLURM_ARRAY_JOB_ID"):
         return f"{array}_{env['SLURM_ARRAY_TASK_ID']}"
     return env.get("SLURM_JOB_ID")
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory any rank has used so far, MB: of the GPU where there is one, else resident. A collective call."""
-    used = (
+    """Return the largest memory that any rank has used so far, in MB: GPU memory if it has a GPU, else resident memory.
+
+    A collective call.
+    """
+    used_bytes = (
         torch.cuda.max_memory_allocated(device)
         if device.type == "cuda"
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
-    most = torch.tensor(used / 1e6, dtype=torch.float64, device=device)
+    maximum = torch.tensor(used_bytes / 1e6, dtype=torch.float64, device=device)
     if dist.is_initialized():
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-    return float(most)
+        dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    return float(maximum)
 
 
 def _cpu_name() -> str:

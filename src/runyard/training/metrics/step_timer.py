@@ -1,4 +1,4 @@
-"""How long each rank's own work takes: in synchronous training all steps last as long as the slowest rank's."""
+"""Times each rank's own work: in synchronous training all steps take as long as the slowest rank's."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from runyard.training.metrics.system_metrics import node_name
 
-SAMPLE_EVERY = 16  # passes on a GPU: two events there cost some microseconds
+SAMPLE_EVERY = 16  # passes on a GPU, where two events cost some microseconds
 
 
 class StepTimer:
-    """Time from the beginning of a rank's forward pass to its last gradient, before it waits for the other ranks."""
+    """Measures the time from the start of a forward pass to its last gradient, before the wait for other ranks."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -27,15 +27,15 @@ class StepTimer:
 
     def register_hooks(self, wrapped: DistributedDataParallel) -> None:
         """Time every pass of ``wrapped`` from now on."""
-        module: nn.Module = wrapped.module  # whose call begins when rank 0's buffers have come
+        module: nn.Module = wrapped.module  # it is called after rank 0's buffers have arrived
         first = next(p for p in module.parameters() if p.requires_grad)  # its gradient is the last of a backward pass
         module.register_forward_pre_hook(self._begin)
         first.register_post_accumulate_grad_hook(self._end)
 
     def mean_ms(self, passes: int) -> float | None:
-        """Mean time of so many ``passes`` since the last call, ms; None without any."""
-        for began, ended in self._event_pairs:
-            self._seconds += began.elapsed_time(ended) / 1000
+        """Return the mean time of ``passes`` passes since the last call, ms; None if there were none."""
+        for start, end in self._event_pairs:
+            self._seconds += start.elapsed_time(end) / 1000
         mean_ms = 1000 * passes * self._seconds / self._timed if self._timed else None
         self._timed, self._seconds, self._event_pairs = 0, 0.0, []
         return mean_ms
@@ -54,29 +54,32 @@ class StepTimer:
         if self._began is None:
             return
         if self._on_gpu:
-            ended = torch.cuda.Event(enable_timing=True)
-            ended.record()
-            self._event_pairs.append((self._began, ended))
+            end = torch.cuda.Event(enable_timing=True)
+            end.record()
+            self._event_pairs.append((self._began, end))
         else:
             self._seconds += time.perf_counter() - self._began
         self._timed, self._began = self._timed + 1, None
 
 
 def step_times_by_rank(step_ms: float | None, data_ms: float) -> dict[str, Any]:
-    """The ``epoch`` row's ``rank_step_ms`` and ``rank_data_ms`` (a number for each rank: its own work in a step, its
-    wait for data in a step), and who is slowest. Empty on one rank. A collective call, whole on rank 0."""
+    """Return the ``epoch`` row's ``rank_step_ms`` and ``rank_data_ms``, and the slowest rank.
+
+    These have a number for each rank: its own work and its wait for data per step, ms. Empty with one rank. A
+    collective call, with the result on rank 0.
+    """
     if not dist.is_initialized():
         return {}
     gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object((node_name(), step_ms, data_ms), gathered)
     if not gathered or any(step is None for _, step, _ in gathered):
         return {}
-    total = [step + data for _, step, data in gathered]
-    slowest = max(range(len(gathered)), key=total.__getitem__)
+    total_ms = [step + data for _, step, data in gathered]
+    slowest = max(range(len(gathered)), key=total_ms.__getitem__)
     return {
         "rank_step_ms": [round(step, 3) for _, step, _ in gathered],
         "rank_data_ms": [round(data, 3) for _, _, data in gathered],
         "slowest_rank": slowest,
         "slowest_node": gathered[slowest][0],
-        "slowest_to_median": total[slowest] / max(statistics.median(total), 1e-9),
+        "slowest_to_median": total_ms[slowest] / max(statistics.median(total_ms), 1e-9),
     }

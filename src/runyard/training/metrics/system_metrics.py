@@ -1,4 +1,4 @@
-"""How busy the machines were from one ``epoch`` row to the next: GPUs as NVML samples them, nodes by /proc."""
+"""System metrics per epoch: GPU utilization from NVML, CPU and memory of each node from /proc."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ import torch.distributed as dist
 
 from runyard.training.distributed.process_group import RankInfo
 
-SAMPLE_EVERY_S = 1.0  # NVML's own answer is about the last sixth of a second to a second
+SAMPLE_EVERY_S = 1.0  # NVML itself averages over the last sixth of a second to a second
 
 
 @dataclass(frozen=True)
 class RankMetrics:
-    """What one rank measured since its last.
+    """What one rank measured since its last report.
 
     Attributes:
-        gpu_util_pct: Mean utilisation of this rank's GPU; None without one, and where it is not known.
-        gpu_memory_mb: Memory used on this GPU now, by whomever; None without one, and where nodes are not asked for.
-        cpu_pct: Busy part of the node's processors; None but on one rank of each, and where nodes are not asked for.
-        memory_mb: Memory used on the node now; None where ``cpu_pct`` is.
-        problem: Why utilisation is not known, where there is a GPU.
+        gpu_util_pct: Mean utilization of this rank's GPU, %; None without a GPU, or if it is not known.
+        gpu_memory_mb: Memory used on this GPU now, by all processes, MB; None without a GPU, or if nodes are not
+            measured.
+        cpu_pct: Utilization of the node's CPUs, %; only on one rank of each node, and only if nodes are measured.
+        memory_mb: Memory used on the node now, MB; None where ``cpu_pct`` is.
+        problem: Why the utilization of the GPU is not known.
     """
 
     node: str
@@ -39,7 +40,10 @@ class RankMetrics:
 
 
 class SystemMetrics:
-    """This rank's measures, and those of all on rank 0. ``warn`` hears, once, why utilisation is not known."""
+    """Measures this rank, and gathers all ranks' metrics on rank 0.
+
+    ``warn`` is called once if the utilization of a GPU is not known.
+    """
 
     def __init__(self, rank_info: RankInfo, *, all_nodes: bool, warn: Callable[[str], None]) -> None:
         self._device, self._all_nodes, self._warn = rank_info.device, all_nodes, warn
@@ -55,16 +59,19 @@ class SystemMetrics:
             self._processors.read()
 
     def read(self) -> dict[str, Any]:
-        """The ``epoch`` row's ``gpu_util_pct`` (mean over the GPUs that tell it, else None) and, if asked for,
-        ``nodes``; since the last call or ``begin``. A collective call, whose answer is whole on rank 0."""
+        """Return the ``epoch`` row's ``gpu_util_pct`` and, if nodes are measured, ``nodes``, since the last call.
+
+        ``gpu_util_pct`` is the mean over the GPUs for which it is known, else None. A collective call; the result is
+        complete on rank 0.
+        """
         if self._sampler is None and not self._all_nodes:
             return {"gpu_util_pct": None}
         reports = gather_metrics(self._report())
         if problem := next((f"{r.node}: {r.problem}" for r in reports if r.problem is not None), None):
             self._warn(f"gpu_util_pct is not measured on every GPU ({problem})")
             self._warn = lambda _: None
-        found = {"gpu_util_pct": _mean(report.gpu_util_pct for report in reports)}
-        return found | ({"nodes": metrics_by_node(reports)} if self._all_nodes else {})
+        fields = {"gpu_util_pct": _mean(report.gpu_util_pct for report in reports)}
+        return fields | ({"nodes": metrics_by_node(reports)} if self._all_nodes else {})
 
     def close(self) -> None:
         if self._sampler is not None:
@@ -84,10 +91,10 @@ class SystemMetrics:
 
 
 class GpuSampler:
-    """Asks NVML for a GPU's utilisation about once a second, in a thread that nobody waits for.
+    """Asks NVML for a GPU's utilization about once a second, in a daemon thread.
 
-    The first failure (no NVML, a MIG slice, a GPU that fell off) ends it: ``problem`` says why, and what would be a
-    mean over a part of the time is None.
+    The first failure (no NVML, a MIG slice, a GPU that fell off the bus) ends it: ``problem`` says why, and the mean is
+    None, since it would cover only part of the time.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -95,7 +102,7 @@ class GpuSampler:
         self._device = device
         self._samples: list[float] = []
         self._lock, self._ended = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._work, name="GPU utilisation", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="GPU utilization", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -113,7 +120,7 @@ class GpuSampler:
         while not self._ended.wait(SAMPLE_EVERY_S):
             try:
                 sample = float(torch.cuda.utilization(self._device))
-            except Exception as error:  # NVML's, or torch's about a lack of it: no measure is worth a training
+            except Exception as error:  # from NVML, or from torch without NVML: no metric may end a training
                 self.problem = (str(error).splitlines() or [""])[0] or type(error).__name__
                 return
             with self._lock:
@@ -121,21 +128,21 @@ class GpuSampler:
 
 
 class CpuMeter:
-    """CPU time of the whole machine, whoever uses it."""
+    """Measures the CPU utilization of the whole machine, by all processes."""
 
     def __init__(self) -> None:
         self._busy_ticks, self._total_ticks = 0, 0
 
     def read(self) -> float | None:
-        """Busy part of all processors' time since the last call, %; None within one tick of the clock."""
-        busy, everything = cpu_ticks()
-        spent, passed = busy - self._busy_ticks, everything - self._total_ticks
-        self._busy_ticks, self._total_ticks = busy, everything
-        return 100 * spent / passed if passed else None
+        """Return the CPU utilization since the last call, %; None within one clock tick."""
+        busy_ticks, total_ticks = cpu_ticks()
+        busy, elapsed = busy_ticks - self._busy_ticks, total_ticks - self._total_ticks
+        self._busy_ticks, self._total_ticks = busy_ticks, total_ticks
+        return 100 * busy / elapsed if elapsed else None
 
 
 def cpu_ticks(stat: str = "/proc/stat") -> tuple[int, int]:
-    """Ticks that the processors were busy, and all ticks, since the machine started."""
+    """Return the busy CPU ticks and all CPU ticks since the machine started."""
     with open(stat) as file:
         user, nice, system, idle, iowait, irq, softirq, steal = map(int, file.readline().split()[1:9])
     busy = user + nice + system + irq + softirq + steal  # guests' time is in user and nice
@@ -143,19 +150,19 @@ def cpu_ticks(stat: str = "/proc/stat") -> tuple[int, int]:
 
 
 def memory_mb(meminfo: str = "/proc/meminfo") -> float:
-    """Memory of the machine that could not be had for something else, MB."""
+    """Return the memory of the machine that is not available to new programs, MB."""
     with open(meminfo) as file:
-        kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in file)}
+        kib = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in file)}
     return (kib["MemTotal"] - kib["MemAvailable"]) * 1024 / 1e6
 
 
 def node_name() -> str:
-    """SLURM's name for this node, else the host's, without its domain: W&B takes a dot for a level of nesting."""
+    """Return SLURM's name of this node, else the host name, without its domain: W&B splits names at dots."""
     return (os.environ.get("SLURMD_NODENAME") or socket.gethostname()).partition(".")[0]
 
 
 def gather_metrics(report: RankMetrics) -> list[RankMetrics]:
-    """The reports of all ranks, in their order, on rank 0; elsewhere none. A collective call."""
+    """Return the reports of all ranks, in their order, on rank 0; an empty list elsewhere. A collective call."""
     if not dist.is_initialized():
         return [report]
     reports: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
@@ -164,14 +171,14 @@ def gather_metrics(report: RankMetrics) -> list[RankMetrics]:
 
 
 def metrics_by_node(reports: Sequence[RankMetrics]) -> list[dict[str, Any]]:
-    """One entry a node, in the order of their first ranks: of its GPUs mean utilisation and memory in all."""
+    """Return one entry per node, in the order of their first ranks, with mean utilization and memory of its GPUs."""
     nodes = []
     for name in dict.fromkeys(report.node for report in reports):
-        here = [report for report in reports if report.node == name]
-        measured = next((report for report in here if report.memory_mb is not None), RankMetrics(name))
+        on_node = [report for report in reports if report.node == name]
+        measured = next((report for report in on_node if report.memory_mb is not None), RankMetrics(name))
         entry: dict[str, Any] = {"node": name, "cpu_pct": measured.cpu_pct, "memory_mb": measured.memory_mb}
-        if memory := [mb for report in here if (mb := report.gpu_memory_mb) is not None]:
-            entry |= {"gpu_util_pct": _mean(report.gpu_util_pct for report in here), "gpu_memory_mb": sum(memory)}
+        if memory := [mb for report in on_node if (mb := report.gpu_memory_mb) is not None]:
+            entry |= {"gpu_util_pct": _mean(report.gpu_util_pct for report in on_node), "gpu_memory_mb": sum(memory)}
         nodes.append(entry)
     return nodes
 
