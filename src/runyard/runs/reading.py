@@ -143,7 +143,7 @@ def _config(path: Path) -> tuple[dict[str, Any], str]:
 
 def _broken(path: Path) -> tuple[tuple[int, ...], bool]:
     """Numbers of the lines that hold no event, and whether the last line is one of them and lacks its end."""
-    lines = read_within(path.parent, path.name, most=journal.MAX_JOURNAL_BYTES).split(b"\n")
+    lines = read_within(path.parent, path.name, max_bytes=journal.MAX_JOURNAL_BYTES).split(b"\n")
     bad = []
     for at, line in enumerate(lines, 1):
         try:
