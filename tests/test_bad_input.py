@@ -319,13 +319,13 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "missing": (lambda f: (f / "train.beton").unlink(), "train.beton: cannot read it (No such file"),
     "array": (lambda f: os.truncate(f / "train_images.npy", 1000), "train_images.npy: truncated"),
     "array of another size": (lambda f: np.save(f / "train_labels.npy", np.zeros(9, int)), "train_labels.npy: holds"),
-    "no JSON": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json: damaged (no JSON)"),
+    "no JSON": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json: damaged (not JSON)"),
     "a list": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json: not a manifest of this program"),
     "a folder": (
         lambda f: ((f / "manifest.json").unlink(), (f / "manifest.json").mkdir()),
         "cannot read it (a directory, not",
     ),
-    "no parts": (noted(splits={}), "manifest.json: damaged (it lacks classes"),
+    "no parts": (noted(splits={}), "manifest.json: damaged (classes, channels"),
     "std 0": (noted(std=[0, 0, 0]), "manifest.json: damaged (a mean or std"),
     "mean NaN": (noted(mean=[float("nan")] * 3), "manifest.json: damaged (a mean or std"),
     "size as text": (noted(image_size="16"), "manifest.json: damaged (image_size"),
@@ -373,9 +373,9 @@ def test_what_cannot_be_prepared_leaves_nothing(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("data=imagefolder", "data.path=null: data.kind=imagefolder is made from a folder"),
+        ("data=imagefolder", "data.path=null: data.kind=imagefolder reads a folder"),
         ("data=imagefolder data.path=nosuch", "data.path=nosuch: there is no folder train/ in it"),
-        ("data=cifar10 data.sources=[disk] data.path=nosuch", "data.path=nosuch: no such file or folder can be seen"),
+        ("data=cifar10 data.sources=[disk] data.path=nosuch", "data.path=nosuch: there is no such file or folder"),
         ("data=cifar10 data.sources=[disk]", "no source has it"),
     ],
 )
