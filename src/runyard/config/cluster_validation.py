@@ -146,5 +146,5 @@ def _check_time(cluster: ClusterConfig) -> None:
         raise UserError(
             f"cluster.timeout_min={cluster.timeout_min}: the job is asked to save cluster.signal_delay_s="
             f"{cluster.signal_delay_s} s before its end, and needs {START_AND_SAVE_S} s to start and save; "
-            f"set cluster.timeout_min to at least {minimum_min}, or a shorter signal_delay_s"
+            f"set cluster.timeout_min={minimum_min} at least, or a shorter signal_delay_s"
         )
