@@ -92,7 +92,7 @@ def error_line(output: str) -> str:
     """Return the error output of a SLURM command as one line, without the command's name before each line."""
     prefix = re.compile(r"^(s[a-z_]+( error)?: )?((error|fatal|allocation failure): )?")
     lines = [prefix.sub("", line.strip()) for line in output.splitlines()]
-    return ", ".join(dict.fromkeys(filter(None, lines))) or "it said nothing"
+    return ", ".join(dict.fromkeys(filter(None, lines))) or "no error message"
 
 
 def _controller_is_up(env: dict[str, str]) -> bool:
