@@ -192,7 +192,7 @@ LOCALLY_IGNORED: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", LOCALLY_IGNORED)
 def test_what_this_machine_would_ignore_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=rf"^cluster\.{name}=.*: said to SLURM, and cluster=local .* set cluster=slurm"):
+    with pytest.raises(UserError, match=rf"^cluster\.{name}=.*: only SLURM uses it, .* set cluster=slurm"):
         check_cluster(given(name, LOCALLY_IGNORED[name], LOCAL))
     check_cluster(LOCAL)
 

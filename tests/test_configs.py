@@ -81,7 +81,7 @@ def test_a_group_holds_every_setting_of_its_section_and_no_more(group: str, opti
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("schedule=one_cycle schedule.warmup_epochs=1", "one_cycle rises by itself"),
+        ("schedule=one_cycle schedule.warmup_epochs=1", "one_cycle has a warm-up of its own"),
         ("schedule=constant schedule.final_lr_fraction=0.5", "has no descent"),
         ("schedule=cosine schedule.period_epochs=3", "belongs to schedule=cosine_restarts"),
         ("schedule=cosine schedule.peak_fraction=0.3", "belongs to schedule=one_cycle"),

@@ -75,8 +75,8 @@ def test_what_is_read_is_what_was_written() -> None:
         ({"kind": ["a"]}, "kind=[a]: expected one of a, b"),
         ({"on": 1}, "on=1: expected true or false"),
         ({"on": "yes"}, "on=yes: expected true or false"),
-        ({"numbers": 3}, "numbers=3: expected a list, as numbers=[a,b]"),
-        ({"numbers": "12"}, "numbers='12': expected a list, as numbers=[a,b]"),
+        ({"numbers": 3}, "numbers=3: expected a list, such as numbers=[a,b]"),
+        ({"numbers": "12"}, "numbers='12': expected a list, such as numbers=[a,b]"),
         ({"numbers": [1, "x"]}, "numbers[1]=x: expected a whole number"),
         ({"limit": float("inf")}, "limit=inf: expected a finite number"),
         ({"limit": float("nan")}, "limit=nan: expected a finite number"),
@@ -134,7 +134,7 @@ def test_names_are_dotted_and_in_order() -> None:
 def test_a_leaf_is_found_in_its_group_and_a_long_list_is_not_recited() -> None:
     assert unknown_name_message("rate", ["count", "inner.rate"]) == "unknown setting rate: did you mean inner.rate?"
     many = [f"setting{i}" for i in range(50)]
-    assert unknown_name_message("qqq", many) == "unknown setting qqq: `runyard settings` lists what there is"
+    assert unknown_name_message("qqq", many) == "unknown setting qqq: `runyard settings` lists all settings"
 
 
 @pytest.mark.parametrize(

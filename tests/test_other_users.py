@@ -70,7 +70,7 @@ def test_code_that_another_put_into_a_shared_folder_of_runs_is_never_taken(
     (store / first.code_path.name).rmdir()
     store.rmdir()
     plant_link(store, shared_place)
-    with pytest.raises(UserError, match="is no directory but a link"):
+    with pytest.raises(UserError, match="is a link or a file, not a directory"):
         create()
 
 
@@ -108,7 +108,7 @@ def test_a_folder_of_runs_in_which_everybody_can_exchange_directories_is_refused
     create: Callable[..., Run], shared_place: Path
 ) -> None:
     shared_place.chmod(0o777)
-    with pytest.raises(UserError, match=rf"everybody can exchange what lies in {shared_place}.*chmod \+t"):
+    with pytest.raises(UserError, match=rf"any user can replace the files in {shared_place}.*chmod \+t"):
         create()
     shared_place.chmod(0o1777)
     create()
@@ -133,7 +133,7 @@ def test_data_is_staged_into_a_directory_of_our_own_alone(
         plant_link(copy, victim)
     found, warning = stage_data(config, known, folder, "1")
     assert found == folder
-    said = "belongs to nobody" if planted == "directory" else "is no directory but a link"
+    said = "belongs to nobody" if planted == "directory" else "is a link or a file, not a directory"
     assert said in str(warning)
     assert not list(victim.iterdir())
 

@@ -1,4 +1,4 @@
-"""``python -m runyard`` is ``runyard``."""
+"""``python -m runyard`` runs the ``runyard`` command."""
 
 import sys
 

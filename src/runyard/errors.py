@@ -1,11 +1,11 @@
-"""The one exception for a user's mistake."""
+"""The exception for a user's mistake, and the exit codes of the command line."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The command line prints its message as one line and exits with code 2.
+    """An error that the user can fix. The command line prints its message as one line and exits with code 2.
 
-    The message names the setting or file, what was given, what was expected, and the command or setting that mends it.
-    It is kept to one printable line, whatever names and values were put into it.
+    The message names the setting or file, what was given, what was expected, and the command or setting that fixes it.
+    It is always one printable line: characters that cannot be printed are escaped.
     """
 
     def __init__(self, message: str) -> None:

@@ -1,4 +1,4 @@
-"""One process at a time: a lock on a file, which ends with its holder however that ends."""
+"""An exclusive lock on a file. The kernel releases it when its holder ends, however that happens."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ NO_LOCK_ERRNOS = {
     errno.EOPNOTSUPP,
     errno.ENOLCK,
     errno.EINVAL,
-}  # what a file system that has none answers
+}  # errors of a file system without locks
 
 
 @contextlib.contextmanager
 def exclusive_lock(
     path: Path, wait_s: float = math.inf, on_wait: Callable[[], None] = lambda: None
 ) -> Iterator[int | None]:
-    """Within the block no other process is in a block on the same ``path``, a file that is made for it and stays.
+    """Hold an exclusive lock on the file ``path`` within the block. The file is created if needed, and stays.
 
-    Gives the open file, which a child may be made to hold too; None where the file system has no locks, and so
-    whoever comes must look what others have done. ``on_wait`` is called once where others have to be waited for long.
+    Yields the open file descriptor, which a child process may inherit to hold the lock too. Yields None if the file
+    system has no locks: the caller must then check for itself what other processes have done. ``on_wait`` is called
+    once if the wait is longer than ``WAIT_NOTICE_AFTER_S``.
 
     Raises:
-        TimeoutError: others were in it for ``wait_s``.
-        OSError: the file cannot be made.
+        TimeoutError: other processes held the lock for ``wait_s`` seconds.
+        OSError: the file cannot be created.
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -42,7 +43,7 @@ def exclusive_lock(
 
 
 def _locked(file: int, path: Path, wait_s: float, on_wait: Callable[[], None]) -> bool:
-    began, said = time.monotonic(), False
+    start_time, notified = time.monotonic(), False
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,9 +53,9 @@ def _locked(file: int, path: Path, wait_s: float, on_wait: Callable[[], None]) -
                 return False
             if error.errno != errno.EWOULDBLOCK:
                 raise
-        if time.monotonic() - began > wait_s:
+        if time.monotonic() - start_time > wait_s:
             raise TimeoutError(f"{path}: held by another process for {wait_s:g} s")
-        if not said and time.monotonic() - began > WAIT_NOTICE_AFTER_S:
+        if not notified and time.monotonic() - start_time > WAIT_NOTICE_AFTER_S:
             on_wait()
-            said = True
+            notified = True
         time.sleep(LOCK_POLL_S)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read only where they are regular files."""
+"""Files are written completely or not at all, and only regular files are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-MAX_RECORD_BYTES = 2**24  # of a record or a configuration, which hold some thousand
+MAX_RECORD_BYTES = 2**24  # limit for a record or a configuration; real ones have some thousand bytes
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a FIFO (named pipe)",
@@ -24,15 +24,15 @@ _KINDS = {
 
 
 def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o666) -> None:
-    """Write ``content`` so that after any crash ``path`` holds the old content or the new, never a part.
+    """Write ``content`` so that after any crash ``path`` holds either the old or the new content, never a part of it.
 
-    A link at ``path`` is replaced, and none is written through.
+    A link at ``path`` is replaced, not followed.
 
     Args:
-        mode: Permissions of the file, less what the umask takes away.
+        mode: Permissions of the file, restricted by the umask.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)  # of a process that died and whose number came again
+    temporary.unlink(missing_ok=True)  # left by a process that died and had the same process id
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as f:
             f.write(content.encode() if isinstance(content, str) else content)
@@ -46,7 +46,7 @@ def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o666) -> None
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` survive a power cut."""
+    """Sync ``folder``, so that renames inside it survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -55,14 +55,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_regular(path: Path | str, *, follow_links: bool = True, dir_fd: int | None = None) -> BufferedReader:
-    """Open a regular file to read its bytes. Never waits for a FIFO's writer, never begins to read an endless device.
+    """Open a regular file for reading. A FIFO or a device is refused before anything is read from it.
 
     Args:
         follow_links: Whether the last part of ``path`` may be a symbolic link.
-        dir_fd: The open directory that a relative ``path`` is below.
+        dir_fd: The open directory that a relative ``path`` starts from.
 
     Raises:
-        OSError: as ``open``; or it is something else, which ``strerror`` names.
+        OSError: the file cannot be opened, or is not a regular file; ``strerror`` says what it is instead.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     try:
@@ -70,7 +70,7 @@ def open_regular(path: Path | str, *, follow_links: bool = True, dir_fd: int | N
     except OSError as error:
         if error.errno == errno.ELOOP and not follow_links:
             raise _not_regular(stat.S_IFLNK, path) from None
-        if error.errno == errno.ENXIO:  # what the kernel says of a socket
+        if error.errno == errno.ENXIO:  # the kernel's error for a socket
             raise _not_regular(os.stat(path, dir_fd=dir_fd).st_mode, path) from None
         raise
     mode = os.fstat(descriptor).st_mode
@@ -81,35 +81,35 @@ def open_regular(path: Path | str, *, follow_links: bool = True, dir_fd: int | N
 
 
 def open_within(folder: Path, name: str) -> BufferedReader:
-    """Open a regular file below ``folder``, as ``checkpoints/last/state.pt``, by way of real directories alone.
+    """Open a regular file below ``folder``, such as ``checkpoints/last/state.pt``, without following any link.
 
-    A directory that another user wrote may hold links, which lead to what only this user can read.
+    A directory that another user wrote may contain links that lead to files which only this user can read.
 
     Raises:
-        OSError: as ``open_regular``; or a part of ``name`` is a link or ``..``, as ``strerror`` says.
+        OSError: as for ``open_regular``; or a part of ``name`` is a link or ``..``, as ``strerror`` says.
     """
-    *between, last = Path(name).parts
-    at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    *parents, last = Path(name).parts
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for part in between:
+        for part in parents:
             if part in ("..", "/"):
-                raise OSError(errno.EINVAL, f"{name} leads out of it", str(folder))
+                raise OSError(errno.EINVAL, f"{name} leads outside of this directory", str(folder))
             try:
-                inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
-            except NotADirectoryError:  # also what the kernel says of a link
-                raise OSError(errno.ENOTDIR, f"{part} is no directory", str(folder / name)) from None
-            os.close(at)
-            at = inner
-        return open_regular(last, follow_links=False, dir_fd=at)
+                inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
+            except NotADirectoryError:  # the kernel's error for a link, too
+                raise OSError(errno.ENOTDIR, f"{part} is not a directory", str(folder / name)) from None
+            os.close(descriptor)
+            descriptor = inner
+        return open_regular(last, follow_links=False, dir_fd=descriptor)
     finally:
-        os.close(at)
+        os.close(descriptor)
 
 
 def folder_within(folder: Path, name: str) -> Path:
-    """A directory in ``folder``, made now if need be.
+    """Return the directory ``name`` in ``folder``, creating it if needed.
 
     Raises:
-        OSError: it cannot be made; or a link or a file has its name, as ``strerror`` says.
+        OSError: it cannot be created; or a link or a file has its name, as ``strerror`` says.
     """
     path = folder / name
     with contextlib.suppress(FileExistsError):
@@ -121,10 +121,10 @@ def folder_within(folder: Path, name: str) -> Path:
 
 
 def open_lock(path: Path) -> BinaryIO:
-    """Open a file that is there to be locked, made now if need be. Nothing is written, and no link is followed.
+    """Open a lock file, creating it if needed. Nothing is written to it, and no link is followed.
 
     Raises:
-        OSError: it cannot be made, or is no regular file.
+        OSError: it cannot be created, or is not a regular file.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o666)
@@ -140,31 +140,31 @@ def _not_regular(mode: int, path: Path | str) -> OSError:
 
 
 def read_regular(path: Path | str, *, follow_links: bool = True) -> bytes:
-    """The bytes of a regular file; see ``open_regular``."""
+    """Return the bytes of a regular file; see ``open_regular``."""
     with open_regular(path, follow_links=follow_links) as file:
         return file.read()
 
 
 def duplicate_descriptor(file: BufferedReader, owner: object) -> int:
-    """A descriptor of an open file that lives as long as ``owner``, whatever becomes of ``file``."""
+    """Return a new descriptor of an open file. It is closed when ``owner`` is deleted, not when ``file`` is closed."""
     descriptor = os.dup(file.fileno())
     weakref.finalize(owner, os.close, descriptor)
     return descriptor
 
 
-def read_within(folder: Path, name: str, *, most: int = MAX_RECORD_BYTES) -> bytes:
-    """The bytes of a regular file below ``folder``; see ``open_within``.
+def read_within(folder: Path, name: str, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
+    """Return the bytes of a regular file below ``folder``; see ``open_within``.
 
     Raises:
-        OSError: besides, it holds more than ``most`` bytes.
+        OSError: as for ``open_within``; or the file has more than ``max_bytes`` bytes.
     """
     with open_within(folder, name) as file:
-        if (size := os.fstat(file.fileno()).st_size) > most:
-            raise OSError(errno.EFBIG, f"{size:,} bytes, expected at most {most:,}", str(folder / name))
-        return file.read(most)
+        if (size := os.fstat(file.fileno()).st_size) > max_bytes:
+            raise OSError(errno.EFBIG, f"{size:,} bytes, expected at most {max_bytes:,}", str(folder / name))
+        return file.read(max_bytes)
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a regular file, in hexadecimal."""
+    """Return the SHA-256 of a regular file, in hexadecimal."""
     with open_regular(path) as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,7 +1,7 @@
-"""Whose a file or directory is: what another user can write is not trusted by its name (SECURITY.md says more).
+"""Ownership of files and directories: what another user can write is never trusted by its name (see SECURITY.md).
 
-Others may share the folder of runs, a node's disk and /tmp. What this user puts there lies in a directory whose name
-carries the user id, which this user made, and which nobody else can write.
+Other users may share the folder of runs, a node's disk and /tmp. Files of this user there are in a directory whose name
+ends with the user id, which this user created, and which nobody else can write.
 """
 
 from __future__ import annotations
@@ -21,71 +21,71 @@ WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def foreign_owner(path: Path) -> str | None:
-    """The user who owns ``path``, in words, if that is somebody else. Root, who can do anything anyway, counts as us.
+    """Return the name of the owner of ``path``, or None if that is this user or root, who can do anything anyway.
 
     Raises:
-        OSError: it is not there, or cannot be looked at.
+        OSError: it does not exist, or cannot be examined.
     """
     return _other_user(path.stat().st_uid)
 
 
 def require_owner(path: Path, what: str, instead: str) -> None:
-    """Refuse what belongs to another user.
+    """Refuse a file or directory that belongs to another user.
 
     Args:
-        what: Names it in the message, as "run ID".
-        instead: What to do, as "begin one of your own with `runyard submit`".
+        what: Its name in the message, such as "run ID".
+        instead: What to do instead, such as "start one of your own with `runyard submit`".
 
     Raises:
-        UserError: saying whose it is.
+        UserError: it belongs to another user, whom the message names.
     """
     if (owner_name := foreign_owner(path)) is not None:
         raise UserError(f"{what} belongs to {owner_name}; {instead}")
 
 
 def per_user_name(name: str) -> str:
-    """The name of this user's own directory in a place that others share."""
+    """Return the name of this user's own directory in a place that others share: NAME-UID."""
     return f"{name}-{os.getuid()}"
 
 
 def set_umask(*, group_reads: bool) -> None:
-    """What this process and its children write from here on is for this user alone, or readable by the group too."""
+    """Let only this user, or also the group, read what this process and its children write from now on."""
     os.umask(UMASK_WITH_GROUP if group_reads else UMASK)
 
 
 def private_folder(folder: Path, *, group_reads: bool = False) -> Path:
-    """``folder``, which nobody but this user can write, made now if it is not there yet. Its parent must be there.
+    """Return ``folder``, which only this user can write, creating it if needed. Its parent must exist.
 
     Args:
-        group_reads: Whether the group may look into it; else only this user can.
+        group_reads: Whether the group may read it; else only this user can.
 
     Raises:
-        OSError: it cannot be made; or, as ``strerror`` says, it is a link, another's, or writable by others, so that
-            what lies in it may not be this user's; or everybody can put another in its place.
+        OSError: it cannot be created; or, as ``strerror`` says, it is a link, belongs to another user, or is writable
+            by others, so that its content may not be this user's; or anybody can replace it.
     """
-    around = folder.parent.stat().st_mode
-    if around & stat.S_IWOTH and not around & stat.S_ISVTX:
-        words = f"everybody can exchange what lies in {folder.parent}; mend it with: chmod +t {folder.parent}"
-        raise OSError(errno.EPERM, words, str(folder.parent))
+    parent_mode = folder.parent.stat().st_mode
+    if parent_mode & stat.S_IWOTH and not parent_mode & stat.S_ISVTX:
+        message = f"any user can replace the files in {folder.parent}; fix it with: chmod +t {folder.parent}"
+        raise OSError(errno.EPERM, message, str(folder.parent))
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     descriptor = _open_directory(folder)
     try:
-        found = os.fstat(descriptor)
-        if (owner_name := _other_user(found.st_uid)) is not None:
+        folder_stat = os.fstat(descriptor)
+        if (owner_name := _other_user(folder_stat.st_uid)) is not None:
             raise OSError(errno.EPERM, f"{folder} belongs to {owner_name}; choose another place", str(folder))
-        if found.st_mode & WRITABLE_BY_OTHERS:
-            words = f"others can write {folder}; look through it, then: chmod go-w {folder}"
-            raise OSError(errno.EPERM, words, str(folder))
-        if group_reads and not found.st_mode & stat.S_IRGRP:
-            os.fchmod(descriptor, stat.S_IMODE(found.st_mode) | 0o050)
+        if folder_stat.st_mode & WRITABLE_BY_OTHERS:
+            message = f"others can write {folder}; check its files, then: chmod go-w {folder}"
+            raise OSError(errno.EPERM, message, str(folder))
+        if group_reads and not folder_stat.st_mode & stat.S_IRGRP:
+            os.fchmod(descriptor, stat.S_IMODE(folder_stat.st_mode) | 0o050)
     finally:
         os.close(descriptor)
     return folder
 
 
 def compiler_cache(name: str) -> Path:
-    """This user's own directory for compiled code among temporary files; a fresh one where its name has been taken."""
+    """Return this user's own temporary directory for compiled code; a new one if its usual name cannot be used."""
     try:
         return private_folder(Path(tempfile.gettempdir()) / per_user_name(f"runyard-{name}"))
     except OSError:
@@ -93,24 +93,24 @@ def compiler_cache(name: str) -> Path:
 
 
 def writable_by_others(folder: Path) -> str | None:
-    """What in a directory others own or can write, in words, and links in it; None if there is no such thing.
+    """Return a message about the first path in ``folder`` that others own or can write, or that is a link; else None.
 
     Raises:
-        OSError: it is not there, or cannot be looked at.
+        OSError: it does not exist, or cannot be examined.
     """
     for path in (folder, *sorted(folder.rglob("*"))):
         try:
-            found = path.lstat()
-        except FileNotFoundError:  # Python of a job that starts there just gave a compiled file its name
+            path_stat = path.lstat()
+        except FileNotFoundError:  # a job that starts there has just renamed a compiled file to its final name
             if path == folder:
                 raise
             continue
-        if (owner_name := _other_user(found.st_uid)) is not None:
+        if (owner_name := _other_user(path_stat.st_uid)) is not None:
             return f"{path} belongs to {owner_name}"
-        if stat.S_ISLNK(found.st_mode):
+        if stat.S_ISLNK(path_stat.st_mode):
             return f"{path} is a symbolic link"
-        if found.st_mode & WRITABLE_BY_OTHERS:
-            return f"others can write {path}; look through it, then: chmod -R go-w {folder}"
+        if path_stat.st_mode & WRITABLE_BY_OTHERS:
+            return f"others can write {path}; check its files, then: chmod -R go-w {folder}"
     return None
 
 
@@ -119,8 +119,8 @@ def _open_directory(folder: Path) -> int:
         return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            words = f"{folder} is no directory but a link or a file; remove it, or choose another place"
-            raise OSError(errno.ENOTDIR, words, str(folder)) from None
+            message = f"{folder} is a link or a file, not a directory; remove it, or choose another place"
+            raise OSError(errno.ENOTDIR, message, str(folder)) from None
         raise
 
 

@@ -1,4 +1,4 @@
-"""Labels for images that have none, as a competition wants them: a CSV with an ID and a label column."""
+"""Predicted labels for unlabeled images, written as a CSV with an ID and a label column, as competitions require."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ARRAY_HELP = "expected uint8 [N, S, S, 3], [N, 3, S, S], or rows as CIFAR's [N, 
 
 @dataclass(frozen=True)
 class Images:
-    """Images in input order. ``read(start, stop)`` gives uint8 [stop - start, S, S, 3]."""
+    """Images in input order. ``read(start, stop)`` returns uint8 [stop - start, S, S, 3]."""
 
     ids: list[str]
     read: Callable[[int, int], np.ndarray]
@@ -51,26 +51,26 @@ def predict_to_csv(
     labels: Literal["index", "name"] = "index",
     batch_size: int | None = None,
 ) -> int:
-    """Label every image of ``images`` and write ``out``: a header, then one row per image in input order.
+    """Predict the label of every image in ``images`` and write ``out``: a header, then one row per image, in order.
 
     ``images`` is one of
-    - a folder: every file in it that is not hidden, by natural order (2.png before 10.png); the ID is the name without
-      its ending. Another size is resized by the shorter side and cropped to the middle, as evaluation does.
-    - a .npy file, or a .npz with one array or one named data or images; the ID is the position, from 0.
-    - a pickled dict with an array under data, read without running anything from it.
+    - a folder: all files in it that are not hidden, in natural order (2.png before 10.png). The ID is the file name
+      without its suffix. Images of another size are resized by the shorter side and center-cropped, as in evaluation.
+    - a .npy file, or a .npz with one array or one named data or images. The ID is the position, from 0.
+    - a pickled dict with an array under data; no code in the file is run.
     An ``ids`` array beside the images (npz, pickle) gives the IDs. Arrays must have the run's image size.
 
     Args:
-        flip_tta: Average the logits with those of the mirrored image.
-        columns: Names of the ID and the label column.
-        labels: Write class indices, or class names.
-        batch_size: Images at a time; by default the run's eval_batch_size.
+        flip_tta: Add the logits of the mirrored image to those of the image.
+        columns: Names of the ID column and the label column.
+        labels: Whether to write class indices or class names.
+        batch_size: Images per batch; by default the run's eval_batch_size.
 
     Returns:
         The number of rows.
 
     Raises:
-        UserError: anything wrong with the run, the images or ``out``. Nothing is written then.
+        UserError: the run, the images or ``out`` cannot be used. Nothing is written then.
     """
     if not out.parent.is_dir() or (out.exists() and not out.is_file()):  # a device must not be replaced by a file
         raise UserError(f"--out {printable_path(out)}: expected a file name in a folder that exists")
@@ -83,40 +83,41 @@ def predict_to_csv(
         )
     network = load_network(run, which)
     batch_size = batch_size or run.config.eval_batch_size
-    predicted = predict_classes(run, network, data, source, flip_tta=flip_tta, batch_size=batch_size)
+    class_indices = predict_classes(run, network, data, source, flip_tta=flip_tta, batch_size=batch_size)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(
-        (name, data.classes[at] if labels == "name" else at) for name, at in zip(source.ids, predicted, strict=True)
+        (name, data.classes[index] if labels == "name" else index)
+        for name, index in zip(source.ids, class_indices, strict=True)
     )
     try:
         write_atomic(out, table.getvalue())
     except OSError as error:
         raise UserError(
-            f"--out {printable_path(out)}: cannot write it ({error.strerror}); choose another place"
+            f"--out {printable_path(out)}: cannot write it ({error.strerror}); choose another file"
         ) from error
-    return len(predicted)
+    return len(class_indices)
 
 
 @torch.no_grad()
 def predict_classes(
     run: Run, network: torch.nn.Module, data: manifest.Manifest, source: Images, *, flip_tta: bool, batch_size: int
 ) -> list[int]:
-    """The class index of each image, computed as the run's evaluation computes it, on a GPU if there is one."""
+    """Return the class index of each image, computed as in the run's evaluation, on a GPU if there is one."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    normalise = Normalize(data.mean, data.std).to(device)
+    normalize = Normalize(data.mean, data.std).to(device)
     layout = torch.channels_last if run.config.channels_last else torch.contiguous_format
     network = network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[run.config.precision]
-    mixed = kind == torch.bfloat16 or (kind == torch.float16 and device.type == "cuda")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[run.config.precision]
+    autocast = dtype == torch.bfloat16 or (dtype == torch.float16 and device.type == "cuda")
 
     def logits(batch: Tensor) -> Tensor:
-        with torch.autocast(device.type, kind if mixed else torch.bfloat16, enabled=mixed):
-            x = normalise(batch)
+        with torch.autocast(device.type, dtype if autocast else torch.bfloat16, enabled=autocast):
+            x = normalize(batch)
             return network(x if run.config.channels_last else x.contiguous()).float()  # type: ignore[no-any-return]
 
     predicted: list[int] = []
@@ -142,10 +143,10 @@ def predict_classes(
 
 
 def open_images(path: Path, image_size: int) -> Images:
-    """The images at ``path``: a folder, an array file, or a pickled dict.
+    """Open the images at ``path``: a folder, an array file, or a pickled dict.
 
     Raises:
-        UserError: nothing there, nothing in it, or nothing that could be read as images of this size.
+        UserError: it does not exist, is empty, or cannot be read as images of this size.
     """
     try:
         if path.is_dir():
@@ -155,14 +156,14 @@ def open_images(path: Path, image_size: int) -> Images:
         if head == b"\x93NUMPY":
             return _from_array(_npy(path), None, path, image_size)
         if not head.startswith((*PICKLE_STARTS, b"PK")):
-            raise UserError(f"--images {printable_path(path)}: a file of another kind; {EXPECTED_INPUT}")
+            raise UserError(f"--images {printable_path(path)}: not a supported kind of file; {EXPECTED_INPUT}")
         arrays = _npz(path) if head.startswith(b"PK") else _pickle(path)
     except OSError as error:
         raise UserError(
             f"--images {printable_path(path)}: cannot read it ({error.strerror or error}); {EXPECTED_INPUT}"
         ) from None
     except (ValueError, EOFError) as error:
-        reason = (str(error).splitlines() or ["cut short"])[0]
+        reason = (str(error).splitlines() or ["truncated"])[0]
         raise UserError(
             f"--images {printable_path(path)}: damaged, or not plain numbers ({reason}); {EXPECTED_INPUT}"
         ) from None
@@ -189,33 +190,31 @@ def _folder(folder: Path, image_size: int) -> Images:
     files = sorted((p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()), key=_natural)
     if not files:
         raise UserError(
-            f"--images {printable_path(folder)}: no files in it; expected a folder of images, not of folders"
+            f"--images {printable_path(folder)}: no files in it; expected a folder that holds the image files itself"
         )
     pool = ThreadPoolExecutor(cpus())
 
-    def one(path: Path) -> np.ndarray:
+    def load(path: Path) -> np.ndarray:
         try:
             return resize_and_crop(decode_image(path)[0], image_size)
         except BrokenImageError as error:
-            raise UserError(
-                f"{printable_path(path)}: cannot be read as an image ({error}); mend or remove it"
-            ) from None
+            raise UserError(f"{printable_path(path)}: cannot be read as an image ({error}); fix or remove it") from None
 
     def read(start: int, stop: int) -> np.ndarray:
-        return np.stack(list(pool.map(one, files[start:stop])))
+        return np.stack(list(pool.map(load, files[start:stop])))
 
     return Images([path.stem for path in files], read)
 
 
 def _natural(path: Path) -> tuple[list[str | int], str]:
     parts = re.split(r"(\d+)", path.name)
-    return [int(part) if at % 2 else part for at, part in enumerate(parts)], path.name
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
 
 
 def _npy(path: Path) -> ArrayFile | np.ndarray:
     try:
         return ArrayFile(path)
-    except ValueError:  # in Fortran's order, or damaged, which this says
+    except ValueError:  # in Fortran order; or damaged, and then load_npy raises an error that says so
         return load_npy(path)
 
 
@@ -242,39 +241,39 @@ def _pickle(path: Path) -> dict[str, Any]:
 def _from_array(array: Any, ids: Any, path: Path, size: int) -> Images:
     is_array = isinstance(array, (np.ndarray, ArrayFile))
     if not is_array or array.dtype != np.uint8:
-        given = array.dtype if is_array else type(array).__name__
-        raise UserError(f"--images {printable_path(path)}: {given}; {ARRAY_HELP}, values 0 to 255")
+        actual = array.dtype if is_array else type(array).__name__
+        raise UserError(f"--images {printable_path(path)}: {actual}; {ARRAY_HELP}, values 0 to 255")
     shape = array.shape
     if len(shape) == 2 and shape[1] and math.isqrt(shape[1] // 3) ** 2 * 3 == shape[1]:
         side = math.isqrt(shape[1] // 3)
         shape = (shape[0], 3, side, side)
-    last = len(shape) == 4 and shape[3] == 3
-    if not last and not (len(shape) == 4 and shape[1] == 3):
+    channels_last = len(shape) == 4 and shape[3] == 3
+    if not channels_last and not (len(shape) == 4 and shape[1] == 3):
         raise UserError(f"--images {printable_path(path)}: shape {list(array.shape)}; {ARRAY_HELP}")
     if not shape[0]:
         raise UserError(f"--images {printable_path(path)}: no images in it; {ARRAY_HELP}")
-    height, width = shape[1:3] if last else shape[2:4]
+    height, width = shape[1:3] if channels_last else shape[2:4]
     if (height, width) != (size, size):
         raise UserError(
-            f"--images {printable_path(path)}: images of {width}x{height} px, and the run's have {size}x{size}; "
+            f"--images {printable_path(path)}: images of {width}x{height} px, expected the run's {size}x{size}; "
             "resize them, or give a folder of image files"
         )
 
     def read(start: int, stop: int) -> np.ndarray:
-        taken = array.rows(range(start, stop)) if isinstance(array, ArrayFile) else array[start:stop]
-        part = taken.reshape(-1, *shape[1:])
-        return part if last else part.transpose(0, 2, 3, 1)
+        rows = array.rows(range(start, stop)) if isinstance(array, ArrayFile) else array[start:stop]
+        chunk = rows.reshape(-1, *shape[1:])
+        return chunk if channels_last else chunk.transpose(0, 2, 3, 1)
 
     return Images(_ids(ids, shape[0], path), read)
 
 
 def _ids(ids: Any, count: int, path: Path) -> list[str]:
     if ids is None:
-        return [str(at) for at in range(count)]
+        return [str(index) for index in range(count)]
     is_list = isinstance(ids, (list, tuple)) or (isinstance(ids, np.ndarray) and ids.ndim == 1)
     values = list(ids) if is_list else []
     if len(values) != count:
-        raise UserError(f"--images {printable_path(path)}: ids are not one for each of the {count} images")
+        raise UserError(f"--images {printable_path(path)}: expected one ID in ids for each of the {count} images")
     return [_text(value) for value in values]
 
 

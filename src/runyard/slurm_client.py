@@ -1,4 +1,4 @@
-"""The one way in which this program calls SLURM's commands: in a clean environment, and an error alone is no answer."""
+"""Runs SLURM commands in a clean environment and tells an unavailable controller from a rejected request."""
 
 from __future__ import annotations
 
@@ -9,95 +9,100 @@ import sys
 import time
 from collections.abc import Sequence
 
-COMMAND_TIMEOUT_S = 30.0  # that a command may take; where the controller is away most give up by themselves before
-RETRY_TIMEOUT_S = 120.0  # for which what changes the queue waits for a controller that is away
+COMMAND_TIMEOUT_S = 30.0  # limit of one command; without a controller most commands give up earlier by themselves
+RETRY_TIMEOUT_S = 120.0  # how long commands that change the queue wait for an unavailable controller
 RETRY_INTERVAL_S = 5.0
-# What people set for their own eyes or hands: it hides jobs, changes the form of answers, asks before it cancels.
+# Personal preferences of a user: they hide jobs, change the output format, or ask before canceling.
 USER_PREFERENCE_PREFIXES = ("SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SCONTROL_", "SLURM_TIME_FORMAT")
 UNAVAILABLE_MESSAGES = ("timed out", "Unable to contact")
 
 
 class QueryError(Exception):
-    """A question that could not be asked, or got no answer. The message is one line."""
+    """A SLURM command could not be run, or gave no usable answer. The message is one line."""
 
 
 class SlurmUnavailable(QueryError):
-    """The command was asked, and the controller is away or too busy to answer: another time it may."""
+    """The controller is unavailable or too busy to answer; a retry may succeed."""
 
 
 class SlurmRejected(QueryError):
-    """The command was asked, and its answer was no."""
+    """The controller answered, and rejected the request."""
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's, without what its user's habits or an allocation would add to what SLURM's commands are asked."""
-    others = (
+    """Return this process's environment without variables that change SLURM commands: user preferences, allocation."""
+    excluded_prefixes = (
         (*USER_PREFERENCE_PREFIXES, "SLURM_") if "SLURM_JOB_ID" in os.environ else USER_PREFERENCE_PREFIXES
-    )  # of the allocation we are in
-    return {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(others)}
+    )  # SLURM_*: of the allocation that this process runs in
+    return {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(excluded_prefixes)}
 
 
 def run_query(
     *command: str, timeout_s: float | None = None, stdin: str = "", env: dict[str, str] | None = None,
     keep_open: Sequence[int] = (),
 ) -> str:  # fmt: skip
-    """What the command printed on standard output.
+    """Run a SLURM command and return its standard output.
 
     Args:
-        timeout_s: How long it may take, ``ANSWER_S`` if None.
-        env: What it gets for its environment, ``environment()`` if None.
-        keep: Open files that it holds as long as it runs, also where this process ends before it.
+        timeout_s: Time limit in seconds, ``COMMAND_TIMEOUT_S`` if None.
+        env: Its environment, ``clean_environment()`` if None.
+        keep_open: Descriptors that it keeps open as long as it runs, even if this process ends first.
 
     Raises:
-        NoAnswer: it did not answer in time, or failed while the controller was away.
-        Refused: it failed, and the controller was there; the message is what it said.
-        CannotTell: there is no such command here.
+        SlurmUnavailable: it did not answer in time, or failed while the controller was unavailable.
+        SlurmRejected: it failed although the controller was up; the message is the command's own.
+        QueryError: there is no such command on this machine.
     """
     env = clean_environment() if env is None else env
     timeout_s = COMMAND_TIMEOUT_S if timeout_s is None else timeout_s
     try:
-        done = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True, errors="replace",
-                              timeout=timeout_s, pass_fds=keep_open)  # fmt: skip
+        result = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True, errors="replace",
+                                timeout=timeout_s, pass_fds=keep_open)  # fmt: skip
     except FileNotFoundError:
         raise QueryError(f"no {command[0]} on this machine: ask on the cluster's login node") from None
     except subprocess.TimeoutExpired:
         raise SlurmUnavailable(f"{command[0]} did not answer within {timeout_s:g} s") from None
-    if done.returncode:
-        said = error_line(done.stderr or done.stdout)
-        away = any(words in said for words in UNAVAILABLE_MESSAGES) or not _controller_is_up(env)
-        raise SlurmUnavailable(f"{command[0]}: {said}") if away else SlurmRejected(said)
-    return done.stdout
+    if result.returncode:
+        message = error_line(result.stderr or result.stdout)
+        unavailable = any(text in message for text in UNAVAILABLE_MESSAGES) or not _controller_is_up(env)
+        raise SlurmUnavailable(f"{command[0]}: {message}") if unavailable else SlurmRejected(message)
+    return result.stdout
 
 
 def run_with_retry(*command: str, wait_s: float | None = None, env: dict[str, str] | None = None) -> str:
-    """As ``ask``, but while nobody answers again, for ``wait_s`` (``RETRY_TIMEOUT_S`` if None); a person is told so."""
+    """Run a SLURM command as ``run_query`` does, but retry while the controller is unavailable, and print that it does.
+
+    It retries for ``wait_s`` seconds, ``RETRY_TIMEOUT_S`` if None.
+    """
     wait_s = RETRY_TIMEOUT_S if wait_s is None else wait_s
-    began, told = time.monotonic(), False
+    start_time, reported = time.monotonic(), False
     while True:
         try:
             return run_query(*command, env=env)
         except SlurmUnavailable as error:
-            if time.monotonic() - began + RETRY_INTERVAL_S > wait_s:
+            if time.monotonic() - start_time + RETRY_INTERVAL_S > wait_s:
                 raise
-            if not told:
-                print(f"runyard: SLURM does not answer ({error}): asking again for {wait_s:g} s", file=sys.stderr)
-                told = True
+            if not reported:
+                print(f"runyard: SLURM does not answer ({error}): retrying for {wait_s:g} s", file=sys.stderr)
+                reported = True
             time.sleep(RETRY_INTERVAL_S)
 
 
-def error_line(said: str) -> str:
-    """What a command of SLURM's says on standard error, without its own name before each line."""
-    own = re.compile(r"^(s[a-z_]+( error)?: )?((error|fatal|allocation failure): )?")
-    lines = [own.sub("", line.strip()) for line in said.splitlines()]
-    return ", ".join(dict.fromkeys(filter(None, lines))) or "it said nothing"
+def error_line(output: str) -> str:
+    """Return the error output of a SLURM command as one line, without the command's name before each line."""
+    prefix = re.compile(r"^(s[a-z_]+( error)?: )?((error|fatal|allocation failure): )?")
+    lines = [prefix.sub("", line.strip()) for line in output.splitlines()]
+    return ", ".join(dict.fromkeys(filter(None, lines))) or "no error message"
 
 
 def _controller_is_up(env: dict[str, str]) -> bool:
-    """Of one that is away, commands say many things: scontrol requeue, "Unexpected message received"."""
+    """Ask the controller itself: when it is down, commands give many different errors, not all of which say so."""
     try:
-        done = subprocess.run(["scontrol", "ping"], env=env, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S)
-    except FileNotFoundError:  # nobody can tell
+        result = subprocess.run(
+            ["scontrol", "ping"], env=env, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S
+        )
+    except FileNotFoundError:  # without scontrol it cannot be known
         return True
     except subprocess.TimeoutExpired:
         return False
-    return "is UP" in done.stdout
+    return "is UP" in result.stdout

@@ -84,7 +84,7 @@ def test_damaged_data_makes_the_exit_code_2_and_is_told_with_its_mend(
     code, checks = checks_of([*small, f"data.root={copy}", "--no-job"], capsys)
     assert code == 2
     assert (checks["data"]["state"], checks["data hashes"]["state"]) == ("failed", "failed")
-    assert "its sha256 is not the manifest's" in checks["data hashes"]["result"]
+    assert "its sha256 is not that in the manifest" in checks["data hashes"]["result"]
     assert checks["data hashes"]["fix"] == "delete the folder and run: runyard prepare"
     assert "environment" not in checks, "--no-job"
 

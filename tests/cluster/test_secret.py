@@ -24,7 +24,7 @@ def test_a_configuration_that_holds_a_secret_is_refused_without_saying_it(
     with pytest.raises(UserError) as refused:
         compose(["experiment=starter", override])
     assert SECRET not in str(refused.value)
-    assert str(refused.value).startswith(f"{setting}: holds what ")
+    assert str(refused.value).startswith(f"{setting}: holds the value of ")
     assert "in their environment" in str(refused.value)
 
 

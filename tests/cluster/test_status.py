@@ -483,7 +483,7 @@ def test_a_node_that_is_left_out_is_named_with_the_reason_as_long_as_its_job_wai
 def test_a_failure_is_told_with_its_place_and_what_mends_it(folder: Folder) -> None:
     fields = {"message": "rank 1: CUDA error: out of memory", "node": "node3", "step": 7, "cause": "CUDA out of memory"}
     run = folder.run(start(1), stop(5, "failed", **fields))
-    told = "failed: rank 1: CUDA error: out of memory (on node3, at step 7); a smaller batch_size"
+    told = "failed: rank 1: CUDA error: out of memory (on node3, at step 7); set a smaller batch_size"
     assert said(run)[1].startswith(told)
 
 

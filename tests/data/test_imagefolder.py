@@ -82,7 +82,7 @@ def test_with_test_and_val_the_latter_is_for_validation(tree: Path, settings: Se
         "test": 6,
         "validation": 1,
     }
-    with pytest.raises(UserError, match=r"data\.validation_fraction=0\.2: .* val/ is the validation part already"):
+    with pytest.raises(UserError, match=r"data\.validation_fraction=0\.2: .* val/ is already the validation split"):
         gathered(folder_config(settings, tree, validation_fraction=0.2), tmp_path)
 
 
@@ -113,7 +113,7 @@ def test_a_path_that_is_missing_or_not_given_is_named(tree: Path, settings: Sett
 def test_odd_and_broken_files_are_refused_by_name(tree: Path, settings: Settings) -> None:
     save(tree / "train/ant/gray.png", "L")
     (tree / "train/zebra/bad\nname.jpg").write_bytes(b"")
-    said = r"1 broken or no image: train/zebra/bad\\nname\.jpg \(an empty file\).*=skip"
+    said = r"1 broken or not images: train/zebra/bad\\nname\.jpg \(an empty file\).*=skip"
     with pytest.raises(UserError, match=said) as error:
         prepare_dataset(folder_config(settings, tree), progress=False)
     assert "\n" not in str(error.value)
@@ -125,7 +125,7 @@ def test_odd_and_broken_files_are_refused_by_name(tree: Path, settings: Settings
 def test_a_class_of_which_nothing_is_whole_is_refused(tree: Path, settings: Settings, tmp_path: Path) -> None:
     for file in (tree / "train/ant").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(UserError, match="a class of train/ has no whole image; mend or remove train/ant/0"):
+    with pytest.raises(UserError, match="a class of train/ has no readable image; fix or remove train/ant/0"):
         gathered(folder_config(settings, tree, broken_images="skip"), tmp_path)
 
 

@@ -118,7 +118,7 @@ def test_a_manifest_cannot_name_a_file_outside_of_its_folder(folder: Path) -> No
     values = json.loads((folder / "manifest.json").read_text())
     values["splits"]["train"]["beton"] = "../../secret"
     (folder / "manifest.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match="leaves the folder"):
+    with pytest.raises(UserError, match="outside of the folder"):
         manifest.load_manifest(folder)
 
 

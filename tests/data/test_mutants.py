@@ -126,7 +126,7 @@ def test_a_jpeg_of_another_size_than_its_record_says_is_refused_by_the_samples_n
     (folder / "train.beton").write_bytes(content)
     source = BetonSource(folder / "train.beton", 16)
     source.read(np.arange(7))
-    with pytest.raises(UserError, match=r"sample 7 is not of the 24x20 px that the file says; .*runyard prepare"):
+    with pytest.raises(UserError, match=r"sample 7 does not have the 24x20 px that the file says; .*runyard prepare"):
         source.read(np.arange(40))
 
 

@@ -55,7 +55,7 @@ def test_labels_that_were_changed_are_refused_by_the_files_name(folder: Path, ha
     zero_labels(folder / "train.beton")
     data = manifest.load_manifest(folder)
     manifest.verify_dataset(folder, data, data.splits, hash_files=False)  # the control: without the sha256 it passes
-    with pytest.raises(UserError, match=r"train\.beton: its sha256 is not that of what was prepared.*runyard prepare"):
+    with pytest.raises(UserError, match=r"train\.beton: its sha256 is not that of the prepared file.*runyard prepare"):
         check(folder)
 
 

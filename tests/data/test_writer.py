@@ -21,7 +21,7 @@ def job(tmp_path: Path) -> beton_writer.WriteJob:
 
 
 def test_a_writer_that_stands_still_is_stopped(job: beton_writer.WriteJob) -> None:
-    with pytest.raises(UserError, match=r"stood still for 0\.2 s"):
+    with pytest.raises(UserError, match=r"made no progress for 0\.2 s"):
         beton_writer.write_betons([job], lambda what, done, total: None, stall_s=0.2)
 
 
@@ -39,7 +39,7 @@ def test_a_dead_worker_of_ffcv_ends_the_write_with_its_reason(job: beton_writer.
     [
         (1, "OSError: [Errno 28] No space left on device", None, "the disk is full"),
         (-signal.SIGBUS, "", None, "/dev/shm"),
-        (-signal.SIGKILL, "", None, r"killed by SIGKILL \(signal 9\): look who did it"),
+        (-signal.SIGKILL, "", None, r"killed by SIGKILL \(signal 9\): find out what killed it"),
         (-signal.SIGKILL, "", "the kernel killed it for want of memory", "for want of memory: free memory"),
         (3, "ValueError: odd\nwarnings.warn('a leak')", None, r"code 3 \(ValueError: odd\)"),
     ],

@@ -35,7 +35,7 @@ def test_a_submission_is_refused_before_anything_is_created(
 ) -> None:
     zero_labels(betons(settings, make_config) / "train.beton")
     assert main(["submit", "experiment=null", *settings]) == 2
-    assert "train.beton: its sha256 is not that of what was prepared" in capsys.readouterr().err
+    assert "train.beton: its sha256 is not that of the prepared file" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
@@ -48,7 +48,7 @@ def test_a_job_of_two_ranks_is_refused_before_its_first_step(
     ranks = Ranks(run, 2, "first")
     assert ranks.wait(600) == [2, 2], ranks.errors
     for said in ranks.errors:
-        assert "train.beton: its sha256 is not that of what was prepared" in said
+        assert "train.beton: its sha256 is not that of the prepared file" in said
         assert "Traceback" not in said
     (stop,) = [row for row in journal.read_journal(run.journal_path)[0] if row["event"] == "stop"]
     assert (stop["user_error"], stop["retry"]) == (True, False)

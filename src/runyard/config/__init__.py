@@ -1,4 +1,4 @@
-"""What a run can be told. Read ``schema`` first (every setting), then ``fields`` (how one is checked), ``validation``.
+"""The configuration of a run. Read ``schema`` first (all settings), then ``fields`` (checks of one), ``validation``.
 
-``compose`` alone imports Hydra.
+Only ``compose`` imports Hydra.
 """

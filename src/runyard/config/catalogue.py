@@ -1,4 +1,4 @@
-"""Every setting with its meaning, type and default: what ``runyard settings`` prints."""
+"""The list of all settings with their meaning, type and default, which ``runyard settings`` prints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def print_settings(prefix: str, *, as_json: bool) -> None:
     """Print the settings whose dotted name begins with ``prefix``.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such setting.
     """
     rows = [row for row in list_settings() if row["name"].startswith(prefix)]
     if not rows:
@@ -33,7 +33,7 @@ def print_settings(prefix: str, *, as_json: bool) -> None:
 
 
 def list_settings() -> list[dict[str, Any]]:
-    """Name, type, meaning and default (without an experiment) of every setting, in the order of the schema."""
+    """Return name, type, meaning and default (without an experiment) of every setting, in the order of the schema."""
     return list(_rows(Config, compose([]).values, ""))
 
 
@@ -43,14 +43,14 @@ def _rows(cls: Any, values: dict[str, Any], path: str) -> typing.Iterator[dict[s
         if dataclasses.is_dataclass(hints[f.name]):
             yield from _rows(hints[f.name], values[f.name], f"{path}{f.name}.")
         elif f.metadata.get("rest"):
-            own = values.keys() - {g.name for g in dataclasses.fields(cls)}
-            for name in sorted(own):
+            own_names = values.keys() - {g.name for g in dataclasses.fields(cls)}
+            for name in sorted(own_names):
                 yield {
                     "name": path + name,
                     "type": type(values[name]).__name__,
-                    "doc": f"A setting of {values['name']} alone",
+                    "doc": f"A setting of {values['name']} only",
                     "default": values[name],
                 }
         else:
-            kind = str(f.type).replace("Literal", "one of ").replace(" | None", " or null")
-            yield {"name": path + f.name, "type": kind, "doc": f.metadata["doc"], "default": values[f.name]}
+            type_name = str(f.type).replace("Literal", "one of ").replace(" | None", " or null")
+            yield {"name": path + f.name, "type": type_name, "doc": f.metadata["doc"], "default": values[f.name]}

@@ -1,7 +1,7 @@
-"""Rules of the cluster's settings. Each value that reaches a batch script has a pattern it must fit. No torch.
+"""Checks of the cluster settings. Values that go into a batch script must match a pattern. Imports no torch.
 
-A batch script is text: a value that brought a line's end or a quote into it would be run, or would hide the lines after
-it from sbatch. The patterns stand where every configuration passes, so that no way to a script avoids them.
+A batch script is text: a value with a newline or a quote could run as a command, or could hide the lines after it from
+sbatch. Every configuration passes these checks, so no value reaches a script without them.
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ from runyard.errors import UserError
 if TYPE_CHECKING:
     from runyard.config.schema import ClusterConfig
 
-START_AND_SAVE_S = 30  # what a job needs, at the very least, before it is asked to save and stop
+START_AND_SAVE_S = 30  # minimum time that a job needs before it is asked to save and stop
 NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.+@-]*"
 HOSTS_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*(\[[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*\][A-Za-z0-9_.-]*)*"
 GRES_PATTERN = r"[A-Za-z][A-Za-z0-9_]*(:[A-Za-z0-9_.-]+)?(:[0-9]+[KMGT]?)?"
-PATTERNS = {  # of each: what fits wholly, and what to say to whom it does not
+PATTERNS = {  # for each setting: a pattern for the full value, and what the message says was expected
     "account": (NAME_PATTERN, "letters, digits and . _ + @ -"),
-    "partition": (f"{NAME_PATTERN}(,{NAME_PATTERN})*", "names as `sinfo` lists them, as gpu or a100,h100"),
+    "partition": (f"{NAME_PATTERN}(,{NAME_PATTERN})*", "names as `sinfo` lists them, such as gpu or a100,h100"),
     "qos": (NAME_PATTERN, "letters, digits and . _ + @ -"),
-    "constraint": (r"[A-Za-z0-9_\[(][A-Za-z0-9_.+,|&*()\[\]-]*", "features joined by | & , [] () and *, as h200|l40s"),
-    "gres": (f"{GRES_PATTERN}(,{GRES_PATTERN})*", "NAME:COUNT or NAME:KIND:COUNT, as gpu:rtx8000:2"),
+    "constraint": (r"[A-Za-z0-9_\[(][A-Za-z0-9_.+,|&*()\[\]-]*",
+                   "features joined by | & , [] () and *, such as h200|l40s"),
+    "gres": (f"{GRES_PATTERN}(,{GRES_PATTERN})*", "NAME:COUNT or NAME:KIND:COUNT, such as gpu:rtx8000:2"),
     "comment": (r"[A-Za-z0-9_][A-Za-z0-9_.,:;=+/@ -]*", "letters, digits, space and . , : ; = + / @ _ -"),
-    "exclude": (f"{HOSTS_PATTERN}(,{HOSTS_PATTERN})*", "node names, as node[1-3,7]"),
-    "nodelist": (f"{HOSTS_PATTERN}(,{HOSTS_PATTERN})*", "node names, as node[1-3,7]"),
+    "exclude": (f"{HOSTS_PATTERN}(,{HOSTS_PATTERN})*", "node names, such as node[1-3,7]"),
+    "nodelist": (f"{HOSTS_PATTERN}(,{HOSTS_PATTERN})*", "node names, such as node[1-3,7]"),
     "mail_user": (r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(@[A-Za-z0-9.-]+)?", "a mail address"),
-    "python": (r"[A-Za-z0-9_./][A-Za-z0-9_./+@=-]*", "one program's path, without spaces or quotes"),
+    "python": (r"[A-Za-z0-9_./][A-Za-z0-9_./+@=-]*", "the path of one program, without spaces or quotes"),
     "stage_data": (r"(/|\$[A-Za-z_][A-Za-z0-9_]*|\$\{[A-Za-z_][A-Za-z0-9_]*\})[A-Za-z0-9_./+@=-]*",
-                   "a folder that begins with / or a variable, as $SLURM_TMPDIR or /tmp"),
+                   "a folder that begins with / or a variable, such as $SLURM_TMPDIR or /tmp"),
 }  # fmt: skip
 MAIL_TYPES = ("NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT", "TIME_LIMIT",
               "TIME_LIMIT_90", "TIME_LIMIT_80", "TIME_LIMIT_50", "ARRAY_TASKS")  # fmt: skip
@@ -43,14 +44,14 @@ UNSET_VALUES = {
     "env_setup": "[]",
     "requeue": "false",
     "array_parallelism": "16",
-}  # as configs/cluster has them; others null
+}  # the values in configs/cluster; all others are null
 
 
 def check_cluster(cluster: ClusterConfig) -> None:
-    """Refuse values that are no such value, settings at odds, and settings that the launcher would ignore.
+    """Refuse invalid values, settings that conflict, and settings that the launcher would ignore.
 
     Raises:
-        UserError: naming the setting.
+        UserError: a setting is refused; the message names it.
     """
     for name, (pattern, expected) in PATTERNS.items():
         value = getattr(cluster, name)
@@ -66,25 +67,27 @@ def check_cluster(cluster: ClusterConfig) -> None:
 
 
 def gres_counts(gres: str) -> dict[str, tuple[str, int]]:
-    """What a ``gres`` asks for on each node, by name: its kind ("" for any) and how many of it."""
+    """Return what a ``gres`` requests on each node: for each name its kind ("" for any) and its count."""
     counts: dict[str, tuple[str, int]] = {}
     for part in gres.split(","):
         name, *rest = part.split(":")
         number = rest.pop() if rest and rest[-1][0].isdigit() and rest[-1].rstrip("KMGT").isdigit() else "1"
         scale = 1024 ** "_KMGT".find(number[-1]) if number[-1] in "KMGT" else 1
-        kind, before = rest[0] if rest else "", counts.get(name, ("", 0))[1]
-        counts[name] = (kind, before + int(number.rstrip("KMGT")) * scale)
+        kind, previous = rest[0] if rest else "", counts.get(name, ("", 0))[1]
+        counts[name] = (kind, previous + int(number.rstrip("KMGT")) * scale)
     return counts
 
 
 def _check_mail(cluster: ClusterConfig) -> None:
-    words = [] if cluster.mail_type is None else cluster.mail_type.split(",")
-    if unknown_types := [word for word in words if not word.isascii() or word.upper() not in MAIL_TYPES]:
+    mail_types = [] if cluster.mail_type is None else cluster.mail_type.split(",")
+    if unknown_types := [
+        mail_type for mail_type in mail_types if not mail_type.isascii() or mail_type.upper() not in MAIL_TYPES
+    ]:
         raise UserError(
             f"cluster.mail_type={format_literal(cluster.mail_type)}: SLURM knows no {unknown_types[0]!r}; "
-            f"expected some of {', '.join(MAIL_TYPES)}, as END,FAIL"
+            f"expected some of {', '.join(MAIL_TYPES)}, such as END,FAIL"
         )
-    if cluster.mail_user is not None and not words:
+    if cluster.mail_user is not None and not mail_types:
         raise UserError(
             f"cluster.mail_user={format_literal(cluster.mail_user)}: without cluster.mail_type no mail is sent; "
             "set cluster.mail_type='\"END,FAIL\"', or leave mail_user out"
@@ -92,38 +95,42 @@ def _check_mail(cluster: ClusterConfig) -> None:
 
 
 def _check_env_setup(lines: list[str]) -> None:
-    """Each is one whole shell command: what it leaves open would swallow the lines after it."""
+    """Check that each line is one complete shell command: an open quote would swallow the lines after it."""
     for number, line in enumerate(lines):
-        said = f"cluster.env_setup[{number}]={format_literal(line)}"
+        entry = f"cluster.env_setup[{number}]={format_literal(line)}"
         if not line.isprintable() or not line.strip():
-            raise UserError(f"{said}: expected one line of printable characters; give further lines as further entries")
+            raise UserError(
+                f"{entry}: expected one line of printable characters; put each line into an entry of its own"
+            )
         if line.lstrip().startswith("#"):
-            raise UserError(f"{said}: a comment, and sbatch reads some: give a command, or leave it out")
+            raise UserError(
+                f"{entry}: expected a command, not a comment, which sbatch may read as an option; leave it out"
+            )
         try:
             shlex.split(line, comments=True)
         except ValueError as error:
-            raise UserError(f"{said}: {str(error).lower()}; close it, or leave it out") from None
+            raise UserError(f"{entry}: {str(error).lower()}; close it, or leave it out") from None
         if line.endswith("\\") or re.search(r"(?<!<)<<(?!<)", line):
-            raise UserError(f"{said}: goes on in the next line, which is not its own; write it as one line")
+            raise UserError(f"{entry}: goes on in the next line, which is another entry; write it as one line")
 
 
 def _check_local(cluster: ClusterConfig) -> None:
     for name in SLURM_ONLY_SETTINGS:
-        value, off = getattr(cluster, name), UNSET_VALUES.get(name, "null")
-        if value and format_literal(value) != off:
+        value, unset = getattr(cluster, name), UNSET_VALUES.get(name, "null")
+        if value and format_literal(value) != unset:
             raise UserError(
-                f"cluster.{name}={format_literal(value)}: said to SLURM, and cluster=local starts processes on "
-                f"this machine; set cluster=slurm or your cluster's profile, or cluster.{name}={off}"
+                f"cluster.{name}={format_literal(value)}: only SLURM uses it, and cluster=local starts processes on "
+                f"this machine; set cluster=slurm or your cluster's profile, or cluster.{name}={unset}"
             )
 
 
 def _check_gpus(cluster: ClusterConfig) -> None:
     gpus, tasks = cluster.gpus_per_node or 0, cluster.tasks_per_node
     if cluster.gres is not None:
-        asked = gres_counts(cluster.gres).get("gpu", ("", 0))[1]
-        if asked != gpus:
+        requested = gres_counts(cluster.gres).get("gpu", ("", 0))[1]
+        if requested != gpus:
             raise UserError(
-                f"cluster.gres={format_literal(cluster.gres)} asks for {asked} GPUs on a node, and "
+                f"cluster.gres={format_literal(cluster.gres)} asks for {requested} GPUs on a node, and "
                 f"cluster.gpus_per_node={format_literal(cluster.gpus_per_node)}: give both the same number"
             )
     if gpus and tasks and tasks % gpus:
@@ -135,9 +142,9 @@ def _check_gpus(cluster: ClusterConfig) -> None:
 
 def _check_time(cluster: ClusterConfig) -> None:
     if cluster.timeout_min * 60 < cluster.signal_delay_s + START_AND_SAVE_S:
-        least = -(-(cluster.signal_delay_s + START_AND_SAVE_S) // 60)
+        minimum_min = -(-(cluster.signal_delay_s + START_AND_SAVE_S) // 60)
         raise UserError(
             f"cluster.timeout_min={cluster.timeout_min}: the job is asked to save cluster.signal_delay_s="
             f"{cluster.signal_delay_s} s before its end, and needs {START_AND_SAVE_S} s to start and save; "
-            f"set cluster.timeout_min={least} at least, or a shorter signal_delay_s"
+            f"set cluster.timeout_min={minimum_min} at least, or a shorter signal_delay_s"
         )

@@ -1,4 +1,4 @@
-"""Plain values to checked dataclasses: names, types and ranges, each refused with one line that says how to mend it."""
+"""Checks plain values and makes dataclasses of them. A wrong name, type or value is refused with a one-line message."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeVar
 from runyard.errors import UserError
 
 _T = TypeVar("_T")
-MAX_LISTED_NAMES = 12  # names that a message may list in full
-LARGEST = 2**53  # beyond it floats, and JSON's numbers elsewhere, do not tell whole numbers apart
+MAX_LISTED_NAMES = 12  # a message lists no more names than this
+LARGEST = 2**53  # above it, floats (and the numbers of many JSON readers) cannot hold every whole number
 
 
 def setting(
@@ -28,60 +28,62 @@ def setting(
     exclusive_maximum: float | None = None,
     legacy_default: Any = dataclasses.MISSING,
 ) -> Any:
-    """A field with its documentation and its range: ``least <= value <= most``, ``above < value < below``.
+    """Return a dataclass field with its documentation and its allowed range.
 
-    ``legacy_default`` is the value of runs made before there was this setting: what the code did then.
+    ``legacy_default`` is the value for runs from before this setting existed: what the code did then.
     """
     metadata = {"doc": doc, "least": minimum, "above": exclusive_minimum, "most": maximum, "below": exclusive_maximum}
     return field(metadata=metadata, default=legacy_default)
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as plain dicts, lists and scalars, in field order: what ``from_dict`` reads."""
-    out: dict[str, Any] = {}
+    """Return the configuration as plain dicts, lists and scalars, in field order, as ``config_from_dict`` reads it."""
+    values: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if f.metadata.get("rest"):
-            out.update(value)
+            values.update(value)
         else:
-            out[f.name] = config_to_dict(value) if dataclasses.is_dataclass(value) else value
-    return out
+            values[f.name] = config_to_dict(value) if dataclasses.is_dataclass(value) else value
+    return values
 
 
 def read_dataclass(cls: type[_T], values: Mapping[str, Any], path: str = "") -> _T:
     """Build dataclass ``cls`` from plain values, checking names, types and ranges. ``path`` is put before names."""
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    rest = next((name for name, f in fields.items() if f.metadata.get("rest")), None)
-    unknown = {str(key): value for key, value in values.items() if key not in fields or key == rest}
-    if unknown and rest is None:
+    rest_field = next((name for name, f in fields.items() if f.metadata.get("rest")), None)
+    unknown = {str(key): value for key, value in values.items() if key not in fields or key == rest_field}
+    if unknown and rest_field is None:
         raise UserError(unknown_name_message(path + next(iter(unknown)), [path + name for name in fields]))
-    given: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for name, f in fields.items():
-        if name == rest:
-            given[name] = unknown
+        if name == rest_field:
+            checked[name] = unknown
         elif name in values:
-            given[name] = _checked_type(hints[name], values[name], path + name)
-            _in_range(f, given[name], path + name)
+            checked[name] = _checked_type(hints[name], values[name], path + name)
+            _in_range(f, checked[name], path + name)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise UserError(
                 f"{path}{name} is missing: {f.metadata.get('doc', 'a group of settings')}; add {path}{name}=VALUE"
             )
-    return cls(**given)
+    return cls(**checked)
 
 
 def unknown_name_message(key: str, known: list[str]) -> str:
-    """The message for a name that does not exist, with the nearest that does."""
+    """Return the message for an unknown name, with the most similar known one."""
     leaves = {k.rpartition(".")[2]: k for k in reversed(known)}
-    near = [leaves[key]] if key in leaves else difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not near and "." not in key:  # a bare leaf name, misspelt: look for it in every group
-        near = [leaves[leaf] for leaf in difflib.get_close_matches(key, leaves, n=1, cutoff=0.6)]
-    few = f"known: {', '.join(known)}" if len(known) <= MAX_LISTED_NAMES else "`runyard settings` lists what there is"
-    return f"unknown setting {key}: {f'did you mean {near[0]}?' if near else few}"
+    suggestions = [leaves[key]] if key in leaves else difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not suggestions and "." not in key:  # a misspelled name without its group: search all groups
+        suggestions = [leaves[leaf] for leaf in difflib.get_close_matches(key, leaves, n=1, cutoff=0.6)]
+    fallback = (
+        f"known: {', '.join(known)}" if len(known) <= MAX_LISTED_NAMES else "`runyard settings` lists all settings"
+    )
+    return f"unknown setting {key}: {f'did you mean {suggestions[0]}?' if suggestions else fallback}"
 
 
 def setting_names(cls: type, path: str = "") -> list[str]:
-    """Every setting's dotted name."""
+    """Return the dotted name of every setting."""
     out: list[str] = []
     for name, hint in typing.get_type_hints(cls).items():
         out.append(path + name)
@@ -106,11 +108,11 @@ def _checked_type(hint: Any, value: Any, path: str) -> Any:
         return value
     if origin is list:
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{path}={format_literal(value)}: expected a list, as {path}=[a,b]")
+            raise UserError(f"{path}={format_literal(value)}: expected a list, such as {path}=[a,b]")
         return [_checked_type(args[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise UserError(f"{path}={format_literal(value)}: expected settings by name")
+            raise UserError(f"{path}={format_literal(value)}: expected a mapping from names to values")
         return dict(value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
@@ -128,7 +130,7 @@ def _checked_type(hint: Any, value: Any, path: str) -> Any:
 
 
 def format_literal(value: Any) -> str:
-    """A value for a message as the command line has it: null, true, [1, 2]; a word bare, other text quoted."""
+    """Format a value for a message as on the command line: null, true, [1, 2]; text is quoted unless it is one word."""
     if isinstance(value, str):
         return value if value.isidentifier() and value not in ("null", "true", "false") else repr(value)
     if value is None or isinstance(value, bool):
@@ -157,6 +159,6 @@ def _in_range(f: dataclasses.Field[Any], value: Any, path: str) -> None:
     )
     for bound, _, holds in bounds:
         if bound is not None and not holds(bound):
-            wanted = " and ".join(f"{w} {b:g}" if abs(b) < 1e6 else f"{w} {b}" for b, w, _ in bounds if b is not None)
-            kind = "a whole number" if isinstance(value, int) else "a number"
-            raise UserError(f"{path}={value}: expected {kind} {wanted}")
+            expected = " and ".join(f"{w} {b:g}" if abs(b) < 1e6 else f"{w} {b}" for b, w, _ in bounds if b is not None)
+            type_text = "a whole number" if isinstance(value, int) else "a number"
+            raise UserError(f"{path}={value}: expected {type_text} {expected}")

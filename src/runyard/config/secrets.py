@@ -1,4 +1,4 @@
-"""Secrets of the environment, which no configuration may hold: it is written into the run, the script and the logs."""
+"""Keeps secrets of the environment out of configurations, which are written into run directories, scripts and logs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from typing import Any
 
 from runyard.errors import UserError
 
-SECRET_WORDS = "KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL"  # as words of their own: TOKENIZERS_PARALLELISM is none
+SECRET_WORDS = (
+    "KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL"  # as separate words: TOKENIZERS_PARALLELISM is not a secret
+)
 SECRET_NAME = re.compile(rf"(^|_)(API|ACCESS|PRIVATE)?({SECRET_WORDS})S?($|_)", re.IGNORECASE)
 FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*([^,}\s]+)")
-MIN_SECRET_LENGTH = 8  # characters of a value that is told from any other text by itself
+MIN_SECRET_LENGTH = 8  # characters; a shorter value could occur in a text by chance
 
 
-def refuse_secrets(asked: Mapping[str, Any], values: Mapping[str, Any], env: Mapping[str, str]) -> None:
-    """See that no setting is made of a secret.
+def refuse_secrets(unresolved: Mapping[str, Any], values: Mapping[str, Any], env: Mapping[str, str]) -> None:
+    """Refuse a configuration that contains a secret from the environment.
 
     Args:
-        asked: The composed configuration as it was written, with ``${...}``.
-        values: The same, resolved.
+        unresolved: The composed configuration with its ``${...}`` references.
+        values: The same configuration, resolved.
+        env: The environment variables.
 
     Raises:
-        UserError: naming the setting and the variable, and not its value.
+        UserError: a setting contains a secret; the message names the setting and the variable, but not its value.
     """
-    for setting, text in _iter_texts(asked):
+    for setting, text in _iter_texts(unresolved):
         for name in FROM_ENVIRONMENT.findall(text):
             if SECRET_NAME.search(name):
                 raise _refusal(setting, name)
@@ -41,13 +44,13 @@ def refuse_secrets(asked: Mapping[str, Any], values: Mapping[str, Any], env: Map
 
 def _refusal(setting: str, variable: str) -> UserError:
     return UserError(
-        f"{setting or 'a name of a setting'}: holds what {variable} holds, and a configuration is written down for "
-        "others to read; leave it out: jobs find the variable in their environment"
+        f"{setting or 'a name of a setting'}: holds the value of {variable}, and others can read a saved "
+        "configuration; leave it out: jobs find the variable in their environment"
     )
 
 
 def _iter_texts(values: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in nested settings, names of settings included, with its dotted name."""
+    """Yield every text in nested settings, including the names of settings, with its dotted name."""
     if isinstance(values, Mapping):
         for key, value in values.items():
             yield path, str(key)

@@ -1,4 +1,4 @@
-"""Rules that span several settings. A setting that another makes meaningless is refused, not ignored. No torch."""
+"""Checks across several settings. A setting without effect is refused, not ignored. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def check_rules(config: Config) -> None:
-    """Refuse settings at odds with each other.
+    """Refuse settings that conflict with each other.
 
     Raises:
-        UserError: naming the setting.
+        UserError: a setting is refused; the message names it.
     """
     c = config
     if not c.name or not all(ch.isalnum() or ch in "-_." for ch in c.name) or not c.name[0].isalnum():
@@ -43,16 +43,16 @@ def check_world_size(config: Config, world_size: int) -> None:
     pieces = world_size * config.accumulate
     if config.batch_size % pieces:
         low = config.batch_size // pieces * pieces
-        near = ", ".join(str(b) for b in (low, low + pieces) if b)
+        nearest = ", ".join(str(b) for b in (low, low + pieces) if b)
         raise UserError(
             f"batch_size={config.batch_size} does not divide among {world_size} ranks x {config.accumulate} "
-            f"micro-batches: nearest that do are {near}"
+            f"micro-batches: the nearest that do are {nearest}"
         )
-    share = config.batch_size // pieces
-    if (config.loss.mixup_alpha or config.loss.cutmix_alpha) and share % 2:
+    micro_batch = config.batch_size // pieces
+    if (config.loss.mixup_alpha or config.loss.cutmix_alpha) and micro_batch % 2:
         raise UserError(
             f"batch_size={config.batch_size}: mixup and cutmix pair neighbours, so each micro-batch must be even; "
-            f"it is {share}"
+            f"it is {micro_batch}"
         )
 
 
@@ -60,7 +60,9 @@ def _check_optim(optim: OptimConfig) -> None:
     _check_belongs("optim", "betas", optim.betas, optim.name, "adamw")
     _check_belongs("optim", "momentum", optim.momentum, optim.name, "sgd")
     if optim.betas is not None and (len(optim.betas) != 2 or not all(0 <= b < 1 for b in optim.betas)):
-        raise UserError(f"optim.betas={optim.betas}: expected two numbers of at least 0 and below 1, as [0.9,0.999]")
+        raise UserError(
+            f"optim.betas={optim.betas}: expected two numbers of at least 0 and below 1, such as [0.9,0.999]"
+        )
 
 
 def _check_schedule(schedule: ScheduleConfig, epochs: int) -> None:
@@ -71,7 +73,7 @@ def _check_schedule(schedule: ScheduleConfig, epochs: int) -> None:
         raise UserError(f"schedule.warmup_epochs={s.warmup_epochs:g}: expected below epochs={epochs}")
     if s.name == "one_cycle" and s.warmup_epochs:
         raise UserError(
-            f"schedule.warmup_epochs={s.warmup_epochs:g}: one_cycle rises by itself; "
+            f"schedule.warmup_epochs={s.warmup_epochs:g}: one_cycle has a warm-up of its own; "
             "set schedule.peak_fraction, and warmup_epochs=0"
         )
     if s.name == "constant" and s.final_lr_fraction != 1:
@@ -86,11 +88,12 @@ def _check_augment(augment: AugmentConfig, image_size: int) -> None:
         raise UserError(f"augment.cutout_px={a.cutout_px}: expected at most data.image_size={image_size}")
     if a.crop_fill == "reflect" and a.crop_padding_px == 0:
         raise UserError(
-            "augment.crop_fill=reflect: fills what augment.crop_padding_px pads, and that is 0; set crop_fill=black"
+            "augment.crop_fill=reflect: has no effect, because augment.crop_padding_px=0; set crop_fill=black"
         )
     if a.rotation_interpolation == "bilinear" and a.rotation_deg == 0:
         raise UserError(
-            "augment.rotation_interpolation=bilinear: augment.rotation_deg is 0; set rotation_interpolation=nearest"
+            "augment.rotation_interpolation=bilinear: has no effect, because augment.rotation_deg=0; "
+            "set rotation_interpolation=nearest"
         )
 
 
@@ -98,17 +101,17 @@ def _check_tracking(tracking: TrackingConfig) -> None:
     for name in ("entity", "group", "tags"):
         if tracking.mode == "none" and (value := getattr(tracking, name)):
             raise UserError(
-                f"tracking.{name}={format_literal(value)}: said to W&B, and tracking.mode=none; "
+                f"tracking.{name}={format_literal(value)}: only W&B uses it, and tracking.mode=none; "
                 f"set tracking=offline, or leave tracking.{name} out"
             )
 
 
-def _check_belongs(group: str, name: str, value: Any, given: str, owner: str) -> None:
-    """The setting ``name`` has a value where ``group.name`` is ``owner``, and is null elsewhere."""
-    if value is None and given == owner:
+def _check_belongs(group: str, name: str, value: Any, chosen: str, owner: str) -> None:
+    """Check that the setting ``name`` has a value if ``group.name`` is ``owner``, and is null otherwise."""
+    if value is None and chosen == owner:
         raise UserError(f"{group}.{name}=null: {group}={owner} needs it; leave it out for the default, or set a number")
-    if value is not None and given != owner:
+    if value is not None and chosen != owner:
         raise UserError(
-            f"{group}.{name}={format_literal(value)}: belongs to {group}={owner}, and {group}.name={given}; "
+            f"{group}.{name}={format_literal(value)}: belongs to {group}={owner}, and {group}.name={chosen}; "
             f"leave it out, or set {group}={owner}"
         )

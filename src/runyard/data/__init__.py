@@ -1,1 +1,1 @@
-"""Sources, verified files on disk, the sample order, loaders and augmentation."""
+"""Data sets: sources, prepared and verified files, the sampler, loaders and augmentation."""

@@ -1,4 +1,4 @@
-"""Plain arrays as a source of images: what loader=torch and loader=resident read."""
+"""Plain .npy arrays as a source of images, for loader=torch and loader=resident."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 class Source(Protocol):
-    """Decoded images of one split, by position. Safe to read from several threads."""
+    """Decoded images of one split, by position. ``read`` may be called from several threads."""
 
     labels: Indices  # int64 [N]
     image_size: int  # side of an image, px
 
     def read(self, indices: Indices) -> tuple[Pixels, Indices]:
-        """An array uint8 [n, S, S, 3] and the row of each index in it."""
+        """Return images uint8 [n, S, S, 3], and for each index its row in them, int64 [len(indices)]."""
         ...
 
 
 class ArrayFile:
-    """A ``.npy`` file that stays on disk and is read row by row, from several threads at once.
+    """A ``.npy`` file that stays on disk and is read row by row, also from several threads at once.
 
-    It is not mapped: of a mapped file that becomes shorter the process would die (SIGBUS), without a word of the cause.
+    It is not memory-mapped: if a mapped file became shorter, SIGBUS would kill the process without an error message.
 
     Attributes:
-        shape, dtype: Of the whole array.
+        shape, dtype: Shape and dtype of the complete array.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
-        ValueError: no ``.npy`` file of plain numbers in C order, or cut short.
+        OSError: the file cannot be opened, or is not a regular file.
+        ValueError: it is not a ``.npy`` file of plain numbers in C order, or it is truncated.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,7 +51,7 @@ class ArrayFile:
                 raise ValueError(f".npy of version {version}")
             self.shape, fortran, self.dtype = _HEADERS[version](file)
             if self.dtype.hasobject or not self.shape or (fortran and len(self.shape) > 1):
-                raise ValueError("no plain numbers in C order")
+                raise ValueError("not an array of plain numbers in C order")
             self._start, self._row = file.tell(), self.dtype.itemsize * math.prod(self.shape[1:])
             self._bytes = self._start + self._row * self.shape[0]
             if (size := os.fstat(file.fileno()).st_size) < self._bytes:
@@ -62,37 +62,37 @@ class ArrayFile:
         return int(self.shape[0])
 
     def rows(self, indices: Indices | range) -> np.ndarray:
-        """A fresh array of these rows.
+        """Return a new array of these rows, [len(indices), *shape[1:]].
 
         Raises:
             UserError: the file has become shorter.
         """
         out = np.empty((len(indices), *self.shape[1:]), self.dtype)
         flat = out.reshape(len(indices), -1).view(np.uint8)
-        for at, index in enumerate(indices):
-            if os.preadv(self._file, [flat[at]], self._start + self._row * int(index)) != self._row:
+        for row, index in enumerate(indices):
+            if os.preadv(self._file, [flat[row]], self._start + self._row * int(index)) != self._row:
                 raise truncated_error(self.path, self._bytes, os.fstat(self._file).st_size)
         return out
 
 
 def load_npy(path: Path) -> np.ndarray:
-    """A whole ``.npy`` file of plain numbers in memory.
+    """Load a ``.npy`` file of plain numbers into memory.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
-        ValueError: it is no ``.npy`` file of plain numbers, or cut short.
+        OSError: the file cannot be opened, or is not a regular file.
+        ValueError: it is not a ``.npy`` file of plain numbers, or it is truncated.
     """
     with open_regular(path) as file:
         return np.load(file, allow_pickle=False)  # type: ignore[no-any-return]
 
 
-def truncated_error(path: Path, expected: int, found: int) -> UserError:
-    """What to say of a file that was cut short, or replaced in place, while it was read. Sizes in bytes."""
-    return UserError(f"{path}: changed while it was read: {found} bytes, and it had {expected}; {REBUILD_HINT}")
+def truncated_error(path: Path, expected: int, actual: int) -> UserError:
+    """Return the error for a file that was truncated or overwritten while it was read. Sizes are in bytes."""
+    return UserError(f"{path}: changed while it was read: {actual} bytes, and it had {expected}; {REBUILD_HINT}")
 
 
 class ArraySource:
-    """``.npy`` files, held in memory or read from disk."""
+    """A ``Source`` of ``.npy`` files, which are loaded into memory or read from disk."""
 
     def __init__(self, images: Path, labels: Path, *, in_memory: bool) -> None:
         self._file = ArrayFile(images)

@@ -1,7 +1,7 @@
-"""The structure of an FFCV file, checked without FFCV: its own reader parses rubbish from files that are not whole.
+"""Checks the structure of an FFCV file without FFCV, whose own reader returns garbage for incomplete files.
 
 The layout is that of ffcv 1.0.2, ``ffcv/types.py``: header, field descriptors, one metadata record per sample, data
-pages, and at the end the allocation table, whose place is written into the header last.
+pages, and at the end the allocation table. Its position is written into the header last.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _VERSION, _FIELDS = 2, [(2, b"image"), (1, b"label")]
 
 @dataclass(frozen=True)
 class Beton:
-    """What a sound file says about its samples, in order.
+    """The sample records of a valid FFCV file, in order.
 
     Attributes:
         width, height: int64 [N], px.
-        raw: bool [N], pixels as they are; else JPEG.
-        pointers, sizes: int64 [N], where each image's bytes lie in the file.
+        raw: bool [N], True for raw pixels, False for JPEG.
+        pointers, sizes: int64 [N], position and length of each image's bytes in the file.
         labels: int64 [N].
     """
 
@@ -63,15 +63,15 @@ class Beton:
         return len(self.labels)
 
     def square(self, side: int) -> bool:
-        """Whether every image is exactly ``side`` x ``side`` px."""
+        """Return whether every image is exactly ``side`` x ``side`` px."""
         return bool((self.width == side).all() and (self.height == side).all())
 
 
 def inspect_beton(path: Path) -> Beton:
-    """Read and check the structure of an FFCV file with an ``image`` and a ``label`` field; no pixel is read.
+    """Read and check the structure of an FFCV file with an ``image`` and a ``label`` field. No pixels are read.
 
     Raises:
-        UserError: missing, unreadable, empty, truncated, foreign, or left by a writer that was interrupted.
+        UserError: the file is missing, unreadable, empty, truncated, of another kind, or was not finished.
     """
     try:
         with open_regular(path) as f:
@@ -82,34 +82,34 @@ def inspect_beton(path: Path) -> Beton:
         raise UserError(f"{path}: cannot read it ({error.strerror}); expected an FFCV file; {REBUILD_HINT}") from None
 
 
-def _parse(path: Path, file: BinaryIO, head: bytes, end: int) -> Beton:
-    def refuse(what: str) -> UserError:
-        return UserError(f"{path}: {what}; {REBUILD_HINT}")
+def _parse(path: Path, file: BinaryIO, head: bytes, file_bytes: int) -> Beton:
+    def refuse(problem: str) -> UserError:
+        return UserError(f"{path}: {problem}; {REBUILD_HINT}")
 
-    if end == 0:
+    if file_bytes == 0:
         raise refuse("the file is empty, expected an FFCV file")
     if len(head) < _HEADER.itemsize:
-        raise refuse(f"{end} bytes are too few for an FFCV file")
+        raise refuse(f"{file_bytes} bytes are too few for an FFCV file")
     header = np.frombuffer(head, _HEADER, 1)[0]
     samples, table, page = int(header["num_samples"]), int(header["alloc_table_ptr"]), int(header["page_size"])
     if header["version"] != _VERSION or header["num_fields"] != len(_FIELDS) or page < 1 << 21 or page & (page - 1):
         raise refuse(f"not an FFCV file of version {_VERSION} with the fields image and label")
     if len(head) < _HEADER.itemsize + len(_FIELDS) * _FIELD.itemsize:
-        raise refuse(f"truncated: {end} bytes end inside the header")
+        raise refuse(f"truncated: {file_bytes} bytes end inside the header")
     fields = np.frombuffer(head, _FIELD, offset=_HEADER.itemsize)
     if [(int(f["type_id"]), bytes(f["name"])) for f in fields] != _FIELDS:
         raise refuse("not an FFCV file with the fields image (RGB) and label (int), in this order")
     if table == 0:
         raise refuse("unfinished: its writer was interrupted (the header names no allocation table)")
     records_end = len(head) + samples * _RECORD.itemsize
-    wanted = table + samples * _ALLOCATION.itemsize
+    expected_bytes = table + samples * _ALLOCATION.itemsize
     if samples == 0 or records_end > table:
-        raise refuse(f"damaged: the header tells of {samples} samples and a table at byte {table}, which cannot be")
-    if wanted != end:
+        raise refuse(f"damaged: the header says {samples} samples and a table at byte {table}, which is impossible")
+    if expected_bytes != file_bytes:
         raise refuse(
-            f"truncated: {end} bytes, expected {wanted}"
-            if end < wanted
-            else f"damaged: {end} bytes, expected {wanted} for {samples} samples"
+            f"truncated: {file_bytes} bytes, expected {expected_bytes}"
+            if file_bytes < expected_bytes
+            else f"damaged: {file_bytes} bytes, expected {expected_bytes} for {samples} samples"
         )
     file.seek(len(head))
     records = np.fromfile(file, _RECORD, samples)
@@ -122,15 +122,15 @@ def _parse(path: Path, file: BinaryIO, head: bytes, end: int) -> Beton:
     area = records["width"].astype(np.uint64) * records["height"] * np.uint64(3)
     raw = records["mode"] == _RAW
     outside = (pointers < records_end) | (pointers > table) | (sizes > table) | (pointers + sizes > table)
-    for broken, what in (
+    for invalid, problem in (
         (allocations["sample_id"] != np.arange(samples), "is not in the allocation table exactly once"),
-        (pointers != records["data_ptr"], "points at another place than the allocation table"),
-        (outside, "points outside of the data"),
+        (pointers != records["data_ptr"], "has another position than in the allocation table"),
+        (outside, "has a position outside of the data"),
         ((records["mode"] > _RAW) | (area == 0), "has no known encoding or no size"),
-        (raw & (sizes != area), "holds another number of bytes than its width and height need"),
+        (raw & (sizes != area), "has another number of bytes than its width and height need"),
     ):
-        if broken.any():
-            raise refuse(f"damaged: sample {int(np.argmax(broken))} {what}")
+        if invalid.any():
+            raise refuse(f"damaged: sample {int(np.argmax(invalid))} {problem}")
     return Beton(
         path,
         records["width"].astype(np.int64),

@@ -1,8 +1,9 @@
-"""How this package compiles its kernels: numba, without the interpreter's lock, cached on disk by content.
+"""Compiles the kernels with numba, without the interpreter's lock, and caches them by the hash of their sources.
 
-Numba keys a cache by the path of the one file a function stands in. A run's job works from its own copy of the code,
-which would compile everything anew; and a kernel would outlive a change in a file it inlines from. So the cache of
-these kernels lies under the hash of all their sources. Numba writes it atomically: several ranks may compile at once.
+Numba's own cache is keyed by the path of the one file that contains the function. A job runs from its own copy of the
+code, so it would compile everything again; and a kernel would not be recompiled after a change in a file that it
+inlines from. Therefore the cache of these kernels is in a directory named by the hash of all their source files. Numba
+writes it atomically, so several ranks may compile at once.
 """
 
 from __future__ import annotations
@@ -21,11 +22,17 @@ from numba.core import caching
 from runyard.ownership import per_user_name, private_folder
 
 DATA_DIR = Path(__file__).parent
-SAFE_MATH = {"nnan", "ninf", "nsz", "arcp", "contract"}  # all but reordering sums, which would move pixels by a level
+SAFE_MATH = {
+    "nnan",
+    "ninf",
+    "nsz",
+    "arcp",
+    "contract",
+}  # all except reordering of sums, which would change pixels by one level
 
 
 def jit(function: Callable[..., Any] | None = None, *, reorder_sums: bool = False) -> Any:
-    """Decorator: compile ``function`` at its first call, or load it from the cache."""
+    """Decorator that compiles ``function`` at its first call, or loads it from the cache."""
     if function is None:
         return lambda f: jit(f, reorder_sums=reorder_sums)
     fastmath = SAFE_MATH | {"reassoc"} if reorder_sums else SAFE_MATH
@@ -34,7 +41,7 @@ def jit(function: Callable[..., Any] | None = None, *, reorder_sums: bool = Fals
 
 @cache
 def sources_sha256() -> str:
-    """Hash of every file that kernels stand in or inline from."""
+    """Return the SHA-256 of all files that contain kernels or that kernels inline from."""
     digest = hashlib.sha256()
     for path in sorted(
         [DATA_DIR / "compiled.py", DATA_DIR / "loading" / "ffcv_reader.py", *DATA_DIR.glob("augment/*.py")]
@@ -45,9 +52,9 @@ def sources_sha256() -> str:
 
 @cache
 def cache_folder() -> Path | None:
-    """The first usable of NUMBA_CACHE_DIR, the user's cache folder and a temporary one; None: no cache.
+    """Return the first usable of NUMBA_CACHE_DIR, the user's cache folder and a temporary one; None if there is none.
 
-    What lies in a cache is run, so that it is only taken from a directory which nobody else can write.
+    Code in a cache is executed, so the folder must be one that nobody else can write.
     """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     for base in (os.environ.get("NUMBA_CACHE_DIR"), f"{home}/runyard", tempfile.gettempdir()):
@@ -64,7 +71,7 @@ def cache_folder() -> Path | None:
 
 
 class _ContentCacheLocator(caching._CacheLocator):
-    """Numba's question "where does this function's cache lie, and is it stale?" for the functions of this package."""
+    """Tells numba where the cache of a function of this package is, and whether it is stale."""
 
     def __init__(self, function: Any) -> None:
         self._line = function.__code__.co_firstlineno
@@ -80,10 +87,10 @@ class _ContentCacheLocator(caching._CacheLocator):
 
     @classmethod
     def from_function(cls, py_func: Any, py_file: str) -> _ContentCacheLocator | None:
-        inside = Path(py_file).is_relative_to(DATA_DIR)
-        return cls(py_func) if inside and cache_folder() is not None else None
+        own_kernel = Path(py_file).is_relative_to(DATA_DIR)
+        return cls(py_func) if own_kernel and cache_folder() is not None else None
 
 
-# numba's list of places to look; the class lost its underscore in 0.61
+# Numba's list of cache locators; the class lost its underscore in 0.61.
 _implementation = getattr(caching, "CacheImpl", None) or caching._CacheImpl  # type: ignore[attr-defined]
 _implementation._locator_classes.insert(0, _ContentCacheLocator)

@@ -1,4 +1,4 @@
-"""``manifest.json``: what a prepared data set consists of, and whether its files are still that. No torch, no ffcv."""
+"""``manifest.json``: the content of a prepared data set, and checks of its files. Imports neither torch nor ffcv."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ DATASET_HINT = "delete its folder and run: runyard prepare; or set data.root or 
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a data set. File names are relative to its folder.
+    """One split of a data set. File names are relative to its folder.
 
     Attributes:
         samples: Number of images.
         beton, beton_sha256, beton_bytes: The FFCV file.
         images: uint8 [samples, image_size, image_size, 3] as .npy; None without arrays.
         labels: int64 [samples] as .npy; None without arrays.
-        arrays_sha256: sha256 by array file name.
+        arrays_sha256: SHA-256 of each array file, by file name.
     """
 
     samples: int
@@ -49,11 +49,11 @@ class Manifest:
     """A prepared data set.
 
     Attributes:
-        source: Where the images came from, in words.
-        mean, std: Per channel, of the training part (without what is held out) as the network sees it, in [0, 1].
-        splits: "train", "test", and "validation" if a part is held out.
-        writer: How the files were written; for image folders also how many files were converted or left out.
-        fixed_size: Every stored image is exactly image_size square.
+        source: Description of where the images came from.
+        mean, std: Per channel in [0, 1], of the training split without held-out images, at the network's image size.
+        splits: "train", "test", and "validation" if images are held out.
+        writer: Settings of the writer; for image folders also how many files were converted or skipped.
+        fixed_size: Whether every stored image is exactly image_size x image_size px.
     """
 
     name: str
@@ -69,14 +69,14 @@ class Manifest:
 
     @property
     def sha256(self) -> str:
-        """Identity of the content: of every file, the class names and the normalisation."""
-        aside = ("name", "source", "writer", CHECKSUM)
-        content = {key: value for key, value in manifest_to_dict(self).items() if key not in aside}
+        """The identity of the content: a hash of every file's SHA-256, the class names and the normalization."""
+        excluded = ("name", "source", "writer", CHECKSUM)
+        content = {key: value for key, value in manifest_to_dict(self).items() if key not in excluded}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def dataset_dir(data: DataConfig) -> Path:
-    """Where the prepared files lie: root/NAME, and in the name whatever is written otherwise than by default."""
+    """Return the folder of the prepared files: root/NAME, where NAME includes all settings that are not the default."""
     parts = [data.name]
     if data.samples is not None and data.num_classes is not None:
         parts.append(f"{data.samples[0]}+{data.samples[1]}-{data.num_classes}classes")
@@ -95,63 +95,63 @@ def dataset_dir(data: DataConfig) -> Path:
 
 
 def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
-    """As JSON holds it."""
+    """Return the manifest as a JSON object with its format and checksum."""
     values = {"format": DATASET_FORMAT, **json.loads(json.dumps(asdict(manifest)))}
     return values | {CHECKSUM: _checksum(values)}
 
 
 def _checksum(values: Mapping[str, Any]) -> str:
-    """Of all that a manifest says: that a mean or a class name was damaged could not be seen otherwise."""
+    """Return the SHA-256 of all values: a damaged mean or class name could not be detected otherwise."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def manifest_from_dict(values: Mapping[str, Any], where: str = MANIFEST_FILE, fix: str = DATASET_HINT) -> Manifest:
-    """The manifest in these values; ``where`` names them in messages, and ``fix`` says what mends them.
+    """Return the manifest with these values. In messages, ``where`` is their origin and ``fix`` says what to do.
 
     Raises:
-        UserError: made by another program, or damaged.
+        UserError: the values are from another program, or damaged.
     """
     if not isinstance(values, Mapping) or values.get("format") != DATASET_FORMAT:
         raise UserError(f'{where}: not a manifest of this program (expected "format": "{DATASET_FORMAT}"); {fix}')
     try:
-        given = {key: value for key, value in values.items() if key not in ("format", CHECKSUM)}
-        splits = {str(name): Split(**split) for name, split in given["splits"].items()}
-        mean, std = (tuple(float(x) for x in given[key]) for key in ("mean", "std"))
-        classes = tuple(str(c) for c in given["classes"])
-        manifest = Manifest(**{**given, "splits": splits, "mean": mean, "std": std, "classes": classes})
+        fields = {key: value for key, value in values.items() if key not in ("format", CHECKSUM)}
+        splits = {str(name): Split(**split) for name, split in fields["splits"].items()}
+        mean, std = (tuple(float(x) for x in fields[key]) for key in ("mean", "std"))
+        classes = tuple(str(c) for c in fields["classes"])
+        manifest = Manifest(**{**fields, "splits": splits, "mean": mean, "std": std, "classes": classes})
         if not all(isinstance(n, str) for s in splits.values() for n in (s.beton, s.beton_sha256)):
-            raise ValueError("a part without a file")
+            raise ValueError("a split without a file")
         names = [n for s in splits.values() for n in (s.beton, s.images, s.labels) if n is not None]
         if len(mean) != 3 or len(std) != 3 or not classes or not {"train", "test"} <= set(splits):
-            raise ValueError("it lacks classes, channels, or the train and test parts")
+            raise ValueError("classes, channels, or the splits train and test are missing")
         if not all(map(math.isfinite, mean)) or not all(0 < x < math.inf for x in std):
-            raise ValueError("a mean or std that is no finite number, or a std of 0")
-        if type(given["image_size"]) is not int or not isinstance(given["classes"], (list, tuple)):
-            raise ValueError("image_size or classes of a wrong type")
-        if not isinstance(given["writer"], Mapping):
-            raise ValueError("writer of a wrong type")
+            raise ValueError("a mean or std that is not finite, or a std of 0")
+        if type(fields["image_size"]) is not int or not isinstance(fields["classes"], (list, tuple)):
+            raise ValueError("image_size or classes has a wrong type")
+        if not isinstance(fields["writer"], Mapping):
+            raise ValueError("writer has a wrong type")
         if any(type(s.samples) is not int or s.samples < 1 for s in splits.values()):
-            raise ValueError("a part without images")
+            raise ValueError("a split without images")
         if any(Path(n).name != n for n in names):
-            raise ValueError("a file name that leaves the folder")
+            raise ValueError("a file name outside of the folder")
         if CHECKSUM in values and values[CHECKSUM] != _checksum({k: v for k, v in values.items() if k != CHECKSUM}):
-            raise ValueError("it was changed: its checksum is another")
+            raise ValueError("it was changed: its checksum does not match")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{where}: damaged ({error}); {fix}") from None
     return manifest
 
 
 def prepare_command(overrides: Iterable[str]) -> str:
-    """The command that prepares what a run with these overrides reads."""
-    own = [o for o in overrides if o.partition("=")[0] in ("data", "experiment") or o.startswith("data.")]
-    return shlex.join(["runyard", "prepare", *own])
+    """Return the command that prepares the data for a run with these overrides."""
+    data_overrides = [o for o in overrides if o.partition("=")[0] in ("data", "experiment") or o.startswith("data.")]
+    return shlex.join(["runyard", "prepare", *data_overrides])
 
 
 def load_manifest(folder: Path, command: str = "runyard prepare data=NAME") -> Manifest:
-    """The manifest of a prepared folder. ``command`` is what would prepare it.
+    """Return the manifest of a prepared folder. ``command`` is the command that prepares it.
 
     Raises:
-        UserError: nothing is prepared there, or the manifest is damaged or another program's.
+        UserError: there are no prepared data, or the manifest is damaged or from another program.
     """
     try:
         return read_manifest(folder / MANIFEST_FILE)
@@ -160,33 +160,33 @@ def load_manifest(folder: Path, command: str = "runyard prepare data=NAME") -> M
 
 
 def read_manifest(path: Path, fix: str = DATASET_HINT) -> Manifest:
-    """The manifest in a file. ``fix`` says what mends it.
+    """Return the manifest in a file. In messages, ``fix`` says what to do.
 
     Raises:
-        FileNotFoundError: it is not there.
-        UserError: it is damaged or another program's.
+        FileNotFoundError: the file does not exist.
+        UserError: it cannot be read, is damaged, or is from another program.
     """
     try:
         values = json.loads(read_regular(path))
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror}); mend its permissions, or {fix}") from None
+        raise UserError(f"{path}: cannot read it ({error.strerror}); fix its permissions, or {fix}") from None
     except (ValueError, RecursionError):
-        raise UserError(f"{path}: damaged (no JSON); {fix}") from None
+        raise UserError(f"{path}: damaged (not JSON); {fix}") from None
     return manifest_from_dict(values, str(path), fix)
 
 
 def verify_dataset(folder: Path, manifest: Manifest, split_names: Iterable[str], *, hash_files: bool) -> None:
-    """Check that the files of these parts are those of the manifest: structure and size, and sha256 if asked.
+    """Check that the files of these splits match the manifest: structure and size, and SHA-256 if ``hash_files``.
 
     Raises:
-        UserError: a file is missing, truncated, foreign, or changed; it is named.
+        UserError: a file is missing, truncated, of another kind, or changed; the message names it.
     """
     for name in split_names:
         if name not in manifest.splits:
             raise UserError(
-                f"{folder}: has no part {name!r}, only {', '.join(manifest.splits)}; "
+                f"{folder}: has no split {name!r}, only {', '.join(manifest.splits)}; "
                 "data.validation_fraction above 0 holds one out"
             )
         split = manifest.splits[name]
@@ -209,7 +209,7 @@ def verify_dataset(folder: Path, manifest: Manifest, split_names: Iterable[str],
             for file, digest in {split.beton: split.beton_sha256, **split.arrays_sha256}.items():
                 if sha256(folder / file) != digest:
                     raise UserError(
-                        f"{folder / file}: its sha256 is not the manifest's: it was changed; "
+                        f"{folder / file}: its sha256 is not that in the manifest: it was changed; "
                         "delete the folder and run: runyard prepare"
                     )
 
@@ -221,7 +221,7 @@ def _check_array(folder: Path, file: str | None, dtype: str, shape: tuple[int, .
     try:
         array = ArrayFile(path)
     except (OSError, ValueError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or "truncated or no .npy file"
+        reason = getattr(error, "strerror", None) or "truncated or not a .npy file"
         raise UserError(f"{path}: {reason}; delete its folder and run: runyard prepare") from None
     if array.dtype != dtype or array.shape != shape:
         raise UserError(

@@ -62,7 +62,7 @@ def read_journal(path: Path) -> tuple[list[Row], int]:
         OSError: the file cannot be read, is not a regular file, or is larger than any journal.
     """
     try:
-        content = read_within(Path(path).parent, Path(path).name, most=MAX_JOURNAL_BYTES)
+        content = read_within(Path(path).parent, Path(path).name, max_bytes=MAX_JOURNAL_BYTES)
     except FileNotFoundError:
         return [], 0
     rows: list[Row] = []

@@ -143,7 +143,7 @@ def _config(path: Path) -> tuple[dict[str, Any], str]:
 
 def _broken(path: Path) -> tuple[tuple[int, ...], bool]:
     """Return the numbers of the lines without an event, and whether the last line is one of them and has no end."""
-    lines = read_within(path.parent, path.name, most=journal.MAX_JOURNAL_BYTES).split(b"\n")
+    lines = read_within(path.parent, path.name, max_bytes=journal.MAX_JOURNAL_BYTES).split(b"\n")
     damaged = []
     for number, line in enumerate(lines, 1):
         try:

@@ -153,7 +153,7 @@ class RunSummary:
             return int(self.job["id"])
         try:
             holder, me = (
-                LeaseHolder.from_bytes(read_within(self.path, lease.LEASE_FILE, most=lease.MAX_LEASE_BYTES)),
+                LeaseHolder.from_bytes(read_within(self.path, lease.LEASE_FILE, max_bytes=lease.MAX_LEASE_BYTES)),
                 LeaseHolder.this_process({}),
             )
         except OSError:  # nobody writes the run
@@ -183,7 +183,7 @@ def read_run_summary(path: Path) -> RunSummary:
         raise UserError(f"{path}/run.json: damaged ({error}); {RUN_HINT}") from None
     summary = RunSummary(path.absolute(), record)
     try:
-        content = read_within(path, "metrics.jsonl", most=journal.MAX_JOURNAL_BYTES)
+        content = read_within(path, "metrics.jsonl", max_bytes=journal.MAX_JOURNAL_BYTES)
     except FileNotFoundError:  # the run has not started
         content = b""
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Random changes to training images, pure functions of (seed, epoch, sample): numba on the CPU, torch on a GPU."""
+"""Augmentation of training images as a pure function of (seed, epoch, sample): numba on the CPU, torch on a GPU."""

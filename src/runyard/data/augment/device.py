@@ -1,8 +1,8 @@
-"""Augmentation as tensor operations, on any device: what loader=resident runs on a GPU.
+"""Augmentation as tensor operations on any device, which loader=resident runs on a GPU.
 
-The draws are the kernels' own, made on the host (0.1 us per image) and sent along; the pixels are the kernels' too, but
-for a level where float32 sums round differently. It is fast through few, large operations: give it thousands of images
-at a time. Nothing here waits for the device.
+The random draws are those of the CPU kernels, computed on the host (0.1 us per image). The pixels are the same, too,
+up to one level where float32 sums round differently. It is fast because it uses few, large operations: give it
+thousands of images at a time. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -16,30 +16,32 @@ from runyard.data.augment.params import COLOR_ORDERS, CONTRAST, HUE, SATURATION,
 from runyard.data.sampler import Indices
 
 GRAY = (0.2989, 0.587, 0.114)  # torchvision's
-FLOAT_TO_LEVEL = 255.999 / 255  # torchvision's way from float back to uint8
-HUE_POSITION = np.argmax(COLOR_ORDERS == HUE, axis=1)  # [24], at which of the four turns, from 0, the hue changes
-OTHER_POSITIONS = COLOR_ORDERS[COLOR_ORDERS != HUE].reshape(24, 3).astype(np.int64)  # the three other changes, in order
+FLOAT_TO_LEVEL = 255.999 / 255  # as torchvision converts float back to uint8
+HUE_POSITION = np.argmax(COLOR_ORDERS == HUE, axis=1)  # [24], the position, 0 to 3, of the hue change in each order
+OTHER_POSITIONS = (
+    COLOR_ORDERS[COLOR_ORDERS != HUE].reshape(24, 3).astype(np.int64)
+)  # [24, 3], the three other changes, in order
 
 
 def augment_on_device(images: Tensor, samples: Indices, seed: int, epoch: int, s: AugmentParams) -> Tensor:
     """Augment ``images[samples]``.
 
     Args:
-        images: uint8 [N, S, S, 3], the whole split, on the device.
-        samples: int64 [b], on the host: positions in the split; with seed and epoch they decide every draw.
+        images: uint8 [N, S, S, 3], the complete split, on the device.
+        samples: int64 [b], on the host: positions in the split. With seed and epoch they determine all random draws.
 
     Returns:
         uint8 [b, S, S, 3] on the device, in the order of ``samples``.
     """
     count, size, device = len(samples), s.size, images.device
     table = draw_params_all(samples, seed, epoch, s)
-    turn = HUE_POSITION[AugmentDraws(*table).order.astype(np.int64)]
-    # images whose hue changes at the same turn lie together: a hue change is dear, and each image gets just one
-    by_turn = np.argsort(turn, kind="stable")
-    edges = np.searchsorted(turn[by_turn], np.arange(5)).tolist()
-    # one transfer; float64 holds positions exactly up to 2**53
-    sent = to_device(np.concatenate([table[:, by_turn], samples[None, by_turn], by_turn[None]]), device)
-    chosen, places = sent[-2].to(torch.int64), sent[-1].to(torch.int64)
+    hue_position = HUE_POSITION[AugmentDraws(*table).order.astype(np.int64)]
+    # Images with the same position of the hue change are grouped: it is expensive, and each image needs only one.
+    by_position = np.argsort(hue_position, kind="stable")
+    edges = np.searchsorted(hue_position[by_position], np.arange(5)).tolist()
+    # one transfer; float64 is exact for positions up to 2**53
+    sent = to_device(np.concatenate([table[:, by_position], samples[None, by_position], by_position[None]]), device)
+    chosen, positions = sent[-2].to(torch.int64), sent[-1].to(torch.int64)
     d = AugmentDraws(*sent[:-2])
     pixels = gather_pixels(images, chosen, d, s)  # uint8 [b, S * S, 3]
     colors = s.brightness > 0 or s.contrast > 0 or s.saturation > 0 or s.hue > 0
@@ -51,25 +53,25 @@ def augment_on_device(images: Tensor, samples: Indices, seed: int, epoch: int, s
             cutout_tensor(planes, d, s)
         pixels = planes.movedim(0, 2).to(torch.uint8, memory_format=torch.contiguous_format)
     out = torch.empty((count, size * size, 3), dtype=torch.uint8, device=device)
-    return out.index_copy_(0, places, pixels).view(count, size, size, 3)
+    return out.index_copy_(0, positions, pixels).view(count, size, size, 3)
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """To the device; to a GPU from pinned memory, so that the host does not wait for what is queued there."""
+    """Copy an array to the device; to a GPU from pinned memory, so that the host does not wait for queued work."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def gather_pixels(images: Tensor, samples: Tensor, d: AugmentDraws, s: AugmentParams) -> Tensor:
-    """Flip, crop and rotate by one gather: uint8 [b, S * S, 3]."""
+    """Flip, crop and rotate with one gather operation: uint8 [b, S * S, 3]."""
     count, size, device = len(samples), s.size, images.device
     flat = images.reshape(-1, 3)
     base = (samples * (size * size)).view(-1, 1, 1)
     if s.flip == 0 and s.padding == 0 and s.rotation == 0:
         return images.index_select(0, samples).view(count, size * size, 3)
-    at = torch.arange(size, device=device)
+    coordinate = torch.arange(size, device=device)
     if s.rotation == 0:
-        index, inside = source_pixels(at.view(1, -1, 1), at.view(1, 1, -1), d, s)
+        index, inside = source_pixels(coordinate.view(1, -1, 1), coordinate.view(1, 1, -1), d, s)
         return gather_or_black(flat, base + index, inside)
     y, x = rotated(d.angle, s)
     if not s.bilinear:
@@ -87,16 +89,16 @@ def gather_pixels(images: Tensor, samples: Tensor, d: AugmentDraws, s: AugmentPa
 
 
 def rotated(angle: Tensor, s: AugmentParams) -> tuple[Tensor, Tensor]:
-    """Where each output pixel lies before the rotation: y and x, float32 [b, S, S], in px of the cropped image."""
+    """Return the position of each output pixel before the rotation, in px: y and x, float32 [b, S, S]."""
     half = 0.5 * s.size
     cos, sin = ((f(angle).to(torch.float32) / half).view(-1, 1, 1) for f in (torch.cos, torch.sin))
-    at = torch.arange(s.size, device=angle.device, dtype=torch.float32) - 0.5 * (s.size - 1)
-    dy, dx = at.view(1, -1, 1), at.view(1, 1, -1)
+    coordinate = torch.arange(s.size, device=angle.device, dtype=torch.float32) - 0.5 * (s.size - 1)
+    dy, dx = coordinate.view(1, -1, 1), coordinate.view(1, 1, -1)
     return ((dx * sin + dy * cos + 1) * s.size - 1) / 2, ((dx * cos - dy * sin + 1) * s.size - 1) / 2
 
 
 def source_pixels(y: Tensor, x: Tensor, d: AugmentDraws, s: AugmentParams) -> tuple[Tensor, Tensor]:
-    """Index in the source image of pixel (y, x) of the flipped and cropped one, and whether there is one: [b, S, S]."""
+    """Return the source index of pixel (y, x) of the flipped and cropped image, and whether it exists: [b, S, S]."""
     last = s.size - 1
     v = y + (d.crop_y.to(torch.int64) - s.padding).view(-1, 1, 1)
     u = x + (d.crop_x.to(torch.int64) - s.padding).view(-1, 1, 1)
@@ -113,18 +115,19 @@ def gather_or_black(flat: Tensor, index: Tensor, inside: Tensor) -> Tensor:
 
 
 def jitter_colors(planes: Tensor, d: AugmentDraws, edges: list[int], s: AugmentParams) -> None:
-    """The four changes in each image's own order, in place. ``edges[k]``: where the images begin whose hue has turn k.
+    """Apply the four color changes in each image's own order, in place.
 
-    Brightness, contrast and saturation are one formula: keep * x + added, with nothing, a mean or a gray to add.
+    The images ``edges[k]:edges[k + 1]`` change their hue at position k of that order.
+    Brightness, contrast and saturation are one formula, keep * x + added, where nothing, a mean or a gray is added.
     """
     others = to_device(OTHER_POSITIONS, planes.device)[d.order.to(torch.int64)]  # [b, 3]
     factors = torch.stack([d.brightness, d.contrast, d.saturation], 1).to(torch.float32)  # [b, 3]
-    for turn in range(4):
-        part = slice(edges[turn], edges[turn + 1])
-        if s.hue > 0 and part.start < part.stop:
-            planes[:, part] = shift_hue_tensor(planes[:, part], d.hue[part])
-        if turn < 3:
-            change = others[:, turn : turn + 1]
+    for position in range(4):
+        group = slice(edges[position], edges[position + 1])
+        if s.hue > 0 and group.start < group.stop:
+            planes[:, group] = shift_hue_tensor(planes[:, group], d.hue[group])
+        if position < 3:
+            change = others[:, position : position + 1]
             keep = factors.gather(1, change)
             rest = 1 - keep
             grays = torch.floor(GRAY[0] * planes[0] + GRAY[1] * planes[1] + GRAY[2] * planes[2])  # [b, S * S]
@@ -134,26 +137,26 @@ def jitter_colors(planes: Tensor, d: AugmentDraws, edges: list[int], s: AugmentP
 
 
 def shift_hue_tensor(planes: Tensor, turns: Tensor) -> Tensor:
-    """As the kernel's: [3, b, S * S] shifted by ``turns`` [b]."""
+    """Shift the hue of float32 [3, b, S * S] by ``turns`` [b], as the CPU kernel ``shift_hue`` does."""
     red, green, blue = planes
-    most, least = planes.amax(0), planes.amin(0)
-    chroma = most - least
+    largest, smallest = planes.amax(0), planes.amin(0)
+    chroma = largest - smallest
     inverse = torch.where(chroma > 0, chroma, 1).reciprocal_()
     angle = torch.where(
-        most == red,
+        largest == red,
         (green - blue) * inverse,
-        torch.where(most == green, 2 + (blue - red) * inverse, 4 + (red - green) * inverse),
+        torch.where(largest == green, 2 + (blue - red) * inverse, 4 + (red - green) * inverse),
     )
     angle += (6 * turns).to(torch.float32).view(-1, 1)
     angle -= 6 * torch.floor(angle * (1 / 6))
     tents = torch.stack([(angle - 3).abs_().sub_(1), 2 - (angle - 2).abs_(), 2 - (angle - 4).abs_()])
-    return tents.clamp_(0, 1).mul_(chroma).add_(least).mul_(FLOAT_TO_LEVEL).clamp_(0, 255).floor_()
+    return tents.clamp_(0, 1).mul_(chroma).add_(smallest).mul_(FLOAT_TO_LEVEL).clamp_(0, 255).floor_()
 
 
 def cutout_tensor(planes: Tensor, d: AugmentDraws, s: AugmentParams) -> None:
-    at = torch.arange(s.size, device=planes.device)
-    rows = (at >= d.cutout_y.view(-1, 1)) & (at < d.cutout_y.view(-1, 1) + s.cutout)
-    columns = (at >= d.cutout_x.view(-1, 1)) & (at < d.cutout_x.view(-1, 1) + s.cutout)
+    coordinate = torch.arange(s.size, device=planes.device)
+    rows = (coordinate >= d.cutout_y.view(-1, 1)) & (coordinate < d.cutout_y.view(-1, 1) + s.cutout)
+    columns = (coordinate >= d.cutout_x.view(-1, 1)) & (coordinate < d.cutout_x.view(-1, 1) + s.cutout)
     square = (rows.view(-1, s.size, 1) & columns.view(-1, 1, s.size)).flatten(1)
     for plane, fill in zip(planes, (s.fill_r, s.fill_g, s.fill_b), strict=True):
         plane.masked_fill_(square, fill)

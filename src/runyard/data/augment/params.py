@@ -1,7 +1,8 @@
-"""Which random word decides what: the one place, for the compiled kernels and for the tensor form alike.
+"""Random augmentation parameters, shared by the compiled CPU kernels and the tensor implementation.
 
-Every draw of an image is a pure function of (seed, epoch, sample): a Philox word, counted by (sample, epoch, block) and
-keyed by the seed. Numba compiles these functions into the kernels; the tensor form gets its draws from them too.
+Every random draw of an image is a pure function of (seed, epoch, sample): a Philox word whose counter is (sample,
+epoch, block) and whose key is the seed. Numba compiles these functions into the kernels, whose draws the tensor
+implementation uses, too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ COLOR_ORDERS = np.array(
 
 
 class AugmentParams(NamedTuple):
-    """``AugmentConfig`` as numbers that numba takes as an argument."""
+    """``AugmentConfig`` as numbers, in a type that numba accepts as an argument."""
 
     flip: int
     padding: int  # px
@@ -37,13 +38,13 @@ class AugmentParams(NamedTuple):
     hue: float  # turns
     cutout: int  # px
     size: int  # px, side of an image
-    fill_r: int  # what cutout fills with, 0..255
+    fill_r: int  # fill color of cutout, 0..255
     fill_g: int
     fill_b: int
 
 
 class AugmentDraws(NamedTuple):
-    """What happens to an image; scalars in the kernels, tensors [n] in the tensor form."""
+    """The random draws of one image: scalars in the kernels, tensors [n] in the tensor implementation."""
 
     flip: Any  # 0 or 1
     crop_y: Any  # offset of the crop in the padded image, px, 0 .. 2 * padding
@@ -53,13 +54,13 @@ class AugmentDraws(NamedTuple):
     contrast: Any  # factor
     saturation: Any  # factor
     hue: Any  # turns
-    order: Any  # row of ORDERS: which of the four colour changes comes first, second, ...
+    order: Any  # row of COLOR_ORDERS: which of the four color changes comes first, second, ...
     cutout_y: Any  # first row of the cut square; may lie outside
     cutout_x: Any
 
 
 def augment_params(augment: AugmentConfig, image_size: int, mean: tuple[float, float, float]) -> AugmentParams:
-    """``mean`` per channel in [0, 1] is what cutout fills with."""
+    """Convert ``augment`` to numbers. Cutout fills with ``mean``, per channel in [0, 1]."""
     red, green, blue = (round(255 * m) for m in mean)
     return AugmentParams(
         flip={"none": NO_FLIP, "random": RANDOM_FLIP, "alternating": ALTERNATING_FLIP}[augment.flip],
@@ -81,10 +82,10 @@ def augment_params(augment: AugmentConfig, image_size: int, mean: tuple[float, f
 
 @register_jitable
 def draw_params(seed, epoch, sample, s):  # type: ignore[no-untyped-def]
-    """``AugmentDraws`` for ``sample`` in ``epoch``, both from 0, under ``Settings`` s.
+    """Return ``AugmentDraws`` for ``sample`` in ``epoch``, both from 0, with ``AugmentParams`` s.
 
-    A flip that alternates is drawn as in epoch 0 and turned over in each odd epoch (K. Jordan, "94% on CIFAR-10 in 3.29
-    seconds", 2024). Cutout's centre is uniform over the image, so the square may be clipped (DeVries and Taylor, 2017).
+    An alternating flip is drawn as in epoch 0 and inverted in each odd epoch (K. Jordan, "94% on CIFAR-10 in 3.29
+    seconds", 2024). Cutout's center is uniform over the image, so the square may be clipped (DeVries and Taylor, 2017).
     """
     low, high = seed & MASK, seed >> 32
     a = philox(sample & MASK, sample >> 32, epoch, 0, low, high)
@@ -109,11 +110,11 @@ def draw_params(seed, epoch, sample, s):  # type: ignore[no-untyped-def]
 
 @register_jitable
 def uniform_int(word, n):  # type: ignore[no-untyped-def]
-    """A whole number in 0 .. n - 1; uneven by less than n / 2**32."""
+    """Return an integer in 0 .. n - 1, with a bias of less than n / 2**32."""
     return (word * n) >> 32
 
 
 @register_jitable
 def uniform_symmetric(word, limit):  # type: ignore[no-untyped-def]
-    """A number in [-limit, limit), float64."""
+    """Return a float64 in [-limit, limit)."""
     return (word * (1.0 / 2147483648.0) - 1.0) * limit

@@ -1,1 +1,1 @@
-"""Where images come from: a file per kind of source, and how its files are fetched and read safely."""
+"""Sources of images: one module per kind of source, and modules that download and safely read its files."""

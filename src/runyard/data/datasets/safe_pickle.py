@@ -1,7 +1,7 @@
-"""Read pickled dicts of numpy arrays without running any code from the file.
+"""Reads pickled dicts of numpy arrays without running any code from the file.
 
-Nothing is imported for the file: each of the few names it may use stands for a function here, which builds plain
-arrays of numbers or text. So neither a foreign callable nor a forged array or dtype state reaches numpy.
+Nothing is imported for the file. It may use only a few names, and each stands for a function of this module that builds
+plain arrays of numbers or text. So neither another callable nor a forged state of an array or dtype reaches numpy.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from runyard.files import read_regular
 
 
 def load_pickle(path_or_file: str | Path | BinaryIO, name: str | None = None) -> Any:
-    """The object in a pickle that holds dicts, lists, tuples, sets, numbers, text, bytes and numpy arrays.
+    """Load a pickle of dicts, lists, tuples, sets, numbers, text, bytes and numpy arrays.
 
-    Text that Python 2 wrote comes as bytes, dict keys included (``data[b"labels"]``).
+    Text that Python 2 wrote is returned as bytes, also dict keys (``data[b"labels"]``).
 
     Args:
         path_or_file: A path, or a binary file open for reading.
-        name: What to call the file in messages; by default its path.
+        name: The name of the file in messages; by default its path.
 
     Raises:
-        UserError: unreadable, no pickle, damaged, or it asks for anything but the above (which is named).
+        UserError: it is unreadable, damaged, not a pickle, or uses another name (which the message gives).
     """
     if name is None:
         name = str(getattr(path_or_file, "name", "the file") if hasattr(path_or_file, "read") else path_or_file)
@@ -41,7 +41,7 @@ def load_pickle(path_or_file: str | Path | BinaryIO, name: str | None = None) ->
     except OSError as error:
         raise UserError(f"{name}: cannot read it ({error.strerror}); expected a pickle of arrays") from None
     except MemoryError:
-        raise UserError(f"{name}: asks for more memory than there is; expected a pickle of arrays") from None
+        raise UserError(f"{name}: needs more memory than there is; expected a pickle of arrays") from None
     except (
         pickle.UnpicklingError,
         EOFError,
@@ -56,7 +56,7 @@ def load_pickle(path_or_file: str | Path | BinaryIO, name: str | None = None) ->
         struct.error,
     ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name}: damaged, or no pickle of arrays ({reason}); get the file anew") from None
+        raise UserError(f"{name}: damaged, or not a pickle of arrays ({reason}); get a new copy of the file") from None
 
 
 class _Reader(pickle.Unpickler):
@@ -70,13 +70,13 @@ class _Reader(pickle.Unpickler):
             return _ALLOWED[module, name]
         except KeyError:
             raise UserError(
-                f"{self._name}: asks for {module}.{name}, which could run code; expected a pickle of numpy "
+                f"{self._name}: uses {module}.{name}, which could run code; expected a pickle of numpy "
                 "arrays, lists, dicts, numbers and text only; save it as .npz instead"
             ) from None
 
 
 class _Dtype:
-    """Stands in for numpy.dtype: numbers, booleans and text only."""
+    """Stands in for numpy.dtype; allows only numbers, booleans and text."""
 
     def __init__(self, code: str | bytes, *_: Any) -> None:
         code = code.decode("ascii") if isinstance(code, bytes) else code
@@ -92,7 +92,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands in for an array between its making and its state."""
+    """Stands in for an array until its state has been set."""
 
     def __init__(self, *_: Any) -> None:
         self.array: np.ndarray | None = None
@@ -126,7 +126,7 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
 
 
 def _unwrap(value: Any) -> Any:
-    """The same value with arrays in place of their stand-ins."""
+    """Return the same value with the stand-ins replaced by their arrays."""
     if isinstance(value, _Array):
         if value.array is None:
             raise ValueError("an array without content")
@@ -144,7 +144,7 @@ def _unwrap(value: Any) -> Any:
 
 def _bytes(*content: Any) -> bytes:
     if content and not isinstance(content[0], (bytes, bytearray, list)):
-        raise ValueError("bytes that are none")
+        raise ValueError("bytes made from something else")
     return bytes(*content)
 
 
@@ -153,7 +153,7 @@ def _bytearray(*content: Any) -> bytearray:
 
 
 class _AllowedCallable:
-    """A function the file may call; the file can set nothing on it."""
+    """A function that the file may call; the file cannot set anything on it."""
 
     __slots__ = ("_make",)
 
@@ -164,12 +164,12 @@ class _AllowedCallable:
         return self._make(*arguments)
 
     def __setstate__(self, state: Any) -> None:
-        raise ValueError("a change to what reads it")
+        raise ValueError("an attempt to change the reader")
 
 
 _NAMES: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): tuple,
-    ("numpy", "dtype"): _Dtype,  # ndarray only marks what _reconstruct is to make
+    ("numpy", "dtype"): _Dtype,  # ndarray only tells _reconstruct what to create
     ("numpy._core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "scalar"): _scalar,
     ("numpy._core.numeric", "_frombuffer"): _from_buffer,

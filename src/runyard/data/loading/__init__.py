@@ -1,1 +1,1 @@
-"""From prepared files to batches on the device. Read ``loaders`` first; the readers all give the same images."""
+"""Reads prepared files into batches on the device. Read ``loaders`` first; all readers give the same images."""

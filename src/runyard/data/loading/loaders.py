@@ -1,8 +1,8 @@
-"""Batches for training and evaluation, from any of three readers, all giving the same images.
+"""Batches for training and evaluation from one of three readers, all of which give the same images.
 
-loader=ffcv reads an FFCV file with threads, loader=torch plain arrays with DataLoader processes, and loader=resident
-holds the decoded set on the device. Order and augmentation are pure functions of (seed, epoch, sample), so neither the
-reader, nor the number of workers or ranks, nor a restart in mid-epoch changes an image.
+loader=ffcv reads an FFCV file with threads, loader=torch reads plain arrays with DataLoader processes, and
+loader=resident keeps the decoded data set on the device. Order and augmentation are pure functions of (seed, epoch,
+sample), so no image depends on the reader, the number of workers or ranks, or a restart within an epoch.
 """
 
 from __future__ import annotations
@@ -27,23 +27,22 @@ from runyard.data.manifest import Manifest
 from runyard.data.sampler import Indices, epoch_permutation, evaluation_indices, rank_indices, steps_per_epoch
 from runyard.errors import UserError
 
-# what launchers call the number of tasks on a machine
-MIN_IMAGES_PER_THREAD = 32  # images a thread takes at least: less is not worth handing over
+MIN_IMAGES_PER_THREAD = 32  # for fewer images per thread the overhead is too high
 
 
 class TrainLoader(Protocol):
     """Training batches of one rank.
 
     Attributes:
-        steps: Optimiser steps per epoch.
-        wait_s: Seconds the consumer has waited for batches, over all epochs.
+        steps: Optimizer steps per epoch.
+        wait_s: Seconds that the consumer has waited for batches, over all epochs.
     """
 
     steps: int
     wait_s: float
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
-        """This rank's share from ``start_step`` on: one list of ``accumulate`` micro-batches per optimiser step."""
+        """Yield this rank's batches from ``start_step`` on: ``accumulate`` micro-batches for each optimizer step."""
         ...
 
     def close(self) -> None:
@@ -52,9 +51,9 @@ class TrainLoader(Protocol):
 
 
 class BatchProducer(Protocol):
-    """Turns shares of the order into augmented batches."""
+    """Reads and augments one batch for each shard, an array of sample positions int64 [b]."""
 
-    on_device: bool  # its batches are on the device already, and made without the host waiting
+    on_device: bool  # whether its batches are already on the device, and the host need not wait for them
 
     def batches(self, epoch: int, shards: Iterable[Indices]) -> Iterator[Batch]: ...
 
@@ -64,13 +63,13 @@ class BatchProducer(Protocol):
 def train_loader(
     config: Config, manifest: Manifest, folder: Path, *, rank: int, world_size: int, device: torch.device
 ) -> TrainLoader:
-    """The loader that ``config.loader`` names, over the split "train".
+    """Return the loader ``config.loader`` for the split "train".
 
     Raises:
         UserError: the batch is larger than the split, or the files this loader reads were not prepared.
     """
-    maker = _batch_producer(config, manifest, folder, device)
-    return _Loader(config, manifest.splits["train"].samples, maker, rank, world_size, device)
+    producer = _batch_producer(config, manifest, folder, device)
+    return _Loader(config, manifest.splits["train"].samples, producer, rank, world_size, device)
 
 
 def evaluation_batches(
@@ -84,9 +83,9 @@ def evaluation_batches(
     device: torch.device,
     start: int = 0,
 ) -> Generator[Batch]:
-    """This rank's exact share of ``split`` in order, as it is, from batch ``start`` on.
+    """Yield this rank's shard of ``split`` in order, without augmentation, from batch ``start`` on.
 
-    The last batch may be small; a share may be empty.
+    The last batch may be smaller; a shard may be empty.
     """
     shard = evaluation_indices(manifest.splits[split].samples, rank, world_size)
     first = start * config.eval_batch_size
@@ -95,83 +94,83 @@ def evaluation_batches(
         from runyard.data.loading.resident import device_arrays
 
         images, labels = device_arrays(*_array_files(config, manifest, folder, split), device)
-        for share in shards:
-            part = slice(int(share[0]), int(share[-1]) + 1)
-            yield Batch(images[part], labels[part], torch.arange(part.start, part.stop, device=device))
+        for indices in shards:
+            rows = slice(int(indices[0]), int(indices[-1]) + 1)
+            yield Batch(images[rows], labels[rows], torch.arange(rows.start, rows.stop, device=device))
         return
     source, transfer = open_source(config, manifest, folder, split), Transfer(device)
-    with Prefetch(transfer.start_copy([_unaugmented_batch(source, share)]) for share in shards) as prefetched:
-        for sent in prefetched:
-            yield transfer.wait_for_copy(sent)[0]
+    with Prefetch(transfer.start_copy([_unaugmented_batch(source, indices)]) for indices in shards) as prefetched:
+        for transferred in prefetched:
+            yield transfer.wait_for_copy(transferred)[0]
 
 
 def sample_images(config: Config, manifest: Manifest, folder: Path, split: str, indices: Iterable[int]) -> Pixels:
-    """The images of ``split`` at these positions, as they are: uint8 [n, S, S, 3]."""
-    wanted = np.fromiter(indices, np.int64)
-    images, rows = open_source(config, manifest, folder, split).read(wanted)
+    """Return the images of ``split`` at these positions, without augmentation: uint8 [n, S, S, 3]."""
+    requested = np.fromiter(indices, np.int64)
+    images, rows = open_source(config, manifest, folder, split).read(requested)
     return images[rows]
 
 
 def open_source(config: Config, manifest: Manifest, folder: Path, split: str) -> Source:
-    """The files of ``split`` that ``config.loader`` reads, opened once per process."""
+    """Open the files of ``split`` that ``config.loader`` reads, once per process."""
     if config.loader == "ffcv":
-        part = manifest.splits[split]
-        return _beton_source(folder / part.beton, part.beton_sha256, manifest.image_size)
+        files = manifest.splits[split]
+        return _beton_source(folder / files.beton, files.beton_sha256, manifest.image_size)
     images, labels, identity = _array_files(config, manifest, folder, split)
     return _array_source(images, labels, identity, config.loader == "resident")
 
 
 def default_workers() -> int:
-    """CPUs this task may use, which torch's threads were set to, less one for the training thread."""
+    """Return the CPUs of this task, to which torch's threads were set, minus one for the training thread."""
     return max(1, torch.get_num_threads() - 1)
 
 
 class _Loader:
-    """Cuts the order into this rank's shares, has them made ahead, and counts what the consumer waits."""
+    """Cuts the order of an epoch into this rank's shards, prefetches their batches, and measures waiting time."""
 
     def __init__(
-        self, config: Config, samples: int, maker: BatchProducer, rank: int, world_size: int, device: torch.device
+        self, config: Config, samples: int, producer: BatchProducer, rank: int, world_size: int, device: torch.device
     ) -> None:
         self.steps = steps_per_epoch(samples, config.batch_size)
         self.wait_s = 0.0
-        self._config, self._samples, self._maker = config, samples, maker
+        self._config, self._samples, self._producer = config, samples, producer
         self._rank, self._world_size = rank, world_size
         self._transfer = Transfer(device)
         self._running: Prefetch[tuple[list[Batch], torch.cuda.Event | None]] | None = None
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
-        made = self._micro_batches(epoch, start_step)
-        if self._maker.on_device:
-            yield from made
+        micro_batches = self._micro_batches(epoch, start_step)
+        if self._producer.on_device:
+            yield from micro_batches
             return
         self._stop()
-        self._running = running = Prefetch(map(self._transfer.start_copy, made))
+        self._running = running = Prefetch(map(self._transfer.start_copy, micro_batches))
         try:
             while True:
-                asked = time.perf_counter()
+                wait_start = time.perf_counter()
                 try:
-                    sent = next(running)
+                    transferred = next(running)
                 except StopIteration:
                     return
                 finally:
-                    self.wait_s += time.perf_counter() - asked
-                yield self._transfer.wait_for_copy(sent)
+                    self.wait_s += time.perf_counter() - wait_start
+                yield self._transfer.wait_for_copy(transferred)
         finally:
             running.close()
 
     def close(self) -> None:
         self._stop()
-        self._maker.close()
+        self._producer.close()
 
     def _micro_batches(self, epoch: int, start_step: int) -> Iterator[list[Batch]]:
         c = self._config
         order = epoch_permutation(c.seed, epoch, self._samples)
         shards = (
-            share
+            shard
             for step in range(start_step, self.steps)
-            for share in rank_indices(order, step, c.batch_size, self._rank, self._world_size, c.accumulate)
+            for shard in rank_indices(order, step, c.batch_size, self._rank, self._world_size, c.accumulate)
         )
-        batches = self._maker.batches(epoch, shards)
+        batches = self._producer.batches(epoch, shards)
         while step := list(islice(batches, c.accumulate)):
             yield step
 
@@ -181,7 +180,7 @@ class _Loader:
 
 
 class _Threads:
-    """Reads and augments in this process: ``workers`` threads, which hold no interpreter lock, share each batch."""
+    """A ``BatchProducer`` in this process: ``workers`` threads, without the interpreter lock, share each batch."""
 
     on_device = False
 
@@ -193,18 +192,18 @@ class _Threads:
 
     def batches(self, epoch: int, shards: Iterable[Indices]) -> Iterator[Batch]:
         size = self._source.image_size
-        for share in shards:
-            images = torch.empty((len(share), size, size, 3), dtype=torch.uint8, pin_memory=self._pinned)
+        for shard in shards:
+            images = torch.empty((len(shard), size, size, 3), dtype=torch.uint8, pin_memory=self._pinned)
             out = images.numpy()
-            pieces = min(self._workers, -(-len(share) // MIN_IMAGES_PER_THREAD))
-            cuts = np.linspace(0, len(share), pieces + 1).astype(int)
+            pieces = min(self._workers, -(-len(shard) // MIN_IMAGES_PER_THREAD))
+            cuts = np.linspace(0, len(shard), pieces + 1).astype(int)
             if self._pool is None or pieces == 1:
-                self._produce(epoch, share, out)
+                self._produce(epoch, shard, out)
             else:
-                jobs = [self._pool.submit(self._produce, epoch, share[a:b], out[a:b]) for a, b in pairwise(cuts)]
+                jobs = [self._pool.submit(self._produce, epoch, shard[a:b], out[a:b]) for a, b in pairwise(cuts)]
                 for job in jobs:
                     job.result()
-            yield Batch(images, torch.from_numpy(self._source.labels[share]), torch.from_numpy(share))
+            yield Batch(images, torch.from_numpy(self._source.labels[shard]), torch.from_numpy(shard))
 
     def close(self) -> None:
         if self._pool is not None:
@@ -233,18 +232,18 @@ def _batch_producer(config: Config, manifest: Manifest, folder: Path, device: to
 
 
 def _array_files(config: Config, manifest: Manifest, folder: Path, split: str) -> tuple[Path, Path, str]:
-    part = manifest.splits[split]
-    if part.images is None or part.labels is None:
+    files = manifest.splits[split]
+    if files.images is None or files.labels is None:
         raise UserError(
             f"loader={config.loader} reads plain arrays, and {folder} was prepared without: "
             "set data.arrays=true and run: runyard prepare; or set loader=ffcv"
         )
-    return folder / part.images, folder / part.labels, part.arrays_sha256.get(part.images, "")
+    return folder / files.images, folder / files.labels, files.arrays_sha256.get(files.images, "")
 
 
-def _unaugmented_batch(source: Source, share: Indices) -> Batch:
-    images, rows = source.read(share)
-    return Batch(torch.from_numpy(images[rows]), torch.from_numpy(source.labels[share]), torch.from_numpy(share))
+def _unaugmented_batch(source: Source, indices: Indices) -> Batch:
+    images, rows = source.read(indices)
+    return Batch(torch.from_numpy(images[rows]), torch.from_numpy(source.labels[indices]), torch.from_numpy(indices))
 
 
 @cache

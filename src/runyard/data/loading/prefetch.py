@@ -1,4 +1,4 @@
-"""Batches made ahead of time by one background thread, and their way to the device."""
+"""Prefetching of batches in a background thread, and their transfer to the device."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _END = object()
 class Prefetch(Generic[_T]):
     """Runs an iterator in a thread, up to ``ahead`` items ahead of the consumer.
 
-    An error in the thread is raised, with its cause, where the next item is asked for; a thread that is gone without a
-    word is noticed within a second. ``close`` (or leaving a ``with`` block) stops, joins, and closes the iterator.
+    An error in the thread is raised, with its cause, when the next item is requested. A thread that ended silently is
+    noticed within a second. ``close`` (or leaving a ``with`` block) stops and joins the thread and closes the iterator.
     """
 
     def __init__(self, items: Iterator[_T], ahead: int = 3) -> None:
@@ -39,7 +39,7 @@ class Prefetch(Generic[_T]):
                 item = self._queue.get(timeout=0.5)
             except queue.Empty:
                 if not self._thread.is_alive() and self._queue.empty():
-                    raise RuntimeError("the thread that reads data ended without a word") from self._error
+                    raise RuntimeError("the thread that reads data ended without an error") from self._error
                 continue
             if item is not _END:
                 return item  # type: ignore[return-value]
@@ -82,14 +82,14 @@ class Prefetch(Generic[_T]):
 
 
 class Transfer:
-    """Copies host batches to ``device``; to a GPU on a stream of its own, so that copies overlap with computing."""
+    """Copies host batches to ``device``; to a GPU on a separate stream, so that copies overlap with computation."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def start_copy(self, batches: list[Batch]) -> tuple[list[Batch], torch.cuda.Event | None]:
-        """In the background thread: start the copies."""
+        """Start the copies; called in the background thread."""
         if self._stream is None:
             return batches, None
         with torch.cuda.stream(self._stream):
@@ -97,7 +97,7 @@ class Transfer:
             return sent, self._stream.record_event()
 
     def wait_for_copy(self, sent: tuple[list[Batch], torch.cuda.Event | None]) -> list[Batch]:
-        """In the consumer: the current stream, not the host, waits for the copies."""
+        """Let the current stream, not the host, wait for the copies; called in the consumer."""
         batches, event = sent
         if event is not None:
             stream = torch.cuda.current_stream(self.device)

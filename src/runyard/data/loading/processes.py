@@ -1,4 +1,4 @@
-"""loader=torch: PyTorch's DataLoader with worker processes over plain arrays, the baseline and the fallback."""
+"""loader=torch: PyTorch's DataLoader with worker processes for plain arrays, as the baseline and the fallback."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from runyard.data.loading.batch import Batch
 from runyard.data.sampler import Indices
 
 WorkItem = tuple[int, Indices]  # epoch, samples of one micro-batch
-# What SLURM and a terminal send to every process of a step. Only the training process acts on them.
-BATCH_TIMEOUT_S = 120.0  # after which a worker hangs
+BATCH_TIMEOUT_S = 120.0  # a worker that takes longer for a batch is considered hung
+# SLURM and terminals send these to every process of a step. Only the training process acts on them.
 JOB_SIGNALS = {signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT}
 
 
 class WorkerBatches:
-    """A ``Maker`` whose batches come from ``workers`` processes that live as long as it does."""
+    """A ``BatchProducer`` with ``workers`` processes, which live as long as it does."""
 
     on_device = False
 
     def __init__(self, images: Path, labels: Path, seed: int, settings: params.AugmentParams, workers: int) -> None:
         self._jobs = _WorkQueue()
-        # a server process forks the workers: this process has threads, which do not survive a fork
+        # A server process forks the workers, because threads of this process do not survive a fork.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
-        parent_pipe, self._alive = multiprocessing.Pipe(duplex=False)  # its end here closes when this process is gone
+        parent_pipe, self._alive = multiprocessing.Pipe(duplex=False)  # closed by the kernel when this process ends
         self._loader: DataLoader[Batch] = DataLoader(
             _MicroBatches(images, labels, seed, settings),
             sampler=self._jobs,
@@ -51,24 +51,24 @@ class WorkerBatches:
             timeout=BATCH_TIMEOUT_S,
         )
 
-    def batches(self, epoch: int, shares: Iterable[Indices]) -> Iterator[Batch]:
-        self._jobs.current = [(epoch, share) for share in shares]
-        # blocked signals stay blocked in children from their first instruction on, before they can ignore them
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
+    def batches(self, epoch: int, shards: Iterable[Indices]) -> Iterator[Batch]:
+        self._jobs.current = [(epoch, shard) for shard in shards]
+        # Children inherit blocked signals from their first instruction on, before they can ignore them.
+        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
         try:
             batches = iter(self._loader)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        # at exit, before torch and multiprocessing end the workers by a SIGTERM, which these ignore, and wait for ever
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
+        # At exit, torch and multiprocessing would send a SIGTERM, which workers ignore, and wait forever: close before.
         atexit.unregister(self.close)
         atexit.register(self.close)
         try:
             yield from batches
         except RuntimeError as error:
-            # Workers hand over their batches in shared memory: files named /torch_… of it.
+            # Workers pass their batches through shared memory, in files named /torch_…
             if "shared memory" in str(error) or "file </torch_" in str(error):
-                words = "no room for loader=torch's batches (loader=ffcv needs none)"
-                raise OSError(errno.ENOSPC, words, "/dev/shm") from error
+                message = "no room for loader=torch's batches (loader=ffcv needs none)"
+                raise OSError(errno.ENOSPC, message, "/dev/shm") from error
             raise
 
     def close(self) -> None:
@@ -80,7 +80,7 @@ class WorkerBatches:
 
 
 class _WorkQueue(Sampler[WorkItem]):
-    """What the DataLoader hands to its workers: set anew for each epoch."""
+    """The work items that the DataLoader gives to its workers, replaced for each epoch."""
 
     def __init__(self) -> None:
         self.current: list[WorkItem] = []
@@ -93,26 +93,26 @@ class _WorkQueue(Sampler[WorkItem]):
 
 
 class _MicroBatches(Dataset[Batch]):
-    """In a worker: one job to one augmented micro-batch."""
+    """Returns one augmented micro-batch for each work item; used in the workers."""
 
     def __init__(self, images: Path, labels: Path, seed: int, settings: params.AugmentParams) -> None:
         self._files, self._seed, self._settings = (images, labels), seed, settings
         self._source: ArraySource | None = None
 
     def __getitem__(self, job: WorkItem) -> Batch:
-        if self._source is None:  # mapped once per process, the pages shared by all of them
+        if self._source is None:  # opened once per process
             self._source = ArraySource(*self._files, in_memory=False)
         epoch, samples = job
         source, size = self._source, self._source.image_size
         out = np.empty((len(samples), size, size, 3), np.uint8)
         kernels.augment_batch(*source.read(samples), samples, self._seed, epoch, self._settings, out)
         batch = Batch(torch.from_numpy(out), torch.from_numpy(source.labels[samples]), torch.from_numpy(samples))
-        # Here an error is handed over. The queue's thread, which else would do it, drops the batch without a word.
+        # An error here reaches the consumer. In the queue's own thread it would drop the batch silently.
         return Batch(*(column.share_memory_() for column in batch))
 
 
 def _init_worker(parent_pipe: Connection, _: int) -> None:
-    """A worker's first act: to leave the job's signals to the training process, and to end with it."""
+    """Set up a worker: it ignores the job's signals, and ends with the training process."""
     threading.Thread(target=_exit_with_parent, args=(parent_pipe,), name="alive", daemon=True).start()
     for number in JOB_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -120,7 +120,7 @@ def _init_worker(parent_pipe: Connection, _: int) -> None:
 
 
 def _exit_with_parent(parent_pipe: Connection) -> None:
-    """Not by the parent: the server that forked this process outlives who started it."""
+    """Exit when the pipe closes. The parent cannot be watched: it is the fork server, which outlives its creator."""
     with contextlib.suppress(EOFError, OSError):
         parent_pipe.recv_bytes()
     os.kill(os.getpid(), signal.SIGKILL)

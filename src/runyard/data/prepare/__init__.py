@@ -1,1 +1,1 @@
-"""From a source to verified .beton files. Read ``pipeline`` first."""
+"""Prepares a data set: from a source to verified .beton files. Read ``pipeline`` first."""

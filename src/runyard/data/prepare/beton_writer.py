@@ -1,7 +1,7 @@
-"""Has .beton files written and read back by a child process, and never waits for ever.
+"""Writes .beton files and reads them back in a child process, and never hangs.
 
-FFCV's writer loops without end when its worker dies, and its reader when its thread does. So both run in a child
-(``ffcv_writer``) that tells how far it is, and that is stopped when a worker has died or nothing moves any more.
+FFCV's writer loops forever when its worker dies, and its reader when its thread does. So both run in a child process
+(``ffcv_writer``) that reports its progress. It is stopped when a worker has died or there is no more progress.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 from runyard import known_causes, out_of_memory
 from runyard.errors import UserError
 
-STALL_S = 300  # no sign of life for so long: a hang. Importing torch from a cold network disk is the longest silence
+STALL_S = 300  # without progress for this long the child hangs; importing torch from a slow disk takes longest
 
 
 @dataclass(frozen=True)
 class WriteJob:
-    """One file to write: ``images`` is a .npy of uint8 [N, S, S, 3] or a .json list of files, ``labels`` a .npy."""
+    """One file to write. ``images`` is a .npy of uint8 [N, S, S, 3] or a .json list of files, ``labels`` a .npy."""
 
     beton: str
     images: str
@@ -42,16 +42,16 @@ class WriteJob:
 def write_betons(
     jobs: list[WriteJob], report_progress: Callable[[str, int, int], None], *, stall_s: float = STALL_S
 ) -> None:
-    """Write and check the files in a child process; ``tell(what, done, total)`` hears of the progress.
+    """Write and check the files in a child process, with calls of ``report_progress(what, done, total)``.
 
     Raises:
-        UserError: the writer failed (disk full, memory, killed) or stood still.
+        UserError: the writer failed (disk full, no memory, killed) or made no progress.
     """
     log = Path(jobs[0].beton).with_name("writer.log")
     source = str(Path(__file__).parents[3])
     python_path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "runyard.data.prepare.ffcv_writer", str(os.getpid())]
-    watch = out_of_memory.OomMonitor()
+    oom_monitor = out_of_memory.OomMonitor()
     with open(log, "wb") as errors:
         process = subprocess.Popen(
             command,
@@ -70,22 +70,22 @@ def write_betons(
                 raise UserError(message["error"])
             report_progress(message["what"], message["done"], message["total"])
     except BrokenPipeError:
-        pass  # it died at once; its exit code below tells
+        pass  # it died at once; its exit code below says why
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)  # Python's resource tracker ignores it, and then frees shared memory
+            os.killpg(process.pid, signal.SIGTERM)  # Python's resource tracker ignores it and then frees shared memory
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
     if process.returncode:
-        raise _failure(process.returncode, log, jobs[0].beton, watch.message())
+        raise _failure(process.returncode, log, jobs[0].beton, oom_monitor.message())
     log.unlink()
 
 
 def _messages(process: subprocess.Popen[bytes], stall_s: float) -> Iterator[dict[str, Any]]:
-    """What the child says, line by line, until it closes its end."""
+    """Yield the messages of the child process until it closes its end of the pipe."""
     assert process.stdout is not None
-    since, last, rest = time.monotonic(), b"", b""
+    last_change, last_line, remainder = time.monotonic(), b"", b""
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while True:
@@ -94,27 +94,28 @@ def _messages(process: subprocess.Popen[bytes], stall_s: float) -> Iterator[dict
                 if not block:
                     process.wait(timeout=30)
                     return
-                *lines, rest = (rest + block).split(b"\n")
+                *lines, remainder = (remainder + block).split(b"\n")
                 for line in lines:
-                    if line != last:
-                        since, last = time.monotonic(), line
+                    if line != last_line:
+                        last_change, last_line = time.monotonic(), line
                         yield json.loads(line)
-            if time.monotonic() - since > stall_s:
+            if time.monotonic() - last_change > stall_s:
                 raise UserError(
-                    f"the FFCV writer stood still for {stall_s:g} s and was stopped; the disk may hang: "
-                    "look at it, or set data.root to another"
+                    f"the FFCV writer made no progress for {stall_s:g} s and was stopped; the disk may hang: "
+                    "check it, or set data.root to another"
                 )
 
 
-def _failure(code: int, log: Path, file: str, struck: str | None) -> UserError:
-    words = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    raised = [line for line in words if re.match(r"[\w.]+(Error|Exception)\b", line)]  # its end makes others talk too
-    last = (raised or words or ["no reason given"])[-1][:200]
-    if any("No space left" in line or "Disk quota" in line for line in words):
+def _failure(code: int, log: Path, file: str, oom_message: str | None) -> UserError:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    # other lines may follow the error, since its process ends because of it
+    error_lines = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    reason = (error_lines or lines or ["no reason given"])[-1][:200]
+    if any("No space left" in line or "Disk quota" in line for line in lines):
         return UserError(f"{Path(file).parent.parent}: the disk is full; make room, or set data.root to another disk")
     if code == -signal.SIGBUS:
         return UserError("the FFCV writer found too little shared memory: /dev/shm is full; make room there")
     if code == -signal.SIGKILL:
-        why = f", {struck}: free memory" if struck else ": look who did it"
-        return UserError(f"the FFCV writer was {known_causes.exit_text('SIGKILL')}{why}, then run: runyard prepare")
-    return UserError(f"the FFCV writer failed with code {code} ({last})")
+        cause = f", {oom_message}: free memory" if oom_message else ": find out what killed it"
+        return UserError(f"the FFCV writer was {known_causes.exit_text('SIGKILL')}{cause}, then run: runyard prepare")
+    return UserError(f"the FFCV writer failed with code {code} ({reason})")

@@ -1,6 +1,6 @@
-"""The child process that writes .beton files with FFCV and reads them back; ``writer`` starts and watches it.
+"""The child process that writes .beton files with FFCV and reads them back; ``beton_writer`` starts and watches it.
 
-One FFCV worker writes pages in order, which makes a file the same byte for byte each time.
+There is only one FFCV worker, so pages are written in order and the file has the same bytes each time.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from runyard.data.datasets.imagefolder import cpus, decode_many
 from runyard.data.prepare.beton_writer import WriteJob
 from runyard.errors import UserError
 
-_DECODE_AT_ONCE = 16
+_DECODE_CHUNK = 16
 ProgressCallback = Callable[[str, int, int], None]
 
 
 class _Images:
-    """The samples in order, each read when it is asked for; counts what was read so that others see the progress."""
+    """The samples in order, read on demand. ``done`` counts the samples read, also for other processes."""
 
     def __init__(self, job: WriteJob) -> None:
         self._job = job
@@ -46,9 +46,9 @@ class _Images:
             image = np.ascontiguousarray(self._array[index])
         else:
             if index not in self._decoded:
-                some = range(index, min(index + _DECODE_AT_ONCE, len(self)))
-                images = decode_many([Path(self._files[i]) for i in some], self._shrink)
-                self._decoded = dict(zip(some, images, strict=True))
+                chunk = range(index, min(index + _DECODE_CHUNK, len(self)))
+                images = decode_many([Path(self._files[i]) for i in chunk], self._shrink)
+                self._decoded = dict(zip(chunk, images, strict=True))
             image = self._decoded[index]
         self.done.value = index + 1
         return image, int(self._labels[index])
@@ -60,7 +60,7 @@ class _Images:
 
 
 def _import_ffcv() -> None:
-    """At its import FFCV has numba compile a dict of two numbers, for four seconds; Python's own serves as well."""
+    """Import FFCV with a plain dict in place of a numba dict, which FFCV would compile for four seconds."""
     import numba.typed
 
     typed, numba.typed.Dict = numba.typed.Dict, dict
@@ -70,7 +70,7 @@ def _import_ffcv() -> None:
         numba.typed.Dict = typed
 
 
-def _write_one(job: WriteJob, say: ProgressCallback) -> None:
+def _write_one(job: WriteJob, report_progress: ProgressCallback) -> None:
     import ffcv.writer
     from ffcv.fields import IntField, RGBImageField
 
@@ -81,38 +81,40 @@ def _write_one(job: WriteJob, say: ProgressCallback) -> None:
         parent = os.getpid()
 
         def work(*args: Any) -> None:
-            _die_with_parent(parent)  # a fork loses this setting
+            _die_with_parent(parent)  # a forked process does not inherit this setting
             target(*args)
 
         workers.append(Process(target=work, args=args))
         return workers[-1]
 
-    ffcv.writer.Process = process  # the only way to learn of its worker's death, however early, and to end it with us
-    watch = threading.Thread(target=_watch, args=(images, name, say, finished, workers), daemon=True)
-    watch.start()
+    ffcv.writer.Process = (
+        process  # the only way to notice the death of its worker at any time, and to end it with this process
+    )
+    watcher = threading.Thread(target=_watch, args=(images, name, report_progress, finished, workers), daemon=True)
+    watcher.start()
     quality = {"jpeg_quality": job.jpeg_quality} if job.jpeg_quality else {}
     image = RGBImageField(write_mode=job.write_mode, max_resolution=job.max_resolution, **quality)
     fields = {"image": image, "label": IntField()}
     writer = ffcv.writer.DatasetWriter(job.beton, fields, page_size=job.page_size, num_workers=1)
     writer.from_indexed_dataset(images)
     finished.set()
-    watch.join()
+    watcher.join()
     with open(job.beton, "rb") as f:
         os.fsync(f.fileno())
 
 
 def _watch(
-    images: _Images, name: str, say: ProgressCallback, finished: threading.Event, workers: list[Process]
+    images: _Images, name: str, report_progress: ProgressCallback, finished: threading.Event, workers: list[Process]
 ) -> None:
-    """Tell of the progress, and end this process when FFCV's worker has died: FFCV would wait for it for ever."""
+    """Report the progress, and exit when FFCV's worker has died, because FFCV would wait for it forever."""
     while not finished.wait(0.1):
         if any(worker.exitcode for worker in workers):
             os._exit(1)
-        say(f"{name}: write", images.done.value, len(images))
+        report_progress(f"{name}: write", images.done.value, len(images))
 
 
-def _check_one(job: WriteJob, say: ProgressCallback) -> None:
-    """Compare each stored image, as bytes and through FFCV's own reader, with its source."""
+def _check_one(job: WriteJob, report_progress: ProgressCallback) -> None:
+    """Compare each stored image with its source, as bytes and as decoded by FFCV's own reader."""
     from ffcv.fields.rgb_image import encode_jpeg, resizer
 
     images, name = _Images(job), Path(job.beton).name
@@ -123,17 +125,17 @@ def _check_one(job: WriteJob, say: ProgressCallback) -> None:
     for i in range(len(images)):
         image, label = images[i]
         image = resizer(image, job.max_resolution)
-        wanted = image.reshape(-1) if job.write_mode == "raw" else encode_jpeg(image, job.jpeg_quality)
+        expected = image.reshape(-1) if job.write_mode == "raw" else encode_jpeg(image, job.jpeg_quality)
         stored_bytes = stored[content.pointers[i] : content.pointers[i] + content.sizes[i]]
         same_size = (content.height[i], content.width[i]) == image.shape[:2]
-        if label != content.labels[i] or not same_size or not np.array_equal(stored_bytes, wanted):
+        if label != content.labels[i] or not same_size or not np.array_equal(stored_bytes, expected):
             raise UserError(f"{job.beton}: sample {i} read back is not what was written; the disk may be faulty")
         if i % 256 == 0:
-            say(f"{name}: compare", i, len(images))
-    _check_decoding(job, content, say)
+            report_progress(f"{name}: compare", i, len(images))
+    _check_decoding(job, content, report_progress)
 
 
-def _check_decoding(job: WriteJob, content: beton.Beton, say: ProgressCallback) -> None:
+def _check_decoding(job: WriteJob, content: beton.Beton, report_progress: ProgressCallback) -> None:
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -151,17 +153,19 @@ def _check_decoding(job: WriteJob, content: beton.Beton, say: ProgressCallback) 
         batches_ahead=1,
         pipelines={"image": [decoder], "label": [IntDecoder()]},
     )
-    exact = np.load(job.images, mmap_mode="r") if job.write_mode == "raw" and job.images.endswith(".npy") else None
-    seen = 0
+    source_images = (
+        np.load(job.images, mmap_mode="r") if job.write_mode == "raw" and job.images.endswith(".npy") else None
+    )
+    decoded = 0
     for image, label in loader:
-        stored_bytes = slice(seen, seen + len(label))
-        same = exact is None or np.array_equal(image, exact[stored_bytes])
-        if not same or not np.array_equal(label[:, 0], content.labels[stored_bytes]):
-            raise UserError(f"{job.beton}: FFCV reads other samples from {seen} on than were written")
-        seen += len(label)
-        say(f"{Path(job.beton).name}: decode", seen, content.samples)
-    if seen != content.samples:
-        raise UserError(f"{job.beton}: FFCV reads {seen} samples, {content.samples} were written")
+        rows = slice(decoded, decoded + len(label))
+        pixels_match = source_images is None or np.array_equal(image, source_images[rows])
+        if not pixels_match or not np.array_equal(label[:, 0], content.labels[rows]):
+            raise UserError(f"{job.beton}: FFCV reads other samples than were written, from sample {decoded} on")
+        decoded += len(label)
+        report_progress(f"{Path(job.beton).name}: decode", decoded, content.samples)
+    if decoded != content.samples:
+        raise UserError(f"{job.beton}: FFCV reads {decoded} samples, {content.samples} were written")
 
 
 def _die_with_parent(parent: int) -> None:
@@ -173,20 +177,20 @@ def _die_with_parent(parent: int) -> None:
 def _main() -> None:
     _die_with_parent(int(sys.argv[1]))
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to the log
+    os.dup2(2, 1)  # output of libraries goes to the log
 
-    def say(what: str, done: int, total: int) -> None:
+    def report_progress(what: str, done: int, total: int) -> None:
         print(json.dumps({"what": what, "done": done, "total": total}), file=out, flush=True)
 
     _import_ffcv()
     try:
         for job in json.load(sys.stdin):
-            _write_one(WriteJob(**job), say)
-            _check_one(WriteJob(**job), say)
+            _write_one(WriteJob(**job), report_progress)
+            _check_one(WriteJob(**job), report_progress)
     except UserError as error:
         print(json.dumps({"error": str(error)}), file=out, flush=True)
     out.flush()
-    os._exit(0)  # FFCV's threads are not worth waiting for
+    os._exit(0)  # without waiting for FFCV's threads
 
 
 if __name__ == "__main__":

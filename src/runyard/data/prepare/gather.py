@@ -1,4 +1,4 @@
-"""From a source to the plain files that the FFCV writer reads: arrays, labels, and what was measured on the way."""
+"""Converts a source into the plain files that the FFCV writer reads, and computes statistics of its images."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from runyard.data.datasets.imagefolder import ImageInspection
 from runyard.data.prepare.beton_writer import WriteJob
 from runyard.errors import UserError
 
-_PAGE_BYTES, _LEAST_PAGE_BYTES = 8 << 20, 2 << 20  # FFCV's default and least; an image must fit into a page
-_AT_ONCE, _NAMES_SHOWN, _NAMES_KEPT = 64, 5, 20
+_PAGE_BYTES, _MIN_PAGE_BYTES = 8 << 20, 2 << 20  # FFCV's default and minimum; an image must fit into a page
+_FILES_AT_ONCE, _NAMES_SHOWN, _NAMES_KEPT = 64, 5, 20
 ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class DatasetLayout:
-    """A source laid out in the work folder: ``PART_images.npy`` and ``PART_labels.npy``, and a writer's job per part.
+    """A source in the work folder: ``SPLIT_images.npy`` and ``SPLIT_labels.npy``, and a write job for each split.
 
     Attributes:
-        counts: int64 [3, 256], how often each value occurs in each channel of the training part.
-        report: How many files were converted or left out, their kinds and first names; for image folders.
+        histogram: int64 [3, 256], how often each value occurs in each channel of the training split.
+        conversions: For image folders: how many files were converted or skipped, their kinds and first names.
     """
 
     source: str
@@ -44,185 +44,190 @@ class DatasetLayout:
 
 
 def layout_arrays(data: DataConfig, work: Path, sources: Path, report_progress: ProgressCallback) -> DatasetLayout:
-    """Lay out a set that fits into memory, CIFAR or synthetic. Downloads go into the folder ``sources``.
+    """Write the plain files of a data set that fits into memory, CIFAR or synthetic. Downloads go into ``sources``.
 
     Raises:
-        UserError: no source has it, it is not what it should be, or the disk is too small.
+        UserError: no source has the data, they have the wrong content, or the disk is too small.
     """
     if data.samples is not None and data.num_classes is not None:
-        _require_disk_space(data, work, sum(data.samples) * 3 * data.image_size**2)  # before they fill the memory
-        made = {
-            part: synthetic.make_split(part, samples, data.num_classes, data.image_size)
-            for part, samples in zip(("train", "test"), data.samples, strict=True)
+        _require_disk_space(data, work, sum(data.samples) * 3 * data.image_size**2)  # before the images fill the memory
+        synthetic_splits = {
+            split: synthetic.make_split(split, samples, data.num_classes, data.image_size)
+            for split, samples in zip(("train", "test"), data.samples, strict=True)
         }
-        found = ArrayDataset("synthetic", synthetic.class_names(data.num_classes), made)
+        dataset = ArrayDataset("synthetic", synthetic.class_names(data.num_classes), synthetic_splits)
     else:
-        found = cifar.read_cifar(data, sources, lambda what: report_progress(what, 0, 0))
-    parts = dict(found.splits)
+        dataset = cifar.read_cifar(data, sources, lambda what: report_progress(what, 0, 0))
+    splits = dict(dataset.splits)
     if data.validation_fraction:
-        images, labels = parts["train"]
-        kept, held = hold_out(labels, data.validation_fraction, data.split_seed)
-        parts |= {"train": (images[kept], labels[kept]), "validation": (images[held], labels[held])}
-    _require_disk_space(data, work, sum(images.nbytes for images, _ in parts.values()))
+        images, labels = splits["train"]
+        retained, held_out = hold_out(labels, data.validation_fraction, data.split_seed)
+        splits |= {"train": (images[retained], labels[retained]), "validation": (images[held_out], labels[held_out])}
+    _require_disk_space(data, work, sum(images.nbytes for images, _ in splits.values()))
     jobs = {}
-    for part, (images, labels) in parts.items():
-        np.save(work / f"{part}_images.npy", images)
-        np.save(work / f"{part}_labels.npy", labels)
-        jobs[part] = _job(data, work, part, work / f"{part}_images.npy", images[0].nbytes, images.nbytes)
-    return DatasetLayout(found.source, found.classes, jobs, histogram(parts["train"][0]), {})
+    for split, (images, labels) in splits.items():
+        np.save(work / f"{split}_images.npy", images)
+        np.save(work / f"{split}_labels.npy", labels)
+        jobs[split] = _job(data, work, split, work / f"{split}_images.npy", images[0].nbytes, images.nbytes)
+    return DatasetLayout(dataset.source, dataset.classes, jobs, histogram(splits["train"][0]), {})
 
 
 def _require_disk_space(data: DataConfig, work: Path, pixel_bytes: int) -> None:
-    """Room for the beton and the arrays."""
-    need, free = 2 * pixel_bytes + 3 * _PAGE_BYTES, shutil.disk_usage(work).free
-    if free < need:
+    """Check that the disk has space for the .beton files and the arrays."""
+    required_bytes, free_bytes = 2 * pixel_bytes + 3 * _PAGE_BYTES, shutil.disk_usage(work).free
+    if free_bytes < required_bytes:
         raise UserError(
-            f"data.root={data.root}: {need >> 20} MB are needed and {free >> 20} MB are free; make room, "
-            "or set data.root to another disk"
+            f"data.root={data.root}: {required_bytes >> 20} MB are needed and {free_bytes >> 20} MB are free; "
+            "make room, or set data.root to another disk"
         )
 
 
 def layout_tree(data: DataConfig, work: Path, sources: Path, report_progress: ProgressCallback) -> DatasetLayout:
-    """Lay out a folder of images. Every file is decoded once here, so that FFCV meets only those it can store.
+    """Write the plain files of an image folder. Every file is decoded once, so FFCV gets only files that it can store.
 
     Raises:
-        UserError: the folder is not as it should be, or files are odd or broken where ``data`` says to refuse them.
+        UserError: the folder has the wrong structure, or files are odd or broken and ``data`` says to refuse them.
     """
     if data.path is None:
         raise UserError(
-            "data.path=null: data.kind=imagefolder is made from a folder that holds train/CLASS/*.jpg; "
-            "set data.path=FOLDER"
+            "data.path=null: data.kind=imagefolder reads a folder with train/CLASS/*.jpg; set data.path=FOLDER"
         )
     root = Path(data.path)
     tree = imagefolder.scan_tree(root)
-    parts = dict(tree.splits)
+    splits = dict(tree.splits)
     if data.validation_fraction:
-        if "validation" in parts:
+        if "validation" in splits:
             raise UserError(
                 f"data.validation_fraction={data.validation_fraction}: {root} has test/ and val/, so val/ "
-                "is the validation part already; set data.validation_fraction=0"
+                "is already the validation split; set data.validation_fraction=0"
             )
-        files, labels = parts["train"]
-        kept, held = hold_out(labels, data.validation_fraction, data.split_seed)
-        parts |= {
-            "train": ([files[i] for i in kept], labels[kept]),
-            "validation": ([files[i] for i in held], labels[held]),
+        files, labels = splits["train"]
+        retained, held_out = hold_out(labels, data.validation_fraction, data.split_seed)
+        splits |= {
+            "train": ([files[i] for i in retained], labels[retained]),
+            "validation": ([files[i] for i in held_out], labels[held_out]),
         }
-    counts, seen = {}, {}
-    for part, (files, _) in parts.items():
-        counts[part], seen[part] = _inspect_split(data, part, files, work, sources, report_progress)
-    names = [imagefolder.printable_path(file.relative_to(root)) for files, _ in parts.values() for file in files]
-    inspections = [look for part in parts for look in seen[part]]
-    broken = [(name, look.problem) for name, look in zip(names, inspections, strict=True) if look.problem]
-    odd = [(name, look.conversion) for name, look in zip(names, inspections, strict=True) if look.conversion]
+    histograms, by_split = {}, {}
+    for split, (files, _) in splits.items():
+        histograms[split], by_split[split] = _inspect_split(data, split, files, work, sources, report_progress)
+    names = [imagefolder.printable_path(file.relative_to(root)) for files, _ in splits.values() for file in files]
+    inspections = [inspection for split in splits for inspection in by_split[split]]
+    broken = [
+        (name, inspection.problem) for name, inspection in zip(names, inspections, strict=True) if inspection.problem
+    ]
+    odd = [
+        (name, inspection.conversion)
+        for name, inspection in zip(names, inspections, strict=True)
+        if inspection.conversion
+    ]
     _refuse_images(data, odd, broken)
     jobs = {}
-    for part, (files, labels) in parts.items():
-        good = [i for i, look in enumerate(seen[part]) if not look.problem]
-        if len(np.unique(labels[good])) < len(np.unique(labels)):
+    for split, (files, labels) in splits.items():
+        readable = [i for i, inspection in enumerate(by_split[split]) if not inspection.problem]
+        if len(np.unique(labels[readable])) < len(np.unique(labels)):
             raise UserError(
-                f"data.path={root}: a class of {part}/ has no whole image; mend or remove "
+                f"data.path={root}: a class of {split}/ has no readable image; fix or remove "
                 f"{broken[0][0]} ({broken[0][1]})"
             )
-        np.save(work / f"{part}_labels.npy", labels[good])
-        (sources / f"{part}.json").write_text(json.dumps([os.path.abspath(files[i]) for i in good]))
-        sizes = [seen[part][i].stored_bytes for i in good]
-        jobs[part] = _job(data, work, part, sources / f"{part}.json", max(sizes), sum(sizes))
-    report = {
-        word: {
-            "files": len(some),
-            "kinds": dict(Counter(kind for _, kind in some).most_common(_NAMES_KEPT)),
-            "first": [name for name, _ in some[:_NAMES_KEPT]],
+        np.save(work / f"{split}_labels.npy", labels[readable])
+        (sources / f"{split}.json").write_text(json.dumps([os.path.abspath(files[i]) for i in readable]))
+        sizes = [by_split[split][i].stored_bytes for i in readable]
+        jobs[split] = _job(data, work, split, sources / f"{split}.json", max(sizes), sum(sizes))
+    conversions = {
+        outcome: {
+            "files": len(images),
+            "kinds": dict(Counter(kind for _, kind in images).most_common(_NAMES_KEPT)),
+            "first": [name for name, _ in images[:_NAMES_KEPT]],
         }
-        for word, some in (("converted", odd), ("skipped", broken))
+        for outcome, images in (("converted", odd), ("skipped", broken))
     }
-    return DatasetLayout(tree_source(data), tree.classes, jobs, counts["train"], report)
+    return DatasetLayout(tree_source(data), tree.classes, jobs, histograms["train"], conversions)
 
 
 def tree_source(data: DataConfig) -> str:
-    """How a manifest names the folder that an image folder came from."""
+    """Return the source of an image folder as the manifest describes it."""
     return f"folder {os.path.abspath(data.path or '')}"
 
 
 def _inspect_split(
-    data: DataConfig, part: str, files: list[Path], work: Path, sources: Path, report_progress: ProgressCallback
+    data: DataConfig, split: str, files: list[Path], work: Path, sources: Path, report_progress: ProgressCallback
 ) -> tuple[np.ndarray, list[ImageInspection]]:
-    """Decode each file; count the values of the square images, and write these as PART_images.npy if wanted."""
+    """Decode and inspect each file, sum the histograms of the square images, and write these if ``data.arrays``."""
     shape = (len(files), data.image_size, data.image_size, 3)
-    rows = np.lib.format.open_memmap(sources / f"{part}.npy", "w+", np.uint8, shape) if data.arrays else None
-    counts, good, out = np.zeros((3, 256), np.int64), 0, []
-    look = partial(imagefolder.inspect_image, side=data.image_size, max_resolution=data.max_resolution)
+    rows = np.lib.format.open_memmap(sources / f"{split}.npy", "w+", np.uint8, shape) if data.arrays else None
+    histogram_sum, written, inspections = np.zeros((3, 256), np.int64), 0, []
+    inspect = partial(imagefolder.inspect_image, side=data.image_size, max_resolution=data.max_resolution)
     with ThreadPoolExecutor(imagefolder.cpus()) as pool:
-        for start in range(0, len(files), _AT_ONCE):
-            for image, seen in pool.map(look, files[start : start + _AT_ONCE]):
-                out.append(seen)
+        for start in range(0, len(files), _FILES_AT_ONCE):
+            for image, inspection in pool.map(inspect, files[start : start + _FILES_AT_ONCE]):
+                inspections.append(inspection)
                 if image is None:
                     continue
-                counts += histogram(image)
+                histogram_sum += histogram(image)
                 if rows is not None:
-                    rows[good] = image
-                good += 1
-            report_progress(f"look at {part}", len(out), len(files))
+                    rows[written] = image
+                written += 1
+            report_progress(f"inspect {split}", len(inspections), len(files))
     if rows is not None:
-        np.save(work / f"{part}_images.npy", rows[:good])
-        (sources / f"{part}.npy").unlink()
-    return counts, out
+        np.save(work / f"{split}_images.npy", rows[:written])
+        (sources / f"{split}.npy").unlink()
+    return histogram_sum, inspections
 
 
 def _refuse_images(data: DataConfig, odd: list[tuple[str, str]], broken: list[tuple[str, str]]) -> None:
-    for found, policy, what, fix in (
-        (broken, data.broken_images, "broken or no image", "data.broken_images=skip leaves them out"),
-        (odd, data.odd_images, "not plain 8-bit RGB", "data.odd_images=convert makes them so"),
+    for images, policy, problem, fix in (
+        (broken, data.broken_images, "broken or not images", "data.broken_images=skip leaves them out"),
+        (odd, data.odd_images, "not plain 8-bit RGB", "data.odd_images=convert converts them"),
     ):
-        if found and policy == "refuse":
-            names = ", ".join(f"{name} ({kind})" for name, kind in found[:_NAMES_SHOWN])
-            more = f" and {len(found) - _NAMES_SHOWN} more" if len(found) > _NAMES_SHOWN else ""
-            raise UserError(f"data.path={data.path}: {len(found)} {what}: {names}{more}; mend them; {fix}")
+        if images and policy == "refuse":
+            names = ", ".join(f"{name} ({kind})" for name, kind in images[:_NAMES_SHOWN])
+            more = f" and {len(images) - _NAMES_SHOWN} more" if len(images) > _NAMES_SHOWN else ""
+            raise UserError(f"data.path={data.path}: {len(images)} {problem}: {names}{more}; fix them, or: {fix}")
 
 
-def _job(data: DataConfig, work: Path, part: str, images: Path, largest: int, total: int) -> WriteJob:
-    least = _PAGE_BYTES if total > _PAGE_BYTES else _LEAST_PAGE_BYTES
-    page = max(least, 1 << (2 * largest).bit_length())  # a JPEG of noise may be larger than its pixels
+def _job(data: DataConfig, work: Path, split: str, images: Path, largest: int, total: int) -> WriteJob:
+    min_page_bytes = _PAGE_BYTES if total > _PAGE_BYTES else _MIN_PAGE_BYTES
+    page_bytes = max(min_page_bytes, 1 << (2 * largest).bit_length())  # a JPEG of noise may be larger than its pixels
     return WriteJob(
-        str(work / f"{part}.beton"),
+        str(work / f"{split}.beton"),
         str(images),
-        str(work / f"{part}_labels.npy"),
+        str(work / f"{split}_labels.npy"),
         data.image_size,
         data.write_mode,
         data.max_resolution,
         data.jpeg_quality,
-        page,
+        page_bytes,
     )
 
 
 def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices that stay and indices held out, both ascending: ``fraction`` of each class, drawn by ``seed``.
+    """Return the remaining and the held-out indices, int64, ascending: ``fraction`` of each class, sampled by ``seed``.
 
     Raises:
-        UserError: the fraction leaves the validation part or a training class empty.
+        UserError: the fraction leaves the validation split or a training class empty.
     """
-    random = np.random.Generator(np.random.Philox(key=seed))
-    held = np.zeros(len(labels), bool)
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    held_out = np.zeros(len(labels), bool)
     for label in np.unique(labels):
-        own = random.permutation(np.flatnonzero(labels == label))
-        held[own[: round(len(own) * fraction)]] = True
-    if not held.any() or len(np.unique(labels[~held])) < len(np.unique(labels)):
+        class_indices = generator.permutation(np.flatnonzero(labels == label))
+        held_out[class_indices[: round(len(class_indices) * fraction)]] = True
+    if not held_out.any() or len(np.unique(labels[~held_out])) < len(np.unique(labels)):
         raise UserError(
-            f"data.validation_fraction={fraction}: holds out {int(held.sum())} of {len(labels)} images, "
-            "which leaves the validation part or a training class empty; choose another fraction"
+            f"data.validation_fraction={fraction}: holds out {int(held_out.sum())} of {len(labels)} images, "
+            "which leaves the validation split or a training class empty; choose another fraction"
         )
-    return np.flatnonzero(~held), np.flatnonzero(held)
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def histogram(images: np.ndarray) -> np.ndarray:
-    """How often each value occurs in each channel: uint8 [..., 3] to int64 [3, 256]."""
+    """Count how often each value occurs in each channel: uint8 [..., 3] to int64 [3, 256]."""
     return np.stack([np.bincount(images[..., c].reshape(-1), minlength=256) for c in range(3)])
 
 
 def channel_mean_std(counts: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of each channel, in [0, 1]. A channel that never changes gets 1/255.
+    """Return mean and standard deviation of each channel, in [0, 1]; the deviation is at least 1/255.
 
-    ``histogram`` is a ``histogram``: whole numbers, so the result does not depend on any order of summing.
+    ``counts`` comes from ``histogram``. Its sums of whole numbers are exact, so their order does not matter.
     """
     values, weights = np.arange(256) / 255, counts / counts.sum(axis=1, keepdims=True)
     means = [float(w @ values) for w in weights]

@@ -1,4 +1,4 @@
-"""``runyard prepare``: from a source to verified files, all at once or not at all."""
+"""``runyard prepare``: converts a source to verified files, completely or not at all."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from runyard.files import open_lock, sha256, sync_folder
 
 
 def prepare_dataset(data: DataConfig, *, progress: bool) -> Manifest:
-    """Make the prepared files of ``data`` in ``manifest.folder(data)``, or verify them (sha256 included) if they exist.
+    """Write the prepared files of ``data`` to ``dataset_dir(data)``, or verify them, with SHA-256, if they exist.
 
-    Everything is written into a hidden folder beside the target, read back, checked and synced; then that folder gets
-    its name. Of two prepares at once the second waits for the first, and verifies.
+    Everything is written into a hidden folder next to the target, read back, checked and synced. Then that folder is
+    renamed to the target. If two processes prepare the same data set, the second waits for the first, and verifies.
 
     Args:
-        progress: Show a bar on standard error.
+        progress: Show a progress bar on standard error.
 
     Raises:
-        UserError: bad settings, no source, damaged or odd images, or a disk that is full or cannot be written.
+        UserError: wrong settings, no source, damaged or odd images, or a disk that is full or cannot be written.
     """
     check_data(data)
     target = manifest.dataset_dir(data)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _progress_bar(progress) as tell, _lock(target, tell):
+        with _progress_bar(progress) as report_progress, _lock(target, report_progress):
             work = target.with_name(f".{target.name}.making")
-            _remove(work)  # left by one that was killed: the lock is ours, so it is dead
+            _remove(work)  # left by a killed process: this one has the lock, so that one is dead
             if target.exists() or target.is_symlink():
-                return _verify_existing(data, target, tell)
+                return _verify_existing(data, target, report_progress)
             try:
                 work.mkdir()
-                made = _write_dataset(data, work, tell)
+                prepared = _write_dataset(data, work, report_progress)
                 _sync(work)
                 work.rename(target)
                 sync_folder(target.parent)
-                return made
+                return prepared
             finally:
                 _remove(work)
     except OSError as error:
@@ -58,35 +58,37 @@ def prepare_dataset(data: DataConfig, *, progress: bool) -> Manifest:
             raise UserError(f"data.root={data.root}: the disk is full; make room, or set another") from None
         raise UserError(
             f"data.root={data.root}: cannot write {target} ({error.strerror or error}); "
-            "mend its permissions, or set data.root to a folder you can write"
+            "fix its permissions, or set data.root to a folder that you can write"
         ) from None
 
 
-def _verify_existing(data: DataConfig, target: Path, tell: ProgressCallback) -> Manifest:
+def _verify_existing(data: DataConfig, target: Path, report_progress: ProgressCallback) -> Manifest:
     if not (target / manifest.MANIFEST_FILE).exists():
         raise UserError(
             f"{target}: exists, but was not made by runyard prepare (no {manifest.MANIFEST_FILE}); "
             "move it away, or set data.root or data.name"
         )
-    made = manifest.load_manifest(target)
-    tree = data.path if data.kind == "imagefolder" else None
-    if made.kind != data.kind or (tree is not None and made.source != gather.tree_source(data)):
+    prepared = manifest.load_manifest(target)
+    tree_path = data.path if data.kind == "imagefolder" else None
+    if prepared.kind != data.kind or (tree_path is not None and prepared.source != gather.tree_source(data)):
         raise UserError(
-            f"{target}: prepared from {made.kind} ({made.source}), and data.kind={data.kind}, "
-            f"data.path={data.path} is asked for; set data.name to another name"
+            f"{target}: prepared from {prepared.kind} ({prepared.source}), and data.kind={data.kind}, "
+            f"data.path={data.path} is requested; set data.name to another name"
         )
-    for number, split in enumerate(made.splits):
-        tell("verify", number, len(made.splits))
-        manifest.verify_dataset(target, made, [split], hash_files=True)
-    return made
+    for number, split in enumerate(prepared.splits):
+        report_progress("verify", number, len(prepared.splits))
+        manifest.verify_dataset(target, prepared, [split], hash_files=True)
+    return prepared
 
 
-def _write_dataset(data: DataConfig, work: Path, tell: ProgressCallback) -> Manifest:
+def _write_dataset(data: DataConfig, work: Path, report_progress: ProgressCallback) -> Manifest:
     sources = work / "sources"
     sources.mkdir()
-    found = (gather.layout_tree if data.kind == "imagefolder" else gather.layout_arrays)(data, work, sources, tell)
-    beton_writer.write_betons(list(found.jobs.values()), tell)
-    contents = {part: beton.inspect_beton(Path(job.beton)) for part, job in found.jobs.items()}
+    layout = (gather.layout_tree if data.kind == "imagefolder" else gather.layout_arrays)(
+        data, work, sources, report_progress
+    )
+    beton_writer.write_betons(list(layout.jobs.values()), report_progress)
+    contents = {name: beton.inspect_beton(Path(job.beton)) for name, job in layout.jobs.items()}
     shutil.rmtree(sources)
     if not data.arrays:
         for file in work.glob("*.npy"):
@@ -95,30 +97,30 @@ def _write_dataset(data: DataConfig, work: Path, tell: ProgressCallback) -> Mani
         key: getattr(data, key)
         for key in ("write_mode", "max_resolution", "jpeg_quality", "validation_fraction", "split_seed")
     }
-    mean, std = gather.channel_mean_std(found.histogram)
-    made = Manifest(
+    mean, std = gather.channel_mean_std(layout.histogram)
+    prepared = Manifest(
         data.name,
         data.kind,
-        found.source,
-        found.classes,
+        layout.source,
+        layout.classes,
         data.image_size,
         mean,
         std,
-        {part: _split(work, part, content.samples, data.arrays) for part, content in contents.items()},
-        {**settings, **found.conversions},
+        {name: _split(work, name, content.samples, data.arrays) for name, content in contents.items()},
+        {**settings, **layout.conversions},
         all(c.square(data.image_size) for c in contents.values()),
     )
-    manifest.verify_dataset(work, made, made.splits, hash_files=False)
-    (work / manifest.MANIFEST_FILE).write_text(json.dumps(manifest.manifest_to_dict(made), indent=1) + "\n")
-    return made
+    manifest.verify_dataset(work, prepared, prepared.splits, hash_files=False)
+    (work / manifest.MANIFEST_FILE).write_text(json.dumps(manifest.manifest_to_dict(prepared), indent=1) + "\n")
+    return prepared
 
 
-def _split(work: Path, part: str, samples: int, arrays: bool) -> Split:
-    file = work / f"{part}.beton"
+def _split(work: Path, split_name: str, samples: int, arrays: bool) -> Split:
+    file = work / f"{split_name}.beton"
     split = Split(samples, file.name, sha256(file), file.stat().st_size, None, None, {})
     if not arrays:
         return split
-    names = [f"{part}_images.npy", f"{part}_labels.npy"]
+    names = [f"{split_name}_images.npy", f"{split_name}_labels.npy"]
     return replace(split, images=names[0], labels=names[1], arrays_sha256={name: sha256(work / name) for name in names})
 
 
@@ -135,13 +137,13 @@ def _sync(folder: Path) -> None:
 
 
 @contextmanager
-def _lock(target: Path, tell: ProgressCallback) -> Iterator[None]:
-    """One prepare of a target at a time; the kernel frees the lock of one that dies."""
+def _lock(target: Path, report_progress: ProgressCallback) -> Iterator[None]:
+    """Let one process at a time prepare a target. The kernel releases the lock of a process that dies."""
     with open_lock(target.with_name(f".{target.name}.lock")) as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tell(f"wait for another {target.name}", 0, 0)
+            report_progress(f"wait for lock {target.name}", 0, 0)
             fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
@@ -159,7 +161,7 @@ def _progress_bar(progress: bool) -> Iterator[ProgressCallback]:
     with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
-        def tell(what: str, done: int, total: int) -> None:
+        def report_progress(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 finish()
                 tasks[what] = bar.add_task(what, total=total or None)
@@ -169,5 +171,5 @@ def _progress_bar(progress: bool) -> Iterator[ProgressCallback]:
             for task in bar.tasks:
                 bar.update(task.id, total=task.total or 1, completed=task.total or 1)
 
-        yield tell
+        yield report_progress
         finish()
