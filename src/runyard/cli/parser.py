@@ -17,14 +17,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     Raises:
         UserError: an unknown verb or option, or one that lacks its value.
     """
-    args, rest = _parser().parse_known_args(argv)
-    unknown_arguments = [word for word in rest if word.startswith("-") or "overrides" not in args]
+    args, remaining = _parser().parse_known_args(argv)
+    unknown_arguments = [argument for argument in remaining if argument.startswith("-") or "overrides" not in args]
     if unknown_arguments:
         raise UserError(
             f"{unknown_arguments[0]}: runyard {args.verb} takes no such argument; see: runyard {args.verb} --help"
         )
-    if rest:
-        args.overrides += rest
+    if remaining:
+        args.overrides += remaining
     return args
 
 
@@ -50,10 +50,10 @@ def add_runs_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs-dir", default="runs", help="folder that holds the runs (default: runs)")
 
 
-def positionals(verb: str) -> set[str]:
+def positionals(command: str) -> set[str]:
     """Names of the positional arguments of ``verb``: run, runs, overrides, ..."""
     parser = argparse.ArgumentParser()
-    import_module(f"runyard.cli.commands.{verb}").arguments(parser)
+    import_module(f"runyard.cli.commands.{command}").arguments(parser)
     return {action.dest for action in parser._get_positional_actions()}
 
 
@@ -72,10 +72,10 @@ def _parser() -> _Parser:
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"runyard {__version__}")
-    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+    commands = top.add_subparsers(title="verbs", required=True, metavar="VERB")
     for name in COMMANDS:
         module = import_module(f"runyard.cli.commands.{name}")
-        sub = verbs.add_parser(
+        sub = commands.add_parser(
             name,
             help=module.HELP,
             description=module.HELP,

@@ -36,10 +36,10 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.wait_s >= 0:
         raise UserError(f"--wait-s {args.wait_s:g}: expected 0 seconds or more")
-    found = read_run_summary(Path(Run.find_path(args.run, args.runs_dir)))
-    ended = cancel(found, args.wait_s, Console(stderr=True, highlight=False, soft_wrap=True))
+    summary = read_run_summary(Path(Run.find_path(args.run, args.runs_dir)))
+    result = cancel(summary, args.wait_s, Console(stderr=True, highlight=False, soft_wrap=True))
     if args.json:
-        print(json.dumps({"run": found.id, **dataclasses.asdict(ended)}))
+        print(json.dumps({"run": summary.id, **dataclasses.asdict(result)}))
     else:
-        print(f"run {found.id}: {ended.words}", file=sys.stdout if ended.clean else sys.stderr)
-    return 0 if ended.clean else FAILED
+        print(f"run {summary.id}: {result.words}", file=sys.stdout if result.clean else sys.stderr)
+    return 0 if result.clean else FAILED

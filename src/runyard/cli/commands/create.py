@@ -23,10 +23,10 @@ def run(args: argparse.Namespace) -> None:
 
     points = [compose(point) for point in (expand(args.overrides) if args.multirun else [args.overrides])]
     sweep = new_id(points[0].config.name) if len(points) > 1 else None
-    made = [Run.create(point.config, point.overrides, sweep) for point in points]
+    runs = [Run.create(point.config, point.overrides, sweep) for point in points]
     if args.json:
-        rows = [{"run": run.id, "path": str(run.path)} for run in made]
+        rows = [{"run": run.id, "path": str(run.path)} for run in runs]
         print(json.dumps(rows[0] if sweep is None else rows))
         return
-    for run in made:
+    for run in runs:
         print(run.path)

@@ -38,12 +38,12 @@ def run(args: argparse.Namespace) -> int:
 
     if not 1 <= args.wait_s <= 86400:
         raise UserError(f"--wait-s={args.wait_s:g}: expected 1 to 86400 seconds")
-    named = any(o.lstrip("+").startswith("experiment=") for o in args.overrides)
-    composed = compose(args.overrides if named else ["experiment=auto", *args.overrides])
-    asked = check_context([composed.config], manifest.prepare_command(composed.overrides))
-    with sigterm_as_interrupt(), Console(stderr=True, quiet=args.json).status("") as shown:
+    has_experiment = any(o.lstrip("+").startswith("experiment=") for o in args.overrides)
+    composed = compose(args.overrides if has_experiment else ["experiment=auto", *args.overrides])
+    context = check_context([composed.config], manifest.prepare_command(composed.overrides))
+    with sigterm_as_interrupt(), Console(stderr=True, quiet=args.json).status("") as spinner:
         checks = list(
-            run_all_checks(asked, lambda name: shown.update(f"{name} …"), job=not args.no_job, wait_s=args.wait_s)
+            run_all_checks(context, lambda name: spinner.update(f"{name} …"), job=not args.no_job, wait_s=args.wait_s)
         )
     if args.json:
         print(json.dumps([dataclasses.asdict(check) for check in checks], indent=1))
@@ -59,8 +59,8 @@ def checks_table(checks: list[Any]) -> Any:
 
     from runyard.printable import printable
 
-    shown = Table("check", "", "found", box=None, pad_edge=False)
+    table = Table("check", "", "found", box=None, pad_edge=False)
     for check in checks:
         fix = f"\n[bold]→ {escape(printable(check.fix))}[/]" if check.fix and check.state != "passed" else ""
-        shown.add_row(check.name, STATE_LABELS[check.state], escape(printable(check.result)) + fix)
-    return shown
+        table.add_row(check.name, STATE_LABELS[check.state], escape(printable(check.result)) + fix)
+    return table

@@ -38,14 +38,14 @@ def run(args: argparse.Namespace) -> None:
     from runyard.analysis.compare.choose import select_runs
 
     to = args.to or f"export/{args.program}"
-    chosen = select_runs(args.runs, everything=args.all, tag=args.tag, sweep=args.sweep, runs_dir=args.runs_dir)
-    runs, copies = _unique_runs(chosen.runs)
-    for note in [*chosen.notes, *copies]:
+    selection = select_runs(args.runs, everything=args.all, tag=args.tag, sweep=args.sweep, runs_dir=args.runs_dir)
+    runs, duplicate_notes = _unique_runs(selection.runs)
+    for note in [*selection.notes, *duplicate_notes]:
         print(f"runyard: {note}", file=sys.stderr)
     console = Console(stderr=True, quiet=args.json or not sys.stderr.isatty())
     try:
         write = _writer(args.program, to)
-        written = [write(each) for each in track(runs, args.program, console=console, transient=True)]
+        written = [write(history) for history in track(runs, args.program, console=console, transient=True)]
         if args.program == "csv":
             from pathlib import Path
 
@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> None:
 def _unique_runs(runs: list[RunHistory]) -> tuple[list[RunHistory], list[str]]:
     """One run of each id, which names what is written of it; and a line for each that another stands before."""
     first: dict[str, RunHistory] = {}
-    copies = [run for run in runs if first.setdefault(run.id, run) is not run]
+    duplicates = [run for run in runs if first.setdefault(run.id, run) is not run]
     return list(first.values()), [
-        f"skipped {run.directory}: run {run.id} is exported from {first[run.id].directory}" for run in copies
+        f"skipped {run.directory}: run {run.id} is exported from {first[run.id].directory}" for run in duplicates
     ]
 
 

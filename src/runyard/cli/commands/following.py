@@ -35,10 +35,10 @@ def announce(started: list[tuple[Any, Any]], *, as_json: bool) -> None:
 
 def follow_job(run: Any, job: Any, *, as_json: bool) -> int:
     """Show a started job to its end and say what comes next, or print run, job and outcome as JSON."""
-    code, row = follow_to_end(run, job, quiet=as_json)
+    exit_code, row = follow_to_end(run, job, quiet=as_json)
     if as_json:
         print(json.dumps(row))
-    return code
+    return exit_code
 
 
 def follow_to_end(run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, Any]]:
@@ -62,10 +62,10 @@ def follow_to_end(run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, An
                 file=sys.stderr,
                 flush=True,
             )
-    code = {"finished": 0, "interrupted": INTERRUPTED, "left": INTERRUPTED}.get(
+    exit_code = {"finished": 0, "interrupted": INTERRUPTED, "left": INTERRUPTED}.get(
         end["reason"], USER_ERROR if end.get("user_error") else FAILED
     )
-    if not quiet and code == 0:
+    if not quiet and exit_code == 0:
         written = f"report: {run.path}/report/index.html"
         print(written if run.config.report else f"its report: runyard report {run.cli_reference}")
     elif not quiet and end["reason"] == "interrupted":
@@ -73,4 +73,4 @@ def follow_to_end(run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, An
     elif not quiet and end["reason"] != "left":
         print(f"runyard: run {run.id} failed: {end['message']} (logs: {job.logs})", file=sys.stderr)
     row = {"run": run.id, "job": job.id, "path": str(run.path), "outcome": end["reason"], "message": end["message"]}
-    return code, row
+    return exit_code, row

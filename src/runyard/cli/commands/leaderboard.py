@@ -39,15 +39,17 @@ def run(args: argparse.Namespace) -> None:
     if args.top < 1:
         raise UserError(f"--top {args.top}: expected a whole number from 1")
     limit = None if args.max_parameters is None else _count(args.max_parameters)
-    chosen = select_runs([], everything=True, runs_dir=args.runs_dir)
-    boards = leaderboard.make_leaderboards(group_runs(chosen.runs), args.metric, data=args.data, max_parameters=limit)
-    for note in chosen.notes:
+    selection = select_runs([], everything=True, runs_dir=args.runs_dir)
+    boards = leaderboard.make_leaderboards(
+        group_runs(selection.runs), args.metric, data=args.data, max_parameters=limit
+    )
+    for note in selection.notes:
         print(f"runyard: {note}", file=sys.stderr)
-    places = [place for board in boards for place in leaderboard.as_dicts(board, args.metric)]
+    entries = [entry for board in boards for entry in leaderboard.as_dicts(board, args.metric)]
     if args.json:
-        print(json.dumps(places, indent=1, default=str, allow_nan=False))
+        print(json.dumps(entries, indent=1, default=str, allow_nan=False))
     elif args.csv:
-        print(as_csv(places), end="")
+        print(as_csv(entries), end="")
     else:
         width = terminal_width()
         paragraphs = []

@@ -19,9 +19,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_run_argument(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended, over restarts")
     parser.add_argument("-n", "--lines", type=int, metavar="N", help="begin with the last N lines; default: all")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--rank", type=int, default=0, metavar="N", help="of this task; default: 0")
-    which.add_argument("--all-ranks", action="store_true", help="of all tasks, each line after its [rank]")
+    ranks = parser.add_mutually_exclusive_group()
+    ranks.add_argument("--rank", type=int, default=0, metavar="N", help="of this task; default: 0")
+    ranks.add_argument("--all-ranks", action="store_true", help="of all tasks, each line after its [rank]")
     parser.add_argument("--err", action="store_true", help="standard error instead of standard output")
     parser.add_argument("--json", action="store_true", help="one JSON object per line, and nothing else")
 
@@ -37,14 +37,14 @@ def run(args: argparse.Namespace) -> int:
 
     if args.lines is not None and args.lines < 0:
         raise UserError(f"--lines {args.lines}: expected 0 or more")
-    found = read_run_summary(Run.find_path(args.run, args.runs_dir))
-    book = logs.Logs(found, None if args.all_ranks else args.rank, "err" if args.err else "out")
+    summary = read_run_summary(Run.find_path(args.run, args.runs_dir))
+    run_logs = logs.Logs(summary, None if args.all_ranks else args.rank, "err" if args.err else "out")
     printer = logs.Printer(sys.stdout, args.all_ranks, args.json)
     if not args.follow:
-        printer.show(deque(book.read_new(), args.lines))
-        if not book.found:
-            raise UserError(f"run {found.id} has no such log yet: {run_status(found).message}")
+        printer.show(deque(run_logs.read_new(), args.lines))
+        if not run_logs.found:
+            raise UserError(f"run {summary.id} has no such log yet: {run_status(summary).message}")
         return 0
-    end = logs.follow_logs(book, printer, sys.stderr, args.lines)
-    print(f"runyard: run {found.id}: {end.message}", file=sys.stderr)
+    end = logs.follow_logs(run_logs, printer, sys.stderr, args.lines)
+    print(f"runyard: run {summary.id}: {end.message}", file=sys.stderr)
     return {"finished": 0, "stopped": INTERRUPTED, "cancelled": INTERRUPTED, "new": USER_ERROR}.get(end.state, FAILED)

@@ -20,9 +20,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from runyard.cluster.rehearsal.rehearse import Rehearsal, print_result
 
-    def say(words: str) -> None:
-        print(words, file=sys.stderr, flush=True)
+    def report(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
-    told = Rehearsal(args.overrides, say).run()
-    print_result(told, as_json=args.json)
-    return 0 if told.equal else FAILED
+    result = Rehearsal(args.overrides, report).run()
+    print_result(result, as_json=args.json)
+    return 0 if result.equal else FAILED

@@ -19,9 +19,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--from-scratch", action="store_true", help="begin again at step 0 where no checkpoint is left of those it had"
     )
     parser.add_argument("--trust", action="store_true", help="run the code in it also where it is another user's")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--attach", action="store_true", help="follow to the end (what cluster=local does by itself)")
-    how.add_argument("--detach", action="store_true", help="return once the job has started (what SLURM's do)")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--attach", action="store_true", help="follow to the end (what cluster=local does by itself)")
+    mode.add_argument("--detach", action="store_true", help="return once the job has started (what SLURM's do)")
     parser.add_argument("--json", action="store_true", help="print run, job and outcome as JSON, and nothing else")
 
 

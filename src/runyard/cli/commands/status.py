@@ -40,12 +40,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("-w and --json: take one of them; call `runyard status --json` again for new values")
     if args.runs and (args.sweep or args.all):
         raise UserError("RUN, and --all or --sweep: take one of them")
-    named = [Run.find_path(reference, args.runs_dir) for reference in args.runs]
-    view = status.StatusView(Path(args.runs_dir), named, args.sweep)
+    directories = [Run.find_path(reference, args.runs_dir) for reference in args.runs]
+    view = status.StatusView(Path(args.runs_dir), directories, args.sweep)
     console = Console(highlight=False)
     lines = None if args.all else console.height if console.is_terminal else DEFAULT_LINES
     if args.json:
-        print(json.dumps([status.as_json(standing) for standing in view.statuses], indent=1))
+        print(json.dumps([status.as_json(run_status) for run_status in view.statuses], indent=1))
     elif args.watch:
         try:
             status.watch(view, console, lines)
@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
             return 0
     else:
         console.print(view.table(console.width, lines), soft_wrap=not console.is_terminal)
-    for said in (*view.unreadable, *view.problems):
-        print(f"runyard: {said}", file=sys.stderr)
+    for message in (*view.unreadable, *view.problems):
+        print(f"runyard: {message}", file=sys.stderr)
     if view.problems:
         return USER_ERROR
-    return FAILED if named and any(s.state in ("failed", "died") for s in view.statuses) else 0
+    return FAILED if directories and any(s.state in ("failed", "died") for s in view.statuses) else 0

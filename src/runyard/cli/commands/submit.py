@@ -24,9 +24,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the batch script and the cost; submit nothing")
     parser.add_argument("--after", metavar="RUN|JOB", help="start once that run or job number has ended well")
     parser.add_argument("--cfg", choices=["job"], help="print the composed configuration and submit nothing")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--attach", action="store_true", help="follow to the end (what cluster=local does by itself)")
-    how.add_argument("--detach", action="store_true", help="return once the job has started (what SLURM's do)")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--attach", action="store_true", help="follow to the end (what cluster=local does by itself)")
+    mode.add_argument("--detach", action="store_true", help="return once the job has started (what SLURM's do)")
     parser.add_argument("--json", action="store_true", help="print run, job and outcome as JSON, and nothing else")
 
 
@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from runyard.config.compose import compose
     from runyard.tracking.wandb.agent import sweep_assignment
 
-    named = any(o.lstrip("+").startswith("experiment=") for o in args.overrides)
-    overrides = args.overrides if named else ["experiment=auto", *args.overrides]
+    has_experiment = any(o.lstrip("+").startswith("experiment=") for o in args.overrides)
+    overrides = args.overrides if has_experiment else ["experiment=auto", *args.overrides]
     if args.cfg:
         import yaml
 
@@ -50,13 +50,13 @@ def run(args: argparse.Namespace) -> int:
         if args.after is None
         else dependency_job_id(args.after, lambda: composed_runs_dir(overrides, args.multirun))
     )
-    handed = sweep_assignment(os.environ)
-    if handed is not None:
+    assignment = sweep_assignment(os.environ)
+    if assignment is not None:
         if args.multirun or args.detach:
             raise UserError("W&B's agent hands out one run and waits for its end: leave out -m and --detach")
-        overrides = [*overrides, *handed.overrides(overrides, compose(overrides).config)]
+        overrides = [*overrides, *assignment.overrides(overrides, compose(overrides).config)]
     plan = launcher.plan_submission(
-        overrides, sweep=args.multirun, after=after, dry_run=args.dry_run, assignment=handed
+        overrides, sweep=args.multirun, after=after, dry_run=args.dry_run, assignment=assignment
     )
     if args.dry_run:
         print_plan(plan, as_json=args.json)
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--attach follows one run, and these are {len(plan.configs)}: leave it out")
     with sigterm_as_interrupt():
         started = [resumed] if (resumed := resume_assignment(plan)) is not None else launcher.submit(plan)
-    if args.detach or not (local or args.attach or handed):
+    if args.detach or not (local or args.attach or assignment):
         announce(started, as_json=args.json)
         return 0
     return follow_job(*started[0], as_json=args.json)
@@ -93,16 +93,16 @@ def run_sequentially(plan: launcher.Plan, args: argparse.Namespace) -> int:  # t
 
     if args.detach:
         raise UserError("--detach: the points of a sweep on this machine run one after the other; leave it out")
-    sweep, exit_code, ends = new_id(plan.config.name), 0, []
+    sweep, exit_code, rows = new_id(plan.config.name), 0, []
     for point in plan.configs:
         with sigterm_as_interrupt():
             started = launcher.start_local(point, sweep)
         code, row = follow_to_end(*started, quiet=args.json)
-        ends.append(row)
+        rows.append(row)
         exit_code = max(exit_code, code)
         if exit_code == INTERRUPTED:  # who stops a sweep means all of it
             break
-    print(json.dumps(ends) if args.json else f"compare them: runyard compare --sweep {sweep}")
+    print(json.dumps(rows) if args.json else f"compare them: runyard compare --sweep {sweep}")
     return exit_code
 
 

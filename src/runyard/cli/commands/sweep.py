@@ -61,14 +61,14 @@ def run(args: argparse.Namespace) -> int:
         settings.save(folder)
         study = Study(folder, settings, space, config.epochs)
         search = Search(study, folder, args.parallel, local, lambda line: console.print(printable(line)))
-        doing = f"sweep {study.id}: {args.trials} trials, {args.parallel} at once; runyard status -w"
+        title = f"sweep {study.id}: {args.trials} trials, {args.parallel} at once; runyard status -w"
         try:
-            with sigterm_as_interrupt(), console.status(doing):
+            with sigterm_as_interrupt(), console.status(title):
                 search.run(args.trials)
         except KeyboardInterrupt:
             search.detach()
-            goes_on = "its runs have saved and stopped" if local else "its jobs go on"
-            print(f"left: {goes_on}; go on with: {_resume_command(args, study.id)}", file=sys.stderr)
+            state = "its runs have saved and stopped" if local else "its jobs go on"
+            print(f"left: {state}; go on with: {_resume_command(args, study.id)}", file=sys.stderr)
             return INTERRUPTED
         return _print_result(study, fixed, folder, _runs_dir_option(args), as_json=args.json)
 
@@ -85,36 +85,38 @@ def _load_or_create(args: argparse.Namespace) -> tuple[Path, SearchSettings]:
     from runyard.cluster.search.study import SearchSettings
     from runyard.runs.run import new_id, sweeps_dir
 
-    said = [o for o in args.overrides if _is_runs_dir(o)]
-    runs = Path(said[-1].partition("=")[2] if said else args.runs_dir).absolute()
+    runs_dir_overrides = [o for o in args.overrides if _is_runs_dir(o)]
+    runs_dir = Path(runs_dir_overrides[-1].partition("=")[2] if runs_dir_overrides else args.runs_dir).absolute()
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", args.name):
         raise UserError(f"--name {args.name!r}: expected letters, digits and . _ -, at most 61")
-    folder = sweeps_dir(runs) / (args.name or new_id("sweep"))
-    found = SearchSettings.load(folder)
-    given = {name: value for name in SEARCH_DEFAULTS if (value := getattr(args, name)) is not None}
+    folder = sweeps_dir(runs_dir) / (args.name or new_id("sweep"))
+    stored = SearchSettings.load(folder)
+    provided = {name: value for name in SEARCH_DEFAULTS if (value := getattr(args, name)) is not None}
     if not args.overrides:
-        if found is None:
+        if stored is None:
             raise UserError(
-                f"no search of that name in {runs}; begin one: {EXAMPLE}"
+                f"no search of that name in {runs_dir}; begin one: {EXAMPLE}"
                 if args.name
                 else f"{RANGE_SYNTAX}; example: {EXAMPLE}"
             )
-        _require_unchanged(args, found, given)
-        return folder, found
-    words = [o for o in args.overrides if RANGE_PATTERN.fullmatch(o)]
-    fixed = [o for o in args.overrides if o not in words and not _is_runs_dir(o)]
+        _require_unchanged(args, stored, provided)
+        return folder, stored
+    ranges = [o for o in args.overrides if RANGE_PATTERN.fullmatch(o)]
+    fixed = [o for o in args.overrides if o not in ranges and not _is_runs_dir(o)]
     if not any(o.lstrip("+").startswith("experiment=") for o in fixed):
         fixed = ["experiment=auto", *fixed]
-    asked = SearchSettings([*fixed, f"runs_dir={json.dumps(str(runs))}"], words, **(SEARCH_DEFAULTS | given))
-    if found is not None:
-        _require_unchanged(args, found, vars(asked))
-    return folder, asked
+    requested = SearchSettings(
+        [*fixed, f"runs_dir={json.dumps(str(runs_dir))}"], ranges, **(SEARCH_DEFAULTS | provided)
+    )
+    if stored is not None:
+        _require_unchanged(args, stored, vars(requested))
+    return folder, requested
 
 
-def _require_unchanged(args: argparse.Namespace, found: SearchSettings, asked: dict[str, Any]) -> None:
-    for name, value in asked.items():
-        if (was := getattr(found, name)) != value:
-            raise UserError(f"--name {args.name}: was begun with {name} {was}, and not with {value}; "
+def _require_unchanged(args: argparse.Namespace, stored: SearchSettings, requested: dict[str, Any]) -> None:
+    for name, value in requested.items():
+        if (stored_value := getattr(stored, name)) != value:
+            raise UserError(f"--name {args.name}: was begun with {name} {stored_value}, and not with {value}; "
                             "leave the settings out to go on with it, or give another name")  # fmt: skip
 
 
@@ -128,12 +130,12 @@ def _resume_command(args: argparse.Namespace, name: str) -> str:
 
 def _runs_dir_option(args: argparse.Namespace) -> str:
     """What a command typed next must say to find the runs."""
-    said = [o.partition("=")[2] for o in args.overrides if _is_runs_dir(o)]
-    where = said[-1] if said else args.runs_dir
-    return "" if where == "runs" else f" --runs-dir {shlex.quote(where)}"
+    values = [o.partition("=")[2] for o in args.overrides if _is_runs_dir(o)]
+    runs_dir = values[-1] if values else args.runs_dir
+    return "" if runs_dir == "runs" else f" --runs-dir {shlex.quote(runs_dir)}"
 
 
-def _print_result(study: Study, fixed: list[str], folder: Path, elsewhere: str, *, as_json: bool) -> int:
+def _print_result(study: Study, fixed: list[str], folder: Path, runs_dir_option: str, *, as_json: bool) -> int:
     from runyard.cluster.search.study import runs_by_trial
 
     runs, best = runs_by_trial(study.id, folder.parents[1]), study.best
@@ -148,8 +150,8 @@ def _print_result(study: Study, fixed: list[str], folder: Path, elsewhere: str, 
         }
         for trial in study.trials
     ]
-    again = [o for o in fixed if elsewhere or not _is_runs_dir(o)]
-    command = shlex.join([*again, *study.sampled_overrides(best)]) if best else ""
+    overrides = [o for o in fixed if runs_dir_option or not _is_runs_dir(o)]
+    command = shlex.join([*overrides, *study.sampled_overrides(best)]) if best else ""
     if as_json:
         number = None if best is None else best.number
         print(json.dumps({"sweep": study.id, "best": number, "trials": trials}))
@@ -161,8 +163,8 @@ def _print_result(study: Study, fixed: list[str], folder: Path, elsewhere: str, 
     if best is None:
         print(f"runyard: no trial finished: {trials[-1]['why'] or 'all were stopped'}", file=sys.stderr)
         return FAILED
-    chosen = f"chosen among {len(trials)}, which flatters: train it with other seeds"
-    print(f"best: trial {best.number}, {100 * (best.value or 0):.2f} %, {chosen}")
+    bias_note = f"chosen among {len(trials)}, which flatters: train it with other seeds"
+    print(f"best: trial {best.number}, {100 * (best.value or 0):.2f} %, {bias_note}")
     print(f"train it:      runyard submit {command} seed=1")
-    print(f"what mattered: runyard compare --sweep {study.id}{elsewhere}")
+    print(f"what mattered: runyard compare --sweep {study.id}{runs_dir_option}")
     return 0
