@@ -41,10 +41,10 @@ class Group:
         """
         eligible = [run for run in self.runs if run.state == "finished"] or self.runs
         eligible = [run for run in eligible if np.isfinite(run.last_top1)] or eligible
-        of_seed: dict[int | None, RunHistory] = {}
+        by_seed: dict[int | None, RunHistory] = {}
         for run in sorted(eligible, key=lambda run: (len(run.series["epoch"]) > 0, run.created)):
-            of_seed[run.seed] = run
-        return tuple(run for run in self.runs if run is of_seed.get(run.seed))
+            by_seed[run.seed] = run
+        return tuple(run for run in self.runs if run is by_seed.get(run.seed))
 
     @property
     def seed_count(self) -> int:
@@ -93,20 +93,20 @@ def group_runs(runs: Iterable[RunHistory], *, by_run: bool = False) -> list[Grou
     that has not met its data yet goes with those that have, where all of these met the same.
     """
     runs = list(runs)
-    met: dict[str, set[str]] = {}
+    test_sets: dict[str, set[str]] = {}
     for run in runs:
-        met.setdefault(run.settings_sha256, set()).update([run.test_sha256] if run.test_sha256 else [])
-    found: dict[tuple[str, ...], list[RunHistory]] = {}
+        test_sets.setdefault(run.settings_sha256, set()).update([run.test_sha256] if run.test_sha256 else [])
+    members: dict[tuple[str, ...], list[RunHistory]] = {}
     for run in runs:
-        there = met[run.settings_sha256]
-        data = run.test_sha256 or (min(there) if len(there) == 1 else "")
-        found.setdefault((str(run.directory),) if by_run else (run.settings_sha256, data), []).append(run)
-    made = list(found.values())
-    names = [on_one_line(m[0].id if by_run else m[0].name) for m in made]
+        known_sets = test_sets[run.settings_sha256]
+        data = run.test_sha256 or (min(known_sets) if len(known_sets) == 1 else "")
+        members.setdefault((str(run.directory),) if by_run else (run.settings_sha256, data), []).append(run)
+    groups = list(members.values())
+    names = [on_one_line(m[0].id if by_run else m[0].name) for m in groups]
     labels = names if by_run else _letters(names)
     return [
         Group(label, tuple(sorted(m, key=lambda run: (run.seed is None, run.seed or 0, run.created))))
-        for label, m in zip(labels, made, strict=True)
+        for label, m in zip(labels, groups, strict=True)
     ]
 
 
@@ -150,6 +150,6 @@ def _letters(names: list[str]) -> list[str]:
 def _letter(number: int) -> str:
     letters = ""
     while number >= 0:
-        number, at = divmod(number, 26)
-        letters, number = chr(ord("a") + at) + letters, number - 1
+        number, remainder = divmod(number, 26)
+        letters, number = chr(ord("a") + remainder) + letters, number - 1
     return letters

@@ -67,22 +67,22 @@ class Sweep:
 def summarize_sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> Sweep:
     """Summed up over all runs of the groups, and the trials that were ``refused`` before they became runs."""
     runs = [run for group in groups for run in group.runs]
-    able = [
+    eligible = [
         (run, group)
         for group in groups
         if group.finished
         for run in group.counted_runs
         if run.last_top1 == run.last_top1
     ]
-    measure = "val" if able and all(math.isfinite(METRICS["val"].value_of(run)) for run, _ in able) else "last"
-    scores = np.array([METRICS[measure].value_of(run) for run, _ in able])
-    levels = {name: _levels([run.settings.get(name) for run, _ in able]) for name in differing_settings(groups)}
-    effects = [_effect(name, *of_it, scores) for name, of_it in levels.items()]
+    measure = "val" if eligible and all(math.isfinite(METRICS["val"].value_of(run)) for run, _ in eligible) else "last"
+    scores = np.array([METRICS[measure].value_of(run) for run, _ in eligible])
+    levels = {name: _levels([run.settings.get(name) for run, _ in eligible]) for name in differing_settings(groups)}
+    effects = [_effect(name, *setting_levels, scores) for name, setting_levels in levels.items()]
     effects.sort(key=lambda effect: -1.0 if effect.importance is None else -effect.importance)
-    share_of_groups = epsilon_squared([group.label for _, group in able], scores)
+    between_groups = epsilon_squared([group.label for _, group in eligible], scores)
     finished = [group for group in groups if group.finished and group.mean("last") == group.mean("last")]
-    lost = [run for run in runs if run.state != "finished"]
-    begun = [
+    unfinished = [run for run in runs if run.state != "finished"]
+    starts = [
         start for run in runs for start in run.starts if start.start_time > 0
     ]  # one without a time says nothing here
     states: dict[str, int] = {}
@@ -93,17 +93,17 @@ def summarize_sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> S
         states=states,
         measure=measure,
         effects=effects,
-        full_factorial=_crossed([of_it for of_it, _ in levels.values()]),
-        seed_variance_fraction=None if share_of_groups is None else 1 - share_of_groups,
-        evaluated=len(able),
+        full_factorial=_crossed([setting_levels for setting_levels, _ in levels.values()]),
+        seed_variance_fraction=None if between_groups is None else 1 - between_groups,
+        evaluated=len(eligible),
         best=max(finished, key=lambda group: group.mean(measure), default=None),
         failures=failures_by_reason(runs),
         refused=refused,
         gpu_hours=sum(run.gpu_hours for run in runs),
         core_hours=sum(run.core_hours for run in runs),
-        gpu_hours_lost=sum(run.gpu_hours for run in lost),
-        core_hours_lost=sum(run.core_hours for run in lost),
-        wall_s=max(s.end_time for s in begun) - min(s.start_time for s in begun) if begun else 0.0,
+        gpu_hours_lost=sum(run.gpu_hours for run in unfinished),
+        core_hours_lost=sum(run.core_hours for run in unfinished),
+        wall_s=max(s.end_time for s in starts) - min(s.start_time for s in starts) if starts else 0.0,
     )
 
 
@@ -124,11 +124,11 @@ def epsilon_squared(levels: Sequence[Any], scores: np.ndarray) -> float | None:
 
 def failures_by_reason(runs: Sequence[RunHistory]) -> dict[str, list[RunHistory]]:
     """Reason -> the runs that failed or fell silent for it, the most frequent first."""
-    found: dict[str, list[RunHistory]] = {}
+    by_reason: dict[str, list[RunHistory]] = {}
     for run in runs:
         if run.state in ("failed", "silent"):
-            found.setdefault(failure_reason(run), []).append(run)
-    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+            by_reason.setdefault(failure_reason(run), []).append(run)
+    return dict(sorted(by_reason.items(), key=lambda item: -len(item[1])))
 
 
 def failure_reason(run: RunHistory) -> str:
@@ -148,13 +148,16 @@ def _levels(values: list[Any]) -> tuple[list[str], bool]:
     levels = [format_setting(v) for v in values]
     if not numeric or len(set(levels)) <= max(BINS, len(values) // 2):
         return levels, False
-    drawn = np.array(values, np.float64)
-    edges = np.quantile(drawn, np.linspace(0, 1, BINS + 1)[1:-1])
-    return [str(at) for at in np.searchsorted(edges, drawn)], True
+    sampled = np.array(values, np.float64)
+    edges = np.quantile(sampled, np.linspace(0, 1, BINS + 1)[1:-1])
+    return [str(bin_index) for bin_index in np.searchsorted(edges, sampled)], True
 
 
 def _crossed(levels: Sequence[Sequence[str]]) -> bool:
     if len(levels) < 2:
         return True
-    often = Counter(zip(*levels, strict=True))
-    return len(often) == math.prod(len(set(of_it)) for of_it in levels) and len(set(often.values())) == 1
+    counts = Counter(zip(*levels, strict=True))
+    return (
+        len(counts) == math.prod(len(set(setting_levels)) for setting_levels in levels)
+        and len(set(counts.values())) == 1
+    )

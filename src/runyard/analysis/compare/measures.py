@@ -38,11 +38,11 @@ class TargetReached:
 
 def first_at_target(run: RunHistory, target: float) -> TargetReached:
     """Where test top-1 first was at least ``target``."""
-    there = np.flatnonzero(run.metric("test_top1") >= target)
-    if not len(there):
+    reached = np.flatnonzero(run.metric("test_top1") >= target)
+    if not len(reached):
         return TargetReached()
     epoch, clock_s, gpu_hours, core_hours = (
-        float(run.metric(name)[there[0]]) for name in ("epoch", "clock_s", "gpu_hours", "core_hours")
+        float(run.metric(name)[reached[0]]) for name in ("epoch", "clock_s", "gpu_hours", "core_hours")
     )
     return TargetReached(epoch, clock_s, NAN if run.cpu_only else gpu_hours, core_hours if run.core_hours else NAN)
 

@@ -52,7 +52,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def holm_adjust(ps: Sequence[float]) -> list[float]:
     """The p values of several tests, adjusted so that any false alarm among them keeps its probability (Holm 1979)."""
     adjusted, largest = [0.0] * len(ps), 0.0
-    for place, at in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        largest = max(largest, min(1.0, ps[at] * (len(ps) - place)))
-        adjusted[at] = largest
+    for rank, index in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, ps[index] * (len(ps) - rank)))
+        adjusted[index] = largest
     return adjusted

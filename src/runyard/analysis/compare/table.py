@@ -41,26 +41,26 @@ class TableRow:
 
 def table_rows(groups: Sequence[Group], target: float | None = None) -> list[TableRow]:
     """A row for each group, in the same order."""
-    names, marks = differing_settings(groups), dataset_labels(groups)
+    names, labels = differing_settings(groups), dataset_labels(groups)
     return [
-        TableRow(g, {name: g.settings.get(name) for name in names}, mark, _values(g, target))
-        for g, mark in zip(groups, marks, strict=True)
+        TableRow(g, {name: g.settings.get(name) for name in names}, label, _values(g, target))
+        for g, label in zip(groups, labels, strict=True)
     ]
 
 
 def dataset_labels(groups: Sequence[Group]) -> list[str]:
     """Each group's data set; with a number where one name stands for several test sets: "cifar10 (2)"."""
-    met: dict[str, list[str]] = {}
+    test_sets: dict[str, list[str]] = {}
     for g in groups:
         test = _test(g)
-        if test is not None and test not in met.setdefault(g.runs[0].data_name, []):
-            met[g.runs[0].data_name].append(test)
+        if test is not None and test not in test_sets.setdefault(g.runs[0].data_name, []):
+            test_sets[g.runs[0].data_name].append(test)
     out = []
     for g in groups:
         name, test = g.runs[0].data_name, _test(g)
-        several = len(met.get(name, [])) > 1
-        mark = f"{name} ({met[name].index(test) + 1})" if several and test is not None else name
-        out.append(on_one_line(mark))
+        several = len(test_sets.get(name, [])) > 1
+        label = f"{name} ({test_sets[name].index(test) + 1})" if several and test is not None else name
+        out.append(on_one_line(label))
     return out
 
 
@@ -72,8 +72,8 @@ def sort_rows(table: list[TableRow], column: str) -> list[TableRow]:
     """
     name, reverse = column.removeprefix("-"), column.startswith("-")
     keys = list(dict.fromkeys([*METRICS, *(k for row in table for k in (*row.values, *row.settings)), *TEXT_COLUMNS]))
-    every = list(dict.fromkeys([*keys, *(k for row in table for k in row.group.settings)]))
-    if name not in every:
+    all_columns = list(dict.fromkeys([*keys, *(k for row in table for k in row.group.settings)]))
+    if name not in all_columns:
         raise UserError(f"--sort {column}: no such column; there are {', '.join(keys)}, and every setting")
     good_high = name in METRICS and METRICS[name].higher_is_better
 
@@ -113,19 +113,19 @@ def table_columns(table: Sequence[TableRow], target: float | None = None) -> lis
     if any(g.state_text for g in groups):
         out.append(Column("state", [g.state_text or "finished" for g in groups], right_aligned=False))
 
-    def of(name: str) -> list[float]:
+    def values_of(name: str) -> list[float]:
         return [row.values[name] for row in table]
 
     for name in METRICS_WITH_STD:
-        out.append(Column(f"{name} %", format_percents(of(name), of(f"{name}_sd"))))
+        out.append(Column(f"{name} %", format_percents(values_of(name), values_of(f"{name}_sd"))))
     if target is not None:
         goal = f"to {100 * target:g} %"
-        out.append(Column(f"epochs {goal}", format_numbers(of("epochs_to_target"))))
-        out.append(Column(f"time {goal}", format_durations(of("clock_s_to_target"))))
+        out.append(Column(f"epochs {goal}", format_numbers(values_of("epochs_to_target"))))
+        out.append(Column(f"time {goal}", format_durations(values_of("clock_s_to_target"))))
         out += [
-            Column(f"{short} {goal}", format_numbers(of(f"{name}_to_target")))
+            Column(f"{short} {goal}", format_numbers(values_of(f"{name}_to_target")))
             for name, short in HOURS
-            if _any(of(name))
+            if _any(values_of(name))
         ]
         out.append(Column("reached by", [f"{row.values['reached']:.0f}/{row.group.seed_count}" for row in table]))
     for name in table[0].settings:
@@ -134,12 +134,12 @@ def table_columns(table: Sequence[TableRow], target: float | None = None) -> lis
         values = [row.settings[name] for row in table]
         are_numbers = all(isinstance(v, (int, float)) or v is None for v in values)
         out.append(Column(name, [format_setting(v) for v in values], right_aligned=are_numbers))
-    out.append(Column("images/s", format_numbers(of("images_per_s"))))
-    out += [Column(short, format_numbers(of(name))) for name, short in HOURS if _any(of(name))]
-    out.append(Column("restarts", format_numbers(of("restarts"))))
-    out.append(Column("data wait %", [f"{v:.1f}" if v == v else MISSING for v in of("data_wait_pct")]))
+    out.append(Column("images/s", format_numbers(values_of("images_per_s"))))
+    out += [Column(short, format_numbers(values_of(name))) for name, short in HOURS if _any(values_of(name))]
+    out.append(Column("restarts", format_numbers(values_of("restarts"))))
+    out.append(Column("data wait %", [f"{v:.1f}" if v == v else MISSING for v in values_of("data_wait_pct")]))
     if len({row.values["parameters"] for row in table if row.values["parameters"] == row.values["parameters"]}) > 1:
-        out.append(Column("para- meters", format_numbers(of("parameters"))))
+        out.append(Column("para- meters", format_numbers(values_of("parameters"))))
     return out
 
 
@@ -204,10 +204,10 @@ def _values(g: Group, target: float | None) -> dict[str, float]:
     for name, _ in HOURS:
         values[f"{name}_total"] = float(sum(getattr(run, name) for run in g.runs))
     if target is not None:
-        when = [first_at_target(run, target) for run in g.counted_runs]
+        reached = [first_at_target(run, target) for run in g.counted_runs]
         for name, key in (("epoch", "epochs"), ("clock_s", "clock_s"), *((hours, hours) for hours, _ in HOURS)):
-            values[f"{key}_to_target"] = float(np.median([getattr(w, name) for w in when]))
-        values["reached"] = float(sum(np.isfinite(w.epoch) for w in when))
+            values[f"{key}_to_target"] = float(np.median([getattr(w, name) for w in reached]))
+        values["reached"] = float(sum(np.isfinite(w.epoch) for w in reached))
     return values
 
 

@@ -51,7 +51,7 @@ def text_table(columns: Sequence[Column], width: int, heads: int = 1) -> str:
 def markdown(columns: Sequence[Column]) -> str:
     """The same as a Markdown table, uncut."""
     rows = [[column.heading for column in columns], ["--:" if column.right_aligned else ":--" for column in columns]]
-    rows += [[column.cells[at].strip() for column in columns] for at in range(len(columns[0].cells))]
+    rows += [[column.cells[index].strip() for column in columns] for index in range(len(columns[0].cells))]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
 
 
@@ -69,9 +69,9 @@ def on_one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def shorten(texts: Sequence[str], most: int) -> list[str]:
+def shorten(texts: Sequence[str], max_length: int) -> list[str]:
     """Texts of at most ``most`` characters: the middle of long ones is cut out, but never what tells two apart."""
-    length = most
+    length = max_length
     while True:
         cut = [_middle_cut(text, length) for text in texts]
         if len(set(cut)) == len(set(texts)):
@@ -84,9 +84,9 @@ def format_percents(values: Sequence[float], spreads: Sequence[float] | None = N
     means = ["" if math.isnan(v) else f"{100 * v:.2f}" for v in values]
     if spreads is None:
         return [mean or MISSING for mean in means]
-    ends = ["" if math.isnan(s) else f" ± {100 * s:.2f}" for s in spreads]
-    longest = max(map(len, ends), default=0)
-    return [(mean or MISSING) + end.ljust(longest) for mean, end in zip(means, ends, strict=True)]
+    suffixes = ["" if math.isnan(s) else f" ± {100 * s:.2f}" for s in spreads]
+    longest = max(map(len, suffixes), default=0)
+    return [(mean or MISSING) + suffix.ljust(longest) for mean, suffix in zip(means, suffixes, strict=True)]
 
 
 def format_numbers(values: Sequence[float]) -> list[str]:
@@ -110,23 +110,23 @@ def format_p_value(p: float) -> str:
     return "<0.0001" if p < 0.0001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
-def _middle_cut(text: str, most: int) -> str:
-    if len(text) <= most:
+def _middle_cut(text: str, max_length: int) -> str:
+    if len(text) <= max_length:
         return text
-    end = (most - 1) // 2
-    return f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
+    end = (max_length - 1) // 2
+    return f"{text[: max_length - 1 - end]}…{text[len(text) - end :]}"
 
 
-def _shortened(column: Column, most: int) -> Column:
-    return Column(column.heading, shorten(column.cells, most), column.right_aligned)
+def _shortened(column: Column, max_length: int) -> Column:
+    return Column(column.heading, shorten(column.cells, max_length), column.right_aligned)
 
 
 def _heading(column: Column) -> list[str]:
     """The heading's lines: broken behind dots and underscores and at spaces where the cells are narrower."""
-    room = max([MIN_HEADING, *map(len, column.cells)])
+    width = max([MIN_HEADING, *map(len, column.cells)])
     lines = [""]
     for part in re.findall(r"[^\s._]+[._]?|[._]|\s+", column.heading):
-        if lines[-1] and len(lines[-1] + part.rstrip()) > room:
+        if lines[-1] and len(lines[-1] + part.rstrip()) > width:
             lines.append("")
         lines[-1] += part
     return [line.strip() for line in lines]
@@ -143,9 +143,9 @@ def _wide(columns: Sequence[Column]) -> int:
 def _block(columns: Sequence[Column]) -> str:
     headings = [_heading(column) for column in columns]
     height = max(map(len, headings))
-    lines = [[([""] * (height - len(h)) + h)[at] for h in headings] for at in range(height)]
+    lines = [[([""] * (height - len(h)) + h)[index] for h in headings] for index in range(height)]
     lines.append(["─" * _width(column) for column in columns])
-    lines += [[column.cells[at] for column in columns] for at in range(len(columns[0].cells))]
+    lines += [[column.cells[index] for column in columns] for index in range(len(columns[0].cells))]
     return "\n".join(
         COLUMN_GAP.join(
             cell.rjust(_width(column)) if column.right_aligned else cell.ljust(_width(column))

@@ -39,17 +39,17 @@ class Condition:
         Raises:
             UserError: a word is asked to be more or less than something.
         """
-        given = lookup_value(run, self.name)
+        actual = lookup_value(run, self.name)
         if self.comparison in ORDER_COMPARISONS:
-            if given is None:
+            if actual is None:
                 return False
-            if not (_is_number(given) and _is_number(self.value)):
+            if not (_is_number(actual) and _is_number(self.value)):
                 raise UserError(
-                    f"--where {self.text!r}: {self.name} is {given} in run {run.id}; only numbers are more or less: "
+                    f"--where {self.text!r}: {self.name} is {actual} in run {run.id}; only numbers are more or less: "
                     "use = or !="
                 )
-            return ORDER_COMPARISONS[self.comparison](given, self.value)
-        equal = given == self.value and (type(given) is bool) is (type(self.value) is bool)  # true is not 1
+            return ORDER_COMPARISONS[self.comparison](actual, self.value)
+        equal = actual == self.value and (type(actual) is bool) is (type(self.value) is bool)  # true is not 1
         return equal is (self.comparison == "=")
 
 
@@ -73,13 +73,13 @@ def lookup_value(run: RunHistory, name: str) -> Any:
 
 
 def _condition(text: str, known: list[str]) -> Condition:
-    shape = CONDITION_PATTERN.fullmatch(text)
-    if shape is None:
+    match = CONDITION_PATTERN.fullmatch(text)
+    if match is None:
         raise UserError(f"--where {text!r}: expected NAME, one of < <= > >= = !=, and a value, {CONDITION_HELP}")
-    name, sign, value = shape.groups()
+    name, comparison, value = match.groups()
     if name not in known:
         raise UserError(f"--where {text!r}: {unknown_name_message(name, known)}")
-    return Condition(text, name, "=" if sign == "==" else sign, _value(value))
+    return Condition(text, name, "=" if comparison == "==" else comparison, _value(value))
 
 
 def _value(text: str) -> Any:
