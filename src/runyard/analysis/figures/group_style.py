@@ -43,15 +43,15 @@ def group_styles(groups: Sequence[Group]) -> list[GroupStyle]:
         count = len(COLORS_LIGHT)
         return [
             GroupStyle(
-                COLORS_LIGHT[at % count],
-                COLORS_DARK[at % count],
-                LINE_STYLES[at // count],
-                MARKERS[(at + at // count) % len(MARKERS)],
+                COLORS_LIGHT[index % count],
+                COLORS_DARK[index % count],
+                LINE_STYLES[index // count],
+                MARKERS[(index + index // count) % len(MARKERS)],
             )
-            for at in range(len(groups))
+            for index in range(len(groups))
         ]
-    share = _rank_fraction([mean_top1(group) for group in groups])
-    return [GroupStyle(_blend(RAMP_LIGHT, s), _blend(RAMP_DARK, s), "solid", "circle") for s in share]
+    fractions = _rank_fraction([mean_top1(group) for group in groups])
+    return [GroupStyle(_blend(RAMP_LIGHT, s), _blend(RAMP_DARK, s), "solid", "circle") for s in fractions]
 
 
 def mean_top1(group: Group) -> float:
@@ -69,12 +69,12 @@ def colored_by_score(groups: Sequence[Group]) -> bool:
 def _rank_fraction(scores: Sequence[float]) -> list[float]:
     """Each score's place among the others, 0 worst to 1 best; what was never evaluated is worst."""
     order = np.argsort(np.argsort(np.nan_to_num(np.array(scores), nan=-1.0), kind="stable"), kind="stable")
-    return [float(place) / max(1, len(scores) - 1) for place in order]
+    return [float(rank) / max(1, len(scores) - 1) for rank in order]
 
 
-def _blend(ramp: Sequence[str], share: float) -> str:
+def _blend(ramp: Sequence[str], fraction: float) -> str:
     ends = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in ramp], float)
-    at = share * (len(ramp) - 1)
-    low = min(int(at), len(ramp) - 2)
-    mixed = ends[low] + (ends[low + 1] - ends[low]) * (at - low)
+    position = fraction * (len(ramp) - 1)
+    low = min(int(position), len(ramp) - 2)
+    mixed = ends[low] + (ends[low + 1] - ends[low]) * (position - low)
     return "#" + "".join(f"{round(part):02x}" for part in mixed)

@@ -50,10 +50,10 @@ def figure_factory(theme: Theme, size_pt: float = 8) -> Iterator[Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    def figure(**options: Any) -> Figure:
-        made = Figure(facecolor=theme.background, **options)
-        FigureCanvasAgg(made)
-        return made
+    def new_figure(**options: Any) -> Figure:
+        figure = Figure(facecolor=theme.background, **options)
+        FigureCanvasAgg(figure)
+        return figure
 
     settings: Any = {
         "font.family": "DejaVu Sans",
@@ -79,7 +79,7 @@ def figure_factory(theme: Theme, size_pt: float = 8) -> Iterator[Any]:
         "axes.unicode_minus": True,
     }
     with matplotlib.rc_context(settings):
-        yield figure
+        yield new_figure
 
 
 def save(figure: Any, kind: str, dpi: int) -> bytes:
@@ -97,10 +97,10 @@ def save(figure: Any, kind: str, dpi: int) -> bytes:
     return out.getvalue()
 
 
-def blend(low: str, high: str, share: Any) -> Any:
+def blend(low: str, high: str, fraction: Any) -> Any:
     """Colours between two, float [..., 3] in [0, 1]; ``share`` in [0, 1], any shape."""
     import numpy as np
 
     ends = [np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for color in (low, high)]
-    part = np.asarray(share)[..., None]
-    return ends[0] * (1 - part) + ends[1] * part
+    weight = np.asarray(fraction)[..., None]
+    return ends[0] * (1 - weight) + ends[1] * weight
