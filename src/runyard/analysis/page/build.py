@@ -67,25 +67,26 @@ def write_page(
         UserError: the file cannot be written, or plotly is not installed.
     """
     groups = [row.group for row in table]
-    held = page_data(groups) | {"disagreements": disagreements(groups)}
-    data = json.dumps(held, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    content = page_data(groups) | {"disagreements": disagreements(groups)}
+    data = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     nonce = secrets.token_urlsafe(16)
     runs = len(_runs(groups))
-    counted = f"{runs} run{'s' * (runs != 1)}" + (f" in {len(groups)} groups" if runs != len(groups) else "")
+    run_count_text = f"{runs} run{'s' * (runs != 1)}" + (f" in {len(groups)} groups" if runs != len(groups) else "")
     page = Template(_read_asset("page.html")).substitute(
         policy=PAGE_CSP.format(nonce=nonce),
         nonce=nonce,
-        title=counted + " compared" * (runs > 1),
+        title=run_count_text + " compared" * (runs > 1),
         style=_color_css() + style.RULES + _read_asset("page.css"),
         about=escape(_about(groups)),
         notices="".join(f'<p class="notice">{escape(note)}</p>' for note in notes),
         colours="The colour says how good a group is: the stronger, the better." if colored_by_score(groups) else "",
         axes="".join(
-            f'<label><input type="radio" name="x" value="{name}"{" checked" * (not at)}>{word}</label>'
-            for at, (name, word, _) in enumerate(X_AXES)
+            f'<label><input type="radio" name="x" value="{name}"{" checked" * (not index)}>{label}</label>'
+            for index, (name, label, _) in enumerate(X_AXES)
         ),
         panels="".join(
-            PANEL.substitute(place=place, number=place + 1) for place in range(min(MAX_PANELS, len(held["measures"])))
+            PANEL.substitute(place=place, number=place + 1)
+            for place in range(min(MAX_PANELS, len(content["measures"])))
         ),
         heading="Settings that differ, and what came of them" if len(groups) > 1 else "What came of it",
         results=html_table(table_columns(table, target), group_styles(groups))
@@ -102,9 +103,9 @@ def write_page(
     try:
         write_atomic(out, page)
     except (OSError, ValueError) as error:  # a ValueError where it names no file, as "." does
-        said = error.strerror if isinstance(error, OSError) else error
-        why = f"cannot write it ({said}); name a file in a folder you can write"
-        raise UserError(f"--html {out}: {why}") from error
+        detail = error.strerror if isinstance(error, OSError) else error
+        reason = f"cannot write it ({detail}); name a file in a folder you can write"
+        raise UserError(f"--html {out}: {reason}") from error
     return out
 
 
@@ -114,10 +115,10 @@ def _runs(groups: Sequence[Group]) -> list[RunHistory]:
 
 def _library() -> bytes:
     """plotly's JavaScript, as its Python package carries it; the package itself is not imported."""
-    found = importlib.util.find_spec("plotly")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("plotly")
+    if spec is None or not spec.submodule_search_locations:
         raise UserError("--html: plotly is not installed here; `make setup` installs it")
-    return Path(found.submodule_search_locations[0], LIBRARY).read_bytes()
+    return Path(spec.submodule_search_locations[0], LIBRARY).read_bytes()
 
 
 def _gzip_base64(content: bytes) -> str:
@@ -131,16 +132,16 @@ def _read_asset(name: str) -> str:
 def _color_css() -> str:
     """By the reader's own choice on the page, or else by the browser's."""
     light, dark = style.css_variables(LIGHT, "#f4f5f7"), style.css_variables(DARK, "#0e1013")
-    chosen = f"color-scheme: dark; {dark}"
+    dark_rules = f"color-scheme: dark; {dark}"
     return (
-        f":root {{ color-scheme: light; {light} }}\n:root[data-theme=dark] {{ {chosen} }}\n"
-        f"@media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{ {chosen} }} }}\n"
+        f":root {{ color-scheme: light; {light} }}\n:root[data-theme=dark] {{ {dark_rules} }}\n"
+        f"@media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{ {dark_rules} }} }}\n"
     )
 
 
 def _about(groups: Sequence[Group]) -> str:
-    what = sorted({f"{g.settings.get('model.name', '?')} on {g.runs[0].data_name}" for g in groups})
-    return "; ".join(what[:3]) + (f" and {len(what) - 3} more" if len(what) > 3 else "")
+    names = sorted({f"{g.settings.get('model.name', '?')} on {g.runs[0].data_name}" for g in groups})
+    return "; ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _section(name: str, title: str, texts: Sequence[str]) -> str:
@@ -154,6 +155,10 @@ def _section(name: str, title: str, texts: Sequence[str]) -> str:
 
 def _shared(groups: Sequence[Group]) -> list[str]:
     """The settings that all have in common."""
-    apart = {*differing_settings(groups), "seed", "name"}
-    every = groups[0].settings.items()
-    return [f"{name}={format_setting(value)}" for name, value in every if affects_learning(name) and name not in apart]
+    differing = {*differing_settings(groups), "seed", "name"}
+    settings = groups[0].settings.items()
+    return [
+        f"{name}={format_setting(value)}"
+        for name, value in settings
+        if affects_learning(name) and name not in differing
+    ]

@@ -18,20 +18,20 @@ class Markup(str):
     """HTML that is finished; any other text is escaped."""
 
 
-def html_table(shown: Sequence[Column], styles: Sequence[GroupStyle] = ()) -> Markup:
+def html_table(columns: Sequence[Column], styles: Sequence[GroupStyle] = ()) -> Markup:
     """A table, scrolled where the page is too narrow. ``every`` row's look, if it stands for a group."""
     head = "".join(
-        f'<th scope="col" class="{_cell_class(c)}">{escape(c.heading.replace("- ", ""))}</th>' for c in shown
+        f'<th scope="col" class="{_cell_class(c)}">{escape(c.heading.replace("- ", ""))}</th>' for c in columns
     )
     rows = ""
-    for at in range(len(shown[0].cells)):
-        swatch = _swatch(styles[at]) if styles else ""
-        name = shown[0].cells[at].strip()
-        kind = _cell_class(shown[0]) + " wide" * (len(name) > LONG_NAME)
-        rows += f'<tr><th class="{kind}" scope="row">{swatch}{_breakable(name)}</th>'
-        rows += "".join(_cell(column, column.cells[at].strip()) for column in shown[1:]) + "</tr>"
+    for index in range(len(columns[0].cells)):
+        swatch = _swatch(styles[index]) if styles else ""
+        name = columns[0].cells[index].strip()
+        css_class = _cell_class(columns[0]) + " wide" * (len(name) > LONG_NAME)
+        rows += f'<tr><th class="{css_class}" scope="row">{swatch}{_breakable(name)}</th>'
+        rows += "".join(_cell(column, column.cells[index].strip()) for column in columns[1:]) + "</tr>"
     return Markup(
-        f'<div class="scroll{" long" * (len(shown[0].cells) > MOST_ROWS)}" tabindex="0"><table class="results">'
+        f'<div class="scroll{" long" * (len(columns[0].cells) > MOST_ROWS)}" tabindex="0"><table class="results">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
@@ -51,8 +51,8 @@ def _cell(column: Column, text: str) -> str:
     return f'<td class="{_cell_class(column)}">{escape(text)}</td>'
 
 
-def _swatch(look: GroupStyle) -> str:
-    return f'<span class="swatch dot" style="--light:{look.light};--dark:{look.dark}" aria-hidden="true">●</span> '
+def _swatch(style: GroupStyle) -> str:
+    return f'<span class="swatch dot" style="--light:{style.light};--dark:{style.dark}" aria-hidden="true">●</span> '
 
 
 def _breakable(name: str) -> str:
