@@ -1,4 +1,4 @@
-"""Tab completion of verbs, groups, settings and their values, answered from the configuration itself."""
+"""Tab completion of commands, config groups, settings and their values, read from the configuration itself."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ complete -o default -F _runyard runyard
 
 
 def script(shell: str) -> str:
-    """What to ``eval`` in the shell's start-up file."""
+    """Return the text to ``eval`` in the start-up file of ``shell``, bash or zsh."""
     return BASH if shell == "bash" else f"autoload -U +X bashcompinit && bashcompinit\n{BASH}"
 
 
 def completions(line: str) -> list[str]:
-    """The completions of the last word of ``line``, a command line from ``runyard`` on that may end in a space."""
+    """Return the completions of the last word of ``line``, a command line that begins with ``runyard``.
+
+    A line that ends in a space has an empty last word: all that may come next is returned.
+    """
     _, *tokens = line.split(" ")
     current = tokens[-1] if tokens else ""
     if len(tokens) < 2:
@@ -38,7 +41,7 @@ def completions(line: str) -> list[str]:
         return []
     argument_names = positionals(tokens[0])
     if argument_names & {"run", "runs"}:
-        several = "runs" in argument_names  # after the one run, the shell completes its own: file names
+        several = "runs" in argument_names  # after a single RUN the shell completes file names
         references = ["@last", *_run_ids()] if len(tokens) == 2 or several else []
         return [reference for reference in references if reference.startswith(current)]
     name, separator, value = current.partition("=")
