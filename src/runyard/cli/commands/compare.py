@@ -1,4 +1,4 @@
-"""``runyard compare``: many runs side by side, whether a difference is real, and what it cost."""
+"""``runyard compare``: compare runs: their differences, whether these are significant, and what they cost."""
 
 from __future__ import annotations
 
@@ -34,15 +34,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="CONDITION",
-        help="keep runs that fit, as 'optim.lr<1e-3' or 'last>=90%% and state=finished'; may be repeated",
+        help="keep runs that match, as 'optim.lr<1e-3' or 'last>=90%% and state=finished'; may be repeated",
     )
-    parser.add_argument("--by-run", action="store_true", help="a row for each run, not one for all seeds of the same")
-    parser.add_argument("--target", metavar="TOP1", help="also how long each took to this test top-1: 0.92 or 92%%")
-    parser.add_argument("--baseline", metavar="ROW", help="hold each row against this one: its name, or a run's id")
+    parser.add_argument(
+        "--by-run", action="store_true", help="show one row per run; do not group the seeds of one configuration"
+    )
+    parser.add_argument("--target", metavar="TOP1", help="also show the time to reach this test top-1, as 0.92 or 92%%")
+    parser.add_argument("--baseline", metavar="ROW", help="compare every row with this one: its name, or a run's id")
     parser.add_argument("--sort", default="last", metavar="COLUMN", help="best first (default: last); =-COLUMN: worst")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write one page that needs no network")
     parser.add_argument("--png", type=Path, metavar="DIR", help="also write figures for a paper: .png, .pdf and .svg")
-    parser.add_argument("--report", metavar="TITLE", help="with --wandb: also make a W&B Report of it, and say where")
+    parser.add_argument(
+        "--report", metavar="TITLE", help="with --wandb: also create a W&B Report and print its address"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print everything as JSON")
     form.add_argument("--csv", action="store_true", help="print the table as CSV, in full precision")
@@ -57,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     from runyard.analysis.compare.pairs import compare_groups
 
     if args.report is not None and args.wandb is None:
-        raise UserError(f"--report {args.report}: W&B reports on runs that it has: add --wandb ENTITY/PROJECT")
+        raise UserError(f"--report {args.report}: a W&B Report needs runs from W&B: add --wandb ENTITY/PROJECT")
     target = parse_accuracy(args.target, "--target") if args.target is not None else None
     runs_dir, skipped = (args.runs_dir, []) if args.wandb is None else _from_wandb(args)
     selection = select_runs(
@@ -76,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     for note in selection.notes:
         print(f"runyard: {note}", file=sys.stderr)
     _print(args, selection, rows, target, pairs, sweep)
-    # After the table, which an unwritable file must not cost.
+    # Files come after the table, so that one that cannot be written does not lose the table.
     if args.html is not None:
         from runyard.analysis.page.build import write_page
 
@@ -123,7 +127,7 @@ def _print(
 
 
 def _report(args: argparse.Namespace, rows: list[TableRow], target: float | None, pairs: PairTests) -> str:
-    """Make a W&B Report with the same table and tests, the page's curves and its colours. Returns its address."""
+    """Create a W&B Report with the same table and tests, the page's curves and its colors. Returns its address."""
     from runyard.analysis.compare import narrative, table
     from runyard.analysis.compare.groups import differing_settings
     from runyard.analysis.compare.text import markdown
@@ -145,7 +149,7 @@ def _report(args: argparse.Namespace, rows: list[TableRow], target: float | None
 
 
 def _from_wandb(args: argparse.Namespace) -> tuple[Path, list[str]]:
-    """The folder that the project's runs were brought to, with a bar, and notes on those that were not."""
+    """Download the project's runs with a progress bar. Returns their directory and notes on skipped runs."""
     from rich.console import Console
     from rich.progress import Progress
 

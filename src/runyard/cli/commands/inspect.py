@@ -14,7 +14,7 @@ EXAMPLE = "runyard inspect model=paper_resnet"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def prepared_classes(config: Any) -> int:
-    """How many classes an image folder has is known once it is prepared."""
+    """Return the number of classes of a prepared image folder."""
     from runyard.data import manifest
 
     return len(manifest.load_manifest(manifest.dataset_dir(config.data)).classes)

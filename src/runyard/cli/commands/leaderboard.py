@@ -19,14 +19,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--metric",
         choices=["top1", "best"],
         default="top1",
-        help="test top-1 at the last epoch (default), or at the best one, which flatters",
+        help="test top-1 at the last epoch (default), or at the best epoch, which is biased upwards",
     )
     parser.add_argument("--data", metavar="NAME", help="one data set only")
-    parser.add_argument("--max-parameters", metavar="N", help="leave out larger networks, as 5e6 (default: none is)")
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="places shown of each data set (default: 10)")
+    parser.add_argument("--max-parameters", metavar="N", help="leave out larger networks, as 5e6 (default: no limit)")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="entries shown of each data set (default: 10)")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print all places as JSON")
-    form.add_argument("--csv", action="store_true", help="print all places as CSV, in full precision")
+    form.add_argument("--json", action="store_true", help="print all entries as JSON")
+    form.add_argument("--csv", action="store_true", help="print all entries as CSV, in full precision")
     form.add_argument("--md", action="store_true", help="print as Markdown")
 
 

@@ -1,4 +1,4 @@
-"""``runyard prepare``: a data set on this machine, verified."""
+"""``runyard prepare``: download, convert and verify a data set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from runyard.cli.parser import add_overrides
 
-HELP = "fetch, verify and write a data set"
+HELP = "download, convert and verify a data set"
 EXAMPLE = "runyard prepare data=cifar10"
 
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def changed_files_text(prepared: Any) -> str:
-    """How many image files were converted or left out, and of what kinds; empty where none was."""
+    """Return how many image files were converted or skipped, by kind; an empty string if none were."""
     text = ""
     for change in ("converted", "skipped"):
         if files := prepared.writer.get(change, {}).get("files", 0):

@@ -1,4 +1,4 @@
-"""``runyard status``: how the runs stand."""
+"""``runyard status``: show the status of runs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import argparse
 from runyard.cli.parser import add_runs_dir
 from runyard.errors import FAILED, USER_ERROR, UserError
 
-HELP = "how the runs stand: state and reason, step, accuracy, speed, time left"
+HELP = "show runs: state and reason, step, accuracy, throughput, time left"
 EXAMPLE = "runyard status -w"
 STATUS_DETAILS = """
-States: new, waiting, starting, running, ending, finished, stopped (saved, can go on), cancelled, failed,
-died (without a last word), unknown (SLURM did not answer).
-Exit code: 0; where RUN is given, 1 if one of them failed or died; 2 a mistake, or SLURM did not answer."""
-DEFAULT_LINES = 44  # where there is no terminal to fit
+States: new, waiting, starting, running, ending, finished, stopped (saved, can be resumed), cancelled, failed,
+died (ended without recording why), unknown (SLURM did not answer).
+Exit code: 0; with RUN, 1 if a run failed or died; 2 if the command is wrong or SLURM did not answer."""
+DEFAULT_LINES = 44  # lines printed when the output is not a terminal
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = f"{HELP}\n{STATUS_DETAILS}"
     parser.add_argument("runs", nargs="*", metavar="RUN", help="a path, an id or its beginning, or @last; none: all")
     add_runs_dir(parser)
-    parser.add_argument("-w", "--watch", action="store_true", help="go on showing it, until Ctrl-C")
+    parser.add_argument("-w", "--watch", action="store_true", help="refresh the table until Ctrl-C")
     parser.add_argument("--all", action="store_true", help="all runs, and not only the newest that fit the terminal")
     parser.add_argument("--sweep", metavar="ID", help="the points of one sweep only: its id or its beginning, or @last")
     parser.add_argument("--json", action="store_true", help="print all runs' raw values as JSON, and nothing else")

@@ -1,4 +1,4 @@
-"""``runyard sync``: send to Weights & Biases what was logged offline."""
+"""``runyard sync``: upload offline runs to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from runyard.runs.run import Run
     from runyard.tracking.wandb.sync import SyncPlan
 
-HELP = "send to Weights & Biases what was logged offline: whole, and once"
+HELP = "upload offline runs to Weights & Biases; safe to repeat"
 EXAMPLE = "runyard sync @last    or: runyard sync --all --dry-run"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="paths, ids or their beginnings, or @last")
-    parser.add_argument("--all", action="store_true", help="every run in the folder of runs, but tracking=none")
-    parser.add_argument("--trust", action="store_true", help="send also what another user's directory holds")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be sent, and send nothing")
+    parser.add_argument("--all", action="store_true", help="every run of the folder, except those with tracking=none")
+    parser.add_argument("--trust", action="store_true", help="also upload runs that another user owns")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be uploaded without uploading")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_runs_dir(parser)
 
@@ -40,11 +40,11 @@ def run(args: argparse.Namespace) -> int:
     failed: dict[str, str] = {}
     for index, run in enumerate(runs, 1):
         try:
-            run.require_own(trusted=args.trust, instead="what it holds would be sent as yours; or --trust")
+            run.require_own(trusted=args.trust, instead="it would be uploaded as yours; or --trust")
             results.append(_sync_one(run, console, f"{index}/{len(runs)} {run.id}", args.dry_run))
         except UserError as error:
             if len(runs) == 1 or (str(error) in failed.values() and not results):
-                raise  # the same of two runs is not about a run: no key, no server
+                raise  # two runs fail alike without an API key or a server: neither run is the cause
             failed[run.id] = str(error)
             continue
         if not args.json:
@@ -54,12 +54,12 @@ def run(args: argparse.Namespace) -> int:
     for run_id, reason in failed.items():
         print(f"runyard: not sent: {reason if run_id in reason else f'{run_id}: {reason}'}", file=sys.stderr)
     for reason in unreadable:
-        print(f"runyard: passed over: {reason}", file=sys.stderr)
+        print(f"runyard: skipped: {reason}", file=sys.stderr)
     return FAILED if failed or unreadable else 0
 
 
 def _select_runs(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
-    """The runs, and for ``--all`` what was found that cannot be read."""
+    """Return the runs to upload and, with ``--all``, a message for each run that cannot be read."""
     from pathlib import Path
 
     from runyard.runs.run import Run
@@ -79,13 +79,13 @@ def _select_runs(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
 
 
 def _sync_one(run: Run, console: Console, title: str, dry_run: bool) -> dict[str, Any]:
-    """Send one run, with a bar; what was done, for `--json`."""
+    """Upload one run with a progress bar. Returns a dict for `--json`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
     from runyard.tracking.wandb import sync
 
     if sync.is_sending_live(run):
-        return {"run": run.id, "action": "left alone: it is running, and sends by itself"}
+        return {"run": run.id, "action": "skipped: the run is active and uploads itself"}
     plan = sync.plan_sync(run)
     row = _plan_as_json(plan)
     if dry_run or plan.is_complete:
@@ -115,6 +115,6 @@ def _result_line(row: dict[str, Any]) -> str:
     count = {"would send": f" {row['missing']} of {row['points']} points", "nothing to send": ""}.get(
         row["action"], f" {row['sent']} of {row['points']} points"
     )
-    damaged = f", {row['broken_lines']} broken lines of its journal passed over" if row["broken_lines"] else ""
+    damaged = f", {row['broken_lines']} broken lines of its journal skipped" if row["broken_lines"] else ""
     line = f"{row['run']}: {row['action']}{count} ({row['status']}){damaged}"
     return "\n".join([line + (f"  {row['url']}" if row.get("url") else ""), *row.get("warnings", [])])
