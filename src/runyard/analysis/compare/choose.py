@@ -1,4 +1,4 @@
-"""Which runs are compared, and what there is to say about those that are not whole."""
+"""Selects the runs to compare, and notes which of them are incomplete or damaged."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from runyard.runs.history import RunHistory, finite_or_nan
 from runyard.runs.reading import load_history, read_record
 from runyard.runs.run import Run
 
-MAX_NAMED_RUNS = 3  # runs or lines named in a note before it only counts them
+MAX_NAMED_RUNS = 3  # a note names so many runs or lines and counts the others
 
 
 @dataclass(frozen=True)
 class RunSelection:
-    """The runs, by time of creation; what was skipped or is damaged, a line each; and the sweep, if one was asked.
+    """The selected runs and what the user should know about them.
 
-    ``refused`` is why trials of the sweep became no run, a reason each.
+    Attributes:
+        runs: The runs in order of creation.
+        notes: A line for each thing that was skipped or is damaged.
+        sweep: The id of the sweep, if one was requested.
+        refused_trials: A reason for each trial of the sweep that did not become a run.
     """
 
     runs: list[RunHistory]
@@ -41,10 +45,10 @@ def select_runs(
     conditions: Sequence[str] = (),
     runs_dir: Path | str = "runs",
 ) -> RunSelection:
-    """The runs that are named, or all of ``runs_dir``; of these the ones of the tag and sweep that meet the conditions.
+    """Select the named runs, or all of ``runs_dir``, that have the tag, belong to the sweep and meet the conditions.
 
     Raises:
-        UserError: a reference fits no run, or nothing is left.
+        UserError: a reference matches no run, or no run is left.
     """
     if not references and not everything and tag is None and sweep is None:
         raise UserError("which runs? Give RUN..., --tag T, --sweep S or --all")
@@ -101,7 +105,7 @@ def _of_sweep(
     requested: str, directories: list[Path], runs_dir: Path | str, notes: list[str]
 ) -> tuple[str, list[Path]]:
     members: dict[str, list[Path]] = {}
-    created: dict[str, float] = {}  # its newest run; a sweep that was named says nothing of when it was
+    created: dict[str, float] = {}  # of the newest run, since a sweep's name need not contain a time
     for directory in directories:
         try:
             record = read_record(directory)
@@ -130,7 +134,7 @@ def _of_sweep(
 
 
 def _without_runs(requested: str | None, runs_dir: Path | str) -> str:
-    """Why the one search that is wanted has no run, where all of its trials were refused; else ""."""
+    """Return why the requested search has no run if all of its trials were refused, else an empty string."""
     reasons_by_search = {
         folder.name: reasons
         for folder in _search_dirs(runs_dir)
@@ -152,12 +156,12 @@ def _without_runs(requested: str | None, runs_dir: Path | str) -> str:
 
 
 def _search_dirs(runs_dir: Path | str) -> list[Path]:
-    """Folders of searches that had trials refused; each user's lie in one of their own."""
+    """Return the directories of searches with refused trials; each user's searches are in a separate directory."""
     return [path.parent for path in sorted(Path(runs_dir).glob(".sweeps*/*/refused.jsonl"))]
 
 
 def _refused_trials(folder: Path, notes: list[str]) -> tuple[str, ...]:
-    """What ``runyard.cluster.search.sweep`` wrote of the trials that it could make no run of, each trial once."""
+    """Return a reason for each trial that became no run, as recorded by ``runyard.cluster.search.sweep``."""
     try:
         lines = (folder / "refused.jsonl").read_bytes().splitlines()
     except OSError:
@@ -185,7 +189,7 @@ def _of_tag(tag: str, runs: list[RunHistory], runs_dir: Path | str) -> list[RunH
 
 
 def _notes(runs: list[RunHistory]) -> list[str]:
-    """What a person should know before trusting the figures, a line each."""
+    """Return what a reader should know before trusting the numbers, one line each."""
     notes = []
     for run in runs:
         if damaged_lines := run.broken_lines[: -1 if run.last_line_truncated else None]:

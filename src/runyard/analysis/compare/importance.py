@@ -1,4 +1,4 @@
-"""A sweep in a few lines: which settings mattered, which point was best, what failed, and what it cost."""
+"""Summarizes a sweep: the importance of each setting, the best point, failures, and cost."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from runyard.analysis.compare.groups import Group, differing_settings, format_se
 from runyard.analysis.compare.measures import METRICS
 from runyard.runs.history import RunHistory
 
-BINS = 4  # of a number that was drawn, not chosen from a few values
+BINS = 4  # for a setting that was sampled from a range, not chosen from a few values
 METHOD = "ε²: share of the variance between runs that a setting's main effect explains, corrected for chance"
 
 
 @dataclass(frozen=True)
 class Effect:
-    """How much one setting mattered. ``share`` is None where there are too few runs to tell."""
+    """The importance of one setting, a fraction of the variance; None if there are too few runs to estimate it."""
 
     setting: str
     levels: int
@@ -31,20 +31,20 @@ class Effect:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found and cost.
+    """The results and the cost of a sweep.
 
     Attributes:
-        measure: What the best point and the shares go by: "val" where every finished run has held images out, which
-            is what ``runyard sweep`` maximises too; else "last", and then the test set itself chooses.
-        effects: Of each setting that was varied, the largest first.
-        crossed: Every combination of the settings' levels was evaluated equally often, so that shares do not overlap.
-        between_seeds: Part of the variance that is between seeds of the same settings; None without repeated seeds.
-        evaluated: Runs that the shares are computed from: finished ones.
-        best: The group with the highest mean of the measure, or None when nothing finished.
-        failures: As ``failures_by_reason``.
-        refused: Why trials became no run, a reason each.
-        gpu_hours, core_hours: Of all runs; ``..._lost`` of those that did not finish.
-        wall_s: From the first start to the last sign of life, s.
+        measure: The metric that ranks points: "val" if every finished run has a validation split, which is what
+            ``runyard sweep`` maximizes too; else "last", and then the test set itself chooses the best point.
+        effects: The importance of each setting that was varied, the largest first.
+        full_factorial: Each combination of the settings' levels was evaluated equally often, so shares do not overlap.
+        seed_variance_fraction: Fraction of the variance between seeds of equal settings; None without them.
+        evaluated: The number of finished runs, from which the shares are computed.
+        best: The group with the highest mean of the measure, or None if no run has finished.
+        failures: The failed runs by reason, from ``failures_by_reason``.
+        refused: A reason for each trial that did not become a run.
+        gpu_hours, core_hours: Cost of all runs, h; ``..._lost`` of those that did not finish.
+        wall_s: Time from the first start to the last sign of life, s.
     """
 
     runs: int
@@ -65,7 +65,7 @@ class Sweep:
 
 
 def summarize_sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> Sweep:
-    """Summed up over all runs of the groups, and the trials that were ``refused`` before they became runs."""
+    """Summarize all runs of the groups, and the trials that were ``refused`` before they became runs."""
     runs = [run for group in groups for run in group.runs]
     eligible = [
         (run, group)
@@ -108,9 +108,9 @@ def summarize_sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> S
 
 
 def epsilon_squared(levels: Sequence[Any], scores: np.ndarray) -> float | None:
-    """ε² (Kelley 1935): the between-levels share of the scores' variance, less what chance alone would give; 0 to 1.
+    """Return ε² (Kelley 1935): the fraction of the scores' variance between levels, corrected for chance; 0 to 1.
 
-    None where it cannot be told: one level, as many levels as scores, or scores that are all alike.
+    None if it cannot be estimated: one level, as many levels as scores, or equal scores.
     """
     names = sorted(set(levels), key=str)
     if not 1 < len(names) < len(scores) or np.ptp(scores) == 0:
@@ -123,7 +123,7 @@ def epsilon_squared(levels: Sequence[Any], scores: np.ndarray) -> float | None:
 
 
 def failures_by_reason(runs: Sequence[RunHistory]) -> dict[str, list[RunHistory]]:
-    """Reason -> the runs that failed or fell silent for it, the most frequent first."""
+    """Return the runs that failed or fell silent by reason, the most frequent reason first."""
     by_reason: dict[str, list[RunHistory]] = {}
     for run in runs:
         if run.state in ("failed", "silent"):
@@ -132,7 +132,7 @@ def failures_by_reason(runs: Sequence[RunHistory]) -> dict[str, list[RunHistory]
 
 
 def failure_reason(run: RunHistory) -> str:
-    """Why it failed, without the numbers that differ from run to run, so that equal ones meet."""
+    """Return why a run failed, without the numbers that differ from run to run, so that equal reasons match."""
     if run.state == "silent":
         return "no sign of life, so it was killed or its machine is gone"
     return re.sub(r"\d[\d.,e+-]*\d|\d", "…", run.message.partition("\n")[0]) or "no reason given"
@@ -143,7 +143,7 @@ def _effect(setting: str, levels: list[str], binned: bool, scores: np.ndarray) -
 
 
 def _levels(values: list[Any]) -> tuple[list[str], bool]:
-    """A setting's level in each run, and whether these are bins of numbers that were drawn."""
+    """Return a setting's level in each run, and whether the levels are bins of sampled numbers."""
     numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     levels = [format_setting(v) for v in values]
     if not numeric or len(set(levels)) <= max(BINS, len(values) // 2):

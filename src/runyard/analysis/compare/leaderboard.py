@@ -1,4 +1,4 @@
-"""The best of each data set: groups of finished runs, ranked, under a limit of parameters."""
+"""Ranks the groups of finished runs of each data set, with a limit on the number of parameters."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ RANKING_METRICS = {
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """The ranking of one data set, best first, and how many groups had to stay out of it.
+    """The ranking of one data set, best first, and how many groups are not ranked.
 
     Attributes:
-        too_large: Groups with more parameters than the limit.
-        unknown_size: Groups of which nobody said how many parameters they have, where there is a limit.
-        unfinished: Groups of which no run has finished.
+        too_large: Number of groups with more parameters than the limit.
+        unknown_size: Number of groups with an unknown number of parameters, if there is a limit.
+        unfinished: Number of groups without a finished run.
     """
 
     data: str
@@ -35,19 +35,19 @@ class Leaderboard:
     unfinished: int
 
     def top(self, places: int) -> Leaderboard:
-        """Its first places alone."""
+        """Return the leaderboard cut to its first ``places`` rows."""
         return replace(self, rows=self.rows[:places])
 
 
 def make_leaderboards(
     groups: Sequence[Group], metric: str = "top1", *, data: str | None = None, max_parameters: float | None = None
 ) -> list[Leaderboard]:
-    """One for each set of test images, by its mark ("cifar10", "cifar10 (2)"); means over seeds are what is ranked.
+    """Return a leaderboard for each test set ("cifar10", "cifar10 (2)"), ranked by means over seeds.
 
-    Some may have nothing ranked, but not all.
+    Some leaderboards may be empty, but not all.
 
     Raises:
-        UserError: ``data`` is none of the data sets there, or nothing is left to rank.
+        UserError: no run has the data set ``data``, or nothing is left to rank.
     """
     members: dict[str, list[Group]] = {}
     for group, label in zip(groups, dataset_labels(groups), strict=True):
@@ -71,7 +71,7 @@ def make_leaderboards(
 
 
 def leaderboard_columns(board: Leaderboard, metric: str) -> list[Column]:
-    """What is shown of a board. Hours are means over the seeds that count, for one run."""
+    """Return the columns of a leaderboard. Hours are for one run, as means over the counted seeds."""
     table, name = board.rows, RANKING_METRICS[metric]
 
     def values_of(key: str) -> list[float]:
@@ -100,7 +100,7 @@ def leaderboard_columns(board: Leaderboard, metric: str) -> list[Column]:
 
 
 def as_dicts(board: Leaderboard, metric: str) -> list[dict[str, Any]]:
-    """For JSON and CSV: a flat mapping for each place; what is not known is null."""
+    """Return a flat mapping for each rank, for JSON and CSV; an unknown value is None."""
     names = (RANKING_METRICS[metric], f"{RANKING_METRICS[metric]}_sd", "parameters", "gpu_hours", "core_hours")
     return [
         {
@@ -120,7 +120,7 @@ def as_dicts(board: Leaderboard, metric: str) -> list[dict[str, Any]]:
 
 
 def exclusion_text(boards: Sequence[Leaderboard], max_parameters: float | None) -> str:
-    """A sentence on what was not ranked; "" where all was."""
+    """Return a sentence on what was not ranked; an empty string if all was ranked."""
     large, unknown, unfinished = (
         sum(getattr(board, name) for board in boards) for name in ("too_large", "unknown_size", "unfinished")
     )

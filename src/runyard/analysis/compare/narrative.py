@@ -1,4 +1,4 @@
-"""What follows the table: is it real, and what a sweep found, as sentences and small tables."""
+"""The text below the table: significance tests and sweep results, as sentences and small tables."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ CHOSEN_BY = {
     "val": "the last top-1 on the held-out part",
     "last": "the last test top-1, so the test set itself chose it, which flatters",
 }
-IMAGES_LABEL = {OTHER_IMAGES: "other", UNKNOWN_IMAGES: "unknown"}  # in the column of pairs that cannot be paired
+IMAGES_LABEL = {OTHER_IMAGES: "other", UNKNOWN_IMAGES: "unknown"}  # in the column "test images"
 
 
 def table_notes(groups: Sequence[Group]) -> list[str]:
-    """A paragraph on how the table's figures came about, and what makes its rows less than equal."""
+    """Return a paragraph on how the table's numbers were computed, and why its rows may not be comparable."""
     out = []
     if any(group.seed_count > 1 for group in groups):
         out.append("Mean ± standard deviation over n seeds.")
@@ -47,7 +47,7 @@ def table_notes(groups: Sequence[Group]) -> list[str]:
 
 
 def column_notes(groups: Sequence[Group], target: float | None = None) -> list[str]:
-    """A sentence on the columns that are not made of the same runs, where rows have several."""
+    """Return a sentence on columns that are computed from different runs, if rows have several."""
     if all(len(group.runs) == 1 for group in groups):
         return []
     medians = ", what it took to the target the median of theirs" if target is not None else ""
@@ -55,12 +55,12 @@ def column_notes(groups: Sequence[Group], target: float | None = None) -> list[s
 
 
 def wrap(paragraph: str, width: int) -> str:
-    """A sentence broken at ``width``; tables are left as they are."""
+    """Break a sentence into lines of ``width`` characters; tables are left as they are."""
     return paragraph if "\n" in paragraph else textwrap.fill(paragraph, width, break_on_hyphens=False)
 
 
 def pair_text(pairs: PairTests, render_table: Layout) -> list[str]:
-    """Paragraphs: what was tested and how, the table of pairs, and what is missing to say more. [] for one group."""
+    """Return paragraphs on the tests, the table of pairs, and what is missing for more tests; [] for one group."""
     if not pairs.pairs:
         return _missing(pairs) if len(pairs.excluded) > 1 else []
     title = "Is it real? Differences of the last test top-1 in percentage points, first less second"
@@ -100,7 +100,7 @@ def pair_text(pairs: PairTests, render_table: Layout) -> list[str]:
 
 
 def sweep_text(sweep: Sweep, name: str, render_table: Layout) -> list[str]:
-    """Paragraphs: the best point, what mattered, what failed, what it cost."""
+    """Return paragraphs on the best point, the importance of settings, failures, and cost."""
     states = ", ".join(f"{count} {state}" for state, count in sweep.states.items())
     states += f"; {len(sweep.refused)} more trials were refused" if sweep.refused else ""
     paragraphs = [f"Sweep {name}: {sweep.runs} runs, {states}."]
@@ -117,7 +117,7 @@ def sweep_text(sweep: Sweep, name: str, render_table: Layout) -> list[str]:
         paragraphs.append(f"Best point: {point}  ({sweep.best.label}, {score}{test}), by {CHOSEN_BY[sweep.measure]}.")
     if sweep.effects and sweep.evaluated > 1:
         labels = [f"{e.setting} ({f'{e.levels} bins' if e.binned else f'{e.levels} values'})" for e in sweep.effects]
-        shares = ["cannot be told" if e.importance is None else f"{100 * e.importance:.0f} %" for e in sweep.effects]
+        shares = ["unknown" if e.importance is None else f"{100 * e.importance:.0f} %" for e in sweep.effects]
         if sweep.seed_variance_fraction is not None:
             labels.append("(between seeds)")
             shares.append(f"{100 * sweep.seed_variance_fraction:.0f} %")
@@ -135,7 +135,7 @@ def sweep_text(sweep: Sweep, name: str, render_table: Layout) -> list[str]:
 
 
 def failure_text(failures: Mapping[str, Sequence[RunHistory]], max_reasons: int = 3) -> list[str]:
-    """A line for each of the ``most`` frequent reasons why runs failed, and how many had another."""
+    """Return a line for each of the ``max_reasons`` most frequent reasons of failures, and a count of the others."""
     lines = []
     for reason, runs in [*failures.items()][:max_reasons]:
         ids, more = ", ".join(run.id for run in runs[:3]), ", ..." * (len(runs) > 3)
@@ -149,7 +149,7 @@ def failure_text(failures: Mapping[str, Sequence[RunHistory]], max_reasons: int 
 def as_json_document(
     rows: Sequence[TableRow], pairs: PairTests, sweep: Sweep | None, selection: RunSelection
 ) -> dict[str, Any]:
-    """All of it, for JSON."""
+    """Return the whole comparison as a JSON-ready mapping."""
     return {
         "rows": [as_dict(row) for row in rows],
         "pairs": [pair_as_dict(pair) for pair in pairs.pairs],
@@ -159,7 +159,7 @@ def as_json_document(
 
 
 def pair_as_dict(pair: PairTest) -> dict[str, Any]:
-    """For JSON. Shares of 1; p values as adjusted and as they were."""
+    """Return a pair's tests as a JSON-ready mapping: accuracies as fractions of 1, p values raw and adjusted."""
     welch, mcnemar = pair.welch, pair.mcnemar
     return {
         "first": pair.first.label,
@@ -193,7 +193,7 @@ def pair_as_dict(pair: PairTest) -> dict[str, Any]:
 
 
 def sweep_as_dict(sweep: Sweep, name: str) -> dict[str, Any]:
-    """For JSON."""
+    """Return a sweep's results as a JSON-ready mapping."""
     return {
         "id": name,
         "runs": sweep.runs,
@@ -222,7 +222,7 @@ def _first_names(labels: Sequence[str]) -> str:
 
 
 def _pair_name(pair: PairTest, pairs: PairTests) -> str:
-    """Both names, or the first alone where the title says what all are held against."""
+    """Return both names, or the first alone if the title names the common baseline."""
     return pair.first.label if pairs.baseline is not None else f"{pair.first.label} vs {pair.second.label}"
 
 
@@ -257,7 +257,7 @@ def _seeds(pairs: PairTests) -> str:
 
 
 def _missing(pairs: PairTests) -> list[str]:
-    """Why some pairs have no test, and some groups are in no pair."""
+    """Return why some pairs have no test and why some groups are in no pair."""
     groups = {g.label: g for p in pairs.pairs for g in (p.first, p.second)}
     out = []
     single = [g for g in groups.values() if g.seed_count < 2]
@@ -279,13 +279,13 @@ def _missing(pairs: PairTests) -> list[str]:
         )
     if not any(p.mcnemar for p in pairs.pairs) and any(p.no_mcnemar == NOT_KEPT for p in pairs.pairs):
         out.append(
-            "No predictions kept: without a predictions.npz of both nobody knows which images a network got "
+            "No predictions kept: without a predictions.npz of both it is unknown which images a network got "
             "right, so there is no paired test."
         )
     if any(p.no_mcnemar == OTHER_IMAGES for p in pairs.pairs):
-        out.append("Networks that saw different test images are not held against each other by a paired test.")
+        out.append("Networks that were tested on different images are not compared by a paired test.")
     if any(p.no_mcnemar == UNKNOWN_IMAGES for p in pairs.pairs):
-        out.append("Without its data.json nobody knows which test images a run saw: it is in no paired test.")
+        out.append("Without its data.json it is unknown which test images a run saw: it is in no paired test.")
     reasons: dict[str, list[str]] = {}
     compared = {g.runs[0].data_name for g in groups.values()}
     given_baseline = pairs.baseline is not None and not pairs.baseline_is_best
@@ -298,7 +298,7 @@ def _missing(pairs: PairTests) -> list[str]:
             if math.isnan(g.mean("last"))
             else alone_reason
             if g.runs[0].data_name not in compared
-            else "not among the foremost"
+            else "not among the best"
         )
         reasons.setdefault(reason, []).append(g.label)
     if reasons:
@@ -309,12 +309,12 @@ def _missing(pairs: PairTests) -> list[str]:
 
 
 def _repeats(group: Group) -> tuple[str, str | None]:
-    """Equal in rows that are seeds of the same, as each is a row with --by-run."""
+    """Return a key that is equal for rows that differ only in their seed, as rows do with --by-run."""
     return group.runs[0].settings_sha256, group.runs[0].test_sha256
 
 
 def _unexplained_text(sweep: Sweep) -> str:
-    """What the shares leave open, which depends on how the runs were laid out; "" where there are none."""
+    """Return what the shares do not explain, which depends on the design of the sweep; empty without shares."""
     if all(effect.importance is None for effect in sweep.effects):
         return ""
     if not sweep.full_factorial:

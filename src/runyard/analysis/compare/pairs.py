@@ -1,4 +1,4 @@
-"""Is a difference real? Which groups are held against which, by what test, and in what words it is said."""
+"""Tests whether groups differ: chooses the pairs of groups and applies Welch's and McNemar's tests."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from runyard.analysis.compare.statistics import Welch, holm_adjust, mcnemar, wel
 from runyard.errors import UserError
 from runyard.runs.history import RunHistory, SavedPredictions
 
-MAX_PAIRWISE_GROUPS = 4  # groups up to which each is held against each
+MAX_PAIRWISE_GROUPS = 4  # up to so many groups all pairs are compared
 OTHER_IMAGES, UNKNOWN_IMAGES = "other test images", "test images not known"
 NOT_KEPT, NO_SPREAD = "no predictions kept", "no spread between seeds"
-MAX_AGAINST_BEST = 12  # beyond, only the foremost of them are held against the best
+MAX_AGAINST_BEST = 12  # of more groups only so many, best first, take part in the comparison with the best
 
 
 @dataclass(frozen=True)
 class McNemar:
-    """McNemar's exact test of two networks on the same test images. ``only_first`` alone got these right."""
+    """McNemar's exact test of two networks on the same test images.
+
+    ``only_first`` counts the images that the first network alone classified correctly, ``only_second`` the second."""
 
     first: RunHistory
     second: RunHistory
@@ -34,12 +36,13 @@ class McNemar:
 
 @dataclass(frozen=True)
 class PairTest:
-    """Two groups: the difference of their means of the last test top-1, first minus second, and the tests of it.
+    """Two groups: the difference of their mean last test top-1, first minus second, and its tests.
 
     Attributes:
-        means: Welch's t over seeds; None, and ``no_welch`` says why, where it cannot be made.
-        means_p_holm: Its p, adjusted over all pairs that have one.
-        paired: McNemar's test of one seed's networks; None, and ``no_mcnemar`` says why, where it cannot be made.
+        difference: As a fraction of 1.
+        welch: Welch's t over seeds; None if it is impossible, and then ``no_welch`` says why.
+        means_p_holm: The p of ``welch``, adjusted over all pairs that have one.
+        mcnemar: McNemar's test of one seed's networks; None if it is impossible, and then ``no_mcnemar`` says why.
     """
 
     first: Group
@@ -54,12 +57,13 @@ class PairTest:
 
 @dataclass(frozen=True)
 class PairTests:
-    """All that were compared, within each data set. ``baseline`` is the one group that all are held against, if any.
+    """All pairs that were compared, each within one data set.
 
     Attributes:
-        chosen: Groups were held against the best of a data set, chosen for its figures and not by the user.
-        left_out: Groups that were not compared: unfinished, without another of their data set (or not of the
-            baseline's), or behind the foremost of many.
+        baseline: The one group with which all others are compared, if there is one.
+        baseline_is_best: Groups were compared with the best of a data set, which these results and not the user chose.
+        excluded: Groups that were not compared: unfinished, without another group of their data set (or of another
+            data set than the baseline), or not among the best of many.
     """
 
     pairs: list[PairTest]
@@ -69,10 +73,10 @@ class PairTests:
 
 
 def compare_groups(groups: Sequence[Group], baseline: str | None = None) -> PairTests:
-    """Each finished group with each of its data set, or where there are many with the best; or all with ``baseline``.
+    """Compare the finished groups of each data set: all pairs, or with ``baseline``, or of many each with the best.
 
     Raises:
-        UserError: ``baseline`` names no group, or one without a finished run.
+        UserError: ``baseline`` matches no group, or one without a finished run.
     """
     eligible = [group for group in groups if group.finished and np.isfinite(group.mean("last"))]
     eligible.sort(key=lambda group: -group.mean("last"))
@@ -94,7 +98,7 @@ def compare_groups(groups: Sequence[Group], baseline: str | None = None) -> Pair
 
 
 def _couples(members: Sequence[Group]) -> list[tuple[Group, Group]]:
-    """Of one data set's groups, best first."""
+    """Return the pairs to compare among one data set's groups, which come best first."""
     if len(members) <= MAX_PAIRWISE_GROUPS:
         return list(combinations(members, 2))
     return [(group, members[0]) for group in members[1:MAX_AGAINST_BEST]]
@@ -130,7 +134,7 @@ def _pair(first: Group, second: Group, predictions_of: dict[RunHistory, SavedPre
 def _paired(
     first: Group, second: Group, predictions_of: dict[RunHistory, SavedPredictions | None]
 ) -> tuple[McNemar | None, str]:
-    """Of the lowest seed that both have, or each group's lowest: fixed before anything is seen: no choice of ours."""
+    """Test the networks of the lowest common seed, or of each group's lowest seed; no result influences the choice."""
     first_sha256, second_sha256 = first.counted_runs[0].test_sha256, second.counted_runs[0].test_sha256
     if first_sha256 is None or second_sha256 is None:
         return None, UNKNOWN_IMAGES

@@ -1,4 +1,4 @@
-"""The table: a row for each group, with the settings that differ, how good it is, and what it cost."""
+"""The table of a comparison: for each group the settings that differ, its accuracy, and its cost."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ METRICS_WITH_STD = ("last", "best")  # shown with their standard deviation over 
 
 @dataclass(frozen=True)
 class TableRow:
-    """A group in numbers. ``values`` has every measure's mean over seeds, and what --target adds; NaN: not known.
+    """A group in numbers. ``values`` has the mean of every metric over seeds, and what --target adds; NaN if unknown.
 
-    ``last`` and ``best`` are of all n seeds or NaN. ``restarts`` is the sum over all of the group's runs,
-    ``gpu_hours_total`` and ``core_hours_total`` what all of them have cost, those that failed included; times to the
-    target are medians over seeds, infinite where most never came.
+    ``last`` and ``best`` are means over all n seeds, or NaN. ``restarts``, ``gpu_hours_total`` and ``core_hours_total``
+    are sums over all of the group's runs, failed ones included; times to the target are medians over seeds, infinite if
+    most seeds never reached it.
     """
 
     group: Group
@@ -40,7 +40,7 @@ class TableRow:
 
 
 def table_rows(groups: Sequence[Group], target: float | None = None) -> list[TableRow]:
-    """A row for each group, in the same order."""
+    """Return a row for each group, in the same order."""
     names, labels = differing_settings(groups), dataset_labels(groups)
     return [
         TableRow(g, {name: g.settings.get(name) for name in names}, label, _values(g, target))
@@ -49,7 +49,7 @@ def table_rows(groups: Sequence[Group], target: float | None = None) -> list[Tab
 
 
 def dataset_labels(groups: Sequence[Group]) -> list[str]:
-    """Each group's data set; with a number where one name stands for several test sets: "cifar10 (2)"."""
+    """Return each group's data set, with a number if several test sets share the name: "cifar10 (2)"."""
     test_sets: dict[str, list[str]] = {}
     for g in groups:
         test = _test(g)
@@ -65,7 +65,7 @@ def dataset_labels(groups: Sequence[Group]) -> list[str]:
 
 
 def sort_rows(table: list[TableRow], column: str) -> list[TableRow]:
-    """By a column: what is good when high comes high first, all else low first; -COLUMN turns that round.
+    """Sort by a column: the highest first if higher is better, else the lowest first; -COLUMN reverses the order.
 
     Raises:
         UserError: there is no such column.
@@ -100,7 +100,7 @@ TEXT_COLUMNS: dict[str, Callable[[TableRow], Any]] = {  # columns that are neith
 
 
 def table_columns(table: Sequence[TableRow], target: float | None = None) -> list[Column]:
-    """What is shown to a person: results, settings, costs. A column that would say nothing is left out."""
+    """Return the columns of the printed table: results, settings, costs. Columns without information are left out."""
     groups = [row.group for row in table]
     out = [Column("run", [g.label for g in groups], right_aligned=False)]
     if any(len(g.runs) > 1 for g in groups):
@@ -147,7 +147,7 @@ HOURS = (("gpu_hours", "GPU-h"), ("core_hours", "core-h"))
 
 
 def as_dict(row: TableRow) -> dict[str, Any]:
-    """A row for JSON, flat but for its settings and runs; what is not known is null."""
+    """Return a JSON-ready mapping of a row, flat except for its settings and runs; an unknown value is None."""
     g = row.group
     return {
         "run": g.label,
@@ -173,7 +173,7 @@ def as_dict(row: TableRow) -> dict[str, Any]:
 
 
 def json_safe(value: Any) -> Any:
-    """A setting for JSON, which knows no nan and no infinity: they become words."""
+    """Return a setting for JSON, which has no nan and no infinity: they become strings."""
     if isinstance(value, dict):
         return {name: json_safe(v) for name, v in value.items()}
     if isinstance(value, list):
@@ -182,7 +182,7 @@ def json_safe(value: Any) -> Any:
 
 
 def csv_row(row: TableRow) -> dict[str, Any]:
-    """A row for CSV: settings by their dotted names, seeds and ids joined by spaces."""
+    """Return a row for CSV: settings by their dotted names, seeds and ids joined by spaces."""
     line = as_dict(row)
     runs, seeds, settings = line.pop("runs"), line.pop("seeds"), line.pop("settings")
     return {
@@ -198,7 +198,7 @@ def _values(g: Group, target: float | None) -> dict[str, float]:
     for name in METRICS_WITH_STD:
         seen = g.values(name)
         values[f"{name}_sd"] = float(seen.std(ddof=1)) if len(seen) > 1 else NAN
-        if np.isnan(seen).any():  # what fewer runs than n have is not the row's
+        if np.isnan(seen).any():  # a mean over fewer than n runs would not be the row's
             values[name] = NAN
     values["restarts"] = float(sum(len(run.restarts) for run in g.runs))
     for name, _ in HOURS:
