@@ -83,7 +83,7 @@ def _condition(text: str, known: list[str]) -> Condition:
 
 
 def _value(text: str) -> Any:
-    """Parse a value as the command line writes it: a number, 92%, true, false, null, [a,b], or a word, quoted or not."""
+    """Parse a value as the command line writes it: a number, 92%, true, false, null, [a,b], or a word."""
     if text in ("true", "false", "null"):
         return json.loads(text)
     if text[0] == "[" and text[-1] == "]":

@@ -1,6 +1,6 @@
-"""The comparison as figures for a paper: one column wide, readable in print and for the colour-blind.
+"""Writes the figures of a comparison for a paper: one column wide, readable in print and for the color-blind.
 
-Groups differ by colour, line and marker, as on the page. Every figure is written as .png (300 dpi), .pdf and .svg.
+Groups differ by color, line and marker, as on the page. Every figure is written as .png (300 dpi), .pdf and .svg.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ CURVE_PANELS = (("test_top1", "Test accuracy (%)", 100), ("test_loss", "Test los
 
 
 def write_figures(folder: Path, groups: Sequence[Group]) -> list[str]:
-    """Write what the runs have figures for into ``folder``, which is made; returns the figures' names.
+    """Write every figure for which the runs have data into ``folder``, which is created. Returns the figures' names.
 
     Raises:
-        UserError: the folder cannot be written, or its name is that of a picture.
+        UserError: the folder cannot be written, or its name ends like an image file's.
     """
     if folder.suffix.lower().lstrip(".") in FIGURE_FORMATS:
         raise UserError(
@@ -64,12 +64,12 @@ def write_figures(folder: Path, groups: Sequence[Group]) -> list[str]:
 
 
 def curves(groups: Sequence[Group]) -> Any:
-    """Test accuracy and loss by epoch: means over seeds, with a band of one standard deviation."""
+    """Draw test accuracy and loss by epoch: means over seeds, with a band of one standard deviation."""
     return _curves(groups, "epoch", "Epoch")
 
 
 def curves_by_cost(groups: Sequence[Group]) -> Any:
-    """The same by GPU- or core-hours, where runs went on after an interruption marked."""
+    """Draw test accuracy and loss by GPU-hours or core-hours, with a marker where a run resumed."""
     return _curves(groups, *cost_metric(groups))
 
 
@@ -97,7 +97,7 @@ def _curves(groups: Sequence[Group], x_metric: str, x_title: str) -> Any:
         remarks = ["line: mean over seeds; band: ± standard deviation"] * any(
             group.seed_count > 1 for group in eligible
         )
-        remarks += ["triangle: went on after an interruption"] * any(
+        remarks += ["triangle: resumed after an interruption"] * any(
             a.get_gid() == RESTART_GID for a in figure.axes[0].lines
         )
         drawn = [
@@ -108,7 +108,7 @@ def _curves(groups: Sequence[Group], x_metric: str, x_title: str) -> Any:
 
 
 def parallel_coordinates(groups: Sequence[Group]) -> Any:
-    """Parallel coordinates: a line for each group, through the settings that differ to its accuracy."""
+    """Draw parallel coordinates: a line for each group through the settings that differ, to its accuracy."""
     names = differing_settings(groups)[:MAX_AXES]
     points = [
         (g, style) for g, style in zip(groups, group_styles(groups), strict=True) if math.isfinite(g.mean("last"))
@@ -160,8 +160,11 @@ def parallel_coordinates(groups: Sequence[Group]) -> Any:
 
 
 def mean_and_std(group: Group, measure: str, x_metric: str = "epoch") -> np.ndarray:
-    """float64 [epochs measured, 4]: of the runs that got there the mean of ``over`` (the epoch, or hours spent), the
-    measure's mean and standard deviation (0 of one), and how many they are."""
+    """Return the mean curve of a group's counted runs, float64 [measured epochs, 4].
+
+    The columns are the mean of ``x_metric`` (the epoch, or hours), the mean of the measure, its standard deviation (0
+    for one run), and the number of runs that reached the epoch.
+    """
     by_epoch: dict[float, list[tuple[float, float]]] = {}
     for run in group.counted_runs:
         for epoch, x, value in zip(run.series["epoch"], run.metric(x_metric), run.metric(measure), strict=True):
@@ -175,7 +178,7 @@ def mean_and_std(group: Group, measure: str, x_metric: str = "epoch") -> np.ndar
 
 
 def _restarts(group: Group, x_metric: str) -> list[float]:
-    """What the group's runs had cost when they went on after an interruption, h."""
+    """Return the cost of the group's runs at each restart, h."""
     width = {"gpu_hours": "gpus", "core_hours": "cores"}[x_metric]
     spent = [
         [getattr(start, width) * (start.end_time - start.start_time) / 3600 for start in run.starts[:-1]]
@@ -195,7 +198,7 @@ def _line(
             "linestyle": "none",
             "markersize": 3.6,
         }
-        transform = axis.get_xaxis_transform()  # on the axis, whatever the values are
+        transform = axis.get_xaxis_transform()  # y is a fraction of the axis
         axis.plot(
             restarts, [0.03] * len(restarts), transform=transform, markeredgewidth=0.7, gid=RESTART_GID, **marker_style
         )
@@ -218,7 +221,7 @@ def _line(
 
 
 def _axis_positions(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Each value's place from 0 to 1, and ticks as (place, word). Numbers over a factor of ten have a log scale."""
+    """Return each value's position (0 to 1) and ticks as (position, label); logarithmic over a factor of 10."""
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
     if not numbers:
         labels = sorted({format_setting(v) for v in values})

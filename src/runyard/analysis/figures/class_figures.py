@@ -1,4 +1,4 @@
-"""Figures for a paper by class: how accurate the groups are on each, and how the best two differ in their mistakes."""
+"""Figures for a paper by class: the groups' accuracy on each class, and the confusion matrices of the best two."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from runyard.analysis.figures.paper import COLUMN_IN, legend, legend_height_in, 
 from runyard.analysis.report.theme import LIGHT, blend, figure_factory
 from runyard.runs.history import RunHistory
 
-MAX_LABELED_CLASSES = 12  # classes whose differences are written in their cells
-MAX_FIGURE_CLASSES = 40  # of a page's height
+MAX_LABELED_CLASSES = 12  # up to so many classes, numbers are written into the cells
+MAX_FIGURE_CLASSES = 40  # so many rows fit a page
 
 
 def per_class_accuracy(groups: Sequence[Group]) -> Any:
-    """Each class's accuracy, mean over a group's runs; the classes in which the groups differ most come first."""
+    """Draw each class's accuracy, the mean over a group's runs; classes in which the groups differ most come first."""
     eligible = [
         (g, style, accuracy)
         for g, style in zip(groups, group_styles(groups), strict=True)
@@ -54,7 +54,7 @@ def per_class_accuracy(groups: Sequence[Group]) -> Any:
 
 
 def confusions(groups: Sequence[Group]) -> Any:
-    """The confusion matrices of the best two groups side by side, or of the one there is, in % of the true class."""
+    """Draw the confusion matrices of the best two groups, or of the only one, in % of the true class."""
     names, ranked = _sort_by_accuracy(groups)
     if not ranked or not names:
         return None
@@ -76,7 +76,7 @@ def confusions(groups: Sequence[Group]) -> Any:
 
 
 def confusion_difference(groups: Sequence[Group]) -> Any:
-    """How the confusion matrices of the best two groups differ, in percentage points of the true class."""
+    """Draw the difference of the best two groups' confusion matrices, in percentage points of the true class."""
     names, ranked = _sort_by_accuracy(groups)
     if len(ranked) < 2 or not names:
         return None
@@ -101,7 +101,7 @@ def confusion_difference(groups: Sequence[Group]) -> Any:
 
 
 def _draw(axis: Any, names: Sequence[str], colors: np.ndarray, labels: list[tuple[int, int, str]], title: str) -> None:
-    """A matrix of cells in these ``colors`` [classes, classes, 3]; the words in them where they can be read."""
+    """Draw cells in ``colors``, float [classes, classes, 3], and the labels in them if there is room."""
     count = len(names)
     axis.pcolormesh(colors, edgecolors=LIGHT.grid, linewidth=0.4 if count <= MAX_LABELED_CLASSES else 0)
     axis.set(xlim=(0, count), ylim=(count, 0), aspect="equal", xlabel="Predicted class", ylabel="True class")
@@ -126,12 +126,12 @@ def _share(run: RunHistory) -> np.ndarray | None:
 
 
 def _matrix(group: Group) -> np.ndarray:
-    """Mean over the group's runs that have one, float64 [classes, classes], shares of the true class."""
+    """Return the mean of the runs' confusion matrices, float64 [classes, classes], fractions of the true class."""
     return np.mean([fractions for run in group.counted_runs if (fractions := _share(run)) is not None], axis=0)  # type: ignore[no-any-return]
 
 
 def _class_share(group: Group) -> np.ndarray | None:
-    """Each class's part of right answers, or None where no run was evaluated to the end, or they differ in classes."""
+    """Return each class's accuracy, float64 [classes]; None without a final evaluation or with unequal classes."""
     matrices = [matrix for run in group.counted_runs if (matrix := _share(run)) is not None]
     same_shape = len({matrix.shape for matrix in matrices}) == 1
     return np.mean([np.diag(matrix) for matrix in matrices], axis=0) if same_shape else None
@@ -143,7 +143,7 @@ def _sort_by_accuracy(groups: Sequence[Group]) -> tuple[list[str], list[Group]]:
 
 
 def _same_classes(groups: Sequence[Group]) -> tuple[list[str], list[Group]]:
-    """The classes' names that most groups have, and those groups: of different classes there is no one picture."""
+    """Return the class names that most groups have, and these groups: different classes do not fit one figure."""
     named = [
         next(run.classes_of(matrix) for run in group.counted_runs if (matrix := run.confusion()) is not None)
         for group in groups

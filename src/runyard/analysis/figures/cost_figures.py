@@ -1,4 +1,4 @@
-"""Figures for a paper of what accuracy costs: where each group came to, and which of them nothing cheaper equals."""
+"""Figures for a paper of accuracy against cost, with the Pareto front."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runyard.analysis.report.theme import LIGHT, figure_factory
 
 
 def accuracy_vs_cost(groups: Sequence[Group]) -> Any:
-    """Test accuracy against GPU-hours, or core-hours where no run had a GPU, with the Pareto front."""
+    """Draw test accuracy against GPU-hours, or core-hours if no run had a GPU, with the Pareto front."""
     name, title = cost_metric(groups)
     points = [
         (g, style, g.mean(name), 100 * g.mean("last")) for g, style in zip(groups, group_styles(groups), strict=True)
@@ -61,20 +61,20 @@ def accuracy_vs_cost(groups: Sequence[Group]) -> Any:
 
 
 def cost_metric(groups: Sequence[Group]) -> tuple[str, str]:
-    """What cost is counted in, and its name on an axis: GPU-hours, or core-hours where no run had a GPU."""
+    """Return the metric of cost and its axis title: GPU-hours, or core-hours if no run had a GPU."""
     gpus = any(group.mean("gpu_hours") > 0 for group in groups)
     return ("gpu_hours", "GPU-hours") if gpus else ("core_hours", "Core-hours")
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Of a log axis: 1, 2, 5, 10, ... as far as the values reach; over more than three powers of ten only those."""
+    """Return the ticks of a log axis: 1, 2, 5, 10, ...; over more than three powers of ten only the powers."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     digits = (1,) if len(powers) > 4 else (1, 2, 5)
     return [tick for p in powers for d in digits if low / 1.2 <= (tick := d * 10.0**p) <= high * 1.2]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that no cheaper point equals, from the cheapest: (cost, worth) with both rising."""
+    """Return the Pareto front, cheapest first: the (cost, accuracy) points that no cheaper point equals."""
     front: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda p: (p[0], -p[1])):
         if not front or point[1] > front[-1][1]:

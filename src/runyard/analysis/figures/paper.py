@@ -1,4 +1,4 @@
-"""What the figures for a paper share: their width, their axes, and the legend below them."""
+"""Width, axes and legend that all figures for a paper share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runyard.analysis.figures.group_style import (
 )
 from runyard.analysis.report.theme import LIGHT
 
-COLUMN_IN = 3.5  # one of two columns
+COLUMN_IN = 3.5  # width of one column of a two-column paper
 MAX_LEGEND_NAME = 30  # characters of a name in a legend
 
 
@@ -28,7 +28,7 @@ def style_axis(axis: Any, x: str, y: str, grid: str = "both") -> None:
 
 
 def legend_height_in(groups: Sequence[Group]) -> float:
-    """Inches that the legend takes below a figure."""
+    """Return the height of the legend below a figure, in inches."""
     return 0.55 if colored_by_score(groups) else 0.35 + 0.16 * math.ceil(len(groups) / _columns(groups))
 
 
@@ -40,7 +40,7 @@ def _columns(groups: Sequence[Group]) -> int:
 def legend(
     figure: Any, groups: Sequence[Group], drawn: Sequence[Group], title: str = "", *, line: bool = False
 ) -> None:
-    """Below everything: whose look is whose of those drawn; or, for more than can be told apart, what colours mean."""
+    """Add a legend below the figure: the style of each drawn group, or of too many the meaning of the colors."""
     from matplotlib.lines import Line2D
 
     figure.get_layout_engine().set(h_pad=0.06, w_pad=0.05)

@@ -8,23 +8,23 @@ import numpy as np
 
 from runyard.analysis.report.theme import Theme, blend, figure_factory
 
-# Up to so many classes: the side of a cell in inches, the counts' and the names' size in points.
+# Number of classes up to which it holds, side of a cell in inches, font size of counts and of names in points.
 SIZES = ((12, 0.40, 7.5, 8.0), (30, 0.27, 6.0, 7.0), (120, 0.115, 3.4, 5.6))
 MIN_SIDE_IN, MAX_SIDE_IN = 2.6, 14.0
 MAX_CLASS_NAME = 24
 
 
 def draw_confusion(confusion: np.ndarray, classes: list[str], theme: Theme) -> Any:
-    """A matplotlib ``Figure``. Blue is right, vermillion wrong; the shade is the share of the true class.
+    """Draw a confusion matrix, int [classes, classes], rows by true class, as a matplotlib ``Figure``.
 
-    Mistakes have a scale of their own, or the diagonal would drown them. Up to 120 classes every count that is not 0 is
-    written; beyond that only the shades are left.
+    Blue is correct, vermillion mistaken; the shade is the fraction of the true class. Mistakes have a separate scale,
+    because the diagonal would hide them. Counts other than 0 are written for up to 120 classes.
     """
     count = len(confusion)
     cell, count_pt, name_pt = next((size[1:] for size in SIZES if count <= size[0]), (MAX_SIDE_IN / count, 0.0, 0.0))
     names = [name if len(name) <= MAX_CLASS_NAME else name[: MAX_CLASS_NAME - 1] + "…" for name in classes]
     slanted = count <= SIZES[0][0]
-    margin = max(0.56 * name_pt * max(map(len, names)), 18) / 72  # inches the longest name takes
+    margin = max(0.56 * name_pt * max(map(len, names)), 18) / 72  # width of the longest name, in
     left, below = margin + 0.35, margin * (0.72 if slanted else 1) + 0.92
     side = max(cell * count, MIN_SIDE_IN)
     width, height = left + side + 0.12, below + side + 0.08
@@ -57,7 +57,7 @@ def _cell_colors(fraction: np.ndarray, worst: float, theme: Theme) -> np.ndarray
 
 
 def _label_axes(axis: Any, names: list[str], name_pt: float, slanted: bool) -> None:
-    if not name_pt:  # more classes than names find room: label numbers
+    if not name_pt:  # too many classes for names: show label numbers
         step = next(s for s in (50, 100, 200, 500, 1000, 5000) if len(names) / s <= 10)
         labels = list(range(0, len(names), step))
         axis.set_xticks([label + 0.5 for label in labels], list(map(str, labels)))
@@ -90,7 +90,7 @@ def _write_counts(
 
 
 def _color_keys(figure: Any, theme: Theme, worst: float, left: float, side: float, width: float, height: float) -> None:
-    """Two small colour keys along the bottom: what a shade of right and a shade of wrong mean."""
+    """Draw two color keys along the bottom: the scale of correct and of mistaken cells."""
     ramp = np.linspace(0, 1, 64)[None]
     key_width = min(1.6, side * 0.46)
     keys = ((left, theme.train, "correct", 1.0), (left + side - key_width, theme.test, "mistaken", worst))

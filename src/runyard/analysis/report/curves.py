@@ -8,19 +8,20 @@ from typing import Any
 from runyard.analysis.report.theme import Theme, figure_factory
 from runyard.runs.facts import ReportData
 
-MAX_EPOCHS_WITH_MARKERS, MAX_EPOCHS_THICK = 30, 200  # up to FEW epochs each has its dot, beyond MANY the line is thin
+MAX_EPOCHS_WITH_MARKERS = 30  # up to so many epochs each has a marker
+MAX_EPOCHS_THICK = 200  # beyond so many epochs the line is thin
 LOSSES = ("train_loss", "test_loss", "val_loss")
 
 
 def draw_curves(report_data: ReportData, theme: Theme, columns: int = 2) -> Any:
-    """A matplotlib ``Figure`` of four panels: two columns are 7 in wide (a page), one column 3.5 in (a phone)."""
+    """Draw four panels as a matplotlib ``Figure``: 7 in wide with two columns (a page), 3.5 in with one (a phone)."""
     rows = 4 // columns
     with figure_factory(theme) as new_figure:
         figure = new_figure(figsize=(3.5 * columns, 1.95 * rows + 0.35), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05, wspace=0.02, hspace=0.02)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         losses, accuracy, rate = axes[:2], axes[2], axes[3]
-        losses[1].sharey(losses[0])  # the same unit side by side wants the same scale
+        losses[1].sharey(losses[0])  # losses side by side need the same scale
         _line(losses[0], report_data, "train_loss", theme.train, "{:.4f}")
         _line(losses[1], report_data, "test_loss", theme.test, "{:.4f}", "test")
         _line(accuracy, report_data, "test_top1", theme.test, "{:.2f} %", "test", scale=100)
@@ -56,7 +57,7 @@ def draw_curves(report_data: ReportData, theme: Theme, columns: int = 2) -> Any:
 def _line(
     axis: Any, report_data: ReportData, key: str, color: str, label: str, name: str = "", *, scale: float = 1
 ) -> None:
-    """One measure, its newest value written at its end."""
+    """Draw one metric, with its last value written at the end of the line."""
     epochs, values = report_data.series(key)
     values = [value * scale for value in values]
     if not epochs:
@@ -86,7 +87,7 @@ def _line(
 
 
 def _best(axis: Any, report_data: ReportData, theme: Theme) -> None:
-    """Ring the best epoch (of the validation part where there is one), unless it is the last."""
+    """Mark the best epoch with a ring, unless it is the last; the validation split decides if there is one."""
     epochs, values = report_data.series(report_data.selection_metric)
     color = theme.validation if report_data.has_validation else theme.test
     if not values or max(values) == values[-1]:
@@ -124,13 +125,13 @@ def _mark(theme: Theme) -> dict[str, Any]:
 
 
 def _ticks(last: int) -> list[int]:
-    """Whole epochs at a round distance, at most nine, beginning with epoch 1."""
+    """Return at most nine ticks: epoch 1 and multiples of a round number."""
     step = next(s * 10**power for power in range(8) for s in (1, 2, 5) if last / (s * 10**power) <= 8)
     return sorted({1, *range(step, last + 1, step)})
 
 
 def _exponent(report_data: ReportData) -> int:
-    """The power of ten that makes the learning rate's ticks short; 0 when they are short as they are."""
+    """Return the power of ten to factor out of the learning rate's ticks; 0 if they are short without."""
     peak = max(report_data.series("lr")[1], default=0)
     power = math.floor(math.log10(peak)) if peak > 0 else 0
     return power if not -2 < power < 3 else 0

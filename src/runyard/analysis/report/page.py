@@ -1,4 +1,4 @@
-"""The report's page: one HTML file that needs nothing beside itself."""
+"""Writes a run's report: figures, and one HTML file without external resources."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from runyard.runs.facts import ReportData, finite_or_none, load_report_data
 from runyard.runs.journal import Row
 from runyard.runs.run import Run
 
-# Nothing but what is inlined may load, whatever a class name or a message tries to smuggle in.
+# Only inlined content may load, whatever markup a class name or a message contains.
 REPORT_CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-WIDE_CLASSES = 58  # beyond, the confusion matrix is wider than the page and is scrolled
+WIDE_CLASSES = 58  # with more classes the confusion matrix is wider than the page and scrolls
 PAPER_DPI, PAGE_DPI = 300, 170
 
 
 def write_report(run: Run) -> Path:
     """Write ``report/`` into the run: index.html, and figures 1 and 2 as .png (300 dpi) and .pdf. Returns the page.
 
-    Works at any time in a run's life; the page says what is not there yet.
+    Works at any time in a run's life; the page names what is still missing.
 
     Raises:
         UserError: the run's directory cannot be written.
@@ -59,7 +59,7 @@ def write_report(run: Run) -> Path:
 
 
 def render(report_data: ReportData, pictures: dict[str, bytes]) -> str:
-    """The whole page.
+    """Return the whole page as HTML.
 
     Args:
         pictures: PNGs by name: curves and confusion (absent without a final evaluation), each also with ``_dark``, and
@@ -103,7 +103,7 @@ def render(report_data: ReportData, pictures: dict[str, bytes]) -> str:
 
 
 def _side_by_side(one: str, other: str, side_by_side: bool) -> str:
-    """Two sections, beside each other where the page is wide enough."""
+    """Return two sections, side by side if the page is wide enough."""
     if not (one and side_by_side):
         return one + other
     return f'<div class="two"><div>{one}</div><div>{other}</div></div>\n'
@@ -150,7 +150,7 @@ def _headline(report_data: ReportData) -> str:
 
 
 def _picture(pictures: dict[str, bytes], name: str, alt: str, **attributes: str) -> str:
-    """One figure in the reader's colours and for the reader's width."""
+    """Return one figure with variants for dark mode and for phones."""
     variants = (
         (f"{name}_phone_dark", "(max-width: 600px) and (prefers-color-scheme: dark)"),
         (f"{name}_phone", "(max-width: 600px)"),
@@ -216,7 +216,7 @@ def _start(index: int, start: Row, stop: Row | None) -> str:
 def _config(report_data: ReportData) -> str:
     text = yaml.safe_dump(schema.config_to_dict(report_data.run.config), sort_keys=False)
     overrides = " ".join(map(str, report_data.run.record.get("overrides") or []))
-    overrides_note = note(f"Asked for: <code>{escape(overrides)}</code>") if overrides else ""
+    overrides_note = note(f"Overrides: <code>{escape(overrides)}</code>") if overrides else ""
     content = f"{overrides_note}<pre>{escape(text)}</pre>"
     return f"<section><details><summary>Configuration</summary>{content}</details></section>\n"
 

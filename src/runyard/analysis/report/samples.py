@@ -14,12 +14,12 @@ from runyard.errors import UserError
 from runyard.files import open_regular, open_within, read_within
 from runyard.runs.facts import ReportData
 
-MAX_SAMPLE_PX = 96  # an image on the page; larger ones are made smaller
+MAX_SAMPLE_PX = 96  # larger images are scaled down
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One mistaken test image: its place in the test set, how sure the network was, and its PNG."""
+    """One mistaken test image: its index in the test set, the network's confidence (0 to 1), and its PNG."""
 
     index: int
     confidence: float
@@ -39,7 +39,9 @@ class ConfusedPair:
 def confused_pairs(
     report_data: ReportData, max_pairs: int = 8, samples_each: int = 6
 ) -> tuple[list[ConfusedPair], str]:
-    """The pairs with the most mistakes, the surest mistakes first, and why they have no images ("" when they have)."""
+    """Return the class pairs with the most mistakes, and why they have no images (empty if they have).
+
+    Images with the most confident mistakes come first."""
     if report_data.confusion is None:
         return [], ""
     mistakes = report_data.confusion * (1 - np.eye(len(report_data.confusion), dtype=np.int64))
@@ -64,7 +66,7 @@ def confused_pairs(
 
 
 def png(image: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] as a PNG, not larger than ``LARGEST_PX``."""
+    """Encode an image, uint8 [H, W, 3], as a PNG of at most ``MAX_SAMPLE_PX`` pixels a side."""
     from PIL import Image
 
     picture = Image.fromarray(np.ascontiguousarray(image))
@@ -75,7 +77,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def _predictions(report_data: ReportData) -> dict[str, np.ndarray]:
-    """The run's predictions over the test set: index, label, predicted int64 [N], confidence float32 [N]."""
+    """Return the run's predictions on the test set: index, label, predicted int64 [N], confidence float32 [N]."""
     try:
         with (
             open_within(report_data.run.path, "predictions.npz") as opened,
@@ -84,7 +86,7 @@ def _predictions(report_data: ReportData) -> dict[str, np.ndarray]:
             arrays = {key: file[key] for key in ("index", "label", "predicted", "confidence")}
     except FileNotFoundError:
         raise UserError("the run left no predictions.npz") from None
-    except Exception as error:  # zipfile, zlib and numpy each have their own words for a damaged file
+    except Exception as error:  # zipfile, zlib and numpy raise different exceptions for a damaged file
         raise UserError(f"predictions.npz cannot be read ({error})") from None
     if len({array.shape for array in arrays.values()}) != 1 or arrays["index"].ndim != 1:
         raise UserError("predictions.npz is damaged: its arrays differ in length")
@@ -92,14 +94,14 @@ def _predictions(report_data: ReportData) -> dict[str, np.ndarray]:
 
 
 def test_images(folder: Path, data_json: Path, index: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """The test images prepared in ``dataset_dir``, uint8 [N, S, S, 3], mapped where they lie.
+    """Return the prepared test images in ``folder``, uint8 [N, S, S, 3], as a memory map.
 
     Args:
         data_json: The run's own copy of the manifest.
-        index, label: Of the images that the run was tested on.
+        index, label: Indices and labels of the images that the run was tested on, int64 [N].
 
     Raises:
-        UserError: they are not there, or no longer those the run was tested on.
+        UserError: the images are missing, or are no longer those the run was tested on.
     """
     try:
         values = json.loads(read_within(data_json.parent, data_json.name))

@@ -1,4 +1,4 @@
-"""The page's tables: classes one by one, the pairs most often confused, and the paper's figures beside ours."""
+"""The report's tables: accuracy per class, the most confused pairs, and the paper's results beside the run's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runyard.runs.facts import ReportData
 
 MANY_CLASSES = 20
 
-# What the paper reports (its table of results): over 50 epochs, and of 1,000 test images of a class, by CIFAR-10 label.
+# Results in the paper: at epochs 1 and 50, and correct images of 1,000 per class, by CIFAR-10 label.
 PAPER_CURVES = (
     ("Train loss", "train_loss", 1.8417, 0.5475),
     ("Test loss", "test_loss", 1.756, 0.5314),
@@ -23,12 +23,12 @@ PAPER_CLASSES = ((0, "plane", 869), (8, "ship", 960), (3, "cat", 845), (6, "frog
 
 
 def data_element(value: float | None, text: str) -> str:
-    """A number as readers see it, with its full value for machines; a dash when there is none."""
+    """Return a number as HTML, rounded for readers with its full value as an attribute; a dash for None."""
     return "—" if value is None else f'<data value="{value!r}">{text.format(value)}</data>'
 
 
 def percent_element(fraction: float | None, digits: int = 2) -> str:
-    """A part of 1 as a percentage."""
+    """Return a fraction of 1 as a percentage, as HTML."""
     return "—" if fraction is None else f'<data value="{fraction!r}">{100 * fraction:.{digits}f} %</data>'
 
 
@@ -37,7 +37,7 @@ def loss_element(nats: float | None) -> str:
 
 
 def image(png: bytes, **attributes: str) -> str:
-    """An inlined PNG."""
+    """Return an inlined PNG as HTML."""
     attribute_text = "".join(f' {name}="{escape(value)}"' for name, value in attributes.items())
     return f'<img src="{data_uri(png)}"{attribute_text}>'
 
@@ -47,7 +47,7 @@ def data_uri(png: bytes) -> str:
 
 
 def per_class_section(report_data: ReportData) -> str:
-    """Each class's part of right answers, with a bar."""
+    """Return the table of each class's accuracy, with bars."""
     if report_data.confusion is None:
         return section("Accuracy per class", note("Known after the final evaluation, which this run has not made."))
     counts = report_data.confusion.sum(axis=1)
@@ -73,7 +73,7 @@ def per_class_section(report_data: ReportData) -> str:
 
 
 def confused_pairs_section(report_data: ReportData) -> str:
-    """The pairs of classes most often confused, with mistaken images."""
+    """Return the most confused pairs of classes, with mistaken images."""
     title = "Most confused"
     if report_data.confusion is None:
         return section(title, note("Known after the final evaluation, which this run has not made."))
@@ -111,7 +111,7 @@ def _pair(pair: ConfusedPair, report_data: ReportData) -> str:
 
 
 def paper_section(report_data: ReportData) -> str:
-    """The figures the paper reports beside this run's; nothing for another data set than CIFAR-10."""
+    """Return the paper's results beside this run's; empty for data sets other than CIFAR-10."""
     if report_data.run.config.data.kind != "cifar10":
         return ""
     rows = []
@@ -133,8 +133,8 @@ def paper_section(report_data: ReportData) -> str:
     )
     smoothing = report_data.run.config.loss.label_smoothing
     description = (
-        f"Theirs after 50 epochs, ours after {last}. "
-        f"Losses compare at equal label smoothing only: theirs 0.05, ours {smoothing:g}."
+        f"The paper's results are after 50 epochs, this run's after {last}. "
+        f"Losses are comparable only at equal label smoothing: 0.05 in the paper, {smoothing:g} here."
     )
     head = '<tr><th></th><th class="n">Paper</th><th class="n">This run</th></tr>'
     return section("Beside the paper", note(description) + f"<table><thead>{head}</thead><tbody>{body}</tbody></table>")
@@ -145,5 +145,5 @@ def section(title: str, content: str) -> str:
 
 
 def note(text: str) -> str:
-    """A muted line; ``text`` is HTML."""
+    """Return a muted paragraph; ``text`` is HTML."""
     return f'<p class="note">{text}</p>'
