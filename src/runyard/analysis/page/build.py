@@ -1,4 +1,4 @@
-"""Fills ``page.html``: what is known when the page is written, plotly's JavaScript, and the data it draws."""
+"""Fills the template ``page.html`` with tables, plotly's JavaScript, and the data to draw."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from runyard.files import write_atomic
 from runyard.runs.history import RunHistory
 from runyard.runs.reading import affects_learning
 
-# Nothing but what stands in the file may load, and no script run but the page's own, which alone knows the nonce,
-# whatever a name or a message tries to smuggle in. plotly makes its own styles and, to save a picture, blob: images.
+# Only content of the file may load, and only the page's own script, which has the nonce, may run, whatever markup a
+# name or a message contains. plotly creates styles and, to save a picture, blob: images.
 PAGE_CSP = (
     "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; "
     "base-uri 'none'; form-action 'none'"
@@ -55,13 +55,13 @@ def write_page(
     target: float | None = None,
     sweep: tuple[Sweep, str] | None = None,
 ) -> Path:
-    """Write the page of these rows to ``out`` and return it.
+    """Write the page of these rows to ``out`` and return its path.
 
     Args:
-        pairs: What was tested between the rows' groups.
-        notes: What a person should know before trusting the figures, a line each.
-        target: As the table's.
-        sweep: What a sweep found, and its name.
+        pairs: The tests between the rows' groups.
+        notes: What a reader should know before trusting the numbers, one line each.
+        target: The target top-1 of the table, a fraction of 1.
+        sweep: The summary of a sweep, and its id.
 
     Raises:
         UserError: the file cannot be written, or plotly is not installed.
@@ -79,7 +79,7 @@ def write_page(
         style=_color_css() + style.RULES + _read_asset("page.css"),
         about=escape(_about(groups)),
         notices="".join(f'<p class="notice">{escape(note)}</p>' for note in notes),
-        colours="The colour says how good a group is: the stronger, the better." if colored_by_score(groups) else "",
+        color_note="The color shows how good a group is: the stronger, the better." if colored_by_score(groups) else "",
         axes="".join(
             f'<label><input type="radio" name="x" value="{name}"{" checked" * (not index)}>{label}</label>'
             for index, (name, label, _) in enumerate(X_AXES)
@@ -102,7 +102,7 @@ def write_page(
     )
     try:
         write_atomic(out, page)
-    except (OSError, ValueError) as error:  # a ValueError where it names no file, as "." does
+    except (OSError, ValueError) as error:  # a ValueError if the path names no file, as "." does
         detail = error.strerror if isinstance(error, OSError) else error
         reason = f"cannot write it ({detail}); name a file in a folder you can write"
         raise UserError(f"--html {out}: {reason}") from error
@@ -114,7 +114,7 @@ def _runs(groups: Sequence[Group]) -> list[RunHistory]:
 
 
 def _library() -> bytes:
-    """plotly's JavaScript, as its Python package carries it; the package itself is not imported."""
+    """Return plotly's JavaScript from its Python package, without importing the package."""
     spec = importlib.util.find_spec("plotly")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("--html: plotly is not installed here; `make setup` installs it")
@@ -130,7 +130,7 @@ def _read_asset(name: str) -> str:
 
 
 def _color_css() -> str:
-    """By the reader's own choice on the page, or else by the browser's."""
+    """Return the CSS of both themes: the page's switch decides, or else the browser's setting."""
     light, dark = style.css_variables(LIGHT, "#f4f5f7"), style.css_variables(DARK, "#0e1013")
     dark_rules = f"color-scheme: dark; {dark}"
     return (
@@ -145,7 +145,7 @@ def _about(groups: Sequence[Group]) -> str:
 
 
 def _section(name: str, title: str, texts: Sequence[str]) -> str:
-    """A section of these paragraphs; nothing where there are none."""
+    """Return a section of these paragraphs; an empty string without any."""
     if not texts:
         return ""
     return (
@@ -154,7 +154,7 @@ def _section(name: str, title: str, texts: Sequence[str]) -> str:
 
 
 def _shared(groups: Sequence[Group]) -> list[str]:
-    """The settings that all have in common."""
+    """Return the settings that all groups have in common."""
     differing = {*differing_settings(groups), "seed", "name"}
     settings = groups[0].settings.items()
     return [

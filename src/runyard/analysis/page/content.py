@@ -1,4 +1,4 @@
-"""What the page's script is given: the runs' numbers as plain data, for JSON."""
+"""Collects the data that the page's script draws: the runs' numbers as JSON-ready values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runyard.runs.history import RunHistory
 
 Values = list[float | None]
 
-# What may be drawn over time: the journal's name, the page's, and the factor to the unit shown.
+# Metrics that may be drawn over time: the journal's name, the page's name, and the factor to the displayed unit.
 CHART_METRICS = (
     ("test_top1", "Test accuracy, %", 100),
     ("test_loss", "Test loss", 1),
@@ -28,10 +28,10 @@ CHART_METRICS = (
     ("grad_norm", "Gradient norm", 1),
     ("images_per_s", "Training images/s", 1),
     ("data_wait_pct", "Waiting for data, %", 1),
-    ("gpu_util_pct", "GPU utilisation, %", 1),
+    ("gpu_util_pct", "GPU utilization, %", 1),
     ("peak_memory_mb", "Peak memory, MB", 1),
 )
-# What they may be drawn over: our name, the button's word, the axis's title.
+# Horizontal axes: name in the data, label of the button, title of the axis.
 X_AXES = (
     ("epoch", "epoch", "Epoch"),
     ("step", "step", "Step"),
@@ -41,13 +41,13 @@ X_AXES = (
     ("core", "core-hours", "Core-hours"),
 )
 NOT_CHARTED = {"epoch", "step", "t", "clock_s", "gpu_hours", "core_hours", "train_s", "eval_s"}
-DIGITS = 7  # of a number that is only drawn; tables hold the journal's own
-MAX_MISTAKES = 400_000  # pairs of classes kept for the confusion matrices of all runs together: about 1 MB
+DIGITS = 7  # significant digits of drawn numbers; tables hold the journal's own
+MAX_MISTAKES = 400_000  # confused pairs of classes kept for all runs together: about 1 MB
 MAX_PAGE_CLASSES = 200
 
 
 def page_data(groups: Sequence[Group]) -> dict[str, Any]:
-    """Everything that is drawn."""
+    """Return everything that the page draws, as a JSON-ready mapping."""
     runs = [run for group in groups for run in group.runs]
     measures = [list(m) for m in CHART_METRICS if any(np.isfinite(run.metric(m[0])).any() for run in runs)]
     known = {m[0] for m in CHART_METRICS} | NOT_CHARTED
@@ -70,7 +70,7 @@ def page_data(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def _first_run_positions(groups: Sequence[Group]) -> list[int]:
-    """Each group's first run's place among all."""
+    """Return the position of each group's first run among all runs."""
     return [0, *np.cumsum([len(group.runs) for group in groups]).tolist()][:-1]
 
 
@@ -118,7 +118,7 @@ def _run(run: RunHistory, group: int, counted: bool, measures: list[list[Any]]) 
 
 
 def _restart(run: RunHistory, cause: str, start: Any, x_values: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Where a run went on: on the wall clock when it did, elsewhere at the step it went on from."""
+    """Return where a run resumed: the time on the wall-clock axis, and the step it resumed from on the other axes."""
     epochs, steps = run.series["epoch"], run.metric("step")
     epoch = (
         float(np.interp(start.step, [0, *steps], [0, *epochs]))
@@ -134,13 +134,13 @@ def _restart(run: RunHistory, cause: str, start: Any, x_values: dict[str, np.nda
 
 
 def _unused_cost_axes(runs: Sequence[RunHistory]) -> list[str]:
-    """Of GPU- and core-hours those that no run has spent."""
+    """Return those of GPU-hours and core-hours that no run has spent."""
     spent = {"gpu": any(run.gpu_hours for run in runs), "core": any(run.cpu_only for run in runs)}
     return [name for name, used in spent.items() if not used]
 
 
 def _sweep(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """The settings in which the groups differ, as the axes of parallel coordinates: each group's value on each."""
+    """Return the settings that differ as axes of parallel coordinates, with each group's value on each axis."""
     axes: list[dict[str, Any]] = []
     for name in differing_settings(groups):
         values = [group.settings.get(name) for group in groups]
@@ -156,7 +156,7 @@ def _sweep(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def _classes(runs: Sequence[RunHistory]) -> tuple[tuple[str, ...], str]:
-    """The class names that most runs with a confusion matrix have; and of which data set, where some have others."""
+    """Return the class names that most runs have, and of which data set these are if some runs have others."""
     seen = [(run.classes_of(matrix), run) for run in runs if (matrix := run.confusion()) is not None]
     names = Counter(named for named, _ in seen)
     if not names:
@@ -166,9 +166,10 @@ def _classes(runs: Sequence[RunHistory]) -> tuple[tuple[str, ...], str]:
 
 
 def _confusions(runs: Sequence[RunHistory], classes: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
-    """By run: right answers and images of each class, and the mistakes as [place, count, ...] in the flat matrix.
+    """Return each run's confusion matrix, and for runs without a complete one the reason; both by the run's position.
 
-    And by run why there is no such thing, or no mistakes.
+    A matrix is the number of correct images and of images per class, and the mistakes as [index in the flat matrix,
+    count, ...].
     """
     out: dict[str, Any] = {}
     missing: dict[str, str] = {}
@@ -179,7 +180,7 @@ def _confusions(runs: Sequence[RunHistory], classes: tuple[str, ...]) -> tuple[d
             missing[str(index)] = "without a confusion matrix, which comes with the final evaluation"
             continue
         if run.classes_of(matrix) != classes:
-            missing[str(index)] = f"its classes are others, those of {run.data_name}"
+            missing[str(index)] = f"it has other classes, those of {run.data_name}"
             continue
         out[str(index)] = {"right": np.diag(matrix).tolist(), "of": matrix.sum(axis=1).tolist()}
         mistakes = matrix.copy()

@@ -1,4 +1,4 @@
-"""Where two networks give the same test images different classes: how often, and a few of the images."""
+"""Counts and shows the test images that two networks classify differently."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from runyard.errors import UserError
 from runyard.runs.history import RunHistory, SavedPredictions
 
 MAX_IMAGES = 72
-MAX_COMPARED_RUNS = 60  # runs whose disagreements are counted; more make a page of counts
+MAX_COMPARED_RUNS = 60  # further runs are left out: the number of counts grows with the square
 MAX_PICTURE_PX = 64
 LOSSLESS_PX = 32
 
 
 def disagreements(groups: Sequence[Group]) -> dict[str, Any]:
-    """For the page's script; ``why`` alone where no two runs kept predictions on the same test images.
+    """Return the disagreements of the groups' runs as a JSON-ready mapping for the page's script.
 
-    ``runs`` are places among all runs in the order of the groups; ``counts`` has for each pair i < j of them, in order,
-    how many images the first alone got right, the second alone, and both wrong but differently. ``images`` are some of
-    those on which they differ, with what each run took them for; without them, ``missing`` says why. ``why`` says of
-    each run that is not among them why it is not.
+    ``runs`` are positions among all runs in the order of the groups. ``counts`` has three numbers for each pair i < j
+    of them, in order: images that only the first classified correctly, only the second, and both wrongly but
+    differently. ``images`` are some images on which runs differ, with each run's prediction; without images,
+    ``missing`` says why. ``why`` has a reason for each run that is not among ``runs``; it is the only key if fewer than
+    two runs have predictions on the same test images.
     """
     answers, reasons = _answers([run for group in groups for run in group.runs])
     if len(answers) < 2:
@@ -66,18 +67,16 @@ def disagreements(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def _answers(runs: Sequence[RunHistory]) -> tuple[dict[int, tuple[RunHistory, SavedPredictions]], dict[int, str]]:
-    """By place: the runs that kept predictions on the same images as the first that did; and why others are not."""
+    """Return by position the runs with predictions on the first such run's images, and why others are missing."""
     out: dict[int, tuple[RunHistory, SavedPredictions]] = {}
     reasons: dict[int, str] = {}
     for position, run in enumerate(runs):
         if run.test_sha256 is None:
-            reasons[position] = "without its data.json nobody knows which test images it saw"
+            reasons[position] = "without its data.json it is unknown which test images it saw"
         elif out and run.test_sha256 != next(iter(out.values()))[0].test_sha256:
             reasons[position] = "it saw other test images than the others"
         elif len(out) == MAX_COMPARED_RUNS:
-            reasons[position] = (
-                f"on this page {MAX_COMPARED_RUNS} runs are held against each other; compare fewer to see it"
-            )
+            reasons[position] = f"this page compares {MAX_COMPARED_RUNS} runs with each other; compare fewer to see it"
         elif (predictions := run.predictions()) is None:
             reasons[position] = "it kept no predictions"
         else:
@@ -90,7 +89,7 @@ def _answers(runs: Sequence[RunHistory]) -> tuple[dict[int, tuple[RunHistory, Sa
 
 
 def _best_rows(groups: Sequence[Group], positions: Sequence[int]) -> list[int]:
-    """Rows of the table that are compared at first: one run of each of the best groups, best first."""
+    """Return the table rows of at most six runs: one of each of the best groups, best first."""
     owner = [group for group in groups for _ in group.runs]
     rows = sorted(range(len(positions)), key=lambda row: -np.nan_to_num(owner[positions[row]].mean("last")))
     one_each = {id(owner[positions[row]]): row for row in reversed(rows)}
@@ -99,7 +98,7 @@ def _best_rows(groups: Sequence[Group], positions: Sequence[int]) -> list[int]:
 
 
 def _informative_images(table: np.ndarray, best_rows: Sequence[int]) -> np.ndarray:
-    """Images on which the best two differ, then those on which the others do; spread over the test set."""
+    """Return sorted indices, int64, of images on which the best two runs differ, or others do; spread out."""
     best = np.flatnonzero(table[best_rows[0]] != table[best_rows[1]])
     others = np.flatnonzero((table[list(best_rows)] != table[best_rows[0]]).any(axis=0))
     others = others[~np.isin(others, best)]
@@ -115,10 +114,10 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def _pictures(runs: Sequence[RunHistory], predictions: SavedPredictions, rows: np.ndarray) -> list[str]:
-    """From the first folder of prepared data that is here: a run copied from elsewhere names one that is not.
+    """Return the images from the first prepared data set that exists; a copied run may name one that does not.
 
     Raises:
-        UserError: none is here, or it holds other data; the first run's reason.
+        UserError: no run's data set exists with these images; the reason is the first run's.
     """
     reasons: dict[Path, UserError] = {}
     for run in runs:

@@ -1,4 +1,4 @@
-"""Columns and sentences as HTML, escaped."""
+"""Formats columns and sentences as escaped HTML."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from html import escape
 from runyard.analysis.compare.text import Column
 from runyard.analysis.figures.group_style import GroupStyle
 
-MOST_ROWS = 15  # of a table that is shown whole
-LONG_NAME = 24  # characters; it gets more of the table's width, and breaks over fewer lines
-LONG_NUMBER = re.compile(r"-?\d+\.\d{6,}(e-?\d+)?")  # a sweep drew it; the whole of it is shown on pointing at it
+MOST_ROWS = 15  # longer tables scroll
+LONG_NAME = 24  # characters; longer names get more of the table's width, to break over fewer lines
+LONG_NUMBER = re.compile(r"-?\d+\.\d{6,}(e-?\d+)?")  # sampled by a sweep; its tooltip shows all digits
 
 
 class Markup(str):
-    """HTML that is finished; any other text is escaped."""
+    """Finished HTML; any other text is escaped."""
 
 
 def html_table(columns: Sequence[Column], styles: Sequence[GroupStyle] = ()) -> Markup:
-    """A table, scrolled where the page is too narrow. ``every`` row's look, if it stands for a group."""
+    """Return a table that scrolls on a narrow page. ``styles`` has the style of each row, if rows are groups."""
     head = "".join(
         f'<th scope="col" class="{_cell_class(c)}">{escape(c.heading.replace("- ", ""))}</th>' for c in columns
     )
@@ -37,7 +37,7 @@ def html_table(columns: Sequence[Column], styles: Sequence[GroupStyle] = ()) -> 
 
 
 def paragraphs(texts: Sequence[str]) -> str:
-    """Sentences and tables, one below the other."""
+    """Return sentences and tables, one below the other."""
     return "".join(text if isinstance(text, Markup) else f'<p class="note">{escape(text)}</p>' for text in texts)
 
 
@@ -56,5 +56,5 @@ def _swatch(style: GroupStyle) -> str:
 
 
 def _breakable(name: str) -> str:
-    """Long names break behind their underscores and hyphens first."""
+    """Allow line breaks in a name after underscores, hyphens, dots and slashes."""
     return "<wbr>".join(map(escape, re.split(r"(?<=[_\-./])", name)))
