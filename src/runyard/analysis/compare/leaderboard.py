@@ -34,9 +34,9 @@ class Leaderboard:
     unknown_size: int
     unfinished: int
 
-    def top(self, places: int) -> Leaderboard:
-        """Return the leaderboard cut to its first ``places`` rows."""
-        return replace(self, rows=self.rows[:places])
+    def top(self, count: int) -> Leaderboard:
+        """Return the leaderboard cut to its first ``count`` rows."""
+        return replace(self, rows=self.rows[:count])
 
 
 def make_leaderboards(
@@ -78,7 +78,7 @@ def leaderboard_columns(board: Leaderboard, metric: str) -> list[Column]:
         return [row.values[key] for row in table]
 
     out = [
-        Column("", [str(place) for place in range(1, len(table) + 1)]),
+        Column("", [str(rank) for rank in range(1, len(table) + 1)]),
         Column("run", [row.group.label for row in table], right_aligned=False),
     ]
     for column_name in (name, *(other for other in METRICS_WITH_STD if other != name)):
@@ -105,7 +105,7 @@ def as_dicts(board: Leaderboard, metric: str) -> list[dict[str, Any]]:
     return [
         {
             "data": board.data,
-            "place": place,
+            "place": rank,
             "run": row.group.label,
             "recipe": row.group.name,
             "model": json_safe(row.group.settings.get("model.name")),
@@ -115,7 +115,7 @@ def as_dicts(board: Leaderboard, metric: str) -> list[dict[str, Any]]:
             **{name: row.values[name] if math.isfinite(row.values[name]) else None for name in names},
             "ids": " ".join(run.id for run in row.group.counted_runs),
         }
-        for place, row in enumerate(board.rows, 1)
+        for rank, row in enumerate(board.rows, 1)
     ]
 
 

@@ -50,8 +50,10 @@ def column_notes(groups: Sequence[Group], target: float | None = None) -> list[s
     """Return a sentence on columns that are computed from different runs, if rows have several."""
     if all(len(group.runs) == 1 for group in groups):
         return []
-    medians = ", what it took to the target the median of theirs" if target is not None else ""
-    return [f"Hours and rates are means of the n runs that count{medians}, restarts the sum over all runs of a row."]
+    medians = ", costs to the target are their medians" if target is not None else ""
+    return [
+        f"Hours and rates are means of the n runs that count{medians}, restarts are the sum over all runs of a row."
+    ]
 
 
 def wrap(paragraph: str, width: int) -> str:

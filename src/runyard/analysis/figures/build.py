@@ -230,11 +230,11 @@ def _axis_positions(values: Sequence[Any]) -> tuple[list[float], list[tuple[floa
             (position[label], shorten([label], 14)[0]) for label in labels
         ]
     log = min(values) > 0 and max(values) / min(values) >= 10
-    by = np.log10 if log else np.asarray
-    low, high = float(by(min(values))), float(by(max(values)))
+    scale = np.log10 if log else np.asarray
+    low, high = float(scale(min(values))), float(scale(max(values)))
 
     def place_of(value: float) -> float:
-        return (float(by(value)) - low) / (high - low) if high > low else 0.5
+        return (float(scale(value)) - low) / (high - low) if high > low else 0.5
 
     distinct = sorted(set(values))
     apart = all(place_of(b) - place_of(a) > 0.07 for a, b in pairwise(distinct))

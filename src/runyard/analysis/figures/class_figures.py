@@ -84,7 +84,7 @@ def confusion_difference(groups: Sequence[Group]) -> Any:
     change = 100 * (_matrix(best) - _matrix(other))
     better = np.where(~np.eye(len(names), dtype=bool), -change, change)
     maximum = max(float(np.abs(better).max()), 1e-9)
-    ends = np.where(
+    colors = np.where(
         (better > 0)[..., None],
         blend(LIGHT.background, LIGHT.train, np.abs(better) / maximum),
         blend(LIGHT.background, LIGHT.test, np.abs(better) / maximum),
@@ -96,7 +96,7 @@ def confusion_difference(groups: Sequence[Group]) -> Any:
         figure = new_figure(figsize=(COLUMN_IN, COLUMN_IN + 0.25), layout="constrained")
         figure.get_layout_engine().set(h_pad=0.06, w_pad=0.05)
         title = f"{first} \N{MINUS SIGN} {second}\n% of the class; blue: the first is better"
-        _draw(figure.subplots(), names, ends, labels, title)
+        _draw(figure.subplots(), names, colors, labels, title)
     return figure
 
 

@@ -157,12 +157,12 @@ def _sweep(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 def _classes(runs: Sequence[RunHistory]) -> tuple[tuple[str, ...], str]:
     """Return the class names that most runs have, and of which data set these are if some runs have others."""
-    seen = [(run.classes_of(matrix), run) for run in runs if (matrix := run.confusion()) is not None]
-    names = Counter(named for named, _ in seen)
+    with_matrix = [(run.classes_of(matrix), run) for run in runs if (matrix := run.confusion()) is not None]
+    names = Counter(named for named, _ in with_matrix)
     if not names:
         return (), ""
     common = names.most_common(1)[0][0]
-    return common, "" if len(names) == 1 else next(run.data_name for named, run in seen if named == common)
+    return common, "" if len(names) == 1 else next(run.data_name for named, run in with_matrix if named == common)
 
 
 def _confusions(runs: Sequence[RunHistory], classes: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:

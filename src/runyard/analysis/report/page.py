@@ -65,7 +65,7 @@ def render(report_data: ReportData, pictures: dict[str, bytes]) -> str:
         pictures: PNGs by name: curves and confusion (absent without a final evaluation), each also with ``_dark``, and
             curves with ``_phone`` and ``_phone_dark``.
     """
-    word, sentence = report_data.status
+    state, sentence = report_data.status
     run = report_data.run
     notices = [sentence] if sentence else []
     if report_data.broken:
@@ -75,7 +75,7 @@ def render(report_data: ReportData, pictures: dict[str, bytes]) -> str:
         )
     notices += [f"The run warned: {message}" for message in report_data.warnings]
     head = (
-        f'<header><h1>{escape(run.id)} <span class="pill {word.replace(" ", "-")}">{word}</span></h1>'
+        f'<header><h1>{escape(run.id)} <span class="pill {state.replace(" ", "-")}">{state}</span></h1>'
         f'<p class="sub">{escape(run.config.model.name)} on {escape(run.config.data.name)}'
         f" · created {escape(_utc_time(run.record.get('created')))}</p>"
         + "".join(f'<p class="notice">{escape(text)}</p>' for text in notices)
