@@ -186,7 +186,7 @@ def test_what_is_right_is_taken(small: list[str], overrides: list[str], capsys: 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "the following arguments are required: VERB; example: runyard submit"),
+        ([], "the following arguments are required: COMMAND; example: runyard submit"),
         (["sumbit"], "invalid choice: 'sumbit'"),
         (["submit", "--epochs=3"], "--epochs=3: runyard submit takes no such argument; see: runyard submit --help"),
         (["train", "x", "-m"], "-m: runyard train takes no such argument"),

@@ -68,7 +68,7 @@ def test_a_command_whose_terminal_goes_says_in_one_line_that_the_run_goes_on_and
     assert follow(tmp_path, Going(signal.SIGHUP)) == (130, "left")
     out, err = capsys.readouterr()
     assert err.splitlines() == [
-        "runyard: the terminal is gone; run R goes on. Follow it: runyard logs -f R; stop it: runyard cancel R"
+        "runyard: the terminal was closed; run R continues. Follow it: runyard logs -f R; stop it: runyard cancel R"
     ]
     assert "interrupted" not in out, "nothing was asked of the job"
 

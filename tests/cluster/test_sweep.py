@@ -127,10 +127,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(("option", "told"), [
-    (["--seed", "5"], "was begun with seed 0, and not with 5"),
-    (["--sampler", "random"], "was begun with sampler tpe, and not with random"),
-    (["--no-prune"], "was begun with prune True, and not with False"),
-    (["--measure", "test_top1"], "was begun with measure auto, and not with test_top1"),
+    (["--seed", "5"], "was started with seed 0, not with 5"),
+    (["--sampler", "random"], "was started with sampler tpe, not with random"),
+    (["--no-prune"], "was started with prune True, not with False"),
+    (["--measure", "test_top1"], "was started with measure auto, not with test_top1"),
 ])  # fmt: skip
 @pytest.mark.parametrize("words", [[], WORDS], ids=["its name alone", "its settings too"])
 def test_a_search_goes_on_with_nothing_else_than_it_was_begun_with(

@@ -124,7 +124,7 @@ def test_what_the_page_leaves_out_is_said_with_its_reason(
         return browser.run(f"{note}.hidden ? '' : {note}.textContent"), browser.run(f"{faces}.textContent")
 
     small = "n2: its matrix is left out, for the page to stay small; compare fewer runs to see it."
-    assert said(0, 2) == (small, "n2: on this page 2 runs are held against each other; compare fewer to see it.")
+    assert said(0, 2) == (small, "n2: this page compares 2 runs with each other; compare fewer to see it.")
     assert said(0, 3)[0] == "n3: without a confusion matrix, which comes with the final evaluation."
     assert "final evaluation" not in said(0, 2)[0]
     assert said(0, 1)[0] == ""
@@ -145,7 +145,7 @@ def test_of_mixed_data_sets_the_classes_of_one_are_shown_and_it_is_named(
     browser.open(page_of(tmp_path / "runs"), READY)
     assert "Of cifar10 alone" in browser.run("document.getElementById('classes-note').textContent")
     assert browser.run("comparison.classes[0]") == "airplane"
-    assert browser.run("Object.values(comparison.noConfusion)") == ["its classes are others, those of birds"]
+    assert browser.run("Object.values(comparison.noConfusion)") == ["it has other classes, those of birds"]
     assert browser.run("document.getElementById('pair').hidden") is False
     assert browser.complaints == []
 

@@ -109,12 +109,12 @@ def test_by_run_the_seed_stands_beside_the_id_and_in_groups_it_is_said_what_colu
     _, head, _, first, *_ = out.splitlines()
     assert head.split()[:2] == ["run", "seed"]
     assert first.split()[:2] == ["20260901-000005-paper-ab12", "2"]
-    assert "restarts the sum" not in out
+    assert "restarts are the sum" not in out
     _, out, _ = compare("--sweep", "@last", "--target", "0.9", width=200)
     assert "  seed  " not in out.partition("─")[0]
     assert (
-        "Hours and rates are means of the n runs that count, what it took to the target the median of theirs, "
-        "restarts the sum over all runs of a row." in out
+        "Hours and rates are means of the n runs that count, costs to the target are their medians, "
+        "restarts are the sum over all runs of a row." in out
     )
 
 

@@ -59,8 +59,8 @@ def accept(command: str, *, whole: bool) -> None:
             assert {*words} <= {"--help", *COMMANDS}, command
             return
         args = parse(words)
-        if whole and "overrides" in args and args.verb not in ("resume", "settings"):
-            settings(args.verb, args.overrides, multirun="multirun" in args and args.multirun)
+        if whole and "overrides" in args and args.command not in ("resume", "settings"):
+            settings(args.command, args.overrides, multirun="multirun" in args and args.multirun)
     else:
         assert program in {*OTHERS, "cd", "python"}, command
 

@@ -143,7 +143,7 @@ def test_a_run_that_sends_by_itself_is_left_alone(server: WandbServer, make_run:
     try:
         live(run, begin(), *epochs(1, 2), INTERRUPTED)
         write(run, begin(2), *epochs(3, 3))
-        assert "sends by itself" in sync(str(run.path)).stdout
+        assert "uploads itself" in sync(str(run.path)).stdout
         assert len(server.runs[run.id].history) == 2
     finally:
         lease.release()
@@ -163,7 +163,7 @@ def test_all_takes_every_run_but_those_without_tracking_and_names_the_damaged(
     (damaged.path / "config.yaml").write_text("- ")
     done = sync("--all", "--runs-dir", str(run.path.parent), code=1)
     assert f"{run.id}: sent 5 of 5 points" in done.stdout
-    assert f"passed over: {damaged.path}/config.yaml" in done.stderr
+    assert f"skipped: {damaged.path}/config.yaml" in done.stderr
     assert list(server.runs) == [run.id]
 
 

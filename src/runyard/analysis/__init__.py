@@ -1,1 +1,1 @@
-"""Everything that reads finished runs: comparison, figures, pages, reports, export. From run directories, no torch."""
+"""Analyses of runs: comparison, figures, pages and reports, from run directories alone and without torch."""

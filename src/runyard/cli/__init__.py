@@ -1,1 +1,1 @@
-"""The command line: ``main`` dispatches to ``commands``, one file each; ``parser`` says what may be typed."""
+"""The command line: ``main`` runs a command of ``commands``, one module each; ``parser`` defines their arguments."""

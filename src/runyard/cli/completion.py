@@ -1,4 +1,4 @@
-"""Tab completion of verbs, groups, settings and their values, answered from the configuration itself."""
+"""Tab completion of commands, config groups, settings and their values, read from the configuration itself."""
 
 from __future__ import annotations
 
@@ -22,32 +22,35 @@ complete -o default -F _runyard runyard
 
 
 def script(shell: str) -> str:
-    """What to ``eval`` in the shell's start-up file."""
+    """Return the text to ``eval`` in the start-up file of ``shell``, bash or zsh."""
     return BASH if shell == "bash" else f"autoload -U +X bashcompinit && bashcompinit\n{BASH}"
 
 
 def completions(line: str) -> list[str]:
-    """The completions of the last word of ``line``, a command line from ``runyard`` on that may end in a space."""
-    _, *words = line.split(" ")
-    current = words[-1] if words else ""
-    if len(words) < 2:
-        return [v for v in COMMANDS if v.startswith(current)]
-    if words[0] == "completion":
+    """Return the completions of the last word of ``line``, a command line that begins with ``runyard``.
+
+    A line that ends in a space has an empty last word: all that may come next is returned.
+    """
+    _, *tokens = line.split(" ")
+    current = tokens[-1] if tokens else ""
+    if len(tokens) < 2:
+        return [command for command in COMMANDS if command.startswith(current)]
+    if tokens[0] == "completion":
         return [shell for shell in ("bash", "zsh") if shell.startswith(current)]
-    if words[0] not in COMMANDS:
+    if tokens[0] not in COMMANDS:
         return []
-    takes = positionals(words[0])
-    if takes & {"run", "runs"}:
-        several = "runs" in takes  # after the one run, the shell completes its own: file names
-        references = ["@last", *_run_ids()] if len(words) == 2 or several else []
-        return [i for i in references if i.startswith(current)]
-    name, given, value = current.partition("=")
+    argument_names = positionals(tokens[0])
+    if argument_names & {"run", "runs"}:
+        several = "runs" in argument_names  # after a single RUN the shell completes file names
+        references = ["@last", *_run_ids()] if len(tokens) == 2 or several else []
+        return [reference for reference in references if reference.startswith(current)]
+    name, separator, value = current.partition("=")
     options = config_groups() | {"experiment": ["auto", *config_groups()["experiment"]]}
-    if given:
+    if separator:
         return [f"{name}={o}" for o in options.get(name, _values(name)) if o.startswith(value)]
     parents = {*options, "model.options", "loss", "checkpoint"}
     leaves = [n for n in (*schema.setting_names(schema.Config), *network_settings()) if n not in parents]
-    if words[0] == "settings":
+    if tokens[0] == "settings":
         return [n for n in leaves if n.startswith(current)]
     return [f"{n}=" for n in dict.fromkeys([*options, *leaves]) if n.startswith(current)]
 

@@ -1,4 +1,4 @@
-"""``runyard VERB``: a thin dispatch to runyard/verbs/VERB.py."""
+"""``runyard COMMAND`` runs the module runyard.cli.commands.COMMAND."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runyard.printable import PrintableStream
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Exit codes: 0 done, 1 the training failed, 2 a mistake that can be mended, 130 stopped."""
+    """Run one command. Exit codes: 0 success, 1 the training failed, 2 a user error, 130 interrupted."""
     out, err = PrintableStream(sys.stdout), PrintableStream(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
         return _main(argv)
@@ -24,9 +24,9 @@ def _main(argv: list[str] | None) -> int:
         argv = sys.argv[1:] if argv is None else argv
         args = parse(argv)
         args.argv = argv
-        if args.verb not in SHARED_OUTPUT_COMMANDS:
-            set_umask(group_reads=False)  # until a run's own setting is known
-        return int(args.run_verb(args) or 0)
+        if args.command not in SHARED_OUTPUT_COMMANDS:
+            set_umask(group_reads=False)  # until the run's own setting is known
+        return int(args.run_command(args) or 0)
     except UserError as error:
         print(f"runyard: {error}", file=sys.stderr)
         return USER_ERROR
@@ -35,7 +35,7 @@ def _main(argv: list[str] | None) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe went away
+    except BrokenPipeError:  # the reader of the pipe has closed it
         sys.stderr.close()
         return FAILED
 

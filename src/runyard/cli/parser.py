@@ -1,4 +1,4 @@
-"""What ``runyard`` may be told: its verbs, their arguments, and an example of each."""
+"""The command-line parser: commands, their arguments, and an example of each."""
 
 from __future__ import annotations
 
@@ -12,53 +12,55 @@ from runyard.errors import UserError
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The arguments; ``verb`` is its name and ``run_verb`` its function. Overrides may stand before and after options.
+    """Parse the arguments; ``command`` is the command's name and ``run_command`` its function.
+
+    Overrides may stand before and after options.
 
     Raises:
-        UserError: an unknown verb or option, or one that lacks its value.
+        UserError: an unknown command or option, or an option without its value.
     """
-    args, rest = _parser().parse_known_args(argv)
-    unknown_arguments = [word for word in rest if word.startswith("-") or "overrides" not in args]
+    args, remaining = _parser().parse_known_args(argv)
+    unknown_arguments = [argument for argument in remaining if argument.startswith("-") or "overrides" not in args]
     if unknown_arguments:
         raise UserError(
-            f"{unknown_arguments[0]}: runyard {args.verb} takes no such argument; see: runyard {args.verb} --help"
+            f"{unknown_arguments[0]}: runyard {args.command} takes no such argument; see: runyard {args.command} --help"
         )
-    if rest:
-        args.overrides += rest
+    if remaining:
+        args.overrides += remaining
     return args
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Settings, for a verb that composes a configuration."""
+    """Add the SETTING=VALUE arguments of a command that composes a configuration."""
     parser.add_argument(
         "overrides",
         nargs="*",
-        default=[],  # else argparse counts them among what is required
+        default=[],  # without it argparse reports them as required
         metavar="SETTING=VALUE",
         help="as epochs=10, model=starter or optim.lr=1e-3; `runyard settings` lists them",
     )
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
-    """The one run that a verb is about."""
+    """Add the RUN argument of a command that works on one run."""
     parser.add_argument("run", metavar="RUN", help="a path, an id or its beginning, or @last")
     add_runs_dir(parser)
 
 
 def add_runs_dir(parser: argparse.ArgumentParser) -> None:
-    """Where runs are looked for by id."""
+    """Add --runs-dir, the directory in which run ids are looked up."""
     parser.add_argument("--runs-dir", default="runs", help="folder that holds the runs (default: runs)")
 
 
-def positionals(verb: str) -> set[str]:
-    """Names of the positional arguments of ``verb``: run, runs, overrides, ..."""
+def positionals(command: str) -> set[str]:
+    """Return the names of the positional arguments of ``command``: run, runs, overrides, ..."""
     parser = argparse.ArgumentParser()
-    import_module(f"runyard.cli.commands.{verb}").arguments(parser)
+    import_module(f"runyard.cli.commands.{command}").arguments(parser)
     return {action.dest for action in parser._get_positional_actions()}
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with an example of what is right."""
+    """An argument parser whose error is one line: what is wrong, and an example of a correct command."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.epilog}")
@@ -68,14 +70,14 @@ def _parser() -> _Parser:
     top = _Parser(
         prog="runyard",
         description="Take an image classifier from the laptop to a preemptible multi-node allocation.",
-        epilog="example: runyard submit experiment=starter epochs=5    (every verb has its own --help)",
+        epilog="example: runyard submit experiment=starter epochs=5    (every command has its own --help)",
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"runyard {__version__}")
-    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = import_module(f"runyard.cli.commands.{name}")
-        sub = verbs.add_parser(
+        sub = commands.add_parser(
             name,
             help=module.HELP,
             description=module.HELP,
@@ -83,6 +85,6 @@ def _parser() -> _Parser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        sub.set_defaults(verb=name, run_verb=module.run)
+        sub.set_defaults(command=name, run_command=module.run)
         module.arguments(sub)
     return top

@@ -1,1 +1,1 @@
-"""Many runs side by side: what differs, whether it is real, what it cost. From run directories alone, without torch."""
+"""Comparison of many runs: their differences, the significance of these and their cost, without torch."""

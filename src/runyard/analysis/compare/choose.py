@@ -1,4 +1,4 @@
-"""Which runs are compared, and what there is to say about those that are not whole."""
+"""Selects the runs to compare, and notes which of them are incomplete or damaged."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from runyard.runs.history import RunHistory, finite_or_nan
 from runyard.runs.reading import load_history, read_record
 from runyard.runs.run import Run
 
-MAX_NAMED_RUNS = 3  # runs or lines named in a note before it only counts them
+MAX_NAMED_RUNS = 3  # a note names so many runs or lines and counts the others
 
 
 @dataclass(frozen=True)
 class RunSelection:
-    """The runs, by time of creation; what was skipped or is damaged, a line each; and the sweep, if one was asked.
+    """The selected runs and what the user should know about them.
 
-    ``refused`` is why trials of the sweep became no run, a reason each.
+    Attributes:
+        runs: The runs in order of creation.
+        notes: A line for each thing that was skipped or is damaged.
+        sweep: The id of the sweep, if one was requested.
+        refused_trials: A reason for each trial of the sweep that did not become a run.
     """
 
     runs: list[RunHistory]
@@ -41,10 +45,10 @@ def select_runs(
     conditions: Sequence[str] = (),
     runs_dir: Path | str = "runs",
 ) -> RunSelection:
-    """The runs that are named, or all of ``runs_dir``; of these the ones of the tag and sweep that meet the conditions.
+    """Select the named runs, or all of ``runs_dir``, that have the tag, belong to the sweep and meet the conditions.
 
     Raises:
-        UserError: a reference fits no run, or nothing is left.
+        UserError: a reference matches no run, or no run is left.
     """
     if not references and not everything and tag is None and sweep is None:
         raise UserError("which runs? Give RUN..., --tag T, --sweep S or --all")
@@ -69,8 +73,8 @@ def select_runs(
         raise UserError(first if len(notes) == 1 else f"none of {len(directories)} runs can be read: {first}")
     if tag is not None:
         runs = _of_tag(tag, runs, runs_dir)
-    met = where.parse_conditions(conditions, runs)
-    matching = [run for run in runs if all(condition.matches(run) for condition in met)]
+    parsed = where.parse_conditions(conditions, runs)
+    matching = [run for run in runs if all(condition.matches(run) for condition in parsed)]
     if not matching:
         raise UserError(f"--where {' and '.join(conditions)}: none of {len(runs)} runs fits")
     if all(run.state == "not started" for run in matching):
@@ -79,7 +83,7 @@ def select_runs(
             "started: nothing to compare yet"
         )
     refused = tuple(
-        why for folder in _search_dirs(runs_dir) if folder.name == sweep for why in _refused_trials(folder, notes)
+        reason for folder in _search_dirs(runs_dir) if folder.name == sweep for reason in _refused_trials(folder, notes)
     )
     return RunSelection(
         sorted(matching, key=lambda run: (run.created, run.id)), notes + _notes(matching), sweep, refused
@@ -89,17 +93,19 @@ def select_runs(
 def _loaded(directories: Iterable[Path], notes: list[str]) -> list[RunHistory]:
     runs: dict[Path, RunHistory] = {}
     for directory in directories:
-        if (place := directory.resolve()) not in runs:
+        if (path := directory.resolve()) not in runs:
             try:
-                runs[place] = load_history(directory)
+                runs[path] = load_history(directory)
             except UserError as error:
                 notes.append(f"skipped {error}")
     return list(runs.values())
 
 
-def _of_sweep(wanted: str, directories: list[Path], runs_dir: Path | str, notes: list[str]) -> tuple[str, list[Path]]:
+def _of_sweep(
+    requested: str, directories: list[Path], runs_dir: Path | str, notes: list[str]
+) -> tuple[str, list[Path]]:
     members: dict[str, list[Path]] = {}
-    created: dict[str, float] = {}  # its newest run; a sweep that was named says nothing of when it was
+    created: dict[str, float] = {}  # of the newest run, since a sweep's name need not contain a time
     for directory in directories:
         try:
             record = read_record(directory)
@@ -112,76 +118,88 @@ def _of_sweep(wanted: str, directories: list[Path], runs_dir: Path | str, notes:
     known = sorted(members, key=lambda name: (created[name], name))
     matches = (
         known[-1:]
-        if wanted == "@last"
-        else [s for s in known if s == wanted] or [s for s in known if wanted and s.startswith(wanted)]
+        if requested == "@last"
+        else [s for s in known if s == requested] or [s for s in known if requested and s.startswith(requested)]
     )
     if len(matches) == 1:
         return matches[0], members[matches[0]]
     if matches:
         raise UserError(
-            f"--sweep {wanted}: fits {len(matches)} sweeps, as {matches[0]} and {matches[1]}: give more of it"
+            f"--sweep {requested}: fits {len(matches)} sweeps, as {matches[0]} and {matches[1]}: give more of it"
         )
-    if said := _without_runs(wanted, runs_dir):
-        raise UserError(said)
-    there = f"the newest there is {known[-1]}" if known else "no run there belongs to one"
-    raise UserError(f"--sweep {wanted}: no such sweep in {runs_dir}: {there}")
+    if reason := _without_runs(requested, runs_dir):
+        raise UserError(reason)
+    hint = f"the newest there is {known[-1]}" if known else "no run there belongs to one"
+    raise UserError(f"--sweep {requested}: no such sweep in {runs_dir}: {hint}")
 
 
-def _without_runs(wanted: str | None, runs_dir: Path | str) -> str:
-    """Why the one search that is wanted has no run, where all of its trials were refused; else ""."""
-    found = {
-        folder.name: why
+def _without_runs(requested: str | None, runs_dir: Path | str) -> str:
+    """Return why the requested search has no run if all of its trials were refused, else an empty string."""
+    reasons_by_search = {
+        folder.name: reasons
         for folder in _search_dirs(runs_dir)
-        if wanted and (wanted == "@last" or folder.name.startswith(wanted)) and (why := _refused_trials(folder, []))
+        if requested
+        and (requested == "@last" or folder.name.startswith(requested))
+        and (reasons := _refused_trials(folder, []))
     }
-    name = wanted if wanted in found else next(iter(found)) if len(found) == 1 else None
+    name = (
+        requested
+        if requested in reasons_by_search
+        else next(iter(reasons_by_search))
+        if len(reasons_by_search) == 1
+        else None
+    )
     if name is None:
         return ""
-    count = len(found[name])
-    return f"--sweep {name}: none of its {count} trial{'s' * (count > 1)} became a run: {found[name][0]}"
+    count = len(reasons_by_search[name])
+    return f"--sweep {name}: none of its {count} trial{'s' * (count > 1)} became a run: {reasons_by_search[name][0]}"
 
 
 def _search_dirs(runs_dir: Path | str) -> list[Path]:
-    """Folders of searches that had trials refused; each user's lie in one of their own."""
+    """Return the directories of searches with refused trials; each user's searches are in a separate directory."""
     return [path.parent for path in sorted(Path(runs_dir).glob(".sweeps*/*/refused.jsonl"))]
 
 
 def _refused_trials(folder: Path, notes: list[str]) -> tuple[str, ...]:
-    """What ``runyard.cluster.search.sweep`` wrote of the trials that it could make no run of, each trial once."""
+    """Return a reason for each trial that became no run, as recorded by ``runyard.cluster.search.sweep``."""
     try:
         lines = (folder / "refused.jsonl").read_bytes().splitlines()
     except OSError:
         return ()
-    found: dict[Any, str] = {}
-    broken = 0
+    reasons: dict[Any, str] = {}
+    damaged = 0
     for line in lines:
         try:
             row = json.loads(line)
-            found[row["trial"]] = str(row["why"])
+            reasons[row["trial"]] = str(row["why"])
         except (ValueError, KeyError, TypeError, RecursionError):
-            broken += 1
-    if broken:
-        notes.append(f"sweep {folder.name}: {broken} broken line{'s' * (broken > 1)} in refused.jsonl, skipped")
-    return tuple(found.values())
+            damaged += 1
+    if damaged:
+        notes.append(f"sweep {folder.name}: {damaged} broken line{'s' * (damaged > 1)} in refused.jsonl, skipped")
+    return tuple(reasons.values())
 
 
 def _of_tag(tag: str, runs: list[RunHistory], runs_dir: Path | str) -> list[RunHistory]:
     tagged = [run for run in runs if tag in run.tags]
     if not tagged:
         tags = sorted({t for run in runs for t in run.tags})
-        there = f"tags there: {', '.join(tags[:9])}" if tags else "no run there has a tag; set tracking.tags=[...]"
-        raise UserError(f"--tag {tag}: no run in {runs_dir} has it; {there}")
+        hint = f"tags there: {', '.join(tags[:9])}" if tags else "no run there has a tag; set tracking.tags=[...]"
+        raise UserError(f"--tag {tag}: no run in {runs_dir} has it; {hint}")
     return tagged
 
 
 def _notes(runs: list[RunHistory]) -> list[str]:
-    """What a person should know before trusting the figures, a line each."""
+    """Return what a reader should know before trusting the numbers, one line each."""
     notes = []
     for run in runs:
-        if broken := run.broken_lines[: -1 if run.last_line_truncated else None]:
-            lines = ", ".join(map(str, broken[:MAX_NAMED_RUNS])) + (", ..." if len(broken) > MAX_NAMED_RUNS else "")
-            many = len(broken) > 1
-            notes.append(f"run {run.id}: {len(broken)} broken line{'s' * many} in metrics.jsonl ({lines}), skipped")
+        if damaged_lines := run.broken_lines[: -1 if run.last_line_truncated else None]:
+            lines = ", ".join(map(str, damaged_lines[:MAX_NAMED_RUNS])) + (
+                ", ..." if len(damaged_lines) > MAX_NAMED_RUNS else ""
+            )
+            many = len(damaged_lines) > 1
+            notes.append(
+                f"run {run.id}: {len(damaged_lines)} broken line{'s' * many} in metrics.jsonl ({lines}), skipped"
+            )
         if run.last_line_truncated:
             notes.append(f"run {run.id}: the last line of metrics.jsonl is half-written, skipped")
     if empty := [run for run in runs if not len(run.series["epoch"])]:

@@ -1,4 +1,4 @@
-"""Which runs are repetitions of one another, and in what the others differ."""
+"""Groups runs that repeat one configuration with other seeds, and lists the settings in which groups differ."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ STATES = ("finished", "running", "waiting", "interrupted", "pruned", "failed", "
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that differ only in seed, by rising seed; a row of the table.
+    """Runs that differ only in their seed, in order of the seed: a row of the table.
 
     Attributes:
-        label: Its name in tables, legends and messages: the experiment's name, with a letter where several groups share
+        label: The name in tables, legends and messages: the experiment's name, with a letter if several groups share
             one ("starter-a"), or the run's id with ``by_run``. Unique among the groups made together.
-        runs: At least one, whatever their states.
+        runs: At least one run, in any state.
     """
 
     label: str
@@ -34,31 +34,31 @@ class Group:
 
     @cached_property
     def counted_runs(self) -> tuple[RunHistory, ...]:
-        """The runs that figures are made of: those that finished, or all where none did; of each seed one, the newest.
+        """The runs that enter means: the newest finished run of each seed, or the newest run if none has finished.
 
-        A run repeated with its seed is no independent repetition, and a run under way would drag a mean down. One that
-        was never evaluated does not count beside one that was: ``seed_count`` is what the means are made of.
+        A second run with the same seed is no independent repetition, and an unfinished run would lower a mean. A run
+        that was never evaluated does not count beside one that was: a mean is over ``seed_count`` values.
         """
         eligible = [run for run in self.runs if run.state == "finished"] or self.runs
         eligible = [run for run in eligible if np.isfinite(run.last_top1)] or eligible
-        of_seed: dict[int | None, RunHistory] = {}
+        by_seed: dict[int | None, RunHistory] = {}
         for run in sorted(eligible, key=lambda run: (len(run.series["epoch"]) > 0, run.created)):
-            of_seed[run.seed] = run
-        return tuple(run for run in self.runs if run is of_seed.get(run.seed))
+            by_seed[run.seed] = run
+        return tuple(run for run in self.runs if run is by_seed.get(run.seed))
 
     @property
     def seed_count(self) -> int:
-        """How many seeds figures are made of."""
+        """The number of seeds, each with one run, that enter means."""
         return len(self.counted_runs)
 
     @property
     def finished(self) -> bool:
-        """At least one of its runs is, and figures are of those."""
+        """Whether at least one run has finished; then only finished runs enter means."""
         return any(run.state == "finished" for run in self.runs)
 
     @property
     def state_text(self) -> str:
-        """ "" where all have finished; else as "failed 12/50" of one run, or "2 finished, 1 failed"."""
+        """Empty if all runs have finished, else "failed 12/50" for one run, or "2 finished, 1 failed" for several."""
         if all(run.state == "finished" for run in self.runs):
             return ""
         if len(self.runs) == 1:
@@ -69,7 +69,7 @@ class Group:
 
     @property
     def settings(self) -> FlatSettings:
-        """Of its first run; they are all alike, but for the seed and for where things lie."""
+        """The settings of the first run; those of the others differ only in the seed and in paths."""
         return self.runs[0].settings
 
     @property
@@ -77,41 +77,41 @@ class Group:
         return self.runs[0].name
 
     def values(self, measure: str) -> np.ndarray:
-        """float64 [n]: one of ``MEASURES`` (last, gpu_hours, ...) of each run that counts, NaN where it has none."""
+        """Return a metric of ``METRICS`` (last, ...) for each counted run, float64 [n]; NaN if a run has none."""
         return np.array([METRICS[measure].value_of(run) for run in self.counted_runs], np.float64)
 
     def mean(self, measure: str) -> float:
-        """Of the runs that have it; NaN where none has."""
+        """Return the mean over the counted runs that have the metric; NaN if none has."""
         values = self.values(measure)
         return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def group_runs(runs: Iterable[RunHistory], *, by_run: bool = False) -> list[Group]:
-    """The groups in order of their first runs. With ``by_run`` each run is its own.
+    """Return the groups in order of their first runs. With ``by_run`` each run is a group.
 
-    Runs of one configuration on other test images are no repetitions: they are told apart by the data's identity. One
-    that has not met its data yet goes with those that have, where all of these met the same.
+    Runs of one configuration on different test images are no repetitions: the sha256 of the test set separates them. A
+    run that has not loaded its data yet joins the runs that have, if all of these loaded the same.
     """
     runs = list(runs)
-    met: dict[str, set[str]] = {}
+    test_sets: dict[str, set[str]] = {}
     for run in runs:
-        met.setdefault(run.settings_sha256, set()).update([run.test_sha256] if run.test_sha256 else [])
-    found: dict[tuple[str, ...], list[RunHistory]] = {}
+        test_sets.setdefault(run.settings_sha256, set()).update([run.test_sha256] if run.test_sha256 else [])
+    members: dict[tuple[str, ...], list[RunHistory]] = {}
     for run in runs:
-        there = met[run.settings_sha256]
-        data = run.test_sha256 or (min(there) if len(there) == 1 else "")
-        found.setdefault((str(run.directory),) if by_run else (run.settings_sha256, data), []).append(run)
-    made = list(found.values())
-    names = [on_one_line(m[0].id if by_run else m[0].name) for m in made]
+        known_sets = test_sets[run.settings_sha256]
+        data = run.test_sha256 or (min(known_sets) if len(known_sets) == 1 else "")
+        members.setdefault((str(run.directory),) if by_run else (run.settings_sha256, data), []).append(run)
+    groups = list(members.values())
+    names = [on_one_line(m[0].id if by_run else m[0].name) for m in groups]
     labels = names if by_run else _letters(names)
     return [
         Group(label, tuple(sorted(m, key=lambda run: (run.seed is None, run.seed or 0, run.created))))
-        for label, m in zip(labels, made, strict=True)
+        for label, m in zip(labels, groups, strict=True)
     ]
 
 
 def differing_settings(groups: Iterable[Group]) -> list[str]:
-    """Dotted names of the settings in which the groups differ, in the configuration's order; seed and name not."""
+    """Return the dotted names of settings, except seed and name, that differ; in the configuration's order."""
     groups = list(groups)
     names = dict.fromkeys(
         name for g in groups for name in g.settings if affects_learning(name) and name not in ("seed", "name")
@@ -120,7 +120,7 @@ def differing_settings(groups: Iterable[Group]) -> list[str]:
 
 
 def format_setting(value: Any) -> str:
-    """A setting's value as the command line has it, on one line."""
+    """Return a setting's value as it is written on the command line, on one line."""
     if isinstance(value, str):
         return on_one_line(value)
     if isinstance(value, float):
@@ -131,7 +131,7 @@ def format_setting(value: Any) -> str:
 
 
 def _letters(names: list[str]) -> list[str]:
-    """Names that occur several times get -a, -b, ... -z, -aa, ..."""
+    """Append -a, -b, ... -z, -aa, ... to names that occur several times."""
     taken, count, out = set(names), dict.fromkeys(names, 0), []
     for name in names:
         if names.count(name) == 1:
@@ -150,6 +150,6 @@ def _letters(names: list[str]) -> list[str]:
 def _letter(number: int) -> str:
     letters = ""
     while number >= 0:
-        number, at = divmod(number, 26)
-        letters, number = chr(ord("a") + at) + letters, number - 1
+        number, remainder = divmod(number, 26)
+        letters, number = chr(ord("a") + remainder) + letters, number - 1
     return letters

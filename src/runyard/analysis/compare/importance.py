@@ -1,4 +1,4 @@
-"""A sweep in a few lines: which settings mattered, which point was best, what failed, and what it cost."""
+"""Summarizes a sweep: the importance of each setting, the best point, failures, and cost."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from runyard.analysis.compare.groups import Group, differing_settings, format_se
 from runyard.analysis.compare.measures import METRICS
 from runyard.runs.history import RunHistory
 
-BINS = 4  # of a number that was drawn, not chosen from a few values
+BINS = 4  # for a setting that was sampled from a range, not chosen from a few values
 METHOD = "ε²: share of the variance between runs that a setting's main effect explains, corrected for chance"
 
 
 @dataclass(frozen=True)
 class Effect:
-    """How much one setting mattered. ``share`` is None where there are too few runs to tell."""
+    """The importance of one setting, a fraction of the variance; None if there are too few runs to estimate it."""
 
     setting: str
     levels: int
@@ -31,20 +31,20 @@ class Effect:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found and cost.
+    """The results and the cost of a sweep.
 
     Attributes:
-        measure: What the best point and the shares go by: "val" where every finished run has held images out, which
-            is what ``runyard sweep`` maximises too; else "last", and then the test set itself chooses.
-        effects: Of each setting that was varied, the largest first.
-        crossed: Every combination of the settings' levels was evaluated equally often, so that shares do not overlap.
-        between_seeds: Part of the variance that is between seeds of the same settings; None without repeated seeds.
-        evaluated: Runs that the shares are computed from: finished ones.
-        best: The group with the highest mean of the measure, or None when nothing finished.
-        failures: As ``failures_by_reason``.
-        refused: Why trials became no run, a reason each.
-        gpu_hours, core_hours: Of all runs; ``..._lost`` of those that did not finish.
-        wall_s: From the first start to the last sign of life, s.
+        measure: The metric that ranks points: "val" if every finished run has a validation split, which is what
+            ``runyard sweep`` maximizes too; else "last", and then the test set itself chooses the best point.
+        effects: The importance of each setting that was varied, the largest first.
+        full_factorial: Each combination of the settings' levels was evaluated equally often, so shares do not overlap.
+        seed_variance_fraction: Fraction of the variance between seeds of equal settings; None without them.
+        evaluated: The number of finished runs, from which the shares are computed.
+        best: The group with the highest mean of the measure, or None if no run has finished.
+        failures: The failed runs by reason, from ``failures_by_reason``.
+        refused: A reason for each trial that did not become a run.
+        gpu_hours, core_hours: Cost of all runs, h; ``..._lost`` of those that did not finish.
+        wall_s: Time from the first start to the last sign of life, s.
     """
 
     runs: int
@@ -65,24 +65,24 @@ class Sweep:
 
 
 def summarize_sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> Sweep:
-    """Summed up over all runs of the groups, and the trials that were ``refused`` before they became runs."""
+    """Summarize all runs of the groups, and the trials that were ``refused`` before they became runs."""
     runs = [run for group in groups for run in group.runs]
-    able = [
+    eligible = [
         (run, group)
         for group in groups
         if group.finished
         for run in group.counted_runs
         if run.last_top1 == run.last_top1
     ]
-    measure = "val" if able and all(math.isfinite(METRICS["val"].value_of(run)) for run, _ in able) else "last"
-    scores = np.array([METRICS[measure].value_of(run) for run, _ in able])
-    levels = {name: _levels([run.settings.get(name) for run, _ in able]) for name in differing_settings(groups)}
-    effects = [_effect(name, *of_it, scores) for name, of_it in levels.items()]
+    measure = "val" if eligible and all(math.isfinite(METRICS["val"].value_of(run)) for run, _ in eligible) else "last"
+    scores = np.array([METRICS[measure].value_of(run) for run, _ in eligible])
+    levels = {name: _levels([run.settings.get(name) for run, _ in eligible]) for name in differing_settings(groups)}
+    effects = [_effect(name, *setting_levels, scores) for name, setting_levels in levels.items()]
     effects.sort(key=lambda effect: -1.0 if effect.importance is None else -effect.importance)
-    share_of_groups = epsilon_squared([group.label for _, group in able], scores)
+    between_groups = epsilon_squared([group.label for _, group in eligible], scores)
     finished = [group for group in groups if group.finished and group.mean("last") == group.mean("last")]
-    lost = [run for run in runs if run.state != "finished"]
-    begun = [
+    unfinished = [run for run in runs if run.state != "finished"]
+    starts = [
         start for run in runs for start in run.starts if start.start_time > 0
     ]  # one without a time says nothing here
     states: dict[str, int] = {}
@@ -93,24 +93,24 @@ def summarize_sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> S
         states=states,
         measure=measure,
         effects=effects,
-        full_factorial=_crossed([of_it for of_it, _ in levels.values()]),
-        seed_variance_fraction=None if share_of_groups is None else 1 - share_of_groups,
-        evaluated=len(able),
+        full_factorial=_crossed([setting_levels for setting_levels, _ in levels.values()]),
+        seed_variance_fraction=None if between_groups is None else 1 - between_groups,
+        evaluated=len(eligible),
         best=max(finished, key=lambda group: group.mean(measure), default=None),
         failures=failures_by_reason(runs),
         refused=refused,
         gpu_hours=sum(run.gpu_hours for run in runs),
         core_hours=sum(run.core_hours for run in runs),
-        gpu_hours_lost=sum(run.gpu_hours for run in lost),
-        core_hours_lost=sum(run.core_hours for run in lost),
-        wall_s=max(s.end_time for s in begun) - min(s.start_time for s in begun) if begun else 0.0,
+        gpu_hours_lost=sum(run.gpu_hours for run in unfinished),
+        core_hours_lost=sum(run.core_hours for run in unfinished),
+        wall_s=max(s.end_time for s in starts) - min(s.start_time for s in starts) if starts else 0.0,
     )
 
 
 def epsilon_squared(levels: Sequence[Any], scores: np.ndarray) -> float | None:
-    """ε² (Kelley 1935): the between-levels share of the scores' variance, less what chance alone would give; 0 to 1.
+    """Return ε² (Kelley 1935): the fraction of the scores' variance between levels, corrected for chance; 0 to 1.
 
-    None where it cannot be told: one level, as many levels as scores, or scores that are all alike.
+    None if it cannot be estimated: one level, as many levels as scores, or equal scores.
     """
     names = sorted(set(levels), key=str)
     if not 1 < len(names) < len(scores) or np.ptp(scores) == 0:
@@ -123,16 +123,16 @@ def epsilon_squared(levels: Sequence[Any], scores: np.ndarray) -> float | None:
 
 
 def failures_by_reason(runs: Sequence[RunHistory]) -> dict[str, list[RunHistory]]:
-    """Reason -> the runs that failed or fell silent for it, the most frequent first."""
-    found: dict[str, list[RunHistory]] = {}
+    """Return the runs that failed or fell silent by reason, the most frequent reason first."""
+    by_reason: dict[str, list[RunHistory]] = {}
     for run in runs:
         if run.state in ("failed", "silent"):
-            found.setdefault(failure_reason(run), []).append(run)
-    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+            by_reason.setdefault(failure_reason(run), []).append(run)
+    return dict(sorted(by_reason.items(), key=lambda item: -len(item[1])))
 
 
 def failure_reason(run: RunHistory) -> str:
-    """Why it failed, without the numbers that differ from run to run, so that equal ones meet."""
+    """Return why a run failed, without the numbers that differ from run to run, so that equal reasons match."""
     if run.state == "silent":
         return "no sign of life, so it was killed or its machine is gone"
     return re.sub(r"\d[\d.,e+-]*\d|\d", "…", run.message.partition("\n")[0]) or "no reason given"
@@ -143,18 +143,21 @@ def _effect(setting: str, levels: list[str], binned: bool, scores: np.ndarray) -
 
 
 def _levels(values: list[Any]) -> tuple[list[str], bool]:
-    """A setting's level in each run, and whether these are bins of numbers that were drawn."""
+    """Return a setting's level in each run, and whether the levels are bins of sampled numbers."""
     numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     levels = [format_setting(v) for v in values]
     if not numeric or len(set(levels)) <= max(BINS, len(values) // 2):
         return levels, False
-    drawn = np.array(values, np.float64)
-    edges = np.quantile(drawn, np.linspace(0, 1, BINS + 1)[1:-1])
-    return [str(at) for at in np.searchsorted(edges, drawn)], True
+    sampled = np.array(values, np.float64)
+    edges = np.quantile(sampled, np.linspace(0, 1, BINS + 1)[1:-1])
+    return [str(bin_index) for bin_index in np.searchsorted(edges, sampled)], True
 
 
 def _crossed(levels: Sequence[Sequence[str]]) -> bool:
     if len(levels) < 2:
         return True
-    often = Counter(zip(*levels, strict=True))
-    return len(often) == math.prod(len(set(of_it)) for of_it in levels) and len(set(often.values())) == 1
+    counts = Counter(zip(*levels, strict=True))
+    return (
+        len(counts) == math.prod(len(set(setting_levels)) for setting_levels in levels)
+        and len(set(counts.values())) == 1
+    )

@@ -1,4 +1,4 @@
-"""What a run is measured by: the names that tables show and that --sort and --where understand."""
+"""The metrics of a run, by the names that tables show and that --sort and --where accept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a run. ``of`` gives NaN where the run has none."""
+    """A number of a run. ``value_of`` returns NaN if the run has none."""
 
     doc: str
     value_of: Callable[[RunHistory], float]
@@ -25,9 +25,9 @@ class Metric:
 
 @dataclass(frozen=True)
 class TargetReached:
-    """The first evaluation of a run at or above a target. All infinite where it never came: it would take longer.
+    """The first evaluation of a run at or above a target accuracy; infinite values if the run never reached it.
 
-    Hours of a device that the run did not use are NaN.
+    The clock is in seconds. Hours of a device that the run did not use are NaN.
     """
 
     epoch: float = np.inf
@@ -37,21 +37,21 @@ class TargetReached:
 
 
 def first_at_target(run: RunHistory, target: float) -> TargetReached:
-    """Where test top-1 first was at least ``target``."""
-    there = np.flatnonzero(run.metric("test_top1") >= target)
-    if not len(there):
+    """Return the first evaluation with a test top-1 of at least ``target``, a fraction of 1."""
+    reached = np.flatnonzero(run.metric("test_top1") >= target)
+    if not len(reached):
         return TargetReached()
     epoch, clock_s, gpu_hours, core_hours = (
-        float(run.metric(name)[there[0]]) for name in ("epoch", "clock_s", "gpu_hours", "core_hours")
+        float(run.metric(name)[reached[0]]) for name in ("epoch", "clock_s", "gpu_hours", "core_hours")
     )
     return TargetReached(epoch, clock_s, NAN if run.cpu_only else gpu_hours, core_hours if run.core_hours else NAN)
 
 
 def parse_decimal(text: str) -> float:
-    """A number as it is written; 99.62% is the float that 0.9962 is, which 99.62 / 100 is not.
+    """Return a number as it is written: 99.62% is the same float as 0.9962, which 99.62 / 100 is not.
 
     Raises:
-        ValueError: it is no number.
+        ValueError: the text is no number.
     """
     if not text.endswith("%"):
         return float(text)
@@ -62,17 +62,17 @@ def parse_decimal(text: str) -> float:
 
 
 def parse_accuracy(text: str, where: str) -> float:
-    """An accuracy: 0.92 or 92%.
+    """Return an accuracy, written as 0.92 or 92%, as a fraction of 1.
 
     Raises:
-        UserError: no part of 1.
+        UserError: the text is no fraction of 1 and no percentage.
     """
     try:
         value = parse_decimal(text.strip())
     except ValueError:
         value = NAN
     if not 0 < value <= 1:
-        raise UserError(f"{where} {text}: expected a part of 1, as 0.92, or a percentage, as 92%")
+        raise UserError(f"{where} {text}: expected a fraction of 1, as 0.92, or a percentage, as 92%")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What follows the table: is it real, and what a sweep found, as sentences and small tables."""
+"""The text below the table: significance tests and sweep results, as sentences and small tables."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ CHOSEN_BY = {
     "val": "the last top-1 on the held-out part",
     "last": "the last test top-1, so the test set itself chose it, which flatters",
 }
-IMAGES_LABEL = {OTHER_IMAGES: "other", UNKNOWN_IMAGES: "unknown"}  # in the column of pairs that cannot be paired
+IMAGES_LABEL = {OTHER_IMAGES: "other", UNKNOWN_IMAGES: "unknown"}  # in the column "test images"
 
 
 def table_notes(groups: Sequence[Group]) -> list[str]:
-    """A paragraph on how the table's figures came about, and what makes its rows less than equal."""
+    """Return a paragraph on how the table's numbers were computed, and why its rows may not be comparable."""
     out = []
     if any(group.seed_count > 1 for group in groups):
         out.append("Mean ± standard deviation over n seeds.")
@@ -47,20 +47,22 @@ def table_notes(groups: Sequence[Group]) -> list[str]:
 
 
 def column_notes(groups: Sequence[Group], target: float | None = None) -> list[str]:
-    """A sentence on the columns that are not made of the same runs, where rows have several."""
+    """Return a sentence on columns that are computed from different runs, if rows have several."""
     if all(len(group.runs) == 1 for group in groups):
         return []
-    medians = ", what it took to the target the median of theirs" if target is not None else ""
-    return [f"Hours and rates are means of the n runs that count{medians}, restarts the sum over all runs of a row."]
+    medians = ", costs to the target are their medians" if target is not None else ""
+    return [
+        f"Hours and rates are means of the n runs that count{medians}, restarts are the sum over all runs of a row."
+    ]
 
 
 def wrap(paragraph: str, width: int) -> str:
-    """A sentence broken at ``width``; tables are left as they are."""
+    """Break a sentence into lines of ``width`` characters; tables are left as they are."""
     return paragraph if "\n" in paragraph else textwrap.fill(paragraph, width, break_on_hyphens=False)
 
 
 def pair_text(pairs: PairTests, render_table: Layout) -> list[str]:
-    """Paragraphs: what was tested and how, the table of pairs, and what is missing to say more. [] for one group."""
+    """Return paragraphs on the tests, the table of pairs, and what is missing for more tests; [] for one group."""
     if not pairs.pairs:
         return _missing(pairs) if len(pairs.excluded) > 1 else []
     title = "Is it real? Differences of the last test top-1 in percentage points, first less second"
@@ -88,9 +90,9 @@ def pair_text(pairs: PairTests, render_table: Layout) -> list[str]:
         columns.append(
             Column("p McNemar", [format_p_value(p.mcnemar.p_holm) if p.mcnemar else _no(p) for p in pairs.pairs])
         )
-        of = " or ".join(f"{n:,}" for n in sorted({p.mcnemar.images for p in pairs.pairs if p.mcnemar}))
+        image_counts = " or ".join(f"{n:,}" for n in sorted({p.mcnemar.images for p in pairs.pairs if p.mcnemar}))
         notes.append(
-            f"McNemar's exact test of two networks on the same {of} test images, {_seeds(pairs)}; "
+            f"McNemar's exact test of two networks on the same {image_counts} test images, {_seeds(pairs)}; "
             f"{_family(sum(1 for p in pairs.pairs if p.mcnemar))} It says whether these two networks differ, "
             "not whether their settings do."
         )
@@ -99,67 +101,68 @@ def pair_text(pairs: PairTests, render_table: Layout) -> list[str]:
     return paragraphs
 
 
-def sweep_text(found: Sweep, name: str, render_table: Layout) -> list[str]:
-    """Paragraphs: the best point, what mattered, what failed, what it cost."""
-    states = ", ".join(f"{count} {state}" for state, count in found.states.items())
-    states += f"; {len(found.refused)} more trials were refused" if found.refused else ""
-    paragraphs = [f"Sweep {name}: {found.runs} runs, {states}."]
-    if found.best is not None:
-        settings = [effect.setting for effect in found.effects]
+def sweep_text(sweep: Sweep, name: str, render_table: Layout) -> list[str]:
+    """Return paragraphs on the best point, the importance of settings, failures, and cost."""
+    states = ", ".join(f"{count} {state}" for state, count in sweep.states.items())
+    states += f"; {len(sweep.refused)} more trials were refused" if sweep.refused else ""
+    paragraphs = [f"Sweep {name}: {sweep.runs} runs, {states}."]
+    if sweep.best is not None:
+        settings = [effect.setting for effect in sweep.effects]
         point = (
-            "  ".join(f"{s}={format_setting(found.best.settings.get(s))}" for s in sorted(settings)) or found.best.label
+            "  ".join(f"{s}={format_setting(sweep.best.settings.get(s))}" for s in sorted(settings)) or sweep.best.label
         )
-        test = f"; on the test set {100 * found.best.mean('last'):.2f} %" if found.measure == "val" else ""
+        test = f"; on the test set {100 * sweep.best.mean('last'):.2f} %" if sweep.measure == "val" else ""
         score = (
-            f"{100 * found.best.mean(found.measure):.2f} % over {found.best.seed_count} "
-            f"seed{'s' * (found.best.seed_count != 1)}"
+            f"{100 * sweep.best.mean(sweep.measure):.2f} % over {sweep.best.seed_count} "
+            f"seed{'s' * (sweep.best.seed_count != 1)}"
         )
-        paragraphs.append(f"Best point: {point}  ({found.best.label}, {score}{test}), by {CHOSEN_BY[found.measure]}.")
-    if found.effects and found.evaluated > 1:
-        labels = [f"{e.setting} ({f'{e.levels} bins' if e.binned else f'{e.levels} values'})" for e in found.effects]
-        shares = ["cannot be told" if e.importance is None else f"{100 * e.importance:.0f} %" for e in found.effects]
-        if found.seed_variance_fraction is not None:
+        paragraphs.append(f"Best point: {point}  ({sweep.best.label}, {score}{test}), by {CHOSEN_BY[sweep.measure]}.")
+    if sweep.effects and sweep.evaluated > 1:
+        labels = [f"{e.setting} ({f'{e.levels} bins' if e.binned else f'{e.levels} values'})" for e in sweep.effects]
+        shares = ["unknown" if e.importance is None else f"{100 * e.importance:.0f} %" for e in sweep.effects]
+        if sweep.seed_variance_fraction is not None:
             labels.append("(between seeds)")
-            shares.append(f"{100 * found.seed_variance_fraction:.0f} %")
-        name = CHOSEN_BY[found.measure].partition(",")[0]
-        paragraphs.append(f"What mattered, over {found.evaluated} finished runs, for {name}:")
+            shares.append(f"{100 * sweep.seed_variance_fraction:.0f} %")
+        name = CHOSEN_BY[sweep.measure].partition(",")[0]
+        paragraphs.append(f"What mattered, over {sweep.evaluated} finished runs, for {name}:")
         paragraphs.append(render_table([Column("setting", labels, right_aligned=False), Column("share", shares)]))
-        paragraphs.append(f"({METHOD}{_unexplained_text(found)}.)")
-    paragraphs += failure_text(found.failures, most=len(found.failures))
+        paragraphs.append(f"({METHOD}{_unexplained_text(sweep)}.)")
+    paragraphs += failure_text(sweep.failures, max_reasons=len(sweep.failures))
     paragraphs += [
-        on_one_line(f"Refused before it became a run, {count}: {why}") for why, count in Counter(found.refused).items()
+        on_one_line(f"Refused before it became a run, {count}: {reason}")
+        for reason, count in Counter(sweep.refused).items()
     ]
-    paragraphs.append(f"Cost: {_cost(found)}, {_span(found.wall_s)} from the first start to the last end.")
+    paragraphs.append(f"Cost: {_cost(sweep)}, {_span(sweep.wall_s)} from the first start to the last end.")
     return paragraphs
 
 
-def failure_text(found: Mapping[str, Sequence[RunHistory]], most: int = 3) -> list[str]:
-    """A line for each of the ``most`` frequent reasons why runs failed, and how many had another."""
+def failure_text(failures: Mapping[str, Sequence[RunHistory]], max_reasons: int = 3) -> list[str]:
+    """Return a line for each of the ``max_reasons`` most frequent reasons of failures, and a count of the others."""
     lines = []
-    for why, runs in [*found.items()][:most]:
+    for reason, runs in [*failures.items()][:max_reasons]:
         ids, more = ", ".join(run.id for run in runs[:3]), ", ..." * (len(runs) > 3)
-        said = runs[0].message.partition("\n")[0] if len(runs) == 1 else ""  # with its numbers
-        lines.append(on_one_line(f"Failed, {len(runs)}: {said or why} ({ids}{more})"))
-    if rest := sum(map(len, [*found.values()][most:])):
-        lines.append(f"Failed, {rest} more: see --json.")
+        message = runs[0].message.partition("\n")[0] if len(runs) == 1 else ""  # with its numbers
+        lines.append(on_one_line(f"Failed, {len(runs)}: {message or reason} ({ids}{more})"))
+    if remaining := sum(map(len, [*failures.values()][max_reasons:])):
+        lines.append(f"Failed, {remaining} more: see --json.")
     return lines
 
 
 def as_json_document(
-    rows: Sequence[TableRow], pairs: PairTests, found: Sweep | None, chosen: RunSelection
+    rows: Sequence[TableRow], pairs: PairTests, sweep: Sweep | None, selection: RunSelection
 ) -> dict[str, Any]:
-    """All of it, for JSON."""
+    """Return the whole comparison as a JSON-ready mapping."""
     return {
         "rows": [as_dict(row) for row in rows],
         "pairs": [pair_as_dict(pair) for pair in pairs.pairs],
-        "sweep": sweep_as_dict(found, chosen.sweep) if found and chosen.sweep else None,
-        "notes": chosen.notes,
+        "sweep": sweep_as_dict(sweep, selection.sweep) if sweep and selection.sweep else None,
+        "notes": selection.notes,
     }
 
 
 def pair_as_dict(pair: PairTest) -> dict[str, Any]:
-    """For JSON. Shares of 1; p values as adjusted and as they were."""
-    welch, paired = pair.welch, pair.mcnemar
+    """Return a pair's tests as a JSON-ready mapping: accuracies as fractions of 1, p values raw and adjusted."""
+    welch, mcnemar = pair.welch, pair.mcnemar
     return {
         "first": pair.first.label,
         "second": pair.second.label,
@@ -177,40 +180,40 @@ def pair_as_dict(pair: PairTest) -> dict[str, Any]:
         else None,
         "no_welch": pair.no_welch or None,
         "mcnemar": {
-            "first_run": paired.first.id,
-            "second_run": paired.second.id,
-            "images": paired.images,
-            "only_first_right": paired.only_first,
-            "only_second_right": paired.only_second,
-            "p": paired.p,
-            "p_holm": paired.p_holm,
+            "first_run": mcnemar.first.id,
+            "second_run": mcnemar.second.id,
+            "images": mcnemar.images,
+            "only_first_right": mcnemar.only_first,
+            "only_second_right": mcnemar.only_second,
+            "p": mcnemar.p,
+            "p_holm": mcnemar.p_holm,
         }
-        if paired
+        if mcnemar
         else None,
         "no_mcnemar": pair.no_mcnemar or None,
     }
 
 
-def sweep_as_dict(found: Sweep, name: str) -> dict[str, Any]:
-    """For JSON."""
+def sweep_as_dict(sweep: Sweep, name: str) -> dict[str, Any]:
+    """Return a sweep's results as a JSON-ready mapping."""
     return {
         "id": name,
-        "runs": found.runs,
-        "states": found.states,
-        "best": found.best.label if found.best else None,
-        "best_by": {"val": "val_top1", "last": "test_top1"}[found.measure],
+        "runs": sweep.runs,
+        "states": sweep.states,
+        "best": sweep.best.label if sweep.best else None,
+        "best_by": {"val": "val_top1", "last": "test_top1"}[sweep.measure],
         "importance": {
             "method": METHOD,
-            "runs": found.evaluated,
-            "between_seeds": found.seed_variance_fraction,
+            "runs": sweep.evaluated,
+            "between_seeds": sweep.seed_variance_fraction,
             "settings": {
-                e.setting: {"share": e.importance, "levels": e.levels, "binned": e.binned} for e in found.effects
+                e.setting: {"share": e.importance, "levels": e.levels, "binned": e.binned} for e in sweep.effects
             },
         },
-        "failures": {why: [run.id for run in runs] for why, runs in found.failures.items()},
-        "refused": list(found.refused),
+        "failures": {reason: [run.id for run in runs] for reason, runs in sweep.failures.items()},
+        "refused": list(sweep.refused),
         **{
-            name: value if math.isfinite(value := getattr(found, name)) else None
+            name: value if math.isfinite(value := getattr(sweep, name)) else None
             for name in ("gpu_hours", "gpu_hours_lost", "core_hours", "core_hours_lost", "wall_s")
         },
     }
@@ -221,12 +224,12 @@ def _first_names(labels: Sequence[str]) -> str:
 
 
 def _pair_name(pair: PairTest, pairs: PairTests) -> str:
-    """Both names, or the first alone where the title says what all are held against."""
+    """Return both names, or the first alone if the title names the common baseline."""
     return pair.first.label if pairs.baseline is not None else f"{pair.first.label} vs {pair.second.label}"
 
 
-def _points(share: float) -> str:
-    return f"{100 * share:+.2f}"
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:+.2f}"
 
 
 def _interval(pair: PairTest) -> str:
@@ -251,12 +254,12 @@ def _seeds(pairs: PairTests) -> str:
     same = {p.mcnemar.first.seed == p.mcnemar.second.seed for p in pairs.pairs if p.mcnemar}
     if same == {False}:
         return "of each row's lowest seed"
-    rest = ", or where they have none in common each row's lowest" * (False in same)
-    return f"of the lowest seed that both have{rest}"
+    fallback = ", or where they have none in common each row's lowest" * (False in same)
+    return f"of the lowest seed that both have{fallback}"
 
 
 def _missing(pairs: PairTests) -> list[str]:
-    """Why some pairs have no test, and some groups are in no pair."""
+    """Return why some pairs have no test and why some groups are in no pair."""
     groups = {g.label: g for p in pairs.pairs for g in (p.first, p.second)}
     out = []
     single = [g for g in groups.values() if g.seed_count < 2]
@@ -266,67 +269,69 @@ def _missing(pairs: PairTests) -> list[str]:
     if any(len(seeds[_repeats(g)]) > 1 for g in single):
         out.append("One run a row: leave --by-run out for tests over seeds.")
     if single := [g for g in single if len(seeds[_repeats(g)]) < 2]:
-        free = max((run.seed or 0 for g in single for run in g.runs), default=0) + 1
+        next_seed = max((run.seed or 0 for g in single for run in g.runs), default=0) + 1
         out.append(
             f"Not enough seeds (n=1): {_first_names([g.label for g in single])}. How much seeds alone differ is "
-            f"unknown there: train the same with seed={free},{free + 1}."
+            f"unknown there: train the same with seed={next_seed},{next_seed + 1}."
         )
-    if not any(p.welch for p in pairs.pairs) and (alike := [p for p in pairs.pairs if p.no_welch == NO_SPREAD]):
+    if not any(p.welch for p in pairs.pairs) and (no_spread := [p for p in pairs.pairs if p.no_welch == NO_SPREAD]):
         out.append(
-            f"No spread between seeds: {_first_names([_pair_name(p, pairs) for p in alike])}. Where all seeds of both "
-            "came to one accuracy there is no test over seeds."
+            f"No spread between seeds: {_first_names([_pair_name(p, pairs) for p in no_spread])}. Where all seeds of "
+            "both came to one accuracy there is no test over seeds."
         )
     if not any(p.mcnemar for p in pairs.pairs) and any(p.no_mcnemar == NOT_KEPT for p in pairs.pairs):
         out.append(
-            "No predictions kept: without a predictions.npz of both nobody knows which images a network got "
+            "No predictions kept: without a predictions.npz of both it is unknown which images a network got "
             "right, so there is no paired test."
         )
     if any(p.no_mcnemar == OTHER_IMAGES for p in pairs.pairs):
-        out.append("Networks that saw different test images are not held against each other by a paired test.")
+        out.append("Networks that were tested on different images are not compared by a paired test.")
     if any(p.no_mcnemar == UNKNOWN_IMAGES for p in pairs.pairs):
-        out.append("Without its data.json nobody knows which test images a run saw: it is in no paired test.")
+        out.append("Without its data.json it is unknown which test images a run saw: it is in no paired test.")
     reasons: dict[str, list[str]] = {}
     compared = {g.runs[0].data_name for g in groups.values()}
-    elsewhere = pairs.baseline is not None and not pairs.baseline_is_best
-    alone = "of another data set" if elsewhere else "the only one of its data set that finished"
+    given_baseline = pairs.baseline is not None and not pairs.baseline_is_best
+    alone_reason = "of another data set" if given_baseline else "the only one of its data set that finished"
     for g in (g for g in pairs.excluded if g is not pairs.baseline):
-        why = (
+        reason = (
             "unfinished"
             if not g.finished
             else "never evaluated"
             if math.isnan(g.mean("last"))
-            else alone
+            else alone_reason
             if g.runs[0].data_name not in compared
-            else "not among the foremost"
+            else "not among the best"
         )
-        reasons.setdefault(why, []).append(g.label)
+        reasons.setdefault(reason, []).append(g.label)
     if reasons:
-        out.append(f"Not tested: {'; '.join(f'{_first_names(labels)} ({why})' for why, labels in reasons.items())}.")
+        out.append(
+            f"Not tested: {'; '.join(f'{_first_names(labels)} ({reason})' for reason, labels in reasons.items())}."
+        )
     return out
 
 
 def _repeats(group: Group) -> tuple[str, str | None]:
-    """Equal in rows that are seeds of the same, as each is a row with --by-run."""
+    """Return a key that is equal for rows that differ only in their seed, as rows do with --by-run."""
     return group.runs[0].settings_sha256, group.runs[0].test_sha256
 
 
-def _unexplained_text(found: Sweep) -> str:
-    """What the shares leave open, which depends on how the runs were laid out; "" where there are none."""
-    if all(effect.importance is None for effect in found.effects):
+def _unexplained_text(sweep: Sweep) -> str:
+    """Return what the shares do not explain, which depends on the design of the sweep; empty without shares."""
+    if all(effect.importance is None for effect in sweep.effects):
         return ""
-    if not found.full_factorial:
+    if not sweep.full_factorial:
         return "; values were not combined evenly, so that shares overlap and need not add up to 100 %"
-    rest = ["what settings do only together"] * (len(found.effects) > 1)
-    rest += ["what values do within a bin"] * any(e.binned for e in found.effects)
-    rest += ["what seeds do"] * (found.seed_variance_fraction is None)
-    return f"; what is missing from 100 % is {' and '.join(rest)}" if rest else ""
+    parts = ["what settings do only together"] * (len(sweep.effects) > 1)
+    parts += ["what values do within a bin"] * any(e.binned for e in sweep.effects)
+    parts += ["what seeds do"] * (sweep.seed_variance_fraction is None)
+    return f"; what is missing from 100 % is {' and '.join(parts)}" if parts else ""
 
 
-def _cost(found: Sweep) -> str:
+def _cost(sweep: Sweep) -> str:
     parts = []
     for total, lost, unit in (
-        (found.gpu_hours, found.gpu_hours_lost, "GPU-hours"),
-        (found.core_hours, found.core_hours_lost, "core-hours without a GPU"),
+        (sweep.gpu_hours, sweep.gpu_hours_lost, "GPU-hours"),
+        (sweep.core_hours, sweep.core_hours_lost, "core-hours without a GPU"),
     ):
         if total:
             parts.append(

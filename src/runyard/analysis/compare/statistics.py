@@ -1,4 +1,4 @@
-"""Tests that say whether a difference is more than chance. The distributions are SciPy's."""
+"""Statistical tests of whether a difference is more than chance. The distributions are SciPy's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Welch:
-    """Difference of two means, first minus second, with its confidence interval, and the two-sided p of none."""
+    """Difference of two means, first minus second, its confidence interval, and the two-sided p of no difference."""
 
     difference: float
     low: float
@@ -24,14 +24,16 @@ class Welch:
 
 
 def welch(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> Welch | None:
-    """Welch's t for means of independent values with unequal variances (Welch 1947; df after Satterthwaite).
+    """Welch's t-test for the means of independent values with unequal variances (Welch 1947; df after Satterthwaite).
 
-    None where it cannot be told: fewer than two values on a side, or no spread at all.
+    Returns None if it is impossible: fewer than two values on a side, or no spread at all.
     """
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if len(a) < 2 or len(b) < 2:
         return None
-    va, vb = (x.var(ddof=1) / len(x) if np.ptp(x) else 0.0 for x in (a, b))  # of equal floats var is not quite 0
+    va, vb = (
+        x.var(ddof=1) / len(x) if np.ptp(x) else 0.0 for x in (a, b)
+    )  # the computed variance of equal floats is not quite 0
     if va + vb == 0:
         return None
     difference, error = float(a.mean() - b.mean()), math.sqrt(va + vb)
@@ -42,17 +44,18 @@ def welch(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndar
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p of McNemar's test: of the images that one of two networks alone got right, half each by chance.
+    """Return the exact two-sided p of McNemar's test on counts of images that one network alone classified correctly.
 
-    The binomial is summed exactly at any count (McNemar 1947; no continuity correction is involved).
+    By chance each network has half of these images. The binomial is summed exactly at any count (McNemar 1947), so
+    that no continuity correction is needed.
     """
     return min(1.0, 2 * float(bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
 
 
 def holm_adjust(ps: Sequence[float]) -> list[float]:
-    """The p values of several tests, adjusted so that any false alarm among them keeps its probability (Holm 1979)."""
+    """Return the p values of several tests, adjusted to keep the probability of any false alarm (Holm 1979)."""
     adjusted, largest = [0.0] * len(ps), 0.0
-    for place, at in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        largest = max(largest, min(1.0, ps[at] * (len(ps) - place)))
-        adjusted[at] = largest
+    for rank, index in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, ps[index] * (len(ps) - rank)))
+        adjusted[index] = largest
     return adjusted

@@ -1,4 +1,4 @@
-"""The table: a row for each group, with the settings that differ, how good it is, and what it cost."""
+"""The table of a comparison: for each group the settings that differ, its accuracy, and its cost."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ METRICS_WITH_STD = ("last", "best")  # shown with their standard deviation over 
 
 @dataclass(frozen=True)
 class TableRow:
-    """A group in numbers. ``values`` has every measure's mean over seeds, and what --target adds; NaN: not known.
+    """A group in numbers. ``values`` has the mean of every metric over seeds, and what --target adds; NaN if unknown.
 
-    ``last`` and ``best`` are of all n seeds or NaN. ``restarts`` is the sum over all of the group's runs,
-    ``gpu_hours_total`` and ``core_hours_total`` what all of them have cost, those that failed included; times to the
-    target are medians over seeds, infinite where most never came.
+    ``last`` and ``best`` are means over all n seeds, or NaN. ``restarts``, ``gpu_hours_total`` and ``core_hours_total``
+    are sums over all of the group's runs, failed ones included; times to the target are medians over seeds, infinite if
+    most seeds never reached it.
     """
 
     group: Group
@@ -40,40 +40,40 @@ class TableRow:
 
 
 def table_rows(groups: Sequence[Group], target: float | None = None) -> list[TableRow]:
-    """A row for each group, in the same order."""
-    names, marks = differing_settings(groups), dataset_labels(groups)
+    """Return a row for each group, in the same order."""
+    names, labels = differing_settings(groups), dataset_labels(groups)
     return [
-        TableRow(g, {name: g.settings.get(name) for name in names}, mark, _values(g, target))
-        for g, mark in zip(groups, marks, strict=True)
+        TableRow(g, {name: g.settings.get(name) for name in names}, label, _values(g, target))
+        for g, label in zip(groups, labels, strict=True)
     ]
 
 
 def dataset_labels(groups: Sequence[Group]) -> list[str]:
-    """Each group's data set; with a number where one name stands for several test sets: "cifar10 (2)"."""
-    met: dict[str, list[str]] = {}
+    """Return each group's data set, with a number if several test sets share the name: "cifar10 (2)"."""
+    test_sets: dict[str, list[str]] = {}
     for g in groups:
         test = _test(g)
-        if test is not None and test not in met.setdefault(g.runs[0].data_name, []):
-            met[g.runs[0].data_name].append(test)
+        if test is not None and test not in test_sets.setdefault(g.runs[0].data_name, []):
+            test_sets[g.runs[0].data_name].append(test)
     out = []
     for g in groups:
         name, test = g.runs[0].data_name, _test(g)
-        several = len(met.get(name, [])) > 1
-        mark = f"{name} ({met[name].index(test) + 1})" if several and test is not None else name
-        out.append(on_one_line(mark))
+        several = len(test_sets.get(name, [])) > 1
+        label = f"{name} ({test_sets[name].index(test) + 1})" if several and test is not None else name
+        out.append(on_one_line(label))
     return out
 
 
 def sort_rows(table: list[TableRow], column: str) -> list[TableRow]:
-    """By a column: what is good when high comes high first, all else low first; -COLUMN turns that round.
+    """Sort by a column: the highest first if higher is better, else the lowest first; -COLUMN reverses the order.
 
     Raises:
         UserError: there is no such column.
     """
     name, reverse = column.removeprefix("-"), column.startswith("-")
     keys = list(dict.fromkeys([*METRICS, *(k for row in table for k in (*row.values, *row.settings)), *TEXT_COLUMNS]))
-    every = list(dict.fromkeys([*keys, *(k for row in table for k in row.group.settings)]))
-    if name not in every:
+    all_columns = list(dict.fromkeys([*keys, *(k for row in table for k in row.group.settings)]))
+    if name not in all_columns:
         raise UserError(f"--sort {column}: no such column; there are {', '.join(keys)}, and every setting")
     good_high = name in METRICS and METRICS[name].higher_is_better
 
@@ -100,7 +100,7 @@ TEXT_COLUMNS: dict[str, Callable[[TableRow], Any]] = {  # columns that are neith
 
 
 def table_columns(table: Sequence[TableRow], target: float | None = None) -> list[Column]:
-    """What is shown to a person: results, settings, costs. A column that would say nothing is left out."""
+    """Return the columns of the printed table: results, settings, costs. Columns without information are left out."""
     groups = [row.group for row in table]
     out = [Column("run", [g.label for g in groups], right_aligned=False)]
     if any(len(g.runs) > 1 for g in groups):
@@ -113,19 +113,19 @@ def table_columns(table: Sequence[TableRow], target: float | None = None) -> lis
     if any(g.state_text for g in groups):
         out.append(Column("state", [g.state_text or "finished" for g in groups], right_aligned=False))
 
-    def of(name: str) -> list[float]:
+    def values_of(name: str) -> list[float]:
         return [row.values[name] for row in table]
 
     for name in METRICS_WITH_STD:
-        out.append(Column(f"{name} %", format_percents(of(name), of(f"{name}_sd"))))
+        out.append(Column(f"{name} %", format_percents(values_of(name), values_of(f"{name}_sd"))))
     if target is not None:
         goal = f"to {100 * target:g} %"
-        out.append(Column(f"epochs {goal}", format_numbers(of("epochs_to_target"))))
-        out.append(Column(f"time {goal}", format_durations(of("clock_s_to_target"))))
+        out.append(Column(f"epochs {goal}", format_numbers(values_of("epochs_to_target"))))
+        out.append(Column(f"time {goal}", format_durations(values_of("clock_s_to_target"))))
         out += [
-            Column(f"{short} {goal}", format_numbers(of(f"{name}_to_target")))
+            Column(f"{short} {goal}", format_numbers(values_of(f"{name}_to_target")))
             for name, short in HOURS
-            if _any(of(name))
+            if _any(values_of(name))
         ]
         out.append(Column("reached by", [f"{row.values['reached']:.0f}/{row.group.seed_count}" for row in table]))
     for name in table[0].settings:
@@ -134,12 +134,12 @@ def table_columns(table: Sequence[TableRow], target: float | None = None) -> lis
         values = [row.settings[name] for row in table]
         are_numbers = all(isinstance(v, (int, float)) or v is None for v in values)
         out.append(Column(name, [format_setting(v) for v in values], right_aligned=are_numbers))
-    out.append(Column("images/s", format_numbers(of("images_per_s"))))
-    out += [Column(short, format_numbers(of(name))) for name, short in HOURS if _any(of(name))]
-    out.append(Column("restarts", format_numbers(of("restarts"))))
-    out.append(Column("data wait %", [f"{v:.1f}" if v == v else MISSING for v in of("data_wait_pct")]))
+    out.append(Column("images/s", format_numbers(values_of("images_per_s"))))
+    out += [Column(short, format_numbers(values_of(name))) for name, short in HOURS if _any(values_of(name))]
+    out.append(Column("restarts", format_numbers(values_of("restarts"))))
+    out.append(Column("data wait %", [f"{v:.1f}" if v == v else MISSING for v in values_of("data_wait_pct")]))
     if len({row.values["parameters"] for row in table if row.values["parameters"] == row.values["parameters"]}) > 1:
-        out.append(Column("para- meters", format_numbers(of("parameters"))))
+        out.append(Column("para- meters", format_numbers(values_of("parameters"))))
     return out
 
 
@@ -147,7 +147,7 @@ HOURS = (("gpu_hours", "GPU-h"), ("core_hours", "core-h"))
 
 
 def as_dict(row: TableRow) -> dict[str, Any]:
-    """A row for JSON, flat but for its settings and runs; what is not known is null."""
+    """Return a JSON-ready mapping of a row, flat except for its settings and runs; an unknown value is None."""
     g = row.group
     return {
         "run": g.label,
@@ -173,7 +173,7 @@ def as_dict(row: TableRow) -> dict[str, Any]:
 
 
 def json_safe(value: Any) -> Any:
-    """A setting for JSON, which knows no nan and no infinity: they become words."""
+    """Return a setting for JSON, which has no nan and no infinity: they become strings."""
     if isinstance(value, dict):
         return {name: json_safe(v) for name, v in value.items()}
     if isinstance(value, list):
@@ -182,7 +182,7 @@ def json_safe(value: Any) -> Any:
 
 
 def csv_row(row: TableRow) -> dict[str, Any]:
-    """A row for CSV: settings by their dotted names, seeds and ids joined by spaces."""
+    """Return a row for CSV: settings by their dotted names, seeds and ids joined by spaces."""
     line = as_dict(row)
     runs, seeds, settings = line.pop("runs"), line.pop("seeds"), line.pop("settings")
     return {
@@ -198,16 +198,16 @@ def _values(g: Group, target: float | None) -> dict[str, float]:
     for name in METRICS_WITH_STD:
         seen = g.values(name)
         values[f"{name}_sd"] = float(seen.std(ddof=1)) if len(seen) > 1 else NAN
-        if np.isnan(seen).any():  # what fewer runs than n have is not the row's
+        if np.isnan(seen).any():  # a mean over fewer than n runs would not be the row's
             values[name] = NAN
     values["restarts"] = float(sum(len(run.restarts) for run in g.runs))
     for name, _ in HOURS:
         values[f"{name}_total"] = float(sum(getattr(run, name) for run in g.runs))
     if target is not None:
-        when = [first_at_target(run, target) for run in g.counted_runs]
+        reached = [first_at_target(run, target) for run in g.counted_runs]
         for name, key in (("epoch", "epochs"), ("clock_s", "clock_s"), *((hours, hours) for hours, _ in HOURS)):
-            values[f"{key}_to_target"] = float(np.median([getattr(w, name) for w in when]))
-        values["reached"] = float(sum(np.isfinite(w.epoch) for w in when))
+            values[f"{key}_to_target"] = float(np.median([getattr(w, name) for w in reached]))
+        values["reached"] = float(sum(np.isfinite(w.epoch) for w in reached))
     return values
 
 

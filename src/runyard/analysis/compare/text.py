@@ -1,4 +1,4 @@
-"""Columns of text for a terminal of any width, for Markdown, and numbers written so that they line up."""
+"""Formats tables for a terminal of any width and for Markdown, and numbers so that they line up."""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ from runyard.runs.narrative import format_duration
 
 MISSING = "–"
 COLUMN_GAP = "  "
-MIN_CELL, MAX_FIRST_CELL = (
-    30,
-    40,
-)  # characters of a cell that are never cut (a run's id can be copied), and at most of the first
+MIN_CELL = 30  # a cell of so many characters is never cut, so that a run's id can be copied
+MAX_FIRST_CELL = 40  # characters of a cell in the first column
 MIN_HEADING = 9  # characters that a heading may take before it is broken over lines
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading and its cells, all finished text. ``right_aligned`` for numbers."""
+    """A heading and its cells as formatted text; numbers are ``right_aligned``."""
 
     heading: str
     cells: list[str]
@@ -33,12 +31,12 @@ class Column:
 
 
 def terminal_width() -> int:
-    """Of this terminal, or what COLUMNS says; 120 where there is none."""
+    """Return the width of the terminal in characters, or the value of COLUMNS; 120 without a terminal."""
     return shutil.get_terminal_size((120, 40)).columns
 
 
 def text_table(columns: Sequence[Column], width: int, heads: int = 1) -> str:
-    """The table, at most ``width`` wide: what does not fit goes below, with the first ``heads`` columns again."""
+    """Return the table, at most ``width`` wide: further columns go below, after the first ``heads`` columns again."""
     first = [_shortened(column, min(MAX_FIRST_CELL, max(MIN_CELL, width // 3))) for column in columns[:heads]]
     blocks: list[list[Column]] = [[*first]]
     for column in (_shortened(column, max(MIN_CELL, width // 4)) for column in columns[heads:]):
@@ -49,14 +47,14 @@ def text_table(columns: Sequence[Column], width: int, heads: int = 1) -> str:
 
 
 def markdown(columns: Sequence[Column]) -> str:
-    """The same as a Markdown table, uncut."""
+    """Return the columns as a Markdown table with uncut cells."""
     rows = [[column.heading for column in columns], ["--:" if column.right_aligned else ":--" for column in columns]]
-    rows += [[column.cells[at].strip() for column in columns] for at in range(len(columns[0].cells))]
+    rows += [[column.cells[index].strip() for column in columns] for index in range(len(columns[0].cells))]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
 
 
 def as_csv(lines: Sequence[dict[str, Any]]) -> str:
-    """Mappings with the same keys as CSV with a header; None is empty."""
+    """Return mappings with equal keys as CSV with a header; None becomes an empty field."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
     writer.writeheader()
@@ -65,13 +63,13 @@ def as_csv(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def on_one_line(text: str) -> str:
-    r"""Line breaks and other characters that steer a terminal, or that it cannot print, as \n, \x1b and so on."""
+    r"""Return the text with line breaks and other unprintable characters written as \n, \x1b and so on."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def shorten(texts: Sequence[str], most: int) -> list[str]:
-    """Texts of at most ``most`` characters: the middle of long ones is cut out, but never what tells two apart."""
-    length = most
+def shorten(texts: Sequence[str], max_length: int) -> list[str]:
+    """Cut the middle out of texts longer than ``max_length`` characters, but keep different texts different."""
+    length = max_length
     while True:
         cut = [_middle_cut(text, length) for text in texts]
         if len(set(cut)) == len(set(texts)):
@@ -80,17 +78,17 @@ def shorten(texts: Sequence[str], most: int) -> list[str]:
 
 
 def format_percents(values: Sequence[float], spreads: Sequence[float] | None = None) -> list[str]:
-    """Parts of 1 as percentages with two digits, with ± where there is a spread; the points line up."""
+    """Return fractions of 1 as percentages with two digits, and ± the spread if known; the decimal points line up."""
     means = ["" if math.isnan(v) else f"{100 * v:.2f}" for v in values]
     if spreads is None:
         return [mean or MISSING for mean in means]
-    ends = ["" if math.isnan(s) else f" ± {100 * s:.2f}" for s in spreads]
-    longest = max(map(len, ends), default=0)
-    return [(mean or MISSING) + end.ljust(longest) for mean, end in zip(means, ends, strict=True)]
+    suffixes = ["" if math.isnan(s) else f" ± {100 * s:.2f}" for s in spreads]
+    longest = max(map(len, suffixes), default=0)
+    return [(mean or MISSING) + suffix.ljust(longest) for mean, suffix in zip(means, suffixes, strict=True)]
 
 
 def format_numbers(values: Sequence[float]) -> list[str]:
-    """With as many digits for all as the largest needs to be read: 12,345 or 3.21 or 0.0042."""
+    """Return numbers with as many digits as the largest needs: 12,345 or 3.21 or 0.0042."""
     finite = [abs(v) for v in values if math.isfinite(v)]
     largest = max(finite, default=0.0)
     if all(v == int(v) for v in finite):
@@ -101,32 +99,32 @@ def format_numbers(values: Sequence[float]) -> list[str]:
 
 
 def format_durations(values: Sequence[float]) -> list[str]:
-    """Seconds as h:mm:ss."""
+    """Return durations in seconds as h:mm:ss."""
     return [format_duration(v) if math.isfinite(v) else MISSING for v in values]
 
 
 def format_p_value(p: float) -> str:
-    """A p value: two digits that count, and no more zeros than anyone reads."""
+    """Return a p value with two significant digits, or "<0.0001"."""
     return "<0.0001" if p < 0.0001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
-def _middle_cut(text: str, most: int) -> str:
-    if len(text) <= most:
+def _middle_cut(text: str, max_length: int) -> str:
+    if len(text) <= max_length:
         return text
-    end = (most - 1) // 2
-    return f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
+    end = (max_length - 1) // 2
+    return f"{text[: max_length - 1 - end]}…{text[len(text) - end :]}"
 
 
-def _shortened(column: Column, most: int) -> Column:
-    return Column(column.heading, shorten(column.cells, most), column.right_aligned)
+def _shortened(column: Column, max_length: int) -> Column:
+    return Column(column.heading, shorten(column.cells, max_length), column.right_aligned)
 
 
 def _heading(column: Column) -> list[str]:
-    """The heading's lines: broken behind dots and underscores and at spaces where the cells are narrower."""
-    room = max([MIN_HEADING, *map(len, column.cells)])
+    """Break the heading into lines at spaces and after dots and underscores if the cells are narrower."""
+    width = max([MIN_HEADING, *map(len, column.cells)])
     lines = [""]
     for part in re.findall(r"[^\s._]+[._]?|[._]|\s+", column.heading):
-        if lines[-1] and len(lines[-1] + part.rstrip()) > room:
+        if lines[-1] and len(lines[-1] + part.rstrip()) > width:
             lines.append("")
         lines[-1] += part
     return [line.strip() for line in lines]
@@ -143,9 +141,9 @@ def _wide(columns: Sequence[Column]) -> int:
 def _block(columns: Sequence[Column]) -> str:
     headings = [_heading(column) for column in columns]
     height = max(map(len, headings))
-    lines = [[([""] * (height - len(h)) + h)[at] for h in headings] for at in range(height)]
+    lines = [[([""] * (height - len(h)) + h)[index] for h in headings] for index in range(height)]
     lines.append(["─" * _width(column) for column in columns])
-    lines += [[column.cells[at] for column in columns] for at in range(len(columns[0].cells))]
+    lines += [[column.cells[index] for column in columns] for index in range(len(columns[0].cells))]
     return "\n".join(
         COLUMN_GAP.join(
             cell.rjust(_width(column)) if column.right_aligned else cell.ljust(_width(column))

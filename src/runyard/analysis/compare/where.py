@@ -1,4 +1,4 @@
-"""``--where 'optim.lr<1e-3'``: which runs to keep, by a setting or a measure. Read, never evaluated."""
+"""Selects runs by conditions on settings and metrics, ``--where 'optim.lr<1e-3'``; parsed, never evaluated."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ORDER_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """``name`` of a setting or measure, one of < <= > >= = !=, and a number, word, true, false, null or list."""
+    """A condition: the ``name`` of a setting or metric, one of < <= > >= = !=, and a value."""
 
     text: str
     name: str
@@ -34,30 +34,30 @@ class Condition:
     value: Any
 
     def matches(self, run: RunHistory) -> bool:
-        """Whether this run fits. One that lacks the setting or the measure fits only an unequal, or null.
+        """Return whether this run matches. A run without the setting or metric matches only != and null.
 
         Raises:
-            UserError: a word is asked to be more or less than something.
+            UserError: the order of values that are no numbers is asked for.
         """
-        given = lookup_value(run, self.name)
+        actual = lookup_value(run, self.name)
         if self.comparison in ORDER_COMPARISONS:
-            if given is None:
+            if actual is None:
                 return False
-            if not (_is_number(given) and _is_number(self.value)):
+            if not (_is_number(actual) and _is_number(self.value)):
                 raise UserError(
-                    f"--where {self.text!r}: {self.name} is {given} in run {run.id}; only numbers are more or less: "
+                    f"--where {self.text!r}: {self.name} is {actual} in run {run.id}; only numbers have an order: "
                     "use = or !="
                 )
-            return ORDER_COMPARISONS[self.comparison](given, self.value)
-        equal = given == self.value and (type(given) is bool) is (type(self.value) is bool)  # true is not 1
+            return ORDER_COMPARISONS[self.comparison](actual, self.value)
+        equal = actual == self.value and (type(actual) is bool) is (type(self.value) is bool)  # true does not equal 1
         return equal is (self.comparison == "=")
 
 
 def parse_conditions(texts: Iterable[str], runs: Iterable[RunHistory]) -> list[Condition]:
-    """The conditions in the texts, which may join several by " and ". All have to hold.
+    """Parse the conditions in the texts, which may join several by " and ". A run has to match all.
 
     Raises:
-        UserError: no condition, or a name that is neither a measure nor a setting of any of the runs.
+        UserError: a text is no condition, or a name is neither a metric nor a setting of any of the runs.
     """
     runs = list(runs)
     known = list(dict.fromkeys([*METRICS, *TEXT_FIELDS, *(name for run in runs for name in run.settings)]))
@@ -65,7 +65,7 @@ def parse_conditions(texts: Iterable[str], runs: Iterable[RunHistory]) -> list[C
 
 
 def lookup_value(run: RunHistory, name: str) -> Any:
-    """A run's setting or measure; None where it has none."""
+    """Return a run's setting or metric; None if it has none."""
     if name in METRICS:
         value = METRICS[name].value_of(run)
         return value if value == value else None
@@ -73,17 +73,17 @@ def lookup_value(run: RunHistory, name: str) -> Any:
 
 
 def _condition(text: str, known: list[str]) -> Condition:
-    shape = CONDITION_PATTERN.fullmatch(text)
-    if shape is None:
+    match = CONDITION_PATTERN.fullmatch(text)
+    if match is None:
         raise UserError(f"--where {text!r}: expected NAME, one of < <= > >= = !=, and a value, {CONDITION_HELP}")
-    name, sign, value = shape.groups()
+    name, comparison, value = match.groups()
     if name not in known:
         raise UserError(f"--where {text!r}: {unknown_name_message(name, known)}")
-    return Condition(text, name, "=" if sign == "==" else sign, _value(value))
+    return Condition(text, name, "=" if comparison == "==" else comparison, _value(value))
 
 
 def _value(text: str) -> Any:
-    """As the command line has settings: numbers, 92%, true, false, null, [a,b], or a word, quoted or not."""
+    """Parse a value as the command line writes it: a number, 92%, true, false, null, [a,b], or a word."""
     if text in ("true", "false", "null"):
         return json.loads(text)
     if text[0] == "[" and text[-1] == "]":

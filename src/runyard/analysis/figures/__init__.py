@@ -1,1 +1,1 @@
-"""The comparison as figures for a paper. Read ``build`` first."""
+"""Figures of a comparison for a paper. Read ``build`` first."""

@@ -1,6 +1,6 @@
-"""The comparison as figures for a paper: one column wide, readable in print and for the colour-blind.
+"""Writes the figures of a comparison for a paper: one column wide, readable in print and for the color-blind.
 
-Groups differ by colour, line and marker, as on the page. Every figure is written as .png (300 dpi), .pdf and .svg.
+Groups differ by color, line and marker, as on the page. Every figure is written as .png (300 dpi), .pdf and .svg.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ CURVE_PANELS = (("test_top1", "Test accuracy (%)", 100), ("test_loss", "Test los
 
 
 def write_figures(folder: Path, groups: Sequence[Group]) -> list[str]:
-    """Write what the runs have figures for into ``folder``, which is made; returns the figures' names.
+    """Write every figure for which the runs have data into ``folder``, which is created. Returns the figures' names.
 
     Raises:
-        UserError: the folder cannot be written, or its name is that of a picture.
+        UserError: the folder cannot be written, or its name ends like an image file's.
     """
     if folder.suffix.lower().lstrip(".") in FIGURE_FORMATS:
         raise UserError(
             f"--png {folder}: expected a folder, since each figure is a file of its own; "
             f"try --png {folder.with_suffix('')}"
         )
-    made = []
+    written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, draw in FIGURES.items():
@@ -55,83 +55,91 @@ def write_figures(folder: Path, groups: Sequence[Group]) -> list[str]:
             if figure is not None:
                 for kind in FIGURE_FORMATS:
                     write_atomic(folder / f"{name}.{kind}", save(figure, kind, DPI))
-                made.append(name)
+                written.append(name)
     except OSError as error:
         raise UserError(
             f"--png {folder}: cannot write there ({error.strerror}); name a folder you can write"
         ) from error
-    return made
+    return written
 
 
 def curves(groups: Sequence[Group]) -> Any:
-    """Test accuracy and loss by epoch: means over seeds, with a band of one standard deviation."""
+    """Draw test accuracy and loss by epoch: means over seeds, with a band of one standard deviation."""
     return _curves(groups, "epoch", "Epoch")
 
 
 def curves_by_cost(groups: Sequence[Group]) -> Any:
-    """The same by GPU- or core-hours, where runs went on after an interruption marked."""
+    """Draw test accuracy and loss by GPU-hours or core-hours, with a marker where a run resumed."""
     return _curves(groups, *cost_metric(groups))
 
 
-def _curves(groups: Sequence[Group], over: str, x_title: str) -> Any:
-    able = [g for g in groups if over == "epoch" or g.mean(over) > 0]
+def _curves(groups: Sequence[Group], x_metric: str, x_title: str) -> Any:
+    eligible = [g for g in groups if x_metric == "epoch" or g.mean(x_metric) > 0]
     panels = [
-        panel for panel in CURVE_PANELS if any(np.isfinite(run.metric(panel[0])).any() for g in able for run in g.runs)
+        panel
+        for panel in CURVE_PANELS
+        if any(np.isfinite(run.metric(panel[0])).any() for g in eligible for run in g.runs)
     ]
     if not panels:
         return None
-    with figure_factory(LIGHT) as figure:
-        made = figure(figsize=(COLUMN_IN, 1.95 * len(panels) + legend_height_in(groups)), layout="constrained")
+    with figure_factory(LIGHT) as new_figure:
+        figure = new_figure(figsize=(COLUMN_IN, 1.95 * len(panels) + legend_height_in(groups)), layout="constrained")
         for axis, (measure, title, factor) in zip(
-            made.subplots(len(panels), 1, squeeze=False).ravel(), panels, strict=True
+            figure.subplots(len(panels), 1, squeeze=False).ravel(), panels, strict=True
         ):
-            for group, look in zip(groups, group_styles(groups), strict=True):
-                if group in able:
-                    _line(axis, group, look, measure, factor, over, many=colored_by_score(groups))
+            for group, style in zip(groups, group_styles(groups), strict=True):
+                if group in eligible:
+                    _line(axis, group, style, measure, factor, x_metric, many=colored_by_score(groups))
             style_axis(axis, "", title)
-            if over == "epoch":
+            if x_metric == "epoch":
                 axis.xaxis.get_major_locator().set_params(integer=True)
-        made.axes[-1].set_xlabel(x_title)
-        about = ["line: mean over seeds; band: ± standard deviation"] * any(group.seed_count > 1 for group in able)
-        about += ["triangle: went on after an interruption"] * any(
-            a.get_gid() == RESTART_GID for a in made.axes[0].lines
+        figure.axes[-1].set_xlabel(x_title)
+        remarks = ["line: mean over seeds; band: ± standard deviation"] * any(
+            group.seed_count > 1 for group in eligible
         )
-        drawn = [g for g in able if any(np.isfinite(run.metric(panel[0])).any() for run in g.runs for panel in panels)]
-        legend(made, groups, drawn, "\n".join(about), line=True)
-    return made
+        remarks += ["triangle: resumed after an interruption"] * any(
+            a.get_gid() == RESTART_GID for a in figure.axes[0].lines
+        )
+        drawn = [
+            g for g in eligible if any(np.isfinite(run.metric(panel[0])).any() for run in g.runs for panel in panels)
+        ]
+        legend(figure, groups, drawn, "\n".join(remarks), line=True)
+    return figure
 
 
 def parallel_coordinates(groups: Sequence[Group]) -> Any:
-    """Parallel coordinates: a line for each group, through the settings that differ to its accuracy."""
+    """Draw parallel coordinates: a line for each group through the settings that differ, to its accuracy."""
     names = differing_settings(groups)[:MAX_AXES]
-    points = [(g, look) for g, look in zip(groups, group_styles(groups), strict=True) if math.isfinite(g.mean("last"))]
+    points = [
+        (g, style) for g, style in zip(groups, group_styles(groups), strict=True) if math.isfinite(g.mean("last"))
+    ]
     if not names or len(points) < 2:
         return None
     scales = [_axis_positions([g.settings.get(name) for g, _ in points]) for name in names]
     scales.append(_axis_positions([round(100 * g.mean("last"), 2) for g, _ in points]))
     titles = ["\n".join(shorten([part], 16)[0] for part in name.rsplit(".", 1)) for name in names]
-    with figure_factory(LIGHT) as figure:
-        made = figure(
+    with figure_factory(LIGHT) as new_figure:
+        figure = new_figure(
             figsize=(COLUMN_IN if len(scales) <= 4 else 7, 2.5 + legend_height_in(groups)), layout="constrained"
         )
-        axis = made.subplots()
-        for at, (_, look) in sorted(enumerate(points), key=lambda p: p[1][0].mean("last")):
+        axis = figure.subplots()
+        for index, (_, style) in sorted(enumerate(points), key=lambda p: p[1][0].mean("last")):
             axis.plot(
-                [places[at] for places, _ in scales],
+                [positions[index] for positions, _ in scales],
                 linewidth=0.7 if colored_by_score(groups) else 1.2,
-                color=look.light,
-                linestyle=MATPLOTLIB_LINES[look.line],
-                marker=MATPLOTLIB_MARKERS[look.marker],
+                color=style.light,
+                linestyle=MATPLOTLIB_LINES[style.line],
+                marker=MATPLOTLIB_MARKERS[style.marker],
                 markersize=3,
                 clip_on=False,
             )
         for x, (_, ticks) in enumerate(scales):
             axis.axvline(x, color=LIGHT.muted, linewidth=0.6, zorder=0)
             last = x == len(scales) - 1
-            for place, word in ticks:
+            for position, label in ticks:
                 axis.annotate(
-                    word,
-                    (x, place),
+                    label,
+                    (x, position),
                     xytext=(4 if last else -4, 0),
                     textcoords="offset points",
                     fontsize=6.5,
@@ -147,71 +155,86 @@ def parallel_coordinates(groups: Sequence[Group]) -> Any:
         axis.tick_params(length=0)
         axis.set(xlim=(-0.45, len(scales) - 0.55), ylim=(-0.04, 1.04), yticks=[])
         axis.spines[:].set_visible(False)
-        legend(made, groups, [group for group, _ in points], line=True)
-    return made
+        legend(figure, groups, [group for group, _ in points], line=True)
+    return figure
 
 
-def mean_and_std(group: Group, measure: str, over: str = "epoch") -> np.ndarray:
-    """float64 [epochs measured, 4]: of the runs that got there the mean of ``over`` (the epoch, or hours spent), the
-    measure's mean and standard deviation (0 of one), and how many they are."""
-    found: dict[float, list[tuple[float, float]]] = {}
+def mean_and_std(group: Group, measure: str, x_metric: str = "epoch") -> np.ndarray:
+    """Return the mean curve of a group's counted runs, float64 [measured epochs, 4].
+
+    The columns are the mean of ``x_metric`` (the epoch, or hours), the mean of the measure, its standard deviation (0
+    for one run), and the number of runs that reached the epoch.
+    """
+    by_epoch: dict[float, list[tuple[float, float]]] = {}
     for run in group.counted_runs:
-        for epoch, x, value in zip(run.series["epoch"], run.metric(over), run.metric(measure), strict=True):
+        for epoch, x, value in zip(run.series["epoch"], run.metric(x_metric), run.metric(measure), strict=True):
             if math.isfinite(value) and math.isfinite(x):
-                found.setdefault(float(epoch), []).append((float(x), float(value)))
+                by_epoch.setdefault(float(epoch), []).append((float(x), float(value)))
     rows = []
-    for _, points in sorted(found.items()):
+    for _, points in sorted(by_epoch.items()):
         xs, values = np.array(points).T
         rows.append((xs.mean(), values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0, len(values)))
     return np.array(rows, np.float64).reshape(-1, 4)
 
 
-def _restarts(group: Group, over: str) -> list[float]:
-    """What the group's runs had cost when they went on after an interruption, h."""
-    width = {"gpu_hours": "gpus", "core_hours": "cores"}[over]
+def _restarts(group: Group, x_metric: str) -> list[float]:
+    """Return the cost of the group's runs at each restart, h."""
+    width = {"gpu_hours": "gpus", "core_hours": "cores"}[x_metric]
     spent = [
         [getattr(start, width) * (start.end_time - start.start_time) / 3600 for start in run.starts[:-1]]
         for run in group.counted_runs
     ]
-    return [sum(hours[: at + 1]) for hours in spent for at in range(len(hours))]
+    return [sum(hours[: index + 1]) for hours in spent for index in range(len(hours))]
 
 
-def _line(axis: Any, group: Group, look: GroupStyle, measure: str, factor: float, over: str, *, many: bool) -> None:
-    if over != "epoch" and (places := _restarts(group, over)):
-        own = {"color": look.light, "marker": "^", "fillstyle": "none", "linestyle": "none", "markersize": 3.6}
-        along = axis.get_xaxis_transform()  # on the axis, whatever the values are
-        axis.plot(places, [0.03] * len(places), transform=along, markeredgewidth=0.7, gid=RESTART_GID, **own)
-    epochs, middle, spread, runs = mean_and_std(group, measure, over).T
+def _line(
+    axis: Any, group: Group, style: GroupStyle, measure: str, factor: float, x_metric: str, *, many: bool
+) -> None:
+    if x_metric != "epoch" and (restarts := _restarts(group, x_metric)):
+        marker_style = {
+            "color": style.light,
+            "marker": "^",
+            "fillstyle": "none",
+            "linestyle": "none",
+            "markersize": 3.6,
+        }
+        transform = axis.get_xaxis_transform()  # y is a fraction of the axis
+        axis.plot(
+            restarts, [0.03] * len(restarts), transform=transform, markeredgewidth=0.7, gid=RESTART_GID, **marker_style
+        )
+    epochs, middle, spread, runs = mean_and_std(group, measure, x_metric).T
     middle, spread = factor * middle, factor * spread
     if (runs > 1).any():
-        axis.fill_between(epochs, middle - spread, middle + spread, color=look.light, alpha=0.18, linewidth=0)
-    often = max(1, len(epochs) // 7)
-    marker = None if many and len(epochs) > 1 else MATPLOTLIB_MARKERS[look.marker]
+        axis.fill_between(epochs, middle - spread, middle + spread, color=style.light, alpha=0.18, linewidth=0)
+    interval = max(1, len(epochs) // 7)
+    marker = None if many and len(epochs) > 1 else MATPLOTLIB_MARKERS[style.marker]
     axis.plot(
         epochs,
         middle,
-        color=look.light,
-        linestyle=MATPLOTLIB_LINES[look.line],
+        color=style.light,
+        linestyle=MATPLOTLIB_LINES[style.line],
         linewidth=0.6 if many else 1.1,
         marker=marker,
         markersize=3.2,
-        markevery=(sum(map(ord, look.marker)) % often, often),
+        markevery=(sum(map(ord, style.marker)) % interval, interval),
     )
 
 
 def _axis_positions(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Each value's place from 0 to 1, and ticks as (place, word). Numbers over a factor of ten have a log scale."""
+    """Return each value's position (0 to 1) and ticks as (position, label); logarithmic over a factor of 10."""
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
     if not numbers:
-        words = sorted({format_setting(v) for v in values})
-        place = {word: at / (len(words) - 1) if len(words) > 1 else 0.5 for at, word in enumerate(words)}
-        return [place[format_setting(v)] for v in values], [(place[word], shorten([word], 14)[0]) for word in words]
+        labels = sorted({format_setting(v) for v in values})
+        position = {label: index / (len(labels) - 1) if len(labels) > 1 else 0.5 for index, label in enumerate(labels)}
+        return [position[format_setting(v)] for v in values], [
+            (position[label], shorten([label], 14)[0]) for label in labels
+        ]
     log = min(values) > 0 and max(values) / min(values) >= 10
-    by = np.log10 if log else np.asarray
-    low, high = float(by(min(values))), float(by(max(values)))
+    scale = np.log10 if log else np.asarray
+    low, high = float(scale(min(values))), float(scale(max(values)))
 
     def place_of(value: float) -> float:
-        return (float(by(value)) - low) / (high - low) if high > low else 0.5
+        return (float(scale(value)) - low) / (high - low) if high > low else 0.5
 
     distinct = sorted(set(values))
     apart = all(place_of(b) - place_of(a) > 0.07 for a, b in pairwise(distinct))

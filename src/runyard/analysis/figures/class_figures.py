@@ -1,4 +1,4 @@
-"""Figures for a paper by class: how accurate the groups are on each, and how the best two differ in their mistakes."""
+"""Figures for a paper by class: the groups' accuracy on each class, and the confusion matrices of the best two."""
 
 from __future__ import annotations
 
@@ -14,90 +14,94 @@ from runyard.analysis.figures.paper import COLUMN_IN, legend, legend_height_in, 
 from runyard.analysis.report.theme import LIGHT, blend, figure_factory
 from runyard.runs.history import RunHistory
 
-MAX_LABELED_CLASSES = 12  # classes whose differences are written in their cells
-MAX_FIGURE_CLASSES = 40  # of a page's height
+MAX_LABELED_CLASSES = 12  # up to so many classes, numbers are written into the cells
+MAX_FIGURE_CLASSES = 40  # so many rows fit a page
 
 
 def per_class_accuracy(groups: Sequence[Group]) -> Any:
-    """Each class's accuracy, mean over a group's runs; the classes in which the groups differ most come first."""
-    able = [
-        (g, look, share)
-        for g, look in zip(groups, group_styles(groups), strict=True)
-        if (share := _class_share(g)) is not None
+    """Draw each class's accuracy, the mean over a group's runs; classes in which the groups differ most come first."""
+    eligible = [
+        (g, style, accuracy)
+        for g, style in zip(groups, group_styles(groups), strict=True)
+        if (accuracy := _class_share(g)) is not None
     ]
-    names, alike = _same_classes([g for g, _, _ in able])
-    shown = [each for each in able if each[0] in alike]
+    names, same_classes = _same_classes([g for g, _, _ in eligible])
+    drawn = [entry for entry in eligible if entry[0] in same_classes]
     if not names:
         return None
-    table = 100 * np.stack([share for _, _, share in shown])
+    table = 100 * np.stack([accuracy for _, _, accuracy in drawn])
     spread = np.nan_to_num(table.max(axis=0) - table.min(axis=0))
     order = np.argsort(-spread, kind="stable")[:MAX_FIGURE_CLASSES]
-    with figure_factory(LIGHT) as figure:
+    with figure_factory(LIGHT) as new_figure:
         height = max(1.2, (0.19 if len(order) <= 30 else 0.12) * len(order)) + 0.5
-        made = figure(figsize=(COLUMN_IN, height + legend_height_in(groups)), layout="constrained")
-        axis, places = made.subplots(), np.arange(len(order))
+        figure = new_figure(figsize=(COLUMN_IN, height + legend_height_in(groups)), layout="constrained")
+        axis, positions = figure.subplots(), np.arange(len(order))
         axis.hlines(
-            places, table.min(axis=0)[order], table.max(axis=0)[order], color=LIGHT.grid, linewidth=2.2, zorder=1
+            positions, table.min(axis=0)[order], table.max(axis=0)[order], color=LIGHT.grid, linewidth=2.2, zorder=1
         )
-        for (_, look, _), share in zip(shown, table, strict=True):
-            axis.plot(share[order], places, MATPLOTLIB_MARKERS[look.marker], color=look.light, markersize=4, zorder=2)
+        for (_, style, _), accuracy in zip(drawn, table, strict=True):
+            axis.plot(
+                accuracy[order], positions, MATPLOTLIB_MARKERS[style.marker], color=style.light, markersize=4, zorder=2
+            )
         size = {} if len(order) <= 30 else {"fontsize": 5.6}
-        axis.set_yticks(places, shorten([names[label] for label in order], 20), parse_math=False, **size)
+        axis.set_yticks(positions, shorten([names[label] for label in order], 20), parse_math=False, **size)
         axis.set_ylim(len(order) - 0.4, -0.6)
-        some = f"\nthe {len(order)} of {len(names)} that differ most" if len(order) < len(names) else ""
-        some += "" if len(shown) == len(able) else f"\nof {shown[0][0].runs[0].data_name} alone"
-        style_axis(axis, f"Right, % of the class{some}", "", grid="x")
-        legend(made, groups, [group for group, *_ in shown])
-    return made
+        title_note = f"\nthe {len(order)} of {len(names)} that differ most" if len(order) < len(names) else ""
+        title_note += "" if len(drawn) == len(eligible) else f"\nof {drawn[0][0].runs[0].data_name} alone"
+        style_axis(axis, f"Right, % of the class{title_note}", "", grid="x")
+        legend(figure, groups, [group for group, *_ in drawn])
+    return figure
 
 
 def confusions(groups: Sequence[Group]) -> Any:
-    """The confusion matrices of the best two groups side by side, or of the one there is, in % of the true class."""
-    names, able = _sort_by_accuracy(groups)
-    if not able or not names:
+    """Draw the confusion matrices of the best two groups, or of the only one, in % of the true class."""
+    names, ranked = _sort_by_accuracy(groups)
+    if not ranked or not names:
         return None
-    matrices = [100 * _matrix(group) for group in able[:2]]
+    matrices = [100 * _matrix(group) for group in ranked[:2]]
     off = ~np.eye(len(names), dtype=bool)
     worst = max(*(float(matrix[off].max(initial=0.0)) for matrix in matrices), 1e-9)
-    with figure_factory(LIGHT) as figure:
-        made = figure(figsize=(COLUMN_IN * len(matrices), COLUMN_IN + 0.25), layout="constrained")
-        made.get_layout_engine().set(h_pad=0.06, w_pad=0.05)
-        for axis, group, matrix in zip(made.subplots(1, len(matrices), squeeze=False)[0], able, matrices, strict=False):
-            right, wrong = (blend(LIGHT.background, c, np.clip(matrix / most, 0, 1))
-                            for c, most in ((LIGHT.train, 100), (LIGHT.test, worst)))  # fmt: skip
+    with figure_factory(LIGHT) as new_figure:
+        figure = new_figure(figsize=(COLUMN_IN * len(matrices), COLUMN_IN + 0.25), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.06, w_pad=0.05)
+        for axis, group, matrix in zip(
+            figure.subplots(1, len(matrices), squeeze=False)[0], ranked, matrices, strict=False
+        ):
+            right, wrong = (blend(LIGHT.background, c, np.clip(matrix / maximum, 0, 1))
+                            for c, maximum in ((LIGHT.train, 100), (LIGHT.test, worst)))  # fmt: skip
             written = [(t, p, f"{matrix[t, p]:.1f}") for t, p in np.argwhere(matrix >= 0.05)]
             title = shorten([group.label], 30)[0]
             _draw(axis, names, np.where(off[..., None], wrong, right), written, f"{title}, % of the class")
-    return made
+    return figure
 
 
 def confusion_difference(groups: Sequence[Group]) -> Any:
-    """How the confusion matrices of the best two groups differ, in percentage points of the true class."""
-    names, able = _sort_by_accuracy(groups)
-    if len(able) < 2 or not names:
+    """Draw the difference of the best two groups' confusion matrices, in percentage points of the true class."""
+    names, ranked = _sort_by_accuracy(groups)
+    if len(ranked) < 2 or not names:
         return None
-    best, other = able[:2]
+    best, other = ranked[:2]
     change = 100 * (_matrix(best) - _matrix(other))
     better = np.where(~np.eye(len(names), dtype=bool), -change, change)
-    most = max(float(np.abs(better).max()), 1e-9)
-    ends = np.where(
+    maximum = max(float(np.abs(better).max()), 1e-9)
+    colors = np.where(
         (better > 0)[..., None],
-        blend(LIGHT.background, LIGHT.train, np.abs(better) / most),
-        blend(LIGHT.background, LIGHT.test, np.abs(better) / most),
+        blend(LIGHT.background, LIGHT.train, np.abs(better) / maximum),
+        blend(LIGHT.background, LIGHT.test, np.abs(better) / maximum),
     )
-    told = np.argwhere(np.abs(change) >= 0.05)
-    words = [(t, p, f"{change[t, p]:+.1f}".replace("-", "\N{MINUS SIGN}")) for t, p in told]
+    labeled = np.argwhere(np.abs(change) >= 0.05)
+    labels = [(t, p, f"{change[t, p]:+.1f}".replace("-", "\N{MINUS SIGN}")) for t, p in labeled]
     first, second = shorten([best.label, other.label], 18)
-    with figure_factory(LIGHT) as figure:
-        made = figure(figsize=(COLUMN_IN, COLUMN_IN + 0.25), layout="constrained")
-        made.get_layout_engine().set(h_pad=0.06, w_pad=0.05)
+    with figure_factory(LIGHT) as new_figure:
+        figure = new_figure(figsize=(COLUMN_IN, COLUMN_IN + 0.25), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.06, w_pad=0.05)
         title = f"{first} \N{MINUS SIGN} {second}\n% of the class; blue: the first is better"
-        _draw(made.subplots(), names, ends, words, title)
-    return made
+        _draw(figure.subplots(), names, colors, labels, title)
+    return figure
 
 
-def _draw(axis: Any, names: Sequence[str], colors: np.ndarray, words: list[tuple[int, int, str]], title: str) -> None:
-    """A matrix of cells in these ``colors`` [classes, classes, 3]; the words in them where they can be read."""
+def _draw(axis: Any, names: Sequence[str], colors: np.ndarray, labels: list[tuple[int, int, str]], title: str) -> None:
+    """Draw cells in ``colors``, float [classes, classes, 3], and the labels in them if there is room."""
     count = len(names)
     axis.pcolormesh(colors, edgecolors=LIGHT.grid, linewidth=0.4 if count <= MAX_LABELED_CLASSES else 0)
     axis.set(xlim=(0, count), ylim=(count, 0), aspect="equal", xlabel="Predicted class", ylabel="True class")
@@ -109,10 +113,10 @@ def _draw(axis: Any, names: Sequence[str], colors: np.ndarray, words: list[tuple
         axis.set_xticks(ticks, shorten(names, 14), rotation=60, ha="right", rotation_mode="anchor", **size)
         axis.set_yticks(ticks, shorten(names, 14), **size)
     axis.tick_params(length=0)
-    for true, predicted, word in words if count <= MAX_LABELED_CLASSES else ():
+    for true, predicted, label in labels if count <= MAX_LABELED_CLASSES else ():
         pale = np.dot(colors[true, predicted], (0.299, 0.587, 0.114)) > 0.5
         centered = {"ha": "center", "va": "center", "fontsize": 5.2}
-        axis.text(predicted + 0.5, true + 0.53, word, color=LIGHT.foreground if pale else LIGHT.background, **centered)
+        axis.text(predicted + 0.5, true + 0.53, label, color=LIGHT.foreground if pale else LIGHT.background, **centered)
     axis.set_title(title, fontsize=8, loc="left", parse_math=False)
 
 
@@ -122,27 +126,27 @@ def _share(run: RunHistory) -> np.ndarray | None:
 
 
 def _matrix(group: Group) -> np.ndarray:
-    """Mean over the group's runs that have one, float64 [classes, classes], shares of the true class."""
-    return np.mean([share for run in group.counted_runs if (share := _share(run)) is not None], axis=0)  # type: ignore[no-any-return]
+    """Return the mean of the runs' confusion matrices, float64 [classes, classes], fractions of the true class."""
+    return np.mean([fractions for run in group.counted_runs if (fractions := _share(run)) is not None], axis=0)  # type: ignore[no-any-return]
 
 
 def _class_share(group: Group) -> np.ndarray | None:
-    """Each class's part of right answers, or None where no run was evaluated to the end, or they differ in classes."""
-    shares = [share for run in group.counted_runs if (share := _share(run)) is not None]
-    alike = len({share.shape for share in shares}) == 1
-    return np.mean([np.diag(share) for share in shares], axis=0) if alike else None
+    """Return each class's accuracy, float64 [classes]; None without a final evaluation or with unequal classes."""
+    matrices = [matrix for run in group.counted_runs if (matrix := _share(run)) is not None]
+    same_shape = len({matrix.shape for matrix in matrices}) == 1
+    return np.mean([np.diag(matrix) for matrix in matrices], axis=0) if same_shape else None
 
 
 def _sort_by_accuracy(groups: Sequence[Group]) -> tuple[list[str], list[Group]]:
-    names, able = _same_classes([g for g in groups if _class_share(g) is not None])
-    return names, sorted(able, key=lambda g: -np.nan_to_num(g.mean("last")))
+    names, eligible = _same_classes([g for g in groups if _class_share(g) is not None])
+    return names, sorted(eligible, key=lambda g: -np.nan_to_num(g.mean("last")))
 
 
 def _same_classes(groups: Sequence[Group]) -> tuple[list[str], list[Group]]:
-    """The classes' names that most groups have, and those groups: of different classes there is no one picture."""
+    """Return the class names that most groups have, and these groups: different classes do not fit one figure."""
     named = [
         next(run.classes_of(matrix) for run in group.counted_runs if (matrix := run.confusion()) is not None)
         for group in groups
     ]
-    most = max(named, key=named.count, default=())
-    return list(most), [group for group, names in zip(groups, named, strict=True) if names == most]
+    common = max(named, key=named.count, default=())
+    return list(common), [group for group, names in zip(groups, named, strict=True) if names == common]

@@ -1,4 +1,4 @@
-"""Figures for a paper of what accuracy costs: where each group came to, and which of them nothing cheaper equals."""
+"""Figures for a paper of accuracy against cost, with the Pareto front."""
 
 from __future__ import annotations
 
@@ -13,29 +13,38 @@ from runyard.analysis.report.theme import LIGHT, figure_factory
 
 
 def accuracy_vs_cost(groups: Sequence[Group]) -> Any:
-    """Test accuracy against GPU-hours, or core-hours where no run had a GPU, with the Pareto front."""
+    """Draw test accuracy against GPU-hours, or core-hours if no run had a GPU, with the Pareto front."""
     name, title = cost_metric(groups)
     points = [
-        (g, look, g.mean(name), 100 * g.mean("last")) for g, look in zip(groups, group_styles(groups), strict=True)
+        (g, style, g.mean(name), 100 * g.mean("last")) for g, style in zip(groups, group_styles(groups), strict=True)
     ]
     points = [point for point in points if point[2] > 0 and math.isfinite(point[3])]
     if len(points) < 2:
         return None
-    with figure_factory(LIGHT) as figure:
-        made = figure(figsize=(COLUMN_IN, 2.5 + legend_height_in(groups)), layout="constrained")
-        axis = made.subplots()
+    with figure_factory(LIGHT) as new_figure:
+        figure = new_figure(figsize=(COLUMN_IN, 2.5 + legend_height_in(groups)), layout="constrained")
+        axis = figure.subplots()
         front = pareto([(x, y) for group, _, x, y in points if group.finished])
         dotted = {"color": LIGHT.muted, "linewidth": 0.9, "linestyle": (0, (1, 1.5)), "zorder": 1}
         axis.step([x for x, _ in front], [y for _, y in front], where="post", **dotted)
-        for group, look, x, y in points:
-            own = {"color": look.light, "marker": MATPLOTLIB_MARKERS[look.marker], "linestyle": "none", "zorder": 3}
+        for group, style, x, y in points:
+            marker_style = {
+                "color": style.light,
+                "marker": MATPLOTLIB_MARKERS[style.marker],
+                "linestyle": "none",
+                "zorder": 3,
+            }
             if group.seed_count > 1:
                 axis.plot(
-                    group.values(name), 100 * group.values("last"), markersize=2.6, alpha=0.55, **{**own, "zorder": 2}
+                    group.values(name),
+                    100 * group.values("last"),
+                    markersize=2.6,
+                    alpha=0.55,
+                    **{**marker_style, "zorder": 2},
                 )
-            edge = LIGHT.foreground if group.finished and (x, y) in front else "none" if group.finished else look.light
+            edge = LIGHT.foreground if group.finished and (x, y) in front else "none" if group.finished else style.light
             fill = {} if group.finished else {"markerfacecolor": "none"}
-            axis.plot([x], [y], markersize=6, markeredgecolor=edge, markeredgewidth=0.9, **own, **fill)
+            axis.plot([x], [y], markersize=6, markeredgecolor=edge, markeredgewidth=0.9, **marker_style, **fill)
         hours = [x for _, _, x, _ in points]
         if max(hours) > 8 * min(hours):
             axis.set_xscale("log")
@@ -47,25 +56,25 @@ def accuracy_vs_cost(groups: Sequence[Group]) -> Any:
         style_axis(axis, title, "Test accuracy, last epoch (%)")
         seeds = "small: single seeds; " if any(group.seed_count > 1 for group in groups) else ""
         hollow = "" if all(group.finished for group, *_ in points) else "; hollow: not finished"
-        legend(made, groups, [group for group, *_ in points], f"{seeds}dotted, ringed: Pareto front{hollow}")
-    return made
+        legend(figure, groups, [group for group, *_ in points], f"{seeds}dotted, ringed: Pareto front{hollow}")
+    return figure
 
 
 def cost_metric(groups: Sequence[Group]) -> tuple[str, str]:
-    """What cost is counted in, and its name on an axis: GPU-hours, or core-hours where no run had a GPU."""
+    """Return the metric of cost and its axis title: GPU-hours, or core-hours if no run had a GPU."""
     gpus = any(group.mean("gpu_hours") > 0 for group in groups)
     return ("gpu_hours", "GPU-hours") if gpus else ("core_hours", "Core-hours")
 
 
-def _ticks(least: float, most: float) -> list[float]:
-    """Of a log axis: 1, 2, 5, 10, ... as far as the values reach; over more than three powers of ten only those."""
-    powers = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
+def _ticks(low: float, high: float) -> list[float]:
+    """Return the ticks of a log axis: 1, 2, 5, 10, ...; over more than three powers of ten only the powers."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     digits = (1,) if len(powers) > 4 else (1, 2, 5)
-    return [tick for p in powers for d in digits if least / 1.2 <= (tick := d * 10.0**p) <= most * 1.2]
+    return [tick for p in powers for d in digits if low / 1.2 <= (tick := d * 10.0**p) <= high * 1.2]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that no cheaper point equals, from the cheapest: (cost, worth) with both rising."""
+    """Return the Pareto front, cheapest first: the (cost, accuracy) points that no cheaper point equals."""
     front: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda p: (p[0], -p[1])):
         if not front or point[1] > front[-1][1]:

@@ -1,8 +1,8 @@
-"""How a group of runs looks: the same colour, line and marker in every chart, on the page and on paper.
+"""Plot styles: each group has the same color, line and marker in every chart.
 
-Eight colours after Okabe and Ito that the common kinds of colour blindness tell apart, in a dark and a light shade for
-light and dark surroundings (each at least 3:1 against it); the ninth group begins again with another line and marker.
-Beyond ``MOST`` groups nobody tells lines apart by name, so the colour says how good the group is.
+Eight colors after Okabe and Ito, which people with the common kinds of color blindness can tell apart, each in a shade
+for light and one for dark backgrounds (contrast at least 3:1). The ninth group repeats the first color with another
+line and marker. More than ``MAX_NAMED_STYLES`` groups cannot be told apart: the color then shows the group's rank.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COLORS_DARK = ("#56b4e9", "#f08a4b", "#2fc79a", "#e08fd0", "#e9ebee", "#e6c229",
 # From worst to best: lightness alone orders them, so they also survive a black and white print.
 RAMP_LIGHT = ("#d9b400", "#c98a2b", "#ad6a52", "#854f73", "#4e3a86", "#0b2a6b")
 RAMP_DARK = ("#3d5fc4", "#6f74c9", "#a385b8", "#d0979b", "#efb36b", "#fbe35c")
-LINE_STYLES = ("solid", "dash", "dot")  # plotly's words; matplotlib's stand in MATPLOTLIB_LINES
+LINE_STYLES = ("solid", "dash", "dot")  # plotly's names; matplotlib's are in MATPLOTLIB_LINES
 MATPLOTLIB_LINES: dict[str, Any] = {"solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.4))}
 MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
 MATPLOTLIB_MARKERS = dict(zip(MARKERS, ("o", "s", "D", "^", "v", "P", "X", "*"), strict=True))
@@ -29,7 +29,7 @@ MATPLOTLIB_MARKERS = dict(zip(MARKERS, ("o", "s", "D", "^", "v", "P", "X", "*"),
 
 @dataclass(frozen=True)
 class GroupStyle:
-    """Colours on light and on dark ground, ``#rrggbb``; line and marker in plotly's words."""
+    """Colors on light and on dark backgrounds, ``#rrggbb``; line and marker by plotly's names."""
 
     light: str
     dark: str
@@ -38,43 +38,43 @@ class GroupStyle:
 
 
 def group_styles(groups: Sequence[Group]) -> list[GroupStyle]:
-    """One for each group, in order."""
+    """Return a style for each group, in order."""
     if len(groups) <= MAX_NAMED_STYLES:
         count = len(COLORS_LIGHT)
         return [
             GroupStyle(
-                COLORS_LIGHT[at % count],
-                COLORS_DARK[at % count],
-                LINE_STYLES[at // count],
-                MARKERS[(at + at // count) % len(MARKERS)],
+                COLORS_LIGHT[index % count],
+                COLORS_DARK[index % count],
+                LINE_STYLES[index // count],
+                MARKERS[(index + index // count) % len(MARKERS)],
             )
-            for at in range(len(groups))
+            for index in range(len(groups))
         ]
-    share = _rank_fraction([mean_top1(group) for group in groups])
-    return [GroupStyle(_blend(RAMP_LIGHT, s), _blend(RAMP_DARK, s), "solid", "circle") for s in share]
+    fractions = _rank_fraction([mean_top1(group) for group in groups])
+    return [GroupStyle(_blend(RAMP_LIGHT, s), _blend(RAMP_DARK, s), "solid", "circle") for s in fractions]
 
 
 def mean_top1(group: Group) -> float:
-    """The group's mean last test top-1; NaN where no run was evaluated."""
+    """Return the group's mean last test top-1, a fraction of 1; NaN if no run was evaluated."""
     seen = group.values("last")
     seen = seen[np.isfinite(seen)]
     return float(seen.mean()) if len(seen) else float("nan")
 
 
 def colored_by_score(groups: Sequence[Group]) -> bool:
-    """Whether the colours say how good a group is, rather than which it is."""
+    """Return whether colors show a group's rank instead of its identity."""
     return len(groups) > MAX_NAMED_STYLES
 
 
 def _rank_fraction(scores: Sequence[float]) -> list[float]:
-    """Each score's place among the others, 0 worst to 1 best; what was never evaluated is worst."""
+    """Return each score's rank, from 0 for the worst to 1 for the best; a missing score is the worst."""
     order = np.argsort(np.argsort(np.nan_to_num(np.array(scores), nan=-1.0), kind="stable"), kind="stable")
-    return [float(place) / max(1, len(scores) - 1) for place in order]
+    return [float(rank) / max(1, len(scores) - 1) for rank in order]
 
 
-def _blend(ramp: Sequence[str], share: float) -> str:
+def _blend(ramp: Sequence[str], fraction: float) -> str:
     ends = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in ramp], float)
-    at = share * (len(ramp) - 1)
-    low = min(int(at), len(ramp) - 2)
-    mixed = ends[low] + (ends[low + 1] - ends[low]) * (at - low)
+    position = fraction * (len(ramp) - 1)
+    low = min(int(position), len(ramp) - 2)
+    mixed = ends[low] + (ends[low + 1] - ends[low]) * (position - low)
     return "#" + "".join(f"{round(part):02x}" for part in mixed)

@@ -1,4 +1,4 @@
-"""What the figures for a paper share: their width, their axes, and the legend below them."""
+"""Width, axes and legend that all figures for a paper share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runyard.analysis.figures.group_style import (
 )
 from runyard.analysis.report.theme import LIGHT
 
-COLUMN_IN = 3.5  # one of two columns
+COLUMN_IN = 3.5  # width of one column of a two-column paper
 MAX_LEGEND_NAME = 30  # characters of a name in a legend
 
 
@@ -28,61 +28,63 @@ def style_axis(axis: Any, x: str, y: str, grid: str = "both") -> None:
 
 
 def legend_height_in(groups: Sequence[Group]) -> float:
-    """Inches that the legend takes below a figure."""
+    """Return the height of the legend below a figure, in inches."""
     return 0.55 if colored_by_score(groups) else 0.35 + 0.16 * math.ceil(len(groups) / _columns(groups))
 
 
 def _columns(groups: Sequence[Group]) -> int:
     longest = max(min(MAX_LEGEND_NAME, len(group.label)) for group in groups)
-    return next(count for most, count in ((8, 3), (17, 2), (MAX_LEGEND_NAME, 1)) if longest <= most)
+    return next(count for max_length, count in ((8, 3), (17, 2), (MAX_LEGEND_NAME, 1)) if longest <= max_length)
 
 
-def legend(made: Any, groups: Sequence[Group], drawn: Sequence[Group], about: str = "", *, line: bool = False) -> None:
-    """Below everything: whose look is whose of those drawn; or, for more than can be told apart, what colours mean."""
+def legend(
+    figure: Any, groups: Sequence[Group], drawn: Sequence[Group], title: str = "", *, line: bool = False
+) -> None:
+    """Add a legend below the figure: the style of each drawn group, or of too many the meaning of the colors."""
     from matplotlib.lines import Line2D
 
-    made.get_layout_engine().set(h_pad=0.06, w_pad=0.05)
+    figure.get_layout_engine().set(h_pad=0.06, w_pad=0.05)
     if colored_by_score(groups):
-        ends = [Line2D([], [], color=c, linestyle="none", marker="s", markersize=6) for c in RAMP_LIGHT[::-1]]
-        words = ["best", *[""] * (len(ends) - 2), "worst of the groups"]
-        made.legend(
-            ends,
-            words,
+        swatches = [Line2D([], [], color=c, linestyle="none", marker="s", markersize=6) for c in RAMP_LIGHT[::-1]]
+        labels = ["best", *[""] * (len(swatches) - 2), "worst of the groups"]
+        figure.legend(
+            swatches,
+            labels,
             loc="outside lower left",
-            ncols=len(ends),
+            ncols=len(swatches),
             frameon=False,
             columnspacing=-0.2,
             handletextpad=0.3,
-            title=about or None,
+            title=title or None,
             title_fontsize=7,
             alignment="left",
         )
         return
-    own = [
+    handles = [
         Line2D(
             [],
             [],
-            color=look.light,
-            marker=MATPLOTLIB_MARKERS[look.marker],
+            color=style.light,
+            marker=MATPLOTLIB_MARKERS[style.marker],
             markersize=4,
             linewidth=1.1,
-            linestyle=MATPLOTLIB_LINES[look.line] if line else "none",
+            linestyle=MATPLOTLIB_LINES[style.line] if line else "none",
         )
-        for group, look in zip(groups, group_styles(groups), strict=True)
+        for group, style in zip(groups, group_styles(groups), strict=True)
         if group in drawn
     ]
-    made_legend = made.legend(
-        own,
+    figure_legend = figure.legend(
+        handles,
         shorten([group.label for group in drawn], MAX_LEGEND_NAME),
         loc="outside lower left",
         ncols=_columns(groups),
         frameon=False,
         handlelength=2.6 if line else 1.2,
         columnspacing=1.2,
-        title=about or None,
+        title=title or None,
         title_fontsize=7,
         alignment="left",
         fontsize=7.5,
     )
-    for text in made_legend.get_texts():
+    for text in figure_legend.get_texts():
         text.set_parse_math(False)

@@ -1,1 +1,1 @@
-"""The comparison as one HTML file that needs nothing beside itself: no network, no folder, no server."""
+"""The comparison as one HTML file that needs no network, no other files and no server."""

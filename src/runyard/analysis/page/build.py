@@ -1,4 +1,4 @@
-"""Fills ``page.html``: what is known when the page is written, plotly's JavaScript, and the data it draws."""
+"""Fills the template ``page.html`` with tables, plotly's JavaScript, and the data to draw."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from runyard.files import write_atomic
 from runyard.runs.history import RunHistory
 from runyard.runs.reading import affects_learning
 
-# Nothing but what stands in the file may load, and no script run but the page's own, which alone knows the nonce,
-# whatever a name or a message tries to smuggle in. plotly makes its own styles and, to save a picture, blob: images.
+# Only content of the file may load, and only the page's own script, which has the nonce, may run, whatever markup a
+# name or a message contains. plotly creates styles and, to save a picture, blob: images.
 PAGE_CSP = (
     "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; "
     "base-uri 'none'; form-action 'none'"
@@ -55,37 +55,38 @@ def write_page(
     target: float | None = None,
     sweep: tuple[Sweep, str] | None = None,
 ) -> Path:
-    """Write the page of these rows to ``out`` and return it.
+    """Write the page of these rows to ``out`` and return its path.
 
     Args:
-        pairs: What was tested between the rows' groups.
-        notes: What a person should know before trusting the figures, a line each.
-        target: As the table's.
-        sweep: What a sweep found, and its name.
+        pairs: The tests between the rows' groups.
+        notes: What a reader should know before trusting the numbers, one line each.
+        target: The target top-1 of the table, a fraction of 1.
+        sweep: The summary of a sweep, and its id.
 
     Raises:
         UserError: the file cannot be written, or plotly is not installed.
     """
     groups = [row.group for row in table]
-    held = page_data(groups) | {"disagreements": disagreements(groups)}
-    data = json.dumps(held, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    content = page_data(groups) | {"disagreements": disagreements(groups)}
+    data = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     nonce = secrets.token_urlsafe(16)
     runs = len(_runs(groups))
-    counted = f"{runs} run{'s' * (runs != 1)}" + (f" in {len(groups)} groups" if runs != len(groups) else "")
+    run_count_text = f"{runs} run{'s' * (runs != 1)}" + (f" in {len(groups)} groups" if runs != len(groups) else "")
     page = Template(_read_asset("page.html")).substitute(
         policy=PAGE_CSP.format(nonce=nonce),
         nonce=nonce,
-        title=counted + " compared" * (runs > 1),
+        title=run_count_text + " compared" * (runs > 1),
         style=_color_css() + style.RULES + _read_asset("page.css"),
         about=escape(_about(groups)),
         notices="".join(f'<p class="notice">{escape(note)}</p>' for note in notes),
-        colours="The colour says how good a group is: the stronger, the better." if colored_by_score(groups) else "",
+        color_note="The color shows how good a group is: the stronger, the better." if colored_by_score(groups) else "",
         axes="".join(
-            f'<label><input type="radio" name="x" value="{name}"{" checked" * (not at)}>{word}</label>'
-            for at, (name, word, _) in enumerate(X_AXES)
+            f'<label><input type="radio" name="x" value="{name}"{" checked" * (not index)}>{label}</label>'
+            for index, (name, label, _) in enumerate(X_AXES)
         ),
         panels="".join(
-            PANEL.substitute(place=place, number=place + 1) for place in range(min(MAX_PANELS, len(held["measures"])))
+            PANEL.substitute(place=place, number=place + 1)
+            for place in range(min(MAX_PANELS, len(content["measures"])))
         ),
         heading="Settings that differ, and what came of them" if len(groups) > 1 else "What came of it",
         results=html_table(table_columns(table, target), group_styles(groups))
@@ -101,10 +102,10 @@ def write_page(
     )
     try:
         write_atomic(out, page)
-    except (OSError, ValueError) as error:  # a ValueError where it names no file, as "." does
-        said = error.strerror if isinstance(error, OSError) else error
-        why = f"cannot write it ({said}); name a file in a folder you can write"
-        raise UserError(f"--html {out}: {why}") from error
+    except (OSError, ValueError) as error:  # a ValueError if the path names no file, as "." does
+        detail = error.strerror if isinstance(error, OSError) else error
+        reason = f"cannot write it ({detail}); name a file in a folder you can write"
+        raise UserError(f"--html {out}: {reason}") from error
     return out
 
 
@@ -113,11 +114,11 @@ def _runs(groups: Sequence[Group]) -> list[RunHistory]:
 
 
 def _library() -> bytes:
-    """plotly's JavaScript, as its Python package carries it; the package itself is not imported."""
-    found = importlib.util.find_spec("plotly")
-    if found is None or not found.submodule_search_locations:
+    """Return plotly's JavaScript from its Python package, without importing the package."""
+    spec = importlib.util.find_spec("plotly")
+    if spec is None or not spec.submodule_search_locations:
         raise UserError("--html: plotly is not installed here; `make setup` installs it")
-    return Path(found.submodule_search_locations[0], LIBRARY).read_bytes()
+    return Path(spec.submodule_search_locations[0], LIBRARY).read_bytes()
 
 
 def _gzip_base64(content: bytes) -> str:
@@ -129,22 +130,22 @@ def _read_asset(name: str) -> str:
 
 
 def _color_css() -> str:
-    """By the reader's own choice on the page, or else by the browser's."""
+    """Return the CSS of both themes: the page's switch decides, or else the browser's setting."""
     light, dark = style.css_variables(LIGHT, "#f4f5f7"), style.css_variables(DARK, "#0e1013")
-    chosen = f"color-scheme: dark; {dark}"
+    dark_rules = f"color-scheme: dark; {dark}"
     return (
-        f":root {{ color-scheme: light; {light} }}\n:root[data-theme=dark] {{ {chosen} }}\n"
-        f"@media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{ {chosen} }} }}\n"
+        f":root {{ color-scheme: light; {light} }}\n:root[data-theme=dark] {{ {dark_rules} }}\n"
+        f"@media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{ {dark_rules} }} }}\n"
     )
 
 
 def _about(groups: Sequence[Group]) -> str:
-    what = sorted({f"{g.settings.get('model.name', '?')} on {g.runs[0].data_name}" for g in groups})
-    return "; ".join(what[:3]) + (f" and {len(what) - 3} more" if len(what) > 3 else "")
+    names = sorted({f"{g.settings.get('model.name', '?')} on {g.runs[0].data_name}" for g in groups})
+    return "; ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _section(name: str, title: str, texts: Sequence[str]) -> str:
-    """A section of these paragraphs; nothing where there are none."""
+    """Return a section of these paragraphs; an empty string without any."""
     if not texts:
         return ""
     return (
@@ -153,7 +154,11 @@ def _section(name: str, title: str, texts: Sequence[str]) -> str:
 
 
 def _shared(groups: Sequence[Group]) -> list[str]:
-    """The settings that all have in common."""
-    apart = {*differing_settings(groups), "seed", "name"}
-    every = groups[0].settings.items()
-    return [f"{name}={format_setting(value)}" for name, value in every if affects_learning(name) and name not in apart]
+    """Return the settings that all groups have in common."""
+    differing = {*differing_settings(groups), "seed", "name"}
+    settings = groups[0].settings.items()
+    return [
+        f"{name}={format_setting(value)}"
+        for name, value in settings
+        if affects_learning(name) and name not in differing
+    ]

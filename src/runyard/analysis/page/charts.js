@@ -1,4 +1,4 @@
-// What the runs cost, which settings they had, and how they do on each class.
+// Charts of the runs' cost, their settings, and their accuracy on each class.
 
 function cost() {
   const kinds = [["gpu", "GPU-hours"], ["core", "Core-hours (no GPU)"], ["training", "Training time, h"], ["parameters", "Parameters"]]
@@ -16,17 +16,17 @@ function drawCost(kinds) {
   const price = run => comparison.runs[run].cost[view.cost], worth = run => 100 * comparison.runs[run][view.score];
   const means = shownGroups().map(group => ({ group, runs: countedRuns(group).filter(known) })).filter(({ runs }) => runs.length)
     .map(({ group, runs }) => ({ group, runs, x: mean(runs.map(price)), y: mean(runs.map(worth)),
-      done: runs.every(run => comparison.runs[run].state === "finished") })); // what is under way has not cost all of it yet
+      done: runs.every(run => comparison.runs[run].state === "finished") })); // unfinished runs have not reached their full cost
   let best = -Infinity;
   const symbol = p => p.done ? p.group.marker : `${p.group.marker}-open`;
   const front = means.filter(p => p.done).sort((a, b) => a.x - b.x || b.y - a.y).filter(point => point.y > best && (best = point.y, true));
   const single = means.filter(point => point.runs.length > 1).flatMap(point => point.runs.map(run => ({ ...point, run })));
   const ink = inks(), xTitle = kinds.find(([name]) => name === view.cost)[1], few = innerWidth > 700;
   const all = means.flatMap(p => p.runs.map(price)), [least, most] = [Math.min(...all), Math.max(...all)], log = most > 8 * least;
-  const by = log ? Math.log10 : x => x, span = by(most) - by(least) || Math.abs(by(most)) / 10 || 1; // room at the left for names
+  const by = log ? Math.log10 : x => x, span = by(most) - by(least) || Math.abs(by(most)) / 10 || 1; // leaves space for names at the left
   const heights = means.map(p => p.y), high = Math.max(...heights) - Math.min(...heights) || 1, named = [];
   const near = (p, q) => Math.abs(by(p.x) - by(q.x)) < .2 * span && Math.abs(p.y - q.y) < .07 * high;
-  for (const p of [...front].reverse()) if (few && named.length < 6 && !named.some(q => near(p, q))) named.push(p); // the best first
+  for (const p of [...front].reverse()) if (few && named.length < 6 && !named.some(q => near(p, q))) named.push(p); // best first
   tabled("cost-chart", () => [["Group", xTitle, "Test accuracy, %", "Runs", "On the front"],
     means.map(p => [p.group.label, p.x.toPrecision(4), p.y.toFixed(2), p.runs.length, front.includes(p) ? "yes" : p.done ? "" : "not finished"])]);
   return draw("cost-chart", [
@@ -46,7 +46,7 @@ function drawCost(kinds) {
     yaxis: axis({ title: { text: view.score === "best" ? "Test accuracy, best epoch, %" : "Test accuracy, last, %" } }) });
 }
 
-// Ticks of a log axis, each with its whole number: plotly's own leave out the power of ten.
+// Ticks of a log axis with full numbers: plotly's own labels leave out the power of ten.
 function whole(least, most) {
   const powers = [...Array(19).keys()].map(i => i - 6).filter(p => 10 ** (p + 1) > least && 10 ** p <= most);
   const tickvals = powers.flatMap(p => (powers.length > 3 ? [1] : [1, 2, 5]).map(digit => Number(`${digit}e${p}`)));
@@ -65,7 +65,7 @@ function sweep() {
   return () => drawSweep(all);
 }
 
-// Each axis from 0 to 1: place(value) and the ticks on it.
+// Maps each axis to 0 to 1: place(value) and its ticks.
 function scaled(axis) {
   if (axis.words) {
     const place = value => axis.words.length > 1 ? axis.words.indexOf(value) / (axis.words.length - 1) : .5;
@@ -79,7 +79,7 @@ function scaled(axis) {
   return { ...axis, place, ticks };
 }
 
-// A number as short as its ticks can be: 0.001, 16384, 5.6e-4.
+// A number in its shortest form: 0.001, 16384, 5.6e-4.
 function said(value) {
   if (typeof value !== "number" || (Number.isInteger(value) && Math.abs(value) < 1e9)) return value;
   const short = String(Number(value.toPrecision(4)));

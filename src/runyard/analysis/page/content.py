@@ -1,4 +1,4 @@
-"""What the page's script is given: the runs' numbers as plain data, for JSON."""
+"""Collects the data that the page's script draws: the runs' numbers as JSON-ready values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runyard.runs.history import RunHistory
 
 Values = list[float | None]
 
-# What may be drawn over time: the journal's name, the page's, and the factor to the unit shown.
+# Metrics that may be drawn over time: the journal's name, the page's name, and the factor to the displayed unit.
 CHART_METRICS = (
     ("test_top1", "Test accuracy, %", 100),
     ("test_loss", "Test loss", 1),
@@ -28,10 +28,10 @@ CHART_METRICS = (
     ("grad_norm", "Gradient norm", 1),
     ("images_per_s", "Training images/s", 1),
     ("data_wait_pct", "Waiting for data, %", 1),
-    ("gpu_util_pct", "GPU utilisation, %", 1),
+    ("gpu_util_pct", "GPU utilization, %", 1),
     ("peak_memory_mb", "Peak memory, MB", 1),
 )
-# What they may be drawn over: our name, the button's word, the axis's title.
+# Horizontal axes: name in the data, label of the button, title of the axis.
 X_AXES = (
     ("epoch", "epoch", "Epoch"),
     ("step", "step", "Step"),
@@ -41,55 +41,55 @@ X_AXES = (
     ("core", "core-hours", "Core-hours"),
 )
 NOT_CHARTED = {"epoch", "step", "t", "clock_s", "gpu_hours", "core_hours", "train_s", "eval_s"}
-DIGITS = 7  # of a number that is only drawn; tables hold the journal's own
-MAX_MISTAKES = 400_000  # pairs of classes kept for the confusion matrices of all runs together: about 1 MB
+DIGITS = 7  # significant digits of drawn numbers; tables hold the journal's own
+MAX_MISTAKES = 400_000  # confused pairs of classes kept for all runs together: about 1 MB
 MAX_PAGE_CLASSES = 200
 
 
 def page_data(groups: Sequence[Group]) -> dict[str, Any]:
-    """Everything that is drawn."""
+    """Return everything that the page draws, as a JSON-ready mapping."""
     runs = [run for group in groups for run in group.runs]
     measures = [list(m) for m in CHART_METRICS if any(np.isfinite(run.metric(m[0])).any() for run in runs)]
     known = {m[0] for m in CHART_METRICS} | NOT_CHARTED
     others = dict.fromkeys(name for run in runs for name in run.series if name not in known)
     measures += [[name, name, 1] for name in others]
-    classes, of = _classes(runs)
+    classes, classes_of = _classes(runs)
     confusion, missing = _confusions(runs, classes)
     return {
         "groups": list(map(_group, groups, group_styles(groups), _first_run_positions(groups))),
         "byScore": colored_by_score(groups),
-        "runs": [_run(run, at, run in g.counted_runs, measures) for at, g in enumerate(groups) for run in g.runs],
+        "runs": [_run(run, index, run in g.counted_runs, measures) for index, g in enumerate(groups) for run in g.runs],
         "measures": measures,
         "axes": [[name, title] for name, _, title in X_AXES if name not in _unused_cost_axes(runs)],
         "settings": _sweep(groups),
         "classes": list(classes),
-        "classesOf": of,
+        "classesOf": classes_of,
         "confusion": confusion,
         "noConfusion": missing,
     }
 
 
 def _first_run_positions(groups: Sequence[Group]) -> list[int]:
-    """Each group's first run's place among all."""
+    """Return the position of each group's first run among all runs."""
     return [0, *np.cumsum([len(group.runs) for group in groups]).tolist()][:-1]
 
 
-def _group(group: Group, look: GroupStyle, first: int) -> dict[str, Any]:
+def _group(group: Group, style: GroupStyle, first: int) -> dict[str, Any]:
     return {
         "label": group.label,
-        "light": look.light,
-        "dark": look.dark,
-        "line": look.line,
-        "marker": look.marker,
+        "light": style.light,
+        "dark": style.dark,
+        "line": style.line,
+        "marker": style.marker,
         "runs": list(range(first, first + len(group.runs))),
         "state": group.state_text,
     }
 
 
 def _run(run: RunHistory, group: int, counted: bool, measures: list[list[Any]]) -> dict[str, Any]:
-    began = run.starts[0].start_time if run.starts else math.nan
-    hours = (run.series["t"] - began) / 3600
-    at = {
+    start_time = run.starts[0].start_time if run.starts else math.nan
+    hours = (run.series["t"] - start_time) / 3600
+    x_values = {
         "epoch": run.series["epoch"],
         "step": run.metric("step"),
         "wall": hours,
@@ -103,9 +103,9 @@ def _run(run: RunHistory, group: int, counted: bool, measures: list[list[Any]]) 
         "group": group,
         "state": run.state,
         "counted": counted,
-        "at": {name: _values(values) for name, values in at.items()},
+        "at": {name: _values(values) for name, values in x_values.items()},
         "series": {name: _values(run.metric(name)) for name, _, _ in measures if name in run.series},
-        "restarts": [_restart(run, before.end_cause, start, at) for before, start in pairwise(run.starts)],
+        "restarts": [_restart(run, previous.end_cause, start, x_values) for previous, start in pairwise(run.starts)],
         "last": _value(run.last_top1),
         "best": _value(run.best_top1),
         "cost": {
@@ -117,30 +117,30 @@ def _run(run: RunHistory, group: int, counted: bool, measures: list[list[Any]]) 
     }
 
 
-def _restart(run: RunHistory, cause: str, start: Any, at: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Where a run went on: on the wall clock when it did, elsewhere at the step it went on from."""
+def _restart(run: RunHistory, cause: str, start: Any, x_values: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return where a run resumed: the time on the wall-clock axis, and the step it resumed from on the other axes."""
     epochs, steps = run.series["epoch"], run.metric("step")
-    share = (
+    epoch = (
         float(np.interp(start.step, [0, *steps], [0, *epochs]))
         if len(epochs) and np.isfinite(steps).all()
         else (float(start.epoch))
     )
-    places = {
-        name: float(np.interp(share, [0, *epochs], [0, *np.nan_to_num(values)])) if len(epochs) else 0.0
-        for name, values in at.items()
+    positions = {
+        name: float(np.interp(epoch, [0, *epochs], [0, *np.nan_to_num(values)])) if len(epochs) else 0.0
+        for name, values in x_values.items()
     }
-    places |= {"wall": (start.start_time - run.starts[0].start_time) / 3600, "step": start.step}
-    return {"at": {name: _value(value) for name, value in places.items()}, "cause": cause, "step": start.step}
+    positions |= {"wall": (start.start_time - run.starts[0].start_time) / 3600, "step": start.step}
+    return {"at": {name: _value(value) for name, value in positions.items()}, "cause": cause, "step": start.step}
 
 
 def _unused_cost_axes(runs: Sequence[RunHistory]) -> list[str]:
-    """Of GPU- and core-hours those that no run has spent."""
+    """Return those of GPU-hours and core-hours that no run has spent."""
     spent = {"gpu": any(run.gpu_hours for run in runs), "core": any(run.cpu_only for run in runs)}
-    return [name for name, any_of_it in spent.items() if not any_of_it]
+    return [name for name, used in spent.items() if not used]
 
 
 def _sweep(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """The settings in which the groups differ, as the axes of parallel coordinates: each group's value on each."""
+    """Return the settings that differ as axes of parallel coordinates, with each group's value on each axis."""
     axes: list[dict[str, Any]] = []
     for name in differing_settings(groups):
         values = [group.settings.get(name) for group in groups]
@@ -150,48 +150,49 @@ def _sweep(groups: Sequence[Group]) -> list[dict[str, Any]]:
                 {"name": name, "values": numbers, "log": min(numbers) > 0 and max(numbers) >= 10 * min(numbers)}
             )
         else:
-            said = [format_setting(v) for v in values]
-            axes.append({"name": name, "values": said, "words": sorted(set(said))})
+            texts = [format_setting(v) for v in values]
+            axes.append({"name": name, "values": texts, "words": sorted(set(texts))})
     return axes
 
 
 def _classes(runs: Sequence[RunHistory]) -> tuple[tuple[str, ...], str]:
-    """The class names that most runs with a confusion matrix have; and of which data set, where some have others."""
-    seen = [(run.classes_of(matrix), run) for run in runs if (matrix := run.confusion()) is not None]
-    names = Counter(named for named, _ in seen)
+    """Return the class names that most runs have, and of which data set these are if some runs have others."""
+    with_matrix = [(run.classes_of(matrix), run) for run in runs if (matrix := run.confusion()) is not None]
+    names = Counter(named for named, _ in with_matrix)
     if not names:
         return (), ""
-    most = names.most_common(1)[0][0]
-    return most, "" if len(names) == 1 else next(run.data_name for named, run in seen if named == most)
+    common = names.most_common(1)[0][0]
+    return common, "" if len(names) == 1 else next(run.data_name for named, run in with_matrix if named == common)
 
 
 def _confusions(runs: Sequence[RunHistory], classes: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
-    """By run: right answers and images of each class, and the mistakes as [place, count, ...] in the flat matrix.
+    """Return each run's confusion matrix, and for runs without a complete one the reason; both by the run's position.
 
-    And by run why there is no such thing, or no mistakes.
+    A matrix is the number of correct images and of images per class, and the mistakes as [index in the flat matrix,
+    count, ...].
     """
     out: dict[str, Any] = {}
     missing: dict[str, str] = {}
-    room = MAX_MISTAKES
-    for at, run in enumerate(runs):
+    remaining = MAX_MISTAKES
+    for index, run in enumerate(runs):
         matrix = run.confusion()
         if matrix is None:
-            missing[str(at)] = "without a confusion matrix, which comes with the final evaluation"
+            missing[str(index)] = "without a confusion matrix, which comes with the final evaluation"
             continue
         if run.classes_of(matrix) != classes:
-            missing[str(at)] = f"its classes are others, those of {run.data_name}"
+            missing[str(index)] = f"it has other classes, those of {run.data_name}"
             continue
-        out[str(at)] = {"right": np.diag(matrix).tolist(), "of": matrix.sum(axis=1).tolist()}
+        out[str(index)] = {"right": np.diag(matrix).tolist(), "of": matrix.sum(axis=1).tolist()}
         mistakes = matrix.copy()
         np.fill_diagonal(mistakes, 0)
-        places = np.flatnonzero(mistakes)
-        room -= len(places)
+        cells = np.flatnonzero(mistakes)
+        remaining -= len(cells)
         if len(classes) > MAX_PAGE_CLASSES:
-            missing[str(at)] = f"a matrix of more than {MAX_PAGE_CLASSES} classes is left out of the page"
-        elif room < 0:
-            missing[str(at)] = "its matrix is left out, for the page to stay small; compare fewer runs to see it"
+            missing[str(index)] = f"a matrix of more than {MAX_PAGE_CLASSES} classes is left out of the page"
+        elif remaining < 0:
+            missing[str(index)] = "its matrix is left out, for the page to stay small; compare fewer runs to see it"
         else:
-            out[str(at)]["mistakes"] = np.stack([places, mistakes.ravel()[places]], axis=1).ravel().tolist()
+            out[str(index)]["mistakes"] = np.stack([cells, mistakes.ravel()[cells]], axis=1).ravel().tolist()
     return out, missing
 
 

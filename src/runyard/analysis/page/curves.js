@@ -1,4 +1,4 @@
-// Measures over time: one line for each group of runs that differ only in seed, with a band, or one for each run.
+// Charts of metrics over time: a line with a band for each group of runs that differ only in seed, or one for each run.
 
 function curves() {
   const panels = [...document.querySelectorAll("#curves .panel")];
@@ -22,13 +22,13 @@ function curves() {
   };
 }
 
-// Points of one run: [epoch, x, y], where both are known.
+// Points of one run, [epoch, x, y], if x and y are known.
 function pointsOf(run, measure, factor) {
   const { at: places, series } = comparison.runs[run], values = series[measure] || [];
   return values.flatMap((value, i) => seen(value) && seen(places[view.x][i]) ? [[places.epoch[i], places[view.x][i], factor * value]] : []);
 }
 
-// Points of several runs: at each epoch [mean x, mean y, low, high, n, epoch] of the runs that got there.
+// Points of several runs: [mean x, mean y, low, high, n, epoch] over the runs that reached each epoch.
 function pointsOfMany(runs, measure, factor) {
   const epochs = new Map();
   for (const run of runs) {
@@ -44,7 +44,7 @@ function pointsOfMany(runs, measure, factor) {
   });
 }
 
-// Exponential moving average without the pull of its beginning.
+// Exponential moving average with bias correction.
 function smoothed(values) {
   let sum = 0, weight = 0;
   return values.map(value => {
@@ -103,14 +103,14 @@ function drawPanel(place) {
     yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true } });
 }
 
-// A run that blew up must not press the others flat: beyond four times nearly all values, the rest is cut off.
+// A diverged run must not flatten the others: values beyond four times nearly all others are cut off.
 function rangeOf(lines) {
   const values = lines.flatMap(line => line.y).sort((a, b) => a - b);
   const high = values[Math.floor(.97 * (values.length - 1))], low = values[0], span = high - low;
   return view.logY || !(span > 0) || values.at(-1) <= low + 4 * span ? { autorange: true } : { range: [low - .05 * span, low + 1.2 * span] };
 }
 
-// Small triangles along the time axis, where runs went on after an interruption.
+// Small triangles on the time axis where runs resumed after an interruption.
 function restartsOf() {
   const marks = [];
   for (const group of shownGroups()) {
@@ -126,7 +126,7 @@ function restartsOf() {
     marker: { symbol: "triangle-up-open", size: 9, color: marks.map(m => m.colour), line: { width: 1.5 } } };
 }
 
-// By epoch, as measured: smoothing is for the eye. At most 24 rows, the last one included.
+// A table by epoch, without smoothing: at most 24 rows, including the last.
 function valuesOf(table, xTitle) {
   const epochs = [...new Set(table.flatMap(([, points]) => points.map(p => p[5])))].sort((a, b) => a - b), step = Math.ceil(epochs.length / 24) || 1;
   const columns = table.map(([, points, spread]) => new Map(points.map((p, i) => [p[5],

@@ -1,4 +1,4 @@
-"""Where two networks give the same test images different classes: how often, and a few of the images."""
+"""Counts and shows the test images that two networks classify differently."""
 
 from __future__ import annotations
 
@@ -19,34 +19,37 @@ from runyard.errors import UserError
 from runyard.runs.history import RunHistory, SavedPredictions
 
 MAX_IMAGES = 72
-MAX_COMPARED_RUNS = 60  # runs whose disagreements are counted; more make a page of counts
+MAX_COMPARED_RUNS = 60  # further runs are left out: the number of counts grows with the square
 MAX_PICTURE_PX = 64
 LOSSLESS_PX = 32
 
 
 def disagreements(groups: Sequence[Group]) -> dict[str, Any]:
-    """For the page's script; ``why`` alone where no two runs kept predictions on the same test images.
+    """Return the disagreements of the groups' runs as a JSON-ready mapping for the page's script.
 
-    ``runs`` are places among all runs in the order of the groups; ``counts`` has for each pair i < j of them, in order,
-    how many images the first alone got right, the second alone, and both wrong but differently. ``images`` are some of
-    those on which they differ, with what each run took them for; without them, ``missing`` says why. ``why`` says of
-    each run that is not among them why it is not.
+    ``runs`` are positions among all runs in the order of the groups. ``counts`` has three numbers for each pair i < j
+    of them, in order: images that only the first classified correctly, only the second, and both wrongly but
+    differently. ``images`` are some images on which runs differ, with each run's prediction; without images,
+    ``missing`` says why. ``why`` has a reason for each run that is not among ``runs``; it is the only key if fewer than
+    two runs have predictions on the same test images.
     """
-    answers, why = _answers([run for group in groups for run in group.runs])
+    answers, reasons = _answers([run for group in groups for run in group.runs])
     if len(answers) < 2:
-        return {"why": why}
-    places = list(answers)
-    first = answers[places[0]][1]
+        return {"why": reasons}
+    positions = list(answers)
+    first = answers[positions[0]][1]
     table = np.stack([predictions.predicted for _, predictions in answers.values()])
     right = table == first.label
     counts = []
-    for at in range(len(table) - 1):
-        differ = table[at + 1 :] != table[at]
-        mine = (right[at] & differ).sum(axis=1)
-        theirs = (right[at + 1 :] & differ).sum(axis=1)
-        counts += np.stack([mine, theirs, differ.sum(axis=1) - mine - theirs], axis=1).ravel().tolist()
-    out = {"runs": places, "counts": counts, "of": len(first.index), "images": [], "missing": "", "why": why}
-    chosen = _informative_images(table, _best_rows(groups, places))
+    for index in range(len(table) - 1):
+        differ = table[index + 1 :] != table[index]
+        only_first = (right[index] & differ).sum(axis=1)
+        only_second = (right[index + 1 :] & differ).sum(axis=1)
+        counts += (
+            np.stack([only_first, only_second, differ.sum(axis=1) - only_first - only_second], axis=1).ravel().tolist()
+        )
+    out = {"runs": positions, "counts": counts, "of": len(first.index), "images": [], "missing": "", "why": reasons}
+    chosen = _informative_images(table, _best_rows(groups, positions))
     try:
         pictures = _pictures([run for run, _ in answers.values()], first, chosen)
     except UserError as error:
@@ -64,57 +67,57 @@ def disagreements(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def _answers(runs: Sequence[RunHistory]) -> tuple[dict[int, tuple[RunHistory, SavedPredictions]], dict[int, str]]:
-    """By place: the runs that kept predictions on the same images as the first that did; and why others are not."""
+    """Return by position the runs with predictions on the first such run's images, and why others are missing."""
     out: dict[int, tuple[RunHistory, SavedPredictions]] = {}
-    why: dict[int, str] = {}
-    for place, run in enumerate(runs):
+    reasons: dict[int, str] = {}
+    for position, run in enumerate(runs):
         if run.test_sha256 is None:
-            why[place] = "without its data.json nobody knows which test images it saw"
+            reasons[position] = "without its data.json it is unknown which test images it saw"
         elif out and run.test_sha256 != next(iter(out.values()))[0].test_sha256:
-            why[place] = "it saw other test images than the others"
+            reasons[position] = "it saw other test images than the others"
         elif len(out) == MAX_COMPARED_RUNS:
-            why[place] = f"on this page {MAX_COMPARED_RUNS} runs are held against each other; compare fewer to see it"
+            reasons[position] = f"this page compares {MAX_COMPARED_RUNS} runs with each other; compare fewer to see it"
         elif (predictions := run.predictions()) is None:
-            why[place] = "it kept no predictions"
+            reasons[position] = "it kept no predictions"
         else:
             known = next(iter(out.values()))[1] if out else predictions
             if np.array_equal(known.index, predictions.index) and np.array_equal(known.label, predictions.label):
-                out[place] = (run, predictions)
+                out[position] = (run, predictions)
             else:
-                why[place] = "it saw other test images than the others"
-    return out, why
+                reasons[position] = "it saw other test images than the others"
+    return out, reasons
 
 
-def _best_rows(groups: Sequence[Group], places: Sequence[int]) -> list[int]:
-    """Rows of the table that are compared at first: one run of each of the best groups, best first."""
+def _best_rows(groups: Sequence[Group], positions: Sequence[int]) -> list[int]:
+    """Return the table rows of at most six runs: one of each of the best groups, best first."""
     owner = [group for group in groups for _ in group.runs]
-    rows = sorted(range(len(places)), key=lambda row: -np.nan_to_num(owner[places[row]].mean("last")))
-    one_each = {id(owner[places[row]]): row for row in reversed(rows)}
-    ahead = [row for row in rows if one_each[id(owner[places[row]])] == row]
+    rows = sorted(range(len(positions)), key=lambda row: -np.nan_to_num(owner[positions[row]].mean("last")))
+    one_each = {id(owner[positions[row]]): row for row in reversed(rows)}
+    ahead = [row for row in rows if one_each[id(owner[positions[row]])] == row]
     return (ahead if len(ahead) > 1 else rows)[:6]
 
 
-def _informative_images(table: np.ndarray, foremost: Sequence[int]) -> np.ndarray:
-    """Images on which the best two differ, then those on which the others do; spread over the test set."""
-    best = np.flatnonzero(table[foremost[0]] != table[foremost[1]])
-    others = np.flatnonzero((table[list(foremost)] != table[foremost[0]]).any(axis=0))
+def _informative_images(table: np.ndarray, best_rows: Sequence[int]) -> np.ndarray:
+    """Return sorted indices, int64, of images on which the best two runs differ, or others do; spread out."""
+    best = np.flatnonzero(table[best_rows[0]] != table[best_rows[1]])
+    others = np.flatnonzero((table[list(best_rows)] != table[best_rows[0]]).any(axis=0))
     others = others[~np.isin(others, best)]
     half = MAX_IMAGES // 2
-    kept = [_spread(best, max(half, MAX_IMAGES - len(others)))]
-    kept.append(_spread(others, MAX_IMAGES - len(kept[0])))
-    return np.sort(np.concatenate(kept))
+    chosen = [_spread(best, max(half, MAX_IMAGES - len(others)))]
+    chosen.append(_spread(others, MAX_IMAGES - len(chosen[0])))
+    return np.sort(np.concatenate(chosen))
 
 
-def _spread(rows: np.ndarray, most: int) -> np.ndarray:
-    places = np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)
-    return rows[np.unique(places)]
+def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+    positions = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+    return rows[np.unique(positions)]
 
 
 def _pictures(runs: Sequence[RunHistory], predictions: SavedPredictions, rows: np.ndarray) -> list[str]:
-    """From the first folder of prepared data that is here: a run copied from elsewhere names one that is not.
+    """Return the images from the first prepared data set that exists; a copied run may name one that does not.
 
     Raises:
-        UserError: none is here, or it holds other data; the first run's reason.
+        UserError: no run's data set exists with these images; the reason is the first run's.
     """
     reasons: dict[Path, UserError] = {}
     for run in runs:

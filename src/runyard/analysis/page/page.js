@@ -1,11 +1,11 @@
 "use strict";
-// The page's state, and what all charts share. Names from users meet the page as text, never as markup.
+// The page's state, and functions that all charts share. Names from users enter the page as text, never as markup.
 
-const NONCE = document.currentScript.nonce; // without it the page's policy lets no script run
+const NONCE = document.currentScript.nonce; // without it the page's policy blocks every script
 const view = { x: "epoch", band: "sd", smooth: 0, logX: false, logY: false, hidden: new Set(), panels: [], cost: "",
   score: "last", first: null, second: null };
-const COARSE = matchMedia("(pointer: coarse)").matches; // a finger scrolls the page, it does not zoom the chart
-// By name, those that are wanted: plotly's own set has one that sends the chart to a server.
+const COARSE = matchMedia("(pointer: coarse)").matches; // on touch screens dragging scrolls the page and does not zoom the chart
+// An explicit list of buttons: plotly's default set has one that sends the chart to a server.
 const CONFIG = { displaylogo: false, displayModeBar: !COARSE, responsive: true, showTips: false,
   doubleClick: "reset", plotlyServerURL: "", modeBarButtons: [["toImage", "resetScale2d"]] };
 const redraws = []; // one function for each chart, in the order they are drawn
@@ -25,7 +25,7 @@ function el(tag, attributes = {}, ...children) {
 const at = id => document.getElementById(id);
 const shortened = (text, most) => text.length <= most ? text
   : text.slice(0, Math.ceil(most * .6) - 1) + "…" + text.slice(text.length - Math.floor(most * .4));
-// plotly reads <b> and its like in labels, so what it is given is escaped
+// plotly interprets tags such as <b> in labels, so labels are escaped
 const plain = (text, most = 40) => shortened(String(text), most).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const mean = values => values.reduce((sum, v) => sum + v, 0) / values.length;
 const sd = values => values.length < 2 ? 0
@@ -33,7 +33,7 @@ const sd = values => values.length < 2 ? 0
 const seen = value => value !== null && value !== undefined && Number.isFinite(value);
 const percent = share => seen(share) ? (100 * share).toFixed(2) + " %" : "—";
 
-// Long names break behind their underscores and hyphens first.
+// Allows line breaks in long names after underscores and hyphens.
 const breakable = text => text.split(/(?<=[_\-./])/).flatMap(part => [part, el("wbr")]);
 
 async function unpack(id) {
@@ -54,7 +54,7 @@ function inks() {
     name => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
 
-// Lines and markers grow with the letters, for a projector.
+// Lines and markers scale with the font size, for a projector.
 const thick = width => width * parseFloat(getComputedStyle(document.body).fontSize) / 16;
 
 function axis(extra = {}) {
@@ -72,7 +72,7 @@ function draw(id, traces, layout) {
     modebar: { bgcolor: "rgba(0,0,0,0)", color: ink.muted, activecolor: ink.ink }, ...layout }, CONFIG);
 }
 
-// The values of a chart as a table, made when it is opened: what a screen reader, and a person who wants numbers, reads.
+// The values of a chart as a table, built when it is opened, for screen readers and for readers who want numbers.
 function tabled(id, make) {
   const holder = at(`${id}-values`);
   if (!holder) return;
@@ -88,7 +88,7 @@ function tabled(id, make) {
   fill();
 }
 
-// Once the first chart is on the screen, note how long that took; the others follow.
+// Once the first chart is on the screen, records how long that took, then draws the others.
 async function firstDrawn() {
   const said = document.documentElement.dataset;
   if (said.drawn) return;

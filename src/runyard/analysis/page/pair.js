@@ -18,7 +18,7 @@ function pairOfRuns(best) {
   return drawPair;
 }
 
-// The whole matrix of a run by rows: counts, from its right answers and its mistakes; null where it was not kept.
+// A run's confusion matrix by rows, in counts, from its correct images and its mistakes; null if the page lacks it.
 function matrixOf(run) {
   const kept = comparison.confusion[run], count = comparison.classes.length;
   if (!kept || !kept.mistakes) return null;
@@ -43,13 +43,13 @@ async function drawPair() {
   drawDisagreements();
 }
 
-// Why this page has nothing to show of these two runs.
+// Why the page cannot show these two runs.
 const whyNot = reasons => [...new Set([view.first, view.second])].filter(run => reasons[run])
   .map(run => `${called(run)}: ${reasons[run]}.`).join(" ");
 
 const share = (matrix, label, count) => 100 * count / Math.max(1, matrix[label].reduce((sum, n) => sum + n, 0));
 
-// Deep enough for white numbers: on dark ground the page's own right and wrong are too pale for any.
+// Dark enough for white numbers: on a dark background the page's own colors are too pale for them.
 const strong = () => dark() ? { right: "#0a6ebd", wrong: "#c04f00" } : inks();
 
 function drawMatrix(id, matrix, worst) {
@@ -75,7 +75,7 @@ function drawDifference(a, b) {
 const signed = n => n > 0 ? `+${n}` : n < 0 ? `−${-n}` : "";
 
 function heat(matrix, z, colours, low, high, said, written) {
-  const few = matrix.length <= 12, roomy = at("matrix-first").clientWidth / (matrix.length + 4) > 22; // px of a cell
+  const few = matrix.length <= 12, roomy = at("matrix-first").clientWidth / (matrix.length + 4) > 22; // 22 px a cell
   const each = make => matrix.map((row, t) => row.map((_, p) => make(t, p)));
   return { type: "heatmap", z, colorscale: colours, zmin: low, zmax: high, showscale: false, xgap: few ? 1 : 0, ygap: few ? 1 : 0, hoverongaps: false,
     text: each(written), texttemplate: roomy ? "%{text}" : "", customdata: each(said), hovertemplate: "%{customdata}<extra></extra>" };

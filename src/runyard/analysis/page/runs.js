@@ -1,5 +1,5 @@
 "use strict";
-// The list of runs: which are shown, and how a group looks in it.
+// The list of runs: which runs are shown, and the style of each group.
 
 const shown = run => !view.hidden.has(run);
 const shownRuns = group => group.runs.filter(shown);

@@ -1,4 +1,4 @@
-"""Columns and sentences as HTML, escaped."""
+"""Formats columns and sentences as escaped HTML."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from html import escape
 from runyard.analysis.compare.text import Column
 from runyard.analysis.figures.group_style import GroupStyle
 
-MOST_ROWS = 15  # of a table that is shown whole
-LONG_NAME = 24  # characters; it gets more of the table's width, and breaks over fewer lines
-LONG_NUMBER = re.compile(r"-?\d+\.\d{6,}(e-?\d+)?")  # a sweep drew it; the whole of it is shown on pointing at it
+MOST_ROWS = 15  # longer tables scroll
+LONG_NAME = 24  # characters; longer names get more of the table's width, to break over fewer lines
+LONG_NUMBER = re.compile(r"-?\d+\.\d{6,}(e-?\d+)?")  # sampled by a sweep; its tooltip shows all digits
 
 
 class Markup(str):
-    """HTML that is finished; any other text is escaped."""
+    """Finished HTML; any other text is escaped."""
 
 
-def html_table(shown: Sequence[Column], styles: Sequence[GroupStyle] = ()) -> Markup:
-    """A table, scrolled where the page is too narrow. ``every`` row's look, if it stands for a group."""
+def html_table(columns: Sequence[Column], styles: Sequence[GroupStyle] = ()) -> Markup:
+    """Return a table that scrolls on a narrow page. ``styles`` has the style of each row, if rows are groups."""
     head = "".join(
-        f'<th scope="col" class="{_cell_class(c)}">{escape(c.heading.replace("- ", ""))}</th>' for c in shown
+        f'<th scope="col" class="{_cell_class(c)}">{escape(c.heading.replace("- ", ""))}</th>' for c in columns
     )
     rows = ""
-    for at in range(len(shown[0].cells)):
-        swatch = _swatch(styles[at]) if styles else ""
-        name = shown[0].cells[at].strip()
-        kind = _cell_class(shown[0]) + " wide" * (len(name) > LONG_NAME)
-        rows += f'<tr><th class="{kind}" scope="row">{swatch}{_breakable(name)}</th>'
-        rows += "".join(_cell(column, column.cells[at].strip()) for column in shown[1:]) + "</tr>"
+    for index in range(len(columns[0].cells)):
+        swatch = _swatch(styles[index]) if styles else ""
+        name = columns[0].cells[index].strip()
+        css_class = _cell_class(columns[0]) + " wide" * (len(name) > LONG_NAME)
+        rows += f'<tr><th class="{css_class}" scope="row">{swatch}{_breakable(name)}</th>'
+        rows += "".join(_cell(column, column.cells[index].strip()) for column in columns[1:]) + "</tr>"
     return Markup(
-        f'<div class="scroll{" long" * (len(shown[0].cells) > MOST_ROWS)}" tabindex="0"><table class="results">'
+        f'<div class="scroll{" long" * (len(columns[0].cells) > MOST_ROWS)}" tabindex="0"><table class="results">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
 def paragraphs(texts: Sequence[str]) -> str:
-    """Sentences and tables, one below the other."""
+    """Return sentences and tables, one below the other."""
     return "".join(text if isinstance(text, Markup) else f'<p class="note">{escape(text)}</p>' for text in texts)
 
 
@@ -51,10 +51,10 @@ def _cell(column: Column, text: str) -> str:
     return f'<td class="{_cell_class(column)}">{escape(text)}</td>'
 
 
-def _swatch(look: GroupStyle) -> str:
-    return f'<span class="swatch dot" style="--light:{look.light};--dark:{look.dark}" aria-hidden="true">●</span> '
+def _swatch(style: GroupStyle) -> str:
+    return f'<span class="swatch dot" style="--light:{style.light};--dark:{style.dark}" aria-hidden="true">●</span> '
 
 
 def _breakable(name: str) -> str:
-    """Long names break behind their underscores and hyphens first."""
+    """Allow line breaks in a name after underscores, hyphens, dots and slashes."""
     return "<wbr>".join(map(escape, re.split(r"(?<=[_\-./])", name)))

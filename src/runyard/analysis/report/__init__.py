@@ -1,1 +1,1 @@
-"""One run on one page: its curves, its confusion matrix, and what it was made of. No torch here."""
+"""A report of one run as one page: its curves, its confusion matrix and its settings, without torch."""

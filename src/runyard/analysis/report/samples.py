@@ -14,12 +14,12 @@ from runyard.errors import UserError
 from runyard.files import open_regular, open_within, read_within
 from runyard.runs.facts import ReportData
 
-MAX_SAMPLE_PX = 96  # an image on the page; larger ones are made smaller
+MAX_SAMPLE_PX = 96  # larger images are scaled down
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One mistaken test image: its place in the test set, how sure the network was, and its PNG."""
+    """One mistaken test image: its index in the test set, the network's confidence (0 to 1), and its PNG."""
 
     index: int
     confidence: float
@@ -36,19 +36,23 @@ class ConfusedPair:
     samples: list[Sample]
 
 
-def confused_pairs(facts: ReportData, most: int = 8, samples_each: int = 6) -> tuple[list[ConfusedPair], str]:
-    """The pairs with the most mistakes, the surest mistakes first, and why they have no images ("" when they have)."""
-    if facts.confusion is None:
+def confused_pairs(
+    report_data: ReportData, max_pairs: int = 8, samples_each: int = 6
+) -> tuple[list[ConfusedPair], str]:
+    """Return the class pairs with the most mistakes, and why they have no images (empty if they have).
+
+    Images with the most confident mistakes come first."""
+    if report_data.confusion is None:
         return [], ""
-    mistakes = facts.confusion * (1 - np.eye(len(facts.confusion), dtype=np.int64))
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:most]
-    places = [divmod(int(place), len(mistakes)) for place in order]
-    counted = [(true, predicted, int(mistakes[true, predicted])) for true, predicted in places]
+    mistakes = report_data.confusion * (1 - np.eye(len(report_data.confusion), dtype=np.int64))
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:max_pairs]
+    cells = [divmod(int(flat_index), len(mistakes)) for flat_index in order]
+    counted = [(true, predicted, int(mistakes[true, predicted])) for true, predicted in cells]
     counted = [pair for pair in counted if pair[2]]
     try:
-        predictions = _predictions(facts)
-        prepared = manifest.dataset_dir(facts.run.config.data)
-        images = test_images(prepared, facts.run.path / "data.json", predictions["index"], predictions["label"])
+        predictions = _predictions(report_data)
+        prepared = manifest.dataset_dir(report_data.run.config.data)
+        images = test_images(prepared, report_data.run.path / "data.json", predictions["index"], predictions["label"])
     except UserError as error:
         return [ConfusedPair(*pair, []) for pair in counted], str(error)
     pairs = []
@@ -62,7 +66,7 @@ def confused_pairs(facts: ReportData, most: int = 8, samples_each: int = 6) -> t
 
 
 def png(image: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] as a PNG, not larger than ``LARGEST_PX``."""
+    """Encode an image, uint8 [H, W, 3], as a PNG of at most ``MAX_SAMPLE_PX`` pixels a side."""
     from PIL import Image
 
     picture = Image.fromarray(np.ascontiguousarray(image))
@@ -72,29 +76,32 @@ def png(image: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def _predictions(facts: ReportData) -> dict[str, np.ndarray]:
-    """The run's predictions over the test set: index, label, predicted int64 [N], confidence float32 [N]."""
+def _predictions(report_data: ReportData) -> dict[str, np.ndarray]:
+    """Return the run's predictions on the test set: index, label, predicted int64 [N], confidence float32 [N]."""
     try:
-        with open_within(facts.run.path, "predictions.npz") as opened, np.load(opened, allow_pickle=False) as file:
-            found = {key: file[key] for key in ("index", "label", "predicted", "confidence")}
+        with (
+            open_within(report_data.run.path, "predictions.npz") as opened,
+            np.load(opened, allow_pickle=False) as file,
+        ):
+            arrays = {key: file[key] for key in ("index", "label", "predicted", "confidence")}
     except FileNotFoundError:
         raise UserError("the run left no predictions.npz") from None
-    except Exception as error:  # zipfile, zlib and numpy each have their own words for a damaged file
+    except Exception as error:  # zipfile, zlib and numpy raise different exceptions for a damaged file
         raise UserError(f"predictions.npz cannot be read ({error})") from None
-    if len({array.shape for array in found.values()}) != 1 or found["index"].ndim != 1:
+    if len({array.shape for array in arrays.values()}) != 1 or arrays["index"].ndim != 1:
         raise UserError("predictions.npz is damaged: its arrays differ in length")
-    return found
+    return arrays
 
 
 def test_images(folder: Path, data_json: Path, index: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """The test images prepared in ``dataset_dir``, uint8 [N, S, S, 3], mapped where they lie.
+    """Return the prepared test images in ``folder``, uint8 [N, S, S, 3], as a memory map.
 
     Args:
         data_json: The run's own copy of the manifest.
-        index, label: Of the images that the run was tested on.
+        index, label: Indices and labels of the images that the run was tested on, int64 [N].
 
     Raises:
-        UserError: they are not there, or no longer those the run was tested on.
+        UserError: the images are missing, or are no longer those the run was tested on.
     """
     try:
         values = json.loads(read_within(data_json.parent, data_json.name))
@@ -107,8 +114,8 @@ def test_images(folder: Path, data_json: Path, index: np.ndarray, label: np.ndar
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise UserError(f"{folder / split.images} holds no images")
     labels = _array(folder / "test_labels.npy")
-    fits = len(index) and 0 <= index.min() <= index.max() < len(images) == len(labels)
-    if not fits or not np.array_equal(labels[index], label):
+    matches = len(index) and 0 <= index.min() <= index.max() < len(images) == len(labels)
+    if not matches or not np.array_equal(labels[index], label):
         raise UserError(f"the images in {folder} are no longer those the run was tested on")
     return images
 

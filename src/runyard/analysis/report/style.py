@@ -1,4 +1,4 @@
-"""The page's style sheet: one column on a phone, light and dark by the reader's setting, no script, nothing fetched."""
+"""The report's style sheet: one column on a phone, light or dark by the reader's setting, without scripts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from runyard.analysis.report.theme import DARK, LIGHT, Theme
 
 
 def stylesheet() -> str:
-    """The page's CSS."""
+    """Return the report's CSS."""
     return (
         f":root {{ color-scheme: light dark; {css_variables(LIGHT, '#f4f5f7')} }}\n"
         f"@media (prefers-color-scheme: dark) {{ :root {{ {css_variables(DARK, '#0e1013')} }} }}\n" + RULES

@@ -1,7 +1,7 @@
-"""Colours and type that the figures and the page share, for light and dark surroundings.
+"""Colors and fonts that the figures and the page share, for light and dark backgrounds.
 
-Okabe and Ito's palette, told apart by every common kind of colour blindness: blue is training and right, vermillion is
-the test set and wrong, green is validation.
+The palette is Okabe and Ito's, readable with every common kind of color blindness: blue is training and correct,
+vermillion is the test set and mistaken, green is validation.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ DARK = Theme(
 
 @contextmanager
 def figure_factory(theme: Theme, size_pt: float = 8) -> Iterator[Any]:
-    """matplotlib set up for one figure in ``theme``, and for nothing else. Yields what makes the ``Figure``."""
+    """Set matplotlib up for ``theme`` within the block. Yields the function that creates a ``Figure``."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    def figure(**options: Any) -> Figure:
-        made = Figure(facecolor=theme.background, **options)
-        FigureCanvasAgg(made)
-        return made
+    def new_figure(**options: Any) -> Figure:
+        figure = Figure(facecolor=theme.background, **options)
+        FigureCanvasAgg(figure)
+        return figure
 
     settings: Any = {
         "font.family": "DejaVu Sans",
@@ -79,28 +79,28 @@ def figure_factory(theme: Theme, size_pt: float = 8) -> Iterator[Any]:
         "axes.unicode_minus": True,
     }
     with matplotlib.rc_context(settings):
-        yield figure
+        yield new_figure
 
 
 def save(figure: Any, kind: str, dpi: int) -> bytes:
-    """The figure as a ``png`` or ``pdf`` file."""
+    """Return the figure as the bytes of a file of this ``kind``: png, pdf or svg."""
     import io
     import warnings
 
     import matplotlib
 
     out = io.BytesIO()
-    fonts: Any = {"pdf.fonttype": 42}  # text that journals accept and readers can search
+    fonts: Any = {"pdf.fonttype": 42}  # embeds TrueType fonts: journals accept them and text stays searchable
     with matplotlib.rc_context(fonts), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # class names in any script
         figure.savefig(out, format=kind, dpi=dpi)
     return out.getvalue()
 
 
-def blend(low: str, high: str, share: Any) -> Any:
-    """Colours between two, float [..., 3] in [0, 1]; ``share`` in [0, 1], any shape."""
+def blend(low: str, high: str, fraction: Any) -> Any:
+    """Return colors between two, float [..., 3] in [0, 1]; ``fraction`` is in [0, 1], of any shape."""
     import numpy as np
 
     ends = [np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for color in (low, high)]
-    part = np.asarray(share)[..., None]
-    return ends[0] * (1 - part) + ends[1] * part
+    weight = np.asarray(fraction)[..., None]
+    return ends[0] * (1 - weight) + ends[1] * weight

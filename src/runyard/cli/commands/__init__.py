@@ -1,6 +1,6 @@
-"""One file per verb of the command line: HELP, EXAMPLE, ``arguments(parser)`` and ``run(args) -> exit code``.
+"""One module per command: HELP, EXAMPLE, ``arguments(parser)`` and ``run(args)``, which returns the exit code.
 
-A verb imports what it needs inside ``run``: `runyard --help` reads all these files.
+A command imports its dependencies inside ``run``, because `runyard --help` imports every command module.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ COMMANDS = (  # in the order of `runyard --help`
     "settings",
     "completion",
 )
+# Commands whose output is for sharing: they keep the user's umask.
 SHARED_OUTPUT_COMMANDS = (
     "prepare",
     "predict",
     "export",
     "compare",
     "leaderboard",
-)  # write what one may share, by the user's umask
+)

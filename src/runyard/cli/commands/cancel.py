@@ -1,4 +1,4 @@
-"""``runyard cancel``: end a run's job so that what it learned is kept."""
+"""``runyard cancel``: stop a run after it has saved a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import argparse
 from runyard.cli.parser import add_run_argument
 from runyard.errors import FAILED, UserError
 
-HELP = "ask a run to save and stop; it is not put back into the queue"
+HELP = "save a checkpoint and stop a run; its job is not requeued"
 EXAMPLE = "runyard cancel @last"
 CANCEL_DETAILS = """
-A job that waits is taken off the queue. One that runs is sent SIGTERM: its tasks save at the next step and end.
-What has not ended after --wait-s seconds is ended by scancel.
-Exit code: 0 it ended as asked; 1 it had to be ended by force, or has not ended; 2 there is nothing to cancel."""
+A pending job is removed from the queue. A running job receives SIGTERM: its tasks save at the next step and exit.
+A job that has not ended after --wait-s seconds is killed with scancel.
+Exit code: 0 the run stopped; 1 it was killed, or is still running; 2 there is nothing to cancel."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = f"{HELP}\n{CANCEL_DETAILS}"
     add_run_argument(parser)
-    parser.add_argument("--wait-s", type=float, default=120, metavar="S", help="time it has to save; default: 120")
+    parser.add_argument("--wait-s", type=float, default=120, metavar="S", help="seconds it has to save (default: 120)")
     parser.add_argument("--json", action="store_true", help="print how it ended as JSON, and nothing else")
 
 
@@ -36,10 +36,10 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.wait_s >= 0:
         raise UserError(f"--wait-s {args.wait_s:g}: expected 0 seconds or more")
-    found = read_run_summary(Path(Run.find_path(args.run, args.runs_dir)))
-    ended = cancel(found, args.wait_s, Console(stderr=True, highlight=False, soft_wrap=True))
+    summary = read_run_summary(Path(Run.find_path(args.run, args.runs_dir)))
+    result = cancel(summary, args.wait_s, Console(stderr=True, highlight=False, soft_wrap=True))
     if args.json:
-        print(json.dumps({"run": found.id, **dataclasses.asdict(ended)}))
+        print(json.dumps({"run": summary.id, **dataclasses.asdict(result)}))
     else:
-        print(f"run {found.id}: {ended.words}", file=sys.stdout if ended.clean else sys.stderr)
-    return 0 if ended.clean else FAILED
+        print(f"run {summary.id}: {result.words}", file=sys.stdout if result.clean else sys.stderr)
+    return 0 if result.clean else FAILED

@@ -1,4 +1,4 @@
-"""``runyard create``: create a run and start nothing, to be trained by `runyard train`."""
+"""``runyard create``: create a run directory without starting it; train it with `runyard train`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import json
 
 from runyard.cli.parser import add_overrides
 
-HELP = "create a run and start nothing, to be trained by `runyard train`"
+HELP = "create a run directory without starting it; train it with `runyard train`"
 EXAMPLE = "runyard create experiment=paper"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
-    parser.add_argument("-m", "--multirun", action="store_true", help="each comma in a value spans a grid: seed=0,1,2")
-    parser.add_argument("--json", action="store_true", help="print the runs as JSON: one, or a list of a grid's")
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="make a grid over comma-separated values: seed=0,1,2"
+    )
+    parser.add_argument("--json", action="store_true", help="print the run as JSON, or the list of a grid's runs")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -23,10 +25,10 @@ def run(args: argparse.Namespace) -> None:
 
     points = [compose(point) for point in (expand(args.overrides) if args.multirun else [args.overrides])]
     sweep = new_id(points[0].config.name) if len(points) > 1 else None
-    made = [Run.create(point.config, point.overrides, sweep) for point in points]
+    runs = [Run.create(point.config, point.overrides, sweep) for point in points]
     if args.json:
-        rows = [{"run": run.id, "path": str(run.path)} for run in made]
+        rows = [{"run": run.id, "path": str(run.path)} for run in runs]
         print(json.dumps(rows[0] if sweep is None else rows))
         return
-    for run in made:
+    for run in runs:
         print(run.path)

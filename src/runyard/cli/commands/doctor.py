@@ -1,4 +1,4 @@
-"""``runyard doctor``: would a submission with these settings work, and what mends it if not."""
+"""``runyard doctor``: check whether a submission with these settings would work, and print fixes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runyard.training.stop_signals import sigterm_as_interrupt
 HELP = "check whether a submission would work: cluster, data, disks, W&B, and the environment on a compute node"
 EXAMPLE = "runyard doctor experiment=paper cluster=nyu_torch cluster.account=YOURS"
 DOCTOR_DETAILS = (
-    "Takes what `runyard submit` takes, and leaves nothing behind. Exit code: 0 nothing failed, 2 something did."
+    "Takes the arguments of `runyard submit` and changes nothing. Exit code: 0 if no check failed, 2 otherwise."
 )
 STATE_LABELS = {"passed": "[green]ok[/]", "failed": "[red]failed[/]", "unknown": "[yellow]cannot tell[/]"}
 
@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = f"{HELP}\n\n{DOCTOR_DETAILS}"
     add_overrides(parser)
     parser.add_argument("--no-job", action="store_true", help="run nothing on a compute node")
-    parser.add_argument("--wait-s", type=float, default=120, help="how long it may wait for a node (default: 120)")
+    parser.add_argument("--wait-s", type=float, default=120, help="seconds to wait for a node (default: 120)")
     parser.add_argument("--json", action="store_true", help="print the answers as JSON, and nothing else")
 
 
@@ -38,12 +38,12 @@ def run(args: argparse.Namespace) -> int:
 
     if not 1 <= args.wait_s <= 86400:
         raise UserError(f"--wait-s={args.wait_s:g}: expected 1 to 86400 seconds")
-    named = any(o.lstrip("+").startswith("experiment=") for o in args.overrides)
-    composed = compose(args.overrides if named else ["experiment=auto", *args.overrides])
-    asked = check_context([composed.config], manifest.prepare_command(composed.overrides))
-    with sigterm_as_interrupt(), Console(stderr=True, quiet=args.json).status("") as shown:
+    has_experiment = any(o.lstrip("+").startswith("experiment=") for o in args.overrides)
+    composed = compose(args.overrides if has_experiment else ["experiment=auto", *args.overrides])
+    context = check_context([composed.config], manifest.prepare_command(composed.overrides))
+    with sigterm_as_interrupt(), Console(stderr=True, quiet=args.json).status("") as spinner:
         checks = list(
-            run_all_checks(asked, lambda name: shown.update(f"{name} …"), job=not args.no_job, wait_s=args.wait_s)
+            run_all_checks(context, lambda name: spinner.update(f"{name} …"), job=not args.no_job, wait_s=args.wait_s)
         )
     if args.json:
         print(json.dumps([dataclasses.asdict(check) for check in checks], indent=1))
@@ -53,14 +53,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def checks_table(checks: list[Any]) -> Any:
-    """What was found, and below it what mends it."""
+    """Return a table with one row per check: its result, and the fix if it did not pass."""
     from rich.markup import escape
     from rich.table import Table
 
     from runyard.printable import printable
 
-    shown = Table("check", "", "found", box=None, pad_edge=False)
+    table = Table("check", "", "found", box=None, pad_edge=False)
     for check in checks:
         fix = f"\n[bold]→ {escape(printable(check.fix))}[/]" if check.fix and check.state != "passed" else ""
-        shown.add_row(check.name, STATE_LABELS[check.state], escape(printable(check.result)) + fix)
-    return shown
+        table.add_row(check.name, STATE_LABELS[check.state], escape(printable(check.result)) + fix)
+    return table

@@ -1,4 +1,4 @@
-"""``runyard export``: runs as TensorBoard, MLflow or a spreadsheet keep them."""
+"""``runyard export``: export runs to TensorBoard, MLflow or CSV."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXPORT_TARGETS = ("tensorboard", "mlflow", "csv")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("program", choices=EXPORT_TARGETS, help="what it is for")
+    parser.add_argument("program", choices=EXPORT_TARGETS, help="export format")
     parser.add_argument("runs", nargs="*", metavar="RUN", help="paths, ids or their beginnings, or @last")
     add_runs_dir(parser)
     parser.add_argument("--all", action="store_true", help="every run of the folder")
@@ -38,14 +38,14 @@ def run(args: argparse.Namespace) -> None:
     from runyard.analysis.compare.choose import select_runs
 
     to = args.to or f"export/{args.program}"
-    chosen = select_runs(args.runs, everything=args.all, tag=args.tag, sweep=args.sweep, runs_dir=args.runs_dir)
-    runs, copies = _unique_runs(chosen.runs)
-    for note in [*chosen.notes, *copies]:
+    selection = select_runs(args.runs, everything=args.all, tag=args.tag, sweep=args.sweep, runs_dir=args.runs_dir)
+    runs, duplicate_notes = _unique_runs(selection.runs)
+    for note in [*selection.notes, *duplicate_notes]:
         print(f"runyard: {note}", file=sys.stderr)
     console = Console(stderr=True, quiet=args.json or not sys.stderr.isatty())
     try:
         write = _writer(args.program, to)
-        written = [write(each) for each in track(runs, args.program, console=console, transient=True)]
+        written = [write(history) for history in track(runs, args.program, console=console, transient=True)]
         if args.program == "csv":
             from pathlib import Path
 
@@ -61,16 +61,16 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _unique_runs(runs: list[RunHistory]) -> tuple[list[RunHistory], list[str]]:
-    """One run of each id, which names what is written of it; and a line for each that another stands before."""
+    """Keep one run per id, since the id names the output. Returns the runs and a note for each dropped duplicate."""
     first: dict[str, RunHistory] = {}
-    copies = [run for run in runs if first.setdefault(run.id, run) is not run]
+    duplicates = [run for run in runs if first.setdefault(run.id, run) is not run]
     return list(first.values()), [
-        f"skipped {run.directory}: run {run.id} is exported from {first[run.id].directory}" for run in copies
+        f"skipped {run.directory}: run {run.id} is exported from {first[run.id].directory}" for run in duplicates
     ]
 
 
 def _writer(program: str, to: str) -> Callable[[RunHistory], str]:
-    """What writes one run, and says where.
+    """Return the function that exports one run and returns the output path.
 
     Raises:
         UserError: the program's library is not installed.
@@ -95,8 +95,8 @@ def _writer(program: str, to: str) -> Callable[[RunHistory], str]:
 
 def _next_step(program: str, to: str) -> str:
     if program == "tensorboard":
-        return f"; look at them: tensorboard --logdir {to}"
+        return f"; view them with: tensorboard --logdir {to}"
     if program == "mlflow" and "://" not in to:
         needs = "" if find_spec("flask") else " (which needs pip install mlflow: mlflow-skinny only writes)"
-        return f"; look at them: mlflow ui --backend-store-uri sqlite:///{to}/mlflow.db{needs}"
+        return f"; view them with: mlflow ui --backend-store-uri sqlite:///{to}/mlflow.db{needs}"
     return ""

@@ -1,4 +1,4 @@
-"""What ``submit`` and ``resume`` have in common: show a started job to its end, or say how to look after it."""
+"""Shared by ``submit`` and ``resume``: follow a started job, or print the commands that monitor it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runyard.errors import FAILED, INTERRUPTED, USER_ERROR
 
 
 def announce(started: list[tuple[Any, Any]], *, as_json: bool) -> None:
-    """Say what was started, as ``[(Run, Job), ...]``, and the commands that come next."""
+    """Print the started runs and jobs, ``[(Run, Job), ...]``, and the commands that come next."""
     rows = [{"run": run.id, "job": job.id, "path": str(run.path)} for run, job in started]
     if as_json:
         print(json.dumps(rows[0] if len(rows) == 1 else rows))
@@ -22,27 +22,27 @@ def announce(started: list[tuple[Any, Any]], *, as_json: bool) -> None:
     if len(rows) > 1:
         sweep = first.record["sweep"]
         print(
-            f"sweep {sweep}: {len(rows)} points\nsee how they do:  runyard status\n"
+            f"sweep {sweep}: {len(rows)} points\ncheck status:     runyard status\n"
             f"compare them:     runyard compare --sweep {sweep}\nstop one:         runyard cancel RUN"
         )
         return
     print(
-        f"see how it does:  runyard status {first.cli_reference}\n"
+        f"check its status: runyard status {first.cli_reference}\n"
         f"read its log:     runyard logs -f {first.cli_reference}\n"
         f"save and stop it: runyard cancel {first.cli_reference}"
     )
 
 
 def follow_job(run: Any, job: Any, *, as_json: bool) -> int:
-    """Show a started job to its end and say what comes next, or print run, job and outcome as JSON."""
-    code, row = follow_to_end(run, job, quiet=as_json)
+    """Follow a started job until it ends and print what to do next, or print run, job and outcome as JSON."""
+    exit_code, row = follow_to_end(run, job, quiet=as_json)
     if as_json:
         print(json.dumps(row))
-    return code
+    return exit_code
 
 
 def follow_to_end(run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, Any]]:
-    """The exit code of a job that is shown to its end, and run, job and outcome as JSON has them."""
+    """Follow a job until it ends. Returns the exit code and a JSON-ready dict of run, job and outcome."""
     from rich.console import Console
 
     from runyard.cluster.monitor.attach import JobFollower, TerminalClosed
@@ -52,25 +52,26 @@ def follow_to_end(run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, An
     try:
         end = JobFollower(run, console).follow(job)
     except KeyboardInterrupt:
-        end = {"reason": "left", "message": "it goes on without this terminal"}
+        end = {"reason": "left", "message": "the run continues; detached from this terminal"}
     except TerminalClosed:
-        end = {"reason": "left", "message": "it goes on without this terminal, which is gone"}
+        end = {"reason": "left", "message": "the run continues; this terminal was closed"}
         with contextlib.suppress(OSError):
             print(
-                f"runyard: the terminal is gone; run {run.id} goes on. Follow it: runyard logs -f {run.cli_reference}; "
+                f"runyard: the terminal was closed; run {run.id} continues. "
+                f"Follow it: runyard logs -f {run.cli_reference}; "
                 f"stop it: runyard cancel {run.cli_reference}",
                 file=sys.stderr,
                 flush=True,
             )
-    code = {"finished": 0, "interrupted": INTERRUPTED, "left": INTERRUPTED}.get(
+    exit_code = {"finished": 0, "interrupted": INTERRUPTED, "left": INTERRUPTED}.get(
         end["reason"], USER_ERROR if end.get("user_error") else FAILED
     )
-    if not quiet and code == 0:
+    if not quiet and exit_code == 0:
         written = f"report: {run.path}/report/index.html"
         print(written if run.config.report else f"its report: runyard report {run.cli_reference}")
     elif not quiet and end["reason"] == "interrupted":
-        print(f"stopped, saved. Go on with: runyard resume {run.cli_reference}")
+        print(f"stopped, saved. Resume it with: runyard resume {run.cli_reference}")
     elif not quiet and end["reason"] != "left":
         print(f"runyard: run {run.id} failed: {end['message']} (logs: {job.logs})", file=sys.stderr)
     row = {"run": run.id, "job": job.id, "path": str(run.path), "outcome": end["reason"], "message": end["message"]}
-    return code, row
+    return exit_code, row

@@ -14,7 +14,7 @@ EXAMPLE = "runyard inspect model=paper_resnet"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -25,19 +25,23 @@ def run(args: argparse.Namespace) -> None:
     config = compose(args.overrides).config
     known = config.data.num_classes or {"cifar10": 10, "cifar100": 100}.get(config.data.kind)
     classes = known or prepared_classes(config)
-    facts = summary.summarize(models.build(config.model, classes, config.data.image_size), config.data.image_size)
+    network_summary = summary.summarize(
+        models.build(config.model, classes, config.data.image_size), config.data.image_size
+    )
     if args.json:
-        print(json.dumps(facts, indent=1))
+        print(json.dumps(network_summary, indent=1))
     else:
         from rich.console import Console
 
         Console().print(
-            summary.summary_table(facts, f"{config.model.name}, {config.data.image_size} px, {classes} classes")
+            summary.summary_table(
+                network_summary, f"{config.model.name}, {config.data.image_size} px, {classes} classes"
+            )
         )
 
 
 def prepared_classes(config: Any) -> int:
-    """How many classes an image folder has is known once it is prepared."""
+    """Return the number of classes of a prepared image folder."""
     from runyard.data import manifest
 
     return len(manifest.load_manifest(manifest.dataset_dir(config.data)).classes)

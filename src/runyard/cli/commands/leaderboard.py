@@ -19,14 +19,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--metric",
         choices=["top1", "best"],
         default="top1",
-        help="test top-1 at the last epoch (default), or at the best one, which flatters",
+        help="test top-1 at the last epoch (default), or at the best epoch, which is biased upwards",
     )
     parser.add_argument("--data", metavar="NAME", help="one data set only")
-    parser.add_argument("--max-parameters", metavar="N", help="leave out larger networks, as 5e6 (default: none is)")
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="places shown of each data set (default: 10)")
+    parser.add_argument("--max-parameters", metavar="N", help="leave out larger networks, as 5e6 (default: no limit)")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="entries shown of each data set (default: 10)")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print all places as JSON")
-    form.add_argument("--csv", action="store_true", help="print all places as CSV, in full precision")
+    form.add_argument("--json", action="store_true", help="print all entries as JSON")
+    form.add_argument("--csv", action="store_true", help="print all entries as CSV, in full precision")
     form.add_argument("--md", action="store_true", help="print as Markdown")
 
 
@@ -39,15 +39,17 @@ def run(args: argparse.Namespace) -> None:
     if args.top < 1:
         raise UserError(f"--top {args.top}: expected a whole number from 1")
     limit = None if args.max_parameters is None else _count(args.max_parameters)
-    chosen = select_runs([], everything=True, runs_dir=args.runs_dir)
-    boards = leaderboard.make_leaderboards(group_runs(chosen.runs), args.metric, data=args.data, max_parameters=limit)
-    for note in chosen.notes:
+    selection = select_runs([], everything=True, runs_dir=args.runs_dir)
+    boards = leaderboard.make_leaderboards(
+        group_runs(selection.runs), args.metric, data=args.data, max_parameters=limit
+    )
+    for note in selection.notes:
         print(f"runyard: {note}", file=sys.stderr)
-    places = [place for board in boards for place in leaderboard.as_dicts(board, args.metric)]
+    entries = [entry for board in boards for entry in leaderboard.as_dicts(board, args.metric)]
     if args.json:
-        print(json.dumps(places, indent=1, default=str, allow_nan=False))
+        print(json.dumps(entries, indent=1, default=str, allow_nan=False))
     elif args.csv:
-        print(as_csv(places), end="")
+        print(as_csv(entries), end="")
     else:
         width = terminal_width()
         paragraphs = []

@@ -1,4 +1,4 @@
-"""``runyard logs``: what a run printed, over all its jobs and restarts."""
+"""``runyard logs``: print a run's output from all its jobs and restarts."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import argparse
 from runyard.cli.parser import add_run_argument
 from runyard.errors import FAILED, INTERRUPTED, USER_ERROR, UserError
 
-HELP = "what a run's tasks printed, over all its jobs and restarts"
+HELP = "print the output of a run's tasks, from all its jobs and restarts"
 EXAMPLE = "runyard logs -f @last"
 LOGS_DETAILS = """
-Exit code: 0; with -f 0 finished, 1 failed or died, 130 stopped, cancelled, or Ctrl-C, which leaves the run alone;
-2 a mistake."""
+Exit code: 0; with -f, 0 finished, 1 failed or died, 130 stopped, cancelled, or Ctrl-C (the run continues);
+2 a wrong command."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = f"{HELP}\n{LOGS_DETAILS}"
     add_run_argument(parser)
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended, over restarts")
-    parser.add_argument("-n", "--lines", type=int, metavar="N", help="begin with the last N lines; default: all")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--rank", type=int, default=0, metavar="N", help="of this task; default: 0")
-    which.add_argument("--all-ranks", action="store_true", help="of all tasks, each line after its [rank]")
+    parser.add_argument("-f", "--follow", action="store_true", help="follow until the run ends, across restarts")
+    parser.add_argument("-n", "--lines", type=int, metavar="N", help="start with the last N lines (default: all)")
+    ranks = parser.add_mutually_exclusive_group()
+    ranks.add_argument("--rank", type=int, default=0, metavar="N", help="print the output of this rank (default: 0)")
+    ranks.add_argument("--all-ranks", action="store_true", help="print all ranks, each line prefixed with [rank]")
     parser.add_argument("--err", action="store_true", help="standard error instead of standard output")
     parser.add_argument("--json", action="store_true", help="one JSON object per line, and nothing else")
 
@@ -37,14 +37,14 @@ def run(args: argparse.Namespace) -> int:
 
     if args.lines is not None and args.lines < 0:
         raise UserError(f"--lines {args.lines}: expected 0 or more")
-    found = read_run_summary(Run.find_path(args.run, args.runs_dir))
-    book = logs.Logs(found, None if args.all_ranks else args.rank, "err" if args.err else "out")
+    summary = read_run_summary(Run.find_path(args.run, args.runs_dir))
+    run_logs = logs.Logs(summary, None if args.all_ranks else args.rank, "err" if args.err else "out")
     printer = logs.Printer(sys.stdout, args.all_ranks, args.json)
     if not args.follow:
-        printer.show(deque(book.read_new(), args.lines))
-        if not book.found:
-            raise UserError(f"run {found.id} has no such log yet: {run_status(found).message}")
+        printer.show(deque(run_logs.read_new(), args.lines))
+        if not run_logs.found:
+            raise UserError(f"run {summary.id} has no such log yet: {run_status(summary).message}")
         return 0
-    end = logs.follow_logs(book, printer, sys.stderr, args.lines)
-    print(f"runyard: run {found.id}: {end.message}", file=sys.stderr)
+    end = logs.follow_logs(run_logs, printer, sys.stderr, args.lines)
+    print(f"runyard: run {summary.id}: {end.message}", file=sys.stderr)
     return {"finished": 0, "stopped": INTERRUPTED, "cancelled": INTERRUPTED, "new": USER_ERROR}.get(end.state, FAILED)

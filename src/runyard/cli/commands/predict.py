@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--which", choices=["last", "best"], default="last", help="checkpoint (default: last)")
     parser.add_argument("--flip-tta", action="store_true", help="average with the mirrored image")
     parser.add_argument("--columns", default="ID,Labels", help="names of the two columns (default: ID,Labels)")
-    parser.add_argument("--trust", action="store_true", help="run the code in it also where it is another user's")
+    parser.add_argument("--trust", action="store_true", help="allow running code that another user owns")
     parser.add_argument(
         "--labels", choices=["index", "name"], default="index", help="write class numbers or names (default: index)"
     )
@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> None:
     if len(columns) != 2 or not all(columns) or columns[0] == columns[1]:
         raise UserError(f"--columns {args.columns}: expected two different names, as ID,Labels")
     run = Run.find(args.run, args.runs_dir)
-    own_code.exec_run_code(run, args.argv, trusted=args.trust)  # the network is what the run's own code says it is
+    # Build the network with the code that the run was created with.
+    own_code.exec_run_code(run, args.argv, trusted=args.trust)
     from runyard.predict import predict_to_csv as label
 
     label(

@@ -1,4 +1,4 @@
-"""``runyard prepare``: a data set on this machine, verified."""
+"""``runyard prepare``: download, convert and verify a data set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from runyard.cli.parser import add_overrides
 
-HELP = "fetch, verify and write a data set"
+HELP = "download, convert and verify a data set"
 EXAMPLE = "runyard prepare data=cifar10"
 
 
@@ -23,22 +23,22 @@ def run(args: argparse.Namespace) -> None:
     from runyard.data.prepare.pipeline import prepare_dataset as prepare_data
 
     data = compose(args.overrides).config.data
-    made = prepare_data(data, progress=not args.json)
+    prepared = prepare_data(data, progress=not args.json)
     if args.json:
-        print(json.dumps(manifest.manifest_to_dict(made), indent=1))
+        print(json.dumps(manifest.manifest_to_dict(prepared), indent=1))
     else:
-        parts = ", ".join(f"{split.samples:,} {name}" for name, split in made.splits.items())
+        splits = ", ".join(f"{split.samples:,} {name}" for name, split in prepared.splits.items())
         print(
-            f"{manifest.dataset_dir(data)}: {parts} images in {len(made.classes)} classes, "
-            f"verified{changed_files_text(made)}"
+            f"{manifest.dataset_dir(data)}: {splits} images in {len(prepared.classes)} classes, "
+            f"verified{changed_files_text(prepared)}"
         )
 
 
-def changed_files_text(made: Any) -> str:
-    """How many image files were converted or left out, and of what kinds; empty where none was."""
-    said = ""
-    for word in ("converted", "skipped"):
-        if files := made.writer.get(word, {}).get("files", 0):
-            kinds = ", ".join(f"{count} {kind}" for kind, count in made.writer[word]["kinds"].items())
-            said += f"; {files:,} {word} ({kinds})"
-    return said
+def changed_files_text(prepared: Any) -> str:
+    """Return how many image files were converted or skipped, by kind; an empty string if none were."""
+    text = ""
+    for change in ("converted", "skipped"):
+        if files := prepared.writer.get(change, {}).get("files", 0):
+            kinds = ", ".join(f"{count} {kind}" for kind, count in prepared.writer[change]["kinds"].items())
+            text += f"; {files:,} {change} ({kinds})"
+    return text

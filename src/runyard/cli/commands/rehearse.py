@@ -1,4 +1,4 @@
-"""``runyard rehearse``: the experiment on a throwaway SLURM on this machine, interrupted on purpose."""
+"""``runyard rehearse``: run the experiment on a temporary local SLURM and interrupt it on purpose."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import sys
 from runyard.cli.parser import add_overrides
 from runyard.errors import FAILED
 
-HELP = "try a submission and its interruptions on a throwaway SLURM on this machine"
+HELP = "try a submission and its interruptions on a temporary SLURM on this machine"
 EXAMPLE = "runyard rehearse experiment=starter cluster.nodes=2 cluster.tasks_per_node=2"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
-    parser.add_argument("--json", action="store_true", help="as JSON; what happens is told on stderr")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON; progress goes to stderr")
 
 
 def run(args: argparse.Namespace) -> int:
     from runyard.cluster.rehearsal.rehearse import Rehearsal, print_result
 
-    def say(words: str) -> None:
-        print(words, file=sys.stderr, flush=True)
+    def report(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
-    told = Rehearsal(args.overrides, say).run()
-    print_result(told, as_json=args.json)
-    return 0 if told.equal else FAILED
+    result = Rehearsal(args.overrides, report).run()
+    print_result(result, as_json=args.json)
+    return 0 if result.equal else FAILED

@@ -13,7 +13,7 @@ EXAMPLE = "runyard report @last"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_run_argument(parser)
-    parser.add_argument("--trust", action="store_true", help="write it also into another user's directory")
+    parser.add_argument("--trust", action="store_true", help="also write into another user's directory")
     parser.add_argument("--json", action="store_true", help="print run and page as JSON")
 
 
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> None:
     from runyard.runs.run import Run
 
     run = Run.find(args.run, args.runs_dir)
-    run.require_own(trusted=args.trust, instead="its report would lie there: ask them for it; or --trust")
+    run.require_own(trusted=args.trust, instead="its report would be written there: ask its owner for one; or --trust")
     run.set_umask()
     page = write_report(run)
     print(json.dumps({"run": run.id, "report": str(page)}) if args.json else page)

@@ -1,4 +1,4 @@
-"""``runyard resume``: go on with a run, wherever it stopped."""
+"""``runyard resume``: resume a run from its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from runyard.cli.commands.following import announce, follow_job
 from runyard.cli.parser import add_overrides, add_run_argument
 from runyard.training.stop_signals import sigterm_as_interrupt
 
-HELP = "go on with a run from its newest checkpoint, also elsewhere or on other nodes"
+HELP = "resume a run from its newest checkpoint, also on another cluster or other nodes"
 EXAMPLE = "runyard resume @last cluster=slurm cluster.nodes=2"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_run_argument(parser)
     add_overrides(parser)
-    parser.add_argument(
-        "--from-scratch", action="store_true", help="begin again at step 0 where no checkpoint is left of those it had"
+    parser.add_argument("--from-scratch", action="store_true", help="restart from step 0 if no checkpoint is left")
+    parser.add_argument("--trust", action="store_true", help="allow running code that another user owns")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--attach", action="store_true", help="stay attached until the run ends (default: cluster=local)")
+    mode.add_argument(
+        "--detach", action="store_true", help="return once the job is started or queued (default on SLURM)"
     )
-    parser.add_argument("--trust", action="store_true", help="run the code in it also where it is another user's")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--attach", action="store_true", help="follow to the end (what cluster=local does by itself)")
-    how.add_argument("--detach", action="store_true", help="return once the job has started (what SLURM's do)")
     parser.add_argument("--json", action="store_true", help="print run, job and outcome as JSON, and nothing else")
 
 

@@ -9,8 +9,8 @@ EXAMPLE = "runyard settings optim"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prefix", nargs="?", default="", help="only those that begin so")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("prefix", nargs="?", default="", help="list only the settings that begin with this text")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def run(args: argparse.Namespace) -> None:

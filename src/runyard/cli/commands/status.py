@@ -1,4 +1,4 @@
-"""``runyard status``: how the runs stand."""
+"""``runyard status``: show the status of runs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import argparse
 from runyard.cli.parser import add_runs_dir
 from runyard.errors import FAILED, USER_ERROR, UserError
 
-HELP = "how the runs stand: state and reason, step, accuracy, speed, time left"
+HELP = "show runs: state and reason, step, accuracy, throughput, time left"
 EXAMPLE = "runyard status -w"
 STATUS_DETAILS = """
-States: new, waiting, starting, running, ending, finished, stopped (saved, can go on), cancelled, failed,
-died (without a last word), unknown (SLURM did not answer).
-Exit code: 0; where RUN is given, 1 if one of them failed or died; 2 a mistake, or SLURM did not answer."""
-DEFAULT_LINES = 44  # where there is no terminal to fit
+States: new, waiting, starting, running, ending, finished, stopped (saved, can be resumed), cancelled, failed,
+died (ended without recording why), unknown (SLURM did not answer).
+Exit code: 0; with RUN, 1 if a run failed or died; 2 if the command is wrong or SLURM did not answer."""
+DEFAULT_LINES = 44  # lines printed when the output is not a terminal
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = f"{HELP}\n{STATUS_DETAILS}"
     parser.add_argument("runs", nargs="*", metavar="RUN", help="a path, an id or its beginning, or @last; none: all")
     add_runs_dir(parser)
-    parser.add_argument("-w", "--watch", action="store_true", help="go on showing it, until Ctrl-C")
+    parser.add_argument("-w", "--watch", action="store_true", help="refresh the table until Ctrl-C")
     parser.add_argument("--all", action="store_true", help="all runs, and not only the newest that fit the terminal")
     parser.add_argument("--sweep", metavar="ID", help="the points of one sweep only: its id or its beginning, or @last")
     parser.add_argument("--json", action="store_true", help="print all runs' raw values as JSON, and nothing else")
@@ -40,12 +40,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("-w and --json: take one of them; call `runyard status --json` again for new values")
     if args.runs and (args.sweep or args.all):
         raise UserError("RUN, and --all or --sweep: take one of them")
-    named = [Run.find_path(reference, args.runs_dir) for reference in args.runs]
-    view = status.StatusView(Path(args.runs_dir), named, args.sweep)
+    directories = [Run.find_path(reference, args.runs_dir) for reference in args.runs]
+    view = status.StatusView(Path(args.runs_dir), directories, args.sweep)
     console = Console(highlight=False)
     lines = None if args.all else console.height if console.is_terminal else DEFAULT_LINES
     if args.json:
-        print(json.dumps([status.as_json(standing) for standing in view.statuses], indent=1))
+        print(json.dumps([status.as_json(run_status) for run_status in view.statuses], indent=1))
     elif args.watch:
         try:
             status.watch(view, console, lines)
@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
             return 0
     else:
         console.print(view.table(console.width, lines), soft_wrap=not console.is_terminal)
-    for said in (*view.unreadable, *view.problems):
-        print(f"runyard: {said}", file=sys.stderr)
+    for message in (*view.unreadable, *view.problems):
+        print(f"runyard: {message}", file=sys.stderr)
     if view.problems:
         return USER_ERROR
-    return FAILED if named and any(s.state in ("failed", "died") for s in view.statuses) else 0
+    return FAILED if directories and any(s.state in ("failed", "died") for s in view.statuses) else 0

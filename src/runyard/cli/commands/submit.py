@@ -1,4 +1,4 @@
-"""``runyard submit``: overrides become a run, and the run a job; with -m a grid of runs and one array of jobs."""
+"""``runyard submit``: create a run from overrides and submit its job; with -m, a grid of runs and a job array."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from runyard.cli.parser import add_overrides
 from runyard.errors import INTERRUPTED, UserError
 from runyard.training.stop_signals import sigterm_as_interrupt
 
-HELP = "create a run and start it: here, followed to its end, or on SLURM's queue"
+HELP = "create a run and start it: on this machine (attached until it ends) or as a SLURM job"
 EXAMPLE = "runyard submit experiment=paper cluster=slurm cluster.nodes=2 cluster.gpus_per_node=4"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
-    parser.add_argument("-m", "--multirun", action="store_true", help="each comma in a value spans a grid: seed=0,1,2")
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="run a grid over comma-separated values: seed=0,1,2"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the batch script and the cost; submit nothing")
-    parser.add_argument("--after", metavar="RUN|JOB", help="start once that run or job number has ended well")
+    parser.add_argument("--after", metavar="RUN|JOB", help="start after this run or job has succeeded")
     parser.add_argument("--cfg", choices=["job"], help="print the composed configuration and submit nothing")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--attach", action="store_true", help="follow to the end (what cluster=local does by itself)")
-    how.add_argument("--detach", action="store_true", help="return once the job has started (what SLURM's do)")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--attach", action="store_true", help="stay attached until the run ends (default: cluster=local)")
+    mode.add_argument(
+        "--detach", action="store_true", help="return once the job is started or queued (default on SLURM)"
+    )
     parser.add_argument("--json", action="store_true", help="print run, job and outcome as JSON, and nothing else")
 
 
@@ -36,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
     from runyard.config.compose import compose
     from runyard.tracking.wandb.agent import sweep_assignment
 
-    named = any(o.lstrip("+").startswith("experiment=") for o in args.overrides)
-    overrides = args.overrides if named else ["experiment=auto", *args.overrides]
+    has_experiment = any(o.lstrip("+").startswith("experiment=") for o in args.overrides)
+    overrides = args.overrides if has_experiment else ["experiment=auto", *args.overrides]
     if args.cfg:
         import yaml
 
@@ -50,13 +54,13 @@ def run(args: argparse.Namespace) -> int:
         if args.after is None
         else dependency_job_id(args.after, lambda: composed_runs_dir(overrides, args.multirun))
     )
-    handed = sweep_assignment(os.environ)
-    if handed is not None:
+    assignment = sweep_assignment(os.environ)
+    if assignment is not None:
         if args.multirun or args.detach:
-            raise UserError("W&B's agent hands out one run and waits for its end: leave out -m and --detach")
-        overrides = [*overrides, *handed.overrides(overrides, compose(overrides).config)]
+            raise UserError("the W&B agent assigns one run and waits until it ends: leave out -m and --detach")
+        overrides = [*overrides, *assignment.overrides(overrides, compose(overrides).config)]
     plan = launcher.plan_submission(
-        overrides, sweep=args.multirun, after=after, dry_run=args.dry_run, assignment=handed
+        overrides, sweep=args.multirun, after=after, dry_run=args.dry_run, assignment=assignment
     )
     if args.dry_run:
         print_plan(plan, as_json=args.json)
@@ -65,56 +69,56 @@ def run(args: argparse.Namespace) -> int:
     if local and len(plan.configs) > 1:
         return run_sequentially(plan, args)
     if args.attach and len(plan.configs) > 1:
-        raise UserError(f"--attach follows one run, and these are {len(plan.configs)}: leave it out")
+        raise UserError(f"--attach follows a single run, and this submission has {len(plan.configs)}: leave it out")
     with sigterm_as_interrupt():
         started = [resumed] if (resumed := resume_assignment(plan)) is not None else launcher.submit(plan)
-    if args.detach or not (local or args.attach or handed):
+    if args.detach or not (local or args.attach or assignment):
         announce(started, as_json=args.json)
         return 0
     return follow_job(*started[0], as_json=args.json)
 
 
 def resume_assignment(plan: launcher.Plan) -> tuple[Run, Job] | None:  # type: ignore[name-defined]  # noqa: F821
-    """The run that W&B handed out before and now again, with a job that goes on with it; None if there is none."""
+    """Resume the run that the W&B agent has assigned again. Returns the run and its new job, or None."""
     from runyard.cluster.launch import submit as launcher
 
     run = plan.handed.existing_run(plan.config.runs_dir) if plan.handed is not None else None
     if run is None:
         return None
     if sorted(launcher.persistent_overrides(plan.configs[0])) != sorted(run.record.get("overrides", [])):
-        print(f"runyard: run {run.id} goes on with the settings that it began with", file=sys.stderr)
+        print(f"runyard: run {run.id} continues with its original settings", file=sys.stderr)
     return run, launcher.resume(run, [])
 
 
 def run_sequentially(plan: launcher.Plan, args: argparse.Namespace) -> int:  # type: ignore[name-defined]  # noqa: F821
-    """A sweep on this machine, each point followed to its end; a point that fails does not stop the rest."""
+    """Run the points of a sweep one after another on this machine. A failed point does not stop the others."""
     from runyard.cluster.launch import submit as launcher
     from runyard.runs.run import new_id
 
     if args.detach:
         raise UserError("--detach: the points of a sweep on this machine run one after the other; leave it out")
-    sweep, exit_code, ends = new_id(plan.config.name), 0, []
+    sweep, exit_code, rows = new_id(plan.config.name), 0, []
     for point in plan.configs:
         with sigterm_as_interrupt():
             started = launcher.start_local(point, sweep)
         code, row = follow_to_end(*started, quiet=args.json)
-        ends.append(row)
+        rows.append(row)
         exit_code = max(exit_code, code)
-        if exit_code == INTERRUPTED:  # who stops a sweep means all of it
+        if exit_code == INTERRUPTED:  # Ctrl-C stops the whole sweep
             break
-    print(json.dumps(ends) if args.json else f"compare them: runyard compare --sweep {sweep}")
+    print(json.dumps(rows) if args.json else f"compare them: runyard compare --sweep {sweep}")
     return exit_code
 
 
 def composed_runs_dir(overrides: list[str], sweep: bool) -> str:
-    """Where the runs of this submission would lie."""
+    """Return the ``runs_dir`` of the configuration that these overrides make."""
     from runyard.config.compose import compose, expand
 
     return compose(expand(overrides)[0] if sweep else overrides).config.runs_dir
 
 
 def dependency_job_id(reference: str, runs_dir: Callable[[], str]) -> str:
-    """What --after waits for: a job's number as it is, of a run in ``runs_dir`` its newest job."""
+    """Return the job id that --after waits for: the given job id, or the newest job of the given run."""
     from runyard.cluster.monitor.run_status import run_status
     from runyard.runs.run import Run
     from runyard.runs.summary import read_run_summary

@@ -27,15 +27,15 @@ RANGE_SYNTAX = "a range is log(a,b), uniform(a,b), int(a,b), int(a,b,step), logi
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
     parser.description = f"{HELP}: {RANGE_SYNTAX}"
-    parser.add_argument("--trials", type=int, default=20, metavar="N", help="how many there shall be (default: 20)")
-    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="how many at once (default: 1)")
-    parser.add_argument("--name", help="of the search; one that was begun goes on with what it was begun with")
+    parser.add_argument("--trials", type=int, default=20, metavar="N", help="total number of trials (default: 20)")
+    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="trials at the same time (default: 1)")
+    parser.add_argument("--name", help="name of the search; an existing search continues with its original settings")
     parser.add_argument("--measure", choices=["auto", "val_top1", "test_top1"],
-                        help="of the last epoch (default: val_top1 where part of the data is held out)")  # fmt: skip
-    parser.add_argument("--sampler", choices=["tpe", "random"], help="how points are drawn (default: tpe)")
-    parser.add_argument("--seed", type=int, help="of the sampler (default: 0)")
+                        help="metric at the last epoch (default: val_top1 with a validation split)")  # fmt: skip
+    parser.add_argument("--sampler", choices=["tpe", "random"], help="Optuna sampler (default: tpe)")
+    parser.add_argument("--seed", type=int, help="seed of the sampler (default: 0)")
     parser.add_argument("--no-prune", dest="prune", action="store_const", const=False,
-                        help="let trials below the median go on to their end")  # fmt: skip
+                        help="do not stop trials that fall below the median")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the trials as JSON at the end, and nothing else")
     add_runs_dir(parser)
 
@@ -61,23 +61,23 @@ def run(args: argparse.Namespace) -> int:
         settings.save(folder)
         study = Study(folder, settings, space, config.epochs)
         search = Search(study, folder, args.parallel, local, lambda line: console.print(printable(line)))
-        doing = f"sweep {study.id}: {args.trials} trials, {args.parallel} at once; runyard status -w"
+        title = f"sweep {study.id}: {args.trials} trials, {args.parallel} at once; runyard status -w"
         try:
-            with sigterm_as_interrupt(), console.status(doing):
+            with sigterm_as_interrupt(), console.status(title):
                 search.run(args.trials)
         except KeyboardInterrupt:
             search.detach()
-            goes_on = "its runs have saved and stopped" if local else "its jobs go on"
-            print(f"left: {goes_on}; go on with: {_resume_command(args, study.id)}", file=sys.stderr)
+            state = "its runs were saved and stopped" if local else "its jobs continue"
+            print(f"interrupted: {state}; continue with: {_resume_command(args, study.id)}", file=sys.stderr)
             return INTERRUPTED
         return _print_result(study, fixed, folder, _runs_dir_option(args), as_json=args.json)
 
 
 def _load_or_create(args: argparse.Namespace) -> tuple[Path, SearchSettings]:
-    """The search's folder, and what it was begun with, or is begun with now.
+    """Return the search's directory and its settings: the stored ones, or new ones from the arguments.
 
     Raises:
-        UserError: it was begun with something else, or there is nothing to begin with.
+        UserError: the stored settings differ from the arguments, or no settings were given.
     """
     from pathlib import Path
 
@@ -85,37 +85,39 @@ def _load_or_create(args: argparse.Namespace) -> tuple[Path, SearchSettings]:
     from runyard.cluster.search.study import SearchSettings
     from runyard.runs.run import new_id, sweeps_dir
 
-    said = [o for o in args.overrides if _is_runs_dir(o)]
-    runs = Path(said[-1].partition("=")[2] if said else args.runs_dir).absolute()
+    runs_dir_overrides = [o for o in args.overrides if _is_runs_dir(o)]
+    runs_dir = Path(runs_dir_overrides[-1].partition("=")[2] if runs_dir_overrides else args.runs_dir).absolute()
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", args.name):
         raise UserError(f"--name {args.name!r}: expected letters, digits and . _ -, at most 61")
-    folder = sweeps_dir(runs) / (args.name or new_id("sweep"))
-    found = SearchSettings.load(folder)
-    given = {name: value for name in SEARCH_DEFAULTS if (value := getattr(args, name)) is not None}
+    folder = sweeps_dir(runs_dir) / (args.name or new_id("sweep"))
+    stored = SearchSettings.load(folder)
+    provided = {name: value for name in SEARCH_DEFAULTS if (value := getattr(args, name)) is not None}
     if not args.overrides:
-        if found is None:
+        if stored is None:
             raise UserError(
-                f"no search of that name in {runs}; begin one: {EXAMPLE}"
+                f"no search of that name in {runs_dir}; start one: {EXAMPLE}"
                 if args.name
                 else f"{RANGE_SYNTAX}; example: {EXAMPLE}"
             )
-        _require_unchanged(args, found, given)
-        return folder, found
-    words = [o for o in args.overrides if RANGE_PATTERN.fullmatch(o)]
-    fixed = [o for o in args.overrides if o not in words and not _is_runs_dir(o)]
+        _require_unchanged(args, stored, provided)
+        return folder, stored
+    ranges = [o for o in args.overrides if RANGE_PATTERN.fullmatch(o)]
+    fixed = [o for o in args.overrides if o not in ranges and not _is_runs_dir(o)]
     if not any(o.lstrip("+").startswith("experiment=") for o in fixed):
         fixed = ["experiment=auto", *fixed]
-    asked = SearchSettings([*fixed, f"runs_dir={json.dumps(str(runs))}"], words, **(SEARCH_DEFAULTS | given))
-    if found is not None:
-        _require_unchanged(args, found, vars(asked))
-    return folder, asked
+    requested = SearchSettings(
+        [*fixed, f"runs_dir={json.dumps(str(runs_dir))}"], ranges, **(SEARCH_DEFAULTS | provided)
+    )
+    if stored is not None:
+        _require_unchanged(args, stored, vars(requested))
+    return folder, requested
 
 
-def _require_unchanged(args: argparse.Namespace, found: SearchSettings, asked: dict[str, Any]) -> None:
-    for name, value in asked.items():
-        if (was := getattr(found, name)) != value:
-            raise UserError(f"--name {args.name}: was begun with {name} {was}, and not with {value}; "
-                            "leave the settings out to go on with it, or give another name")  # fmt: skip
+def _require_unchanged(args: argparse.Namespace, stored: SearchSettings, requested: dict[str, Any]) -> None:
+    for name, value in requested.items():
+        if (stored_value := getattr(stored, name)) != value:
+            raise UserError(f"--name {args.name}: was started with {name} {stored_value}, not with {value}; "
+                            "leave the settings out to continue it, or choose another --name")  # fmt: skip
 
 
 def _is_runs_dir(override: str) -> bool:
@@ -127,13 +129,13 @@ def _resume_command(args: argparse.Namespace, name: str) -> str:
 
 
 def _runs_dir_option(args: argparse.Namespace) -> str:
-    """What a command typed next must say to find the runs."""
-    said = [o.partition("=")[2] for o in args.overrides if _is_runs_dir(o)]
-    where = said[-1] if said else args.runs_dir
-    return "" if where == "runs" else f" --runs-dir {shlex.quote(where)}"
+    """Return the --runs-dir option that the next command needs, or an empty string."""
+    values = [o.partition("=")[2] for o in args.overrides if _is_runs_dir(o)]
+    runs_dir = values[-1] if values else args.runs_dir
+    return "" if runs_dir == "runs" else f" --runs-dir {shlex.quote(runs_dir)}"
 
 
-def _print_result(study: Study, fixed: list[str], folder: Path, elsewhere: str, *, as_json: bool) -> int:
+def _print_result(study: Study, fixed: list[str], folder: Path, runs_dir_option: str, *, as_json: bool) -> int:
     from runyard.cluster.search.study import runs_by_trial
 
     runs, best = runs_by_trial(study.id, folder.parents[1]), study.best
@@ -148,8 +150,8 @@ def _print_result(study: Study, fixed: list[str], folder: Path, elsewhere: str, 
         }
         for trial in study.trials
     ]
-    again = [o for o in fixed if elsewhere or not _is_runs_dir(o)]
-    command = shlex.join([*again, *study.sampled_overrides(best)]) if best else ""
+    overrides = [o for o in fixed if runs_dir_option or not _is_runs_dir(o)]
+    command = shlex.join([*overrides, *study.sampled_overrides(best)]) if best else ""
     if as_json:
         number = None if best is None else best.number
         print(json.dumps({"sweep": study.id, "best": number, "trials": trials}))
@@ -161,8 +163,8 @@ def _print_result(study: Study, fixed: list[str], folder: Path, elsewhere: str, 
     if best is None:
         print(f"runyard: no trial finished: {trials[-1]['why'] or 'all were stopped'}", file=sys.stderr)
         return FAILED
-    chosen = f"chosen among {len(trials)}, which flatters: train it with other seeds"
-    print(f"best: trial {best.number}, {100 * (best.value or 0):.2f} %, {chosen}")
-    print(f"train it:      runyard submit {command} seed=1")
-    print(f"what mattered: runyard compare --sweep {study.id}{elsewhere}")
+    bias_note = f"chosen among {len(trials)}, so this estimate is optimistic: confirm it with other seeds"
+    print(f"best: trial {best.number}, {100 * (best.value or 0):.2f} %, {bias_note}")
+    print(f"train it:               runyard submit {command} seed=1")
+    print(f"importance of settings: runyard compare --sweep {study.id}{runs_dir_option}")
     return 0

@@ -1,4 +1,4 @@
-"""``runyard sync``: send to Weights & Biases what was logged offline."""
+"""``runyard sync``: upload offline runs to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from runyard.runs.run import Run
     from runyard.tracking.wandb.sync import SyncPlan
 
-HELP = "send to Weights & Biases what was logged offline: whole, and once"
+HELP = "upload offline runs to Weights & Biases; safe to repeat"
 EXAMPLE = "runyard sync @last    or: runyard sync --all --dry-run"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="paths, ids or their beginnings, or @last")
-    parser.add_argument("--all", action="store_true", help="every run in the folder of runs, but tracking=none")
-    parser.add_argument("--trust", action="store_true", help="send also what another user's directory holds")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be sent, and send nothing")
+    parser.add_argument("--all", action="store_true", help="every run of the folder, except those with tracking=none")
+    parser.add_argument("--trust", action="store_true", help="also upload runs that another user owns")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be uploaded without uploading")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_runs_dir(parser)
 
@@ -36,85 +36,85 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"sync needs RUN… or --all, and not both; example: {EXAMPLE}")
     runs, unreadable = _select_runs(args)
     console = Console(stderr=True, quiet=args.json or not sys.stderr.isatty(), soft_wrap=True, highlight=False)
-    done: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
-    for at, each in enumerate(runs, 1):
+    for index, run in enumerate(runs, 1):
         try:
-            each.require_own(trusted=args.trust, instead="what it holds would be sent as yours; or --trust")
-            done.append(_sync_one(each, console, f"{at}/{len(runs)} {each.id}", args.dry_run))
+            run.require_own(trusted=args.trust, instead="it would be uploaded as yours; or --trust")
+            results.append(_sync_one(run, console, f"{index}/{len(runs)} {run.id}", args.dry_run))
         except UserError as error:
-            if len(runs) == 1 or (str(error) in failed.values() and not done):
-                raise  # the same of two runs is not about a run: no key, no server
-            failed[each.id] = str(error)
+            if len(runs) == 1 or (str(error) in failed.values() and not results):
+                raise  # two runs fail alike without an API key or a server: neither run is the cause
+            failed[run.id] = str(error)
             continue
         if not args.json:
-            print(_result_line(done[-1]), flush=True)
+            print(_result_line(results[-1]), flush=True)
     if args.json:
-        print(json.dumps({"runs": done, "failed": failed, "unreadable": unreadable}))
+        print(json.dumps({"runs": results, "failed": failed, "unreadable": unreadable}))
     for run_id, reason in failed.items():
         print(f"runyard: not sent: {reason if run_id in reason else f'{run_id}: {reason}'}", file=sys.stderr)
     for reason in unreadable:
-        print(f"runyard: passed over: {reason}", file=sys.stderr)
+        print(f"runyard: skipped: {reason}", file=sys.stderr)
     return FAILED if failed or unreadable else 0
 
 
 def _select_runs(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
-    """The runs, and for ``--all`` what was found that cannot be read."""
+    """Return the runs to upload and, with ``--all``, a message for each run that cannot be read."""
     from pathlib import Path
 
     from runyard.runs.run import Run
 
     if args.runs:
         return [Run.find(reference, args.runs_dir) for reference in args.runs], []
-    found: list[Run] = []
+    runs: list[Run] = []
     unreadable = []
     for record in sorted(Path(args.runs_dir).glob("[!.]*/run.json")):
         try:
-            found.append(Run.open(record.parent))
+            runs.append(Run.open(record.parent))
         except UserError as error:
             unreadable.append(str(error))
-    if not found and not unreadable:
+    if not runs and not unreadable:
         raise UserError(f"no run in {args.runs_dir}: give --runs-dir, or make one with `runyard submit`")
-    return [each for each in found if each.config.tracking.mode != "none"], unreadable
+    return [run for run in runs if run.config.tracking.mode != "none"], unreadable
 
 
 def _sync_one(run: Run, console: Console, title: str, dry_run: bool) -> dict[str, Any]:
-    """Send one run, with a bar; what was done, for `--json`."""
+    """Upload one run with a progress bar. Returns a dict for `--json`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
     from runyard.tracking.wandb import sync
 
     if sync.is_sending_live(run):
-        return {"run": run.id, "action": "left alone: it is running, and sends by itself"}
-    what = sync.plan_sync(run)
-    said = _plan_as_json(what)
-    if dry_run or what.is_complete:
-        return said | {"action": "nothing to send" if what.is_complete else "would send", "sent": 0}
+        return {"run": run.id, "action": "skipped: the run is active and uploads itself"}
+    plan = sync.plan_sync(run)
+    row = _plan_as_json(plan)
+    if dry_run or plan.is_complete:
+        return row | {"action": "nothing to send" if plan.is_complete else "would send", "sent": 0}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), SpinnerColumn())
     warnings: list[str] = []
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title, total=max(what.missing, 1))
-        url = sync.send_missing(what, lambda sent: bar.update(task, completed=sent), warnings.append)
-    return said | {"action": "sent", "sent": what.missing, "url": url, "warnings": warnings}
+        task = bar.add_task(title, total=max(plan.missing, 1))
+        url = sync.send_missing(plan, lambda sent: bar.update(task, completed=sent), warnings.append)
+    return row | {"action": "sent", "sent": plan.missing, "url": url, "warnings": warnings}
 
 
-def _plan_as_json(what: SyncPlan) -> dict[str, Any]:
+def _plan_as_json(plan: SyncPlan) -> dict[str, Any]:
     return {
-        "run": what.run.id,
-        "status": what.status,
-        "points": what.points,
-        "there": what.on_server,
-        "missing": what.missing,
-        "broken_lines": what.damaged_lines,
+        "run": plan.run.id,
+        "status": plan.status,
+        "points": plan.points,
+        "there": plan.on_server,
+        "missing": plan.missing,
+        "broken_lines": plan.damaged_lines,
     }
 
 
-def _result_line(done: dict[str, Any]) -> str:
-    if "points" not in done:
-        return f"{done['run']}: {done['action']}"
-    count = {"would send": f" {done['missing']} of {done['points']} points", "nothing to send": ""}.get(
-        done["action"], f" {done['sent']} of {done['points']} points"
+def _result_line(row: dict[str, Any]) -> str:
+    if "points" not in row:
+        return f"{row['run']}: {row['action']}"
+    count = {"would send": f" {row['missing']} of {row['points']} points", "nothing to send": ""}.get(
+        row["action"], f" {row['sent']} of {row['points']} points"
     )
-    broken = f", {done['broken_lines']} broken lines of its journal passed over" if done["broken_lines"] else ""
-    words = f"{done['run']}: {done['action']}{count} ({done['status']}){broken}"
-    return "\n".join([words + (f"  {done['url']}" if done.get("url") else ""), *done.get("warnings", [])])
+    damaged = f", {row['broken_lines']} broken lines of its journal skipped" if row["broken_lines"] else ""
+    line = f"{row['run']}: {row['action']}{count} ({row['status']}){damaged}"
+    return "\n".join([line + (f"  {row['url']}" if row.get("url") else ""), *row.get("warnings", [])])

@@ -16,9 +16,7 @@ EXAMPLE = "torchrun --nproc-per-node 4 -m runyard train runs/ID"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_run_argument(parser)
-    parser.add_argument(
-        "--from-scratch", action="store_true", help="begin again at step 0 where no checkpoint is left of those it had"
-    )
+    parser.add_argument("--from-scratch", action="store_true", help="restart from step 0 if no checkpoint is left")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if not run.code_path.is_dir() and (restored := own_code.restore_code(run)) is not None:
         print(f"runyard: {restored}", file=sys.stderr, flush=True)
     if args.from_scratch:
-        run.record["from_scratch"] = time.time()  # for this start alone: `resume --from-scratch` writes it down
+        run.record["from_scratch"] = time.time()  # this start only; `resume --from-scratch` records it
     run.set_umask()
     stop = StopFlag()  # before torch, whose import takes seconds
     from runyard.runs.lease import LeaseLost
@@ -51,6 +49,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"runyard: {error}", file=sys.stderr)
         return FAILED
     if outcome is Outcome.INTERRUPTED:
-        stop.ignore_signals()  # all is saved, and srun ends ranks that are still leaving when rank 0 has left
-    # Rank 0 speaks for all, and last: srun --kill-on-bad-exit=1 would end it, saving, at another rank's 130.
+        stop.ignore_signals()  # everything is saved; srun signals ranks that are still exiting once rank 0 has exited
+    # Only rank 0 returns 130: with --kill-on-bad-exit=1 another rank's 130 would kill rank 0 while it saves.
     return INTERRUPTED if outcome is Outcome.INTERRUPTED and rank == 0 else 0
