@@ -186,7 +186,7 @@ def test_a_run_of_the_layout_before_0_2_is_refused_with_the_command_that_goes_on
     before = contents(run)
     assert main(["resume", str(run.path)]) == 2
     said = capsys.readouterr().err
-    assert f"go on with it here by `runyard train {run.path}`" in said
+    assert f"continue it here with `runyard train {run.path}`" in said
     assert said.count("\n") == 1
     assert contents(run) == before
 
