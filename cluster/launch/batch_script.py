@@ -238,7 +238,7 @@ def tasks_per_node(cluster: ClusterConfig) -> int:
 
 
 def require_sbatch() -> None:
-    """Refuse to go on without SLURM.
+    """Refuse to continue without SLURM.
 
     Raises:
         UserError: no sbatch, or no srun, on PATH.

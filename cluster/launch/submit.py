@@ -332,8 +332,8 @@ def job_record(run: Run, logs: Path) -> dict[str, Any]:
     cluster = run.config.cluster
     tasks, gpus = tasks_and_gpus(cluster)
     size = {"nodes": cluster.nodes, "tasks_per_node": tasks, "gpus_per_node": gpus}
-    where = {"launcher": cluster.launcher, "cluster": cluster.name}
-    return where | size | {"submitted": time.time(), "logs": os.path.relpath(logs, run.path)}
+    target = {"launcher": cluster.launcher, "cluster": cluster.name}
+    return target | size | {"submitted": time.time(), "logs": os.path.relpath(logs, run.path)}
 
 
 @contextlib.contextmanager

@@ -191,7 +191,7 @@ def _login_node_report(folder: Path | None) -> dict[str, Any]:
     """Return what the login node sees in the shared folder: the node's file, and the file server's clock."""
     if folder is None:
         return {"node_seen": None, "server_ahead_s": None}
-    before = time.time()
+    start_time = time.time()
     (folder / "here").touch()
-    ahead_s = (folder / "here").stat().st_mtime - before
+    ahead_s = (folder / "here").stat().st_mtime - start_time
     return {"node_seen": (folder / "node").exists(), "server_ahead_s": ahead_s}

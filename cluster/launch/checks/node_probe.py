@@ -73,9 +73,9 @@ def _check_shared_folder(folder: Path) -> dict[str, Any]:
     """Return whether this node sees the login node's file, and the lead of the file server's clock in seconds."""
     try:
         seen = (folder / "login").exists()
-        before = time.time()
+        start_time = time.time()
         (folder / "node").touch()
-        return {"seen": seen, "error": None, "server_ahead_s": (folder / "node").stat().st_mtime - before}
+        return {"seen": seen, "error": None, "server_ahead_s": (folder / "node").stat().st_mtime - start_time}
     except OSError as error:
         return {"seen": False, "error": error.strerror, "server_ahead_s": None}
 

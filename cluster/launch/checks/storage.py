@@ -139,6 +139,6 @@ def _longest_idle(root: Path) -> tuple[float, Path] | None:
 
 def _on_lustre(context: CheckContext) -> list[Path]:
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    lustre = [Path(where) for _, where, kind, *_ in mounts if kind == "lustre"]
-    real = [nearest_existing_dir(path).resolve() for path in run_folders(context).values()]
-    return [where for where in lustre if any(path.is_relative_to(where) for path in real)]
+    lustre = [Path(mount_point) for _, mount_point, kind, *_ in mounts if kind == "lustre"]
+    folders = [nearest_existing_dir(path).resolve() for path in run_folders(context).values()]
+    return [mount_point for mount_point in lustre if any(path.is_relative_to(mount_point) for path in folders)]
