@@ -272,7 +272,7 @@ def test_a_damaged_run_is_refused_by_every_verb(refused: Refused, run: Path, ver
 def test_a_finished_run_is_not_resumed(refused: Refused, run: Path) -> None:
     Journal(run / "metrics.jsonl").write("epoch", epoch=1)
     Journal(run / "metrics.jsonl").write("stop", reason="finished")
-    assert f"run {run.name} is finished: there is nothing to go on with" in refused("resume", str(run))
+    assert f"run {run.name} is finished: there is nothing to resume" in refused("resume", str(run))
 
 
 def test_a_run_that_another_process_writes_is_not_resumed(refused: Refused, run: Path) -> None:

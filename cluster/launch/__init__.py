@@ -1,1 +1,1 @@
-"""From settings to a job. Read ``submit`` first, then ``batch_script``, ``local``, ``dry_run``, ``checks``."""
+"""Turns settings into a job. Read ``submit`` first, then ``batch_script``, ``local``, ``dry_run`` and ``checks``."""

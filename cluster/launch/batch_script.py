@@ -1,4 +1,4 @@
-"""Cluster settings to submitit's parameters, the batch script that comes of them, and jobs on SLURM's queue."""
+"""Turns cluster settings into an sbatch script with submitit, and submits it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from runyard.slurm_client import (
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 PYTHON = REPO_ROOT / "slurm" / "python.sh"
-# sbatch's variables that go by another name than the option which they override.
+# sbatch's environment variables that have another name than the option that they override.
 SBATCH_VARIABLES = {
     "time": ("TIMELIMIT",),
     "mem": ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"),
@@ -42,16 +42,13 @@ SBATCH_VARIABLES = {
     "requeue": ("REQUEUE", "NO_REQUEUE"),
     "no-requeue": ("REQUEUE", "NO_REQUEUE"),
 }
-FOREIGN_SBATCH_VARIABLES = (
-    "WAIT",
-    "ARRAY_INX",
-    "TEST_ONLY",
-)  # what no submission of ours is, whatever the environment says
+# Removed from sbatch's environment always: runyard submits nothing that they would ask for.
+FOREIGN_SBATCH_VARIABLES = ("WAIT", "ARRAY_INX", "TEST_ONLY")
 SBATCH_SUBMIT_TIMEOUT_S = 60.0  # for sbatch, which a busy controller keeps waiting
 
 
 class SubmissionUnknown(UserError):
-    """Whether a job is on the queue could not be found out. What it needs must stay."""
+    """It is not known whether a job is on the queue, so that the files which the job needs must stay."""
 
 
 class SbatchJob:
@@ -60,12 +57,12 @@ class SbatchJob:
     Args:
         name: The job's name in SLURM: the run's id, or the sweep's.
         folder: Where submitit puts its files, the script and the tasks' logs.
-        runs: What is trained, in the order of the array's elements.
-        after: Number of a job that must have ended well before this one starts.
-        token: What names this one submission; drawn if None.
+        runs: The runs to train, in the order of the array's elements.
+        after: Number of a job that must have succeeded before this one starts.
+        token: The unique name of this submission; random if None.
 
     Attributes:
-        path: The batch script. By it the job is known: SLURM says what each runs.
+        path: The batch script. It identifies the job, as SLURM says which script each job runs.
     """
 
     def __init__(
@@ -82,15 +79,15 @@ class SbatchJob:
         }
 
     def script(self) -> str:
-        """The exact text that sbatch will be given.
+        """Return the exact text that sbatch will be given.
 
         Raises:
             UserError: a setting would change the script's structure.
         """
         if "%" in str(self.folder):
             raise UserError(f"runs_dir: SLURM would expand the % in {self.folder}, where logs go; set one without it")
-        if odd := next((c for c in str(self.folder) if c in "'\"\\" or not c.isprintable()), None):
-            raise UserError(f"runs_dir: sbatch would misread the {odd!r} in {self.folder}; set one without it")
+        if character := next((c for c in str(self.folder) if c in "'\"\\" or not c.isprintable()), None):
+            raise UserError(f"runs_dir: sbatch would misread the {character!r} in {self.folder}; set one without it")
         count = len(self.runs) if len(self.runs) > 1 else None
         command = f"{self._task_command} -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
         text = str(_make_sbatch_string(command, self.folder, map_count=count, **self.parameters))
@@ -101,11 +98,11 @@ class SbatchJob:
         """Put the job on the queue. Returns one id per run: ``12``, or ``12_0``, ``12_1``, ... of an array.
 
         Args:
-            hold: Open files, such as a lock's, that sbatch holds as well: it may outlive this command.
+            held_locks: Descriptors of open lock files that sbatch holds as well, for it may outlive this command.
 
         Raises:
             UserError: sbatch refused it. Nothing is on the queue then.
-            Unsure: it may be on the queue, and SLURM does not say.
+            SubmissionUnknown: it may be on the queue, and SLURM does not say.
         """
         script = self.script()
         for run, pickle in zip(self.runs, self._pickles, strict=True):
@@ -120,16 +117,19 @@ class SbatchJob:
         except QueryError as error:
             self.cancel_submission(error)
             raise UserError(f"SLURM does not answer ({error}): nothing was submitted; try again later") from None
-        except BaseException as error:  # it may be on the queue all the same: a person can lose patience
+        except BaseException as error:  # such as Ctrl-C: the job may be on the queue all the same
             self.cancel_submission(error)
             raise
         return [f"{number}_{k}" for k in range(len(self.runs))] if len(self.runs) > 1 else [number]
 
     def cancel_submission(self, because: BaseException) -> None:
-        """Cancel what is on the queue of this submission, and of no other.
+        """Cancel the jobs of this submission that are on the queue, and no others.
+
+        Args:
+            because: The error for which they are cancelled. After a QueryError SLURM is asked once, without retries.
 
         Raises:
-            Unsure: SLURM does not say whether there is something.
+            SubmissionUnknown: SLURM does not say whether there are any.
         """
         try:
             if numbers := self._queued_job_ids(wait_s=0 if isinstance(because, QueryError) else None):
@@ -137,31 +137,31 @@ class SbatchJob:
             for path in (self.path, *self._pickles):
                 path.unlink(missing_ok=True)
         except QueryError as error:
-            told = f"{because}; " if isinstance(because, UserError) else ""
+            prefix = f"{because}; " if isinstance(because, UserError) else ""
             raise SubmissionUnknown(
-                f"{told}a job of {self.name} may be on the queue, and SLURM does not say ({error}): look with "
+                f"{prefix}a job of {self.name} may be on the queue, and SLURM does not say ({error}): look with "
                 f"`runyard status` once it does, and end it with `runyard cancel`"
             ) from because
 
     def _run_sbatch(self, held_locks: Sequence[int]) -> str:
-        """The job's number, as the queue has it: sbatch may print other numbers besides, or lose the answer."""
+        """Submit and return the job's number by the queue: sbatch may print other numbers, too, or lose the answer."""
         env, deadline = _environment(self.path.read_text()), time.monotonic() + slurm_client.RETRY_TIMEOUT_S
         while True:
-            said, refusal = "", None
+            output, refusal = "", None
             try:
-                said = run_query(
+                output = run_query(
                     "sbatch", str(self.path), timeout_s=SBATCH_SUBMIT_TIMEOUT_S, env=env, keep_open=held_locks
                 )
             except QueryError as error:
                 refusal = error
             if numbers := self._queued_job_ids():
-                if len(numbers) > 1:  # sbatch was heard twice
+                if len(numbers) > 1:  # SLURM took the script twice
                     run_with_retry("scancel", *numbers[1:])
                 return numbers[0]
             if refusal is None:
                 raise UserError(
-                    f"sbatch said {error_line(said)!r}, and no job of this submission is on the queue: look at what "
-                    "sbatch is here, and try again"
+                    f"sbatch printed {error_line(output)!r}, but no job of this submission is on the queue: check "
+                    "which program sbatch is on this machine, and try again"
                 )
             if not isinstance(refusal, SlurmUnavailable):
                 raise UserError(f"sbatch refused the job: {refusal}") from None
@@ -170,9 +170,9 @@ class SbatchJob:
             time.sleep(RETRY_INTERVAL_S)
 
     def _queued_job_ids(self, wait_s: float | None = None) -> list[str]:
-        """Numbers of the jobs that run this submission's script: of one, as a rule."""
-        said = run_with_retry("squeue", "--me", "--noheader", "--states=all", "--format=%F %o", wait_s=wait_s)
-        lines = [line.strip().partition(" ") for line in said.splitlines()]
+        """Return the numbers of the jobs that run this submission's script; normally there is one at most."""
+        output = run_with_retry("squeue", "--me", "--noheader", "--states=all", "--format=%F %o", wait_s=wait_s)
+        lines = [line.strip().partition(" ") for line in output.splitlines()]
         return sorted({number for number, _, command in lines if command == str(self.path)}, key=int)
 
     @property
@@ -190,36 +190,36 @@ class SbatchJob:
 
     @property
     def _scripts(self) -> Path:
-        """The snapshot's, as the rest of the code; the checkout's for a run from before these were part of it."""
+        """The folder of the shell scripts: the snapshot's, or the checkout's if an older snapshot has none."""
         code = self.runs[0].code_path
         in_snapshot = not code.exists() or (code / "slurm" / "begin.sh").exists()
         return code / "slurm" if in_snapshot else REPO_ROOT / "slurm"
 
     def _setup(self) -> list[str]:
         code = shlex.quote(str(self.runs[0].code_path))
-        # The snapshot of the code that was taken when the run was created, and not what lies in the checkout by now.
+        # The job runs the code snapshot from when the run was created, and not what is in the checkout by now.
         snapshot = f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1'
-        root = f"export RUNYARD_ROOT={shlex.quote(str(REPO_ROOT))}"  # by it the snapshot's python.sh finds .venv
-        # What a job writes is its user's alone. Who can write runs_dir may have put code of their own there meanwhile.
+        root = f"export RUNYARD_ROOT={shlex.quote(str(REPO_ROOT))}"  # where the snapshot's python.sh finds .venv
+        # A job's files are its user's alone. Others who can write runs_dir may have put their own code there since.
         config = self.runs[0].config
         private = f"umask {UMASK_WITH_GROUP if config.runs_group_readable else UMASK:03o}"
         owner_case = f"case $(stat -c %u {code} 2>/dev/null) in {self._code_owner_uid}|'') ;; *)"
         owner_check = f"{owner_case} echo runyard: not run, another user owns it now: {code} >&2; exit 2 ;; esac"
-        # set +e: where a line of env_setup set it, the script would end with srun and requeue nothing.
+        # set +e: if a line of env_setup set -e, the script would end with srun, and requeue nothing.
         begin = f". {shlex.quote(str(self._scripts / 'begin.sh'))}"
-        # Each task reads its pickle by the job's number, which nobody knows before sbatch answers, if ever it does.
+        # Each task reads its pickle by the job's number, which is not known before sbatch answers, if it does.
         element = "${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
         pickle = f'ln -sf {self.path.stem}"{element}".pkl {shlex.quote(str(self.folder))}/"$job"_submitted.pkl'
         return [*self.cluster.env_setup, "set +e", private, owner_check, snapshot, root, begin, pickle]
 
     @property
     def _code_owner_uid(self) -> int:
-        """User id of whoever owns the code now, when a person has it run."""
+        """User id of the code's owner at the time of the submission, which the user has approved."""
         code = self.runs[0].code_path
         return code.stat().st_uid if code.exists() else os.getuid()
 
     def _teardown(self) -> list[str]:
-        """After srun, whatever ended it: put the job back into the queue where the run can go on; say how it ended."""
+        """Return the lines after srun: they requeue the job if the run can continue, and report how it ended."""
         run = shlex.quote(str(self.runs[0].path))
         if len(self.runs) > 1:
             run = f'"$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(self.folder / "runs.txt"))})"'
@@ -227,34 +227,34 @@ class SbatchJob:
 
     def _required_directives(self) -> list[str]:
         own = {"setup", "teardown", "signal_delay_s", "array_parallelism", "additional_parameters", "srun_args"}
-        given = {k: v for k, v in self.parameters.items() if k not in own} | self.parameters["additional_parameters"]
-        lines = [f"#SBATCH --{name.replace('_', '-')}" for name in given]
+        names = {k: v for k, v in self.parameters.items() if k not in own} | self.parameters["additional_parameters"]
+        lines = [f"#SBATCH --{name.replace('_', '-')}" for name in names]
         return [*lines, f"#SBATCH --signal=USR2@{self.cluster.signal_delay_s}"]
 
 
 def tasks_per_node(cluster: ClusterConfig) -> int:
-    """One task per GPU, or one, where the settings do not say."""
+    """Return the number of tasks on each node: as set, else one per GPU, else one."""
     return cluster.tasks_per_node or cluster.gpus_per_node or 1
 
 
 def require_sbatch() -> None:
-    """Refuse what needs SLURM where it is not.
+    """Refuse to continue without SLURM.
 
     Raises:
         UserError: no sbatch, or no srun, on PATH.
     """
-    if lacking := [name for name in ("sbatch", "srun") if shutil.which(name) is None]:
+    if missing := [name for name in ("sbatch", "srun") if shutil.which(name) is None]:
         raise UserError(
-            f"no {' and no '.join(lacking)} on this machine: submit from a cluster's login node, or train here with "
+            f"no {' and no '.join(missing)} on this machine: submit from a cluster's login node, or train here with "
             "cluster=local; --dry-run shows the script without SLURM"
         )
 
 
 def _parameters(cluster: ClusterConfig, after: str | None) -> dict[str, Any]:
-    """What sbatch is asked for, by submitit's names, which are sbatch's."""
+    """Return submitit's parameters, most of which have the names of sbatch's options."""
     same = ("account", "partition", "qos", "constraint", "comment", "exclude", "nodelist", "mail_user", "mail_type")
     gpus: dict[str, Any] = {"gres": cluster.gres} if cluster.gres else {"gpus_per_node": cluster.gpus_per_node or None}
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         **{name: getattr(cluster, name) for name in same},
         **gpus,
         "nodes": cluster.nodes,
@@ -264,36 +264,36 @@ def _parameters(cluster: ClusterConfig, after: str | None) -> dict[str, Any]:
         "time": cluster.timeout_min,
         "dependency": f"afterok:{after}" if after else None,
     }
-    # Kill on a bad exit: without its dead rank a job would hang. CPUs again: since SLURM 22.05 srun inherits none.
-    srun = ["--kill-on-bad-exit=1", "--open-mode=append"]
-    srun += [f"--cpus-per-task={cluster.cpus_per_task}"] if cluster.cpus_per_task else []
-    return {name: value for name, value in given.items() if value is not None} | {
+    # Kill on a bad exit: a job would hang without its dead rank. CPUs again: since SLURM 22.05 srun inherits none.
+    srun_args = ["--kill-on-bad-exit=1", "--open-mode=append"]
+    srun_args += [f"--cpus-per-task={cluster.cpus_per_task}"] if cluster.cpus_per_task else []
+    return {name: value for name, value in options.items() if value is not None} | {
         "wckey": "",
         "signal_delay_s": cluster.signal_delay_s,
         "array_parallelism": cluster.array_parallelism,
-        "srun_args": srun,
+        "srun_args": srun_args,
         "additional_parameters": {"requeue" if cluster.requeue else "no-requeue": True, "kill-on-invalid-dep": "yes"},
     }
 
 
 def _check_script(text: str, expected: list[str]) -> None:
-    """All that is asked of sbatch stands before the first command: a line that is none would end what sbatch reads."""
-    head = []
+    """Check that all directives come before the first command, at which sbatch stops reading them."""
+    header = []
     for line in text.splitlines():
         if line and not line.startswith("#"):
             break
-        head.append(line)
-    for script in expected:
-        if not any(line == script or line.startswith(script + "=") for line in head):
-            raise UserError(f"the batch script lacks {script!r} before its first command: a setting broke it")
+        header.append(line)
+    for directive in expected:
+        if not any(line == directive or line.startswith(directive + "=") for line in header):
+            raise UserError(f"the batch script lacks {directive!r} before its first command: a setting broke it")
 
 
 def _environment(script: str) -> dict[str, str]:
-    """What sbatch is run in, without what there would override ``script``: SBATCH_TIMELIMIT, an allocation we are in.
+    """Return sbatch's environment, without what would override ``script``, such as SBATCH_TIMELIMIT or an allocation.
 
-    A user's SBATCH_ACCOUNT and the like still fill what ``script`` leaves open.
+    A user's SBATCH_ACCOUNT and the like still apply to what ``script`` leaves open.
     """
     options = re.findall(r"^#SBATCH --([\w-]+)", script, flags=re.MULTILINE)
-    given = [name for o in options for name in SBATCH_VARIABLES.get(o, (o.replace("-", "_").upper(),))]
-    without = {f"SBATCH_{name}" for name in (*given, *FOREIGN_SBATCH_VARIABLES)}
-    return {name: value for name, value in clean_environment().items() if name not in without}
+    overridden = [name for o in options for name in SBATCH_VARIABLES.get(o, (o.replace("-", "_").upper(),))]
+    removed = {f"SBATCH_{name}" for name in (*overridden, *FOREIGN_SBATCH_VARIABLES)}
+    return {name: value for name, value in clean_environment().items() if name not in removed}

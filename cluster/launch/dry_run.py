@@ -1,4 +1,4 @@
-"""What a submission would be: the exact batch script, its size and cost in words, what differs from the defaults."""
+"""Prints what a submission would be: the exact batch script, its size and cost, and what differs from the defaults."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runyard.runs.identity import changed_settings
 
 
 def print_plan(plan: SubmissionPlan, *, as_json: bool) -> None:
-    """Print it, and create nothing."""
+    """Print the plan, and create nothing."""
     differing = changed_settings(compose([]).values, plan.configs[0].values)
     on_slurm = plan.config.cluster.launcher == "slurm"
     script = planned_job([point.config for point in plan.configs], plan.after).script() if on_slurm else None
@@ -25,7 +25,7 @@ def print_plan(plan: SubmissionPlan, *, as_json: bool) -> None:
         print(json.dumps({"script": script, "config": config_to_dict(plan.config), "differences": differing} | cost))
         return
     print(script or "no batch script: cluster=local starts processes on this machine", end="\n\n")
-    print(_words(plan, tasks, gpus, hours), end="\n\n")
+    print(_describe_size(plan, tasks, gpus, hours), end="\n\n")
     print("differs from the defaults:")
     for name, (default, value) in differing.items():
         print(f"  {name}: {format_literal(default)} -> {format_literal(value)}")
@@ -35,16 +35,17 @@ def print_plan(plan: SubmissionPlan, *, as_json: bool) -> None:
     print("nothing was submitted (--dry-run)")
 
 
-def _words(plan: SubmissionPlan, tasks: int, gpus: int, hours: float) -> str:
+def _describe_size(plan: SubmissionPlan, tasks: int, gpus: int, hours: float) -> str:
     c = plan.config.cluster
     points = (
         f"{len(plan.configs)} runs, at most {c.array_parallelism} at once, each on " if len(plan.configs) > 1 else ""
     )
     nodes = f"{c.nodes} node{'s' * (c.nodes > 1)}" if c.launcher == "slurm" else "this machine"
-    share = plan.config.batch_size // (tasks * c.nodes)
+    images_per_task = plan.config.batch_size // (tasks * c.nodes)
     cost = f"{hours * gpus:g} GPU-hours" if gpus else f"{hours * tasks * (c.cpus_per_task or 1):g} core-hours"
     return (
         f"{points}{nodes}, {tasks} task{'s' * (tasks > 1)} and {gpus} GPU{'s' * (gpus != 1)} on each, "
-        f"{share} images of the global batch {plan.config.batch_size} per task; at most {c.timeout_min} min and {cost}"
+        f"{images_per_task} images of the global batch {plan.config.batch_size} per task; "
+        f"at most {c.timeout_min} min and {cost}"
         f"{' until the first time limit' if c.requeue else ''}"
     )

@@ -1,4 +1,4 @@
-"""Jobs on this machine: submitit's local executor, with a controller of our own (``job.controller``)."""
+"""Jobs on this machine: submitit's local executor, with runyard's own controller (``job.controller``)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ CONTROLLER_SCRIPT = REPO_ROOT / "cluster" / "job" / "controller.py"
 
 
 class LocalExecutor(submitit.LocalExecutor):
-    """Starts a job as submitit does, but for what leads its tasks."""
+    """Starts a job as submitit does, but with runyard's controller over its tasks."""
 
     def _submit_command(self, command: str) -> LocalJob[str]:  # type: ignore[override]
-        p = self.parameters
-        gpus = p["visible_gpus"][: p["gpus_per_node"]] or range(p["gpus_per_node"])
-        # The controller is the checkout's, as sbatch is the site's; its tasks run what was submitted.
+        parameters = self.parameters
+        gpus = parameters["visible_gpus"][: parameters["gpus_per_node"]] or range(parameters["gpus_per_node"])
+        # The controller runs the checkout's code, as sbatch is the cluster's own; its tasks run what was submitted.
         tasks = f"env PYTHONPATH={shlex.quote(os.environ.get('PYTHONPATH', ''))} {command}"
         env = os.environ | {
             "PYTHONPATH": str(REPO_ROOT / "src"),
-            "SUBMITIT_LOCAL_NTASKS": str(p["tasks_per_node"]),
+            "SUBMITIT_LOCAL_NTASKS": str(parameters["tasks_per_node"]),
             "SUBMITIT_LOCAL_COMMAND": tasks,
-            "SUBMITIT_LOCAL_TIMEOUT_S": str(60 * p["timeout_min"]),
-            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(p["signal_delay_s"]),
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(60 * parameters["timeout_min"]),
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(parameters["signal_delay_s"]),
             "SUBMITIT_LOCAL_NODEID": "0",
             "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
             "SUBMITIT_EXECUTOR": "local",
             "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
         }
         process = subprocess.Popen([sys.executable, str(CONTROLLER_SCRIPT), str(self.folder)], env=env)
-        return LocalJob(self.folder, str(process.pid), range(p["tasks_per_node"]), process)
+        return LocalJob(self.folder, str(process.pid), range(parameters["tasks_per_node"]), process)

@@ -1,4 +1,4 @@
-"""From overrides to jobs: compose, validate, check what is cheap to check, create the runs, submit."""
+"""Turns overrides into jobs: composes and validates the settings, makes the quick checks, creates the runs, submits."""
 
 from __future__ import annotations
 
@@ -47,8 +47,13 @@ from runyard.training.stop_signals import STOP_SIGNALS
 
 @dataclass(frozen=True)
 class SubmissionPlan:
-    """A checked submission that has not been made: one point, or several of a sweep; or the one that W&B's agent was
-    ``assignment``."""
+    """A checked submission that has not been made.
+
+    Attributes:
+        configs: The run's configuration, or those of a sweep's points.
+        after: Number of the job that must succeed first, None for none.
+        handed: The run of a W&B sweep that this is, None for a run of runyard's own.
+    """
 
     configs: list[Composed]
     after: str | None
@@ -67,10 +72,12 @@ def plan_submission(
     dry_run: bool = False,
     assignment: SweepAssignment | None = None,
 ) -> SubmissionPlan:
-    """Compose every point and check it against the data and this machine; data may come to be while it waits ``after``.
+    """Compose every point and check it against the data and this machine.
+
+    With ``after`` or ``dry_run`` the data may be missing, as it can be prepared while the job waits.
 
     Raises:
-        UserError: the configuration, the data or this machine cannot carry it. Nothing was created.
+        UserError: the configuration, the data or this machine does not allow it. Nothing was created.
     """
     grid = expand(overrides) if sweep else [overrides]
     first = compose(grid[0])
@@ -78,26 +85,26 @@ def plan_submission(
         raise UserError(f"--after {after}: cluster=local has no queue to wait in; submit when that has ended")
     needs_data = after is None and not dry_run
     prepare = manifest.prepare_command(first.overrides)
-    # As many as the grid has: to compose a thousand takes a minute, and what SLURM would refuse shows in the first.
+    # The first point stands for all: to compose a thousand takes a minute, and SLURM would refuse all or none.
     preflight(
         check_context([first.config] * len(grid), prepare, after, needs_data=needs_data), include_slurm=not dry_run
     )
-    if (doubt := python_warning(first.config)) is not None:
-        print(f"runyard: warning: {doubt}", file=sys.stderr, flush=True)
+    if (warning := python_warning(first.config)) is not None:
+        print(f"runyard: warning: {warning}", file=sys.stderr, flush=True)
     points = [first, *map(compose, grid[1:])]
     if len({repr(point.config.cluster) for point in points}) > 1:
         raise UserError("a sweep is one array of equal jobs: leave the cluster's settings out of what it varies")
     for point in points[1:]:
-        one = check_context([point.config], manifest.prepare_command(point.overrides), needs_data=needs_data)
-        preflight(one, include_slurm=False)
+        context = check_context([point.config], manifest.prepare_command(point.overrides), needs_data=needs_data)
+        preflight(context, include_slurm=False)
     return SubmissionPlan(points, after, assignment)
 
 
 def submit(plan: SubmissionPlan) -> list[tuple[Run, JobHandle]]:
-    """Create the runs and put them on SLURM's queue, several as one array; or start the first on this machine.
+    """Create the runs and submit them to SLURM, several as one array; or start the first on this machine.
 
     Raises:
-        UserError: sbatch is missing or refused. The runs it was for are gone again.
+        UserError: sbatch is missing or refused the job. The runs were deleted again.
     """
     if plan.config.cluster.launcher == "local":
         return [start_local(point, assignment=plan.handed) for point in plan.configs[:1]]
@@ -121,20 +128,20 @@ def submit(plan: SubmissionPlan) -> list[tuple[Run, JobHandle]]:
 def start_local(
     point: Composed, sweep: str | None = None, assignment: SweepAssignment | None = None
 ) -> tuple[Run, JobHandle]:
-    """Create one run, alone or as a point of a ``sweep``, and start it on this machine."""
+    """Create one run, by itself or as a point of a ``sweep``, and start it on this machine."""
     run = create_run(point, sweep, assignment)
     return run, launch(run)
 
 
 def create_run(point: Composed, sweep: str | None, assignment: SweepAssignment | None) -> Run:
-    """A new run: alone, of a ``sweep`` of our own, or the one of a sweep at W&B that its agent was ``assignment``."""
+    """Create a run: by itself, as a point of a ``sweep``, or as the run of a W&B sweep that an agent was assigned."""
     if assignment is None:
         return Run.create(point.config, persistent_overrides(point), sweep)
     return Run.create(point.config, persistent_overrides(point), assignment.sweep, wandb=assignment.record)
 
 
 def launch(run: Run, after: str | None = None) -> JobHandle:
-    """Start a job for ``run``, which is new. The job runs the code snapshot in the run's directory."""
+    """Start a job for a new ``run``. The job runs the code snapshot in the run's directory."""
     with submission_lock(run.path, run.cli_reference) as lock:
         return _launch_locked(run, lock, after)
 
@@ -162,29 +169,31 @@ def _launch_locked(run: Run, lock: int | None, after: str | None = None) -> JobH
 
 
 def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, trusted: bool = False) -> JobHandle:
-    """Start a job that goes on with ``run``, with other settings of the kind that does not change what the run learns.
+    """Start a job that resumes ``run``.
 
     Args:
-        from_scratch: Begin again at step 0, where no checkpoint is left of those the run had.
-        trusted: A person has said that the code in it is to be run though it is another user's.
+        overrides: Changes of settings that do not change what the run learns.
+        from_scratch: Restart from step 0 if no checkpoint is left.
+        trusted: The user has agreed to run the code in the run although it is another user's.
 
     Raises:
-        UserError: one that does, named with its old and its new value; or the run cannot go on (``require_resumable``).
+        UserError: an override changes what the run learns; the message has its old and its new value. Or the run
+            cannot be resumed (``require_resumable``).
     """
     require_own_run(run, trusted=trusted)
     with submission_lock(run.path, run.cli_reference) as lock:
-        run.reload()  # as another command may have left it
+        run.reload()  # another command may have changed it meanwhile
         require_resumable(run)
-        for said in (
+        for warning in (
             own_code.restore_code(run, trusted=trusted),
             skipped_checkpoints_warning(run, from_scratch=from_scratch),
         ):
-            if said is not None:
-                print(f"runyard: {said}", file=sys.stderr, flush=True)
+            if warning is not None:
+                print(f"runyard: {warning}", file=sys.stderr, flush=True)
         if not (run.code_path / "runyard" / "cluster").is_dir():
             raise UserError(
-                f"run {run.id} was created by a version before 0.2, whose jobs this one cannot start: go on with it "
-                f"here by `runyard train {run.cli_reference}`, which runs its own code, "
+                f"run {run.id} was created by a version before 0.2, whose jobs this one cannot start: continue it here "
+                f"with `runyard train {run.cli_reference}`, which runs the run's own code, "
                 "or with a checkout of that version"
             )
         config, all_overrides = _apply_overrides(run, overrides)
@@ -192,7 +201,7 @@ def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, truste
         if config == run.config:
             return _launch_locked(run, lock)
         previous_record, text = dict(run.record), (run.path / "config.yaml").read_bytes()
-        run.change_settings(config, all_overrides, changes=overrides)  # before the launch: a job may begin at once
+        run.change_settings(config, all_overrides, changes=overrides)  # before the launch: the job may start at once
         try:
             return _launch_locked(run, lock)
         except SubmissionUnknown:
@@ -209,22 +218,22 @@ def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, truste
 
 
 def _apply_overrides(run: Run, overrides: list[str]) -> tuple[Config, list[str]]:
-    """The configuration that ``run`` goes on with, and all the overrides that make it.
+    """Return the configuration with which ``run`` is resumed, and all overrides that make it.
 
     Raises:
         UserError: one of ``overrides`` changes what the run learns.
     """
-    given = run.record.get("overrides", [])
-    before = compose(given).values
-    if any(o.lstrip("+").startswith("cluster=") for o in overrides):
-        # Another place: what was said of the one before goes with it.
-        given = [o for o in given if not o.startswith(("cluster=", "cluster."))]
-    changed = changed_settings(before, compose([*given, *overrides]).values)
+    earlier = run.record.get("overrides", [])
+    previous = compose(earlier).values
+    if any(override.lstrip("+").startswith("cluster=") for override in overrides):
+        # Another cluster: the settings of the previous one do not apply to it.
+        earlier = [override for override in earlier if not override.startswith(("cluster=", "cluster."))]
+    changed = changed_settings(previous, compose([*earlier, *overrides]).values)
     for name, (old, new) in changed.items():
         if not name.startswith(CHANGEABLE_SETTINGS):
             raise UserError(
                 f"{name}={format_literal(new)}: run {run.id} was begun with {format_literal(old)}, and would learn "
-                f"something else; resume takes {', '.join(n.rstrip('.') for n in CHANGEABLE_SETTINGS)}; "
+                f"something else; resume takes {', '.join(prefix.rstrip('.') for prefix in CHANGEABLE_SETTINGS)}; "
                 "start a new run for the rest"
             )
     values = schema.config_to_dict(run.config)
@@ -234,17 +243,17 @@ def _apply_overrides(run: Run, overrides: list[str]) -> tuple[Config, list[str]]
         for group in groups:
             inner = inner[group]
         inner[leaf] = new
-    return schema.config_from_dict(values), [*given, *overrides]
+    return schema.config_from_dict(values), [*earlier, *overrides]
 
 
 def tasks_and_gpus(cluster: ClusterConfig) -> tuple[int, int]:
-    """Tasks and GPUs of each machine: one task per GPU, or two on this machine without any."""
+    """Return tasks and GPUs of each machine: by default one task per GPU, or two on this machine without GPUs."""
     if cluster.launcher == "slurm":
         return tasks_per_node(cluster), cluster.gpus_per_node or 0
-    there = gpu_count()
-    gpus = there if cluster.gpus_per_node is None else cluster.gpus_per_node
-    if gpus > there:
-        raise UserError(f"cluster.gpus_per_node={gpus}: this machine shows {there}; ask for fewer")
+    available = gpu_count()
+    gpus = available if cluster.gpus_per_node is None else cluster.gpus_per_node
+    if gpus > available:
+        raise UserError(f"cluster.gpus_per_node={gpus}: this machine shows {available}; ask for fewer")
     if cluster.nodes > 1:
         raise UserError(f"cluster.nodes={cluster.nodes}: cluster=local is this one machine; set cluster.nodes=1")
     tasks = cluster.tasks_per_node or gpus or 2
@@ -258,7 +267,7 @@ def tasks_and_gpus(cluster: ClusterConfig) -> tuple[int, int]:
 def check_context(
     configs: list[Config], prepare: str, after: str | None = None, *, needs_data: bool = True
 ) -> CheckContext:
-    """What preflight and doctor check: one run, or a sweep whose points lie on the same cluster."""
+    """Return what ``preflight`` and ``doctor`` check: one run, or a sweep whose points use the same cluster."""
     tasks, _ = tasks_and_gpus(configs[0].cluster)
     on_slurm = configs[0].cluster.launcher == "slurm"
     script = (lambda: planned_job(configs, after).script()) if on_slurm else None
@@ -268,14 +277,15 @@ def check_context(
 def enqueue(
     runs: list[Run], name: str, folder: Path, after: str | None = None, hold: Sequence[int | None] = ()
 ) -> list[JobHandle]:
-    """Put ``runs`` on SLURM's queue as one job of that ``name``, several as its array, with its logs in ``folder``.
+    """Put ``runs`` on SLURM's queue as one job called ``name``, several as a job array, with its logs in ``folder``.
 
     Args:
-        hold: Locks of ``submission_lock``, which sbatch holds as well; a None among them is a disk without locks.
+        hold: Locks of ``submission_lock``, which sbatch holds as well; None for one on a file system without locks.
 
     Raises:
         UserError: sbatch refused. Nothing is on the queue then.
-        Unsure: it may be on the queue. The runs' records have the submission, and what asks of them next finds out.
+        SubmissionUnknown: it may be on the queue. The runs' records have the submission, and the next command that
+            reads them finds out.
     """
     runs[0].set_umask()
     config = runs[0].config
@@ -306,7 +316,7 @@ def enqueue(
 
 
 def _require_first_job(run: Run, job_id: str) -> None:
-    """Without locks two commands may each have submitted a job of ``run``: the first on the queue stays.
+    """Without locks two commands may each have submitted a job of ``run``. Only the first on the queue may stay.
 
     Raises:
         UserError: another job was first.
@@ -314,49 +324,49 @@ def _require_first_job(run: Run, job_id: str) -> None:
     jobs = queue.all_user_jobs([job_id], slurm_client.RETRY_TIMEOUT_S).jobs_of(run.path)
     first = next((job for job in reversed(jobs) if job.active), None)
     if first is not None and first.id != job_id:
-        raise UserError(f"run {run.id} has job {first.id} already, of another command; see: runyard status {run.id}")
+        raise UserError(f"run {run.id} already has job {first.id}, from another command; see: runyard status {run.id}")
 
 
 def job_record(run: Run, logs: Path) -> dict[str, Any]:
-    """A job of ``run`` that begins now, as its record describes it."""
+    """Return the entry in the record of ``run`` for a job that is submitted now."""
     cluster = run.config.cluster
     tasks, gpus = tasks_and_gpus(cluster)
     size = {"nodes": cluster.nodes, "tasks_per_node": tasks, "gpus_per_node": gpus}
-    where = {"launcher": cluster.launcher, "cluster": cluster.name}
-    return where | size | {"submitted": time.time(), "logs": os.path.relpath(logs, run.path)}
+    target = {"launcher": cluster.launcher, "cluster": cluster.name}
+    return target | size | {"submitted": time.time(), "logs": os.path.relpath(logs, run.path)}
 
 
 @contextlib.contextmanager
 def _job_environment(run: Run) -> Iterator[None]:
-    """What a job inherits: the code snapshot alone, a log for submitit's own words, no Ctrl-C and no hang-up; and
-    requests to stop held back, until it can answer them.
+    """Set up what a local job inherits: the code snapshot, a log for submitit's messages, no Ctrl-C and no hang-up.
 
-    Ctrl-C reaches a terminal's whole process group; only the attached command may act on it, by asking the job to save.
-    A job that held the command's output would keep ``$(runyard submit --detach --json)`` waiting for its end.
+    Signals that ask to stop are blocked until the job can answer them. Ctrl-C reaches a terminal's whole process group,
+    but only the attached command may act on it, by asking the job to save. A job that kept the command's output open
+    would keep ``$(runyard submit --detach --json)`` waiting for its end.
     """
-    before = dict(os.environ)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(run.code_path), before.get("PYTHONPATH")]))
+    saved_env = dict(os.environ)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(run.code_path), saved_env.get("PYTHONPATH")]))
     os.environ["PYTHONSAFEPATH"] = "1"  # else `python -m` would find the checkout in the working directory first
     handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     outputs = {number: os.dup(number) for number in (0, 1, 2)}
-    with open(os.devnull) as nothing, open(run.path / "slurm" / "controller.log", "a") as log:
+    with open(os.devnull) as null, open(run.path / "slurm" / "controller.log", "a") as log:
         sys.stdout.flush()
-        os.dup2(nothing.fileno(), 0)
+        os.dup2(null.fileno(), 0)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     try:
         yield
     finally:
-        for number, kept in outputs.items():
-            os.dup2(kept, number)
-            os.close(kept)
+        for number, saved_output in outputs.items():
+            os.dup2(saved_output, number)
+            os.close(saved_output)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(saved_env)
 
 
 def persistent_overrides(composed: Composed) -> list[str]:
-    return [o for o in composed.overrides if not o.startswith("runs_dir=")]
+    return [override for override in composed.overrides if not override.startswith("runs_dir=")]

@@ -1,1 +1,1 @@
-"""What SLURM says and is told: its queue, job states in words, what a cluster is made of, a run's submissions."""
+"""SLURM as this program sees it: its queue, job states explained, the cluster's resources, and a run's submissions."""

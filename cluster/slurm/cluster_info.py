@@ -1,4 +1,4 @@
-"""What a SLURM cluster is made of, as its own commands tell: partitions, kinds of nodes, limits, and whose accounts."""
+"""Information about the SLURM cluster, from its own commands: partitions, node groups, limits, accounts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runyard.slurm_client import QueryError, run_query
 
 SINFO_FIELDS = "%P|%a|%l|%s|%D|%c|%m|%G|%f"
 QUERY_TIMEOUT_S = 10.0
-ACCOUNTS_TIMEOUT_S = 3.0  # without the accounting's answer sbatch itself still says what it thinks
+ACCOUNTS_TIMEOUT_S = 3.0  # if accounting does not answer, sbatch itself still checks the account
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class NodeGroup:
     """Nodes of one kind in one partition.
 
     Attributes:
-        count: How many.
-        cpus, memory_mb: Of each.
-        gres: Of each: how many of a thing by its name and kind, as {"gpu": {"a100": 4}}; kind "" where it has none.
+        count: How many nodes there are.
+        cpus, memory_mb: CPUs and memory of each node.
+        gres: Generic resources of each node: counts by name and kind, as {"gpu": {"a100": 4}}; kind "" if it has none.
         features: What ``constraint`` may ask for.
     """
 
@@ -36,13 +36,13 @@ class NodeGroup:
 
     @property
     def description(self) -> str:
-        things = [f"{n} {name}{f' {kind}' * bool(kind)}" for name, by in self.gres.items() for kind, n in by.items()]
-        return ", ".join([f"{self.cpus} CPUs", f"{self.memory_mb / 1024:.0f} GB", *things])
+        resources = [f"{n} {name}{f' {kind}' * bool(kind)}" for name, by in self.gres.items() for kind, n in by.items()]
+        return ", ".join([f"{self.cpus} CPUs", f"{self.memory_mb / 1024:.0f} GB", *resources])
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition that this user may see. ``limit_s`` and ``max_nodes`` are per job; None: no limit."""
+    """A partition that this user may see. ``limit_s`` and ``max_nodes`` are per job, None without a limit."""
 
     name: str
     is_up: bool
@@ -58,7 +58,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class Association:
-    """What accounting lets this user do: charge ``account``, in ``partition`` ("": in any), with these QOS."""
+    """What accounting allows this user: to charge ``account``, in ``partition`` ("" for any), with these QOS."""
 
     account: str
     partition: str
@@ -66,9 +66,9 @@ class Association:
 
 
 class ClusterInfo:
-    """The answers of sinfo, scontrol and sacctmgr, asked for all at once when it is made.
+    """The answers of sinfo, scontrol and sacctmgr, which are all started when this is created.
 
-    Each property raises CannotTell where its command is missing or failed.
+    Each property raises QueryError if its command is missing or failed.
     """
 
     def __init__(self) -> None:
@@ -104,22 +104,22 @@ class ClusterInfo:
         return parse_associations(self._accounts.result())
 
     def _setting(self, name: str, pattern: str) -> str:
-        found = re.search(rf"^{name}\s*= ({pattern})", self._config.result(), re.MULTILINE)
-        if found is None:
+        match = re.search(rf"^{name}\s*= ({pattern})", self._config.result(), re.MULTILINE)
+        if match is None:
             raise QueryError(f"`scontrol show config` does not say {name}")
-        return found[1]
+        return match[1]
 
 
 def parse_sinfo(text: str) -> dict[str, Partition]:
-    """Partitions by name, from sinfo's lines of ``SINFO_FIELDS``: one for each kind of node in each partition."""
-    found: dict[str, Partition] = {}
+    """Return partitions by name from sinfo's lines of ``SINFO_FIELDS``: one for each kind of node in each partition."""
+    partitions: dict[str, Partition] = {}
     for line in text.splitlines():
         fields = line.split("|")
         if len(fields) != 9:
             raise QueryError(f"sinfo printed a line that cannot be read: {line[:80]}")
         name, state, limit, size, count, cpus, memory, gres, features = fields
-        named = name.rstrip("*")
-        most = size.rpartition("-")[2]
+        bare_name = name.rstrip("*")
+        max_nodes = size.rpartition("-")[2]
         nodes = NodeGroup(
             count=int(count),
             cpus=int(cpus.rstrip("+")),
@@ -127,29 +127,31 @@ def parse_sinfo(text: str) -> dict[str, Partition]:
             gres=parse_gres(gres),
             features=frozenset(features.split(",")) - {"(null)"},
         )
-        before = found[named].nodes if named in found else ()
-        found[named] = Partition(
-            named, state == "up", name.endswith("*"), duration_s(limit), int(most) if most.isdigit() else None,
-            (*before, nodes),
+        earlier_nodes = partitions[bare_name].nodes if bare_name in partitions else ()
+        partitions[bare_name] = Partition(
+            bare_name, state == "up", name.endswith("*"), duration_s(limit),
+            int(max_nodes) if max_nodes.isdigit() else None, (*earlier_nodes, nodes),
         )  # fmt: skip
-    return found
+    return partitions
 
 
 def parse_gres(text: str) -> dict[str, dict[str, int]]:
-    """sinfo's ``gpu:a100:4(S:0-1),tmpdisk:100G`` as {"gpu": {"a100": 4}, "tmpdisk": {"": 107374182400}}."""
-    found: dict[str, dict[str, int]] = {}
+    """Parse sinfo's ``gpu:a100:4(S:0-1),tmpdisk:100G`` to {"gpu": {"a100": 4}, "tmpdisk": {"": 107374182400}}."""
+    counts: dict[str, dict[str, int]] = {}
     for part in re.sub(r"\([^)]*\)", "", text).split(","):
-        name, *rest = [word for word in part.split(":") if word != "no_consume"]
-        number = re.fullmatch(r"(\d+)([KMGT]?)", rest[-1]) if rest else None
+        name, *tokens = [token for token in part.split(":") if token != "no_consume"]
+        number = re.fullmatch(r"(\d+)([KMGT]?)", tokens[-1]) if tokens else None
         if number is not None:
-            kind = rest[0] if len(rest) > 1 else ""
+            kind = tokens[0] if len(tokens) > 1 else ""
             scale = 1024 ** "_KMGT".find(number[2]) if number[2] else 1
-            found.setdefault(name, {}).setdefault(kind, 0)
-            found[name][kind] += int(number[1]) * scale
-    return found
+            counts.setdefault(name, {}).setdefault(kind, 0)
+            counts[name][kind] += int(number[1]) * scale
+    return counts
 
 
 def parse_associations(text: str) -> list[Association]:
-    """From sacctmgr's lines of Account|Partition|QOS."""
+    """Return the associations in sacctmgr's lines of Account|Partition|QOS."""
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == 2]
-    return [Association(account, part, frozenset(filter(None, qos.split(",")))) for account, part, qos in rows]
+    return [
+        Association(account, partition, frozenset(filter(None, qos.split(",")))) for account, partition, qos in rows
+    ]

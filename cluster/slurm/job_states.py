@@ -1,4 +1,4 @@
-"""SLURM's codes in words: why a job waits and what to do about it, where it runs, how it ended."""
+"""Explains SLURM's job states and reason codes, and what to do about them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PENDING_REASONS = {
     "Priority": "jobs with higher priority come first",
     "Resources": "it is next, once enough nodes, CPUs, memory or GPUs are free",
     "Dependency": "another job has to end first",
-    "DependencyNeverSatisfied": "the job it was to follow has failed, so it never starts: mend that one, and "
-    "`runyard cancel` this",
+    "DependencyNeverSatisfied": "the job it was to follow has failed, so it never starts: fix that one, and "
+    "`runyard cancel` this one",
     "BeginTime": "its time to start has not come; a job that was put back into the queue waits about two minutes",
     "Cleaning": "what is left of its last attempt is being cleared away",
-    "JobArrayTaskLimit": "as many points of the sweep run as may at a time (cluster.array_parallelism)",
+    "JobArrayTaskLimit": "the sweep already runs as many points at a time as it may (cluster.array_parallelism)",
     "JobHeldUser": "held by its owner: `scontrol release {id}` lets it go",
     "JobHeldAdmin": "held by an administrator, or by SLURM after it could not be started: ask them; "
     "`scontrol show job {id}` may say why",
@@ -32,14 +32,14 @@ PENDING_REASONS = {
     "Nodes required for job are DOWN": "nodes it needs are down, drained or kept for other jobs: wait, or ask for "
     "others (cluster.partition, cluster.constraint)",
     "NodeDown": "a node it asks for is down: wait, or leave cluster.nodelist unset",
-    "BadConstraints": f"no node is like that: {RESUBMIT_WITH} another cluster.constraint, cluster.gres or size",
+    "BadConstraints": f"no node has what it asks for: {RESUBMIT_WITH} another cluster.constraint, cluster.gres or size",
     "PartitionTimeLimit": f"its time limit is longer than the partition allows: {RESUBMIT_WITH} a smaller "
     "cluster.timeout_min",
-    "PartitionNodeLimit": f"the partition has not that many nodes for one job: {RESUBMIT_WITH} fewer cluster.nodes",
+    "PartitionNodeLimit": f"the partition does not give one job that many nodes: {RESUBMIT_WITH} fewer cluster.nodes",
     "PartitionDown": "the partition is down: wait for the administrators, or take another cluster.partition",
     "PartitionInactive": f"the partition takes no jobs: {RESUBMIT_WITH} another cluster.partition",
     "Reservation": "its reservation has not begun",
-    "Licenses": "it waits for a licence",
+    "Licenses": "it waits for a license",
     "Prolog": "its nodes are being prepared",
     "InvalidAccount": f"the account is not valid here: {RESUBMIT_WITH} another cluster.account "
     "(`sacctmgr show assoc user=$USER` lists yours)",
@@ -66,7 +66,7 @@ PREVIOUS_ENDS = {"PREEMPTED": "preempted", "NODE_FAIL": "a node failed", "TIMEOU
 
 
 def pending_reason(job: JobInfo) -> tuple[str, str]:
-    """SLURM's code for why ``job`` waits, and what it means, with what to do about it where there is anything."""
+    """Return SLURM's code for why ``job`` waits, and an explanation with what to do about it, if anything."""
     code = job.reason.partition(",")[0] or "None"
     for known in (job.reason, code, *(k for k in PENDING_REASONS if " " in k and job.reason.startswith(k))):
         if known in PENDING_REASONS:
@@ -75,44 +75,45 @@ def pending_reason(job: JobInfo) -> tuple[str, str]:
 
 
 def _limit(code: str) -> str | None:
-    """Limits of accounts (associations) and QOS have names by one rule: whose, of what kind, on what, for whom."""
-    found = re.fullmatch(r"(QOS|Assoc)(Grp|Max|Min)(\w+)", code)
-    if not found and not (found := re.fullmatch(r"()(Grp|Max|Min)(\w+)", code)):
+    """Explain a limit of an account (association) or QOS by its name: whose limit, its kind, on what, for whom."""
+    match = re.fullmatch(r"(QOS|Assoc)(Grp|Max|Min)(\w+)", code)
+    if not match and not (match := re.fullmatch(r"()(Grp|Max|Min)(\w+)", code)):
         return None
-    whose, kind, what = found.groups()
-    of = {"QOS": "this QOS", "Assoc": "your account"}.get(whose, "your account or QOS")
+    owner_code, kind, what = match.groups()
+    owner = {"QOS": "this QOS", "Assoc": "your account"}.get(owner_code, "your account or QOS")
     if "Wall" in what and kind == "Max":
-        return f"longer than {of} allows one job: {RESUBMIT_WITH} a smaller cluster.timeout_min"
+        return f"longer than {owner} allows one job: {RESUBMIT_WITH} a smaller cluster.timeout_min"
     if kind == "Grp" and "Minutes" in what:
         return (
-            f"{of} has used up its time on {_resource_name(what)}: wait for the new period, or ask those who grant it"
+            f"{owner} has used up its time on {_resource_name(what)}: wait for the new period, or ask those who "
+            "grant it"
         )
     if kind == "Grp" or "PerUser" in what or "PerAcc" in what or "Jobs" in what:
-        who, whose_own = ("you have", of) if "PerUser" in what else (f"{of} has", "it")
-        return f"{who} as many {_resource_name(what)} in use as {whose_own} allows at a time: it waits for jobs to end"
+        subject, it = ("you have", owner) if "PerUser" in what else (f"{owner} has", "it")
+        return f"{subject} as many {_resource_name(what)} in use as {it} allows at a time: it waits for jobs to end"
     if kind == "Min":
-        return f"less than {of} wants a job to ask for ({_resource_name(what)}): {RESUBMIT_WITH} more"
-    return f"more {_resource_name(what)} than {of} allows one job: {RESUBMIT_WITH} less"
+        return f"less than {owner} wants a job to ask for ({_resource_name(what)}): {RESUBMIT_WITH} more"
+    return f"more {_resource_name(what)} than {owner} allows one job: {RESUBMIT_WITH} less"
 
 
-def _resource_name(what: str) -> str:
+def _resource_name(code: str) -> str:
     names = {"Job": "jobs", "Node": "nodes", "GRES": "GPUs", "Gres": "GPUs", "Cpu": "CPUs", "CPU": "CPUs",
              "Mem": "memory", "Billing": "billing units"}  # fmt: skip
-    return next((name for key, name in names.items() if what.startswith(key)), "resources")
+    return next((name for key, name in names.items() if code.startswith(key)), "resources")
 
 
 def end_reason(job: JobInfo) -> str:
-    """What SLURM says of a job that is over; "" where that is no more than that it is."""
+    """Return how SLURM says that a job ended; "" if it says no more than that it has ended."""
     return END_STATES.get(job.state, "")
 
 
 def previous_end_reason(job: JobInfo) -> str | None:
-    """What ended the last attempt of a job that waits again, as far as accounting knows."""
+    """Return what ended the last attempt of a job that waits again, None if accounting does not know."""
     return PREVIOUS_ENDS.get(job.earlier_states[-1]) if job.earlier_states else None
 
 
 def format_span(seconds: float) -> str:
-    """A duration for reading: 40 s, 3 min, 2 h 05 min, 3 d 4 h."""
+    """Format a duration in seconds for reading: 40 s, 3 min, 2 h 05 min, 3 d 4 h."""
     s = max(0, round(seconds))
     if s < 60:
         return f"{s} s"
@@ -123,11 +124,11 @@ def format_span(seconds: float) -> str:
     return f"{s // 86400} d {s % 86400 // 3600} h"
 
 
-def format_time(at: float, now: float) -> str:
-    """A moment for reading: 22:31 within a day, else with its date."""
-    return time.strftime("%H:%M" if abs(at - now) < 86400 else "%Y-%m-%d %H:%M", time.localtime(at))
+def format_time(time_s: float, now: float) -> str:
+    """Format a time in unix seconds for reading: 22:31 within a day of ``now``, else with its date."""
+    return time.strftime("%H:%M" if abs(time_s - now) < 86400 else "%Y-%m-%d %H:%M", time.localtime(time_s))
 
 
 def format_nodes(nodes: tuple[str, ...]) -> str:
-    """Names of a few nodes; of many their number and the first."""
+    """Return the names of a few nodes; of many, their number and the first name."""
     return ",".join(nodes) if len(nodes) <= 4 else f"{len(nodes)} nodes ({nodes[0]} …)"

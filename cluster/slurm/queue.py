@@ -1,4 +1,4 @@
-"""What SLURM says of jobs, of which run each is, and how those ended that squeue no longer knows."""
+"""Reads jobs from squeue and sacct: their states, the run of each, and how those ended that squeue no longer knows."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 from runyard import known_causes
 from runyard.slurm_client import QueryError, SlurmRejected, SlurmUnavailable, run_with_retry
 
-SEPARATOR = "\x1f"  # of names and paths, which may hold a bar
+SEPARATOR = "\x1f"  # between names and paths, which may contain a |
 SQUEUE_FIELDS = f"%i|%T|%r|%M|%L|%S|%N|%j{SEPARATOR}%Z{SEPARATOR}%o"
 SACCT_FIELDS = "JobID,State,ExitCode,ElapsedRaw,Start,NodeList,JobName"
-# What a job of ours runs: a script of its submission's own, or one of slurm/ with the run or a list of runs.
+# What a job of runyard runs: its submission's own script, or one of slurm/ with the run or a list of runs.
 SUBMISSION_SCRIPT = re.compile(r"\.?submission_\w+\.sh")
 SLURM_SCRIPT = re.compile(r"(?:.*/)?(train|train_torchrun|sweep)\.sbatch (.+)")
 PENDING_STATES = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
@@ -30,16 +30,16 @@ class JobInfo:
 
     Attributes:
         id: As ``12``, or ``12_3`` for an array's element.
-        name: Its name in SLURM: the run's id or the sweep's, for jobs of ours.
-        state: SLURM's word for it, in capitals.
-        reason: SLURM's code for why it waits or how it ended; "" where there is none.
-        elapsed_s: How long it has run, None where it has not.
-        left_s: What remains of its time limit, None without one.
-        start: When it started, or is expected to, unix seconds.
-        nodes: Their names.
-        before: The states that its earlier attempts ended in, oldest first; known to accounting only.
-        end: How its batch script ended, ``exit code 3`` or a signal's name; "" where nothing says so or all was well.
-        workdir, command: Where it was submitted, and its script with what that was given; known to squeue only.
+        name: Its name in SLURM: the run's id or the sweep's, for jobs of runyard.
+        state: SLURM's name of its state, in capitals.
+        reason: SLURM's code for why it waits or how it ended; "" if there is none.
+        elapsed_s: How long it has run, in seconds, None if it has not.
+        left_s: What remains of its time limit, in seconds, None without one.
+        start: When it started, or is expected to, in unix seconds.
+        nodes: The names of its nodes.
+        earlier_states: The states that its earlier attempts ended in, oldest first; known to accounting only.
+        end: How its batch script ended, ``exit code 3`` or a signal's name; "" if it succeeded or this is not known.
+        workdir, command: Where it was submitted, and its script with the arguments; known to squeue only.
     """
 
     id: str
@@ -57,23 +57,23 @@ class JobInfo:
 
     @property
     def run(self) -> Path | None:
-        """The directory of the run that it trains, by what SLURM says that it runs; None of a job that is not ours."""
+        """The directory of the run that it trains, by its command; None for a job that is not runyard's."""
         folder, name = os.path.split(self.command)
         if SUBMISSION_SCRIPT.fullmatch(name):
             return Path(folder).parent if folder.endswith("/slurm") else self._listed(Path(folder, "runs.txt"))
-        if (plain := SLURM_SCRIPT.fullmatch(self.command)) is not None:
-            given = Path(self.workdir, plain[2])
-            return self._listed(given) if plain[1] == "sweep" else given
+        if (match := SLURM_SCRIPT.fullmatch(self.command)) is not None:
+            argument = Path(self.workdir, match[2])
+            return self._listed(argument) if match[1] == "sweep" else argument
         return None
 
     def _listed(self, file: Path) -> Path | None:
-        """The line of its element in a list of runs."""
+        """Return the run in the line of this job's array element in a list of runs."""
         try:
             lines = file.read_text().splitlines()
         except (OSError, ValueError):
             return None
-        at = int(self.id.partition("_")[2] or 0)
-        return Path(self.workdir, lines[at]) if at < len(lines) else None
+        index = int(self.id.partition("_")[2] or 0)
+        return Path(self.workdir, lines[index]) if index < len(lines) else None
 
     @property
     def pending(self) -> bool:
@@ -85,16 +85,18 @@ class JobInfo:
 
     @property
     def active(self) -> bool:
-        """On the queue: it waits or has nodes."""
+        """Whether it is on the queue: it waits or has nodes."""
         return self.pending or self.running
 
 
 @dataclass(frozen=True)
 class JobAnswer:
-    """The jobs a command knew, by id; or why it could not say, in one line.
+    """The jobs that a command knew, or why it could not answer.
 
     Attributes:
-        away: The controller does not answer now. Otherwise a ``error`` is one that waiting does not mend.
+        jobs: The jobs, by id.
+        error: Why the command could not answer, in one line; None if it did.
+        unavailable: Whether the controller does not answer now. Any other ``error`` does not go away by waiting.
     """
 
     jobs: dict[str, JobInfo]
@@ -102,54 +104,56 @@ class JobAnswer:
     unavailable: bool = False
 
     def jobs_of(self, run: Path) -> list[JobInfo]:
-        """The jobs of the run in this directory, newest first, whatever its record says of them."""
+        """Return the jobs of the run in this directory, newest first, whatever its record says of them."""
         return self._by_directory.get(_inode(run), [])
 
     @cached_property
     def _by_directory(self) -> dict[tuple[int, int] | None, list[JobInfo]]:
-        found: dict[tuple[int, int] | None, list[JobInfo]] = {}
+        jobs_by_inode: dict[tuple[int, int] | None, list[JobInfo]] = {}
         for job in sorted(self.jobs.values(), key=lambda job: _sort_key(job.id), reverse=True):
             if (run := job.run) is not None and (identity := _inode(run)) is not None:
-                found.setdefault(identity, []).append(job)
-        return found
+                jobs_by_inode.setdefault(identity, []).append(job)
+        return jobs_by_inode
 
 
 def _inode(folder: Path) -> tuple[int, int] | None:
-    """Names a directory by whatever path it is reached."""
+    """Return device and inode, which identify a directory whatever path leads to it; None if there is none."""
     try:
-        found = os.stat(folder)
+        status = os.stat(folder)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def squeue(ids: Iterable[str], wait_s: float = 0.0) -> JobAnswer:
-    """What waits and runs of these jobs, and what ended in the last minutes (MinJobAge). Arrays come by element."""
+    """Return which of these jobs wait, run, or ended in the last minutes (MinJobAge). Arrays come by element."""
     if not (numbers := _job_ids(ids)):
         return JobAnswer({})
     return _squeue(f"--jobs={numbers}", wait_s)
 
 
 def all_user_jobs(ids: Iterable[str], wait_s: float = 0.0) -> JobAnswer:
-    """The same of all jobs of this user, and of these others'; while the controller is away asked for ``wait_s``."""
-    mine = _squeue("--me", wait_s)
-    others = set(ids) - mine.jobs.keys() if mine.error is None else ()
-    more = squeue(others)
-    return JobAnswer(mine.jobs | more.jobs, mine.error or more.error, mine.unavailable or more.unavailable)
+    """Return the same for all jobs of this user and for ``ids``. Retries for ``wait_s`` if the controller is away."""
+    own = _squeue("--me", wait_s)
+    others = set(ids) - own.jobs.keys() if own.error is None else ()
+    others_answer = squeue(others)
+    return JobAnswer(
+        own.jobs | others_answer.jobs, own.error or others_answer.error, own.unavailable or others_answer.unavailable
+    )
 
 
-def _squeue(which: str, wait_s: float) -> JobAnswer:
-    options = ("--noheader", "--array", "--states=all", which, f"--format={SQUEUE_FIELDS}")
+def _squeue(selection: str, wait_s: float) -> JobAnswer:
+    options = ("--noheader", "--array", "--states=all", selection, f"--format={SQUEUE_FIELDS}")
     try:
         return JobAnswer(parse_squeue(run_with_retry("squeue", *options, wait_s=wait_s)))
     except QueryError as error:
-        if "Invalid job id" in str(error):  # said only where a single one is asked for: it is long gone
+        if "Invalid job id" in str(error):  # squeue says so only of a single job, which ended long ago
             return JobAnswer({})
         return _failed_answer("squeue", error)
 
 
 def sacct(ids: Iterable[str]) -> JobAnswer:
-    """How these jobs ended, all their attempts taken together."""
+    """Return how these jobs ended, all attempts of a job taken together."""
     if not (numbers := _job_ids(ids)):
         return JobAnswer({})
     options = ("--noheader", "--parsable2", "--duplicates", f"--jobs={numbers}", f"--format={SACCT_FIELDS}")
@@ -160,39 +164,39 @@ def sacct(ids: Iterable[str]) -> JobAnswer:
 
 
 def _failed_answer(command: str, error: QueryError) -> JobAnswer:
-    said = f"{command}: {error}" if isinstance(error, SlurmRejected) else str(error)
-    return JobAnswer({}, said, isinstance(error, SlurmUnavailable))
+    message = f"{command}: {error}" if isinstance(error, SlurmRejected) else str(error)
+    return JobAnswer({}, message, isinstance(error, SlurmUnavailable))
 
 
 def parse_squeue(text: str) -> dict[str, JobInfo]:
-    """Jobs by id from squeue's lines of ``SQUEUE_FIELDS``; what is no such line is passed over."""
+    """Return jobs by id from squeue's lines of ``SQUEUE_FIELDS``; other lines are skipped."""
     jobs = {}
     for line in text.splitlines():
         fields = line.split("|", 7)
         if len(fields) == 8 and re.fullmatch(r"\d+(_\d+)?", fields[0]):
-            number, state, reason, elapsed, left, start, nodes, rest = fields
-            name, _, run = rest.partition(SEPARATOR)
-            workdir, _, command = run.partition(SEPARATOR)
+            number, state, reason, elapsed, remaining, start, nodes, name_and_run = fields
+            name, _, workdir_and_command = name_and_run.partition(SEPARATOR)
+            workdir, _, command = workdir_and_command.partition(SEPARATOR)
             jobs[number] = JobInfo(
                 number, name, state, "" if reason in ("None", "(null)") else reason,
-                duration_s(elapsed), duration_s(left), parse_time(start), expand_hostlist(nodes),
+                duration_s(elapsed), duration_s(remaining), parse_time(start), expand_hostlist(nodes),
                 workdir=workdir, command=command,
             )  # fmt: skip
     return jobs
 
 
 def parse_sacct(text: str) -> dict[str, JobInfo]:
-    """Jobs by id from sacct's lines of ``SACCT_FIELDS``, steps among them; a requeued job has several, oldest first.
+    """Return jobs by id from sacct's lines of ``SACCT_FIELDS``, which include steps and earlier attempts, oldest first.
 
-    A step that ran out of memory says so even where its job only failed, since the batch script went on after it.
+    A job that FAILED after a step of it ran out of memory is OUT_OF_MEMORY: its batch script continued after the step.
     """
     jobs: dict[str, JobInfo] = {}
     for line in text.splitlines():
         fields = line.split("|", 6)
         if len(fields) != 7:
             continue
-        number, said, code, elapsed, start, nodes, name = fields
-        state = said.partition(" ")[0]  # CANCELLED by 1000
+        number, state_text, code, elapsed, start, nodes, name = fields
+        state = state_text.partition(" ")[0]  # CANCELLED by 1000
         job, _, step = number.partition(".")
         if not re.fullmatch(r"\d+(_\d+)?", job):
             continue
@@ -200,16 +204,16 @@ def parse_sacct(text: str) -> dict[str, JobInfo]:
             if state == "OUT_OF_MEMORY" and job in jobs and jobs[job].state == "FAILED":
                 jobs[job] = replace(jobs[job], state=state)
             continue
-        before = (*jobs[job].earlier_states, jobs[job].state) if job in jobs else ()
+        earlier = (*jobs[job].earlier_states, jobs[job].state) if job in jobs else ()
         seconds = int(elapsed) if elapsed.isdigit() else None
         jobs[job] = JobInfo(
-            job, name, state, "", seconds, None, parse_time(start), expand_hostlist(nodes), before, _exit_text(code)
+            job, name, state, "", seconds, None, parse_time(start), expand_hostlist(nodes), earlier, _exit_text(code)
         )
     return jobs
 
 
 def _exit_text(code: str) -> str:
-    """Of SLURM's ``exit code:signal``."""
+    """Describe SLURM's ``exit code:signal``; "" for success."""
     exit_code, _, number = code.partition(":")
     if not exit_code.isdigit() or not number.isdigit() or code == "0:0":
         return ""
@@ -217,16 +221,16 @@ def _exit_text(code: str) -> str:
 
 
 def duration_s(text: str) -> int | None:
-    """Seconds of SLURM's ``[days-][[hours:]minutes:]seconds``; None for UNLIMITED, INVALID and the like."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text.strip())
-    if found is None:
+    """Return the seconds of SLURM's ``[days-][[hours:]minutes:]seconds``; None for UNLIMITED, INVALID and the like."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text.strip())
+    if match is None:
         return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def parse_time(text: str) -> float | None:
-    """Unix seconds of SLURM's local time, as 2026-11-23T22:31:00; None for N/A and Unknown."""
+    """Return the unix seconds of SLURM's local time, as 2026-11-23T22:31:00; None for N/A and Unknown."""
     try:
         return time.mktime(time.strptime(text.strip(), "%Y-%m-%dT%H:%M:%S"))
     except ValueError:
@@ -234,7 +238,7 @@ def parse_time(text: str) -> float | None:
 
 
 def expand_hostlist(text: str) -> tuple[str, ...]:
-    """The names that SLURM's list stands for: ``a[1-2,07-08],b`` are a1, a2, a07, a08 and b."""
+    """Return the names in SLURM's host list: ``a[1-2,07-08],b`` stands for a1, a2, a07, a08 and b."""
     names: list[str] = []
     for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text.strip()):
         if part not in ("None assigned", "(null)"):
@@ -258,5 +262,5 @@ def _sort_key(number: str) -> tuple[int, ...]:
 
 
 def _job_ids(ids: Iterable[str]) -> str:
-    """Job numbers for a command line; an array stands for all its elements."""
+    """Return the job numbers for a command line; an array's number stands for all its elements."""
     return ",".join(sorted({number.partition("_")[0] for number in ids}, key=int))

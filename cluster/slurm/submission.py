@@ -1,7 +1,7 @@
-"""A run's submissions: one at a time, written down before SLURM is asked, and again once it has answered.
+"""A run's submissions: serialized by a lock, recorded before sbatch is called and again after it has answered.
 
-So a command may die at any moment and its job is still found: the script that it runs, of a name that only this
-submission has, lies in the run's own directory, and SLURM says of each job what it runs (``queue.Job.run``).
+So a command may die at any moment and its job is still found: the job's script, whose name only this submission has,
+lies in the run's own directory, and SLURM says of each job what it runs (``queue.JobInfo.run``).
 """
 
 from __future__ import annotations
@@ -21,63 +21,65 @@ from runyard.runs.run import Run, editing_record
 from runyard.slurm_client import RETRY_TIMEOUT_S
 
 LOCK = ".submission-lock"
-LOCK_TIMEOUT_S = 2 * RETRY_TIMEOUT_S  # for another command, which may itself wait for SLURM that long
+LOCK_TIMEOUT_S = 2 * RETRY_TIMEOUT_S  # for another command, which itself may wait that long for SLURM
 
 
 def script_name(token: str) -> str:
-    """Of the batch script that a submission makes."""
+    """Return the name of a submission's batch script."""
     return f"submission_{token}.sh"
 
 
 @contextlib.contextmanager
 def submission_lock(run: Path, reference: str) -> Iterator[int | None]:
-    """Within the block no other command submits a job of ``run``. Gives what sbatch is to hold (``alone``).
+    """Within the block no other command submits a job of ``run``.
+
+    Yields the open lock file, which sbatch is to hold as well; None on a file system without locks.
 
     Raises:
-        UserError: another one has been at it for minutes, or the directory cannot be written.
+        UserError: another command has held the lock for minutes, or the directory cannot be written.
     """
 
-    def say() -> None:
+    def on_wait() -> None:
         print(f"runyard: another command is submitting run {reference}: waiting for it", file=sys.stderr, flush=True)
 
     with contextlib.ExitStack() as stack:
         try:
-            held = stack.enter_context(exclusive_lock(run / LOCK, LOCK_TIMEOUT_S, say))
+            lock = stack.enter_context(exclusive_lock(run / LOCK, LOCK_TIMEOUT_S, on_wait))
         except TimeoutError:
             raise UserError(
                 f"another command has been submitting run {reference} for {LOCK_TIMEOUT_S:g} s; "
                 f"see: runyard status {reference}"
             ) from None
         except OSError as error:
-            raise UserError(f"run {reference}: {run / LOCK}: {error.strerror}; mend its permissions") from None
-        yield held
+            raise UserError(f"run {reference}: {run / LOCK}: {error.strerror}; fix its permissions") from None
+        yield lock
 
 
 def record_submission(run: Run, token: str, job: dict[str, Any]) -> None:
-    """Write down that ``job``, which has no id yet, is being submitted."""
+    """Record that ``job``, which has no id yet, is being submitted."""
     with run.editing_record() as record:
         record["submission"] = job | {"token": token}
 
 
 def finish_submission(run: Run, job_id: str | None) -> None:
-    """Write down what came of it: this job, or nothing."""
+    """Record the result of the submission: the job's id, or None for no job."""
     with run.editing_record() as record:
         _conclude(record, job_id)
 
 
 def _conclude(record: dict[str, Any], job_id: str | None) -> None:
     job = record.pop("submission", None)
-    if job is not None and job_id is not None and job_id not in [noted["id"] for noted in record["jobs"]]:
+    if job is not None and job_id is not None and job_id not in [recorded["id"] for recorded in record["jobs"]]:
         record["jobs"].append(job | {"id": job_id})
 
 
-def resolve_pending(run: Path, waiting: JobAnswer, starts: list[Row], *, held: bool = False) -> None:
-    """Conclude a submission whose command was cut off, by what squeue said and which jobs have begun training ``run``.
+def resolve_pending(run: Path, squeue_answer: JobAnswer, starts: list[Row], *, held: bool = False) -> None:
+    """Finish recording a submission whose command was cut off, by squeue's answer and the ``start`` rows of ``run``.
 
-    One that is under way, as its lock tells, is left alone, unless it is ``held`` by who asks; so is a run that is not
-    ours to write.
+    A submission whose lock another command holds is left alone, as it is in progress; so is a run that cannot be
+    written. ``held`` says that the caller holds the lock.
     """
-    if waiting.error is not None:
+    if squeue_answer.error is not None:
         return
     with contextlib.suppress(TimeoutError, OSError), contextlib.ExitStack() as stack:
         locked = held or stack.enter_context(exclusive_lock(run / LOCK, wait_s=0)) is not None
@@ -85,16 +87,16 @@ def resolve_pending(run: Path, waiting: JobAnswer, starts: list[Row], *, held: b
             pending = record.get("submission")
             if pending is None or (not locked and time.time() - pending["submitted"] < LOCK_TIMEOUT_S):
                 return
-            _conclude(record, _submitted_job(pending, waiting.jobs_of(run), starts, record["jobs"]))
+            _conclude(record, _submitted_job(pending, squeue_answer.jobs_of(run), starts, record["jobs"]))
 
 
 def _submitted_job(
-    pending: dict[str, Any], jobs: list[JobInfo], starts: list[Row], noted: list[dict[str, Any]]
+    pending: dict[str, Any], jobs: list[JobInfo], starts: list[Row], recorded: list[dict[str, Any]]
 ) -> str | None:
-    """The job that a submission came to, of those that SLURM knows or that trained since; None: it came to none."""
-    for job in reversed(jobs):  # the oldest, where sbatch was heard twice
+    """Return the submission's job, of those that SLURM knows or that trained since; None if there is none."""
+    for job in reversed(jobs):  # the oldest, if SLURM took the script twice
         if job.command.endswith(f"/{script_name(pending['token'])}"):
             return job.id
-    known = {job["id"] for job in noted}
-    began = [str(row["job_id"]) for row in starts if row["t"] >= pending["submitted"] and row.get("job_id")]
-    return next((job_id for job_id in began if job_id not in known), None)
+    known = {job["id"] for job in recorded}
+    started = [str(row["job_id"]) for row in starts if row["t"] >= pending["submitted"] and row.get("job_id")]
+    return next((job_id for job_id in started if job_id not in known), None)

@@ -156,7 +156,7 @@ def test_why_the_job_on_a_node_told_nothing_is_told_once(
     with pytest.raises(kind) as error:
         node.report()
     assert str(error.value).startswith(told)
-    with pytest.raises(QueryError, match="the job on a node told nothing"):
+    with pytest.raises(QueryError, match="the job on a node reported nothing"):
         node.report_or_unknown()
     assert len(slurm.calls("srun")) == 1
 
@@ -305,7 +305,7 @@ def test_old_files_on_a_scratch_disk_are_told_before_they_are_purged(
         storage.purge_risk(asked)
     moved = dataclasses.replace(asked, config=dataclasses.replace(asked.config, runs_dir=str(tmp_path)))
     (tmp_path / "scratch").rename(tmp_path / "kept")
-    assert storage.purge_risk(moved) == "nothing on a disk that its name calls scratch"
+    assert storage.purge_risk(moved) == "no folder is on a scratch disk, going by the names"
     monkeypatch.setenv("SCRATCH", str(tmp_path))
     with pytest.raises(UserError, match="50 days"):
         storage.purge_risk(moved)

@@ -121,7 +121,7 @@ def test_a_submission_that_fits_passes_every_check(site: FakeSlurm) -> None:
     )
     preflight(asked)
     states = {check.name: check.state for check in (run_check(n, q, asked) for n, q in questions(asked))}
-    assert states.pop("data") == "unknown", "it may come to be while the job waits"
+    assert states.pop("data") == "unknown", "the data may be prepared while the job waits"
     assert set(states.values()) == {"passed"}
     assert site.calls("sbatch") == ["sbatch --test-only"] * 2, "and nothing was submitted"
 
@@ -142,7 +142,7 @@ def test_a_submission_that_fits_passes_every_check(site: FakeSlurm) -> None:
         (
             "partition=wee cluster.timeout_min=60",
             "cluster.timeout_min=60: at most 30 min in partition wee; "
-            "set cluster.timeout_min=30 (the run goes on in another job after it), or cluster.partition=main",
+            "set cluster.timeout_min=30 (the run continues in another job after it), or cluster.partition=main",
         ),
         ("account=lap", "cluster.account=lap: not one of yours; did you mean lab? yours are lab, root"),
         ("qos=reserved", "cluster.qos=reserved: not one you may use; you may use normal, short"),
@@ -294,7 +294,7 @@ def test_sbatch_is_asked_about_the_script_itself(site: FakeSlurm, tmp_path: Path
 def test_nodes_that_come_back_are_no_reason_to_refuse(site: FakeSlurm) -> None:
     site.program("sbatch", "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
     asked = subject()
-    assert asked.site.partitions
+    assert asked.cluster_info.partitions
     for states, state in (("drain|2 idle|1", "unknown"), ("idle*|1 mix|2", "unknown"), ("idle~|1 mix-|2", "failed")):
         site.program("sinfo", f"printf '%s\\n' {' '.join(map(shlex.quote, states.split()))}")
         assert run_check("sbatch", slurm_checks.sbatch_accepts, asked).state == state
@@ -399,7 +399,7 @@ def test_another_users_run_is_refused_unless_a_person_trusts_it(run: Run) -> Non
 
 def test_a_run_that_cannot_be_written_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anything
-    with pytest.raises(UserError, match=r"its directory cannot be written \(d.*\); mend it with: chmod u\+rwx "):
+    with pytest.raises(UserError, match=r"its directory cannot be written \(d.*\); fix it with: chmod u\+rwx "):
         require_own_run(run)
 
 

@@ -168,7 +168,7 @@ def test_a_finished_run_has_nothing_to_go_on_with(
     Journal(run.journal_path).write("stop", reason="finished")
     before = contents(run)
     assert main(["resume", str(run.path), "cluster.nodes=1"]) == 2
-    assert f"run {run.id} is finished: there is nothing to go on with" in capsys.readouterr().err
+    assert f"run {run.id} is finished: there is nothing to resume" in capsys.readouterr().err
     assert contents(run) == before
 
 
@@ -186,7 +186,7 @@ def test_a_run_of_the_layout_before_0_2_is_refused_with_the_command_that_goes_on
     before = contents(run)
     assert main(["resume", str(run.path)]) == 2
     said = capsys.readouterr().err
-    assert f"go on with it here by `runyard train {run.path}`" in said
+    assert f"continue it here with `runyard train {run.path}`" in said
     assert said.count("\n") == 1
     assert contents(run) == before
 

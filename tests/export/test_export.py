@@ -225,7 +225,7 @@ def test_a_run_that_mlflow_does_not_take_is_one_line_and_the_next_export_is_whol
         broken.setattr(MlflowClient, "log_batch", refuse)
         said = export("mlflow", code=2)
     assert said.count("\n") == 2, "its damaged line, and this"
-    assert f"MLflow did not take run {IDS[0]} (the server is gone); run the same again" in said
+    assert f"MLflow did not accept run {IDS[0]} (the server is gone); run the same command again" in said
     assert "pip install mlflow" in export("mlflow")
     client = MlflowClient(f"sqlite:///{tmp_path / 'to' / 'mlflow.db'}")
     (experiment,) = client.search_experiments(filter_string="name = 'paper'")
@@ -233,7 +233,7 @@ def test_a_run_that_mlflow_does_not_take_is_one_line_and_the_next_export_is_whol
 
 
 @pytest.mark.parametrize(("to", "told"), [
-    ("sqlite:///{}/nowhere/e.db", "nowhere is no folder"), ("sqlite:///{}/runs", "runs is a folder"),
+    ("sqlite:///{}/nowhere/e.db", "nowhere is not a folder"), ("sqlite:///{}/runs", "runs is a folder"),
     ("sqlite:///{}/text", "file is not a database"), ("http://127.0.0.1:9", "MLflow cannot open it"),
 ])  # fmt: skip
 @pytest.mark.slow

@@ -188,4 +188,4 @@ def test_an_environment_that_nodes_do_not_have_fails(site: Cluster, settings: li
     checks = {check["name"]: check for check in json.loads(done.stdout)}
     assert (done.returncode, checks["environment"]["state"]) == (2, "failed")
     assert checks["environment"]["result"].startswith("the job ended with 1")
-    assert checks["environment"]["fix"].startswith("mend cluster.python")
+    assert checks["environment"]["fix"].startswith("fix cluster.python")

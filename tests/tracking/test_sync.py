@@ -105,7 +105,7 @@ def test_a_server_that_takes_no_more_half_way_is_told_in_one_line_and_nothing_is
     done = subprocess.run([sys.executable, "-c", code, "sync", str(run.path)], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("runyard: W&B: ")
-    assert "run the same again" in done.stderr
+    assert "run the same command again" in done.stderr
     server.most_history_lines = None
     synced(str(run.path))
     is_one_history(server.runs[run.id], 4)
@@ -248,9 +248,9 @@ def test_an_address_that_is_none_is_one_line(
 ) -> None:
     run = restarted(make_run)
     monkeypatch.setenv("WANDB_BASE_URL", url)
-    assert f"WANDB_BASE_URL={url} is no address" in refusal(str(run.path))
+    assert f"WANDB_BASE_URL={url} is not an address" in refusal(str(run.path))
     monkeypatch.delenv("WANDB_API_KEY")
-    assert f"WANDB_BASE_URL={url} is no address" in refusal(str(run.path)), "the key is looked up by it"
+    assert f"WANDB_BASE_URL={url} is not an address" in refusal(str(run.path)), "the key is looked up by it"
 
 
 def test_a_server_that_never_answers_is_waited_for_within_a_limit(server: WandbServer, make_run: MakeRun) -> None:

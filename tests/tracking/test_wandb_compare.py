@@ -91,7 +91,7 @@ def test_runs_of_other_programs_are_passed_over_and_named(sent: WandbServer) -> 
     sent.run("..").attributes["project"] = "runyard"
     sent.runs[".."].files["runyard/run.json"] = b"{}"
     done = compare("--wandb", "a-team/runyard")
-    assert "passed over 2 that runyard did not log (lightning-1, ...)" in done.stderr
+    assert "skipped 2 runs that runyard did not log (lightning-1, ...)" in done.stderr
     sent.run("keras-1").attributes["project"] = "others"
     assert "none of its 1 runs was logged by runyard" in refusal("--wandb", "a-team/others")
 

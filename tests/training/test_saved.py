@@ -123,7 +123,7 @@ def test_resume_says_what_a_job_would_pass_over_and_refuses_to_begin_anew_unaske
     run: Run, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["resume", str(run.path), "--from-scratch"]) == 2
-    assert f"has {folder(run, 24)} to go on from" in capsys.readouterr().err
+    assert f"has {folder(run, 24)} to resume from" in capsys.readouterr().err
     flip(folder(run, 24))
     assert main(["resume", str(run.path)]) == 0
     assert "step_00000024 is damaged" in capsys.readouterr().err

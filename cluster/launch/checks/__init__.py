@@ -1,1 +1,1 @@
-"""What is asked before a queue slot is spent. Read ``check`` first, then ``preflight`` (quick) and ``doctor`` (all)."""
+"""Checks of a submission before it is queued. Read ``check`` first, then ``preflight`` (quick) and ``doctor`` (all)."""

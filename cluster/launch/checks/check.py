@@ -1,4 +1,4 @@
-"""A check: a question about a submission, and its answer. ``submit`` stops at a no, ``doctor`` shows all answers."""
+"""A check of a submission and its result. ``submit`` stops at the first failure, ``doctor`` shows all results."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class CheckContext:
     """A submission to be checked.
 
     Attributes:
-        config: Of the run, or of a sweep's first point.
+        config: The configuration of the run, or of a sweep's first point.
         tasks_per_node: Processes on each machine.
-        prepare: The command that would prepare its data.
-        needs_data: Whether the data has to be there by now.
-        points: Runs in the sweep; 1 without one.
-        script: Makes the exact batch script, but for names that do not exist yet; None without SLURM.
-        after: Number of the job that has to end well before this one starts.
+        prepare_command: The command that would prepare its data.
+        needs_data: Whether the data must exist now.
+        sweep_size: Runs in the sweep; 1 without one.
+        script: Returns the batch script with stand-ins for names that do not exist yet; None without SLURM.
+        after: Number of the job that has to succeed before this one starts.
     """
 
     config: Config
@@ -37,7 +37,7 @@ class CheckContext:
     after: str | None = None
 
     @cached_property
-    def site(self) -> ClusterInfo:
+    def cluster_info(self) -> ClusterInfo:
         return ClusterInfo()
 
     @property
@@ -47,23 +47,23 @@ class CheckContext:
 
     @property
     def partitions(self) -> list[Partition]:
-        """Those that are asked for. Without a name all: which one the cluster chooses may depend on the job."""
-        there, asked = self.site.partitions, self.asked_partitions
-        return [there[name] for name in asked if name in there] if asked else list(there.values())
+        """The requested partitions, or all if none is named: which one the cluster chooses may depend on the job."""
+        existing, requested = self.cluster_info.partitions, self.asked_partitions
+        return [existing[name] for name in requested if name in existing] if requested else list(existing.values())
 
     @property
     def place_text(self) -> str:
-        """``partitions`` in words."""
+        """A phrase for ``partitions`` in messages."""
         return f"partition {self.config.cluster.partition}" if self.asked_partitions else "this cluster"
 
 
-# Returns what was found where all is well. Raises UserError, as "what was found; its mend", or CannotTell.
+# Returns what was found if all is well. Raises UserError, as "what was found; how to fix it", or QueryError.
 Question = Callable[[CheckContext], str]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One answered question, as ``doctor`` shows it."""
+    """The result of one check, as ``doctor`` shows it."""
 
     name: str
     state: Literal["passed", "failed", "unknown"]
@@ -72,18 +72,18 @@ class Check:
 
 
 def run_check(name: str, question: Question, context: CheckContext) -> Check:
-    """Ask, and say what came of it."""
+    """Ask ``question`` and return its result."""
     try:
         return Check(name, "passed", question(context))
     except UserError as error:
-        found, _, fix = str(error).partition("; ")
-        return Check(name, "failed", found, fix)
+        result, _, fix = str(error).partition("; ")
+        return Check(name, "failed", result, fix)
     except QueryError as error:
-        found, _, fix = str(error).partition("; ")
-        return Check(name, "unknown", found, fix)
+        result, _, fix = str(error).partition("; ")
+        return Check(name, "unknown", result, fix)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """The known name that ``name`` was perhaps to be, as the beginning of a mend."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean {found[0]}? " if found else ""
+    """Return the known name that is most like ``name``, as the first part of a fix; "" if there is none."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {matches[0]}? " if matches else ""

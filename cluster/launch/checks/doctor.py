@@ -1,4 +1,4 @@
-"""All checks of a submission: what ``submit`` asks, and what takes longer: hashes, networks, quotas, a compute node."""
+"""All checks of a submission: those of ``submit``, and slower ones of hashes, networks, quotas and a compute node."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ REPORTED_PACKAGES = ("torch", "torchvision", "ffcv", "numpy", "wandb")  # whose 
 def run_all_checks(
     context: CheckContext, on_start: Callable[[str], None], *, job: bool, wait_s: float
 ) -> Iterator[Check]:
-    """Answer every question, one after the other.
+    """Run all checks, one after the other.
 
     Args:
-        begins: Told the name of each question before it is asked.
+        on_start: Called with the name of each check before it runs.
         job: Whether to run a job on a compute node (or a process here, without SLURM).
         wait_s: How long that job may wait for a node.
     """
-    asked = [*preflight.questions(context), *slow_checks()]
+    checks = [*preflight.questions(context), *slow_checks()]
     if job:
-        asked += node_checks(NodeJob(context, _server(context), wait_s))
-    for name, question in asked:
+        checks += node_checks(NodeJob(context, _server(context), wait_s))
+    for name, question in checks:
         on_start(name)
         yield run_check(name, question, context)
 
 
 def slow_checks() -> list[tuple[str, Question]]:
-    """What is asked on this machine, and takes longer."""
+    """Return the slow checks that run on this machine."""
     return [
         ("data hashes", data_is_unchanged),
         ("W&B", wandb_reachable),
@@ -47,138 +47,139 @@ def slow_checks() -> list[tuple[str, Question]]:
 
 
 def data_is_unchanged(context: CheckContext) -> str:
-    """Every file of the data has the sha256 of its manifest."""
+    """Check that every file of the data has the sha256 that the manifest gives."""
     folder = manifest.dataset_dir(context.config.data)
-    found = manifest.load_manifest(folder, context.prepare_command)
-    manifest.verify_dataset(folder, found, list(found.splits), hash_files=True)
-    return f"sha256 of {', '.join(found.splits)} as in {manifest.MANIFEST_FILE}"
+    dataset = manifest.load_manifest(folder, context.prepare_command)
+    manifest.verify_dataset(folder, dataset, list(dataset.splits), hash_files=True)
+    return f"sha256 of {', '.join(dataset.splits)} as in {manifest.MANIFEST_FILE}"
 
 
 def wandb_reachable(context: CheckContext) -> str:
-    """There is a key, and the server answers; where the run does without it, that is said."""
+    """Check that there is a key and that the server answers. A run that can do without them passes."""
     mode = context.config.tracking.mode
     if mode == "none":
         return "not used (tracking=none)"
     if mode == "offline":
         return "not asked (tracking=offline): `runyard sync` sends it"
-    why = connection.connection_problem()
-    if why is None:
+    problem = connection.connection_problem()
+    if problem is None:
         return f"a key, and {connection.base_url()} answers"
     if mode == "online":
-        raise UserError(f"tracking.mode=online: {why}; or set tracking=offline")
-    return f"offline for now (tracking=auto): {why}"
+        raise UserError(f"tracking.mode=online: {problem}; or set tracking=offline")
+    return f"offline for now (tracking=auto): {problem}"
 
 
 def node_checks(node: NodeJob) -> list[tuple[str, Question]]:
-    """What the job on a node tells, question by question; the first of them runs it."""
+    """Return the checks of the job on a node; the first of them runs the job."""
 
-    def asked(question: Callable[[CheckContext, dict[str, Any]], str]) -> Question:
+    def ask(question: Callable[[CheckContext, dict[str, Any]], str]) -> Question:
         return lambda context: question(context, node.report_or_unknown())
 
     return [
         ("environment", lambda context: node_imports(context, node.report())),
-        ("GPUs", asked(gpus)),
-        ("shared folders", asked(shared_folders)),
-        ("internet", asked(internet)),
-        ("local disk", asked(local_disk)),
-        ("clocks", asked(clock_skew)),
+        ("GPUs", ask(gpus)),
+        ("shared folders", ask(shared_folders)),
+        ("internet", ask(internet)),
+        ("local disk", ask(local_disk)),
+        ("clocks", ask(clock_skew)),
     ]
 
 
-def node_imports(context: CheckContext, facts: dict[str, Any]) -> str:
-    """All that training imports can be imported there."""
-    if errors := facts["errors"]:
-        name, said = next(iter(errors.items()))
+def node_imports(context: CheckContext, report: dict[str, Any]) -> str:
+    """Check that everything that training imports can be imported on the node."""
+    if errors := report["errors"]:
+        name, error = next(iter(errors.items()))
         others = f" (nor {', '.join(list(errors)[1:])})" if len(errors) > 1 else ""
         raise UserError(
-            f"{name} cannot be imported on {facts['host']} by {facts['executable']}: {said}{others}; run `make setup` "
-            "where nodes can read it, or set cluster.python or RUNYARD_CONTAINER to an environment that has it"
+            f"{name} cannot be imported on {report['host']} by {report['executable']}: {error}{others}; "
+            "run `make setup` where nodes can read it, or set cluster.python or RUNYARD_CONTAINER to an environment "
+            "that has it"
         )
-    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in REPORTED_PACKAGES)
-    return f"on {facts['host']}: Python {facts['python']}, {versions}; {facts['cpus']} CPUs for a task"
+    versions = ", ".join(f"{name} {report['versions'][name]}" for name in REPORTED_PACKAGES)
+    return f"on {report['host']}: Python {report['python']}, {versions}; {report['cpus']} CPUs for a task"
 
 
-def gpus(context: CheckContext, facts: dict[str, Any]) -> str:
-    """PyTorch sees one where GPUs are asked for."""
-    asked = context.config.cluster.gpus_per_node
-    if facts["gpus"]:
-        return f"{', '.join(facts['gpus'])}, CUDA {facts['cuda']}"
-    if asked and context.config.cluster.launcher == "slurm":
+def gpus(context: CheckContext, report: dict[str, Any]) -> str:
+    """Check that PyTorch sees a GPU on the node if GPUs are requested."""
+    requested = context.config.cluster.gpus_per_node
+    if report["gpus"]:
+        return f"{', '.join(report['gpus'])}, CUDA {report['cuda']}"
+    if requested and context.config.cluster.launcher == "slurm":
         raise UserError(
-            f"cluster.gpus_per_node={asked}: torch (for CUDA {facts['cuda']}) sees no GPU on {facts['host']}; "
+            f"cluster.gpus_per_node={requested}: torch (for CUDA {report['cuda']}) sees no GPU on {report['host']}; "
             "install a torch for the driver there, or `module load` what it needs in cluster.env_setup"
         )
     return "none there, and none is asked for"
 
 
-def shared_folders(context: CheckContext, facts: dict[str, Any]) -> str:
-    """What lies in ``runs_dir`` and ``data.root`` here is seen there."""
-    config, meeting = context.config, facts["meeting"]
-    if meeting is None:
+def shared_folders(context: CheckContext, report: dict[str, Any]) -> str:
+    """Check that the node sees what is in ``runs_dir`` and ``data.root`` on this machine."""
+    config, shared = context.config, report["meeting"]
+    if shared is None:
         raise UserError(f"runs_dir={config.runs_dir}: cannot be written here; set runs_dir to a folder you can write")
-    if not (meeting["seen"] and facts["here"]["node_seen"]):
-        why = meeting["error"] or "a file made here is not seen there"
+    if not (shared["seen"] and report["here"]["node_seen"]):
+        problem = shared["error"] or "a file made here is not seen there"
         raise UserError(
-            f"runs_dir={config.runs_dir}: not the same folder on {facts['host']} ({why}); "
+            f"runs_dir={config.runs_dir}: not the same folder on {report['host']} ({problem}); "
             "set runs_dir to one on a disk that login and compute nodes share"
         )
-    if facts["data"] is not None:
+    if report["data"] is not None:
         raise UserError(
-            f"data.root={config.data.root}: cannot be read on {facts['host']} ({facts['data']}); set data.root to a "
+            f"data.root={config.data.root}: cannot be read on {report['host']} ({report['data']}); set data.root to a "
             "folder on a disk that login and compute nodes share"
         )
-    return f"runs_dir and data.root are the same on {facts['host']}"
+    return f"runs_dir and data.root are the same on {report['host']}"
 
 
-def internet(context: CheckContext, facts: dict[str, Any]) -> str:
-    """W&B's server can be reached from there, where the run needs that."""
-    mode, reached = context.config.tracking.mode, facts["reached"]
+def internet(context: CheckContext, report: dict[str, Any]) -> str:
+    """Check that the node can reach W&B's server, if the run needs it."""
+    mode, reached = context.config.tracking.mode, report["reached"]
     if reached is None:
         return f"not asked (tracking={mode})"
     if reached:
-        return f"W&B's server answers on {facts['host']}"
+        return f"W&B's server answers on {report['host']}"
     if mode == "online":
         raise UserError(
-            f"tracking.mode=online: W&B's server does not answer on {facts['host']}; set tracking=auto or offline, and "
-            "send the record afterwards with `runyard sync`"
+            f"tracking.mode=online: W&B's server does not answer on {report['host']}; set tracking=auto or "
+            "offline, and send the record afterwards with `runyard sync`"
         )
-    return f"W&B's server does not answer on {facts['host']}: the run logs offline, `runyard sync` sends it"
+    return f"W&B's server does not answer on {report['host']}: the run logs offline, `runyard sync` sends it"
 
 
-def local_disk(context: CheckContext, facts: dict[str, Any]) -> str:
-    """Nodes have a disk of their own where the data is to be copied to."""
+def local_disk(context: CheckContext, report: dict[str, Any]) -> str:
+    """Check that the node's own disk can be written if the data is to be copied to it."""
     if context.config.cluster.stage_data is None:
-        tmpdir = facts["tmpdir"]
+        tmpdir = report["tmpdir"]
         if tmpdir is None or tmpdir["error"]:
             return "not used (cluster.stage_data=null), and no $SLURM_TMPDIR there"
         free = f"{tmpdir['free_gb']:,.0f} GB free in {tmpdir['path']}"
         return f"not used (cluster.stage_data=null), and there: {free}, which is $SLURM_TMPDIR"
-    stage = facts["stage"]
+    stage = report["stage"]
     if stage["error"]:
         raise UserError(
-            f"cluster.stage_data={context.config.cluster.stage_data}: {stage['path']} on {facts['host']} cannot be "
+            f"cluster.stage_data={context.config.cluster.stage_data}: {stage['path']} on {report['host']} cannot be "
             f"written ({stage['error']}); set it to a folder on the nodes' own disk, or null"
         )
     return f"{stage['free_gb']:,.0f} GB free in {stage['path']}"
 
 
-def clock_skew(context: CheckContext, facts: dict[str, Any]) -> str:
-    """This machine, the node and the file server agree about the time: leases and logs compare theirs."""
-    ahead = {f"{facts['host']}'s clock": facts["ahead_s"], "the file server's": facts["here"]["server_ahead_s"]}
-    if facts["meeting"] and facts["meeting"]["server_ahead_s"] is not None:
-        there = facts["ahead_s"] + facts["meeting"]["server_ahead_s"]
-        ahead["the file server's as the node sees it"] = there
-    known = {name: seconds for name, seconds in ahead.items() if seconds is not None}
-    if not known:
+def clock_skew(context: CheckContext, report: dict[str, Any]) -> str:
+    """Check that the clocks of this machine, the node and the file server agree: leases and logs depend on it."""
+    ahead = {f"{report['host']}'s clock": report["ahead_s"], "the file server's": report["here"]["server_ahead_s"]}
+    if report["meeting"] and report["meeting"]["server_ahead_s"] is not None:
+        file_server_ahead_s = report["ahead_s"] + report["meeting"]["server_ahead_s"]
+        ahead["the file server's as the node sees it"] = file_server_ahead_s
+    measured = {name: seconds for name, seconds in ahead.items() if seconds is not None}
+    if not measured:
         raise QueryError("no clock could be compared")
-    name, most = max(known.items(), key=lambda item: abs(item[1]))
-    if abs(most) > CLOCK_SKEW_S:
-        way = "ahead of" if most > 0 else "behind"
+    name, largest_s = max(measured.items(), key=lambda item: abs(item[1]))
+    if abs(largest_s) > CLOCK_SKEW_S:
+        direction = "ahead of" if largest_s > 0 else "behind"
         raise UserError(
-            f"{name} is {abs(most):.0f} s {way} this machine's; ask the cluster's support to mend its time (NTP): "
-            "runs that seem to be silent are taken over"
+            f"{name} is {abs(largest_s):.0f} s {direction} this machine's; ask the cluster's support to fix its "
+            "clock (NTP): a run that seems to be silent is taken over by another process"
         )
-    return f"within {max(abs(seconds) for seconds in known.values()):.1f} s of each other"
+    return f"within {max(abs(seconds) for seconds in measured.values()):.1f} s of each other"
 
 
 def _server(context: CheckContext) -> tuple[str, int] | None:
@@ -186,5 +187,5 @@ def _server(context: CheckContext) -> tuple[str, int] | None:
         return None
     try:
         return connection.first_stop(connection.base_url())
-    except (ValueError, KeyError):  # it is no address
+    except (ValueError, KeyError):  # it is not an address
         return None

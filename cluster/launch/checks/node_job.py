@@ -1,4 +1,4 @@
-"""One minute on a compute node: what is true there and cannot be seen from the login node."""
+"""Runs a short job on a compute node to find out what cannot be seen from the login node."""
 
 from __future__ import annotations
 
@@ -30,56 +30,56 @@ from runyard.errors import UserError
 from runyard.slurm_client import QueryError, clean_environment, error_line, run_query
 
 REPO_ROOT = Path(__file__).resolve().parents[3]
-MAX_MEM_GB = 8  # enough to import everything; asking for less starts sooner
-TIMEOUT_MIN = 2  # the libraries' first import over a busy network disk may take one
-SRUN_GRACE_S = 60  # after which srun has failed to keep to these times
+MAX_MEM_GB = 8  # enough to import everything; a smaller job starts sooner
+TIMEOUT_MIN = 2  # the first import of the libraries from a busy network disk may take a minute
+SRUN_GRACE_S = 60  # by which srun may exceed these times before it is stopped
 
 
 class NodeJob:
-    """Runs ``node_probe`` once, when its facts are first asked for, by srun with the run's own settings; or here.
+    """Runs ``node_probe`` once, when its report is first needed: by srun with the run's own settings, or here.
 
     Args:
-        server: Host and port that the node is to reach; None: not asked.
+        server: Host and port that the node has to reach; None to skip this.
         wait_s: How long the job may wait for a node.
     """
 
     def __init__(self, context: CheckContext, server: tuple[str, int] | None, wait_s: float) -> None:
-        self._subject, self._server, self._wait_s = context, server, wait_s
+        self._context, self._server, self._wait_s = context, server, wait_s
 
     @cached_property
     def _outcome(self) -> dict[str, Any] | UserError | QueryError:
         try:
-            with _shared_folder(Path(self._subject.config.runs_dir)) as folder:
+            with _shared_folder(Path(self._context.config.runs_dir)) as folder:
                 return self._run(folder) | {"here": _login_node_report(folder)}
         except (UserError, QueryError) as error:
             return error
 
     def report(self) -> dict[str, Any]:
-        """What the probe found, with ``ahead_s``, by how much the node's clock is ahead of ours, and ``here``.
+        """Return the probe's report, with ``ahead_s``, the lead of the node's clock, and ``here``, this machine's part.
 
         Raises:
-            UserError: SLURM refused the job, or it did not get as far as Python.
-            CannotTell: there was no node for it in time.
+            UserError: SLURM refused the job, or it failed before Python started.
+            QueryError: no node was free in time.
         """
         if isinstance(self._outcome, Exception):
             raise self._outcome
         return self._outcome
 
     def report_or_unknown(self) -> dict[str, Any]:
-        """The same for further questions: that the job failed is said once.
+        """Return the same for further checks: only the first one shows why the job failed.
 
         Raises:
-            CannotTell: there are none.
+            QueryError: there is no report.
         """
         if isinstance(self._outcome, Exception):
-            raise QueryError("the job on a node told nothing")
+            raise QueryError("the job on a node reported nothing")
         return self._outcome
 
-    def _run(self, meeting: Path | None) -> dict[str, Any]:
-        config = self._subject.config
+    def _run(self, folder: Path | None) -> dict[str, Any]:
+        config = self._context.config
         host, port = self._server or (None, None)
         data, stage = str(manifest.dataset_dir(config.data).absolute()), config.cluster.stage_data
-        probe_request = {"meeting": meeting and str(meeting), "data": data, "host": host, "port": port, "stage": stage}
+        probe_request = {"meeting": folder and str(folder), "data": data, "host": host, "port": port, "stage": stage}
         name = f"runyard-doctor-{secrets.token_hex(4)}"
         command = (
             self._srun(name, probe_request) if config.cluster.launcher == "slurm" else _local_command(probe_request)
@@ -91,7 +91,7 @@ class NodeJob:
             deadline = threading.Timer(self._wait_s + TIMEOUT_MIN * 60 + SRUN_GRACE_S, _end, (job, name))
             deadline.start()
             try:
-                facts = _read_report(job)
+                report = _read_report(job)
                 job.wait()
             except BaseException:
                 _end(job, name)
@@ -100,12 +100,12 @@ class NodeJob:
                 deadline.cancel()
             stderr_file.seek(0)
             errors = stderr_file.read()
-        if facts is None:
+        if report is None:
             raise self._failure(job.returncode, errors)
-        return facts
+        return report
 
     def _srun(self, name: str, probe_request: dict[str, Any]) -> list[str]:
-        c = self._subject.config.cluster
+        c = self._context.config.cluster
         same = ("account", "partition", "qos", "constraint", "comment", "exclude")
         options = [f"--{option}={value}" for option in same if (value := getattr(c, option)) is not None]
         if c.gpus_per_node:
@@ -120,37 +120,37 @@ class NodeJob:
         return ["srun", "--quiet", "--nodes=1", "--ntasks=1", *options, f"--chdir={REPO_ROOT}", "bash", "-c", script]
 
     def _failure(self, code: int, errors: str) -> Exception:
-        stderr_file = error_line(errors)
-        if self._subject.config.cluster.launcher == "local":
-            return UserError(f"{sys.executable} ended with {code}: {stderr_file[-300:]}; make setup")
-        if "busy" in stderr_file or "Immediate" in stderr_file:
+        error = error_line(errors)
+        if self._context.config.cluster.launcher == "local":
+            return UserError(f"{sys.executable} ended with {code}: {error[-300:]}; make setup")
+        if "busy" in error or "Immediate" in error:
             return QueryError(
                 f"no node was free within {self._wait_s:g} s; give it longer (--wait-s), or leave it out (--no-job)"
             )
-        if "Unable to allocate resources" in stderr_file:
-            return UserError(refusal_text(self._subject.config.cluster, stderr_file))
+        if "Unable to allocate resources" in error:
+            return UserError(refusal_text(self._context.config.cluster, error))
         if shutil.which("srun") is None:
             return QueryError("no srun on this machine")
         return UserError(
-            f"the job ended with {code}: {stderr_file[-300:]}; mend cluster.python or cluster.env_setup, "
+            f"the job ended with {code}: {error[-300:]}; fix cluster.python or cluster.env_setup, "
             "or run `make setup` where nodes can read it"
         )
 
 
 def _read_report(job: subprocess.Popen[str]) -> dict[str, Any] | None:
-    """The probe's line, None where none comes, and by how much its clock was ahead of ours as it came."""
+    """Return the report in the probe's line, None without one. Adds ``ahead_s``, the lead of the node's clock."""
     assert job.stdout is not None
-    facts: dict[str, Any] | None = None
+    report: dict[str, Any] | None = None
     for line in job.stdout:
         if line.startswith(OUTPUT_PREFIX):
             now = time.time()
-            facts = json.loads(line.removeprefix(OUTPUT_PREFIX))
-            facts["ahead_s"] = facts["time"] - now
-    return facts
+            report = json.loads(line.removeprefix(OUTPUT_PREFIX))
+            report["ahead_s"] = report["time"] - now
+    return report
 
 
 def _end(job: subprocess.Popen[str], name: str) -> None:
-    """Leave nothing on the queue: srun may be anywhere between asking for a node and having one."""
+    """End the job and leave nothing on the queue: srun may still be waiting for its node."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(job.pid, signal.SIGTERM)
     if shutil.which("scancel"):
@@ -174,7 +174,7 @@ def _with_pythonpath(env: dict[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _shared_folder(runs_dir: Path) -> Iterator[Path | None]:
-    """A folder where runs are to lie, in which the login node and the compute node each leave a file. None: no such."""
+    """Create a folder where runs will be, in which both nodes leave a file. Yields None if it cannot be created."""
     try:
         folder = Path(tempfile.mkdtemp(prefix=".runyard-doctor-", dir=nearest_existing_dir(runs_dir)))
     except OSError:
@@ -188,10 +188,10 @@ def _shared_folder(runs_dir: Path) -> Iterator[Path | None]:
 
 
 def _login_node_report(folder: Path | None) -> dict[str, Any]:
-    """The login node's side of the meeting."""
+    """Return what the login node sees in the shared folder: the node's file, and the file server's clock."""
     if folder is None:
         return {"node_seen": None, "server_ahead_s": None}
-    before = time.time()
+    start_time = time.time()
     (folder / "here").touch()
-    ahead_s = (folder / "here").stat().st_mtime - before
+    ahead_s = (folder / "here").stat().st_mtime - start_time
     return {"node_seen": (folder / "node").exists(), "server_ahead_s": ahead_s}

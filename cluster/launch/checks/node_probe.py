@@ -1,6 +1,6 @@
-"""What a compute node has, as one line of JSON: run there by ``runyard doctor``, as a module with one argument, ASKED.
+"""Reports what a compute node has as one line of JSON. ``runyard doctor`` runs it there, with its request as JSON.
 
-Of this project nothing is imported before the question whether it can be.
+It imports nothing of this project before it tests whether that can be imported.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ import time
 from pathlib import Path
 from typing import Any
 
-OUTPUT_PREFIX = "runyard-probe: "  # before the line: what starts Python may print lines of its own
+OUTPUT_PREFIX = "runyard-probe: "  # marks the line, since what starts Python may print other lines
 MODULES = ("torch", "torchvision", "ffcv", "numba", "numpy", "cv2", "wandb", "submitit", "runyard.training.trainer")
 CONNECT_CHECK_TIMEOUT_S = 3.0
 
 
-def probe(asked: dict[str, Any]) -> dict[str, Any]:
-    """The answers.
+def probe(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the report.
 
     Args:
-        asked: ``meeting``, a folder in which this node is to make a file; ``data``, a folder to be read; ``host`` and
-            ``port`` of a server to be reached, or null; ``stage``, a folder on the node's own disk, or null.
+        request: ``meeting``, a folder in which this node creates a file; ``data``, a folder to read; ``host`` and
+            ``port`` of a server to reach, or null; ``stage``, a folder on the node's own disk, or null.
     """
-    facts: dict[str, Any] = {"host": socket.gethostname(), "cpus": len(os.sched_getaffinity(0))}
-    facts |= {"python": sys.version.split()[0], "executable": sys.executable} | _imports() | _gpus()
-    facts["meeting"] = _check_shared_folder(Path(asked["meeting"])) if asked["meeting"] else None
-    facts["data"] = _read_problem(Path(asked["data"]))
-    facts["reached"] = _can_connect(asked["host"], asked["port"]) if asked["host"] else None
-    for name, folder in {"tmpdir": os.environ.get("SLURM_TMPDIR"), "stage": asked["stage"]}.items():
-        facts[name] = None if folder is None else _disk(os.path.expandvars(folder))
-    facts["time"] = time.time()  # last: the line is read at once
-    return facts
+    report: dict[str, Any] = {"host": socket.gethostname(), "cpus": len(os.sched_getaffinity(0))}
+    report |= {"python": sys.version.split()[0], "executable": sys.executable} | _imports() | _gpus()
+    report["meeting"] = _check_shared_folder(Path(request["meeting"])) if request["meeting"] else None
+    report["data"] = _read_problem(Path(request["data"]))
+    report["reached"] = _can_connect(request["host"], request["port"]) if request["host"] else None
+    for name, folder in {"tmpdir": os.environ.get("SLURM_TMPDIR"), "stage": request["stage"]}.items():
+        report[name] = None if folder is None else _disk(os.path.expandvars(folder))
+    report["time"] = time.time()  # last, since the line is read at once
+    return report
 
 
 def _imports() -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _imports() -> dict[str, Any]:
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # of another name than its module's
+    except importlib.metadata.PackageNotFoundError:  # its package has another name
         return ""
 
 
@@ -70,18 +70,18 @@ def _gpus() -> dict[str, Any]:
 
 
 def _check_shared_folder(folder: Path) -> dict[str, Any]:
-    """Whether the login node's file is seen here, and the file server's time against this node's."""
+    """Return whether this node sees the login node's file, and the lead of the file server's clock in seconds."""
     try:
         seen = (folder / "login").exists()
-        before = time.time()
+        start_time = time.time()
         (folder / "node").touch()
-        return {"seen": seen, "error": None, "server_ahead_s": (folder / "node").stat().st_mtime - before}
+        return {"seen": seen, "error": None, "server_ahead_s": (folder / "node").stat().st_mtime - start_time}
     except OSError as error:
         return {"seen": False, "error": error.strerror, "server_ahead_s": None}
 
 
 def _read_problem(folder: Path) -> str | None:
-    """Why the files in ``folder`` cannot be read; None if they can."""
+    """Return why the files in ``folder`` cannot be read, None if they can."""
     try:
         for path in folder.iterdir():
             if path.is_file():
@@ -103,7 +103,7 @@ def _disk(folder: str) -> dict[str, Any]:
 
 
 def _can_connect(host: str, port: int) -> bool:
-    """In a thread that may be left behind: no time limit holds for finding a name."""
+    """Return whether the server can be reached. The thread may be left behind: name resolution knows no time limit."""
     answered = threading.Event()
 
     def connect() -> None:
@@ -119,4 +119,4 @@ def _can_connect(host: str, port: int) -> bool:
 
 if __name__ == "__main__":
     print(f"\n{OUTPUT_PREFIX}{json.dumps(probe(json.loads(sys.argv[1])))}", flush=True)
-    os._exit(0)  # whatever threads the libraries left
+    os._exit(0)  # despite threads that the libraries left running

@@ -1,4 +1,4 @@
-"""The checks made before a run is created and a queue slot is spent. ``submit`` stops at the first that fails."""
+"""The checks that run before a run is created and a job is queued. ``submit`` stops at the first failure."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from runyard.runs.summary import read_run_summary
 from runyard.slurm_client import RETRY_TIMEOUT_S, QueryError
 
 MIN_FREE_MB = 500
-MAX_HASHED_BYTES = 1 << 30  # on the login node; the job hashes what is more
+MAX_HASHED_BYTES = 1 << 30  # on the login node; the job hashes larger files
 OWN_RUN_HINT = "begin one of your own with `runyard submit`"
 
 
 def ranks(context: CheckContext) -> str:
-    """The global batch divides among the ranks."""
+    """Check that the global batch divides among the ranks."""
     world = context.tasks_per_node * context.config.cluster.nodes
     check_world_size(context.config, world)
     return f"{world}, each with {context.config.batch_size // world} images of the batch"
 
 
 def data_prepared(context: CheckContext) -> str:
-    """Prepared, what its manifest says, and large enough for one batch."""
+    """Check that the data is prepared, unchanged, and large enough for one batch."""
     if not context.needs_data:
-        raise QueryError("it may come to be while the job waits")
+        raise QueryError("the data may be prepared while the job waits")
     config, folder = context.config, manifest.dataset_dir(context.config.data)
-    found = manifest.load_manifest(folder, context.prepare_command)
-    manifest.verify_dataset(folder, found, list(found.splits), hash_files=False)
-    check_content(folder, found, files_read(config, found), at_most_bytes=MAX_HASHED_BYTES)
-    samples = found.splits["train"].samples
+    dataset = manifest.load_manifest(folder, context.prepare_command)
+    manifest.verify_dataset(folder, dataset, list(dataset.splits), hash_files=False)
+    check_content(folder, dataset, files_read(config, dataset), at_most_bytes=MAX_HASHED_BYTES)
+    samples = dataset.splits["train"].samples
     if config.batch_size > samples:
         raise UserError(f"batch_size={config.batch_size}: {folder} holds {samples} training images; set at most that")
     return f"{samples:,} training images in {folder}"
 
 
 def precision(context: CheckContext) -> str:
-    """fp16 has a GPU to run on."""
+    """Check that fp16 has a GPU to run on."""
     cluster = context.config.cluster
     gpus = cluster.gpus_per_node if cluster.launcher == "slurm" else compose.gpu_count()
     if context.config.precision == "fp16" and not gpus:
@@ -59,30 +59,32 @@ def precision(context: CheckContext) -> str:
 
 
 def disk_space(context: CheckContext) -> str:
-    """The disk of ``runs_dir`` has room for checkpoints."""
-    there = nearest_existing_dir(Path(context.config.runs_dir))
-    free_mb = shutil.disk_usage(there).free / 1e6
+    """Check that the disk of ``runs_dir`` has space for checkpoints."""
+    folder = nearest_existing_dir(Path(context.config.runs_dir))
+    free_mb = shutil.disk_usage(folder).free / 1e6
     if free_mb < MIN_FREE_MB:
         raise UserError(
             f"runs_dir={context.config.runs_dir}: {free_mb:.0f} MB free, expected {MIN_FREE_MB} MB at least; "
             "free some, or set runs_dir elsewhere"
         )
-    return f"{free_mb / 1000:,.0f} GB free under {there}"
+    return f"{free_mb / 1000:,.0f} GB free under {folder}"
 
 
 def script_parses(context: CheckContext) -> str:
-    """bash can read the batch script: what a line of env_setup leaves open would swallow the lines after it."""
+    """Check that bash can parse the batch script: an unclosed line of env_setup would swallow the lines after it."""
     if context.script is None:
         raise QueryError("there is no batch script")
-    read = subprocess.run(["bash", "-n"], input=context.script(), capture_output=True, text=True)
-    if said := read.stderr.strip():
+    parsed = subprocess.run(["bash", "-n"], input=context.script(), capture_output=True, text=True)
+    if errors := parsed.stderr.strip():
         lines = format_literal(context.config.cluster.env_setup)
-        raise UserError(f"cluster.env_setup={lines}: bash cannot read the script ({said.splitlines()[0]}); mend these")
+        raise UserError(
+            f"cluster.env_setup={lines}: bash cannot read the script ({errors.splitlines()[0]}); fix these lines"
+        )
     return "can be read"
 
 
 def python_warning(config: Config) -> str | None:
-    """What to warn of: that ``cluster.python`` cannot be found here. Nodes may have it, or ``env_setup`` bring it."""
+    """Return a warning if ``cluster.python`` is not on this machine; nodes may have it, or ``env_setup`` provide it."""
     program = config.cluster.python
     if config.cluster.launcher != "slurm" or program is None or shutil.which(program) is not None:
         return None
@@ -101,18 +103,18 @@ TRAINING_CHECKS: list[tuple[str, Question]] = [
 
 
 def questions(context: CheckContext) -> list[tuple[str, Question]]:
-    """The cheap ones, in the order in which they are asked."""
+    """Return the quick checks, in the order in which they run."""
     on_slurm = context.config.cluster.launcher == "slurm"
     return [*TRAINING_CHECKS, *([("script", script_parses), *SLURM_CHECKS] if on_slurm else [])]
 
 
 def preflight(context: CheckContext, *, include_slurm: bool = True) -> None:
-    """Ask what is cheap to ask.
+    """Run the quick checks.
 
-    Without ``include_slurm`` ask only about the training itself, as for further points of a sweep.
+    Without ``include_slurm`` check only the training itself, as for further points of a sweep.
 
     Raises:
-        UserError: the first no. What cannot be told does not hold up a submission.
+        UserError: a check failed. One without an answer does not stop a submission.
     """
     for _, question in questions(context) if include_slurm else TRAINING_CHECKS:
         try:
@@ -122,7 +124,7 @@ def preflight(context: CheckContext, *, include_slurm: bool = True) -> None:
 
 
 def planned_job(configs: list[Config], after: str | None = None) -> SbatchJob:
-    """The batch of runs that have no directory yet, but for its names RUN or SWEEP as it will be."""
+    """Return the job of runs that do not exist yet, as it will be, except that the names are RUN or SWEEP."""
     runs_dir, several = Path(configs[0].runs_dir).absolute(), len(configs) > 1
     names = [f"RUN{number}" for number in range(len(configs))] if several else ["RUN"]
     runs = [Run(runs_dir / name, c, {"id": name, "jobs": []}) for name, c in zip(names, configs, strict=True)]
@@ -131,16 +133,16 @@ def planned_job(configs: list[Config], after: str | None = None) -> SbatchJob:
 
 
 def require_resumable(run: Run) -> None:
-    """Refuse to start another job for ``run`` where one is on its way, or it has reached its end.
+    """Refuse to start another job for a run that is active or finished.
 
-    Who asks holds the run's lock (``runyard.cluster.slurm.submission``).
+    The caller holds the run's lock (``runyard.cluster.slurm.submission``).
 
     Raises:
-        UserError: saying which of these, and what to do instead; or SLURM does not say.
+        UserError: the message says which of these, and what to do instead; or SLURM does not answer.
     """
     if run.is_finished:
         raise UserError(
-            f"run {run.id} is finished: there is nothing to go on with; start another with `runyard submit`, "
+            f"run {run.id} is finished: there is nothing to resume; start another with `runyard submit`, "
             f"or write its report again: runyard report {run.cli_reference}"
         )
     if (writer := run.lease_holder()) is not None:
@@ -149,30 +151,30 @@ def require_resumable(run: Run) -> None:
             f"runyard cancel {run.cli_reference}"
         )
     on_slurm = run.config.cluster.launcher == "slurm"
-    now = run_status(read_run_summary(run.path), wait_s=RETRY_TIMEOUT_S if on_slurm else 0, holds_locks=True)
-    if now.error and on_slurm:
-        raise UserError(f"run {run.id}: {now.message}; nothing was submitted, since it may have a job already")
-    if now.active:
-        job = f" (job {now.job.id})" if now.job is not None else ""
+    status = run_status(read_run_summary(run.path), wait_s=RETRY_TIMEOUT_S if on_slurm else 0, holds_locks=True)
+    if status.error and on_slurm:
+        raise UserError(f"run {run.id}: {status.message}; nothing was submitted, since it may have a job already")
+    if status.active:
+        job = f" (job {status.job.id})" if status.job is not None else ""
         raise UserError(
-            f"run {run.id} is {now.state} already{job}; see: runyard status {run.cli_reference}, "
+            f"run {run.id} is {status.state} already{job}; see: runyard status {run.cli_reference}, "
             f"or stop it first: runyard cancel {run.cli_reference}"
         )
 
 
 def skipped_checkpoints_warning(run: Run, *, from_scratch: bool) -> str | None:
-    """What is to be said of the checkpoints that a job would pass over; None: nothing.
+    """Return a warning of the checkpoints that a job would skip, None if there are none.
 
     Args:
-        from_scratch: Whether it may begin at step 0 again, where no checkpoint is left.
+        from_scratch: Whether the job may restart from step 0 if no checkpoint is left.
 
     Raises:
-        UserError: none is left, and it may not; or one is, and it is not to be gone on from.
+        UserError: no checkpoint is left and the job may not restart, or ``from_scratch`` is given and one is left.
     """
     if from_scratch:
-        if (found := saved_checkpoints.newest_checkpoint(run.checkpoints)) is not None:
+        if (newest := saved_checkpoints.newest_checkpoint(run.checkpoints)) is not None:
             raise UserError(
-                f"--from-scratch: run {run.id} has {found.path} to go on from: leave the option out; "
+                f"--from-scratch: run {run.id} has {newest.path} to resume from: leave the option out; "
                 "to learn from the beginning, start another run with `runyard submit`, or move that away first"
             )
         run.allow_restart_from_scratch()
@@ -180,20 +182,20 @@ def skipped_checkpoints_warning(run: Run, *, from_scratch: bool) -> str | None:
 
 
 def require_own_run(run: Run, *, trusted: bool = False) -> None:
-    """Refuse a run that another user owns, unless it is ``trusted``, or whose directory cannot be written.
+    """Refuse a run that another user owns, unless it is ``trusted``, and one whose directory cannot be written.
 
     Raises:
-        UserError: saying whose it is.
+        UserError: the message names the owner, or the command that fixes the permissions.
     """
     run.require_own(trusted=trusted, instead=f"{OWN_RUN_HINT}; or --trust, if you would run anything that they wrote")
     if not os.access(run.path, os.W_OK | os.X_OK):
         raise UserError(
             f"run {run.id}: its directory cannot be written ({stat.filemode(run.path.stat().st_mode)}); "
-            f"mend it with: chmod u+rwx {run.path}"
+            f"fix it with: chmod u+rwx {run.path}"
         )
 
 
 def nearest_existing_dir(path: Path) -> Path:
-    """``path``, or the folder that exists and will hold it."""
+    """Return ``path`` if it exists, else the nearest folder above it that does."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -1,6 +1,6 @@
-"""Whether the disks of runs and data have room, by their own count and by the user's quota, and keep what is old.
+"""Checks that the disks of runs and data have space, also by the user's quota, and do not purge old files.
 
-Quotas are told by NYU's ``myquota`` and by Lustre's ``lfs quota``, where these are.
+Quotas are read from NYU's ``myquota`` or Lustre's ``lfs quota``, if the machine has one of them.
 """
 
 from __future__ import annotations
@@ -25,75 +25,81 @@ DAY_S = 86_400
 
 
 def run_folders(context: CheckContext) -> dict[str, Path]:
-    """The folders that a run writes and reads, by their settings' names."""
+    """Return the folders that a run writes and reads, by the names of their settings."""
     return {"runs_dir": Path(context.config.runs_dir), "data.root": Path(context.config.data.root)}
 
 
 def free_inodes(context: CheckContext) -> str:
-    """The disks take more files: some count them apart from bytes."""
-    said = []
+    """Check that the disks accept more files: some limit their number as well as their bytes."""
+    results = []
     for name, path in run_folders(context).items():
         disk = os.statvfs(nearest_existing_dir(path))
         if disk.f_files and disk.f_favail < MIN_FREE_INODES:
             raise UserError(
                 f"{name}={path}: its disk takes only {disk.f_favail} more files; delete some, or set {name} elsewhere"
             )
-        said.append(f"{name} {disk.f_favail:,}" if disk.f_files else f"{name} any number")
-    return ", ".join(said)
+        results.append(f"{name} {disk.f_favail:,}" if disk.f_files else f"{name} any number")
+    return ", ".join(results)
 
 
 def quota(context: CheckContext) -> str:
-    """What the user may store is not nearly used up."""
+    """Check that the user's quota is not nearly used up."""
     if shutil.which("myquota"):
         used = parse_myquota(run_query("myquota"))
-    elif shutil.which("lfs") and (found := _on_lustre(context)):
+    elif shutil.which("lfs") and (lustre_mounts := _on_lustre(context)):
         used = {}
-        for path in found:
+        for path in lustre_mounts:
             used |= parse_lfs(run_query("lfs", "quota", "-q", "-u", getpass.getuser(), str(path)))
     else:
         raise QueryError("neither myquota nor lfs is on this machine")
     if not used:
         raise QueryError("the quota command's answer cannot be read")
-    where, pct = max(used.items(), key=lambda item: item[1])
+    file_system, pct = max(used.items(), key=lambda item: item[1])
     if pct >= FULL_PCT:
-        raise UserError(f"your quota is {pct:.0f} % used ({where}); delete some, or set runs_dir, data.root elsewhere")
-    return f"at most {pct:.0f} % used ({where})"
+        raise UserError(
+            f"your quota is {pct:.0f} % used ({file_system}); delete some, or set runs_dir, data.root elsewhere"
+        )
+    return f"at most {pct:.0f} % used ({file_system})"
 
 
 def parse_myquota(text: str) -> dict[str, float]:
-    """Per cent used, by file system and of what, from the lines that begin with a path."""
+    """Return the percentage used, of space and of files for each file system, from the lines that begin with a path."""
     used: dict[str, float] = {}
     for line in text.splitlines():
-        shares = re.findall(r"\(([\d.]+)%\)", line)
+        percentages = re.findall(r"\(([\d.]+)%\)", line)
         if line.startswith("/"):
-            where = line.split()[0]
-            used |= {f"{what} of {where}": float(pct) for what, pct in zip(("space", "files"), shares, strict=False)}
+            file_system = line.split()[0]
+            used |= {
+                f"{what} of {file_system}": float(pct)
+                for what, pct in zip(("space", "files"), percentages, strict=False)
+            }
     return used
 
 
 def parse_lfs(text: str) -> dict[str, float]:
-    """Per cent used from ``lfs quota -q``: path, then used, quota, limit and grace of kilobytes and of files.
+    """Return the percentage used, of space and of files for one file system, from ``lfs quota -q``.
 
-    What is over its quota has a star; a long path stands on a line of its own.
+    Its fields are the path, then used, quota, limit and grace of kilobytes, and the same of files. A value over its
+    quota has a star, and a long path has a line of its own.
     """
     used = {}
-    words = text.split()
-    if len(words) >= 9 and words[0].startswith("/"):
-        for what, at in (("space", 1), ("files", 5)):
-            now, soft, hard = (int(re.sub(r"\D", "", word) or 0) for word in words[at : at + 3])
-            if most := soft or hard:
-                used[f"{what} of {words[0]}"] = 100 * now / most
+    tokens = text.split()
+    if len(tokens) >= 9 and tokens[0].startswith("/"):
+        for what, start in (("space", 1), ("files", 5)):
+            in_use, soft, hard = (int(re.sub(r"\D", "", token) or 0) for token in tokens[start : start + 3])
+            if limit := soft or hard:
+                used[f"{what} of {tokens[0]}"] = 100 * in_use / limit
     return used
 
 
 def purge_risk(context: CheckContext) -> str:
-    """Nothing on a scratch disk has been idle for so long that it is deleted soon."""
+    """Check that no file on a scratch disk has been idle for so long that it will be deleted soon."""
     idle: dict[str, tuple[float, Path]] = {}
     for name, path in run_folders(context).items():
         if path.exists() and is_scratch(path) and (oldest := _longest_idle(path)) is not None:
             idle[name] = oldest
     if not idle:
-        return "nothing on a disk that its name calls scratch"
+        return "no folder is on a scratch disk, going by the names"
     name, (days, file) = max(idle.items(), key=lambda item: item[1][0])
     if days > PURGED_AFTER_DAYS - WARNED_BEFORE_DAYS:
         raise UserError(
@@ -104,25 +110,25 @@ def purge_risk(context: CheckContext) -> str:
 
 
 def is_scratch(path: Path) -> bool:
-    """By the convention of clusters: $SCRATCH, or a folder of that name on the way."""
+    """Return whether ``path`` is on a scratch disk by convention: in $SCRATCH, or in a folder called scratch."""
     path = path.resolve()
     scratch = os.environ.get("SCRATCH")
     return (scratch is not None and path.is_relative_to(Path(scratch).resolve())) or "scratch" in path.parts
 
 
 def _longest_idle(root: Path) -> tuple[float, Path] | None:
-    """Days since the file that was longest neither read nor written was; of a very large tree its first files count."""
+    """Return the file that was longest neither read nor written, and for how many days; large trees are cut off."""
     oldest, count = None, 0
     for folder, _, files in os.walk(root):
         for file in files:
             path = Path(folder, file)
             try:
                 file_stat = path.stat()
-            except OSError:  # gone meanwhile, or a link to nothing
+            except OSError:  # deleted meanwhile, or a broken link
                 continue
-            last = max(file_stat.st_atime, file_stat.st_mtime)
-            if oldest is None or last < oldest[0]:
-                oldest = (last, path)
+            last_use = max(file_stat.st_atime, file_stat.st_mtime)
+            if oldest is None or last_use < oldest[0]:
+                oldest = (last_use, path)
             count += 1
             if count == MAX_SCANNED_FILES:
                 break
@@ -133,6 +139,6 @@ def _longest_idle(root: Path) -> tuple[float, Path] | None:
 
 def _on_lustre(context: CheckContext) -> list[Path]:
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    lustre = [Path(where) for _, where, kind, *_ in mounts if kind == "lustre"]
-    real = [nearest_existing_dir(path).resolve() for path in run_folders(context).values()]
-    return [where for where in lustre if any(path.is_relative_to(where) for path in real)]
+    lustre = [Path(mount_point) for _, mount_point, kind, *_ in mounts if kind == "lustre"]
+    folders = [nearest_existing_dir(path).resolve() for path in run_folders(context).values()]
+    return [mount_point for mount_point in lustre if any(path.is_relative_to(mount_point) for path in folders)]

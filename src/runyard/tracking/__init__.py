@@ -1,1 +1,1 @@
-"""What happened in a run: the journal (always), and Weights & Biases (a copy of it)."""
+"""Records what happens in a run: in its journal, always, and at Weights & Biases, which has a copy of the journal."""

@@ -1,4 +1,4 @@
-"""What rank 0 tells the world: the journal, the progress file, Weights & Biases. Other ranks hold a silent one."""
+"""Writes the journal, the progress file and Weights & Biases on rank 0. On other ranks it does nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROGRESS_EVERY_S = 0.5
 class Recorder:
     """Writes a run's history. With ``active=False`` (ranks other than 0) every call does nothing.
 
-    Once the ``lease`` is another's, each call raises LeaseLost and writes nothing.
+    Once another process holds the ``lease``, each call raises LeaseLost and writes nothing.
     """
 
     def __init__(self, run: Run, *, active: bool, lease: Lease | None = None) -> None:
@@ -28,19 +28,19 @@ class Recorder:
         self._wandb: Any = None
 
     def check_lease(self) -> None:
-        """Before any other write to the run, once it is prepared: raise LeaseLost if another process writes it now."""
+        """Raise LeaseLost if another process writes the run now. Call it before any other write to a prepared run."""
         if self._lease is not None:
             self._lease.check()
 
-    def open_wandb(self, facts: Row) -> None:
-        """Start, or go on with, the run's W&B record. If W&B fails that is written down, and training goes on."""
+    def open_wandb(self, metadata: Row) -> None:
+        """Open the run's W&B record, or resume it. If W&B fails, that becomes a warning and training continues."""
         if self._active and self._run.config.tracking.mode != "none":
             from runyard.tracking.wandb.live import WandbRun
 
-            self._wandb = WandbRun.start(self._run, facts, self.warning)
+            self._wandb = WandbRun.start(self._run, metadata, self.warning)
 
     def log_event(self, event: str, **fields: Any) -> None:
-        """One line in the journal, in the log, and in W&B."""
+        """Write one event to the journal, the log and W&B."""
         if self._active:
             self._journal.write(event, **fields)
             if (line := format_row({"event": event, **fields}, self._run.config.epochs)) is not None:
@@ -49,11 +49,11 @@ class Recorder:
                 self._wandb.log(event, fields)
 
     def warning(self, message: str) -> None:
-        """Something worth a person's eye that does not stop the run."""
+        """Record something that the user should see and that does not stop the run."""
         self.log_event("warning", message=message)
 
     def progress(self, **fields: Any) -> None:
-        """Where the run stands, for whoever watches; at most twice a second, replaced rather than appended."""
+        """Replace the progress file, which says how far the run is; at most twice a second."""
         now = time.monotonic()
         if self._active and now - self._last_progress_time >= PROGRESS_EVERY_S:
             self._last_progress_time = now

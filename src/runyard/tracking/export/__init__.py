@@ -1,1 +1,1 @@
-"""Runs as other programs keep them: TensorBoard, MLflow, CSV. Each file takes Histories, and writes a run once."""
+"""Exports each RunHistory to TensorBoard, MLflow or CSV. A second export of a run replaces the first."""

@@ -1,4 +1,4 @@
-"""What is exported of a run: the same for every program, by the names that W&B has too."""
+"""The data that is exported of a run: the same for every program, and under the same names as at W&B."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ import numpy as np
 from runyard.runs.history import RunHistory
 from runyard.tracking.wandb.history import WANDB_NAMES
 
-MAX_UNIX_TIME = 1e11  # unix seconds; no machine's clock has gone further
-MAX_EXACT_INT = 2**53  # beyond, floats lose count
+MAX_UNIX_TIME = 1e11  # unix seconds; a later time is a damaged record
+MAX_EXACT_INT = 2**53  # a float64 represents every integer up to here
 COST_METRICS = {"gpu_hours": "cost/gpu_hours", "core_hours": "cost/core_hours"}
 
 
 def export_metrics(run: RunHistory) -> dict[str, np.ndarray]:
-    """float64 [epochs measured] by name, as train/loss; NaN where not measured, and none that is so everywhere."""
-    found = {name: run.metric(key) for key, name in {**WANDB_NAMES, **COST_METRICS}.items()}
-    return {name: values for name, values in found.items() if np.isfinite(values).any()}
+    """Return float64 [epochs measured] by name, as train/loss. What was not measured is NaN, or left out if never."""
+    metrics = {name: run.metric(key) for key, name in {**WANDB_NAMES, **COST_METRICS}.items()}
+    return {name: values for name, values in metrics.items() if np.isfinite(values).any()}
 
 
 def created_time(run: RunHistory) -> float:
-    """When the run was created, unix seconds; 0 where its record has no time."""
+    """Return when the run was created, in unix seconds; 0 if its record has no valid time."""
     return run.created if 0 <= run.created <= MAX_UNIX_TIME else 0.0
 
 
 def points(run: RunHistory) -> tuple[list[float], list[int]]:
-    """Each measured epoch's time, unix seconds, and step.
+    """Return the time, in unix seconds, and the step of each measured epoch.
 
-    For what the journal lacks, ``created_time`` and the epoch.
+    Where the journal lacks one of them, ``created_time`` or the number of the epoch stands in for it.
     """
     times, steps, epochs = run.metric("t"), run.metric("step"), run.series["epoch"]
-    timed, counted = (times >= 0) & (times <= MAX_UNIX_TIME), (steps >= 0) & (steps <= MAX_EXACT_INT)  # NaN is neither
-    return np.where(timed, times, created_time(run)).tolist(), np.where(counted, steps, epochs).astype(
-        np.int64
-    ).tolist()
+    has_time = (times >= 0) & (times <= MAX_UNIX_TIME)  # False for NaN
+    has_step = (steps >= 0) & (steps <= MAX_EXACT_INT)
+    times, steps = np.where(has_time, times, created_time(run)), np.where(has_step, steps, epochs)
+    return times.tolist(), steps.astype(np.int64).tolist()
 
 
 def outcome(run: RunHistory) -> dict[str, float]:
-    """The run's result in a few numbers; those that are not known are left out."""
+    """Return the run's result in a few numbers; those that are not known are left out."""
     numbers = {
         "top1": run.last_top1,
         "top1_best": run.best_top1,
@@ -52,7 +52,7 @@ def outcome(run: RunHistory) -> dict[str, float]:
 
 
 def export_metadata(run: RunHistory) -> dict[str, str]:
-    """What is known of the run beside its settings and measures."""
+    """Return what is known of the run besides its settings and metrics."""
     known: dict[str, Any] = {
         "state": run.state,
         "sweep": run.sweep,
@@ -67,5 +67,5 @@ def export_metadata(run: RunHistory) -> dict[str, str]:
 
 
 def format_value(value: Any) -> str:
-    """A setting's value as JSON, text as it is; what JSON has no word for, as YAML's dates, as text."""
+    """Return a setting's value as JSON. Text stays as it is; what JSON does not have, as YAML's dates, becomes text."""
     return value if isinstance(value, str) else json.dumps(value, default=str)

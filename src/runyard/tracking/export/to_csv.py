@@ -14,7 +14,7 @@ from runyard.tracking.export.rows import export_metadata, format_value, outcome
 
 
 def export_csv(run: RunHistory, folder: Path) -> Path:
-    """Write the epochs of ``run``, under the journal's names; what was not measured is empty. Returns the file."""
+    """Write the epochs of ``run`` under the journal's names; what was not measured is empty. Returns the file."""
     names = list(run.series)
     columns = [run.series[name].tolist() for name in names]
     lines = [[_number(value) for value in line] for line in zip(*columns, strict=True)]
@@ -24,7 +24,7 @@ def export_csv(run: RunHistory, folder: Path) -> Path:
 
 
 def export_table(runs: Sequence[RunHistory], folder: Path) -> Path:
-    """Write ``runs.csv``: of each run what it came to, what is known of it, and its settings."""
+    """Write ``runs.csv``: the result, the metadata and the settings of each run. Returns the file."""
     rows = [
         {"run": run.id, "name": run.name, "seed": run.seed, "epochs_done": run.epochs_done, "message": run.message}
         | outcome(run)
@@ -44,6 +44,6 @@ def _number(value: float) -> Any:
 
 
 def _text(lines: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue()
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(lines)
+    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Runs in MLflow's tracking: settings as params, epochs as metrics, facts as tags, config.yaml as an artifact."""
+"""Exports runs to MLflow: settings as params, epochs as metrics, metadata as tags, config.yaml as an artifact."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from runyard.files import read_within
 from runyard.runs.history import RunHistory
 from runyard.tracking.export.rows import created_time, export_metadata, export_metrics, format_value, outcome, points
 
-METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100  # what MLflow takes in one call
+METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100  # MLflow's limits for one call
 MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 ID = "runyard.run_id"
-HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # else silent for minutes
+HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # MLflow's own are minutes
 
 
 class MlflowStore:
-    """A tracking store: a folder, where it becomes an SQLite file with the artifacts beside it, or any MLflow URI.
+    """A tracking store: any MLflow URI, or a folder, which gets an SQLite file with the artifacts beside it.
 
     Raises:
         UserError: it cannot be opened.
@@ -43,36 +43,40 @@ class MlflowStore:
         for name, value in HTTP_LIMITS.items():
             os.environ.setdefault(name, value)
         try:
-            if (why := _sqlite_problem(self.uri)) is not None:
-                raise UserError(f"--to {to}: cannot be written ({why}); give another folder")
+            if (problem := _sqlite_problem(self.uri)) is not None:
+                raise UserError(f"--to {to}: cannot be written ({problem}); give another folder")
             self._client = MlflowClient(tracking_uri=self.uri)
             self._client.search_experiments(max_results=1)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise UserError(f"--to {to}: MLflow cannot open it ({str(error).splitlines()[0]})") from None
 
     def export(self, run: RunHistory) -> str:
-        """Log ``run`` under its name's experiment, in the place of an earlier export of it. Returns MLflow's run id.
+        """Log ``run`` to the experiment of its name and replace an earlier export of it. Returns MLflow's run id.
 
         Raises:
-            UserError: MLflow refused it, or its server is gone. A second export takes the place of what is there.
+            UserError: MLflow refused it, or its server is gone. The next export replaces what was written.
         """
         try:
             return self._export(run)
         except (MlflowException, SQLAlchemyError) as error:
-            why = (str(error).splitlines() or ["?"])[0]
-            raise UserError(f"--to {self._to}: MLflow did not take run {run.id} ({why}); run the same again") from None
+            reason = (str(error).splitlines() or ["?"])[0]
+            raise UserError(
+                f"--to {self._to}: MLflow did not accept run {run.id} ({reason}); run the same command again"
+            ) from None
 
     def _export(self, run: RunHistory) -> str:
         experiment = self._experiment(run.name)
-        before = self._client.search_runs([experiment], filter_string=f"tags.`{ID}` = '{run.id}'")
+        previous_runs = self._client.search_runs([experiment], filter_string=f"tags.`{ID}` = '{run.id}'")
         times, steps = points(run)
         end_ms = int(1000 * (times[-1] if times else created_time(run)))
         tags = {ID: run.id} | {f"runyard.{name}": value for name, value in export_metadata(run).items()}
-        made = self._client.create_run(experiment, start_time=int(1000 * created_time(run)), run_name=run.id, tags=tags)
+        created = self._client.create_run(
+            experiment, start_time=int(1000 * created_time(run)), run_name=run.id, tags=tags
+        )
         log = self._client.log_batch
         params = [Param(name, format_value(value)) for name, value in run.settings.items()]
-        for at in range(0, len(params), PARAMS_AT_ONCE):
-            log(made.info.run_id, params=params[at : at + PARAMS_AT_ONCE])
+        for start in range(0, len(params), PARAMS_AT_ONCE):
+            log(created.info.run_id, params=params[start : start + PARAMS_AT_ONCE])
         metrics = [
             Metric(name, value, int(1000 * t), step)
             for name, values in export_metrics(run).items()
@@ -81,32 +85,32 @@ class MlflowStore:
         ]
         last = steps[-1] if steps else 0
         metrics += [Metric(f"result/{name}", value, end_ms, last) for name, value in outcome(run).items()]
-        for at in range(0, len(metrics), METRICS_AT_ONCE):
-            log(made.info.run_id, metrics=metrics[at : at + METRICS_AT_ONCE])
+        for start in range(0, len(metrics), METRICS_AT_ONCE):
+            log(created.info.run_id, metrics=metrics[start : start + METRICS_AT_ONCE])
         with contextlib.suppress(FileNotFoundError):
             text = read_within(run.directory, "config.yaml").decode(errors="replace")
-            self._client.log_text(made.info.run_id, text, "config.yaml")
-        self._client.set_terminated(made.info.run_id, MLFLOW_STATUS.get(run.state, "RUNNING"), end_ms)
-        for old in before:  # after the new one is whole
-            self._client.delete_run(old.info.run_id)
-        return str(made.info.run_id)
+            self._client.log_text(created.info.run_id, text, "config.yaml")
+        self._client.set_terminated(created.info.run_id, MLFLOW_STATUS.get(run.state, "RUNNING"), end_ms)
+        for previous in previous_runs:  # only now that the new one is complete
+            self._client.delete_run(previous.info.run_id)
+        return str(created.info.run_id)
 
     def _experiment(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        where = None if self._artifacts is None else f"{self._artifacts}/{name}"
-        return str(self._client.create_experiment(name, artifact_location=where))
+        existing = self._client.get_experiment_by_name(name)
+        if existing is not None:
+            return str(existing.experiment_id)
+        location = None if self._artifacts is None else f"{self._artifacts}/{name}"
+        return str(self._client.create_experiment(name, artifact_location=location))
 
 
 def _sqlite_problem(uri: str) -> str | None:
-    """Why no SQLite file can be there, found at once: MLflow tries again for two minutes."""
+    """Return why no SQLite file can be there, None if one can. MLflow itself would retry for two minutes."""
     if not uri.startswith("sqlite:") or (name := make_url(uri).database) in (None, "", ":memory:"):
         return None
     file = Path(name).absolute()
     if not file.parent.is_dir():
-        return f"{file.parent} is no folder"
+        return f"{file.parent} is not a folder"
     if file.is_dir():
         return f"{file} is a folder"
-    locked = [str(path) for path in (file.parent, file) if path.exists() and not os.access(path, os.W_OK)]
-    return f"{locked[0]} is read-only" if locked else None
+    read_only = [str(path) for path in (file.parent, file) if path.exists() and not os.access(path, os.W_OK)]
+    return f"{read_only[0]} is read-only" if read_only else None

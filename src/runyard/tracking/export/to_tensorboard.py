@@ -1,4 +1,4 @@
-"""Event files for TensorBoard: curves by step and time, settings and results for its HParams page."""
+"""Exports runs to TensorBoard event files: curves by step and time, settings and results for its HParams page."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ HPARAMS_STATUS = {"finished": api_pb2.STATUS_SUCCESS, "failed": api_pb2.STATUS_F
 
 
 def export_tensorboard(run: RunHistory, folder: Path) -> Path:
-    """Write ``folder/ID``, in the place of what an earlier export wrote there. Returns it.
+    """Write the folder ``folder/ID`` and replace an earlier export there. Returns its path.
 
     Raises:
-        UserError: something else is there, as the run itself.
+        UserError: something else is there, such as the run itself.
     """
-    place, making = folder / run.id, folder / f".making-{run.id}"
-    if other := [path.name for path in place.glob("*") if EVENTS not in path.name]:
-        raise UserError(f"--to {folder}: {place} holds {other[0]}, which no export wrote; give another folder")
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
-    writer = EventFileWriter(str(making))
+    target, tmp_dir = folder / run.id, folder / f".making-{run.id}"
+    if foreign := [path.name for path in target.glob("*") if EVENTS not in path.name]:
+        raise UserError(f"--to {folder}: {target} holds {foreign[0]}, which no export wrote; give another folder")
+    shutil.rmtree(tmp_dir, ignore_errors=True)
+    tmp_dir.mkdir(parents=True)
+    writer = EventFileWriter(str(tmp_dir))
     try:
         _write(run, writer)
     finally:
         writer.close()
-    shutil.rmtree(place, ignore_errors=True)
-    os.replace(making, place)
-    return place
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(tmp_dir, target)
+    return target
 
 
 def _write(run: RunHistory, writer: EventFileWriter) -> None:
@@ -52,23 +52,25 @@ def _write(run: RunHistory, writer: EventFileWriter) -> None:
     created, (times, steps) = created_time(run), points(run)
     settings = {name: _plain(value) for name, value in run.settings.items()}
     add(hparams_pb(settings, trial_id=run.id, start_time_secs=created), created)
-    shown = "\n".join(f"    {name}: {format_value(value)}" for name, value in run.settings.items())
-    letters = TensorProto(dtype=DT_STRING, string_val=[shown.encode()])
-    about = text.create_summary_metadata("config", "")
-    add(Summary(value=[Summary.Value(tag="config/text_summary", metadata=about, tensor=letters)]), created)
+    config_text = "\n".join(f"    {name}: {format_value(value)}" for name, value in run.settings.items())
+    tensor = TensorProto(dtype=DT_STRING, string_val=[config_text.encode()])
+    summary_metadata = text.create_summary_metadata("config", "")
+    add(Summary(value=[Summary.Value(tag="config/text_summary", metadata=summary_metadata, tensor=tensor)]), created)
     for name, values in export_metrics(run).items():
         for t, step, value in zip(times, steps, values, strict=True):
             if value == value:
                 add(Summary(value=[Summary.Value(tag=name, simple_value=value)]), t, step)
-    end, last = (times[-1], steps[-1]) if times else (created, 0)
+    end, last_step = (times[-1], steps[-1]) if times else (created, 0)
     for name, value in outcome(run).items():
-        add(Summary(value=[Summary.Value(tag=f"result/{name}", simple_value=value)]), end, last)
-    ended = SessionEndInfo(status=HPARAMS_STATUS.get(run.state, api_pb2.STATUS_RUNNING), end_time_secs=end)
-    about = metadata.create_summary_metadata(HParamsPluginData(session_end_info=ended))
-    said = Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=about, tensor=metadata.NULL_TENSOR)
-    add(Summary(value=[said]), end)
+        add(Summary(value=[Summary.Value(tag=f"result/{name}", simple_value=value)]), end, last_step)
+    end_info = SessionEndInfo(status=HPARAMS_STATUS.get(run.state, api_pb2.STATUS_RUNNING), end_time_secs=end)
+    summary_metadata = metadata.create_summary_metadata(HParamsPluginData(session_end_info=end_info))
+    session_end = Summary.Value(
+        tag=metadata.SESSION_END_INFO_TAG, metadata=summary_metadata, tensor=metadata.NULL_TENSOR
+    )
+    add(Summary(value=[session_end]), end)
 
 
 def _plain(value: object) -> object:
-    """HParams takes numbers, booleans and text."""
+    """Return the value as HParams accepts it: a number, a boolean or text."""
     return value if isinstance(value, (bool, int, float, str)) else format_value(value)

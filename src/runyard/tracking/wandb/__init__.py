@@ -1,1 +1,1 @@
-"""Weights & Biases: a copy of the journal. ``history`` says what is sent, ``record`` sends it, ``live`` meanwhile."""
+"""Copies the journal to W&B: ``history`` decides what is sent, ``record`` sends it, ``live`` in training."""

@@ -1,6 +1,6 @@
-"""What W&B's sweep agent tells the command that it starts: which run of which sweep that is to be, and what was drawn.
+"""Reads what the W&B sweep agent passes to the command it starts: run, sweep, and sampled parameters.
 
-`runyard submit` notes it in the new run's ``run.json``. From then on the run knows its place at W&B by itself: on
+`runyard submit` records it in the new run's ``run.json``. From then on the run itself knows which run at W&B it is: on
 another machine, after a restart, or when `runyard sync` sends it.
 """
 
@@ -27,13 +27,14 @@ SERVICE_VARIABLE = "WANDB_SERVICE"  # set by W&B's client in a process that has 
 
 @dataclass(frozen=True)
 class SweepAssignment:
-    """A run of a sweep at W&B that an agent was given.
+    """A run of a W&B sweep that an agent was assigned.
 
     Attributes:
-        run: Its id.
+        run: The run's id at W&B.
         sweep: The sweep's id.
-        entity: None where W&B is to take the user's own.
-        drawn: The settings that W&B drew, by their dotted names.
+        project: The sweep's project.
+        entity: The sweep's entity, None for the user's default one.
+        sampled: The settings that W&B sampled, by their dotted names.
     """
 
     run: str
@@ -43,50 +44,50 @@ class SweepAssignment:
     sampled: dict[str, Any]
 
     def overrides(self, given: list[str], config: Config) -> list[str]:
-        """What besides the ``given`` overrides, which make ``config``, lets the run appear where the agent expects it.
+        """Return the overrides, besides the ``given`` ones that make ``config``, by which the agent finds the run.
 
         Raises:
-            UserError: those say something of it already; W&B would hear nothing of the run, and its agent would draw
-                further settings without a result; or both SLURM and W&B would start it again.
+            UserError: the given ones set the project or the entity themselves; W&B would get no results from the run,
+                and its agent would sample further settings without one; or both SLURM and W&B would restart the run.
         """
         if config.tracking.mode in ("none", "offline"):
             raise UserError(
-                f"tracking.mode={config.tracking.mode}: W&B's sweep {self.sweep} would hear nothing of this run; "
+                f"tracking.mode={config.tracking.mode}: W&B's sweep {self.sweep} would get no results from this run; "
                 "add tracking=online to the sweep's command"
             )
         if config.cluster.launcher == "slurm" and config.cluster.requeue:
             raise UserError(
-                "cluster.requeue=true: W&B hands out an interrupted run of a sweep again by itself; "
+                "cluster.requeue=true: W&B itself restarts the interrupted runs of a sweep; "
                 "add cluster.requeue=false to the sweep's command"
             )
-        place = {"tracking.project": self.project, "tracking.entity": self.entity}
+        settings = {"tracking.project": self.project, "tracking.entity": self.entity}
         for override in given:
-            if override.lstrip("+").partition("=")[0] in place:
+            if override.lstrip("+").partition("=")[0] in settings:
                 raise UserError(f"{override}: a run of a W&B sweep belongs to the sweep's project; leave this out")
-        return [f"{name}={json.dumps(value)}" for name, value in place.items()]
+        return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
 
     def existing_run(self, runs_dir: Path | str) -> Run | None:
-        """The run's directory, where W&B hands out again what it handed out before: after a preemption."""
+        """Return the run if ``runs_dir`` holds it already: after a preemption W&B assigns a run a second time."""
         for record in sorted(Path(runs_dir).glob("[!.]*/run.json")):
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # another run's damage is not ours
-                noted = json.loads(read_within(record.parent, record.name)).get("wandb") or {}
-                if (noted.get("id"), noted.get("sweep")) == (self.run, self.sweep):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # another run that is damaged is skipped
+                assigned = json.loads(read_within(record.parent, record.name)).get("wandb") or {}
+                if (assigned.get("id"), assigned.get("sweep")) == (self.run, self.sweep):
                     return Run.open(record.parent)
         return None
 
     @property
     def record(self) -> dict[str, Any]:
-        """As ``run.json`` keeps it."""
+        """The assignment as ``run.json`` holds it."""
         return {"id": self.run, "sweep": self.sweep, "drawn": self.sampled}
 
 
 def sweep_assignment(env: Mapping[str, str]) -> SweepAssignment | None:
-    """What the agent said that started this command, None where none did.
+    """Return what the agent that started this command assigned to it, None if no agent started it.
 
     Raises:
-        UserError: it said half of it.
+        UserError: the environment holds only a part of an assignment.
     """
-    if not env.get(SWEEP_VARIABLE):  # a run's id alone is somebody's own setting
+    if not env.get(SWEEP_VARIABLE):  # a run's id alone was set by the user
         return None
     for name, fix in (
         (RUN_VARIABLE, f"unset {SWEEP_VARIABLE}"),
@@ -101,22 +102,24 @@ def sweep_assignment(env: Mapping[str, str]) -> SweepAssignment | None:
         env[SWEEP_VARIABLE],
         env["WANDB_PROJECT"],
         env.get("WANDB_ENTITY") or None,
-        _drawn(env.get(PARAMETERS_VARIABLE)),
+        _sampled_parameters(env.get(PARAMETERS_VARIABLE)),
     )
 
 
 def clear_agent_environment() -> None:
-    """Before W&B's client first looks: by an agent's variables it would take any run for the one that was handed out,
-    also in what the agent's command starts besides; by another process's SERVICE it would speak through that process's
-    helper, which ends with it."""
+    """Remove an agent's and another process's variables. Call it before W&B's client first reads the environment.
+
+    By an agent's variables the client would take any run for the assigned one, also in other processes that the agent's
+    command starts. By another process's SERVICE it would use that process's helper, which ends with that process.
+    """
     for name in (SWEEP_VARIABLE, RUN_VARIABLE, PARAMETERS_VARIABLE, SERVICE_VARIABLE):
         os.environ.pop(name, None)
 
 
-def _drawn(path: str | None) -> dict[str, Any]:
+def _sampled_parameters(path: str | None) -> dict[str, Any]:
     try:
-        said = yaml.safe_load(Path(path or "").read_text())
-        return {str(name): given["value"] for name, given in said.items() if name != "wandb_version"}
+        parameters = yaml.safe_load(Path(path or "").read_text())
+        return {str(name): entry["value"] for name, entry in parameters.items() if name != "wandb_version"}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         raise UserError(
             f"{PARAMETERS_VARIABLE}={path}: not the settings that W&B's agent writes there ({error})"

@@ -1,4 +1,4 @@
-"""What of a run's directory goes to Weights & Biases as files and tables: code, settings, predictions, checkpoints."""
+"""Uploads parts of a run's directory to W&B as files and tables: code, settings, predictions, checkpoints."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ PER_CLASS = ("class", "images", "recall", "precision", "mostly taken for")
 SAMPLES = ("image", "true", "predicted", "confidence", "index")
 WANDB_FOLDER = "runyard"  # among a W&B run's files
 RUN_FILES = ("run.json", "config.yaml", "data.json", "metrics.jsonl", "predictions.npz")
-SAMPLES_EACH = 32  # mistaken images, and as many right ones
+SAMPLES_EACH = 32  # misclassified images, and as many correct ones
 MAX_WANDB_CLASSES = 100  # in a confusion matrix: W&B's tables end at 10,000 rows, one for each pair
 
 
 def save_code(run: Run, record: Any) -> None:
-    """The code that was submitted, as W&B's code artifact."""
-    with contextlib.suppress(UserError, OSError):  # not what was submitted, or gone
+    """Upload the code that was submitted as W&B's code artifact."""
+    with contextlib.suppress(UserError, OSError):  # it was changed since, or is gone
         snapshot.verify_snapshot(run.code_path, run.record.get("code_sha256"))
         record.log_code(root=str(run.code_path), name=f"source-{run.config.tracking.project}")
 
 
 def save_directory(run: Run, record: Any) -> None:
-    """What others need to read the run as from its own directory, as far as it is there; whatever was sent is replaced.
+    """Upload the files by which others read the run as from its own directory, as far as they exist. Replaces old ones.
 
     W&B's client sends a file again when it has changed, and once more when the record is closed.
     """
@@ -52,21 +52,21 @@ def save_directory(run: Run, record: Any) -> None:
 
 
 def final_tables(run: Run) -> dict[str, Any]:
-    """The confusion matrix, a table by class, and sample predictions, as far as they are there."""
+    """Return the confusion matrix, a table by class, and sample predictions, as far as they exist."""
     import wandb
 
-    known = facts.load_report_data(run)
-    if known.confusion is None:
+    report_data = facts.load_report_data(run)
+    if report_data.confusion is None:
         return {}
-    confusion, classes = known.confusion, known.classes
+    confusion, classes = report_data.confusion, report_data.classes
     tables: dict[str, Any] = {
         "per_class": wandb.Table(columns=list(PER_CLASS), data=per_class_rows(confusion, classes))
     }
     if len(classes) <= MAX_WANDB_CLASSES:
-        truth, said = np.nonzero(confusion)
-        counts = confusion[truth, said]
+        true, predicted = np.nonzero(confusion)
+        counts = confusion[true, predicted]
         tables["confusion_matrix"] = wandb.plot.confusion_matrix(
-            y_true=np.repeat(truth, counts).tolist(), preds=np.repeat(said, counts).tolist(), class_names=classes
+            y_true=np.repeat(true, counts).tolist(), preds=np.repeat(predicted, counts).tolist(), class_names=classes
         )
     if samples := _samples(run, classes):
         tables["sample_predictions"] = wandb.Table(columns=list(SAMPLES), data=samples)
@@ -74,59 +74,62 @@ def final_tables(run: Run) -> dict[str, Any]:
 
 
 def per_class_rows(confusion: np.ndarray, classes: list[str]) -> list[list[Any]]:
-    """Rows of ``PER_CLASS``, None where there was no image, or no such prediction, to divide by."""
+    """Return rows of ``PER_CLASS`` from an integer confusion matrix [true class, predicted class].
+
+    A rate is None where there was no image, or no such prediction, to divide by.
+    """
     rows: list[list[Any]] = []
     for label, name in enumerate(classes):
-        right, images, said = confusion[label, label], confusion[label].sum(), confusion[:, label].sum()
+        correct, images, predicted = confusion[label, label], confusion[label].sum(), confusion[:, label].sum()
         wrong = np.where(np.arange(len(classes)) == label, 0, confusion[label])
-        mostly = classes[int(wrong.argmax())] if wrong.any() else None
-        recall, precision = (float(right / n) if n else None for n in (images, said))
-        rows.append([name, int(images), recall, precision, mostly])
+        confused_with = classes[int(wrong.argmax())] if wrong.any() else None
+        recall, precision = (float(correct / n) if n else None for n in (images, predicted))
+        rows.append([name, int(images), recall, precision, confused_with])
     return rows
 
 
 def _samples(run: Run, classes: list[str]) -> list[list[Any]]:
-    """Rows of ``SAMPLES``: the surest mistakes, then images taken evenly from those that were right."""
+    """Return rows of ``SAMPLES``: the most confident mistakes, then images spread evenly over the correct ones."""
     import wandb
     from PIL import Image
 
     try:
-        with open_within(run.path, "predictions.npz") as file, np.load(file, allow_pickle=False) as kept:
-            index, label, said, confidence = (kept[key] for key in ("index", "label", "predicted", "confidence"))
+        with open_within(run.path, "predictions.npz") as file, np.load(file, allow_pickle=False) as arrays:
+            index, label, predicted, confidence = (arrays[key] for key in ("index", "label", "predicted", "confidence"))
         images = test_images(manifest.dataset_dir(run.config.data), run.path / "data.json", index, label)
-    except (UserError, OSError, ValueError, KeyError):  # not kept, or the data is elsewhere: no table
+    except (UserError, OSError, ValueError, KeyError):  # no predictions, or the data is elsewhere: no table
         return []
-    wrong, right = np.flatnonzero(said != label), np.flatnonzero(said == label)
-    surest = wrong[np.argsort(-confidence[wrong], kind="stable")][:SAMPLES_EACH]
-    evenly = right[np.unique(np.linspace(0, len(right) - 1, SAMPLES_EACH).astype(int))] if len(right) else right
+    wrong, correct = np.flatnonzero(predicted != label), np.flatnonzero(predicted == label)
+    most_confident = wrong[np.argsort(-confidence[wrong], kind="stable")][:SAMPLES_EACH]
+    spread = correct[np.unique(np.linspace(0, len(correct) - 1, SAMPLES_EACH).astype(int))] if len(correct) else correct
     return [
-        [wandb.Image(Image.open(io.BytesIO(png(images[index[at]])))), classes[label[at]], classes[said[at]],
-         float(confidence[at]), int(index[at])]
-        for at in (*surest, *evenly)
+        [wandb.Image(Image.open(io.BytesIO(png(images[index[i]])))), classes[label[i]], classes[predicted[i]],
+         float(confidence[i]), int(index[i])]
+        for i in (*most_confident, *spread)
     ]  # fmt: skip
 
 
 def log_checkpoints(run: Run, record: Any) -> None:
-    """The newest checkpoint and the best as versions of one artifact, aliased last and best. Damaged ones stay here."""
+    """Upload the newest and the best checkpoint as versions of one artifact, aliased last and best, unless damaged."""
     import wandb
 
-    found = [c for path in sorted(run.checkpoints.glob("step_*")) if (c := _checkpoint(path)) is not None]
-    scored = [c for c in found if c[1]["score"] is not None]
+    checkpoints = [c for path in sorted(run.checkpoints.glob("step_*")) if (c := _checkpoint(path)) is not None]
+    scored = [c for c in checkpoints if c[1]["score"] is not None]
     best = max(scored, key=lambda c: (c[1]["score"], c[1]["step"])) if scored else None
-    for path, said in found:
-        aliases = ["last"] * (path == found[-1][0]) + ["best"] * (best is not None and path == best[0])
+    for path, metadata in checkpoints:
+        aliases = ["last"] * (path == checkpoints[-1][0]) + ["best"] * (best is not None and path == best[0])
         if aliases:
-            artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=said)
+            artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metadata)
             artifact.add_file(str(path / "state.pt"))
             record.log_artifact(artifact, aliases=[*aliases, path.name])
 
 
 def _checkpoint(path: Path) -> tuple[Path, dict[str, Any]] | None:
-    """A checkpoint's folder and manifest, None unless its content matches. Without torch: a login node sends it too."""
+    """Return a checkpoint's folder and manifest, None unless its content matches. It needs no torch."""
     try:
-        said = json.loads(read_within(path.parents[1], f"checkpoints/{path.name}/manifest.json"))
+        recorded = json.loads(read_within(path.parents[1], f"checkpoints/{path.name}/manifest.json"))
         with open_within(path.parents[1], f"checkpoints/{path.name}/state.pt") as state:
-            whole = hashlib.file_digest(state, "sha256").hexdigest() == said["sha256"]
-        return (path, said) if whole else None
+            intact = hashlib.file_digest(state, "sha256").hexdigest() == recorded["sha256"]
+        return (path, recorded) if intact else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

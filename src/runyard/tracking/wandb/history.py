@@ -1,8 +1,8 @@
-"""What Weights & Biases is told of a run, as a function of its journal alone. It imports no wandb.
+"""Computes what W&B gets of a run from the run's journal alone. It imports no wandb.
 
-The n-th point of the journal is W&B's step n, for ever: rows are only appended, and a later row changes no earlier
-point. So a server that holds n points of a run lacks exactly those from the n-th on, whoever sent them and however the
-sender ended, and nobody keeps a ledger.
+The n-th point of the journal is always W&B's step n: rows are only appended, and a later row changes no earlier point.
+So a server that holds n points of a run lacks exactly those from the n-th on, whoever sent them and however the sender
+ended, and nothing else has to be recorded.
 """
 
 from __future__ import annotations
@@ -58,9 +58,10 @@ class Point:
 
     Attributes:
         values: Numbers by W&B's names.
-        summary: What W&B's summary says from here on. Ours, since W&B's own best forgets what was before a restart.
+        summary: What W&B's summary says from here on. It is computed here because W&B's own best forgets what was
+            before a restart.
         final: The ``final`` row, on the last point of a finished run.
-        lines: The log's lines since the point before.
+        lines: The log's lines since the previous point.
     """
 
     values: dict[str, float]
@@ -71,12 +72,12 @@ class Point:
 
 @dataclass
 class WandbHistory:
-    """The points of the rows taken so far, and how the run stands after them.
+    """The points of the rows consumed so far, and the state of the run after them.
 
     Attributes:
         lines: The log's lines since the last point.
         starts: How many times the training program was started.
-        ended: The ``stop`` row that ended the newest start, None while it runs or where it ended without a word.
+        last_stop: The ``stop`` row that ended the newest start, None while it runs or if it ended without one.
         failures: Every ``stop`` row that says failed.
     """
 
@@ -92,14 +93,14 @@ class WandbHistory:
     _epochs_done: int = 0
 
     def consume(self, rows: Sequence[Row]) -> None:
-        """Go on with ``rows``, which begins with the rows taken before."""
+        """Consume the new rows of ``rows``, which begins with the rows consumed before."""
         for row in rows[self._consumed :]:
             self._consume_row(row)
         self._consumed = len(rows)
 
     @property
     def status(self) -> str:
-        """How the newest start ended: finished, interrupted, failed; or running, as far as the journal knows."""
+        """How the newest start ended: finished, interrupted or failed; running while the journal has no end of it."""
         return str(self.last_stop.get("reason")) if self.last_stop is not None else "running"
 
     def _consume_row(self, row: Row) -> None:
@@ -124,9 +125,9 @@ class WandbHistory:
                 self._point(row, {"epoch": self.config.epochs}, row)
 
     def _point(self, row: Row, values: dict[str, float], final: Row | None) -> None:
-        when = {"_timestamp": t} if (t := finite_or_none(row, "t")) is not None else {}
+        timestamp = {"_timestamp": t} if (t := finite_or_none(row, "t")) is not None else {}
         summary = {**self._summary, "restarts": max(0, self.starts - 1)}
-        self.points.append(Point(values | when, summary, final, self.lines))
+        self.points.append(Point(values | timestamp, summary, final, self.lines))
         self.lines = []
 
     def _epoch(self, row: Row) -> dict[str, float]:
@@ -136,9 +137,9 @@ class WandbHistory:
             axes["images"] = axes["step"] * self.config.batch_size
         for name, better in BEST_BY.items():
             if name in measured:
-                word = "max" if better is max else "min"
-                before = self._summary.get(name, {}).get(word, measured[name])
-                self._summary[name] = {word: better(before, measured[name]), "last": measured[name]}
+                kind = "max" if better is max else "min"
+                previous = self._summary.get(name, {}).get(kind, measured[name])
+                self._summary[name] = {kind: better(previous, measured[name]), "last": measured[name]}
         score = measured.get("val/top1", measured.get("test/top1"))
         if score is not None and score > self._summary.get("top1_best", -1.0):
             self._summary |= {"top1_best": score, "best_epoch": int(axes["epoch"])}

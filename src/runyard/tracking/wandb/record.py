@@ -1,4 +1,4 @@
-"""A run's record at Weights & Biases, opened and brought up to what the journal says: by a training or by `sync`."""
+"""Opens a run's record at Weights & Biases and brings it up to date with the journal, in training or for `sync`."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from runyard.tracking.wandb.connection import server_state
 from runyard.tracking.wandb.history import BEST_BY, STEP_METRICS, Point, WandbHistory
 
 INIT_TIMEOUT_S = 60.0
-DIRECTORY_EVERY_S = 60.0  # the journal as a file, beside its points, for who compares a run that still trains
+DIRECTORY_EVERY_S = 60.0  # the journal as a file beside its points, so that a run can be compared while it trains
 TITLE_LENGTH = 63  # of an alert, at most
 STOPPED_BY_HAND = 255  # the exit code W&B's client itself gives a run that was stopped by hand
 
 
 class WandbRecord:
-    """An open record. Online it goes on with what the server has of this run; offline it starts a whole one again.
+    """An open record. Online it continues what the server has of this run; offline it starts a complete new one.
 
     Attributes:
-        there: How many points the server had when the record was opened.
-        sent: How many it has been given since.
-        url: Its page, None offline.
+        points_on_server: How many points the server had when the record was opened.
+        points_sent: How many points were sent since.
+        url: The address of the run's page, None offline.
     """
 
     def __init__(
@@ -43,18 +43,20 @@ class WandbRecord:
         from_training: bool,
         reports_end: bool,
         folder: Path,
-        facts: dict[str, Any],
+        metadata: dict[str, Any],
         finish_timeout_s: float,
         warn: Callable[[str], None],
     ) -> None:
         """Open it.
 
         Args:
-            live: By the training itself, whose machine is measured; not so where `sync` sends it later.
-            ends: Whether ``finish`` says how the run ended; else the server takes it for one that still runs.
+            online: Whether to send to the server; else W&B's client writes files to be sent later.
+            from_training: Whether the training itself sends, so that its machine is measured; False for `sync`.
+            reports_end: Whether ``finish`` reports how the run ended; else the server believes that it still runs.
             folder: Where W&B's client keeps its own files.
-            facts: What the run runs on.
-            warn: Called where something beside the curves could not be sent.
+            metadata: What the run runs on.
+            finish_timeout_s: How long ``finish`` may wait for the server.
+            warn: Called with a message where something besides the curves could not be sent.
 
         Raises:
             Exception: W&B's own, the network's or its helper's.
@@ -62,9 +64,9 @@ class WandbRecord:
         clear_agent_environment()
         import wandb
 
-        handed = run.record.get("wandb") or {}
+        assignment = run.record.get("wandb") or {}
         if not from_training:
-            wandb.setup(wandb.Settings(silent=True))  # where the key lies is said before the record's settings
+            wandb.setup(wandb.Settings(silent=True))  # else W&B's client prints where it found the key
         tracking = run.config.tracking
         self._run, self._history, self._warn = run, WandbHistory(run.config), warn
         self._record = wandb.init(
@@ -80,8 +82,8 @@ class WandbRecord:
             mode="online" if online else "offline",
             config={
                 **schema.config_to_dict(run.config),
-                **handed.get("drawn", {}),  # by the names under which the sweep looks for them
-                "machine": facts,
+                **assignment.get("drawn", {}),  # by the names under which the sweep looks for them
+                "machine": metadata,
                 "code_sha256": run.record["code_sha256"],
             },
             allow_val_change=True,  # a restart may be on another machine
@@ -101,13 +103,13 @@ class WandbRecord:
                 x_save_requirements=from_training,
                 x_skip_transaction_log=not from_training,
                 x_update_finish_state=reports_end,
-                sweep_id=handed.get("sweep"),
+                sweep_id=assignment.get("sweep"),
             ),
         )
         self.points_on_server = self._record.starting_step
-        if online and (counted := server_state(run).points) != self.points_on_server:
+        if online and (server_points := server_state(run).points) != self.points_on_server:
             raise RuntimeError(
-                f"the server has {counted} points, and W&B's client would go on after {self.points_on_server}"
+                f"the server has {server_points} points, but W&B's client would continue after {self.points_on_server}"
             )
         self.points_sent = 0
         self.url: str | None = self._record.url if online else None
@@ -118,7 +120,7 @@ class WandbRecord:
         self._save_directory()
 
     def _define(self) -> None:
-        """Epochs along the x axis; step, images, training time and W&B's own wall time stand beside them to choose."""
+        """Put epochs on the x axis. Step, images, training time and W&B's own wall time can be chosen instead."""
         for axis in STEP_METRICS:
             self._record.define_metric(axis, hidden=True)
         self._record.define_metric("*", step_metric="epoch")
@@ -126,11 +128,11 @@ class WandbRecord:
             self._record.define_metric(name, step_metric="epoch", summary="none")
 
     def send(self, rows: list[Row], progress: Callable[[int], None] = lambda sent: None) -> None:
-        """Hand over what the server lacks of ``rows``: points, the log's lines, an alert for a failure."""
+        """Send what the server lacks of ``rows``: points, the log's lines, an alert for a failure."""
         self._history.consume(rows)
         points = self._history.points
-        for at in range(self.points_on_server + self.points_sent, len(points)):
-            self._point(points[at])
+        for index in range(self.points_on_server + self.points_sent, len(points)):
+            self._point(points[index])
             self.points_sent += 1
             progress(self.points_sent)
         if self._history.lines:
@@ -142,12 +144,12 @@ class WandbRecord:
             self._reported_failures = len(self._history.failures)
             self._record.summary["failures"] = self._reported_failures
             end = self._history.last_stop
-            if end is not None and self._history.status == "failed":  # not of one that goes on again
-                message = str(end.get("message") or "without a word")
+            if end is not None and self._history.status == "failed":  # not of a failure that the run has restarted from
+                message = str(end.get("message") or "without a message")
                 self._record.alert(alert_title(self._run, message), f"{message}\n\nrun {self._run.id}", level="ERROR")
 
     def _point(self, point: Point) -> None:
-        """One line of history. Never with step=: after a restart lower steps would be dropped."""
+        """Log one line of history. Never pass step=: after a restart W&B would drop lower steps."""
         if point.lines:
             self._record.write_logs("\n".join(point.lines))
         values: dict[str, Any] = {**point.values}
@@ -163,13 +165,13 @@ class WandbRecord:
         self._send_optional("the run's files", lambda: files.save_directory(self._run, self._record))
 
     def _send_optional(self, what: str, send: Callable[[], Any]) -> bool:
-        """Send something without which the curves are whole. Whether that went well."""
+        """Send something that the curves do not need. Return whether that succeeded."""
         try:
             send()
-        except Exception as error:  # what W&B's client and its server disagree on; a picture
-            if helper_died():  # and with it the record is gone
+        except Exception as error:  # a picture, or what W&B's client and its server disagree on
+            if helper_died():  # and took the record with it
                 raise
-            self._warn(f"W&B did not take {what} ({first_line(error)})")
+            self._warn(f"W&B did not accept {what} ({first_line(error)})")
             return False
         return True
 
@@ -192,17 +194,17 @@ class WandbRecord:
         self._record.finish(exit_code=code)
 
     def abandon(self) -> None:
-        """Leave the record as it is; the next one goes on with it."""
+        """Leave the record as it is; the next start continues it."""
         kill_helpers()
         checker = getattr(self._record, "_run_status_checker", None)
-        if checker is not None:  # its thread would die of the helper's end with a traceback in the job's log
+        if checker is not None:  # else its thread dies with the helper, with a traceback in the job's log
             with contextlib.suppress(Exception):
                 checker.stop()
         teardown(kill=True)
 
 
 def alert_title(run: Run, message: str) -> str:
-    """Of an alert: what happened, and the experiment."""
+    """Return an alert's title: the experiment, and what happened to it."""
     if message.startswith("given up"):
         what = "given up"
     elif "not a finite number" in message:
@@ -213,22 +215,22 @@ def alert_title(run: Run, message: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """An error of W&B's in one line."""
+    """Return an error of W&B's in one line of at most 200 characters."""
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def stop_this_training() -> None:
-    """W&B's Stop button: save and stop, as on SIGTERM, where this program knows that; else as by Ctrl-C."""
-    knows = signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN, None)
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM if knows else signal.SIGINT)
+    """Answer W&B's Stop button: save and stop as on SIGTERM if this program handles it, else stop as by Ctrl-C."""
+    handled = signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN, None)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM if handled else signal.SIGINT)
 
 
 def teardown(*, kill: bool) -> None:
-    """Let go of W&B's helper, so that the next record starts another. Without ``kill`` it first writes all it has."""
+    """End W&B's helper, so that the next record starts another. Without ``kill`` it first writes all it has."""
     if kill:
         kill_helpers()
     if (wandb := sys.modules.get("wandb")) is not None:
-        with contextlib.suppress(Exception, SystemExit):  # of a helper that ended badly W&B's client ends the program
+        with contextlib.suppress(Exception, SystemExit):  # after a helper's bad end W&B's client would end this program
             wandb.teardown()
 
 
@@ -239,7 +241,7 @@ def kill_helpers() -> None:
 
 
 def helper_died() -> bool:
-    """Whether it is gone, or goes within a second: it closes its connection before it ends."""
+    """Return whether the helper is gone, or ends within a second: it closes its connection before it ends."""
     deadline = time.monotonic() + 1
     while helpers():
         if time.monotonic() > deadline:
@@ -249,12 +251,12 @@ def helper_died() -> bool:
 
 
 def helpers() -> list[int]:
-    """The pids of W&B's helper processes that this process started and that live."""
-    found = []
+    """Return the pids of W&B's helper processes that this process started and that are alive."""
+    pids = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            name, _, rest = status.read_text().partition("(")[2].rpartition(")")
-            state, parent = rest.split()[:2]
+            name, _, fields = status.read_text().partition("(")[2].rpartition(")")
+            state, parent = fields.split()[:2]
             if name == "wandb-core" and state != "Z" and int(parent) == os.getpid():
-                found.append(int(status.parent.name))
-    return found
+                pids.append(int(status.parent.name))
+    return pids

@@ -1,6 +1,6 @@
-"""A W&B Report of compared runs: our table and tests as text, and W&B's own panels of the same runs.
+"""Publishes a W&B Report of compared runs: runyard's table and tests as text, and W&B's own panels of the runs.
 
-Reports are made through W&B's library for them, a public preview: the extra ``reports``.
+It uses W&B's library for reports, a public preview, which the extra ``reports`` installs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from runyard.errors import UserError
 from runyard.tracking.wandb.agent import clear_agent_environment
 from runyard.tracking.wandb.record import first_line
 
-MAX_RUNS = 100  # drawn in one of W&B's charts
-WIDE, HALF, HIGH = 24, 12, 8  # of a panel, in W&B's grid of 24 columns
+MAX_RUNS = 100  # that one of W&B's charts draws
+WIDE, HALF, HIGH = 24, 12, 8  # a panel's widths and height, in W&B's grid of 24 columns
 
 
 def publish(
@@ -28,12 +28,12 @@ def publish(
 
     Args:
         paragraphs: Markdown, above the panels.
-        colours: ``#rrggbb`` by W&B's run id: the runs, and how each is drawn.
-        curves: W&B's name and a title of each measure to draw over epochs.
+        colors: ``#rrggbb`` by W&B's run id: the runs, and the color of each.
+        curves: W&B's name and a title of each metric to draw over epochs.
         settings: Dotted names of the settings in which the runs differ.
 
     Raises:
-        UserError: the library is missing, or W&B did not take the report.
+        UserError: the library is missing, or W&B did not accept the report.
     """
     clear_agent_environment()
     try:
@@ -57,22 +57,22 @@ def publish(
         return str(wr.Report(entity=entity, project=name, title=title, blocks=[text, panels]).save().url)
     except Exception as error:  # W&B's own and its transports' are of many kinds
         raise UserError(
-            f"--report {title}: W&B did not take it ({first_line(error)}); the table stands above"
+            f"--report {title}: W&B did not accept it ({first_line(error)}); the table is printed above"
         ) from None
 
 
 def _panels(curves: Sequence[tuple[str, str]], settings: Sequence[str]) -> list[Any]:
-    """Two in a row: each curve, and accuracy against cost; below them what takes the whole width."""
+    """Return the panels, two in a row: each curve, and accuracy against time; below them those of full width."""
     import wandb_workspaces.reports.v2 as wr
 
-    top1, spent = wr.SummaryMetric("top1"), wr.SummaryMetric("clock_s")
+    top1, clock = wr.SummaryMetric("top1"), wr.SummaryMetric("clock_s")
     panels: list[Any] = [
-        *(wr.LinePlot(title=said, x="epoch", y=[name], max_runs_to_show=MAX_RUNS) for name, said in curves),
-        wr.ScatterPlot(title="Last test top-1 against training time, s", x=spent, y=top1),
+        *(wr.LinePlot(title=title, x="epoch", y=[name], max_runs_to_show=MAX_RUNS) for name, title in curves),
+        wr.ScatterPlot(title="Last test top-1 against training time, s", x=clock, y=top1),
     ]
-    for at, panel in enumerate(panels):
-        panel.layout = wr.Layout(x=at % 2 * HALF, y=at // 2 * HIGH, w=HALF, h=HIGH)
-    wide: list[Any] = [
+    for index, panel in enumerate(panels):
+        panel.layout = wr.Layout(x=index % 2 * HALF, y=index // 2 * HIGH, w=HALF, h=HIGH)
+    full_width: list[Any] = [
         wr.RunComparer(diff_only=True),
         wr.WeavePanelSummaryTable(table_name="per_class"),
         wr.WeavePanelSummaryTable(table_name="sample_predictions"),
@@ -80,8 +80,8 @@ def _panels(curves: Sequence[tuple[str, str]], settings: Sequence[str]) -> list[
     if settings:
         axes = [wr.Config(name) for name in settings] + [top1]
         columns = [wr.ParallelCoordinatesPlotColumn(metric=metric) for metric in axes]
-        wide.insert(0, wr.ParallelCoordinatesPlot(columns=columns))
-    below = -(-len(panels) // 2)
-    for at, panel in enumerate(wide, below):
-        panel.layout = wr.Layout(x=0, y=at * HIGH, w=WIDE, h=HIGH)
-    return panels + wide
+        full_width.insert(0, wr.ParallelCoordinatesPlot(columns=columns))
+    first_row = -(-len(panels) // 2)
+    for index, panel in enumerate(full_width, first_row):
+        panel.layout = wr.Layout(x=0, y=index * HIGH, w=WIDE, h=HIGH)
+    return panels + full_width
