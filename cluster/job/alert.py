@@ -21,15 +21,15 @@ def send_alert(run: Run) -> None:
         return
     command = [sys.executable, "-m", "runyard.cluster.job.alert", str(run.path)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ALERT_TIMEOUT_S)
-        said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1:]
-        line = "".join(said) if done.returncode in (0, USER_ERROR) else _not_told(run, *said)
+        completed = subprocess.run(command, capture_output=True, text=True, timeout=ALERT_TIMEOUT_S)
+        output = (completed.stdout if completed.returncode == 0 else completed.stderr).strip().splitlines()[-1:]
+        message = "".join(output) if completed.returncode in (0, USER_ERROR) else _not_sent_text(run, *output)
     except subprocess.TimeoutExpired:
-        line = _not_told(run, f"no end within {ALERT_TIMEOUT_S:g} s")
+        message = _not_sent_text(run, f"no end within {ALERT_TIMEOUT_S:g} s")
     except OSError as error:
-        line = _not_told(run, str(error))
-    if line:
-        print(f"runyard: {line}", file=sys.stderr, flush=True)
+        message = _not_sent_text(run, str(error))
+    if message:
+        print(f"runyard: {message}", file=sys.stderr, flush=True)
 
 
 def sync_and_report(run_dir: str) -> str:
@@ -38,8 +38,8 @@ def sync_and_report(run_dir: str) -> str:
     from runyard.tracking.wandb.connection import connection_problem
 
     run = Run.open(run_dir)
-    if (why := connection_problem()) is not None:
-        return "" if run.config.tracking.mode == "auto" else _not_told(run, why)
+    if (problem := connection_problem()) is not None:
+        return "" if run.config.tracking.mode == "auto" else _not_sent_text(run, problem)
     try:
         plan = sync.plan_sync(run)
         url = (
@@ -47,11 +47,11 @@ def sync_and_report(run_dir: str) -> str:
         )
         return f"W&B was told: {url}" if url else "W&B knows already"
     except UserError as error:
-        raise UserError(_not_told(run, str(error))) from None
+        raise UserError(_not_sent_text(run, str(error))) from None
 
 
-def _not_told(run: Run, why: str = "without a word") -> str:
-    return f"W&B was not told ({why}); try: runyard sync {run.cli_reference}"
+def _not_sent_text(run: Run, reason: str = "without a word") -> str:
+    return f"W&B was not told ({reason}); try: runyard sync {run.cli_reference}"
 
 
 if __name__ == "__main__":

@@ -62,13 +62,13 @@ class Controller:
         self._ended_file.unlink(missing_ok=True)
 
     def _start_task(self, rank: int) -> subprocess.Popen[bytes]:
-        number = str(rank)
-        place = {
+        rank_text = str(rank)
+        rank_variables = {
             "SUBMITIT_LOCAL_JOB_ID": self._job,
-            "SUBMITIT_LOCAL_LOCALID": number,
-            "SUBMITIT_LOCAL_GLOBALID": number,
+            "SUBMITIT_LOCAL_LOCALID": rank_text,
+            "SUBMITIT_LOCAL_GLOBALID": rank_text,
         }
-        env = os.environ | place | {"RUNYARD_START": self._start}
+        env = os.environ | rank_variables | {"RUNYARD_START": self._start}
         with open(self._log(rank, "out"), "a") as out, open(self._log(rank, "err"), "a") as err:
             return subprocess.Popen(self._command, env=env, stdout=out, stderr=err)
 
@@ -83,17 +83,17 @@ class Controller:
 
     def _watch(self) -> None:
         """Until all have ended, or one has failed and the others had their time, or the job has had its own."""
-        began, failed_at, warned = time.monotonic(), 0.0, False
+        start_time, failed_at, warned = time.monotonic(), 0.0, False
         while any(task.poll() is None for task in self._tasks):
             now = time.monotonic()
             self._note_ended()
             failed_at = failed_at or (now if self._failures else 0.0)
-            if now - began > self._limit_s - self._warning_s and not warned:
+            if now - start_time > self._limit_s - self._warning_s and not warned:
                 warned = True
                 self._send(signal.SIGUSR2)
             closing = self._tasks[0].poll() is None and self._end_recorded()
-            late = failed_at and now - failed_at > (CLOSE_TIMEOUT_S if closing else FAILURE_GRACE_S)
-            if late or now - began > self._limit_s:
+            grace_over = failed_at and now - failed_at > (CLOSE_TIMEOUT_S if closing else FAILURE_GRACE_S)
+            if grace_over or now - start_time > self._limit_s:
                 self._kill_hung()
             time.sleep(TASK_POLL_S)
         self._note_ended()
@@ -102,17 +102,17 @@ class Controller:
         for rank, task in enumerate(self._tasks):
             if (code := task.poll()) and rank not in self._failures:
                 self._failures[rank] = self._exit_text(rank, code)
-                with open(self._ended_file, "a") as notes:
-                    notes.write(json.dumps({"rank": rank, "message": self._failures[rank]}) + "\n")
+                with open(self._ended_file, "a") as ended_file:
+                    ended_file.write(json.dumps({"rank": rank, "message": self._failures[rank]}) + "\n")
 
     def _exit_text(self, rank: int, code: int) -> str:
         if code < 0:
-            struck = self._oom.message()
-            how = ", ".join(filter(None, [known_causes.exit_text(known_causes.describe_exit(code)), struck]))
-            return f"of {self._ranks} ended without a word: {how}"
+            oom_message = self._oom.message()
+            exit_text = ", ".join(filter(None, [known_causes.exit_text(known_causes.describe_exit(code)), oom_message]))
+            return f"of {self._ranks} ended without a word: {exit_text}"
         lines = [line for line in self._tail(rank).splitlines() if line.strip()]
-        said = [line.removeprefix("runyard: ") for line in lines if line.startswith("runyard: ")] or lines
-        return f"ended with {code}{': ' + said[-1] if said else ''}"
+        errors = [line.removeprefix("runyard: ") for line in lines if line.startswith("runyard: ")] or lines
+        return f"ended with {code}{': ' + errors[-1] if errors else ''}"
 
     def _kill_hung(self) -> None:
         """Let the rest show where they stand, and kill them; what only a look from outside tells goes to their logs."""
@@ -132,11 +132,11 @@ class Controller:
         run = self._folder.parent
         if self._end_recorded() or not self._failures or lease.lease_holder(run) is not None:
             return
-        rank, how = next(iter(self._failures.items()))  # who hung, else who failed first
+        rank, failure = next(iter(self._failures.items()))  # who hung, else who failed first
         stopped = self._stop_signal is signal.SIGTERM
         with contextlib.suppress(OSError):
             journal.Journal(run / "metrics.jsonl").write(
-                "stop", reason="interrupted" if stopped else "failed", message=f"rank {rank} {how}", rank=rank,
+                "stop", reason="interrupted" if stopped else "failed", message=f"rank {rank} {failure}", rank=rank,
                 **({"cause": "TERM"} if stopped else {"user_error": False, "retry": True}),
             )  # fmt: skip
 
@@ -163,10 +163,10 @@ def _process_state(pid: int) -> str:
         status = dict(
             line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
         )
-        waits = Path(f"/proc/{pid}/wchan").read_text().strip("0\n")
+        wait_channel = Path(f"/proc/{pid}/wchan").read_text().strip("0\n")
     except OSError:
         return "gone already"
-    return f"in state {status.get('State', '?').strip()}{', in ' + waits if waits else ''}"
+    return f"in state {status.get('State', '?').strip()}{', in ' + wait_channel if wait_channel else ''}"
 
 
 if __name__ == "__main__":

@@ -89,8 +89,8 @@ def decide_requeue(
         return RequeueDecision(FAILED, requeue_cause="preemption")
     if time_limit_hit or past_time_limit:  # unsaved: a rank hung
         return _requeue_unless_stuck(rows, step, FAILED, "time limit", LIMIT_REACHED)
-    failed = start_failure(rows, began, step, first_end or {})
-    return _after_a_crash(rows, exit_code, step, failed, job or sick_nodes.JobNodes())
+    failure = start_failure(rows, began, step, first_end or {})
+    return _after_a_crash(rows, exit_code, step, failure, job or sick_nodes.JobNodes())
 
 
 def start_failure(rows: list[Row], began: float, step: int, first_end: Row) -> Row:
@@ -121,40 +121,42 @@ def _stop_row(rows: list[Row], began: float) -> Row:
 
 
 def _after_a_crash(
-    rows: list[Row], exit_code: int, step: int, failed: Row, job: sick_nodes.JobNodes
+    rows: list[Row], exit_code: int, step: int, failure: Row, job: sick_nodes.JobNodes
 ) -> RequeueDecision:
     earlier = [row["failure"] for row in _rows_since_given_up(rows) if isinstance(row.get("failure"), dict)]
-    left_out = [row for row in rows if row["event"] == "exclude"]
-    sick = sick_nodes.exclusion_reason(failed, earlier)
-    kept = job.exclusion_objection(failed["node"], len(left_out)) if sick else None
-    silent = f"srun ended with {exit_code} and the tasks said nothing"
-    said = known_causes.describe_failure(failed) if "message" in failed else silent
-    if not known_causes.retry_can_help(failed):
-        return RequeueDecision(FAILED, given_up=f"given up: {said}", failure=failed)
-    if again := sick_nodes.repeated_failure(failed, earlier, same_node=not sick or kept is not None):
-        where = " and ".join(dict.fromkeys(str(f["node"]) for f in (again, failed) if f.get("node")))
-        given_up = f"given up: the same failure at step {failed['step']} twice, on {where}: {said}"
-        return RequeueDecision(FAILED, given_up=given_up, failure=failed)
-    if sick and not kept:
+    excluded = [row for row in rows if row["event"] == "exclude"]
+    exclude_reason = sick_nodes.exclusion_reason(failure, earlier)
+    objection = job.exclusion_objection(failure["node"], len(excluded)) if exclude_reason else None
+    no_message = f"srun ended with {exit_code} and the tasks said nothing"
+    message = known_causes.describe_failure(failure) if "message" in failure else no_message
+    if not known_causes.retry_can_help(failure):
+        return RequeueDecision(FAILED, given_up=f"given up: {message}", failure=failure)
+    if repeated := sick_nodes.repeated_failure(failure, earlier, same_node=not exclude_reason or objection is not None):
+        nodes = " and ".join(dict.fromkeys(str(f["node"]) for f in (repeated, failure) if f.get("node")))
+        given_up = f"given up: the same failure at step {failure['step']} twice, on {nodes}: {message}"
+        return RequeueDecision(FAILED, given_up=given_up, failure=failure)
+    if exclude_reason and not objection:
         restarts = _restarts_without_progress(rows, step)
-        return RequeueDecision(FAILED, "crash", without_progress=restarts, exclude_reason=sick, failure=failed)
-    if sick:
-        said += f" ({failed['node']} is not left out: {kept})"
-    return replace(_requeue_unless_stuck(rows, step, FAILED, "crash", said), failure=failed)
+        return RequeueDecision(
+            FAILED, "crash", without_progress=restarts, exclude_reason=exclude_reason, failure=failure
+        )
+    if exclude_reason:
+        message += f" ({failure['node']} is not left out: {objection})"
+    return replace(_requeue_unless_stuck(rows, step, FAILED, "crash", message), failure=failure)
 
 
-def _requeue_unless_stuck(rows: list[Row], step: int, exit_code: int, cause: str, said: str) -> RequeueDecision:
+def _requeue_unless_stuck(rows: list[Row], step: int, exit_code: int, cause: str, reason: str) -> RequeueDecision:
     """Requeued for this ``cause``, unless it was so often enough and is still where it was."""
     restarts = _restarts_without_progress(rows, step)
     if restarts >= MAX_RESTARTS_WITHOUT_PROGRESS:
-        given_up = f"given up: {restarts} restarts without progress at step {step}; the last ended with: {said}"
+        given_up = f"given up: {restarts} restarts without progress at step {step}; the last ended with: {reason}"
         return RequeueDecision(FAILED, given_up=given_up, without_progress=restarts)
     return RequeueDecision(exit_code, requeue_cause=cause, without_progress=restarts + 1)
 
 
 def _rows_since_given_up(rows: list[Row]) -> list[Row]:
     """A person's resume counts anew."""
-    given_up = [at for at, row in enumerate(rows) if row["event"] == "stop" and row.get("given_up")]
+    given_up = [index for index, row in enumerate(rows) if row["event"] == "stop" and row.get("given_up")]
     return rows[given_up[-1] + 1 :] if given_up else rows
 
 
@@ -175,7 +177,7 @@ def finish_job(
     *,
     preempted: bool,
     time_limit_hit: bool = False,
-    failure: str = "",
+    slurm_output: str = "",
     exclude: Path | None = None,
 ) -> int:
     """Judge, and write down what was decided. Returns ``REQUEUE_EXIT_CODE``, or the batch script's exit code.
@@ -200,15 +202,15 @@ def finish_job(
     first_end = (
         task_ends.first_task_exit(Path(os.path.realpath("/proc/self/fd/2")), int(log_began)) if log_began else {}
     )
-    job = sick_nodes.JobNodes.read(failure)
+    job = sick_nodes.JobNodes.read(slurm_output)
     verdict = decide_requeue(
         rows, exit_code, step, preempted=preempted, time_limit_hit=time_limit_hit, past_time_limit=past_time_limit,
         began=float(began or 0), first_end=first_end, job=job,
     )  # fmt: skip
-    book = Journal(run.journal_path)
+    run_journal = Journal(run.journal_path)
     if verdict.given_up:
         fields = {k: v for k, v in verdict.failure.items() if k in FAILURE_FIELDS} | {"message": verdict.given_up}
-        _write_or_report(book, "stop", reason="failed", user_error=False, retry=False, given_up=True, **fields)
+        _write_or_report(run_journal, "stop", reason="failed", user_error=False, retry=False, given_up=True, **fields)
         print(f"runyard: {verdict.given_up}", file=sys.stderr, flush=True)
         send_alert(run)
     if verdict.requeue_cause is None or not run.config.cluster.requeue:
@@ -219,41 +221,45 @@ def finish_job(
     if verdict.exclude_reason and exclude is not None:
         row["without_node"] = node = verdict.failure["node"]
         exclude.write_text(job.excluding(node))
-        _write_or_report(book, "exclude", node=node, why=verdict.exclude_reason, job=os.environ.get("SLURM_JOB_ID"))
+        _write_or_report(
+            run_journal, "exclude", node=node, why=verdict.exclude_reason, job=os.environ.get("SLURM_JOB_ID")
+        )
         print(f"runyard: {node} is left out from now on: {verdict.exclude_reason}", file=sys.stderr, flush=True)
-    _write_or_report(book, "requeue", **row)
+    _write_or_report(run_journal, "requeue", **row)
     print(f"runyard: {verdict.requeue_cause}: back into the queue, to go on at step {step}", flush=True)
     return REQUEUE_EXIT_CODE
 
 
-def _write_or_report(book: Journal, event: str, **fields: Any) -> None:
+def _write_or_report(run_journal: Journal, event: str, **fields: Any) -> None:
     """Write it down; where the disk is full the decision stands all the same."""
     try:
-        book.write(event, **fields)
+        run_journal.write(event, **fields)
     except OSError as error:
-        print(f"runyard: {book.path}: {error.strerror}: {event} not written down", file=sys.stderr, flush=True)
+        print(f"runyard: {run_journal.path}: {error.strerror}: {event} not written down", file=sys.stderr, flush=True)
 
 
-def record_requeue_refusal(run_dir: str, exit_code: int, why: str) -> int:
+def record_requeue_refusal(run_dir: str, exit_code: int, reason: str) -> int:
     """SLURM would not put this job back into the queue: write down why, and what mends it. Returns the exit code."""
     run = Run.open(run_dir)
-    fix = f"this job could not be requeued ({' '.join(why.split())}); go on with: runyard resume {run.cli_reference}"
-    _write_or_report(Journal(run.journal_path), "warning", message=fix)
-    print(f"runyard: {fix}", file=sys.stderr, flush=True)
+    message = (
+        f"this job could not be requeued ({' '.join(reason.split())}); go on with: runyard resume {run.cli_reference}"
+    )
+    _write_or_report(Journal(run.journal_path), "warning", message=message)
+    print(f"runyard: {message}", file=sys.stderr, flush=True)
     return exit_code or FAILED
 
 
 def newest_step(run: Run) -> int:
     """Step of the newest checkpoint that has a manifest, 0 if there is none. What it holds is verified on reading."""
-    found = [p.parent.name.removeprefix("step_") for p in run.checkpoints.glob("step_*/manifest.json")]
-    return max((int(step) for step in found if step.isdigit()), default=0)
+    names = [p.parent.name.removeprefix("step_") for p in run.checkpoints.glob("step_*/manifest.json")]
+    return max((int(step) for step in names if step.isdigit()), default=0)
 
 
 def newest_evaluated(run: Run) -> int:
     """Images that the newest checkpoint has of an evaluation under way."""
     try:
-        said = json.loads((run.checkpoints / f"step_{newest_step(run):08d}" / "manifest.json").read_bytes())
-        return int(said.get("evaluated", 0))
+        manifest = json.loads((run.checkpoints / f"step_{newest_step(run):08d}" / "manifest.json").read_bytes())
+        return int(manifest.get("evaluated", 0))
     except (OSError, ValueError, TypeError, AttributeError):
         return 0
 
@@ -268,9 +274,10 @@ if __name__ == "__main__":
     try:
         if ending == "refused":
             sys.exit(record_requeue_refusal(run_dir, int(code), *rest))
-        told, file = "" if sys.stdin.isatty() else sys.stdin.read(), Path(rest[0]) if rest else None
-        asked = {"preempted": ending == "1", "time_limit_hit": ending == "limit"}
-        sys.exit(finish_job(run_dir, int(code), **asked, failure=told, exclude=file))
+        slurm_output = "" if sys.stdin.isatty() else sys.stdin.read()
+        exclude_file = Path(rest[0]) if rest else None
+        flags = {"preempted": ending == "1", "time_limit_hit": ending == "limit"}
+        sys.exit(finish_job(run_dir, int(code), **flags, slurm_output=slurm_output, exclude=exclude_file))
     except UserError as error:  # another start would find the run as damaged
         print(f"runyard: {error}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR)

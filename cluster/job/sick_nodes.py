@@ -28,8 +28,8 @@ def exclusion_reason(failure: Row, earlier: Sequence[Row]) -> str | None:
         return None
     if cause is not None and cause.retry in (RetryAdvice.ELSEWHERE, RetryAdvice.ONCE_ELSEWHERE):
         return str(failure["message"])
-    before = [f for f in earlier if f.get("node") == node and f.get("before_first_step")]
-    if failure.get("before_first_step") and before:
+    previous = [f for f in earlier if f.get("node") == node and f.get("before_first_step")]
+    if failure.get("before_first_step") and previous:
         return f"two starts ended there before their first step: {failure['message']}"
     return None
 
@@ -69,15 +69,15 @@ class JobNodes:
     @classmethod
     def read(cls, slurm_output: str) -> JobNodes:
         """From ``scontrol show job`` and lines of ``sinfo -o '%N|%t|%f|%G'``, one below the other."""
-        found = dict(re.findall(r"\b(NumNodes|ReqNodeList|ExcNodeList)=(\S*)", slurm_output))
-        asked_for, excluded = (found.get(key, "").replace("(null)", "") for key in ("ReqNodeList", "ExcNodeList"))
+        fields = dict(re.findall(r"\b(NumNodes|ReqNodeList|ExcNodeList)=(\S*)", slurm_output))
+        required, excluded = (fields.get(key, "").replace("(null)", "") for key in ("ReqNodeList", "ExcNodeList"))
         nodes = {}
         for line in slurm_output.splitlines():
             name, *rest = line.split("|")
             if len(rest) == 3 and rest[0].startswith(UP_STATES) and not rest[0].endswith("*"):
                 nodes[name] = "|".join(rest[1:])
-        needed = re.match(r"\d+", found.get("NumNodes", ""))
-        return cls(int(needed[0]) if needed else 1, asked_for, excluded, nodes or None)
+        node_count = re.match(r"\d+", fields.get("NumNodes", ""))
+        return cls(int(node_count[0]) if node_count else 1, required, excluded, nodes or None)
 
     def exclusion_objection(self, node: str, excluded_count: int) -> str | None:
         """Why ``node`` cannot be left out, ``excluded_count`` being how many were before; None if it can."""
@@ -87,10 +87,12 @@ class JobNodes:
             return f"{excluded_count} nodes are left out already"
         if self.nodes is None:
             return None
-        gone = {node, *expand_hostlist(self.excluded)}
-        alike = [name for name, kind in self.nodes.items() if kind == self.nodes.get(node, kind) and name not in gone]
-        if len(alike) < self.node_count:
-            return f"only {len(alike)} other nodes like it are up, and the job needs {self.node_count}"
+        unusable = {node, *expand_hostlist(self.excluded)}
+        similar = [
+            name for name, kind in self.nodes.items() if kind == self.nodes.get(node, kind) and name not in unusable
+        ]
+        if len(similar) < self.node_count:
+            return f"only {len(similar)} other nodes like it are up, and the job needs {self.node_count}"
         return None
 
     def excluding(self, node: str) -> str:
