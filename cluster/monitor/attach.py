@@ -131,16 +131,16 @@ class JobFollower:
         Raises:
             HungUp: the terminal is gone; the job goes on.
         """
-        warned = dict.fromkeys((signal.SIGUSR1, signal.SIGUSR2), self._take_warning)
-        handlers = {signal.SIGTERM: self._terminate, **warned}
+        warning_handlers = dict.fromkeys((signal.SIGUSR1, signal.SIGUSR2), self._take_warning)
+        handlers = {signal.SIGTERM: self._terminate, **warning_handlers}
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
             handlers[signal.SIGHUP] = self._hang_up
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             with self._bar if self._console.is_terminal else contextlib.nullcontext():
                 return self._wait(job)
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
@@ -161,16 +161,16 @@ class JobFollower:
                 if self._warning_pending:
                     self._warning_pending = False
                     job.forward_warning()
-                over = job.has_ended()
+                ended = job.has_ended()
                 self._show()
-                if over and self._stop_row is not None:
+                if ended and self._stop_row is not None:
                     return self._stop_row
-                if over and self._asked and not self._began:
+                if ended and self._asked and not self._began:
                     return {"event": "stop", "reason": "interrupted", "message": "before the first step"}
-                if over and polls_after_end == DEAD_AFTER_POLLS:
-                    words = read_run_summary(self._run.path).last_error_line() or NO_MESSAGE
-                    return {"event": "stop", "reason": "failed", "message": words}
-                polls_after_end += over
+                if ended and polls_after_end == DEAD_AFTER_POLLS:
+                    message = read_run_summary(self._run.path).last_error_line() or NO_MESSAGE
+                    return {"event": "stop", "reason": "failed", "message": message}
+                polls_after_end += ended
                 time.sleep(FOLLOW_POLL_S)
             except KeyboardInterrupt:
                 if self._asked:
@@ -189,13 +189,13 @@ class JobFollower:
                 self._console.print(printable(line), highlight=False)
         self._seen = max(self._seen, len(rows))
         try:
-            now = json.loads(read_within(self._run.path, "progress.json"))
+            progress = json.loads(read_within(self._run.path, "progress.json"))
         except (OSError, ValueError):
             return
         self._bar.update(
             self._task,
-            total=now["steps"],
-            completed=now["step"],
-            where=f"epoch {now['epoch']}/{now['epochs']}",
-            pace=f"{now['images_per_s']:,.0f} images/s, {format_duration(now['eta_s'])} left",
+            total=progress["steps"],
+            completed=progress["step"],
+            where=f"epoch {progress['epoch']}/{progress['epochs']}",
+            pace=f"{progress['images_per_s']:,.0f} images/s, {format_duration(progress['eta_s'])} left",
         )

@@ -55,32 +55,32 @@ def cancel(run: RunSummary, wait_s: float, console: Console) -> CancelResult:
         UserError: nothing of it waits or runs, or not where it can be reached from here.
     """
     with submission_lock(run.path, run.reference):  # what another command is submitting is on the queue, or is not
-        found = read_run_summary(run.path)
-        now = run_status(
-            found, wait_s=RETRY_TIMEOUT_S if found.on_slurm or found.pending_submission else 0, holds_locks=True
+        summary = read_run_summary(run.path)
+        status = run_status(
+            summary, wait_s=RETRY_TIMEOUT_S if summary.on_slurm or summary.pending_submission else 0, holds_locks=True
         )
-    run = now.run
-    if now.error:
-        raise UserError(f"run {run.id}: {now.error}")
-    if not now.active:
-        raise UserError(f"run {run.id} neither waits nor runs, there is nothing to cancel: {now.message}")
-    if now.job is not None:
+    run = status.run
+    if status.error:
+        raise UserError(f"run {run.id}: {status.error}")
+    if not status.active:
+        raise UserError(f"run {run.id} neither waits nor runs, there is nothing to cancel: {status.message}")
+    if status.job is not None:
         job: _Target = _SlurmJobs(run)
     elif (pid := run.local_pid()) is not None:
         job = _LocalProcess(pid, run)
     else:
-        raise UserError(f"run {run.id} cannot be reached from here, cancel it where it runs: {now.message}")
-    began = time.monotonic()
-    with _progress(console, run.id) as say:
-        while not (ended := job.request_stop()) and time.monotonic() - began < wait_s:
-            say(run.path, time.monotonic() - began)
+        raise UserError(f"run {run.id} cannot be reached from here, cancel it where it runs: {status.message}")
+    start_time = time.monotonic()
+    with _progress(console, run.id) as report_progress:
+        while not (ended := job.request_stop()) and time.monotonic() - start_time < wait_s:
+            report_progress(run.path, time.monotonic() - start_time)
             time.sleep(CANCEL_POLL_S)
         forced = not ended
         if forced:
             console.print(f"not ended within {wait_s:g} s: ending it by force")
             job.kill()
-            began = time.monotonic()
-            while not (ended := job.over()) and time.monotonic() - began < KILL_TIMEOUT_S:
+            start_time = time.monotonic()
+            while not (ended := job.over()) and time.monotonic() - start_time < KILL_TIMEOUT_S:
                 time.sleep(CANCEL_POLL_S)
     return _result(read_run_summary(run.path), ended, forced)
 
@@ -172,14 +172,14 @@ class _SignalTimer:
     def __init__(self) -> None:
         self._at, self._trained = float("-inf"), False
 
-    def is_due(self, run: Path, since: float) -> bool:
-        now = read_run_summary(run)
-        if now.last_event["event"] in ("stop", "requeue") and now.last_event["t"] >= since - CLOCK_SKEW_S:
+    def is_due(self, run: Path, start_time: float) -> bool:
+        summary = read_run_summary(run)
+        if summary.last_event["event"] in ("stop", "requeue") and summary.last_event["t"] >= start_time - CLOCK_SKEW_S:
             return False
-        trains = any(row["t"] >= since - CLOCK_SKEW_S for row in now.starts)
-        if self._trained or (not trains and time.monotonic() - self._at < SIGNAL_INTERVAL_S):
+        is_training = any(row["t"] >= start_time - CLOCK_SKEW_S for row in summary.starts)
+        if self._trained or (not is_training and time.monotonic() - self._at < SIGNAL_INTERVAL_S):
             return False
-        self._at, self._trained = time.monotonic(), trains
+        self._at, self._trained = time.monotonic(), is_training
         return True
 
 
@@ -192,8 +192,8 @@ def _result(run: RunSummary, ended: bool, forced: bool) -> CancelResult:
         message = "ended by force" if forced else "cancelled before its tasks had begun"
         Journal(run.journal_path).write("stop", reason="interrupted", message=message, cause="TERM")
         run = read_run_summary(run.path)
-    now = run_status(run)
-    return CancelResult(now.state, now.message, step, forced)
+    status = run_status(run)
+    return CancelResult(status.state, status.message, step, forced)
 
 
 def _scancel(*arguments: str) -> None:

@@ -59,9 +59,9 @@ class Logs:
                 f"run {run.id} was not started by `runyard submit`: what it prints is where its own command put it; "
                 f"its journal is {run.path}/metrics.jsonl"
             )
-        most = max((_tasks(job) for job in run.record["jobs"]), default=0)
-        if rank is not None and not 0 <= rank < (most or rank + 1):
-            raise UserError(f"--rank {rank}: run {run.id} has {most} tasks, expected 0 to {most - 1}")
+        task_count = max((_tasks(job) for job in run.record["jobs"]), default=0)
+        if rank is not None and not 0 <= rank < (task_count or rank + 1):
+            raise UserError(f"--rank {rank}: run {run.id} has {task_count} tasks, expected 0 to {task_count - 1}")
         self._read: dict[tuple[str, int], int] = {}
         self._restarts: dict[tuple[str, int], int] = {}
         self._began_at: dict[tuple[str, int], float] = {}
@@ -86,9 +86,9 @@ class Logs:
                 first = (str(job["id"]), rank) not in self._read
                 text = self._read_rest((str(job["id"]), rank), log, ended)
                 if first and text and self._stream == "err":  # where no line of submitit's tells of a start
-                    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["submitted"]))
-                    words = f"job {job['id']}, {number + 1} of {len(jobs)} of this run, submitted {at}"
-                    yield Line(str(job["id"]), rank, words, mark=True)
+                    submitted = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["submitted"]))
+                    heading = f"job {job['id']}, {number + 1} of {len(jobs)} of this run, submitted {submitted}"
+                    yield Line(str(job["id"]), rank, heading, mark=True)
                 for line in text.removesuffix("\n").split("\n") if text else ():
                     yield self._line(str(job["id"]), rank, line)
 
@@ -99,21 +99,23 @@ class Logs:
             begin = min(self._read.get(key, 0), size)  # shorter than it was: written anew
             file.seek(begin)
             content = file.read(size - begin)
-        whole = len(content) if ended else content.rfind(b"\n") + 1
-        self._read[key] = begin + whole
-        return content[:whole].decode(errors="replace")
+        complete = len(content) if ended else content.rfind(b"\n") + 1
+        self._read[key] = begin + complete
+        return content[:complete].decode(errors="replace")
 
     def _line(self, job: str, rank: int, text: str) -> Line:
         """The line, or for the one that begins a task's output the mark in its place: which start, where and why."""
-        if (found := SUBMITIT_START_LINE.match(text)) is None:
+        if (match := SUBMITIT_START_LINE.match(text)) is None:
             return Line(job, rank, text)
         key = (job, rank)
-        at = time.mktime(time.strptime(found["at"], "%Y-%m-%d %H:%M:%S"))
+        start_time = time.mktime(time.strptime(match["at"], "%Y-%m-%d %H:%M:%S"))
         restart = self._restarts[key] = self._restarts.get(key, -1) + 1
-        since, self._began_at[key] = self._began_at.get(key, 0.0), at
-        causes = [row for row in self.run.rows if row["event"] == "requeue" and since <= row["t"] <= at + 1]
-        why = f"restart {restart} after {causes[-1]['cause']}" if causes and restart else f"restart {restart}"
-        return Line(job, rank, f"{why if restart else 'start'} of job {job} on {found['host']}, {found['at']}", True)
+        previous_start, self._began_at[key] = self._began_at.get(key, 0.0), start_time
+        causes = [
+            row for row in self.run.rows if row["event"] == "requeue" and previous_start <= row["t"] <= start_time + 1
+        ]
+        name = f"restart {restart} after {causes[-1]['cause']}" if causes and restart else f"restart {restart}"
+        return Line(job, rank, f"{name if restart else 'start'} of job {job} on {match['host']}, {match['at']}", True)
 
 
 def _tasks(job: dict[str, Any]) -> int:
@@ -139,21 +141,21 @@ def follow_logs(logs: Logs, printer: Printer, stderr: TextIO, last: int | None =
 
     Begins with the ``last`` lines that are there, None: all. What it waits for meanwhile goes to ``notes``.
     """
-    looked_at, over_since, noted = float("-inf"), None, ""
-    before = logs.run.last_event
+    last_query, ended_since, reported = float("-inf"), None, ""
+    previous_event = logs.run.last_event
     printer.show(deque(logs.read_new(ended=False), last))
     while True:
-        changed = logs.run.last_event != before or over_since is not None or not logs.run.on_slurm
-        if changed or time.monotonic() - looked_at >= LOGS_QUEUE_POLL_S:
-            before, looked_at, now = logs.run.last_event, time.monotonic(), run_status(logs.run)
-            over = not now.active and now.state != "unknown"
-            over_since = (over_since or time.monotonic()) if over else None
-            if now.state in ("waiting", "unknown") and noted != f"{now.state} {now.reason}":
-                print(f"── {now.message} ──", file=stderr, flush=True)
-            noted = f"{now.state} {now.reason}"
-        if over_since is not None and time.monotonic() - over_since >= CONFIRM_END_S:
+        changed = logs.run.last_event != previous_event or ended_since is not None or not logs.run.on_slurm
+        if changed or time.monotonic() - last_query >= LOGS_QUEUE_POLL_S:
+            previous_event, last_query, status = logs.run.last_event, time.monotonic(), run_status(logs.run)
+            ended = not status.active and status.state != "unknown"
+            ended_since = (ended_since or time.monotonic()) if ended else None
+            if status.state in ("waiting", "unknown") and reported != f"{status.state} {status.reason}":
+                print(f"── {status.message} ──", file=stderr, flush=True)
+            reported = f"{status.state} {status.reason}"
+        if ended_since is not None and time.monotonic() - ended_since >= CONFIRM_END_S:
             printer.show(logs.read_new())
-            return now
+            return status
         time.sleep(LOG_POLL_S)
         logs.run = read_run_summary(logs.run.path)
         printer.show(logs.read_new(ended=False))
