@@ -126,12 +126,12 @@ class Study:
 
     def report_epochs(self, trial: FrozenTrial, run: RunSummary) -> bool:
         """Hear of epochs that the study has not. Whether the trial does too badly to go on."""
-        known = self.trials[trial.number].intermediate_values
-        asked = optuna.trial.Trial(self._study, trial._trial_id)
-        new = [(epoch, value) for epoch, value in self.scores(run) if epoch not in known]
+        reported = self.trials[trial.number].intermediate_values
+        live_trial = optuna.trial.Trial(self._study, trial._trial_id)
+        new = [(epoch, value) for epoch, value in self.scores(run) if epoch not in reported]
         for epoch, value in new:
-            asked.report(value, epoch)
-        return bool(new) and asked.should_prune()
+            live_trial.report(value, epoch)
+        return bool(new) and live_trial.should_prune()
 
     def scores(self, run: RunSummary) -> list[tuple[int, float]]:
         """``[(epoch, top-1)]`` of what the search is about."""
@@ -144,24 +144,24 @@ class Study:
         """It is to be stopped; kept, so that whoever finds it stopped knows why."""
         optuna.trial.Trial(self._study, trial._trial_id).set_user_attr("condemned", True)
 
-    def tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None, why: str = "") -> None:
+    def tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None, reason: str = "") -> None:
         """Its result, which is final."""
-        if why:
-            optuna.trial.Trial(self._study, trial._trial_id).set_user_attr("why", why)
+        if reason:
+            optuna.trial.Trial(self._study, trial._trial_id).set_user_attr("why", reason)
         self._study.tell(trial.number, value, state=state)
 
 
 def runs_by_trial(search: str, runs_dir: Path) -> dict[int, Path]:
     """The directory of each trial's run, by the trial's number."""
-    found: dict[int, Path] = {}
-    for record in sorted(runs_dir.glob("[!.]*/run.json")):
+    paths: dict[int, Path] = {}
+    for record_path in sorted(runs_dir.glob("[!.]*/run.json")):
         try:
-            said: dict[str, Any] = read_run_summary(record.parent).record
+            record: dict[str, Any] = read_run_summary(record_path.parent).record
         except UserError:  # damaged, and perhaps not even ours
             continue
-        if said.get("sweep") == search and isinstance(said.get("trial"), int):
-            found[said["trial"]] = record.parent
-    return found
+        if record.get("sweep") == search and isinstance(record.get("trial"), int):
+            paths[record["trial"]] = record_path.parent
+    return paths
 
 
 @contextlib.contextmanager
