@@ -61,12 +61,17 @@ def write_files(folder: Path, port: int, user: str) -> None:
 
 def start_accounting(running: supervisor.Supervisor, folder: Path, port: int) -> None:
     """Start the database, then slurmdbd, which makes its tables before it listens."""
-    own = folder / "database"
-    files = [f"--datadir={own}/data", f"--tmpdir={own}", f"--socket={own}/socket", f"--init-file={own}/tables.sql"]
+    database_dir = folder / "database"
+    files = [
+        f"--datadir={database_dir}/data",
+        f"--tmpdir={database_dir}",
+        f"--socket={database_dir}/socket",
+        f"--init-file={database_dir}/tables.sql",
+    ]
     user = ["--user=root"] if os.getuid() == 0 else []
     running.start(DATABASE, ["mariadbd", *MARIADB, *files, *user])
-    running.wait_until(DATABASE, (own / "socket").exists)
-    running.start_isolated(ACCOUNTING, f"env {shlex.quote(f'MYSQL_UNIX_PORT={own}/socket')} slurmdbd -D")
+    running.wait_until(DATABASE, (database_dir / "socket").exists)
+    running.start_isolated(ACCOUNTING, f"env {shlex.quote(f'MYSQL_UNIX_PORT={database_dir}/socket')} slurmdbd -D")
     running.wait_until(ACCOUNTING, lambda: _listens(port))
 
 

@@ -53,11 +53,11 @@ class SlurmSandbox:
     def __init__(self, folder: Path, nodes: int = 2, accounting: bool = False, preempt_signal: bool = False) -> None:
         self.folder = folder.absolute()
         self.nodes = [f"node{k}" for k in range(1, nodes + 1)]
-        ours = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
         # All nodes share this machine's cores: a thread that waits by spinning keeps them from what it waits for.
         # And torch's folder for compiled code, which it makes though nothing is compiled, is to go with the cluster.
         jobs = {"OMP_WAIT_POLICY": "PASSIVE", "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor")}
-        self.environment = jobs | ours | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        self.environment = jobs | inherited | {"SLURM_CONF": str(self.folder / "slurm.conf")}
         self._accounting, self._preempt_signal, self._preempt_signal_now = accounting, preempt_signal, preempt_signal
         self._user = pwd.getpwuid(os.getuid()).pw_name
         self._supervisor = supervisor.Supervisor(self.folder, self.environment)
@@ -83,13 +83,13 @@ class SlurmSandbox:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._supervisor.stop_all()
             if self._terminate is not None:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
     def run(self, *command: str, check: bool = True, timeout_s: float = 30) -> str:
         """What ``command``, one of SLURM's, printed.
@@ -113,10 +113,10 @@ class SlurmSandbox:
 
         A machine that was started anew tells SLURM so by its uptime, which ours has in common with all: we say it.
         """
-        before = self._slurmd_start_time(node)
+        previous_start = self._slurmd_start_time(node)
         self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=rebooted")
         self._begin_node(node)
-        self._supervisor.wait_until(node, lambda: self._slurmd_start_time(node) != before)
+        self._supervisor.wait_until(node, lambda: self._slurmd_start_time(node) != previous_start)
 
     def suspend_node(self, node: str) -> None:
         """Stop all of a node's processes where they are: for all others its link is cut, and its tasks still exist."""
@@ -146,12 +146,12 @@ class SlurmSandbox:
         self._begin_controller()
         self._supervisor.wait_until(CONTROLLER_HOST, self._nodes_known)
 
-    def signal_preempted(self, wanted: bool) -> None:
+    def signal_preempted(self, enabled: bool) -> None:
         """Whether jobs preempted from now on get the signal that they asked for and ten seconds, or no word of it.
 
         Without it a job gets what ``scancel`` sends: SIGTERM, and two seconds later SIGKILL.
         """
-        self._preempt_signal_now = wanted
+        self._preempt_signal_now = enabled
         self._write_configuration()
         self.run("scontrol", "reconfigure")
 
@@ -197,13 +197,18 @@ class SlurmSandbox:
         )
 
     def _start(self) -> None:
-        f = self.folder
-        own = {"key-file": "munge.key", "socket": "munge.sock", "seed-file": "munge.seed", "log-file": "log/munged.log"}
-        files = [f"--{option}={f}/{name}" for option, name in ({"pid-file": "munged.pid"} | own).items()]
+        folder = self.folder
+        options = {
+            "key-file": "munge.key",
+            "socket": "munge.sock",
+            "seed-file": "munge.seed",
+            "log-file": "log/munged.log",
+        }
+        files = [f"--{option}={folder}/{name}" for option, name in ({"pid-file": "munged.pid"} | options).items()]
         self._supervisor.start("munged", ["munged", "--foreground", "--force", *files])
         if self._accounting:
-            accounting.start_accounting(self._supervisor, f, self._ports[1])
-        self._supervisor.wait_until("munged", (f / "munge.sock").exists)
+            accounting.start_accounting(self._supervisor, folder, self._ports[1])
+        self._supervisor.wait_until("munged", (folder / "munge.sock").exists)
         self._begin_controller()
         for node in self.nodes:
             self._begin_node(node)
@@ -221,8 +226,8 @@ class SlurmSandbox:
 
     def _states(self) -> list[str]:
         """The nodes' states in short, each "unk" while slurmctld does not answer."""
-        asked = ("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N=%t")
-        states = dict(word.partition("=")[::2] for word in self.run(*asked, check=False).split())
+        command = ("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N=%t")
+        states = dict(line.partition("=")[::2] for line in self.run(*command, check=False).split())
         return [states.get(node, "unk") for node in self.nodes]
 
     def _all_in_service(self) -> bool:
@@ -240,21 +245,21 @@ class SlurmSandbox:
 def missing_programs(with_accounting: bool = True) -> str | None:
     """What this machine lacks for a rehearsal, in one line with its mend; None where nothing is."""
     programs = SLURM_PROGRAMS + (accounting.ACCOUNTING_PROGRAMS if with_accounting else ())
-    if lacking := [name for name in programs if shutil.which(name, path=supervisor.search_path()) is None]:
-        return f"no {', '.join(lacking)} on this machine: `make rehearsal-tools` installs SLURM and its accounting"
+    if missing := [name for name in programs if shutil.which(name, path=supervisor.search_path()) is None]:
+        return f"no {', '.join(missing)} on this machine: `make rehearsal-tools` installs SLURM and its accounting"
     return None
 
 
 def _free_ports(count: int) -> list[int]:
     """From below those that the kernel gives to any connection: one of these could be gone before it is listened on."""
-    found: list[int] = []
-    with contextlib.ExitStack() as held:
-        while len(found) < count:
-            probe, port = held.enter_context(socket.socket()), PORTS.start + secrets.randbelow(len(PORTS))
+    ports: list[int] = []
+    with contextlib.ExitStack() as sockets:
+        while len(ports) < count:
+            probe, port = sockets.enter_context(socket.socket()), PORTS.start + secrets.randbelow(len(PORTS))
             with contextlib.suppress(OSError):
                 probe.bind(("127.0.0.1", port))
-                found.append(port)
-    return found
+                ports.append(port)
+    return ports
 
 
 def _raise_on_terminate() -> object:

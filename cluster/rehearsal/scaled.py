@@ -23,7 +23,7 @@ MAX_TASKS_PER_CORE = 4  # more starve each other until they miss the times after
 SITE_SETTINGS = ("account", "qos", "constraint", "exclude", "nodelist")  # names that only a real cluster has
 
 
-def scale_down(overrides: list[str], say: Callable[[str], None]) -> Composed:
+def scale_down(overrides: list[str], report: Callable[[str], None]) -> Composed:
     """The experiment with tiny synthetic data, few steps, no W&B and what one machine can carry of its tasks.
 
     A task takes the place of a GPU. ``say`` is told where there are fewer than were asked for, or no GPUs.
@@ -31,12 +31,12 @@ def scale_down(overrides: list[str], say: Callable[[str], None]) -> Composed:
     Raises:
         UserError: what was asked for cannot be composed, asks for another cluster, or for what this one cannot give.
     """
-    given = [o.lstrip("+") for o in overrides]
-    if other := next((o for o in given if o.startswith("cluster=") and o != "cluster=rehearsal"), None):
+    stripped = [o.lstrip("+") for o in overrides]
+    if other := next((o for o in stripped if o.startswith("cluster=") and o != "cluster=rehearsal"), None):
         raise UserError(f"{other}: a rehearsal has a throwaway cluster of its own; leave that out")
-    asked = compose([*(o for o in given if not o.startswith("cluster=")), "cluster=rehearsal"])
-    config = asked.config
-    nodes, tasks = fit_tasks(config.cluster, max_tasks(), say)
+    requested = compose([*(o for o in stripped if not o.startswith("cluster=")), "cluster=rehearsal"])
+    config = requested.config
+    nodes, tasks = fit_tasks(config.cluster, max_tasks(), report)
     check_sandbox_limits(config.cluster, tasks)
     batch = nodes * tasks * config.accumulate * IMAGES_PER_TASK
     warmup = min(config.schedule.warmup_epochs, EPOCHS - 1)
@@ -61,7 +61,7 @@ def scale_down(overrides: list[str], say: Callable[[str], None]) -> Composed:
         "cluster.nodes": str(nodes),
         "cluster.tasks_per_node": str(tasks),
     }
-    kept = [o for o in asked.overrides if not o.startswith(("data=", "data.", "tracking=", "tracking.", *tiny))]
+    kept = [o for o in requested.overrides if not o.startswith(("data=", "data.", "tracking=", "tracking.", *tiny))]
     return compose(
         [*kept, "tracking=none", *(f"{name}={value}" for name, value in tiny.items()), *TIME_LIMIT_OVERRIDES]
     )
@@ -74,18 +74,18 @@ def max_tasks() -> int:
     return max(MIN_TASKS, min(int(free_gb / MEMORY_PER_TASK_GB), MAX_TASKS_PER_CORE * len(os.sched_getaffinity(0))))
 
 
-def fit_tasks(cluster: ClusterConfig, most: int, say: Callable[[str], None]) -> tuple[int, int]:
+def fit_tasks(cluster: ClusterConfig, task_limit: int, report: Callable[[str], None]) -> tuple[int, int]:
     """Nodes, and tasks on each, of at most so many in all: rather fewer tasks on a node than fewer nodes."""
-    asked = tasks_per_node(cluster)
-    nodes = min(cluster.nodes, most)
-    tasks = min(max(asked, -(-MIN_TASKS // nodes)), most // nodes)
-    if cluster.gpus_per_node or (nodes, tasks) != (cluster.nodes, asked):
+    requested = tasks_per_node(cluster)
+    nodes = min(cluster.nodes, task_limit)
+    tasks = min(max(requested, -(-MIN_TASKS // nodes)), task_limit // nodes)
+    if cluster.gpus_per_node or (nodes, tasks) != (cluster.nodes, requested):
         gpus = f", {cluster.gpus_per_node} GPUs" if cluster.gpus_per_node else ""
-        three = "three ranks show in what order sums are taken, two do not"
-        why = three if tasks > asked else f"this machine carries {most} tasks"
-        say(
-            f"asked for: {cluster.nodes} nodes of {asked} tasks{gpus} each; rehearsed: {nodes} nodes of {tasks} tasks "
-            f"each, without GPUs ({why})"
+        too_few = "three ranks show in what order sums are taken, two do not"
+        reason = too_few if tasks > requested else f"this machine carries {task_limit} tasks"
+        report(
+            f"asked for: {cluster.nodes} nodes of {requested} tasks{gpus} each; "
+            f"rehearsed: {nodes} nodes of {tasks} tasks each, without GPUs ({reason})"
         )
     return nodes, tasks
 

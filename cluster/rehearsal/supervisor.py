@@ -95,8 +95,8 @@ class Supervisor:
         else:
             dead = [name]
         if dead:
-            said = (self._folder / "log" / f"{dead[0]}.out").read_text(errors="replace").strip().splitlines()
-            raise UserError(f"{dead[0]} did not start: {said[-1] if said else 'it said nothing'}")
+            output = (self._folder / "log" / f"{dead[0]}.out").read_text(errors="replace").strip().splitlines()
+            raise UserError(f"{dead[0]} did not start: {output[-1] if output else 'it said nothing'}")
 
     def stop(self, name: str) -> None:
         part = self._running.pop(name)
@@ -134,10 +134,10 @@ class Supervisor:
 
     def _processes(self, name: str) -> list[int]:
         """What runs in a part's namespaces, parents before children."""
-        found = _children(self._running[name].pid)
-        for pid in found:  # it grows
-            found += _children(pid)
-        return found
+        pids = _children(self._running[name].pid)
+        for pid in pids:  # it grows
+            pids += _children(pid)
+        return pids
 
 
 def search_path() -> str:
@@ -146,11 +146,11 @@ def search_path() -> str:
 
 
 def _children(pid: int) -> list[int]:
-    found: list[int] = []
+    pids: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*"):  # every thread may have made some
         with contextlib.suppress(OSError):  # it has just ended
-            found += map(int, (task / "children").read_text().split())
-    return found
+            pids += map(int, (task / "children").read_text().split())
+    return pids
 
 
 def _state(pid: int) -> str:
