@@ -1,8 +1,8 @@
-"""Leads a job on this machine: ``python controller.py FOLDER`` starts one task per rank, and ends when all have ended.
+"""Starts a job's tasks on this machine: ``python controller.py FOLDER`` starts one per rank, and ends when all have.
 
-It does what SLURM's srun does with --kill-on-bad-exit: once a rank has failed nobody waits for ever for one that hangs.
-The ranks learn of it from FOLDER's ``ended-*.jsonl``, also those that have not met the others yet. ``launch.local``
-starts it from the checkout, its tasks run the code of the run.
+It does what SLURM's srun does with --kill-on-bad-exit: once a rank has failed, no rank that hangs is waited for without
+end. The ranks read of the failure in FOLDER's ``ended-*.jsonl``, including those that have not joined the others yet.
+``launch.local`` starts this program from the checkout; its tasks run the run's own snapshot of the code.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from types import FrameType
 from runyard import known_causes, out_of_memory
 from runyard.runs import journal, lease
 
-FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # what asks the tasks to save and stop
+FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # each asks the tasks to save and stop
 TASK_POLL_S = 0.05
-FAILURE_GRACE_S = 30.0  # for the others, once a rank has failed
-CLOSE_TIMEOUT_S = 660.0  # for rank 0 once it has written how the run ended: its W&B record may take that long to close
-STACK_DUMP_S = 1.0  # for a task to print where it stands
+FAILURE_GRACE_S = 30.0  # for the other ranks, once one has failed
+CLOSE_TIMEOUT_S = 660.0  # for rank 0 once it has written the run's end: its W&B record may take that long to close
+STACK_DUMP_S = 1.0  # for a task to print its stack
 ERROR_TAIL_BYTES = 4096
 
 
 class Controller:
-    """The tasks of one job, whose number is this process's id.
+    """The tasks of one job, whose job id is this process's id.
 
     Args:
-        folder: Where the tasks' logs go, in the run's directory.
+        folder: The directory of the tasks' logs, in the run's directory.
         command: What each task runs.
-        limit_s: After which the job is ended.
-        warning_s: How long before that the tasks are sent SIGUSR2, as by SLURM.
+        ranks: The number of tasks.
+        limit_s: The job's time limit, in seconds.
+        warning_s: Seconds before the time limit at which the tasks are sent SIGUSR2, as SLURM does.
     """
 
     def __init__(self, folder: Path, command: list[str], ranks: int, limit_s: float, warning_s: float) -> None:
@@ -45,17 +46,17 @@ class Controller:
         self._limit_s, self._warning_s = limit_s, warning_s
         self._job, self._start, self._began = str(os.getpid()), secrets.token_hex(4), time.time()
         self._tasks: list[subprocess.Popen[bytes]] = []
-        self._failures: dict[int, str] = {}  # by rank, how it ended badly
+        self._failures: dict[int, str] = {}  # by rank, how it failed
         self._stop_signal: signal.Signals | None = None
         self._oom = out_of_memory.OomMonitor()
 
     def run(self) -> None:
-        """Start the tasks, and wait for them."""
+        """Start the tasks and wait until they have ended."""
         for number in FORWARDED_SIGNALS:
             signal.signal(number, self._forward_signal)
         for rank in range(self._ranks):
             self._tasks.append(self._start_task(rank))
-        # Blocked until now, and so in each task from its first instruction on, until it can answer by saving.
+        # Blocked until now, so that each task inherits the block and keeps it until it can answer by saving.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED_SIGNALS)
         self._watch()
         self._record_end()
@@ -82,7 +83,7 @@ class Controller:
                 task.send_signal(number)
 
     def _watch(self) -> None:
-        """Until all have ended, or one has failed and the others had their time, or the job has had its own."""
+        """Wait until all tasks have ended. Kill those that outlast a failed rank's grace time or the time limit."""
         start_time, failed_at, warned = time.monotonic(), 0.0, False
         while any(task.poll() is None for task in self._tasks):
             now = time.monotonic()
@@ -115,7 +116,7 @@ class Controller:
         return f"ended with {code}{': ' + errors[-1] if errors else ''}"
 
     def _kill_hung(self) -> None:
-        """Let the rest show where they stand, and kill them; what only a look from outside tells goes to their logs."""
+        """Have the remaining tasks print their stacks, then kill them. The kernel's view of them goes to their logs."""
         hung = [(rank, task) for rank, task in enumerate(self._tasks) if task.poll() is None]
         for _, task in hung:
             task.send_signal(signal.SIGQUIT)  # StopFlag has its stack printed
@@ -128,11 +129,11 @@ class Controller:
             task.wait()
 
     def _record_end(self) -> None:
-        """Write down how the run ended where its own rank 0 could not."""
+        """Record in the journal how the run ended, if its own rank 0 could not."""
         run = self._folder.parent
         if self._end_recorded() or not self._failures or lease.lease_holder(run) is not None:
             return
-        rank, failure = next(iter(self._failures.items()))  # who hung, else who failed first
+        rank, failure = next(iter(self._failures.items()))  # a rank that hung, else the first that failed
         stopped = self._stop_signal is signal.SIGTERM
         with contextlib.suppress(OSError):
             journal.Journal(run / "metrics.jsonl").write(
@@ -158,14 +159,14 @@ class Controller:
 
 
 def _process_state(pid: int) -> str:
-    """What the kernel tells of a process: its state, and what it waits for as far as we may know."""
+    """Return a process's state as the kernel reports it, and the kernel function it waits in where that is readable."""
     try:
         status = dict(
             line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
         )
         wait_channel = Path(f"/proc/{pid}/wchan").read_text().strip("0\n")
     except OSError:
-        return "gone already"
+        return "already gone"
     return f"in state {status.get('State', '?').strip()}{', in ' + wait_channel if wait_channel else ''}"
 
 

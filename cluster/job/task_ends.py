@@ -1,6 +1,6 @@
-"""Which of a job's tasks ended first, and how, by what srun says in the job's log; what that task said last.
+"""Finds which of a job's tasks ended first and how, from srun's messages in the job's log, and that task's last line.
 
-srun's first word is of the task that ended by itself: those that it ends for that come after.
+srun's first message is about the task that ended by itself; the tasks that srun then kills come after it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 from runyard import known_causes
 from runyard.runs.journal import Row
 
-MAX_LOG_BYTES = 4 << 20  # of a log: where tasks share it with srun they may have said much
+MAX_LOG_BYTES = 4 << 20  # of a log: tasks that share it with srun may have written much
 TASK_LOG_TAIL_BYTES = 16 << 10  # of a task's own log
 SRUN_EXIT_LINE = re.compile(r"^srun: error: (?P<node>[\w.-]+): tasks? (?P<task>\d+)[\d,-]*: (?P<how>.+)$", re.MULTILINE)
-# As srun says it: a signal in libc's words.
+# srun names a signal in libc's words.
 SIGNALS = {"Killed": "SIGKILL", "Terminated": "SIGTERM", "Bus error": "SIGBUS", "Segmentation fault": "SIGSEGV",
            "Aborted": "SIGABRT", "Illegal instruction": "SIGILL", "Floating point exception": "SIGFPE",
            "Out Of Memory": known_causes.OUT_OF_MEMORY}  # fmt: skip
@@ -25,8 +25,14 @@ EXCEPTION = re.compile(r"^(?:[\w.]+\.)?(?P<kind>[A-Z]\w*(?:Error|Exception))(?::
 
 
 def first_task_exit(log: Path, offset: int) -> Row:
-    """Of the start whose words begin at byte ``began`` of the job's error log: ``rank``, ``node``, how it ended, and
-    its last line. Empty where srun says nothing of a task, or the log is no file."""
+    """Return ``rank`` and ``node`` of the task that ended first, how it ended, and its last line.
+
+    Empty if srun reports no task's end, or the log is no regular file.
+
+    Args:
+        log: The job's error log.
+        offset: The byte at which this start's output begins.
+    """
     text = _read(log, offset, MAX_LOG_BYTES)
     if (match := SRUN_EXIT_LINE.search(text)) is None:
         return {}
@@ -38,7 +44,7 @@ def first_task_exit(log: Path, offset: int) -> Row:
 
 
 def last_line(text: str) -> str:
-    """What a task said last, without torch's C++ frames and SLURM's own words."""
+    """Return a task's last line, or the last that names an exception, without torch's C++ frames and SLURM's lines."""
     lines = [line for line in text.splitlines() if line.strip() and not SLURM_LINE.match(line)]
     lines = [line for line in lines if not known_causes.TORCH_FRAMES.match(line)]
     raised = [line for line in lines[-20:] if EXCEPTION.match(line)]
@@ -53,7 +59,7 @@ def _exit_name(text: str) -> str:
 
 
 def _failure(exit_name: str, line: str) -> dict[str, Any]:
-    """``exception`` is the one that the task's last line names, or its exit code where that says more."""
+    """Describe a failure. ``exception`` is the one in the task's last line, or the exit code if that says more."""
     raised = EXCEPTION.match(line)
     exception = raised["kind"] if raised and exit_name == "exit code 1" else exit_name
     exception = None if exit_name.startswith("SIG") or exit_name == known_causes.OUT_OF_MEMORY else exception
