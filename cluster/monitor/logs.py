@@ -1,4 +1,4 @@
-"""What a run's tasks printed, over all its jobs and their restarts, to the end or as it comes."""
+"""Prints the output of a run's tasks, from all its jobs and their restarts: what is there, or as it is written."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from runyard.errors import UserError
 from runyard.runs.summary import RunSummary, read_run_summary
 
 LOG_POLL_S = 0.5
-LOGS_QUEUE_POLL_S = 10.0  # a controller answers many
-CONFIRM_END_S = 3.0  # a job that is put back into the queue is out of it for a moment
-# How submitit begins a task's output, at each start: logs are appended to.
+LOGS_QUEUE_POLL_S = 10.0  # one SLURM controller serves many users
+CONFIRM_END_S = 3.0  # a requeued job leaves the queue for a moment
+# The line with which submitit begins a task's output at each start: logs are appended to.
 SUBMITIT_START_LINE = re.compile(
     r"submitit INFO \((?P<at>[\d :-]+),\d+\) - Starting with Job.*hostname=(?P<host>[^,)]+)"
 )
@@ -25,7 +25,7 @@ SUBMITIT_START_LINE = re.compile(
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a task's output, or (``mark``) one of ours between them."""
+    """One line of a task's output or, with ``mark``, a separator that runyard puts between them."""
 
     job: str
     rank: int
@@ -42,10 +42,11 @@ class Line:
 
 
 class Logs:
-    """The logs of ``run``, read on from where they were read to last.
+    """The logs of ``run``, each read from where the last read ended.
 
     Args:
-        rank: The task whose output is wanted; None for all of them.
+        run: The run.
+        rank: The rank of the task whose output is read; None for all tasks.
         stream: ``out`` or ``err``.
 
     Raises:
@@ -56,7 +57,7 @@ class Logs:
         self.run, self._rank, self._stream = run, rank, stream
         if not run.record["jobs"] and run.starts:
             raise UserError(
-                f"run {run.id} was not started by `runyard submit`: what it prints is where its own command put it; "
+                f"run {run.id} was not started by `runyard submit`: its output is where its own command put it; "
                 f"its journal is {run.path}/metrics.jsonl"
             )
         task_count = max((_tasks(job) for job in run.record["jobs"]), default=0)
@@ -68,14 +69,14 @@ class Logs:
 
     @property
     def found(self) -> bool:
-        """There was a file to read."""
+        """Whether there was a file to read."""
         return bool(self._read)
 
     def read_new(self, *, ended: bool = True) -> Iterator[Line]:
-        """The lines that have come since the last call, job by job and rank by rank.
+        """Yield the lines that were written since the last call, job by job and rank by rank.
 
         Args:
-            ended: Nobody writes any more: give the last line too, though it is not whole.
+            ended: Whether the run has ended: then an incomplete last line is yielded, too.
         """
         jobs = self.run.record["jobs"]
         for number, job in enumerate(jobs):
@@ -85,7 +86,7 @@ class Logs:
                     continue
                 first = (str(job["id"]), rank) not in self._read
                 text = self._read_rest((str(job["id"]), rank), log, ended)
-                if first and text and self._stream == "err":  # where no line of submitit's tells of a start
+                if first and text and self._stream == "err":  # submitit marks starts in the other stream only
                     submitted = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["submitted"]))
                     heading = f"job {job['id']}, {number + 1} of {len(jobs)} of this run, submitted {submitted}"
                     yield Line(str(job["id"]), rank, heading, mark=True)
@@ -93,10 +94,10 @@ class Logs:
                     yield self._line(str(job["id"]), rank, line)
 
     def _read_rest(self, key: tuple[str, int], log: BinaryIO, ended: bool) -> str:
-        """What was written to ``log`` since it was read last: whole lines, unless nobody writes any more."""
+        """Return what was written to ``log`` since it was last read: complete lines only, unless the run has ended."""
         with log as file:
             size = file.seek(0, 2)
-            begin = min(self._read.get(key, 0), size)  # shorter than it was: written anew
+            begin = min(self._read.get(key, 0), size)  # a log that is shorter than before was rewritten
             file.seek(begin)
             content = file.read(size - begin)
         complete = len(content) if ended else content.rfind(b"\n") + 1
@@ -104,7 +105,7 @@ class Logs:
         return content[:complete].decode(errors="replace")
 
     def _line(self, job: str, rank: int, text: str) -> Line:
-        """The line, or for the one that begins a task's output the mark in its place: which start, where and why."""
+        """Return the line. submitit's line at a start is replaced by a mark: which start it was, where and why."""
         if (match := SUBMITIT_START_LINE.match(text)) is None:
             return Line(job, rank, text)
         key = (job, rank)
@@ -124,7 +125,7 @@ def _tasks(job: dict[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class Printer:
-    """Prints lines to ``out``, with their rank before them or as JSON."""
+    """Prints lines to ``out``, with a rank prefix if ``all_ranks``, or as JSON."""
 
     out: TextIO
     all_ranks: bool = False
@@ -137,9 +138,9 @@ class Printer:
 
 
 def follow_logs(logs: Logs, printer: Printer, stderr: TextIO, last: int | None = None) -> RunStatus:
-    """Print as it comes, over restarts and later jobs of the run, until the run has ended; how it stands then.
+    """Print the output as it is written, over restarts and later jobs, until the run has ended. Returns its status.
 
-    Begins with the ``last`` lines that are there, None: all. What it waits for meanwhile goes to ``notes``.
+    Begins with the ``last`` existing lines, or all of them if None. What the run waits for is printed to ``stderr``.
     """
     last_query, ended_since, reported = float("-inf"), None, ""
     previous_event = logs.run.last_event

@@ -1,4 +1,4 @@
-"""How runs stand: SLURM's word for what waits and runs, the journal's for how it ended, in words for a person."""
+"""The status of runs: SLURM tells what is pending or running, the journal tells how it ended."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from runyard.errors import UserError
 from runyard.runs.narrative import straggler_text
 from runyard.runs.summary import RunSummary, read_run_summary
 
-CLOCK_SKEW_S = 5  # by which the clocks of a cluster's nodes may differ
+CLOCK_SKEW_S = 5  # the clocks of a cluster's nodes may differ by so much
 ACTIVE_STATES = ("waiting", "starting", "running", "ending")
 REQUEUE_CAUSE_TEXT = {"preemption": "preempted", "crash": "crashed", "time limit": "time limit reached"}
-SCRIPT_KILLED = ("RaisedSignal", "JobLaunchFailure")  # SLURM says the one or the other
+SCRIPT_KILLED = ("RaisedSignal", "JobLaunchFailure")  # SLURM reports one or the other
 STOP_CAUSE_TEXT = {"TERM": "cancelled", "USR2": "by SLURM's signal", "time limit": "time limit"}
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Where one run stands.
+    """The status of one run.
 
     Attributes:
+        run: The run's summary.
         state: new, waiting, starting, running, ending, finished, stopped, failed, died, cancelled or unknown.
-        words: The state and its reason, in words, with what to do about it.
-        reason: SLURM's code for why it waits, or the cause of its end; None where there is none.
-        job: The job that the words are about, as SLURM knows it; None where it knows none.
-        nodes: Names of the nodes it runs on, or ran on last.
-        problem: Why SLURM could not be asked, where that leaves the state unknown.
+        message: The state, its reason and what to do about it, for a person.
+        reason: SLURM's code for why the run waits, or the cause of its end; None if there is none.
+        job: The job that the message is about, as SLURM knows it; None if SLURM knows none.
+        nodes: The names of the nodes it runs on, or last ran on.
+        error: Why SLURM could not be asked, if that leaves the state unknown.
     """
 
     run: RunSummary
@@ -48,12 +49,12 @@ class RunStatus:
 
     @property
     def active(self) -> bool:
-        """It may still come further by itself."""
+        """Whether it may still make progress by itself."""
         return self.state in ACTIVE_STATES
 
     @property
     def figures(self) -> dict[str, Any]:
-        """Step, accuracy and speed: raw values, None where unknown."""
+        """Step, accuracy (a fraction), images per second and other raw values; None where unknown."""
         run, now = self.run, self.run.progress
         epochs, final = run.epochs, next((r for r in reversed(run.rows) if r["event"] == "final"), {})
         measure = "val_top1" if any(row.get("val_top1") is not None for row in epochs) else "test_top1"
@@ -83,14 +84,15 @@ class RunStatus:
 def query_slurm(
     runs: Sequence[RunSummary], *, wait_s: float = 0.0, holds_locks: bool = False
 ) -> tuple[list[RunSummary], JobAnswer, JobAnswer]:
-    """squeue and sacct about all of ``running`` at once, and neither where none is needed.
+    """Ask squeue and sacct about all ``runs`` at once, each only if needed.
 
-    The runs are given back as they are after squeue answered: a job that ended in between has said so by then, and a
-    submission that was cut off has its job.
+    Returns the runs, squeue's answer and sacct's. The runs are read again after squeue has answered: a job that ended
+    in between has recorded that by then, and a submission that was cut off has got its job.
 
     Args:
-        wait_s: How long to ask again while the controller is away.
-        held: Who asks holds these runs' locks (``runyard.cluster.slurm.submission``).
+        runs: The runs to ask about.
+        wait_s: Seconds for which to ask again while the controller is down.
+        holds_locks: Whether the caller holds these runs' locks (``runyard.cluster.slurm.submission``).
     """
     queried = [
         run
@@ -102,7 +104,7 @@ def query_slurm(
     )
     reread: dict[Path, RunSummary] = {}
     for run in queried:
-        with contextlib.suppress(UserError):  # gone since: as it was a moment ago
+        with contextlib.suppress(UserError):  # deleted meanwhile: keep the earlier reading
             if run.pending_submission:
                 resolve_pending(run.path, squeue_answer, run.starts, held=holds_locks)
             reread[run.path] = read_run_summary(run.path)
@@ -112,13 +114,13 @@ def query_slurm(
 
 
 def run_status(run: RunSummary, *, wait_s: float = 0.0, holds_locks: bool = False) -> RunStatus:
-    """How one run stands now; see ``ask``."""
+    """Return the status of one run now. The arguments are those of ``query_slurm``."""
     (current,), squeue_answer, sacct_answer = query_slurm([run], wait_s=wait_s, holds_locks=holds_locks)
     return derive_status(current, squeue_answer, sacct_answer, time.time())
 
 
 def _needs_accounting(run: RunSummary, squeue_answer: JobAnswer) -> bool:
-    """The journal does not say how its last attempt ended: it vanished, or SLURM itself put it back into the queue."""
+    """Whether the journal lacks the end of the last attempt: the job vanished, or SLURM itself requeued it."""
     job = current_job(run, squeue_answer)
     if job is None or not job.active:
         return squeue_answer.error is None and not run.end_recorded
@@ -126,7 +128,7 @@ def _needs_accounting(run: RunSummary, squeue_answer: JobAnswer) -> bool:
 
 
 def derive_status(run: RunSummary, squeue_answer: JobAnswer, sacct_answer: JobAnswer, now: float) -> RunStatus:
-    """How ``run`` stands, by what squeue and sacct said at unix seconds ``now``."""
+    """Return the status of ``run`` from the answers of squeue and sacct at ``now``, unix seconds."""
     job = current_job(run, squeue_answer)
     nodes = queue.expand_hostlist(str(next(iter(reversed(run.starts)), {}).get("nodelist") or ""))
     if run.finished_for_good:
@@ -146,9 +148,8 @@ def derive_status(run: RunSummary, squeue_answer: JobAnswer, sacct_answer: JobAn
         return RunStatus(
             run, "unknown", f"SLURM was not asked: {squeue_answer.error}", nodes=nodes, error=squeue_answer.error
         )
-    if (
-        job is None and (writer := run.lease_holder_text()) is not None
-    ):  # of another machine, or a job that SLURM hides from us
+    # The writer may be on another machine, or in a job that SLURM does not show to this user.
+    if job is None and (writer := run.lease_holder_text()) is not None:
         return RunStatus(run, "running", f"running: {writer}", nodes=nodes)
     if not run.job and not run.starts:
         message = f"not submitted: runyard resume {run.reference}"
@@ -157,10 +158,11 @@ def derive_status(run: RunSummary, squeue_answer: JobAnswer, sacct_answer: JobAn
         return RunStatus(run, "new", message)
     if job is None and sacct_answer.error and run.on_slurm:
         message = (
-            f"its job is gone, and nobody says how ({sacct_answer.error}); go on with: runyard resume {run.reference}"
+            f"its job is gone and SLURM does not say how it ended ({sacct_answer.error}); "
+            f"continue with: runyard resume {run.reference}"
         )
         return RunStatus(run, "unknown", message, nodes=nodes, error=sacct_answer.error)
-    vanished_job = accounting_job(run, sacct_answer) or job  # accounting knows more of how, squeue of why
+    vanished_job = accounting_job(run, sacct_answer) or job  # sacct knows more about how it ended, squeue about why
     return _status_of_vanished_job(
         run, replace(vanished_job, reason=job.reason) if vanished_job and job else vanished_job, nodes
     )
@@ -188,13 +190,13 @@ def _status_of_running_job(run: RunSummary, job: JobInfo, now: float) -> RunStat
     reported = last["event"] != "" and last["t"] >= start_time - CLOCK_SKEW_S
     state, message = "running" if reported else "starting", ""
     if reported and last["event"] == "requeue":
-        state, message = "ending", f"{REQUEUE_CAUSE_TEXT.get(last['cause'], last['cause'])}: about to wait again"
+        state, message = "ending", f"{REQUEUE_CAUSE_TEXT.get(last['cause'], last['cause'])}: about to be requeued"
     elif reported and last["event"] == "stop":
         failed = last.get("reason") == "failed"
         reason = known_causes.describe_failure(last) if failed else last.get("message") or last.get("reason")
         state, message = "ending", f"ending {location}: {reason}"
     elif job.state == "SUSPENDED":
-        message = f"suspended {location} by SLURM: it goes on by itself"
+        message = f"suspended {location} by SLURM: it continues by itself"
     end_time = None if job.left_s is None else start_time + job.left_s + (job.elapsed_s or 0)
     left_text = "" if end_time is None else f", {job_states.format_span(end_time - now)} left"
     message = message or f"{state} {location} for {job_states.format_span(now - start_time)}{left_text}"
@@ -204,24 +206,24 @@ def _status_of_running_job(run: RunSummary, job: JobInfo, now: float) -> RunStat
 
 
 def _straggler_text(run: RunSummary, state: str) -> str:
-    """Which rank the others wait for, as far as the newest epoch says."""
+    """Return which rank the others wait for, as far as the newest epoch tells; else ""."""
     text = straggler_text(run.epochs[-1]) if run.epochs and state == "running" else None
     return f"; {text}" if text else ""
 
 
 def _excluded_nodes_text(run: RunSummary) -> str:
-    """The nodes that its newest job leaves out since starts failed there, and why the last one was."""
+    """Return which nodes its newest job excludes because starts failed there, and why the last of them."""
     rows = [row for row in run.rows if row["event"] == "exclude" and row["t"] >= run.job.get("submitted", 0)]
     nodes = ", ".join(dict.fromkeys(str(row.get("node")) for row in rows))
     return f"without {nodes} ({rows[-1].get('why')}) " if rows else ""
 
 
 def _status_of_ended_run(run: RunSummary, nodes: tuple[str, ...], job: JobInfo | None) -> RunStatus:
-    last, hint = run.last_event, f"go on with: runyard resume {run.reference}"
+    last, hint = run.last_event, f"continue with: runyard resume {run.reference}"
     message = str(last.get("message") or "")
     if last.get("reason") == "interrupted":
         cause = STOP_CAUSE_TEXT.get(str(last.get("cause")), "")
-        if job is not None and job.reason.startswith(SCRIPT_KILLED):  # its tasks were then told to end, by no person
+        if job is not None and job.reason.startswith(SCRIPT_KILLED):  # then SLURM, not a person, stopped its tasks
             cause = f"its batch script was killed: {job.reason}"
         step = run.last_checkpoint_step
         stopped_text = (
@@ -238,8 +240,8 @@ def _status_of_ended_run(run: RunSummary, nodes: tuple[str, ...], job: JobInfo |
 
 
 def _status_of_vanished_job(run: RunSummary, job: JobInfo | None, nodes: tuple[str, ...]) -> RunStatus:
-    """Its job is gone and the journal has no end of it: what SLURM says instead, or nobody does."""
-    hint = f"go on with: runyard resume {run.reference}"
+    """Return the status of a run whose job is gone without an end in the journal, as far as SLURM knows it."""
+    hint = f"continue with: runyard resume {run.reference}"
     step = (
         f", saved at step {run.last_checkpoint_step}{run.checkpoint_warning}"
         if run.last_checkpoint_step is not None
@@ -262,9 +264,9 @@ def _status_of_vanished_job(run: RunSummary, job: JobInfo | None, nodes: tuple[s
 
 
 def current_job(run: RunSummary, squeue_answer: JobAnswer) -> JobInfo | None:
-    """The job of this run that says most, as squeue knows it: one that has nodes, else one that waits, else the newest.
+    """Return the run's job that squeue shows: a running one, else a pending one, else the newest.
 
-    Which are the run's SLURM says, and not the run's record: numbers are used again, and a record may be another's.
+    SLURM decides which jobs are the run's, and not the run's record: job ids are reused, and a record may be copied.
     """
     jobs = squeue_answer.jobs_of(run.path)
     active = next((job for job in jobs if job.running), None) or next((job for job in jobs if job.pending), None)
@@ -272,7 +274,7 @@ def current_job(run: RunSummary, squeue_answer: JobAnswer) -> JobInfo | None:
 
 
 def accounting_job(run: RunSummary, sacct_answer: JobAnswer) -> JobInfo | None:
-    """The run's newest job as accounting has it, unless that number is a job of another name."""
+    """Return the run's newest job as accounting has it, unless that id belongs to a job of another name."""
     names = {run.id, run.record.get("sweep"), *(job.get("name") for job in run.record["jobs"])}
     recorded_ids = [str(job["id"]) for job in run.record["jobs"]]
     job = sacct_answer.jobs.get(run.slurm_jobs[-1]) if run.slurm_jobs else None
@@ -280,7 +282,10 @@ def accounting_job(run: RunSummary, sacct_answer: JobAnswer) -> JobInfo | None:
 
 
 def unique_prefixes(ids: Iterable[str], among: Sequence[str], min_length: int = 15) -> dict[str, str]:
-    """The beginnings of ``ids`` that name no other of ``among``; whole those that are not there."""
+    """Return the shortest prefix of each id that fits no other id in ``among``, by id.
+
+    A prefix has at least ``min_length`` characters; an id that is not in ``among`` is not shortened.
+    """
     ordered = sorted(set(among))
     positions = {name: k for k, name in enumerate(ordered)}
     short = {}

@@ -1,4 +1,4 @@
-"""The table of runs: one line of figures each, and one of words below it; and the same as raw values."""
+"""The table of runs: for each a line of figures and a line of text below it; and the same as raw values."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from runyard.runs.narrative import format_duration
 from runyard.runs.summary import RunSummary, read_run_summary
 
 TABLE_REFRESH_S = 2.0
-TABLE_QUEUE_POLL_S = 15.0  # a controller answers many
-WIDE_COLUMNS = 100  # columns from which names have one of their own
+TABLE_QUEUE_POLL_S = 15.0  # one SLURM controller serves many users
+WIDE_COLUMNS = 100  # terminal columns from which names get a column of their own
 MAX_RUN_NAME = 24
 STYLES = {"waiting": "yellow", "starting": "yellow", "running": "green", "ending": "green", "failed": "red",
           "died": "red", "unknown": "magenta", "stopped": "cyan", "cancelled": "cyan"}  # fmt: skip
 COLUMN_HEADINGS = (("", "run"), ("", "name"), ("", "state"), ("step", "/total"), ("top-1 %", "last/best"),
                    ("images", "/s"), ("data", "wait"), ("re-", "starts"), ("", "nodes"), ("time", "left"))  # fmt: skip
-OPTIONAL_COLUMNS = (6,)  # data wait, where ids that begin alike leave no room for the time left
-LEFT_ALIGNED_COLUMNS = 3  # columns of words; the others are figures
+OPTIONAL_COLUMNS = (6,)  # data wait; dropped if long ids leave no room for the time left
+LEFT_ALIGNED_COLUMNS = 3  # the columns of text; the others are figures
 
 
 class StatusView:
-    """The runs that are looked at, and how they stood at the last look.
+    """The selected runs and their status at the last refresh.
 
     Args:
-        folder: Where runs are looked for.
-        named: Directories of those that were asked for; none: all in ``folder``.
-        sweep: Only the points of this sweep, by its id, the beginning of it, or ``@last``.
+        folder: The folder that holds the runs.
+        named: The directories of the selected runs; if empty, all in ``folder``.
+        sweep: Select only the points of this sweep, by its id, a prefix of it, or ``@last``.
 
     Attributes:
-        found: How they stand, newest first, or in the order they were named in.
-        broken: What could not be read, a line each.
+        statuses: The status of each run, newest first, or in the order of ``named``.
+        unreadable: A line for each run that could not be read.
 
     Raises:
         UserError: there is no such run.
@@ -52,7 +52,7 @@ class StatusView:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read all runs, and ask SLURM."""
+        """Read all runs and ask SLURM about them."""
         self.unreadable: list[str] = []
         runs, squeue_answer, sacct_answer = query_slurm(
             [read_run_summary(path) for path in self._named] or self._all_runs()
@@ -65,20 +65,22 @@ class StatusView:
                 _cells(self.statuses[-1], run.id, brief=False)
             except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 self.statuses = [s for s in self.statuses if s.run is not run]
-                self.unreadable.append(f"{run.path}: damaged: its journal or record says what no run does ({error!r})")
+                self.unreadable.append(
+                    f"{run.path}: damaged: its journal or record holds impossible values ({error!r})"
+                )
 
     def refresh_files(self) -> None:
-        """Read again what still runs, by what SLURM said at the last look."""
+        """Read the active runs again; SLURM's answers are those of the last refresh."""
         previous = self.statuses
         self.statuses = []
         for s in previous:
-            with contextlib.suppress(UserError):  # a person removed it; one that was named is told of at the next look
+            with contextlib.suppress(UserError):  # it was deleted; if it was named, the next refresh reports it
                 self.statuses.append(
                     derive_status(read_run_summary(s.run.path), *self._answers, time.time()) if s.active else s
                 )
 
     def table(self, width: int, lines: int | None) -> Text:
-        """What fits ``lines`` of a terminal, None for all, with a word on what does not."""
+        """Return the table of the runs that fit ``lines`` terminal lines (None: all), with a note on the others."""
         displayed = fit_to_lines(self.statuses, None if self._named else lines)
         text = status_table(displayed, [path.parent.name for path in _run_records(self._folder)], width)
         if len(displayed) < len(self.statuses):
@@ -87,7 +89,7 @@ class StatusView:
 
     @property
     def problems(self) -> list[str]:
-        """Why some states are not known, each once."""
+        """The distinct reasons why some states are unknown."""
         return list(dict.fromkeys(s.error for s in self.statuses if s.error))
 
     def _all_runs(self) -> list[RunSummary]:
@@ -107,7 +109,9 @@ class StatusView:
                 raise UserError(f"--sweep {self._sweep}: fits {len(matches) or 'none'} in {self._folder}, {known}")
             return [run for run in runs if run.record.get("sweep") == matches[0]]
         if not runs and not self.unreadable:
-            raise UserError(f"no run in {self._folder}: `runyard submit` makes one, --runs-dir looks elsewhere")
+            raise UserError(
+                f"no run in {self._folder}: create one with `runyard submit`, or name another folder with --runs-dir"
+            )
         return runs
 
 
@@ -116,7 +120,7 @@ def _run_records(folder: Path) -> list[Path]:
 
 
 def as_json(status: RunStatus) -> dict[str, Any]:
-    """One run as JSON has it: parts of 1, seconds, null for what is not known."""
+    """Return one run as a dict for JSON: fractions, seconds, None for what is unknown."""
     run, job = status.run, status.job
     return {
         "run": run.id,
@@ -135,7 +139,7 @@ def as_json(status: RunStatus) -> dict[str, Any]:
 
 
 def status_table(statuses: Sequence[RunStatus], among: Sequence[str], width: int) -> Text:
-    """``shown`` for a terminal of ``width`` columns; ids are cut where they are still told from those ``among``."""
+    """Return ``statuses`` as a table of ``width`` columns. Ids are cut to prefixes that are unique in ``among``."""
     short = unique_prefixes([s.run.id for s in statuses], among)
     wide = width >= WIDE_COLUMNS
     columns = [k for k in range(len(COLUMN_HEADINGS)) if wide or k != 1]
@@ -197,7 +201,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def fit_to_lines(statuses: Sequence[RunStatus], lines: int | None) -> list[RunStatus]:
-    """The newest that ``lines`` hold, two each, but before them those that wait or run, however old; None: all."""
+    """Return the runs that fit ``lines``, two lines each: active runs first, then the newest others; all if None."""
     if lines is None:
         return list(statuses)
     max_runs = max(1, (lines - 4) // 2)
@@ -207,7 +211,7 @@ def fit_to_lines(statuses: Sequence[RunStatus], lines: int | None) -> list[RunSt
 
 
 def watch(view: StatusView, console: Console, lines: int | None) -> None:
-    """Show ``view`` again and again until Ctrl-C; where there is no terminal, one table below the other."""
+    """Refresh and show ``view`` until Ctrl-C; without a terminal, print one table below the other."""
     if not console.is_terminal:
         while True:
             console.print(view.table(console.width, lines), "")
