@@ -1,7 +1,8 @@
-"""What a search varies: words like ``optim.lr=log(1e-3,1)`` among the overrides, as Optuna's distributions.
+"""The search space: overrides like ``optim.lr=log(1e-3,1)``, as Optuna's distributions.
 
-``log(a,b)`` and ``uniform(a,b)`` draw real numbers, ``int(a,b)`` and ``int(a,b,step)`` whole ones, both ends included,
-``logint(a,b)`` whole ones evenly by their logarithm, ``choice(x,y,...)`` one of the values as they are written.
+``log(a,b)`` and ``uniform(a,b)`` draw real numbers; ``int(a,b)`` and ``int(a,b,step)`` draw whole numbers, both ends
+included; ``logint(a,b)`` draws whole numbers evenly by their logarithm; ``choice(x,y,...)`` draws one of the values as
+they are written.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ Space = dict[str, BaseDistribution]
 
 
 def split_search_space(overrides: list[str]) -> tuple[list[str], Space]:
-    """The overrides that are the same in every trial, and the dimensions of the rest by the setting's name.
+    """Return the overrides that are the same in every trial, and the distributions of the others by setting name.
 
     Raises:
-        UserError: a word whose numbers make no range, a setting that cannot be searched, or nothing to search.
+        UserError: a range is invalid, a setting cannot be searched or is given twice, or there is nothing to search.
     """
     fixed, space = [], {}
     for override in overrides:
@@ -59,18 +60,18 @@ def split_search_space(overrides: list[str]) -> tuple[list[str], Space]:
 
 
 def lowest_point(space: Space) -> list[str]:
-    """The overrides of one point that is in it."""
+    """Return the overrides of the point with the lowest value, or the first choice, of each dimension."""
     first = {name: d.choices[0] if isinstance(d, CategoricalDistribution) else d.low for name, d in space.items()}  # type: ignore[attr-defined]
     return [override(name, value) for name, value in first.items()]
 
 
 def format_point(point: dict[str, object]) -> str:
-    """One point for a person: four digits of each number."""
+    """Return one point as text, with four significant digits of each number."""
     return " ".join(f"{name}={v:.4g}" if isinstance(v, float) else f"{name}={v}" for name, v in point.items())
 
 
 def override(name: str, value: object) -> str:
-    """One drawn value as Hydra reads it."""
+    """Return one drawn value as an override that Hydra can read."""
     return f"{name}={value!r}" if isinstance(value, float) else f"{name}={value}"
 
 
@@ -111,7 +112,7 @@ def _example(function: str) -> str:
 
 
 def _parts(inside: str) -> list[str]:
-    """Split at the commas that stand in no brackets."""
+    """Split at the commas outside of brackets."""
     parts, depth = [""], 0
     for character in inside:
         depth += (character in "[({") - (character in "])}")

@@ -1,7 +1,7 @@
-"""A search: asks Optuna for settings, makes each trial a run, and hears from its journal how it does.
+"""A hyperparameter search: asks Optuna for settings, runs each trial, and reports its metrics back.
 
-Nothing is kept in memory that is not on disk, so the command can end at any time. Jobs on SLURM go on without it, and
-the next command goes on with what it finds.
+All state is on disk, so the command can end at any time. Jobs on SLURM continue without it, and the next command
+resumes the search from what it finds.
 """
 
 from __future__ import annotations
@@ -31,33 +31,35 @@ from runyard.runs.run import Run
 from runyard.runs.summary import read_run_summary
 
 SEARCH_POLL_S = 2.0
-CONFIRM_POLLS = 3  # at an end without a word: a job that is requeued is out of the queue for a moment
+CONFIRM_POLLS = 3  # of an end that the run did not record: a requeued job leaves the queue for a moment
 REFUSED_TRIALS_FILE = "refused.jsonl"  # in the search's folder, for `runyard compare`, which knows no Optuna
-SAVE_TIMEOUT_S = 120.0  # before a trial that is stopped is ended by force
+SAVE_TIMEOUT_S = 120.0  # for a pruned trial to save before it is ended by force
 
 
 class Search:
     """Drives ``study`` with at most ``parallel`` runs at once, all of them in ``folder``'s runs directory.
 
     Args:
-        folder: The search's own, beside those of other sweeps.
-        local: Runs are started on this machine, not on SLURM's queue.
-        say: Told what happened, a line each.
+        study: The search's trials.
+        folder: The search's own folder, beside those of other sweeps.
+        parallel: How many runs may be active at once.
+        local: Whether runs are started on this machine and not on SLURM's queue.
+        report: Called with a line for each event.
     """
 
     def __init__(self, study: Study, folder: Path, parallel: int, local: bool, report: Callable[[str], None]) -> None:
         self._study, self._folder, self._parallel, self._local, self._report = study, folder, parallel, local, report
         self._runs = runs_by_trial(study.id, folder.parents[1])
-        self._jobs: list[JobHandle] = []  # of this machine: who forgets one leaves a zombie
+        self._jobs: list[JobHandle] = []  # local jobs, kept because a forgotten one leaves a zombie process
         self._stopping: dict[int, Future[CancelResult]] = {}
         self._ended_polls: dict[int, int] = {}
         self._threads = ThreadPoolExecutor(max_workers=max(1, parallel))
 
     def run(self, trials: int) -> None:
-        """Go on until there are ``trials`` trials and all of them have a result.
+        """Run until there are ``trials`` trials and all of them have a result.
 
         Raises:
-            UserError: a run cannot be created or started. What goes on goes on; the same command goes on with it.
+            UserError: a run cannot be created or started. Active runs continue; the same command resumes the search.
         """
         self._resume_open_trials()
         while True:
@@ -71,7 +73,7 @@ class Search:
             time.sleep(SEARCH_POLL_S)
 
     def detach(self) -> None:
-        """What Ctrl-C does: runs of this machine save and stop; SLURM's jobs go on."""
+        """Leave the search on Ctrl-C: local runs save and stop, SLURM's jobs continue."""
         if self._local:
             for _, status in self._run_statuses():
                 if status.active:
@@ -81,7 +83,7 @@ class Search:
         self._threads.shutdown()
 
     def _resume_open_trials(self) -> None:
-        """Go on with the trials that another command began and did not end."""
+        """Restart the unfinished trials of an earlier command that no job continues."""
         unfinished: list[FrozenTrial] = []
         for trial in self._study.open_trials:
             path = self._runs.get(trial.number)
@@ -94,13 +96,13 @@ class Search:
             self._start_trials(unfinished)
 
     def _start_trials(self, trials: list[FrozenTrial]) -> None:
-        """Make each its run, unless it has one, and start them: on SLURM as one array."""
+        """Create a run for each trial that has none, and start them all; on SLURM as one job array."""
         runs = [run for trial in trials if (run := self._run_of(trial)) is not None]
         if self._local:
             self._jobs += [launcher.launch(run) for run in runs]
         elif runs:
             name = f"{self._study.id}-t{runs[0].record['trial']}"
-            while (self._folder / name).exists():  # the same trials, once more
+            while (self._folder / name).exists():  # the same trials were started before
                 name += "x"
             (self._folder / name).mkdir()
             with contextlib.ExitStack() as stack:
@@ -111,7 +113,7 @@ class Search:
             self._report(f"trial {number}: {format_point(self._study.trials[number].params)}, run {run.id}")
 
     def _run_of(self, trial: FrozenTrial) -> Run | None:
-        """Its run, new or begun before; None where its settings make none, which is its result."""
+        """Return the trial's existing or new run; None if its settings are refused, which fails the trial."""
         if (path := self._runs.get(trial.number)) is not None:
             return Run.open(path)
         try:
@@ -120,7 +122,7 @@ class Search:
             preflight(context, include_slurm=False)
         except UserError as error:
             self._study.tell(trial, TrialState.FAIL, reason=str(error))
-            with open(self._folder / REFUSED_TRIALS_FILE, "a") as refused:  # it has no run that could say so
+            with open(self._folder / REFUSED_TRIALS_FILE, "a") as refused:  # it has no run that could record it
                 refused.write(json.dumps({"trial": trial.number, "why": str(error)}) + "\n")
             self._report(f"trial {trial.number}: refused: {error}")
             return None
@@ -172,7 +174,7 @@ class Search:
             self._study.tell(trial, TrialState.PRUNED)
             self._report(f"trial {trial.number}: {100 * value:.2f} % after epoch {epoch}, below the median: stopped")
         elif status.state in ("finished", "failed") or ended_polls >= CONFIRM_POLLS:
-            reason = "it measured nothing" if status.state == "finished" else status.message
+            reason = "it recorded no accuracy" if status.state == "finished" else status.message
             self._study.tell(trial, TrialState.FAIL, reason=reason)
             self._report(f"trial {trial.number}: {reason}")
 
