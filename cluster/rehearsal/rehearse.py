@@ -1,7 +1,7 @@
-"""``runyard rehearse``: the experiment on a throwaway SLURM here, interrupted in three ways, and what came of it.
+"""``runyard rehearse``: runs the experiment on a temporary local SLURM, interrupts it in three ways, and reports.
 
 The queue costs hours, a rehearsal minutes. The run is the experiment's own with tiny data and few steps; everything
-else, from the batch script to the checkpoints, is what a real submission would do.
+else, from the batch script to the checkpoints, is as in a real submission.
 """
 
 from __future__ import annotations
@@ -29,13 +29,22 @@ from runyard.errors import UserError
 from runyard.runs import journal
 from runyard.runs.run import Run
 
-STAGE_TIMEOUT_S = 300.0  # for one stretch between two interruptions
-INTERRUPT_AFTER_EPOCHS = (1, 3, 5)  # after which it is interrupted
+STAGE_TIMEOUT_S = 300.0  # for the run to get from one interruption to the next
+INTERRUPT_AFTER_EPOCHS = (1, 3, 5)  # one interruption after each of these
 
 
 @dataclasses.dataclass(frozen=True)
 class Interruption:
-    """One line of the table."""
+    """One interruption, a row of the table.
+
+    Attributes:
+        what: What interrupted the run.
+        at_step: The last step that the journal shows before the next start.
+        requeued_by: "its script" or "SLURM".
+        resumed_at: The step at which the next start resumed.
+        lost_steps: How many steps had to be trained again.
+        lost_s: Seconds from the interruption to the next start.
+    """
 
     what: str
     at_step: int
@@ -47,7 +56,15 @@ class Interruption:
 
 @dataclasses.dataclass(frozen=True)
 class RehearsalResult:
-    """What a rehearsal found out."""
+    """The result of a rehearsal.
+
+    Attributes:
+        tasks: How many tasks the run had, on all nodes.
+        nodes: How many nodes the run had.
+        up_s: Seconds until the cluster was up.
+        interruptions: The interruptions, in order.
+        equal: Whether the final weights equal those of the undisturbed run to the bit.
+    """
 
     tasks: int
     nodes: int
@@ -57,7 +74,15 @@ class RehearsalResult:
 
 
 class Rehearsal:
-    """The throwaway cluster, tiny data and the runs upon it, in one folder that is gone afterwards."""
+    """A temporary cluster, tiny data and two runs, in one folder that is deleted afterwards.
+
+    Args:
+        overrides: The experiment's overrides.
+        report: Called with a line for each event.
+
+    Raises:
+        UserError: the overrides cannot be rehearsed.
+    """
 
     def __init__(self, overrides: list[str], report: Callable[[str], None]) -> None:
         self.report = report
@@ -65,7 +90,11 @@ class Rehearsal:
         self.cluster = self.composed.config.cluster
 
     def run(self) -> RehearsalResult:
-        """Train twice, once undisturbed and once interrupted three times."""
+        """Train twice, once undisturbed and once interrupted three times.
+
+        Raises:
+            UserError: the cluster did not start, the run failed, or it made no progress within ``STAGE_TIMEOUT_S``.
+        """
         with temporary_folder() as folder, contextlib.ExitStack() as stack:
             start_time = time.monotonic()
             sandbox = stack.enter_context(SlurmSandbox(folder / "slurm", nodes=self.cluster.nodes + 1))
@@ -144,14 +173,13 @@ class Rehearsal:
             if time.monotonic() > deadline:
                 logs = sorted((run.path / "slurm").glob("*_log.err"))
                 last_lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()[-1:]]
-                raise UserError(
-                    f"no progress within {STAGE_TIMEOUT_S:g} s; the tasks said: {'; '.join(last_lines) or 'nothing'}"
-                )
+                logged = "; ".join(last_lines) or "none"
+                raise UserError(f"no progress within {STAGE_TIMEOUT_S:g} s; last lines of the logs: {logged}")
             time.sleep(0.1)
 
 
 def prepare_data(composed: Composed) -> None:
-    """Write the tiny data in a process of its own: it needs FFCV, and this one stays light."""
+    """Write the tiny data in a separate process: it needs FFCV, which this process does not import."""
     data = [o for o in composed.overrides if o.startswith(("data=", "data."))]
     completed = subprocess.run([sys.executable, "-m", "runyard", "prepare", *data], capture_output=True, text=True)
     if completed.returncode:
@@ -160,7 +188,11 @@ def prepare_data(composed: Composed) -> None:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder that is gone afterwards, even if this process is killed: a small one waits for that and deletes it."""
+    """Yield a folder that is deleted afterwards, even if this process is killed: a child process waits for its end.
+
+    Raises:
+        UserError: TMPDIR is too long, or has characters other than letters, digits and . _ - /.
+    """
     parent = tempfile.gettempdir()
     if not re.fullmatch(r"/[A-Za-z0-9._/-]{0,54}", parent):
         raise UserError(
@@ -182,7 +214,7 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def sandbox_environment(sandbox: SlurmSandbox) -> Iterator[None]:
-    """Within the block sbatch and the others speak to ``sandbox``, and jobs inherit what suits one machine."""
+    """Make SLURM's commands use ``sandbox`` within the block, and let jobs inherit settings that suit one machine."""
     previous = dict(os.environ)
     os.environ.clear()
     os.environ.update(sandbox.environment | {"OMP_NUM_THREADS": "1", "RUNYARD_PYTHON": sys.executable})
@@ -202,13 +234,13 @@ def starts(run: Run) -> list[dict[str, Any]]:
 
 
 def has_progressed(run: Run) -> bool:
-    """Whether more was saved since its newest start: else what strikes it next would show nothing of the one before."""
+    """Whether the newest start has saved a later step. Only then does an interruption show that it had resumed."""
     start_step = starts(run)[-1]["step"]
     return any(row["event"] == "checkpoint" and row["step"] > start_step for row in journal_rows(run))
 
 
 def tasks_of(run: Run) -> dict[int, int]:
-    """Process ids, as this machine sees them, of the tasks that train ``run`` under submitit, by rank."""
+    """Return the process ids, in this machine's namespace, of the tasks that train ``run`` under submitit, by rank."""
     pids = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -226,7 +258,7 @@ def tasks_of(run: Run) -> dict[int, int]:
 
 
 def same_weights(one: Run, other: Run) -> bool:
-    """Whether both runs' last checkpoints hold the same bits, times aside."""
+    """Whether the networks in both runs' newest checkpoints are equal to the bit."""
     import torch
 
     from runyard.training import checkpoint
@@ -240,7 +272,7 @@ def same_weights(one: Run, other: Run) -> bool:
 
 
 def print_result(result: RehearsalResult, *, as_json: bool) -> None:
-    """The table, or JSON."""
+    """Print the result as a table or as JSON."""
     if as_json:
         print(json.dumps(dataclasses.asdict(result)))
         return
