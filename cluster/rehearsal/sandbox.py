@@ -126,7 +126,7 @@ class SlurmSandbox:
         self._supervisor.suspend(node)
 
     def resume_node(self, node: str) -> None:
-        """Continue a suspended node: first its tasks, orphans if SLURM has given them up, then slurmd, which ends those."""
+        """Continue a suspended node: first its tasks, orphans if SLURM gave them up, then slurmd, which ends those."""
         self._frozen.discard(node)
         self._supervisor.resume(node, delay_first_s=ORPHAN_DELAY_S)
 
