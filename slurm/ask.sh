@@ -1,12 +1,12 @@
-# How a batch script speaks with SLURM. Sourced by slurm/begin.sh and slurm/requeue.sh, in bash.
+# How a batch script queries SLURM. Sourced by slurm/begin.sh and slurm/requeue.sh, in bash.
 
-# What people set for their own eyes, as SQUEUE_STATES=PD, would hide this job or write its times otherwise.
+# Display settings of a person's own, such as SQUEUE_STATES=PD, would hide this job or print its times differently.
 unset "${!SQUEUE_@}" "${!SACCT_@}" "${!SINFO_@}" "${!SCANCEL_@}" "${!SCONTROL_@}" SLURM_TIME_FORMAT
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
-terminated=  # set once SLURM ends this job, where the script lives on to requeue it
+terminated=  # set once SLURM ends this job, in a script that outlives the signal to requeue it
 
-# ask COMMAND...: prints what a command of SLURM's prints. It is asked until SLURM has answered, or ends this job.
+# ask COMMAND...: prints the output of a SLURM command, which is repeated until SLURM answers or ends this job.
 ask() {
     local said noes=0
     command -v "$1" >/dev/null || { echo "$1: not found on this node"; return 127; }
@@ -16,8 +16,9 @@ ask() {
     printf '%s\n' "$said"
 }
 
-# is_refused SAID: whether the command that just failed so was refused, for the second time by noes. An error alone is no
-# answer: while the controller is away scontrol requeue says "Unexpected message received". Waits a little where it is not.
+# is_refused SAID: whether SLURM refused the command that just failed with this output. A single error is no refusal: while
+# the controller is down, scontrol requeue prints "Unexpected message received". So it takes two errors in a row while the
+# controller is up, counted in noes. Where it is no refusal, this waits a little.
 is_refused() {
     case $1 in
     *"timed out"* | *"Unable to contact"*) noes=0 ;;
@@ -28,11 +29,11 @@ is_refused() {
     return 1
 }
 
-# end_time SHOWN: when the time limit ends this job, unix seconds, by what scontrol show job says; fails where it does not.
+# end_time SHOWN: the unix time at which the time limit ends this job, from the output of scontrol show job; fails without one.
 end_time() {
     local end
     end=$(printf '%s\n' "$1" | sed -n '/ EndTime=[0-9]/{s/.* EndTime=\([0-9T:-]*\).*/\1/p;q}')
-    [ -n "$end" ] && date -d "$end" +%s  # to date no answer would be midnight
+    [ -n "$end" ] && date -d "$end" +%s  # date would take an empty text for midnight
 }
 
 # is_to_come SECONDS: whether this is a time between now and a year from now.

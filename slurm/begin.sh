@@ -1,20 +1,20 @@
-# What every batch script begins with. Sourced by them, in bash.
+# The beginning of every batch script. Sourced by them, in bash.
 . "${BASH_SOURCE[0]%/*}/ask.sh"
 
-# By these runyard.cluster.job.requeue tells what this start wrote, in the journal and in this log, from what earlier ones did.
+# With these runyard.cluster.job.requeue separates what this start wrote to the journal and to this log from earlier starts.
 export RUNYARD_BEGAN=$(date +%s) RUNYARD_LOG_BEGAN=$(stat -Lc %s /dev/stderr)
-# Where a centre has SBATCH_EXPORT=NONE, srun would pass on none of what the script exports.
+# On clusters with SBATCH_EXPORT=NONE, srun would pass on none of the variables that the script exports.
 export SLURM_EXPORT_ENV=ALL
-# At the time limit SLURM sends TERM to this shell too, which must live to requeue the job; some sites preempt by
-# another. What it starts hears them.
+# At the time limit SLURM sends TERM to this shell too, which must survive to requeue the job; some sites preempt with
+# another signal. The programs that it starts still receive them.
 trap terminated=yes TERM
 trap : USR1 USR2
-# Before SLURM 23.02 a job is not told when its time limit ends it.
+# Before SLURM 23.02, SLURM does not set the time at which the job's time limit ends it.
 is_to_come "${SLURM_JOB_END_TIME:-}" || SLURM_JOB_END_TIME=$(end_time "$(ask scontrol show job "$job")") || :
 export SLURM_JOB_END_TIME
 is_to_come "$SLURM_JOB_END_TIME" || unset SLURM_JOB_END_TIME
 
-# srun ARGUMENTS...: as SLURM's own, and begun again where it got no step because the controller was away.
+# srun ARGUMENTS...: SLURM's own srun, started again if it got no step because the controller was down.
 srun() {
     local ended noes=0 no_step='^srun: error: Unable to (confirm allocation|create step) for job'
     while :; do

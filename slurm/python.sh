@@ -2,19 +2,19 @@
 # Runs this project's Python, in a container or in .venv; batch scripts and submitit start their tasks with it. Use:
 #   srun slurm/python.sh -m runyard ...
 #   RUNYARD_CONTAINER=runyard.sif slurm/python.sh ...    in that Apptainer/Singularity image (slurm/runyard.def)
-#   RUNYARD_OVERLAY=env.ext3 besides                     with an overlay, read-only as jobs must open it
+#   RUNYARD_OVERLAY=env.ext3 in addition                 with an overlay, read-only as jobs must open it
 #   RUNYARD_PYTHON=/ext3/env/bin/python                  which Python: inside the container, or on the machine
 #   RUNYARD_ROOT=/the/checkout                           where .venv is, for a copy of this file outside of it
-# Every step is an exec, so that a signal from SLURM reaches Python and no shell in between.
+# Every step is an exec, so that a signal from SLURM reaches Python, with no shell in between.
 set -eu
 root=${RUNYARD_ROOT:-$(cd -P "$(dirname "$0")/.." && pwd)}
 
 fail() { echo "slurm/python.sh: $*" >&2; exit "${code:-127}"; } # 127: not found, on this node at least
 
-# In a task's first tenth of a second a stop would end it as a crash does. What asks for one asks again.
+# In a task's first tenth of a second a request to stop would look like a crash. Whoever sends one sends it again.
 case "$*" in "-m runyard.cluster.job.task "*) trap '' TERM USR1 USR2 ;; esac
 
-# What W&B's agent starts runs inside the container that the agent itself was started in.
+# A run that W&B's agent starts runs inside the container that the agent itself was started in.
 inside=${RUNYARD_CONTAINER:+${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-}}}
 [ -z "$inside" ] || exec "${RUNYARD_PYTHON:-/opt/runyard/.venv/bin/python}" "$@"
 
@@ -33,6 +33,6 @@ if [ -n "${RUNYARD_OVERLAY:-}" ]; then
     set -- --overlay "$RUNYARD_OVERLAY:ro" "$@"
 fi
 [ ! -e /dev/nvidiactl ] || set -- --nv "$@"
-# Behind what is already set: a run's own snapshot of the code comes first, then this checkout, then the image's copy.
+# Appended to what is already set: a run's own snapshot of the code comes first, then this checkout, then the image's copy.
 export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$root/src"
 exec "$runner" exec --bind "$root" "$@"

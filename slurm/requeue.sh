@@ -1,55 +1,55 @@
 #!/bin/bash
-# The last command of a batch script: puts its job back into the queue where its run can go on by itself. Use:
-#   exec slurm/requeue.sh PYTHON RUN CODE        CODE is what srun ended with
-# runyard.cluster.job.requeue decides; SLURM is asked and told here, outside the container in which PYTHON may run without its commands.
+# The last command of a batch script: requeues its job if its run can continue by itself. Use:
+#   exec slurm/requeue.sh PYTHON RUN CODE        CODE is srun's exit code
+# runyard.cluster.job.requeue decides. SLURM's commands are called here, because PYTHON may run in a container without them.
 set -u
-# At the time limit SLURM sends TERM to what is left of the job, which then has KillWait to decide; some sites preempt by
-# another.
+# At the time limit SLURM sends TERM to what is left of the job, which then has KillWait to decide; some sites preempt with
+# another signal.
 trap '' TERM USR1 USR2
 python=$1 run=$2 ended=$3
 . "${BASH_SOURCE[0]%/*}/ask.sh"
 shown=$(ask scontrol show job "$job")
 restarts=$(printf '%s\n' "$shown" | sed -n 's/.* Restarts=\([0-9]*\).*/\1/p')
 case $shown in
-# Once SLURM has begun to preempt a job, it shows since when.
+# Once SLURM has begun to preempt a job, it shows the time since when.
 *" PreemptTime="[0-9]*) ending=1 ;;
 *" Reason=TimeLimit "*) ending=limit ;;
-# Ended by SLURM for neither: a person's scancel.
+# Ended by SLURM for neither reason: a person's scancel.
 *JobState=COMPLETING*) exit "$ended" ;;
 *) ending=0 ;;
 esac
-# SLURM itself has put it back into the queue already.
+# SLURM itself has requeued the job already.
 [ "${restarts:-0}" -le "${SLURM_RESTART_COUNT:-0}" ] || exit "$ended"
 # The limit may have been raised or lowered since the job began.
 if end=$(end_time "$shown"); then export SLURM_JOB_END_TIME=$end; fi
 
 field() { printf '%s\n' "$shown" | sed -n "s/.* $1=\([^ ]*\).*/\1/p" | sed 's/(null)//'; }
 nodes() { ask sinfo --noheader --Node ${SLURM_JOB_PARTITION:+--partition="$SLURM_JOB_PARTITION"} --format='%N|%t|%f|%G'; }
-# requeue NODES: with all the nodes that it is to leave out from now on, or "" for no others. SLURM changes that of a job
-# that waits, not of one that runs. Returns only where SLURM refuses, whose words are in $refusal.
+# requeue NODES: requeues the job; NODES are all nodes that it is to exclude from now on, or "" to change nothing. SLURM
+# changes this list for a pending job, not for a running one. Returns only if SLURM refuses; its message is in $refusal.
 requeue() {
     refusal=$(ask scontrol requeue "$job") || return 1
     [ -z "$1" ] || ask scontrol update JobId="$job" ExcNodeList="$1" >&2
     exit 75
 }
 
-# Where Python itself fails on this node it can be neither asked nor told: another is tried, three at most.
+# If Python itself fails on this node it can decide nothing: other nodes are tried, three at most.
 if [ "$ended" -ne 0 ] && ! "$python" -c 'import runyard.cluster.job.requeue'; then
     node=${SLURMD_NODENAME:-$(hostname -s)} list=$(field ExcNodeList)
     tried=$(grep -c '^{"event": "exclude", .*"job": "'"$SLURM_JOB_ID"'"' "$run/metrics.jsonl" 2>/dev/null)
     up=$(nodes | grep -Ec '^[^|]*\|(idle|mix|alloc|comp|resv|plnd|pow)[^|*]*\|')
     said="runyard: Python failed on $node"
-    if [ "${tried:-${SLURM_RESTART_COUNT:-0}}" -ge 3 ]; then said="$said, as on others before"
-    elif [ "$(field Requeue)" = 0 ] || [ -n "$(field ReqNodeList)" ]; then said="$said, and it is not to go elsewhere"
+    if [ "${tried:-${SLURM_RESTART_COUNT:-0}}" -ge 3 ]; then said="$said, as on other nodes before"
+    elif [ "$(field Requeue)" = 0 ] || [ -n "$(field ReqNodeList)" ]; then said="$said, and the job may not move to another node"
     elif [ "$up" -le "${SLURM_JOB_NUM_NODES:-1}" ]; then said="$said, and no other node is up"
     else
         printf '\n{"event": "exclude", "t": %s, "node": "%s", "why": "Python itself failed there", "job": "%s"}\n' \
             "$(date +%s)" "$node" "$SLURM_JOB_ID" >>"$run/metrics.jsonl"
         echo "$said: back into the queue, for other nodes" >&2
         requeue "${list:+$list,}$node"
-        said="$said, and the job could not be requeued (${refusal:-no word})"
+        said="$said, and the job could not be requeued (${refusal:-no reason given})"
     fi
-    echo "$said: mend cluster.python or cluster.env_setup, or leave the node out (cluster.exclude)" >&2
+    echo "$said: fix cluster.python or cluster.env_setup, or exclude the node (cluster.exclude)" >&2
     exit "$ended"
 fi
 
@@ -59,4 +59,4 @@ rm -f "$exclude"
 verdict=$?
 [ "$verdict" -eq 75 ] || exit "$verdict"
 requeue "$(cat "$exclude" 2>/dev/null)"
-exec "$python" -m runyard.cluster.job.requeue "$run" "$ended" refused "${refusal:-no word}"
+exec "$python" -m runyard.cluster.job.requeue "$run" "$ended" refused "${refusal:-no reason given}"

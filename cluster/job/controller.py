@@ -1,8 +1,8 @@
-"""Leads a job on this machine: ``python controller.py FOLDER`` starts one task per rank, and ends when all have ended.
+"""Starts a job's tasks on this machine: ``python controller.py FOLDER`` starts one per rank, and ends when all have.
 
-It does what SLURM's srun does with --kill-on-bad-exit: once a rank has failed nobody waits for ever for one that hangs.
-The ranks learn of it from FOLDER's ``ended-*.jsonl``, also those that have not met the others yet. ``launch.local``
-starts it from the checkout, its tasks run the code of the run.
+It does what SLURM's srun does with --kill-on-bad-exit: once a rank has failed, no rank that hangs is waited for without
+end. The ranks read of the failure in FOLDER's ``ended-*.jsonl``, including those that have not joined the others yet.
+``launch.local`` starts this program from the checkout; its tasks run the run's own snapshot of the code.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from types import FrameType
 from runyard import known_causes, out_of_memory
 from runyard.runs import journal, lease
 
-FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # what asks the tasks to save and stop
+FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # each asks the tasks to save and stop
 TASK_POLL_S = 0.05
-FAILURE_GRACE_S = 30.0  # for the others, once a rank has failed
-CLOSE_TIMEOUT_S = 660.0  # for rank 0 once it has written how the run ended: its W&B record may take that long to close
-STACK_DUMP_S = 1.0  # for a task to print where it stands
+FAILURE_GRACE_S = 30.0  # for the other ranks, once one has failed
+CLOSE_TIMEOUT_S = 660.0  # for rank 0 once it has written the run's end: its W&B record may take that long to close
+STACK_DUMP_S = 1.0  # for a task to print its stack
 ERROR_TAIL_BYTES = 4096
 
 
 class Controller:
-    """The tasks of one job, whose number is this process's id.
+    """The tasks of one job, whose job id is this process's id.
 
     Args:
-        folder: Where the tasks' logs go, in the run's directory.
+        folder: The directory of the tasks' logs, in the run's directory.
         command: What each task runs.
-        limit_s: After which the job is ended.
-        warning_s: How long before that the tasks are sent SIGUSR2, as by SLURM.
+        ranks: The number of tasks.
+        limit_s: The job's time limit, in seconds.
+        warning_s: Seconds before the time limit at which the tasks are sent SIGUSR2, as SLURM does.
     """
 
     def __init__(self, folder: Path, command: list[str], ranks: int, limit_s: float, warning_s: float) -> None:
@@ -45,30 +46,30 @@ class Controller:
         self._limit_s, self._warning_s = limit_s, warning_s
         self._job, self._start, self._began = str(os.getpid()), secrets.token_hex(4), time.time()
         self._tasks: list[subprocess.Popen[bytes]] = []
-        self._failures: dict[int, str] = {}  # by rank, how it ended badly
+        self._failures: dict[int, str] = {}  # by rank, how it failed
         self._stop_signal: signal.Signals | None = None
         self._oom = out_of_memory.OomMonitor()
 
     def run(self) -> None:
-        """Start the tasks, and wait for them."""
+        """Start the tasks and wait until they have ended."""
         for number in FORWARDED_SIGNALS:
             signal.signal(number, self._forward_signal)
         for rank in range(self._ranks):
             self._tasks.append(self._start_task(rank))
-        # Blocked until now, and so in each task from its first instruction on, until it can answer by saving.
+        # Blocked until now, so that each task inherits the block and keeps it until it can answer by saving.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED_SIGNALS)
         self._watch()
         self._record_end()
         self._ended_file.unlink(missing_ok=True)
 
     def _start_task(self, rank: int) -> subprocess.Popen[bytes]:
-        number = str(rank)
-        place = {
+        rank_text = str(rank)
+        rank_variables = {
             "SUBMITIT_LOCAL_JOB_ID": self._job,
-            "SUBMITIT_LOCAL_LOCALID": number,
-            "SUBMITIT_LOCAL_GLOBALID": number,
+            "SUBMITIT_LOCAL_LOCALID": rank_text,
+            "SUBMITIT_LOCAL_GLOBALID": rank_text,
         }
-        env = os.environ | place | {"RUNYARD_START": self._start}
+        env = os.environ | rank_variables | {"RUNYARD_START": self._start}
         with open(self._log(rank, "out"), "a") as out, open(self._log(rank, "err"), "a") as err:
             return subprocess.Popen(self._command, env=env, stdout=out, stderr=err)
 
@@ -82,18 +83,18 @@ class Controller:
                 task.send_signal(number)
 
     def _watch(self) -> None:
-        """Until all have ended, or one has failed and the others had their time, or the job has had its own."""
-        began, failed_at, warned = time.monotonic(), 0.0, False
+        """Wait until all tasks have ended. Kill those that outlast a failed rank's grace time or the time limit."""
+        start_time, failed_at, warned = time.monotonic(), 0.0, False
         while any(task.poll() is None for task in self._tasks):
             now = time.monotonic()
             self._note_ended()
             failed_at = failed_at or (now if self._failures else 0.0)
-            if now - began > self._limit_s - self._warning_s and not warned:
+            if now - start_time > self._limit_s - self._warning_s and not warned:
                 warned = True
                 self._send(signal.SIGUSR2)
             closing = self._tasks[0].poll() is None and self._end_recorded()
-            late = failed_at and now - failed_at > (CLOSE_TIMEOUT_S if closing else FAILURE_GRACE_S)
-            if late or now - began > self._limit_s:
+            grace_over = failed_at and now - failed_at > (CLOSE_TIMEOUT_S if closing else FAILURE_GRACE_S)
+            if grace_over or now - start_time > self._limit_s:
                 self._kill_hung()
             time.sleep(TASK_POLL_S)
         self._note_ended()
@@ -102,20 +103,20 @@ class Controller:
         for rank, task in enumerate(self._tasks):
             if (code := task.poll()) and rank not in self._failures:
                 self._failures[rank] = self._exit_text(rank, code)
-                with open(self._ended_file, "a") as notes:
-                    notes.write(json.dumps({"rank": rank, "message": self._failures[rank]}) + "\n")
+                with open(self._ended_file, "a") as ended_file:
+                    ended_file.write(json.dumps({"rank": rank, "message": self._failures[rank]}) + "\n")
 
     def _exit_text(self, rank: int, code: int) -> str:
         if code < 0:
-            struck = self._oom.message()
-            how = ", ".join(filter(None, [known_causes.exit_text(known_causes.describe_exit(code)), struck]))
-            return f"of {self._ranks} ended without a word: {how}"
+            oom_message = self._oom.message()
+            exit_text = ", ".join(filter(None, [known_causes.exit_text(known_causes.describe_exit(code)), oom_message]))
+            return f"of {self._ranks} ended without a word: {exit_text}"
         lines = [line for line in self._tail(rank).splitlines() if line.strip()]
-        said = [line.removeprefix("runyard: ") for line in lines if line.startswith("runyard: ")] or lines
-        return f"ended with {code}{': ' + said[-1] if said else ''}"
+        errors = [line.removeprefix("runyard: ") for line in lines if line.startswith("runyard: ")] or lines
+        return f"ended with {code}{': ' + errors[-1] if errors else ''}"
 
     def _kill_hung(self) -> None:
-        """Let the rest show where they stand, and kill them; what only a look from outside tells goes to their logs."""
+        """Have the remaining tasks print their stacks, then kill them. The kernel's view of them goes to their logs."""
         hung = [(rank, task) for rank, task in enumerate(self._tasks) if task.poll() is None]
         for _, task in hung:
             task.send_signal(signal.SIGQUIT)  # StopFlag has its stack printed
@@ -128,15 +129,15 @@ class Controller:
             task.wait()
 
     def _record_end(self) -> None:
-        """Write down how the run ended where its own rank 0 could not."""
+        """Record in the journal how the run ended, if its own rank 0 could not."""
         run = self._folder.parent
         if self._end_recorded() or not self._failures or lease.lease_holder(run) is not None:
             return
-        rank, how = next(iter(self._failures.items()))  # who hung, else who failed first
+        rank, failure = next(iter(self._failures.items()))  # a rank that hung, else the first that failed
         stopped = self._stop_signal is signal.SIGTERM
         with contextlib.suppress(OSError):
             journal.Journal(run / "metrics.jsonl").write(
-                "stop", reason="interrupted" if stopped else "failed", message=f"rank {rank} {how}", rank=rank,
+                "stop", reason="interrupted" if stopped else "failed", message=f"rank {rank} {failure}", rank=rank,
                 **({"cause": "TERM"} if stopped else {"user_error": False, "retry": True}),
             )  # fmt: skip
 
@@ -158,15 +159,15 @@ class Controller:
 
 
 def _process_state(pid: int) -> str:
-    """What the kernel tells of a process: its state, and what it waits for as far as we may know."""
+    """Return a process's state as the kernel reports it, and the kernel function it waits in where that is readable."""
     try:
         status = dict(
             line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
         )
-        waits = Path(f"/proc/{pid}/wchan").read_text().strip("0\n")
+        wait_channel = Path(f"/proc/{pid}/wchan").read_text().strip("0\n")
     except OSError:
-        return "gone already"
-    return f"in state {status.get('State', '?').strip()}{', in ' + waits if waits else ''}"
+        return "already gone"
+    return f"in state {status.get('State', '?').strip()}{', in ' + wait_channel if wait_channel else ''}"
 
 
 if __name__ == "__main__":

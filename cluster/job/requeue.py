@@ -1,9 +1,9 @@
-"""Whether a job goes back into the queue. slurm/requeue.sh asks: ``python -m runyard.cluster.job.requeue ...``.
+"""Decides whether a job is requeued, for slurm/requeue.sh: ``python -m runyard.cluster.job.requeue ...``.
 
-After a preemption always, after a time limit or a crash as long as the run gets further, without a node that is at
-fault. All tasks have ended by then, so nothing that they write is lost. SLURM's commands are not called here: a
-container may have none. What they said of the job comes on standard input, and EXCLUDE is a file for what is to be told
-to them: the nodes to leave out.
+A job is requeued after every preemption. After a time limit or a crash it is requeued as long as the run makes
+progress, without a node that is at fault. All tasks have ended by then, so nothing that they write is lost. SLURM's
+commands are not called here, because a container may have none: what they print about the job comes on standard input,
+and the nodes that the job is to exclude are written to the file EXCLUDE.
 """
 
 from __future__ import annotations
@@ -26,13 +26,11 @@ from runyard.runs.run import Run
 from runyard.training.stop_signals import HANG_EXIT_MARGIN_S, StopReason
 
 REQUEUE_EXIT_CODE = 75  # exit code: put this job back into the queue (sysexits.h calls it a temporary failure)
-MAX_RESTARTS_WITHOUT_PROGRESS = (
-    3  # crashes and time limits in a row that a run is started again after, if it gets no further
-)
+MAX_RESTARTS_WITHOUT_PROGRESS = 3  # crashes and time limits in a row; then the run is given up
 LIMIT_REACHED = "its time limit, which leaves it no time to get further: set a longer cluster.timeout_min"
-FAILURE_FIELDS = ("message", "rank", "node", "step", "exception", "cause")  # of a failure, by the journal's stop row
-LOG_BEGAN = "RUNYARD_LOG_BEGAN"  # at which byte of the job's error log this start's words begin
-COUNTED_CAUSES = ("crash", "time limit")  # a start that takes all of its time limit would burn the allocation for ever
+FAILURE_FIELDS = ("message", "rank", "node", "step", "exception", "cause")  # taken from the journal's stop row
+LOG_BEGAN = "RUNYARD_LOG_BEGAN"  # the byte of the job's error log at which this start's output begins
+COUNTED_CAUSES = ("crash", "time limit")  # a run that always uses up its time limit would burn the allocation
 
 
 @dataclass(frozen=True)
@@ -40,11 +38,11 @@ class RequeueDecision:
     """What becomes of a job whose tasks have ended."""
 
     exit_code: int
-    requeue_cause: str | None = None  # why it goes on, or None
-    given_up: str | None = None  # why it does not, though it might
+    requeue_cause: str | None = None  # why it is requeued, or None
+    given_up: str | None = None  # why the run is given up, or None
     without_progress: int = 0
-    exclude_reason: str | None = None  # why the node that it failed on is to be left out, or None
-    failure: Row = field(default_factory=dict, compare=False)  # what is known of how it failed
+    exclude_reason: str | None = None  # why the node that it failed on is to be excluded, or None
+    failure: Row = field(default_factory=dict, compare=False)  # what is known about the failure
 
 
 def decide_requeue(
@@ -59,25 +57,25 @@ def decide_requeue(
     first_end: Row | None = None,
     job: sick_nodes.JobNodes | None = None,
 ) -> RequeueDecision:
-    """From the run's journal, srun's exit code and the newest checkpoint's step.
+    """Decide from the run's journal, srun's exit code and the newest checkpoint's step.
 
     Args:
         rows: The whole journal, oldest first.
-        ended: What srun ended with.
+        exit_code: srun's exit code.
         step: Step of the newest checkpoint, 0 if there is none.
         preempted: SLURM is about to take the nodes from this job for another.
-        limit: SLURM ends this job for its time limit: what its tasks heard of TERM is no person's wish.
-        late: Its time limit has come, whether or not SLURM has seen that yet.
-        began: When this start of the job began, unix seconds: how earlier ones ended says nothing of it.
-        first_end: How the first of its tasks ended, as srun says it.
-        job: Its nodes, as SLURM says; None where nobody does.
+        time_limit_hit: SLURM ends this job at its time limit, so a SIGTERM that its tasks received is no cancellation.
+        past_time_limit: Its time limit has passed, whether or not SLURM has noticed yet.
+        began: When this start of the job began, unix seconds. The ends of earlier starts are ignored.
+        first_end: How the first of its tasks ended, as srun reports it.
+        job: Its nodes, as SLURM reports them; None if unknown.
     """
     stop = _stop_row(rows, began)
     if stop.get("reason") == "finished":
         return RequeueDecision(0)
     if stop.get("reason") == "interrupted":
         if stop.get("cause") == StopReason.TERM.journal_text and not preempted and not time_limit_hit:
-            return RequeueDecision(INTERRUPTED)  # somebody wanted it to end
+            return RequeueDecision(INTERRUPTED)  # a person cancelled it
         if preempted:
             return RequeueDecision(INTERRUPTED, requeue_cause="preemption")
         return _requeue_unless_stuck(rows, step, INTERRUPTED, "time limit", LIMIT_REACHED)
@@ -85,23 +83,23 @@ def decide_requeue(
         return RequeueDecision(USER_ERROR if stop.get("user_error") else FAILED)
     if exit_code == USER_ERROR:  # a mistake found before the journal was open
         return RequeueDecision(USER_ERROR)
-    if preempted:  # without a grace time its tasks do not end, but are ended
+    if preempted:  # without a grace time its tasks are killed before they can save
         return RequeueDecision(FAILED, requeue_cause="preemption")
     if time_limit_hit or past_time_limit:  # unsaved: a rank hung
         return _requeue_unless_stuck(rows, step, FAILED, "time limit", LIMIT_REACHED)
-    failed = start_failure(rows, began, step, first_end or {})
-    return _after_a_crash(rows, exit_code, step, failed, job or sick_nodes.JobNodes())
+    failure = start_failure(rows, began, step, first_end or {})
+    return _after_a_crash(rows, exit_code, step, failure, job or sick_nodes.JobNodes())
 
 
 def start_failure(rows: list[Row], began: float, step: int, first_end: Row) -> Row:
-    """How this start failed, as far as it is known: the journal's word, and srun's for what that leaves open.
+    """Return how this start failed: what the journal says, completed by what srun says.
 
-    Its keys: message, rank, node, step, exception, cause, before_first_step.
+    The keys, each present if known: message, rank, node, step, exception, cause, before_first_step.
     """
     stop = _stop_row(rows, began)
     start = next((row for row in reversed(rows) if row["event"] == "start" and row["t"] >= began), None)
     failure = {k: v for k in FAILURE_FIELDS if (v := stop.get(k)) is not None}
-    # Nobody was left to say it, or it was not seen from there.
+    # No rank was left to record it, or none saw it.
     if "exception" not in failure and "cause" not in failure:
         failure = (
             {**failure, **first_end} if "node" not in failure or failure["node"] == first_end.get("node") else failure
@@ -114,51 +112,53 @@ def start_failure(rows: list[Row], began: float, step: int, first_end: Row) -> R
 
 
 def _stop_row(rows: list[Row], began: float) -> Row:
-    """The stop row of this start; empty if it has none."""
+    """Return the stop row of this start; an empty row if it has none."""
     last: Row = next((row for row in reversed(rows) if row["event"] in ("start", "stop", "requeue")), {"event": "none"})
     return last if last["event"] == "stop" and last["t"] >= began else {}
 
 
 def _after_a_crash(
-    rows: list[Row], exit_code: int, step: int, failed: Row, job: sick_nodes.JobNodes
+    rows: list[Row], exit_code: int, step: int, failure: Row, job: sick_nodes.JobNodes
 ) -> RequeueDecision:
     earlier = [row["failure"] for row in _rows_since_given_up(rows) if isinstance(row.get("failure"), dict)]
-    left_out = [row for row in rows if row["event"] == "exclude"]
-    sick = sick_nodes.exclusion_reason(failed, earlier)
-    kept = job.exclusion_objection(failed["node"], len(left_out)) if sick else None
-    silent = f"srun ended with {exit_code} and the tasks said nothing"
-    said = known_causes.describe_failure(failed) if "message" in failed else silent
-    if not known_causes.retry_can_help(failed):
-        return RequeueDecision(FAILED, given_up=f"given up: {said}", failure=failed)
-    if again := sick_nodes.repeated_failure(failed, earlier, same_node=not sick or kept is not None):
-        where = " and ".join(dict.fromkeys(str(f["node"]) for f in (again, failed) if f.get("node")))
-        given_up = f"given up: the same failure at step {failed['step']} twice, on {where}: {said}"
-        return RequeueDecision(FAILED, given_up=given_up, failure=failed)
-    if sick and not kept:
+    excluded = [row for row in rows if row["event"] == "exclude"]
+    exclude_reason = sick_nodes.exclusion_reason(failure, earlier)
+    objection = job.exclusion_objection(failure["node"], len(excluded)) if exclude_reason else None
+    no_message = f"srun ended with {exit_code} and the tasks said nothing"
+    message = known_causes.describe_failure(failure) if "message" in failure else no_message
+    if not known_causes.retry_can_help(failure):
+        return RequeueDecision(FAILED, given_up=f"given up: {message}", failure=failure)
+    if repeated := sick_nodes.repeated_failure(failure, earlier, same_node=not exclude_reason or objection is not None):
+        nodes = " and ".join(dict.fromkeys(str(f["node"]) for f in (repeated, failure) if f.get("node")))
+        given_up = f"given up: the same failure at step {failure['step']} twice, on {nodes}: {message}"
+        return RequeueDecision(FAILED, given_up=given_up, failure=failure)
+    if exclude_reason and not objection:
         restarts = _restarts_without_progress(rows, step)
-        return RequeueDecision(FAILED, "crash", without_progress=restarts, exclude_reason=sick, failure=failed)
-    if sick:
-        said += f" ({failed['node']} is not left out: {kept})"
-    return replace(_requeue_unless_stuck(rows, step, FAILED, "crash", said), failure=failed)
+        return RequeueDecision(
+            FAILED, "crash", without_progress=restarts, exclude_reason=exclude_reason, failure=failure
+        )
+    if exclude_reason:
+        message += f" ({failure['node']} is not left out: {objection})"
+    return replace(_requeue_unless_stuck(rows, step, FAILED, "crash", message), failure=failure)
 
 
-def _requeue_unless_stuck(rows: list[Row], step: int, exit_code: int, cause: str, said: str) -> RequeueDecision:
-    """Requeued for this ``cause``, unless it was so often enough and is still where it was."""
+def _requeue_unless_stuck(rows: list[Row], step: int, exit_code: int, cause: str, reason: str) -> RequeueDecision:
+    """Requeue for ``cause``, unless the run was restarted too often without progress."""
     restarts = _restarts_without_progress(rows, step)
     if restarts >= MAX_RESTARTS_WITHOUT_PROGRESS:
-        given_up = f"given up: {restarts} restarts without progress at step {step}; the last ended with: {said}"
+        given_up = f"given up: {restarts} restarts without progress at step {step}; the last ended with: {reason}"
         return RequeueDecision(FAILED, given_up=given_up, without_progress=restarts)
     return RequeueDecision(exit_code, requeue_cause=cause, without_progress=restarts + 1)
 
 
 def _rows_since_given_up(rows: list[Row]) -> list[Row]:
-    """A person's resume counts anew."""
-    given_up = [at for at, row in enumerate(rows) if row["event"] == "stop" and row.get("given_up")]
+    """Return the rows after the run was last given up: a person's resume starts a new count."""
+    given_up = [index for index, row in enumerate(rows) if row["event"] == "stop" and row.get("given_up")]
     return rows[given_up[-1] + 1 :] if given_up else rows
 
 
 def _restarts_without_progress(rows: list[Row], step: int) -> int:
-    """How often the run was restarted and is still where it was, but for restarts without a node that was at fault."""
+    """Count the restarts since the run last made progress. Those that excluded a node at fault do not count."""
     count = 0
     for row in reversed(_rows_since_given_up(rows)):
         if row["event"] == "requeue":
@@ -174,21 +174,24 @@ def finish_job(
     *,
     preempted: bool,
     time_limit_hit: bool = False,
-    failure: str = "",
+    slurm_output: str = "",
     exclude: Path | None = None,
 ) -> int:
-    """Judge, and write down what was decided. Returns ``REQUEUE_EXIT_CODE``, or the batch script's exit code.
+    """Decide what becomes of a job, and record it. Returns ``REQUEUE_EXIT_CODE``, or the batch script's exit code.
 
     Args:
-        told: What SLURM says of the job and its partition's nodes; "" where it was not asked.
-        exclude: Where to write the nodes that SLURM is to leave out.
+        slurm_output: What SLURM prints about the job and its partition's nodes; "" if it was not asked.
+        exclude: The file to write the nodes to that SLURM is to exclude.
+
+    Raises:
+        UserError: the run's record is damaged.
     """
     run = Run.open(run_dir)
     if (other := run.successor()) is not None:
-        print(f"runyard: run {run.id} is written by {other}: this job leaves it to that", file=sys.stderr, flush=True)
+        print(f"runyard: run {run.id} is written by {other}: this job is not requeued", file=sys.stderr, flush=True)
         return exit_code or FAILED
     step, evaluated = newest_step(run), newest_evaluated(run)
-    # An evaluation longer than the time limit gets further, too, and its step stays the same.
+    # An evaluation that is longer than the time limit makes progress, too, though its step stays the same.
     rows = [
         row
         for row in journal.read_journal(run.journal_path)[0]
@@ -199,15 +202,15 @@ def finish_job(
     first_end = (
         task_ends.first_task_exit(Path(os.path.realpath("/proc/self/fd/2")), int(log_began)) if log_began else {}
     )
-    job = sick_nodes.JobNodes.read(failure)
+    job = sick_nodes.JobNodes.read(slurm_output)
     verdict = decide_requeue(
         rows, exit_code, step, preempted=preempted, time_limit_hit=time_limit_hit, past_time_limit=past_time_limit,
         began=float(began or 0), first_end=first_end, job=job,
     )  # fmt: skip
-    book = Journal(run.journal_path)
+    run_journal = Journal(run.journal_path)
     if verdict.given_up:
         fields = {k: v for k, v in verdict.failure.items() if k in FAILURE_FIELDS} | {"message": verdict.given_up}
-        _write_or_report(book, "stop", reason="failed", user_error=False, retry=False, given_up=True, **fields)
+        _write_or_report(run_journal, "stop", reason="failed", user_error=False, retry=False, given_up=True, **fields)
         print(f"runyard: {verdict.given_up}", file=sys.stderr, flush=True)
         send_alert(run)
     if verdict.requeue_cause is None or not run.config.cluster.requeue:
@@ -218,47 +221,50 @@ def finish_job(
     if verdict.exclude_reason and exclude is not None:
         row["without_node"] = node = verdict.failure["node"]
         exclude.write_text(job.excluding(node))
-        _write_or_report(book, "exclude", node=node, why=verdict.exclude_reason, job=os.environ.get("SLURM_JOB_ID"))
+        _write_or_report(
+            run_journal, "exclude", node=node, why=verdict.exclude_reason, job=os.environ.get("SLURM_JOB_ID")
+        )
         print(f"runyard: {node} is left out from now on: {verdict.exclude_reason}", file=sys.stderr, flush=True)
-    _write_or_report(book, "requeue", **row)
+    _write_or_report(run_journal, "requeue", **row)
     print(f"runyard: {verdict.requeue_cause}: back into the queue, to go on at step {step}", flush=True)
     return REQUEUE_EXIT_CODE
 
 
-def _write_or_report(book: Journal, event: str, **fields: Any) -> None:
-    """Write it down; where the disk is full the decision stands all the same."""
+def _write_or_report(run_journal: Journal, event: str, **fields: Any) -> None:
+    """Write a journal row. If the disk is full, print that: the decision holds all the same."""
     try:
-        book.write(event, **fields)
+        run_journal.write(event, **fields)
     except OSError as error:
-        print(f"runyard: {book.path}: {error.strerror}: {event} not written down", file=sys.stderr, flush=True)
+        print(f"runyard: {run_journal.path}: {error.strerror}: {event} not written down", file=sys.stderr, flush=True)
 
 
-def record_requeue_refusal(run_dir: str, exit_code: int, why: str) -> int:
-    """SLURM would not put this job back into the queue: write down why, and what mends it. Returns the exit code."""
+def record_requeue_refusal(run_dir: str, exit_code: int, reason: str) -> int:
+    """Record why SLURM refused to requeue this job, and how to continue. Returns the exit code."""
     run = Run.open(run_dir)
-    fix = f"this job could not be requeued ({' '.join(why.split())}); go on with: runyard resume {run.cli_reference}"
-    _write_or_report(Journal(run.journal_path), "warning", message=fix)
-    print(f"runyard: {fix}", file=sys.stderr, flush=True)
+    reason = " ".join(reason.split())
+    message = f"this job could not be requeued ({reason}); continue with: runyard resume {run.cli_reference}"
+    _write_or_report(Journal(run.journal_path), "warning", message=message)
+    print(f"runyard: {message}", file=sys.stderr, flush=True)
     return exit_code or FAILED
 
 
 def newest_step(run: Run) -> int:
-    """Step of the newest checkpoint that has a manifest, 0 if there is none. What it holds is verified on reading."""
-    found = [p.parent.name.removeprefix("step_") for p in run.checkpoints.glob("step_*/manifest.json")]
-    return max((int(step) for step in found if step.isdigit()), default=0)
+    """Return the step of the newest checkpoint that has a manifest, or 0. Its content is verified when it is read."""
+    names = [p.parent.name.removeprefix("step_") for p in run.checkpoints.glob("step_*/manifest.json")]
+    return max((int(step) for step in names if step.isdigit()), default=0)
 
 
 def newest_evaluated(run: Run) -> int:
-    """Images that the newest checkpoint has of an evaluation under way."""
+    """Return how many images of an unfinished evaluation the newest checkpoint holds."""
     try:
-        said = json.loads((run.checkpoints / f"step_{newest_step(run):08d}" / "manifest.json").read_bytes())
-        return int(said.get("evaluated", 0))
+        manifest = json.loads((run.checkpoints / f"step_{newest_step(run):08d}" / "manifest.json").read_bytes())
+        return int(manifest.get("evaluated", 0))
     except (OSError, ValueError, TypeError, AttributeError):
         return 0
 
 
 def _evaluated(row: Row) -> int | None:
-    """The same of a requeue; None for another row."""
+    """Return the same count as recorded in a requeue row; None for another row."""
     return int(row.get("evaluated", 0)) if row["event"] == "requeue" else None
 
 
@@ -267,9 +273,10 @@ if __name__ == "__main__":
     try:
         if ending == "refused":
             sys.exit(record_requeue_refusal(run_dir, int(code), *rest))
-        told, file = "" if sys.stdin.isatty() else sys.stdin.read(), Path(rest[0]) if rest else None
-        asked = {"preempted": ending == "1", "time_limit_hit": ending == "limit"}
-        sys.exit(finish_job(run_dir, int(code), **asked, failure=told, exclude=file))
-    except UserError as error:  # another start would find the run as damaged
+        slurm_output = "" if sys.stdin.isatty() else sys.stdin.read()
+        exclude_file = Path(rest[0]) if rest else None
+        flags = {"preempted": ending == "1", "time_limit_hit": ending == "limit"}
+        sys.exit(finish_job(run_dir, int(code), **flags, slurm_output=slurm_output, exclude=exclude_file))
+    except UserError as error:  # another start would find the same damage
         print(f"runyard: {error}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR)

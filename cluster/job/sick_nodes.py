@@ -1,4 +1,4 @@
-"""Which node a run is to leave out: by how its starts ended there, and as far as enough others are left."""
+"""Decides which node to exclude after failures, as long as enough nodes remain."""
 
 from __future__ import annotations
 
@@ -11,36 +11,38 @@ from runyard.cluster.slurm.queue import expand_hostlist
 from runyard.known_causes import RetryAdvice
 from runyard.runs.journal import Row
 
-MAX_EXCLUDED = 5  # nodes of one job: where more fail it is hardly the nodes
-MAX_EXCLUDED_BLIND = 2  # where nobody says how many others there are
-UP_STATES = ("idle", "mix", "alloc", "comp", "resv", "plnd", "pow")  # as sinfo's %t begins
+MAX_EXCLUDED = 5  # nodes of one job: if more fail, the nodes are hardly the cause
+MAX_EXCLUDED_BLIND = 2  # the same where the number of other nodes is unknown
+UP_STATES = ("idle", "mix", "alloc", "comp", "resv", "plnd", "pow")  # the beginnings of sinfo's %t
 
 
 def exclusion_reason(failure: Row, earlier: Sequence[Row]) -> str | None:
-    """Why the node that this start failed on is to be left out; None if it is not, or nobody knows which it was.
+    """Return why the node that this start failed on is to be excluded; None if it is not, or is unknown.
 
     Args:
-        failure: As the journal keeps it of this start.
-        earlier: Those of earlier starts, oldest first.
+        failure: The failure of this start, as in the journal.
+        earlier: The failures of earlier starts, oldest first.
     """
     node, cause = failure.get("node"), known_causes.cause_of(failure)
     if node is None:
         return None
     if cause is not None and cause.retry in (RetryAdvice.ELSEWHERE, RetryAdvice.ONCE_ELSEWHERE):
         return str(failure["message"])
-    before = [f for f in earlier if f.get("node") == node and f.get("before_first_step")]
-    if failure.get("before_first_step") and before:
+    previous = [f for f in earlier if f.get("node") == node and f.get("before_first_step")]
+    if failure.get("before_first_step") and previous:
         return f"two starts ended there before their first step: {failure['message']}"
     return None
 
 
 def repeated_failure(failure: Row, earlier: Sequence[Row], *, same_node: bool) -> Row | None:
-    """An earlier start that met the same exception at the same step: this one would do so again. None if there is none.
+    """Return an earlier failure with the same exception at the same step, which another start would meet again.
 
-    Of a fault of the node itself it says nothing. A signal comes from outside, and has no exception.
+    None if there is none, or if the cause is a fault of the node. A signal comes from outside, and has no exception.
 
     Args:
-        same_node: Whether one on the same node counts, too, which may be that node's fault.
+        failure: The failure of this start, as in the journal.
+        earlier: The failures of earlier starts, oldest first.
+        same_node: Whether a failure on the same node counts, too; it may be that node's fault.
     """
     cause = known_causes.cause_of(failure)
     if (
@@ -55,10 +57,13 @@ def repeated_failure(failure: Row, earlier: Sequence[Row], *, same_node: bool) -
 
 @dataclass(frozen=True)
 class JobNodes:
-    """A job's nodes, as SLURM says: how many it needs, which it was promised, which it leaves out, which there are.
+    """A job's nodes, as SLURM reports them.
 
     Attributes:
-        nodes: Features and GPUs of the partition's nodes that are up, by name; None where sinfo did not answer.
+        node_count: How many the job needs.
+        required_nodes: SLURM's list of those that it asks for; "" if any will do.
+        excluded: SLURM's list of those that it excludes.
+        nodes: Features and GPUs of the partition's nodes that are up, by name; None if sinfo did not answer.
     """
 
     node_count: int = 1
@@ -68,31 +73,33 @@ class JobNodes:
 
     @classmethod
     def read(cls, slurm_output: str) -> JobNodes:
-        """From ``scontrol show job`` and lines of ``sinfo -o '%N|%t|%f|%G'``, one below the other."""
-        found = dict(re.findall(r"\b(NumNodes|ReqNodeList|ExcNodeList)=(\S*)", slurm_output))
-        asked_for, excluded = (found.get(key, "").replace("(null)", "") for key in ("ReqNodeList", "ExcNodeList"))
+        """Parse the output of ``scontrol show job``, followed by lines of ``sinfo -o '%N|%t|%f|%G'``."""
+        fields = dict(re.findall(r"\b(NumNodes|ReqNodeList|ExcNodeList)=(\S*)", slurm_output))
+        required, excluded = (fields.get(key, "").replace("(null)", "") for key in ("ReqNodeList", "ExcNodeList"))
         nodes = {}
         for line in slurm_output.splitlines():
             name, *rest = line.split("|")
             if len(rest) == 3 and rest[0].startswith(UP_STATES) and not rest[0].endswith("*"):
                 nodes[name] = "|".join(rest[1:])
-        needed = re.match(r"\d+", found.get("NumNodes", ""))
-        return cls(int(needed[0]) if needed else 1, asked_for, excluded, nodes or None)
+        node_count = re.match(r"\d+", fields.get("NumNodes", ""))
+        return cls(int(node_count[0]) if node_count else 1, required, excluded, nodes or None)
 
     def exclusion_objection(self, node: str, excluded_count: int) -> str | None:
-        """Why ``node`` cannot be left out, ``excluded_count`` being how many were before; None if it can."""
+        """Return why ``node`` cannot be excluded, after ``excluded_count`` others were; None if it can."""
         if node in expand_hostlist(self.required_nodes):
             return f"cluster.nodelist asks for {node}"
         if excluded_count >= (MAX_EXCLUDED if self.nodes else MAX_EXCLUDED_BLIND):
             return f"{excluded_count} nodes are left out already"
         if self.nodes is None:
             return None
-        gone = {node, *expand_hostlist(self.excluded)}
-        alike = [name for name, kind in self.nodes.items() if kind == self.nodes.get(node, kind) and name not in gone]
-        if len(alike) < self.node_count:
-            return f"only {len(alike)} other nodes like it are up, and the job needs {self.node_count}"
+        unusable = {node, *expand_hostlist(self.excluded)}
+        similar = [
+            name for name, kind in self.nodes.items() if kind == self.nodes.get(node, kind) and name not in unusable
+        ]
+        if len(similar) < self.node_count:
+            return f"only {len(similar)} other nodes like it are up, and the job needs {self.node_count}"
         return None
 
     def excluding(self, node: str) -> str:
-        """SLURM's list of nodes to leave out, with ``node``."""
+        """Return SLURM's list of nodes to exclude, with ``node`` added."""
         return ",".join(filter(None, [self.excluded, node]))

@@ -1,7 +1,8 @@
-"""How a task's process begins: ``python -m runyard.cluster.job.task ARGUMENTS`` becomes ``python ARGUMENTS``.
+"""Starts a task's process: ``python -m runyard.cluster.job.task ARGUMENTS`` becomes ``python ARGUMENTS``.
 
-In a session of its own, since W&B's helper process, its child, must not hear a terminal's Ctrl-C. And with requests to
-stop held back until training can answer them by saving: while Python still imports, they would end the process.
+The process gets a session of its own, because its child, W&B's helper process, must not receive a terminal's Ctrl-C.
+Signals that ask it to stop stay blocked until training can answer them by saving: they would end the process while
+Python still imports.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from runyard.training.stop_signals import STOP_SIGNALS
 
 if __name__ == "__main__":
-    if os.getpgrp() != os.getpid():  # SLURM's tasks lead groups of their own already
+    if os.getpgrp() != os.getpid():  # SLURM's tasks already lead groups of their own
         os.setsid()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])

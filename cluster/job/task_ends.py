@@ -1,6 +1,6 @@
-"""Which of a job's tasks ended first, and how, by what srun says in the job's log; what that task said last.
+"""Finds which of a job's tasks ended first and how, from srun's messages in the job's log, and that task's last line.
 
-srun's first word is of the task that ended by itself: those that it ends for that come after.
+srun's first message is about the task that ended by itself; the tasks that srun then kills come after it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 from runyard import known_causes
 from runyard.runs.journal import Row
 
-MAX_LOG_BYTES = 4 << 20  # of a log: where tasks share it with srun they may have said much
+MAX_LOG_BYTES = 4 << 20  # of a log: tasks that share it with srun may have written much
 TASK_LOG_TAIL_BYTES = 16 << 10  # of a task's own log
 SRUN_EXIT_LINE = re.compile(r"^srun: error: (?P<node>[\w.-]+): tasks? (?P<task>\d+)[\d,-]*: (?P<how>.+)$", re.MULTILINE)
-# As srun says it: a signal in libc's words.
+# srun names a signal in libc's words.
 SIGNALS = {"Killed": "SIGKILL", "Terminated": "SIGTERM", "Bus error": "SIGBUS", "Segmentation fault": "SIGSEGV",
            "Aborted": "SIGABRT", "Illegal instruction": "SIGILL", "Floating point exception": "SIGFPE",
            "Out Of Memory": known_causes.OUT_OF_MEMORY}  # fmt: skip
@@ -24,52 +24,59 @@ SLURM_LINE = re.compile(r"^(srun|slurmstepd\S*|\d+: slurmstepd\S*|bash|/\S+/slur
 EXCEPTION = re.compile(r"^(?:[\w.]+\.)?(?P<kind>[A-Z]\w*(?:Error|Exception))(?:: .*)?$")
 
 
-def first_task_exit(log: Path, began: int) -> Row:
-    """Of the start whose words begin at byte ``began`` of the job's error log: ``rank``, ``node``, how it ended, and
-    its last line. Empty where srun says nothing of a task, or the log is no file."""
-    text = _read(log, began, MAX_LOG_BYTES)
-    if (found := SRUN_EXIT_LINE.search(text)) is None:
+def first_task_exit(log: Path, offset: int) -> Row:
+    """Return ``rank`` and ``node`` of the task that ended first, how it ended, and its last line.
+
+    Empty if srun reports no task's end, or the log is no regular file.
+
+    Args:
+        log: The job's error log.
+        offset: The byte at which this start's output begins.
+    """
+    text = _read(log, offset, MAX_LOG_BYTES)
+    if (match := SRUN_EXIT_LINE.search(text)) is None:
         return {}
-    how = _exit_name(found["how"])
-    own = log.with_name(log.name.replace("_0_log.err", f"_{found['task']}_log.err"))  # submitit's: one for each task
-    said = last_line(text[: found.start()] if own == log else _read(own, 0, TASK_LOG_TAIL_BYTES))
-    return {"rank": int(found["task"]), "node": found["node"]} | _failure(how, said)
+    exit_name = _exit_name(match["how"])
+    # submitit writes one log for each task
+    task_log = log.with_name(log.name.replace("_0_log.err", f"_{match['task']}_log.err"))
+    line = last_line(text[: match.start()] if task_log == log else _read(task_log, 0, TASK_LOG_TAIL_BYTES))
+    return {"rank": int(match["task"]), "node": match["node"]} | _failure(exit_name, line)
 
 
 def last_line(text: str) -> str:
-    """What a task said last, without torch's C++ frames and SLURM's own words."""
+    """Return a task's last line, or the last that names an exception, without torch's C++ frames and SLURM's lines."""
     lines = [line for line in text.splitlines() if line.strip() and not SLURM_LINE.match(line)]
     lines = [line for line in lines if not known_causes.TORCH_FRAMES.match(line)]
     raised = [line for line in lines[-20:] if EXCEPTION.match(line)]
     return known_causes.one_line((raised or lines or [""])[-1])
 
 
-def _exit_name(words: str) -> str:
-    code = re.fullmatch(r"Exited with exit code (\d+)", words)
+def _exit_name(text: str) -> str:
+    match = re.fullmatch(r"Exited with exit code (\d+)", text)
     return (
-        known_causes.describe_exit(int(code[1])) if code else SIGNALS.get(words.removesuffix(" (core dumped)"), words)
+        known_causes.describe_exit(int(match[1])) if match else SIGNALS.get(text.removesuffix(" (core dumped)"), text)
     )
 
 
-def _failure(how: str, said: str) -> dict[str, Any]:
-    """``exception`` is the one that the task's last line names, or its exit code where that says more."""
-    raised = EXCEPTION.match(said)
-    exception = raised["kind"] if raised and how == "exit code 1" else how
-    exception = None if how.startswith("SIG") or how == known_causes.OUT_OF_MEMORY else exception
-    told = raised and exception == raised["kind"]
-    cause = known_causes.classify(how, "") or (known_causes.classify(None, said) if told else None)
-    message = f"{known_causes.exit_text(how)}{f': {said}' if said else ''}"
-    known = {"exception": exception, "cause": cause and cause.name, "message": message}
-    return {name: value for name, value in known.items() if value is not None}
+def _failure(exit_name: str, line: str) -> dict[str, Any]:
+    """Describe a failure. ``exception`` is the one in the task's last line, or the exit code if that says more."""
+    raised = EXCEPTION.match(line)
+    exception = raised["kind"] if raised and exit_name == "exit code 1" else exit_name
+    exception = None if exit_name.startswith("SIG") or exit_name == known_causes.OUT_OF_MEMORY else exception
+    is_named = raised and exception == raised["kind"]
+    cause = known_causes.classify(exit_name, "") or (known_causes.classify(None, line) if is_named else None)
+    message = f"{known_causes.exit_text(exit_name)}{f': {line}' if line else ''}"
+    fields = {"exception": exception, "cause": cause and cause.name, "message": message}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def _read(log: Path, began: int, most: int) -> str:
+def _read(log: Path, offset: int, max_bytes: int) -> str:
     try:
         if not log.is_file():
             return ""
         with open(log, "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(began, size - most))
+            file.seek(max(offset, size - max_bytes))
             return file.read().decode(errors="replace")
     except OSError:
         return ""

@@ -1,4 +1,4 @@
-"""What each task of a job runs: the only glue between submitit and training."""
+"""The callable that each task of a job runs: the only connection between submitit and training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runyard.training.stop_signals import StopFlag
 
 @dataclass
 class TrainJob:
-    """Trains the run in ``run_dir``. A plain path is all that is pickled: everything else is read where it runs."""
+    """Trains the run in ``run_dir``. Only this path is pickled: everything else is read where the task runs."""
 
     run_dir: str
 
@@ -38,4 +38,4 @@ class TrainJob:
             print(f"runyard: {error}", file=sys.stderr, flush=True)
             sys.exit(2 if isinstance(error, UserError) else 1)
         finally:
-            stop.ignore_signals()  # all is written: while Python ends, one more signal would end it as a crash does
+            stop.ignore_signals()  # all is saved: a signal while Python exits would look like a crash

@@ -1,1 +1,1 @@
-"""Runs that wait and run: their status, logs, and end."""
+"""Pending and running jobs: their status, logs and cancellation."""

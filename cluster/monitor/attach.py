@@ -1,4 +1,4 @@
-"""Follow a run from the terminal that started it: a live bar where there is a terminal, plain lines elsewhere."""
+"""Follows a run from the terminal that started it: with a progress bar in a terminal, with plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from runyard.runs.run import Run
 from runyard.runs.summary import read_run_summary
 
 FOLLOW_POLL_S = 0.5
-QUEUE_POLL_S = 5.0  # a controller answers many
+QUEUE_POLL_S = 5.0  # one SLURM controller serves many users
 FINAL_STATES = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
                 "NODE_FAIL", "PREEMPTED"}  # fmt: skip
-NO_MESSAGE = "the job ended without a word: its log may have one"
+NO_MESSAGE = "the job ended without recording why: see its log"
 DEAD_AFTER_POLLS = 10  # a journal may reach a shared disk some seconds after its writer ended
 
 
 class TerminalClosed(Exception):
-    """The terminal that followed a job is gone (SIGHUP)."""
+    """The terminal that followed a job was closed (SIGHUP)."""
 
 
 class JobHandle(Protocol):
-    """A job that was started, wherever."""
+    """A started job, on this machine or on SLURM."""
 
     id: str
     logs: Path
-    survives_terminal: bool  # the terminal that follows it
+    survives_terminal: bool  # whether it continues without the terminal that follows it
 
     def has_ended(self) -> bool:
-        """Whether it has ended, and nothing will start it again by itself."""
+        """Whether it has ended and will not be restarted by itself."""
 
     def on_ctrl_c(self) -> str:
-        """What Ctrl-C does to it, and the words that say so."""
+        """Do what Ctrl-C does to this job, and return the message that says so."""
 
     def forward_warning(self) -> None:
-        """SLURM's warning, SIGUSR2, came to the process that follows it."""
+        """Pass on SLURM's warning, SIGUSR2, which the process that follows the job received."""
 
 
 class LocalJobHandle:
-    """Processes on this machine. Ctrl-C asks them to save and stop; a second leaves them to do so alone."""
+    """A job on this machine. Ctrl-C asks its tasks to save and stop; a second Ctrl-C leaves them to finish alone."""
 
     survives_terminal = False
 
@@ -61,7 +61,7 @@ class LocalJobHandle:
         self.id, self.logs, self._job = str(job.job_id), Path(job.paths.folder), job
 
     def has_ended(self) -> bool:
-        """Also what leads it may be killed, while its ranks train on."""
+        """Whether the controller has ended and no rank holds the lease: ranks may outlive a killed controller."""
         return bool(self._job.done()) and lease.lease_holder(self.logs.parent) is None
 
     def on_ctrl_c(self) -> str:
@@ -72,14 +72,14 @@ class LocalJobHandle:
         self._send(signal.SIGUSR2)
 
     def _send(self, number: signal.Signals) -> None:
-        """To the process that leads the tasks, which passes it on, or to rank 0 where that is gone."""
+        """Send a signal to the controller, which passes it on to the tasks, or to rank 0 if the controller is gone."""
         if (pid := read_run_summary(self.logs.parent).local_pid()) is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
 
 class SlurmJobHandle:
-    """A job on SLURM's queue. Ctrl-C leaves it alone: it was put there to go on without this terminal."""
+    """A job on SLURM's queue. Ctrl-C does not stop it: it was submitted to run without this terminal."""
 
     survives_terminal = True
 
@@ -96,14 +96,14 @@ class SlurmJobHandle:
         return self._over
 
     def on_ctrl_c(self) -> str:
-        return f"job {self.id} goes on; logs -f shows it again, cancel ends it"
+        return f"job {self.id} continues; follow it with `runyard logs -f`, stop it with `runyard cancel`"
 
     def forward_warning(self) -> None:
-        """It has heard: SLURM told it itself."""
+        """Do nothing: SLURM has warned the job itself."""
 
 
 class JobFollower:
-    """What the terminal shows of one job of ``run``, beginning after the journal's rows of earlier jobs."""
+    """Shows one job of ``run`` in the terminal, beginning after the journal's rows of earlier jobs."""
 
     def __init__(self, run: Run, console: Console) -> None:
         self._run, self._console = run, console
@@ -122,25 +122,25 @@ class JobFollower:
         self._stop_row: dict[str, Any] | None = None
 
     def follow(self, job: JobHandle) -> dict[str, Any]:
-        """Show progress until the job ends; return the journal's stop row, or one in its place.
+        """Show progress until the job ends. Returns the journal's stop row, or a substitute if there is none.
 
-        Ctrl-C or SIGTERM does what the job's kind says, and a second Ctrl-C always leaves it alone: KeyboardInterrupt.
-        A second SIGTERM says nothing new: in a batch script SLURM sends one to all, and W&B's agent passes its own on.
-        SIGUSR1 and SIGUSR2 are for the tasks.
+        Ctrl-C or SIGTERM calls ``job.on_ctrl_c``. A second SIGTERM is ignored, because a batch script may receive two:
+        SLURM sends one to every process, and W&B's agent passes its own on. SIGUSR1 and SIGUSR2 are for the tasks.
 
         Raises:
-            HungUp: the terminal is gone; the job goes on.
+            KeyboardInterrupt: a second Ctrl-C, or the first if the job survives the terminal; the job continues.
+            TerminalClosed: the terminal was closed; the job continues.
         """
-        warned = dict.fromkeys((signal.SIGUSR1, signal.SIGUSR2), self._take_warning)
-        handlers = {signal.SIGTERM: self._terminate, **warned}
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        warning_handlers = dict.fromkeys((signal.SIGUSR1, signal.SIGUSR2), self._take_warning)
+        handlers = {signal.SIGTERM: self._terminate, **warning_handlers}
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
             handlers[signal.SIGHUP] = self._hang_up
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             with self._bar if self._console.is_terminal else contextlib.nullcontext():
                 return self._wait(job)
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
@@ -161,16 +161,16 @@ class JobFollower:
                 if self._warning_pending:
                     self._warning_pending = False
                     job.forward_warning()
-                over = job.has_ended()
+                ended = job.has_ended()
                 self._show()
-                if over and self._stop_row is not None:
+                if ended and self._stop_row is not None:
                     return self._stop_row
-                if over and self._asked and not self._began:
+                if ended and self._asked and not self._began:
                     return {"event": "stop", "reason": "interrupted", "message": "before the first step"}
-                if over and polls_after_end == DEAD_AFTER_POLLS:
-                    words = read_run_summary(self._run.path).last_error_line() or NO_MESSAGE
-                    return {"event": "stop", "reason": "failed", "message": words}
-                polls_after_end += over
+                if ended and polls_after_end == DEAD_AFTER_POLLS:
+                    message = read_run_summary(self._run.path).last_error_line() or NO_MESSAGE
+                    return {"event": "stop", "reason": "failed", "message": message}
+                polls_after_end += ended
                 time.sleep(FOLLOW_POLL_S)
             except KeyboardInterrupt:
                 if self._asked:
@@ -189,13 +189,13 @@ class JobFollower:
                 self._console.print(printable(line), highlight=False)
         self._seen = max(self._seen, len(rows))
         try:
-            now = json.loads(read_within(self._run.path, "progress.json"))
+            progress = json.loads(read_within(self._run.path, "progress.json"))
         except (OSError, ValueError):
             return
         self._bar.update(
             self._task,
-            total=now["steps"],
-            completed=now["step"],
-            where=f"epoch {now['epoch']}/{now['epochs']}",
-            pace=f"{now['images_per_s']:,.0f} images/s, {format_duration(now['eta_s'])} left",
+            total=progress["steps"],
+            completed=progress["step"],
+            where=f"epoch {progress['epoch']}/{progress['epochs']}",
+            pace=f"{progress['images_per_s']:,.0f} images/s, {format_duration(progress['eta_s'])} left",
         )

@@ -1,4 +1,4 @@
-"""End a run's jobs so that what it learned is kept, and that nothing puts them back into the queue."""
+"""Stops a run's jobs after they have saved a checkpoint, and prevents a requeue."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ from runyard.runs.summary import RunSummary, read_run_summary
 from runyard.slurm_client import RETRY_TIMEOUT_S, QueryError, run_with_retry
 
 CANCEL_POLL_S = 1.0
-SIGNAL_INTERVAL_S = 5.0  # while a job starts: before its tasks are there, nobody hears a signal
-KILL_TIMEOUT_S = 90.0  # of scancel: KillWait is 30 s as a rule
+SIGNAL_INTERVAL_S = 5.0  # while a job starts: a signal is lost until its tasks run
+KILL_TIMEOUT_S = 90.0  # for scancel to end a job: SLURM's KillWait is 30 s by default
 
 
 @dataclass(frozen=True)
 class CancelResult:
-    """How a run stands after it was cancelled.
+    """The status of a run after it was cancelled.
 
     Attributes:
-        state: As in ``Standing``, or "going" for what did not end.
+        state: As in ``RunStatus``, or "going" if it did not end.
+        words: The state and its reason, as a message.
+        step: The step of its newest checkpoint; None if there is none.
         forced: It did not end in time when it was asked to.
-        step: What it is saved at; None: nothing was.
     """
 
     state: str
@@ -49,47 +50,47 @@ class CancelResult:
 
 
 def cancel(run: RunSummary, wait_s: float, console: Console) -> CancelResult:
-    """Ask ``run`` to save and stop, wait ``wait_s`` for that, and then end it by force.
+    """Ask ``run`` to save and stop, wait up to ``wait_s`` seconds for that, and then end it by force.
 
     Raises:
-        UserError: nothing of it waits or runs, or not where it can be reached from here.
+        UserError: it has no pending or running job, it cannot be reached from this machine, or SLURM does not answer.
     """
-    with submission_lock(run.path, run.reference):  # what another command is submitting is on the queue, or is not
-        found = read_run_summary(run.path)
-        now = run_status(
-            found, wait_s=RETRY_TIMEOUT_S if found.on_slurm or found.pending_submission else 0, holds_locks=True
+    with submission_lock(run.path, run.reference):  # no submission is under way meanwhile
+        summary = read_run_summary(run.path)
+        status = run_status(
+            summary, wait_s=RETRY_TIMEOUT_S if summary.on_slurm or summary.pending_submission else 0, holds_locks=True
         )
-    run = now.run
-    if now.error:
-        raise UserError(f"run {run.id}: {now.error}")
-    if not now.active:
-        raise UserError(f"run {run.id} neither waits nor runs, there is nothing to cancel: {now.message}")
-    if now.job is not None:
+    run = status.run
+    if status.error:
+        raise UserError(f"run {run.id}: {status.error}")
+    if not status.active:
+        raise UserError(f"run {run.id} is neither pending nor running, there is nothing to cancel: {status.message}")
+    if status.job is not None:
         job: _Target = _SlurmJobs(run)
     elif (pid := run.local_pid()) is not None:
         job = _LocalProcess(pid, run)
     else:
-        raise UserError(f"run {run.id} cannot be reached from here, cancel it where it runs: {now.message}")
-    began = time.monotonic()
-    with _progress(console, run.id) as say:
-        while not (ended := job.request_stop()) and time.monotonic() - began < wait_s:
-            say(run.path, time.monotonic() - began)
+        raise UserError(f"run {run.id} cannot be reached from here, cancel it where it runs: {status.message}")
+    start_time = time.monotonic()
+    with _progress(console, run.id) as report_progress:
+        while not (ended := job.request_stop()) and time.monotonic() - start_time < wait_s:
+            report_progress(run.path, time.monotonic() - start_time)
             time.sleep(CANCEL_POLL_S)
         forced = not ended
         if forced:
             console.print(f"not ended within {wait_s:g} s: ending it by force")
             job.kill()
-            began = time.monotonic()
-            while not (ended := job.over()) and time.monotonic() - began < KILL_TIMEOUT_S:
+            start_time = time.monotonic()
+            while not (ended := job.over()) and time.monotonic() - start_time < KILL_TIMEOUT_S:
                 time.sleep(CANCEL_POLL_S)
     return _result(read_run_summary(run.path), ended, forced)
 
 
 class _Target(Protocol):
-    """What is to end."""
+    """What is to be stopped."""
 
     def request_stop(self) -> bool:
-        """Ask again whatever may not have heard it; whether all has ended."""
+        """Repeat the request to whatever may have missed it. Returns whether all has ended."""
 
     def kill(self) -> None:
         """End it now."""
@@ -99,11 +100,13 @@ class _Target(Protocol):
 
 
 class _SlurmJobs:
-    """All jobs of a run on SLURM: what waits is taken off the queue, the tasks of what runs are asked to stop."""
+    """All jobs of a run on SLURM: pending jobs are removed from the queue, the tasks of running jobs asked to stop."""
 
     def __init__(self, run: RunSummary) -> None:
         self._run = run
-        self._asking: dict[tuple[str, float | None], _SignalTimer] = {}  # by id and start: anew after a requeue
+        self._asking: dict[
+            tuple[str, float | None], _SignalTimer
+        ] = {}  # by job id and start time: a requeued job gets a new one
 
     def request_stop(self) -> bool:
         active = self._active()
@@ -122,12 +125,12 @@ class _SlurmJobs:
         return not self._active()
 
     def _ask_tasks(self, job: JobInfo) -> None:
-        """SIGTERM to the tasks and not to the batch script, which sees how they end and does not requeue."""
+        """Send SIGTERM to the tasks and not to the batch script, which sees how they end and does not requeue."""
         if self._asking.setdefault((job.id, job.start), _SignalTimer()).is_due(self._run.path, job.start or 0):
             _scancel("--signal=TERM", job.id)
 
     def _active(self) -> list[JobInfo]:
-        """Looked at twice before it is empty: a job that is put back into the queue is out of it for a moment."""
+        """Return the run's active jobs. An empty answer is checked twice: a requeued job leaves the queue briefly."""
         for _ in range(2):
             answer = queue.all_user_jobs(self._run.slurm_jobs, RETRY_TIMEOUT_S)
             if answer.error:
@@ -139,7 +142,7 @@ class _SlurmJobs:
 
 
 class _LocalProcess:
-    """The process of this machine that leads the run. Its tasks end with it, or it with them."""
+    """The run's controller process on this machine. Its tasks end with it, or it with them."""
 
     def __init__(self, pid: int, run: RunSummary) -> None:
         self._pid, self._run = pid, run
@@ -154,7 +157,7 @@ class _LocalProcess:
         with contextlib.suppress(OSError):
             for child in Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text().split():
                 _kill(int(child), signal.SIGKILL)
-        time.sleep(CANCEL_POLL_S)  # the leader sees that, and closes its books
+        time.sleep(CANCEL_POLL_S)  # the controller sees that, and records the end
         if not self.over():
             _kill(self._pid, signal.SIGKILL)
 
@@ -163,28 +166,28 @@ class _LocalProcess:
 
 
 class _SignalTimer:
-    """When to ask the tasks of one job, by what the run's journal says since the job's start.
+    """Decides when to signal the tasks of one job, by the run's journal since the job's start.
 
-    Until they train a signal may meet nobody, so it is sent again; then one must do: they stop listening once they have
-    saved, and one more would end them as a crash does.
+    Until training has started a signal may reach no task, so it is sent again. After that one must suffice: tasks stop
+    handling signals once they have saved, and another would end them like a crash.
     """
 
     def __init__(self) -> None:
         self._at, self._trained = float("-inf"), False
 
-    def is_due(self, run: Path, since: float) -> bool:
-        now = read_run_summary(run)
-        if now.last_event["event"] in ("stop", "requeue") and now.last_event["t"] >= since - CLOCK_SKEW_S:
+    def is_due(self, run: Path, start_time: float) -> bool:
+        summary = read_run_summary(run)
+        if summary.last_event["event"] in ("stop", "requeue") and summary.last_event["t"] >= start_time - CLOCK_SKEW_S:
             return False
-        trains = any(row["t"] >= since - CLOCK_SKEW_S for row in now.starts)
-        if self._trained or (not trains and time.monotonic() - self._at < SIGNAL_INTERVAL_S):
+        is_training = any(row["t"] >= start_time - CLOCK_SKEW_S for row in summary.starts)
+        if self._trained or (not is_training and time.monotonic() - self._at < SIGNAL_INTERVAL_S):
             return False
-        self._at, self._trained = time.monotonic(), trains
+        self._at, self._trained = time.monotonic(), is_training
         return True
 
 
 def _result(run: RunSummary, ended: bool, forced: bool) -> CancelResult:
-    """How the run stands, with a last word in its journal where no process of its own was left to write one."""
+    """Return the run's status. Records the stop in its journal if no process of the run was left to do so."""
     step = run.last_checkpoint_step
     if not ended:
         return CancelResult("going", f"has not ended {KILL_TIMEOUT_S:g} s after scancel: see `squeue`", step, forced)
@@ -192,8 +195,8 @@ def _result(run: RunSummary, ended: bool, forced: bool) -> CancelResult:
         message = "ended by force" if forced else "cancelled before its tasks had begun"
         Journal(run.journal_path).write("stop", reason="interrupted", message=message, cause="TERM")
         run = read_run_summary(run.path)
-    now = run_status(run)
-    return CancelResult(now.state, now.message, step, forced)
+    status = run_status(run)
+    return CancelResult(status.state, status.message, step, forced)
 
 
 def _scancel(*arguments: str) -> None:
@@ -215,7 +218,7 @@ def _kill(pid: int, number: signal.Signals) -> None:
 
 @contextlib.contextmanager
 def _progress(console: Console, run_id: str) -> Iterator[Callable[[Path, float], None]]:
-    """A line that says what is waited for: in place where there is a terminal, once where there is none."""
+    """Print what is waited for: updated in place in a terminal, once elsewhere."""
     line = f"run {run_id}: asked to save and stop"
     if not console.is_terminal:
         console.print(line)

@@ -1,4 +1,4 @@
-"""What a run's tasks printed, over all its jobs and their restarts, to the end or as it comes."""
+"""Prints the output of a run's tasks, from all its jobs and their restarts: what is there, or as it is written."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from runyard.errors import UserError
 from runyard.runs.summary import RunSummary, read_run_summary
 
 LOG_POLL_S = 0.5
-LOGS_QUEUE_POLL_S = 10.0  # a controller answers many
-CONFIRM_END_S = 3.0  # a job that is put back into the queue is out of it for a moment
-# How submitit begins a task's output, at each start: logs are appended to.
+LOGS_QUEUE_POLL_S = 10.0  # one SLURM controller serves many users
+CONFIRM_END_S = 3.0  # a requeued job leaves the queue for a moment
+# The line with which submitit begins a task's output at each start: logs are appended to.
 SUBMITIT_START_LINE = re.compile(
     r"submitit INFO \((?P<at>[\d :-]+),\d+\) - Starting with Job.*hostname=(?P<host>[^,)]+)"
 )
@@ -25,7 +25,7 @@ SUBMITIT_START_LINE = re.compile(
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a task's output, or (``mark``) one of ours between them."""
+    """One line of a task's output or, with ``mark``, a separator that runyard puts between them."""
 
     job: str
     rank: int
@@ -42,10 +42,11 @@ class Line:
 
 
 class Logs:
-    """The logs of ``run``, read on from where they were read to last.
+    """The logs of ``run``, each read from where the last read ended.
 
     Args:
-        rank: The task whose output is wanted; None for all of them.
+        run: The run.
+        rank: The rank of the task whose output is read; None for all tasks.
         stream: ``out`` or ``err``.
 
     Raises:
@@ -56,26 +57,26 @@ class Logs:
         self.run, self._rank, self._stream = run, rank, stream
         if not run.record["jobs"] and run.starts:
             raise UserError(
-                f"run {run.id} was not started by `runyard submit`: what it prints is where its own command put it; "
+                f"run {run.id} was not started by `runyard submit`: its output is where its own command put it; "
                 f"its journal is {run.path}/metrics.jsonl"
             )
-        most = max((_tasks(job) for job in run.record["jobs"]), default=0)
-        if rank is not None and not 0 <= rank < (most or rank + 1):
-            raise UserError(f"--rank {rank}: run {run.id} has {most} tasks, expected 0 to {most - 1}")
+        task_count = max((_tasks(job) for job in run.record["jobs"]), default=0)
+        if rank is not None and not 0 <= rank < (task_count or rank + 1):
+            raise UserError(f"--rank {rank}: run {run.id} has {task_count} tasks, expected 0 to {task_count - 1}")
         self._read: dict[tuple[str, int], int] = {}
         self._restarts: dict[tuple[str, int], int] = {}
         self._began_at: dict[tuple[str, int], float] = {}
 
     @property
     def found(self) -> bool:
-        """There was a file to read."""
+        """Whether there was a file to read."""
         return bool(self._read)
 
     def read_new(self, *, ended: bool = True) -> Iterator[Line]:
-        """The lines that have come since the last call, job by job and rank by rank.
+        """Yield the lines that were written since the last call, job by job and rank by rank.
 
         Args:
-            ended: Nobody writes any more: give the last line too, though it is not whole.
+            ended: Whether the run has ended: then an incomplete last line is yielded, too.
         """
         jobs = self.run.record["jobs"]
         for number, job in enumerate(jobs):
@@ -85,35 +86,37 @@ class Logs:
                     continue
                 first = (str(job["id"]), rank) not in self._read
                 text = self._read_rest((str(job["id"]), rank), log, ended)
-                if first and text and self._stream == "err":  # where no line of submitit's tells of a start
-                    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["submitted"]))
-                    words = f"job {job['id']}, {number + 1} of {len(jobs)} of this run, submitted {at}"
-                    yield Line(str(job["id"]), rank, words, mark=True)
+                if first and text and self._stream == "err":  # submitit marks starts in the other stream only
+                    submitted = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["submitted"]))
+                    heading = f"job {job['id']}, {number + 1} of {len(jobs)} of this run, submitted {submitted}"
+                    yield Line(str(job["id"]), rank, heading, mark=True)
                 for line in text.removesuffix("\n").split("\n") if text else ():
                     yield self._line(str(job["id"]), rank, line)
 
     def _read_rest(self, key: tuple[str, int], log: BinaryIO, ended: bool) -> str:
-        """What was written to ``log`` since it was read last: whole lines, unless nobody writes any more."""
+        """Return what was written to ``log`` since it was last read: complete lines only, unless the run has ended."""
         with log as file:
             size = file.seek(0, 2)
-            begin = min(self._read.get(key, 0), size)  # shorter than it was: written anew
+            begin = min(self._read.get(key, 0), size)  # a log that is shorter than before was rewritten
             file.seek(begin)
             content = file.read(size - begin)
-        whole = len(content) if ended else content.rfind(b"\n") + 1
-        self._read[key] = begin + whole
-        return content[:whole].decode(errors="replace")
+        complete = len(content) if ended else content.rfind(b"\n") + 1
+        self._read[key] = begin + complete
+        return content[:complete].decode(errors="replace")
 
     def _line(self, job: str, rank: int, text: str) -> Line:
-        """The line, or for the one that begins a task's output the mark in its place: which start, where and why."""
-        if (found := SUBMITIT_START_LINE.match(text)) is None:
+        """Return the line. submitit's line at a start is replaced by a mark: which start it was, where and why."""
+        if (match := SUBMITIT_START_LINE.match(text)) is None:
             return Line(job, rank, text)
         key = (job, rank)
-        at = time.mktime(time.strptime(found["at"], "%Y-%m-%d %H:%M:%S"))
+        start_time = time.mktime(time.strptime(match["at"], "%Y-%m-%d %H:%M:%S"))
         restart = self._restarts[key] = self._restarts.get(key, -1) + 1
-        since, self._began_at[key] = self._began_at.get(key, 0.0), at
-        causes = [row for row in self.run.rows if row["event"] == "requeue" and since <= row["t"] <= at + 1]
-        why = f"restart {restart} after {causes[-1]['cause']}" if causes and restart else f"restart {restart}"
-        return Line(job, rank, f"{why if restart else 'start'} of job {job} on {found['host']}, {found['at']}", True)
+        previous_start, self._began_at[key] = self._began_at.get(key, 0.0), start_time
+        causes = [
+            row for row in self.run.rows if row["event"] == "requeue" and previous_start <= row["t"] <= start_time + 1
+        ]
+        name = f"restart {restart} after {causes[-1]['cause']}" if causes and restart else f"restart {restart}"
+        return Line(job, rank, f"{name if restart else 'start'} of job {job} on {match['host']}, {match['at']}", True)
 
 
 def _tasks(job: dict[str, Any]) -> int:
@@ -122,7 +125,7 @@ def _tasks(job: dict[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class Printer:
-    """Prints lines to ``out``, with their rank before them or as JSON."""
+    """Prints lines to ``out``, with a rank prefix if ``all_ranks``, or as JSON."""
 
     out: TextIO
     all_ranks: bool = False
@@ -135,25 +138,25 @@ class Printer:
 
 
 def follow_logs(logs: Logs, printer: Printer, stderr: TextIO, last: int | None = None) -> RunStatus:
-    """Print as it comes, over restarts and later jobs of the run, until the run has ended; how it stands then.
+    """Print the output as it is written, over restarts and later jobs, until the run has ended. Returns its status.
 
-    Begins with the ``last`` lines that are there, None: all. What it waits for meanwhile goes to ``notes``.
+    Begins with the ``last`` existing lines, or all of them if None. What the run waits for is printed to ``stderr``.
     """
-    looked_at, over_since, noted = float("-inf"), None, ""
-    before = logs.run.last_event
+    last_query, ended_since, reported = float("-inf"), None, ""
+    previous_event = logs.run.last_event
     printer.show(deque(logs.read_new(ended=False), last))
     while True:
-        changed = logs.run.last_event != before or over_since is not None or not logs.run.on_slurm
-        if changed or time.monotonic() - looked_at >= LOGS_QUEUE_POLL_S:
-            before, looked_at, now = logs.run.last_event, time.monotonic(), run_status(logs.run)
-            over = not now.active and now.state != "unknown"
-            over_since = (over_since or time.monotonic()) if over else None
-            if now.state in ("waiting", "unknown") and noted != f"{now.state} {now.reason}":
-                print(f"── {now.message} ──", file=stderr, flush=True)
-            noted = f"{now.state} {now.reason}"
-        if over_since is not None and time.monotonic() - over_since >= CONFIRM_END_S:
+        changed = logs.run.last_event != previous_event or ended_since is not None or not logs.run.on_slurm
+        if changed or time.monotonic() - last_query >= LOGS_QUEUE_POLL_S:
+            previous_event, last_query, status = logs.run.last_event, time.monotonic(), run_status(logs.run)
+            ended = not status.active and status.state != "unknown"
+            ended_since = (ended_since or time.monotonic()) if ended else None
+            if status.state in ("waiting", "unknown") and reported != f"{status.state} {status.reason}":
+                print(f"── {status.message} ──", file=stderr, flush=True)
+            reported = f"{status.state} {status.reason}"
+        if ended_since is not None and time.monotonic() - ended_since >= CONFIRM_END_S:
             printer.show(logs.read_new())
-            return now
+            return status
         time.sleep(LOG_POLL_S)
         logs.run = read_run_summary(logs.run.path)
         printer.show(logs.read_new(ended=False))

@@ -1,4 +1,4 @@
-"""How runs stand: SLURM's word for what waits and runs, the journal's for how it ended, in words for a person."""
+"""The status of runs: SLURM tells what is pending or running, the journal tells how it ended."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from runyard.errors import UserError
 from runyard.runs.narrative import straggler_text
 from runyard.runs.summary import RunSummary, read_run_summary
 
-CLOCK_SKEW_S = 5  # by which the clocks of a cluster's nodes may differ
+CLOCK_SKEW_S = 5  # the clocks of a cluster's nodes may differ by so much
 ACTIVE_STATES = ("waiting", "starting", "running", "ending")
 REQUEUE_CAUSE_TEXT = {"preemption": "preempted", "crash": "crashed", "time limit": "time limit reached"}
-SCRIPT_KILLED = ("RaisedSignal", "JobLaunchFailure")  # SLURM says the one or the other
+SCRIPT_KILLED = ("RaisedSignal", "JobLaunchFailure")  # SLURM reports one or the other
 STOP_CAUSE_TEXT = {"TERM": "cancelled", "USR2": "by SLURM's signal", "time limit": "time limit"}
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Where one run stands.
+    """The status of one run.
 
     Attributes:
+        run: The run's summary.
         state: new, waiting, starting, running, ending, finished, stopped, failed, died, cancelled or unknown.
-        words: The state and its reason, in words, with what to do about it.
-        reason: SLURM's code for why it waits, or the cause of its end; None where there is none.
-        job: The job that the words are about, as SLURM knows it; None where it knows none.
-        nodes: Names of the nodes it runs on, or ran on last.
-        problem: Why SLURM could not be asked, where that leaves the state unknown.
+        message: The state, its reason and what to do about it, for a person.
+        reason: SLURM's code for why the run waits, or the cause of its end; None if there is none.
+        job: The job that the message is about, as SLURM knows it; None if SLURM knows none.
+        nodes: The names of the nodes it runs on, or last ran on.
+        error: Why SLURM could not be asked, if that leaves the state unknown.
     """
 
     run: RunSummary
@@ -48,12 +49,12 @@ class RunStatus:
 
     @property
     def active(self) -> bool:
-        """It may still come further by itself."""
+        """Whether it may still make progress by itself."""
         return self.state in ACTIVE_STATES
 
     @property
     def figures(self) -> dict[str, Any]:
-        """Step, accuracy and speed: raw values, None where unknown."""
+        """Step, accuracy (a fraction), images per second and other raw values; None where unknown."""
         run, now = self.run, self.run.progress
         epochs, final = run.epochs, next((r for r in reversed(run.rows) if r["event"] == "final"), {})
         measure = "val_top1" if any(row.get("val_top1") is not None for row in epochs) else "test_top1"
@@ -83,42 +84,43 @@ class RunStatus:
 def query_slurm(
     runs: Sequence[RunSummary], *, wait_s: float = 0.0, holds_locks: bool = False
 ) -> tuple[list[RunSummary], JobAnswer, JobAnswer]:
-    """squeue and sacct about all of ``running`` at once, and neither where none is needed.
+    """Ask squeue and sacct about all ``runs`` at once, each only if needed.
 
-    The runs are given back as they are after squeue answered: a job that ended in between has said so by then, and a
-    submission that was cut off has its job.
+    Returns the runs, squeue's answer and sacct's. The runs are read again after squeue has answered: a job that ended
+    in between has recorded that by then, and a submission that was cut off has got its job.
 
     Args:
-        wait_s: How long to ask again while the controller is away.
-        held: Who asks holds these runs' locks (``runyard.cluster.slurm.submission``).
+        runs: The runs to ask about.
+        wait_s: Seconds for which to ask again while the controller is down.
+        holds_locks: Whether the caller holds these runs' locks (``runyard.cluster.slurm.submission``).
     """
-    asked = [
+    queried = [
         run
         for run in runs
         if not run.finished_for_good and (run.on_slurm or run.pending_submission or not run.record["jobs"])
     ]
     squeue_answer = (
-        queue.all_user_jobs([n for run in asked for n in run.slurm_jobs], wait_s) if asked else JobAnswer({})
+        queue.all_user_jobs([n for run in queried for n in run.slurm_jobs], wait_s) if queried else JobAnswer({})
     )
-    again: dict[Path, RunSummary] = {}
-    for run in asked:
-        with contextlib.suppress(UserError):  # gone since: as it was a moment ago
+    reread: dict[Path, RunSummary] = {}
+    for run in queried:
+        with contextlib.suppress(UserError):  # deleted meanwhile: keep the earlier reading
             if run.pending_submission:
                 resolve_pending(run.path, squeue_answer, run.starts, held=holds_locks)
-            again[run.path] = read_run_summary(run.path)
-    without_end = [run for run in again.values() if _needs_accounting(run, squeue_answer)]
-    now = [again.get(run.path, run) for run in runs]
-    return now, squeue_answer, queue.sacct(run.slurm_jobs[-1] for run in without_end if run.slurm_jobs)
+            reread[run.path] = read_run_summary(run.path)
+    without_end = [run for run in reread.values() if _needs_accounting(run, squeue_answer)]
+    current = [reread.get(run.path, run) for run in runs]
+    return current, squeue_answer, queue.sacct(run.slurm_jobs[-1] for run in without_end if run.slurm_jobs)
 
 
 def run_status(run: RunSummary, *, wait_s: float = 0.0, holds_locks: bool = False) -> RunStatus:
-    """How one run stands now; see ``ask``."""
-    (now,), squeue_answer, sacct_answer = query_slurm([run], wait_s=wait_s, holds_locks=holds_locks)
-    return derive_status(now, squeue_answer, sacct_answer, time.time())
+    """Return the status of one run now. The arguments are those of ``query_slurm``."""
+    (current,), squeue_answer, sacct_answer = query_slurm([run], wait_s=wait_s, holds_locks=holds_locks)
+    return derive_status(current, squeue_answer, sacct_answer, time.time())
 
 
 def _needs_accounting(run: RunSummary, squeue_answer: JobAnswer) -> bool:
-    """The journal does not say how its last attempt ended: it vanished, or SLURM itself put it back into the queue."""
+    """Whether the journal lacks the end of the last attempt: the job vanished, or SLURM itself requeued it."""
     job = current_job(run, squeue_answer)
     if job is None or not job.active:
         return squeue_answer.error is None and not run.end_recorded
@@ -126,167 +128,173 @@ def _needs_accounting(run: RunSummary, squeue_answer: JobAnswer) -> bool:
 
 
 def derive_status(run: RunSummary, squeue_answer: JobAnswer, sacct_answer: JobAnswer, now: float) -> RunStatus:
-    """How ``run`` stands, by what squeue and sacct said at unix seconds ``now``."""
+    """Return the status of ``run`` from the answers of squeue and sacct at ``now``, unix seconds."""
     job = current_job(run, squeue_answer)
-    here = queue.expand_hostlist(str(next(iter(reversed(run.starts)), {}).get("nodelist") or ""))
+    nodes = queue.expand_hostlist(str(next(iter(reversed(run.starts)), {}).get("nodelist") or ""))
     if run.finished_for_good:
-        return RunStatus(run, "finished", "finished", nodes=here)
+        return RunStatus(run, "finished", "finished", nodes=nodes)
     if job is not None and job.pending:
         return _status_of_pending_job(run, job, accounting_job(run, sacct_answer), now)
     if job is not None and job.running:
         return _status_of_running_job(run, job, now)
     if not run.on_slurm and (pid := run.local_pid()) is not None:
-        began = any(row["t"] >= run.job.get("submitted", 0) for row in run.starts)
-        state = "ending" if run.end_recorded else "running" if began else "starting"
-        words = f"{state} here, process {pid}{_straggler_text(run, state)}"
-        return RunStatus(run, state, words, nodes=(os.uname().nodename,))
+        started = any(row["t"] >= run.job.get("submitted", 0) for row in run.starts)
+        state = "ending" if run.end_recorded else "running" if started else "starting"
+        message = f"{state} here, process {pid}{_straggler_text(run, state)}"
+        return RunStatus(run, state, message, nodes=(os.uname().nodename,))
     if run.end_recorded:
-        return _status_of_ended_run(run, here, job)
+        return _status_of_ended_run(run, nodes, job)
     if squeue_answer.error and (run.on_slurm or run.pending_submission):
         return RunStatus(
-            run, "unknown", f"SLURM was not asked: {squeue_answer.error}", nodes=here, error=squeue_answer.error
+            run, "unknown", f"SLURM was not asked: {squeue_answer.error}", nodes=nodes, error=squeue_answer.error
         )
-    # Of another machine, or a job that SLURM hides from us.
+    # The writer may be on another machine, or in a job that SLURM does not show to this user.
     if job is None and (writer := run.lease_holder_text()) is not None:
-        return RunStatus(run, "running", f"running: {writer}", nodes=here)
+        return RunStatus(run, "running", f"running: {writer}", nodes=nodes)
     if not run.job and not run.starts:
-        words = f"not submitted: runyard resume {run.reference}"
+        message = f"not submitted: runyard resume {run.reference}"
         if run.pending_submission:
-            words = f"its submission is under way, or was cut off: see `squeue`, or runyard resume {run.reference}"
-        return RunStatus(run, "new", words)
+            message = f"its submission is under way, or was cut off: see `squeue`, or runyard resume {run.reference}"
+        return RunStatus(run, "new", message)
     if job is None and sacct_answer.error and run.on_slurm:
-        words = (
-            f"its job is gone, and nobody says how ({sacct_answer.error}); go on with: runyard resume {run.reference}"
+        message = (
+            f"its job is gone and SLURM does not say how it ended ({sacct_answer.error}); "
+            f"continue with: runyard resume {run.reference}"
         )
-        return RunStatus(run, "unknown", words, nodes=here, error=sacct_answer.error)
-    vanished_job = accounting_job(run, sacct_answer) or job  # accounting knows more of how, squeue of why
+        return RunStatus(run, "unknown", message, nodes=nodes, error=sacct_answer.error)
+    vanished_job = accounting_job(run, sacct_answer) or job  # sacct knows more about how it ended, squeue about why
     return _status_of_vanished_job(
-        run, replace(vanished_job, reason=job.reason) if vanished_job and job else vanished_job, here
+        run, replace(vanished_job, reason=job.reason) if vanished_job and job else vanished_job, nodes
     )
 
 
 def _status_of_pending_job(run: RunSummary, job: JobInfo, accounted: JobInfo | None, now: float) -> RunStatus:
     code, meaning = job_states.pending_reason(job)
-    again = ""
+    resume_text = ""
     if run.starts:
         cause = job_states.previous_end_reason(accounted) if accounted else None
         if run.last_event["event"] == "requeue":
             cause = REQUEUE_CAUSE_TEXT.get(run.last_event["cause"], run.last_event["cause"])
         step = run.last_event.get("step") if run.last_event["event"] == "requeue" else run.last_checkpoint_step
         where = f" at step {step}" if step else " from the beginning" if step == 0 else ""
-        again = f"{cause + ', ' if cause else ''}waiting to go on{where} "
-    words = f"{again or 'waiting '}{_excluded_nodes_text(run)}({code}): {meaning}"
+        resume_text = f"{cause + ', ' if cause else ''}waiting to go on{where} "
+    message = f"{resume_text or 'waiting '}{_excluded_nodes_text(run)}({code}): {meaning}"
     if job.start is not None and job.start > now:
-        words += f"; expected to start {job_states.format_time(job.start, now)}"
-    return RunStatus(run, "waiting", words, code, job)
+        message += f"; expected to start {job_states.format_time(job.start, now)}"
+    return RunStatus(run, "waiting", message, code, job)
 
 
 def _status_of_running_job(run: RunSummary, job: JobInfo, now: float) -> RunStatus:
-    since = job.start if job.start is not None else now - (job.elapsed_s or 0)
-    on, last = f"on {job_states.format_nodes(job.nodes)}", run.last_event
-    heard = last["event"] != "" and last["t"] >= since - CLOCK_SKEW_S
-    state, words = "running" if heard else "starting", ""
-    if heard and last["event"] == "requeue":
-        state, words = "ending", f"{REQUEUE_CAUSE_TEXT.get(last['cause'], last['cause'])}: about to wait again"
-    elif heard and last["event"] == "stop":
+    start_time = job.start if job.start is not None else now - (job.elapsed_s or 0)
+    location, last = f"on {job_states.format_nodes(job.nodes)}", run.last_event
+    reported = last["event"] != "" and last["t"] >= start_time - CLOCK_SKEW_S
+    state, message = "running" if reported else "starting", ""
+    if reported and last["event"] == "requeue":
+        state, message = "ending", f"{REQUEUE_CAUSE_TEXT.get(last['cause'], last['cause'])}: about to be requeued"
+    elif reported and last["event"] == "stop":
         failed = last.get("reason") == "failed"
-        why = known_causes.describe_failure(last) if failed else last.get("message") or last.get("reason")
-        state, words = "ending", f"ending {on}: {why}"
+        reason = known_causes.describe_failure(last) if failed else last.get("message") or last.get("reason")
+        state, message = "ending", f"ending {location}: {reason}"
     elif job.state == "SUSPENDED":
-        words = f"suspended {on} by SLURM: it goes on by itself"
-    ends = None if job.left_s is None else since + job.left_s + (job.elapsed_s or 0)
-    left = "" if ends is None else f", {job_states.format_span(ends - now)} left"
-    words = words or f"{state} {on} for {job_states.format_span(now - since)}{left}"
-    if state != "ending" and (without := _excluded_nodes_text(run)):
-        words += f", {without.strip()}"
-    return RunStatus(run, state, words + _straggler_text(run, state), None, job, job.nodes)
+        message = f"suspended {location} by SLURM: it continues by itself"
+    end_time = None if job.left_s is None else start_time + job.left_s + (job.elapsed_s or 0)
+    left_text = "" if end_time is None else f", {job_states.format_span(end_time - now)} left"
+    message = message or f"{state} {location} for {job_states.format_span(now - start_time)}{left_text}"
+    if state != "ending" and (excluded_text := _excluded_nodes_text(run)):
+        message += f", {excluded_text.strip()}"
+    return RunStatus(run, state, message + _straggler_text(run, state), None, job, job.nodes)
 
 
 def _straggler_text(run: RunSummary, state: str) -> str:
-    """Which rank the others wait for, as far as the newest epoch says."""
-    words = straggler_text(run.epochs[-1]) if run.epochs and state == "running" else None
-    return f"; {words}" if words else ""
+    """Return which rank the others wait for, as far as the newest epoch tells; else ""."""
+    text = straggler_text(run.epochs[-1]) if run.epochs and state == "running" else None
+    return f"; {text}" if text else ""
 
 
 def _excluded_nodes_text(run: RunSummary) -> str:
-    """The nodes that its newest job leaves out since starts failed there, and why the last one was."""
+    """Return which nodes its newest job excludes because starts failed there, and why the last of them."""
     rows = [row for row in run.rows if row["event"] == "exclude" and row["t"] >= run.job.get("submitted", 0)]
     nodes = ", ".join(dict.fromkeys(str(row.get("node")) for row in rows))
     return f"without {nodes} ({rows[-1].get('why')}) " if rows else ""
 
 
-def _status_of_ended_run(run: RunSummary, here: tuple[str, ...], job: JobInfo | None) -> RunStatus:
-    last, on = run.last_event, f"go on with: runyard resume {run.reference}"
+def _status_of_ended_run(run: RunSummary, nodes: tuple[str, ...], job: JobInfo | None) -> RunStatus:
+    last, hint = run.last_event, f"continue with: runyard resume {run.reference}"
     message = str(last.get("message") or "")
     if last.get("reason") == "interrupted":
         cause = STOP_CAUSE_TEXT.get(str(last.get("cause")), "")
-        if job is not None and job.reason.startswith(SCRIPT_KILLED):  # its tasks were then told to end, by no person
+        if job is not None and job.reason.startswith(SCRIPT_KILLED):  # then SLURM, not a person, stopped its tasks
             cause = f"its batch script was killed: {job.reason}"
         step = run.last_checkpoint_step
-        at = (
+        stopped_text = (
             f"stopped at step {step}, saved{run.checkpoint_warning}"
             if step is not None
             else "stopped before the first step"
         )
-        words = f"{at}{f' ({message or cause})' if message or cause else ''}; {on}"
-        return RunStatus(run, "stopped", words, last.get("cause"), nodes=here)
+        text = f"{stopped_text}{f' ({message or cause})' if message or cause else ''}; {hint}"
+        return RunStatus(run, "stopped", text, last.get("cause"), nodes=nodes)
     if last.get("reason") == "finished":
-        return RunStatus(run, "finished", "finished", nodes=here)
-    why = message if last.get("given_up") else known_causes.describe_failure(last)
-    return RunStatus(run, "failed", f"failed: {why}", last.get("cause"), nodes=here)
+        return RunStatus(run, "finished", "finished", nodes=nodes)
+    reason = message if last.get("given_up") else known_causes.describe_failure(last)
+    return RunStatus(run, "failed", f"failed: {reason}", last.get("cause"), nodes=nodes)
 
 
-def _status_of_vanished_job(run: RunSummary, job: JobInfo | None, here: tuple[str, ...]) -> RunStatus:
-    """Its job is gone and the journal has no end of it: what SLURM says instead, or nobody does."""
-    on = f"go on with: runyard resume {run.reference}"
+def _status_of_vanished_job(run: RunSummary, job: JobInfo | None, nodes: tuple[str, ...]) -> RunStatus:
+    """Return the status of a run whose job is gone without an end in the journal, as far as SLURM knows it."""
+    hint = f"continue with: runyard resume {run.reference}"
     step = (
         f", saved at step {run.last_checkpoint_step}{run.checkpoint_warning}"
         if run.last_checkpoint_step is not None
         else ""
     )
-    why = job_states.end_reason(job) if job else ""
+    end_text = job_states.end_reason(job) if job else ""
     if job is not None and job.state == "CANCELLED":
         waited = run.last_event["event"] != "start"
         reason = job.reason if job.reason == "DependencyNeverSatisfied" else None
-        why = "cancelled: the job it was to follow failed" if reason else why
+        end_text = "cancelled: the job it was to follow failed" if reason else end_text
         return RunStatus(
-            run, "cancelled", f"{why}{' while it waited' if waited else ''}{step}; {on}", reason, job, here
+            run, "cancelled", f"{end_text}{' while it waited' if waited else ''}{step}; {hint}", reason, job, nodes
         )
-    said = run.last_error_line()
+    error_line = run.last_error_line()
     sacct_answer = f"its batch script ended: {known_causes.exit_text(job.end)}" if job is not None and job.end else ""
-    why = why or "died without a word" + (f": {said or sacct_answer}" if said or sacct_answer else "")
-    return RunStatus(run, "died", f"{why}{step}; {on}", job.state if job else None, job, here)
+    end_text = end_text or "died without a word" + (
+        f": {error_line or sacct_answer}" if error_line or sacct_answer else ""
+    )
+    return RunStatus(run, "died", f"{end_text}{step}; {hint}", job.state if job else None, job, nodes)
 
 
 def current_job(run: RunSummary, squeue_answer: JobAnswer) -> JobInfo | None:
-    """The job of this run that says most, as squeue knows it: one that has nodes, else one that waits, else the newest.
+    """Return the run's job that squeue shows: a running one, else a pending one, else the newest.
 
-    Which are the run's SLURM says, and not the run's record: numbers are used again, and a record may be another's.
+    SLURM decides which jobs are the run's, and not the run's record: job ids are reused, and a record may be copied.
     """
     jobs = squeue_answer.jobs_of(run.path)
-    first = next((job for job in jobs if job.running), None) or next((job for job in jobs if job.pending), None)
-    return first or next((job for job in jobs if not run.slurm_jobs or job.id == run.slurm_jobs[-1]), None)
+    active = next((job for job in jobs if job.running), None) or next((job for job in jobs if job.pending), None)
+    return active or next((job for job in jobs if not run.slurm_jobs or job.id == run.slurm_jobs[-1]), None)
 
 
 def accounting_job(run: RunSummary, sacct_answer: JobAnswer) -> JobInfo | None:
-    """The run's newest job as accounting has it, unless that number is a job of another name."""
+    """Return the run's newest job as accounting has it, unless that id belongs to a job of another name."""
     names = {run.id, run.record.get("sweep"), *(job.get("name") for job in run.record["jobs"])}
-    noted = [str(job["id"]) for job in run.record["jobs"]]
+    recorded_ids = [str(job["id"]) for job in run.record["jobs"]]
     job = sacct_answer.jobs.get(run.slurm_jobs[-1]) if run.slurm_jobs else None
-    return job if job is not None and (job.name in names or job.id not in noted) else None
+    return job if job is not None and (job.name in names or job.id not in recorded_ids) else None
 
 
-def unique_prefixes(ids: Iterable[str], among: Sequence[str], least: int = 15) -> dict[str, str]:
-    """The beginnings of ``ids`` that name no other of ``among``; whole those that are not there."""
+def unique_prefixes(ids: Iterable[str], among: Sequence[str], min_length: int = 15) -> dict[str, str]:
+    """Return the shortest prefix of each id that fits no other id in ``among``, by id.
+
+    A prefix has at least ``min_length`` characters; an id that is not in ``among`` is not shortened.
+    """
     ordered = sorted(set(among))
-    place = {name: k for k, name in enumerate(ordered)}
+    positions = {name: k for k, name in enumerate(ordered)}
     short = {}
     for name in ids:
-        if (k := place.get(name)) is None:
+        if (k := positions.get(name)) is None:
             short[name] = name
             continue
-        beside = [ordered[j] for j in (k - 1, k + 1) if 0 <= j < len(ordered)]
-        length = max([least, *(_common_prefix_length(name, other) + 1 for other in beside)])
+        neighbors = [ordered[j] for j in (k - 1, k + 1) if 0 <= j < len(ordered)]
+        length = max([min_length, *(_common_prefix_length(name, other) + 1 for other in neighbors)])
         short[name] = name[:length]
     return short
 

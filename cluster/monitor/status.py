@@ -1,4 +1,4 @@
-"""The table of runs: one line of figures each, and one of words below it; and the same as raw values."""
+"""The table of runs: for each a line of figures and a line of text below it; and the same as raw values."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from runyard.runs.narrative import format_duration
 from runyard.runs.summary import RunSummary, read_run_summary
 
 TABLE_REFRESH_S = 2.0
-TABLE_QUEUE_POLL_S = 15.0  # a controller answers many
-WIDE_COLUMNS = 100  # columns from which names have one of their own
+TABLE_QUEUE_POLL_S = 15.0  # one SLURM controller serves many users
+WIDE_COLUMNS = 100  # terminal columns from which names get a column of their own
 MAX_RUN_NAME = 24
 STYLES = {"waiting": "yellow", "starting": "yellow", "running": "green", "ending": "green", "failed": "red",
           "died": "red", "unknown": "magenta", "stopped": "cyan", "cancelled": "cyan"}  # fmt: skip
 COLUMN_HEADINGS = (("", "run"), ("", "name"), ("", "state"), ("step", "/total"), ("top-1 %", "last/best"),
                    ("images", "/s"), ("data", "wait"), ("re-", "starts"), ("", "nodes"), ("time", "left"))  # fmt: skip
-OPTIONAL_COLUMNS = (6,)  # data wait, where ids that begin alike leave no room for the time left
-LEFT_ALIGNED_COLUMNS = 3  # columns of words; the others are figures
+OPTIONAL_COLUMNS = (6,)  # data wait; dropped if long ids leave no room for the time left
+LEFT_ALIGNED_COLUMNS = 3  # the columns of text; the others are figures
 
 
 class StatusView:
-    """The runs that are looked at, and how they stood at the last look.
+    """The selected runs and their status at the last refresh.
 
     Args:
-        folder: Where runs are looked for.
-        named: Directories of those that were asked for; none: all in ``folder``.
-        sweep: Only the points of this sweep, by its id, the beginning of it, or ``@last``.
+        folder: The folder that holds the runs.
+        named: The directories of the selected runs; if empty, all in ``folder``.
+        sweep: Select only the points of this sweep, by its id, a prefix of it, or ``@last``.
 
     Attributes:
-        found: How they stand, newest first, or in the order they were named in.
-        broken: What could not be read, a line each.
+        statuses: The status of each run, newest first, or in the order of ``named``.
+        unreadable: A line for each run that could not be read.
 
     Raises:
         UserError: there is no such run.
@@ -52,10 +52,12 @@ class StatusView:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read all runs, and ask SLURM."""
+        """Read all runs and ask SLURM about them."""
         self.unreadable: list[str] = []
-        runs, waiting, ended = query_slurm([read_run_summary(path) for path in self._named] or self._all_runs())
-        self._answers = waiting, ended
+        runs, squeue_answer, sacct_answer = query_slurm(
+            [read_run_summary(path) for path in self._named] or self._all_runs()
+        )
+        self._answers = squeue_answer, sacct_answer
         self.statuses = []
         for run in runs:
             try:
@@ -63,29 +65,31 @@ class StatusView:
                 _cells(self.statuses[-1], run.id, brief=False)
             except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 self.statuses = [s for s in self.statuses if s.run is not run]
-                self.unreadable.append(f"{run.path}: damaged: its journal or record says what no run does ({error!r})")
+                self.unreadable.append(
+                    f"{run.path}: damaged: its journal or record holds impossible values ({error!r})"
+                )
 
     def refresh_files(self) -> None:
-        """Read again what still runs, by what SLURM said at the last look."""
-        found = self.statuses
+        """Read the active runs again; SLURM's answers are those of the last refresh."""
+        previous = self.statuses
         self.statuses = []
-        for s in found:
-            with contextlib.suppress(UserError):  # a person removed it; one that was named is told of at the next look
+        for s in previous:
+            with contextlib.suppress(UserError):  # it was deleted; if it was named, the next refresh reports it
                 self.statuses.append(
                     derive_status(read_run_summary(s.run.path), *self._answers, time.time()) if s.active else s
                 )
 
     def table(self, width: int, lines: int | None) -> Text:
-        """What fits ``lines`` of a terminal, None for all, with a word on what does not."""
-        shown = fit_to_lines(self.statuses, None if self._named else lines)
-        text = status_table(shown, [path.parent.name for path in _run_records(self._folder)], width)
-        if len(shown) < len(self.statuses):
-            text.append(f"\n{len(self.statuses) - len(shown)} older ones: runyard status --all", "dim")
+        """Return the table of the runs that fit ``lines`` terminal lines (None: all), with a note on the others."""
+        displayed = fit_to_lines(self.statuses, None if self._named else lines)
+        text = status_table(displayed, [path.parent.name for path in _run_records(self._folder)], width)
+        if len(displayed) < len(self.statuses):
+            text.append(f"\n{len(self.statuses) - len(displayed)} older ones: runyard status --all", "dim")
         return text
 
     @property
     def problems(self) -> list[str]:
-        """Why some states are not known, each once."""
+        """The distinct reasons why some states are unknown."""
         return list(dict.fromkeys(s.error for s in self.statuses if s.error))
 
     def _all_runs(self) -> list[RunSummary]:
@@ -98,14 +102,16 @@ class StatusView:
         if self._sweep is not None:
             old_first = sorted(runs, key=lambda run: str(run.record.get("created")))
             ids = list(dict.fromkeys(str(run.record["sweep"]) for run in old_first if run.record.get("sweep")))
-            fits = [i for i in ids if i == self._sweep] or [i for i in ids if i.startswith(self._sweep)]
-            fits = ids[-1:] if self._sweep == "@last" else fits
-            if len(fits) != 1:
+            matches = [i for i in ids if i == self._sweep] or [i for i in ids if i.startswith(self._sweep)]
+            matches = ids[-1:] if self._sweep == "@last" else matches
+            if len(matches) != 1:
                 known = f"there are {', '.join(ids[-3:])}" if ids else "no run there belongs to one"
-                raise UserError(f"--sweep {self._sweep}: fits {len(fits) or 'none'} in {self._folder}, {known}")
-            return [run for run in runs if run.record.get("sweep") == fits[0]]
+                raise UserError(f"--sweep {self._sweep}: fits {len(matches) or 'none'} in {self._folder}, {known}")
+            return [run for run in runs if run.record.get("sweep") == matches[0]]
         if not runs and not self.unreadable:
-            raise UserError(f"no run in {self._folder}: `runyard submit` makes one, --runs-dir looks elsewhere")
+            raise UserError(
+                f"no run in {self._folder}: create one with `runyard submit`, or name another folder with --runs-dir"
+            )
         return runs
 
 
@@ -113,41 +119,41 @@ def _run_records(folder: Path) -> list[Path]:
     return sorted(folder.glob("[!.]*/run.json"), key=lambda path: path.parent.name, reverse=True)
 
 
-def as_json(standing: RunStatus) -> dict[str, Any]:
-    """One run as JSON has it: parts of 1, seconds, null for what is not known."""
-    run, job = standing.run, standing.job
+def as_json(status: RunStatus) -> dict[str, Any]:
+    """Return one run as a dict for JSON: fractions, seconds, None for what is unknown."""
+    run, job = status.run, status.job
     return {
         "run": run.id,
         "name": run.record.get("name"),
         "path": str(run.path),
         "sweep": run.record.get("sweep"),
-        "state": standing.state,
-        "reason": standing.reason,
-        "words": standing.message,
+        "state": status.state,
+        "reason": status.reason,
+        "words": status.message,
         "job": run.job.get("id"),
         "slurm_state": job.state if job else None,
         "time_left_s": job.left_s if job and job.running else None,
-        "nodelist": list(standing.nodes),
-        **standing.figures,
+        "nodelist": list(status.nodes),
+        **status.figures,
     }
 
 
-def status_table(shown: Sequence[RunStatus], among: Sequence[str], width: int) -> Text:
-    """``shown`` for a terminal of ``width`` columns; ids are cut where they are still told from those ``among``."""
-    short = unique_prefixes([s.run.id for s in shown], among)
+def status_table(statuses: Sequence[RunStatus], among: Sequence[str], width: int) -> Text:
+    """Return ``statuses`` as a table of ``width`` columns. Ids are cut to prefixes that are unique in ``among``."""
+    short = unique_prefixes([s.run.id for s in statuses], among)
     wide = width >= WIDE_COLUMNS
     columns = [k for k in range(len(COLUMN_HEADINGS)) if wide or k != 1]
-    for brief, too_many in ((False, ()), (True, ()), (True, OPTIONAL_COLUMNS)):
-        columns = [k for k in columns if k not in too_many]
-        rows = [tuple(map(printable, _cells(s, short[s.run.id], brief))) for s in shown]
+    for brief, dropped in ((False, ()), (True, ()), (True, OPTIONAL_COLUMNS)):
+        columns = [k for k in columns if k not in dropped]
+        rows = [tuple(map(printable, _cells(s, short[s.run.id], brief))) for s in statuses]
         widths = [
             max(len(text) for text in (*COLUMN_HEADINGS[k], *(row[k] for row in rows)))
             for k in range(len(COLUMN_HEADINGS))
         ]
-        taken = sum(widths[k] for k in columns) + len(columns) - 1
-        if taken <= width:
+        table_width = sum(widths[k] for k in columns) + len(columns) - 1
+        if table_width <= width:
             break
-    gap = "  " if taken + len(columns) - 1 <= width else " "
+    gap = "  " if table_width + len(columns) - 1 <= width else " "
 
     def line(cells: Sequence[str], style: str = "") -> Text:
         parts = [cells[k].ljust(widths[k]) if k < LEFT_ALIGNED_COLUMNS else cells[k].rjust(widths[k]) for k in columns]
@@ -159,25 +165,25 @@ def status_table(shown: Sequence[RunStatus], among: Sequence[str], width: int) -
         return text
 
     lines = [Text(line([head[k] for head in COLUMN_HEADINGS]).plain, "dim") for k in (0, 1)]
-    for standing, row in zip(shown, rows, strict=True):
-        lines.append(line(row, STYLES.get(standing.state, "")))
-        name = "" if wide else f"{standing.run.record.get('name')}: "
-        if not wide or standing.message != standing.state:
-            lines += [Text(f"  {part}", "dim") for part in _wrapped(printable(name + standing.message), width - 2)]
+    for status, row in zip(statuses, rows, strict=True):
+        lines.append(line(row, STYLES.get(status.state, "")))
+        name = "" if wide else f"{status.run.record.get('name')}: "
+        if not wide or status.message != status.state:
+            lines += [Text(f"  {part}", "dim") for part in _wrapped(printable(name + status.message), width - 2)]
     return Text("\n").join(lines)
 
 
-def _cells(standing: RunStatus, run: str, brief: bool) -> tuple[str, ...]:
-    n = standing.figures
-    best = [n["top1_last"], n["top1_best"]]
-    name = str(standing.run.record.get("name"))
-    done = f"{100 * n['step'] / n['steps']:.0f} %" if n["steps"] and n["step"] is not None and brief else None
+def _cells(status: RunStatus, run: str, brief: bool) -> tuple[str, ...]:
+    n = status.figures
+    top1 = [n["top1_last"], n["top1_best"]]
+    name = str(status.run.record.get("name"))
+    progress = f"{100 * n['step'] / n['steps']:.0f} %" if n["steps"] and n["step"] is not None and brief else None
     return (
         run,
         name if len(name) <= MAX_RUN_NAME else f"{name[: MAX_RUN_NAME - 1]}…",
-        standing.state,
-        done or _or_dash(n["step"], "{}") + (f"/{n['steps']}" if n["steps"] else ""),
-        "/".join(f"{100 * value:.1f}" for value in best) if None not in best else "–",
+        status.state,
+        progress or _or_dash(n["step"], "{}") + (f"/{n['steps']}" if n["steps"] else ""),
+        "/".join(f"{100 * value:.1f}" for value in top1) if None not in top1 else "–",
         _or_dash(n["images_per_s"], "{:,.0f}"),
         _or_dash(n["data_wait_pct"], "{:.0f} %"),
         str(n["restarts"]),
@@ -186,38 +192,38 @@ def _cells(standing: RunStatus, run: str, brief: bool) -> tuple[str, ...]:
     )
 
 
-def _or_dash(value: Any, form: str) -> str:
-    return "–" if value is None else form.format(value)
+def _or_dash(value: Any, template: str) -> str:
+    return "–" if value is None else template.format(value)
 
 
 def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, max(width, 20), break_long_words=False, break_on_hyphens=False)
 
 
-def fit_to_lines(found: Sequence[RunStatus], lines: int | None) -> list[RunStatus]:
-    """The newest that ``lines`` hold, two each, but before them those that wait or run, however old; None: all."""
+def fit_to_lines(statuses: Sequence[RunStatus], lines: int | None) -> list[RunStatus]:
+    """Return the runs that fit ``lines``, two lines each: active runs first, then the newest others; all if None."""
     if lines is None:
-        return list(found)
-    room = max(1, (lines - 4) // 2)
-    going = [s for s in found if s.active][:room]
-    others = [s for s in found if not s.active][: room - len(going)]
-    return [s for s in found if s in going or s in others]
+        return list(statuses)
+    max_runs = max(1, (lines - 4) // 2)
+    active = [s for s in statuses if s.active][:max_runs]
+    others = [s for s in statuses if not s.active][: max_runs - len(active)]
+    return [s for s in statuses if s in active or s in others]
 
 
 def watch(view: StatusView, console: Console, lines: int | None) -> None:
-    """Show ``view`` again and again until Ctrl-C; where there is no terminal, one table below the other."""
+    """Refresh and show ``view`` until Ctrl-C; without a terminal, print one table below the other."""
     if not console.is_terminal:
         while True:
             console.print(view.table(console.width, lines), "")
             time.sleep(TABLE_QUEUE_POLL_S)
             view.refresh()
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        asked = time.monotonic()
+        last_query = time.monotonic()
         while True:
             live.update(view.table(console.width, lines), refresh=True)
             time.sleep(TABLE_REFRESH_S)
-            if time.monotonic() - asked < TABLE_QUEUE_POLL_S:
+            if time.monotonic() - last_query < TABLE_QUEUE_POLL_S:
                 view.refresh_files()
             else:
                 view.refresh()
-                asked = time.monotonic()
+                last_query = time.monotonic()

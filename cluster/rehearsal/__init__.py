@@ -1,1 +1,1 @@
-"""A throwaway SLURM on this machine, and what is tried on it. Read ``sandbox`` first."""
+"""A temporary SLURM cluster on this machine, and the rehearsal that runs on it. Read ``sandbox`` first."""

@@ -1,7 +1,7 @@
-"""The accounting of a throwaway SLURM: MariaDB behind a unix socket, slurmdbd on loopback, an account and two QOS.
+"""The accounting of a temporary SLURM: MariaDB behind a unix socket, slurmdbd on loopback, an account and two QOS.
 
-slurmdbd listens on every interface whatever its DbdAddr says. With NoInAddrAny in its own file (in slurm.conf it has no
-effect on it) it listens on what its host's name means instead, and its namespace's /etc/hosts says 127.0.0.1.
+slurmdbd listens on every interface, whatever its DbdAddr is. With NoInAddrAny in its own file (in slurm.conf it has no
+effect) it listens on the address of its host name instead, which its namespace's /etc/hosts resolves to 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ StorageUser=root
 StorageLoc=slurm
 CommitDelay=0
 """
-# What is lost with the machine's power may be: the folder is deleted at the end.
+# Durability is switched off: a power failure may lose data, because the folder is deleted at the end.
 MARIADB = (
     "--no-defaults", "--skip-networking", "--skip-grant-tables", "--innodb-buffer-pool-size=64M",
     "--innodb-log-file-size=8M", "--innodb-flush-method=nosync", "--skip-sync-frm", "--innodb-doublewrite=0",
@@ -50,8 +50,8 @@ MARIADB = (
 
 
 def write_files(folder: Path, port: int, user: str) -> None:
-    """Write what slurmdbd and MariaDB need into ``folder``."""
-    (folder / "database").mkdir(mode=0o700)  # to whom can reach its socket the database gives all
+    """Write the files that slurmdbd and MariaDB need into ``folder``."""
+    (folder / "database").mkdir(mode=0o700)  # whoever reaches its socket has full access to the database
     (folder / "database" / "data").mkdir()
     with open(os.open(folder / "slurmdbd.conf", os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
         file.write(SLURMDBD.format(folder=folder, port=port, user=user, host=ACCOUNTING))
@@ -60,18 +60,23 @@ def write_files(folder: Path, port: int, user: str) -> None:
 
 
 def start_accounting(running: supervisor.Supervisor, folder: Path, port: int) -> None:
-    """Start the database, then slurmdbd, which makes its tables before it listens."""
-    own = folder / "database"
-    files = [f"--datadir={own}/data", f"--tmpdir={own}", f"--socket={own}/socket", f"--init-file={own}/tables.sql"]
+    """Start the database, then slurmdbd, which creates its tables before it listens."""
+    database_dir = folder / "database"
+    files = [
+        f"--datadir={database_dir}/data",
+        f"--tmpdir={database_dir}",
+        f"--socket={database_dir}/socket",
+        f"--init-file={database_dir}/tables.sql",
+    ]
     user = ["--user=root"] if os.getuid() == 0 else []
     running.start(DATABASE, ["mariadbd", *MARIADB, *files, *user])
-    running.wait_until(DATABASE, (own / "socket").exists)
-    running.start_isolated(ACCOUNTING, f"env {shlex.quote(f'MYSQL_UNIX_PORT={own}/socket')} slurmdbd -D")
+    running.wait_until(DATABASE, (database_dir / "socket").exists)
+    running.start_isolated(ACCOUNTING, f"env {shlex.quote(f'MYSQL_UNIX_PORT={database_dir}/socket')} slurmdbd -D")
     running.wait_until(ACCOUNTING, lambda: _listens(port))
 
 
 def sacctmgr_commands(user: str) -> list[list[str]]:
-    """sacctmgr's arguments, a list a call: ``user`` belongs to one account with two QOS, one limited to ten minutes."""
+    """Return sacctmgr's arguments for each call: ``user`` gets one account with two QOS, one limited to ten minutes."""
     return [
         ["add", "qos", "short", "MaxWall=10", "Flags=DenyOnLimit"],
         ["add", "account", ACCOUNT, "QOS=normal,short", "DefaultQOS=normal"],
@@ -80,12 +85,12 @@ def sacctmgr_commands(user: str) -> list[list[str]]:
 
 
 def _system_tables() -> Path:
-    folders = [Path(f"/usr/share/{name}") for name in ("mariadb", "mysql")]  # since Debian 13, and before
+    folders = [Path(f"/usr/share/{name}") for name in ("mariadb", "mysql")]  # Debian 13 and later, and earlier releases
     for folder in folders:
         for name in ("mariadb_system_tables.sql", "mysql_system_tables.sql"):
             if (folder / name).exists():
                 return folder / name
-    raise UserError(f"no system tables of MariaDB in {' or '.join(map(str, folders))}: `make rehearsal-tools`")
+    raise UserError(f"no system tables of MariaDB in {' or '.join(map(str, folders))}: run `make rehearsal-tools`")
 
 
 def _listens(port: int) -> bool:

@@ -1,7 +1,7 @@
-"""``runyard rehearse``: the experiment on a throwaway SLURM here, interrupted in three ways, and what came of it.
+"""``runyard rehearse``: runs the experiment on a temporary local SLURM, interrupts it in three ways, and reports.
 
 The queue costs hours, a rehearsal minutes. The run is the experiment's own with tiny data and few steps; everything
-else, from the batch script to the checkpoints, is what a real submission would do.
+else, from the batch script to the checkpoints, is as in a real submission.
 """
 
 from __future__ import annotations
@@ -29,13 +29,22 @@ from runyard.errors import UserError
 from runyard.runs import journal
 from runyard.runs.run import Run
 
-STAGE_TIMEOUT_S = 300.0  # for one stretch between two interruptions
-INTERRUPT_AFTER_EPOCHS = (1, 3, 5)  # after which it is interrupted
+STAGE_TIMEOUT_S = 300.0  # for the run to get from one interruption to the next
+INTERRUPT_AFTER_EPOCHS = (1, 3, 5)  # one interruption after each of these
 
 
 @dataclasses.dataclass(frozen=True)
 class Interruption:
-    """One line of the table."""
+    """One interruption, a row of the table.
+
+    Attributes:
+        what: What interrupted the run.
+        at_step: The last step that the journal shows before the next start.
+        requeued_by: "its script" or "SLURM".
+        resumed_at: The step at which the next start resumed.
+        lost_steps: How many steps had to be trained again.
+        lost_s: Seconds from the interruption to the next start.
+    """
 
     what: str
     at_step: int
@@ -47,7 +56,15 @@ class Interruption:
 
 @dataclasses.dataclass(frozen=True)
 class RehearsalResult:
-    """What a rehearsal found out."""
+    """The result of a rehearsal.
+
+    Attributes:
+        tasks: How many tasks the run had, on all nodes.
+        nodes: How many nodes the run had.
+        up_s: Seconds until the cluster was up.
+        interruptions: The interruptions, in order.
+        equal: Whether the final weights equal those of the undisturbed run to the bit.
+    """
 
     tasks: int
     nodes: int
@@ -57,34 +74,46 @@ class RehearsalResult:
 
 
 class Rehearsal:
-    """The throwaway cluster, tiny data and the runs upon it, in one folder that is gone afterwards."""
+    """A temporary cluster, tiny data and two runs, in one folder that is deleted afterwards.
 
-    def __init__(self, overrides: list[str], say: Callable[[str], None]) -> None:
-        self.say = say
-        self.composed = scale_down(overrides, say)
+    Args:
+        overrides: The experiment's overrides.
+        report: Called with a line for each event.
+
+    Raises:
+        UserError: the overrides cannot be rehearsed.
+    """
+
+    def __init__(self, overrides: list[str], report: Callable[[str], None]) -> None:
+        self.report = report
+        self.composed = scale_down(overrides, report)
         self.cluster = self.composed.config.cluster
 
     def run(self) -> RehearsalResult:
-        """Train twice, once undisturbed and once interrupted three times."""
+        """Train twice, once undisturbed and once interrupted three times.
+
+        Raises:
+            UserError: the cluster did not start, the run failed, or it made no progress within ``STAGE_TIMEOUT_S``.
+        """
         with temporary_folder() as folder, contextlib.ExitStack() as stack:
-            began = time.monotonic()
+            start_time = time.monotonic()
             sandbox = stack.enter_context(SlurmSandbox(folder / "slurm", nodes=self.cluster.nodes + 1))
-            up_s = time.monotonic() - began
+            up_s = time.monotonic() - start_time
             stack.enter_context(sandbox_environment(sandbox))
-            self.say(f"a SLURM of {len(sandbox.nodes)} nodes is up after {up_s:.1f} s")
+            self.report(f"a SLURM of {len(sandbox.nodes)} nodes is up after {up_s:.1f} s")
             self.composed = compose(
                 [*self.composed.overrides, f"data.root={folder / 'data'}", f"runs_dir={folder / 'runs'}"]
             )
             prepare_data(self.composed)
-            whole = self._run()
-            self._wait_until(whole, lambda: whole.is_finished)
-            self.say(f"undisturbed: {EPOCHS * STEPS_PER_EPOCH} steps on {self._size()}")
+            undisturbed = self._run()
+            self._wait_until(undisturbed, lambda: undisturbed.is_finished)
+            self.report(f"undisturbed: {EPOCHS * STEPS_PER_EPOCH} steps on {self._size()}")
             run = self._run()
-            found = [self._hit_time_limit(run), self._kill_rank(run), self._power_off(run, sandbox)]
+            interruptions = [self._hit_time_limit(run), self._kill_rank(run), self._power_off(run, sandbox)]
             self._wait_until(run, lambda: run.is_finished)
-            equal = same_weights(whole, run)
-            self.say(f"finished; final weights {'equal' if equal else 'DIFFER from'} the undisturbed run's")
-            return RehearsalResult(self._tasks(), self.cluster.nodes, up_s, found, equal)
+            equal = same_weights(undisturbed, run)
+            self.report(f"finished; final weights {'equal' if equal else 'DIFFER from'} the undisturbed run's")
+            return RehearsalResult(self._tasks(), self.cluster.nodes, up_s, interruptions, equal)
 
     def _run(self) -> Run:
         return submit(SubmissionPlan([self.composed], None))[0][0]
@@ -114,79 +143,86 @@ class Rehearsal:
 
         return self._interrupt(run, INTERRUPT_AFTER_EPOCHS[2], "node without power", cut)
 
-    def _interrupt(self, run: Run, epochs: int, what: str, do: Callable[[], None]) -> Interruption:
+    def _interrupt(self, run: Run, epochs: int, what: str, interrupt: Callable[[], None]) -> Interruption:
         self._wait_until(run, lambda: len(journal.epochs(journal_rows(run))) >= epochs and has_progressed(run))
-        before = len(starts(run))
-        do()
-        at, step = time.time(), max(row.get("step", 0) for row in journal_rows(run))
-        self.say(f"{what}, after step {step}")
-        self._wait_until(run, lambda: len(starts(run)) > before)
+        start_count = len(starts(run))
+        interrupt()
+        interrupted_at, step = time.time(), max(row.get("step", 0) for row in journal_rows(run))
+        self.report(f"{what}, after step {step}")
+        self._wait_until(run, lambda: len(starts(run)) > start_count)
         start = starts(run)[-1]
-        requeues = [row for row in journal_rows(run) if row["event"] == "requeue" and row["t"] > at]
-        by = "its script" if requeues else "SLURM"
+        requeues = [row for row in journal_rows(run) if row["event"] == "requeue" and row["t"] > interrupted_at]
+        requeued_by = "its script" if requeues else "SLURM"
         reached = max(
             row.get("step", 0) for row in journal_rows(run) if row["event"] != "start" and row["t"] < start["t"]
         )
-        found = Interruption(what, reached, by, start["step"], reached - start["step"], start["t"] - at)
-        self.say(f"requeued by {by}, resumed at step {found.resumed_at}, {found.lost_s:.0f} s lost")
-        return found
+        interruption = Interruption(
+            what, reached, requeued_by, start["step"], reached - start["step"], start["t"] - interrupted_at
+        )
+        self.report(
+            f"requeued by {requeued_by}, resumed at step {interruption.resumed_at}, {interruption.lost_s:.0f} s lost"
+        )
+        return interruption
 
-    def _wait_until(self, run: Run, true: Callable[[], bool]) -> None:
+    def _wait_until(self, run: Run, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + STAGE_TIMEOUT_S
-        while not true():
+        while not condition():
             stops = [row for row in journal_rows(run) if row["event"] == "stop" and row["reason"] == "failed"]
             if stops and (stops[-1].get("user_error") or not stops[-1].get("retry", True)):
                 raise UserError(f"the rehearsed run failed: {stops[-1]['message']}")
             if time.monotonic() > deadline:
                 logs = sorted((run.path / "slurm").glob("*_log.err"))
-                words = [line for log in logs for line in log.read_text(errors="replace").splitlines()[-1:]]
-                raise UserError(
-                    f"no progress within {STAGE_TIMEOUT_S:g} s; the tasks said: {'; '.join(words) or 'nothing'}"
-                )
+                last_lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()[-1:]]
+                logged = "; ".join(last_lines) or "none"
+                raise UserError(f"no progress within {STAGE_TIMEOUT_S:g} s; last lines of the logs: {logged}")
             time.sleep(0.1)
 
 
 def prepare_data(composed: Composed) -> None:
-    """Write the tiny data in a process of its own: it needs FFCV, and this one stays light."""
+    """Write the tiny data in a separate process: it needs FFCV, which this process does not import."""
     data = [o for o in composed.overrides if o.startswith(("data=", "data."))]
-    done = subprocess.run([sys.executable, "-m", "runyard", "prepare", *data], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"the rehearsal's data could not be written: {done.stderr.strip()}")
+    completed = subprocess.run([sys.executable, "-m", "runyard", "prepare", *data], capture_output=True, text=True)
+    if completed.returncode:
+        raise UserError(f"the rehearsal's data could not be written: {completed.stderr.strip()}")
 
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder that is gone afterwards, even if this process is killed: a small one waits for that and deletes it."""
-    where = tempfile.gettempdir()
-    if not re.fullmatch(r"/[A-Za-z0-9._/-]{0,54}", where):
+    """Yield a folder that is deleted afterwards, even if this process is killed: a child process waits for its end.
+
+    Raises:
+        UserError: TMPDIR is too long, or has characters other than letters, digits and . _ - /.
+    """
+    parent = tempfile.gettempdir()
+    if not re.fullmatch(r"/[A-Za-z0-9._/-]{0,54}", parent):
         raise UserError(
-            f"TMPDIR={where}: a rehearsal needs a path of at most 55 letters, digits and . _ - /; try TMPDIR=/tmp"
+            f"TMPDIR={parent}: a rehearsal needs a path of at most 55 letters, digits and . _ - /; try TMPDIR=/tmp"
         )
     folder = Path(tempfile.mkdtemp(prefix="runyard-"))
-    ours, theirs = os.pipe()
-    waiting = subprocess.Popen(
-        ["sh", "-c", 'cat >/dev/null; rm -rf "$1"', "sh", str(folder)], stdin=ours, start_new_session=True
+    read_end, write_end = os.pipe()
+    cleaner = subprocess.Popen(
+        ["sh", "-c", 'cat >/dev/null; rm -rf "$1"', "sh", str(folder)], stdin=read_end, start_new_session=True
     )
-    os.close(ours)
+    os.close(read_end)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(theirs)
-        waiting.wait()
+        os.close(write_end)
+        cleaner.wait()
 
 
 @contextlib.contextmanager
 def sandbox_environment(sandbox: SlurmSandbox) -> Iterator[None]:
-    """Within the block sbatch and the others speak to ``sandbox``, and jobs inherit what suits one machine."""
-    before = dict(os.environ)
+    """Make SLURM's commands use ``sandbox`` within the block, and let jobs inherit settings that suit one machine."""
+    previous = dict(os.environ)
     os.environ.clear()
     os.environ.update(sandbox.environment | {"OMP_NUM_THREADS": "1", "RUNYARD_PYTHON": sys.executable})
     try:
         yield
     finally:
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(previous)
 
 
 def journal_rows(run: Run) -> list[dict[str, Any]]:
@@ -198,27 +234,31 @@ def starts(run: Run) -> list[dict[str, Any]]:
 
 
 def has_progressed(run: Run) -> bool:
-    """Whether more was saved since its newest start: else what strikes it next would show nothing of the one before."""
-    begun = starts(run)[-1]["step"]
-    return any(row["event"] == "checkpoint" and row["step"] > begun for row in journal_rows(run))
+    """Whether the newest start has saved a later step. Only then does an interruption show that it had resumed."""
+    start_step = starts(run)[-1]["step"]
+    return any(row["event"] == "checkpoint" and row["step"] > start_step for row in journal_rows(run))
 
 
 def tasks_of(run: Run) -> dict[int, int]:
-    """Process ids, as this machine sees them, of the tasks that train ``run`` under submitit, by rank."""
-    found = {}
+    """Return the process ids, in this machine's namespace, of the tasks that train ``run`` under submitit, by rank."""
+    pids = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
+            arguments = (process / "cmdline").read_bytes().split(b"\0")
             environment = dict(v.partition("=")[::2] for v in (process / "environ").read_text().split("\0"))
         except OSError:
             continue
-        if b"submitit.core._submit" in words and os.fsencode(run.path / "slurm") in words and b"srun" not in words:
-            found[int(environment["SLURM_PROCID"])] = int(process.name)
-    return found
+        if (
+            b"submitit.core._submit" in arguments
+            and os.fsencode(run.path / "slurm") in arguments
+            and b"srun" not in arguments
+        ):
+            pids[int(environment["SLURM_PROCID"])] = int(process.name)
+    return pids
 
 
 def same_weights(one: Run, other: Run) -> bool:
-    """Whether both runs' last checkpoints hold the same bits, times aside."""
+    """Whether the networks in both runs' newest checkpoints are equal to the bit."""
     import torch
 
     from runyard.training import checkpoint
@@ -232,7 +272,7 @@ def same_weights(one: Run, other: Run) -> bool:
 
 
 def print_result(result: RehearsalResult, *, as_json: bool) -> None:
-    """The table, or JSON."""
+    """Print the result as a table or as JSON."""
     if as_json:
         print(json.dumps(dataclasses.asdict(result)))
         return

@@ -1,8 +1,8 @@
-"""A throwaway SLURM on this machine: a controller and several nodes, to try submissions and failures in seconds.
+"""A temporary SLURM cluster on this machine, with a controller and several nodes, to test submissions and failures.
 
 Each node is a pid, mount and host-name namespace of its own, whose first process is its slurmd: it has a name that
-the other nodes resolve, and killing it is a power cut that nothing on it survives. All listen on 127.0.0.1 only, on
-free ports, so that any number of clusters run side by side.
+the other nodes resolve, and killing it is a power cut that nothing on it survives. All daemons listen on free ports of
+127.0.0.1 only, so that any number of clusters can run side by side.
 """
 
 from __future__ import annotations
@@ -33,31 +33,32 @@ ORPHAN_DELAY_S = 2  # a task was seen alive 25 s after its node's link was back
 
 
 class SlurmSandbox:
-    """``with Rehearsal(folder, nodes=3) as lab: lab.run("sbatch", ...)``: up on entry, gone without a trace on exit.
+    """A temporary SLURM cluster, started on entry and removed without a trace on exit.
 
-    Partitions: ``main``, the default, and ``low``, whose jobs are requeued for those of ``high``.
+    Use: ``with SlurmSandbox(folder, nodes=3) as sandbox: sandbox.run("sbatch", ...)``. Its partitions are ``main``, the
+    default, and ``low``, whose jobs are preempted and requeued for jobs of ``high``.
 
     Args:
-        folder: Made for the cluster and deleted with it: configuration, key, state and logs.
-        nodes: How many nodes, named node1, node2, ...; each claims 64 CPUs, 256 GB and two GPUs that need not be there.
-        accounting: With slurmdbd and its database: sacct and sacctmgr answer, and accounts and QOS are checked.
-        preempt_signal: Whether a preempted job gets the signal that it asked for, and time, as ``signal_preempted``.
+        folder: Created for the cluster and deleted with it: configuration, key, state and logs.
+        nodes: How many nodes, named node1, node2, ...; each claims 64 CPUs, 256 GB and two GPUs that need not exist.
+        accounting: Whether slurmdbd and its database run, so that sacct answers and accounts and QOS are checked.
+        preempt_signal: Whether a preempted job gets the signal that it asked for, and time; see ``signal_preempted``.
 
     Attributes:
-        environment: What a command needs in its environment to speak to this cluster and to no other.
+        environment: The environment in which a command uses this cluster and no other.
 
     Raises:
-        UserError: SLURM's programs are missing, the folder exists, or a part of the cluster did not start.
+        UserError: SLURM's programs are missing, the folder exists, or a program of the cluster did not start.
     """
 
     def __init__(self, folder: Path, nodes: int = 2, accounting: bool = False, preempt_signal: bool = False) -> None:
         self.folder = folder.absolute()
         self.nodes = [f"node{k}" for k in range(1, nodes + 1)]
-        ours = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
-        # All nodes share this machine's cores: a thread that waits by spinning keeps them from what it waits for.
-        # And torch's folder for compiled code, which it makes though nothing is compiled, is to go with the cluster.
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+        # All nodes share this machine's cores: a thread that spins while it waits keeps others from working. And
+        # torch's folder for compiled code, which it creates even if nothing is compiled, is to be deleted, too.
         jobs = {"OMP_WAIT_POLICY": "PASSIVE", "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor")}
-        self.environment = jobs | ours | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        self.environment = jobs | inherited | {"SLURM_CONF": str(self.folder / "slurm.conf")}
         self._accounting, self._preempt_signal, self._preempt_signal_now = accounting, preempt_signal, preempt_signal
         self._user = pwd.getpwuid(os.getuid()).pw_name
         self._supervisor = supervisor.Supervisor(self.folder, self.environment)
@@ -83,19 +84,20 @@ class SlurmSandbox:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._supervisor.stop_all()
             if self._terminate is not None:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
     def run(self, *command: str, check: bool = True, timeout_s: float = 30) -> str:
-        """What ``command``, one of SLURM's, printed.
+        """Run one of SLURM's commands and return its output; without ``check``, its errors are included.
 
         Raises:
-            subprocess.CalledProcessError: it failed, and ``check``.
+            subprocess.CalledProcessError: it failed, and ``check`` is set.
+            subprocess.TimeoutExpired: it took longer than ``timeout_s`` seconds.
         """
         errors = None if check else subprocess.STDOUT
         return subprocess.run(
@@ -104,59 +106,59 @@ class SlurmSandbox:
         ).stdout  # fmt: skip
 
     def power_off(self, node: str) -> None:
-        """Cut a node's power: all its processes are gone at once, and nobody is told."""
+        """Cut a node's power: all its processes end at once, without notice to SLURM."""
         self._frozen.discard(node)
         self._supervisor.stop(node)
 
     def power_on(self, node: str) -> None:
-        """Start a node again; back when SLURM has heard from it, and what had run on it is put back into the queue.
+        """Start a node again. Returns when SLURM has heard from it; the jobs that ran on it are requeued.
 
-        A machine that was started anew tells SLURM so by its uptime, which ours has in common with all: we say it.
+        SLURM recognizes a rebooted machine by its uptime. Here all nodes share one uptime, so SLURM is told explicitly.
         """
-        before = self._slurmd_start_time(node)
+        previous_start = self._slurmd_start_time(node)
         self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=rebooted")
         self._begin_node(node)
-        self._supervisor.wait_until(node, lambda: self._slurmd_start_time(node) != before)
+        self._supervisor.wait_until(node, lambda: self._slurmd_start_time(node) != previous_start)
 
     def suspend_node(self, node: str) -> None:
-        """Stop all of a node's processes where they are: for all others its link is cut, and its tasks still exist."""
+        """Stop all processes of a node with SIGSTOP: to the others its link seems cut, and its tasks still exist."""
         self._frozen.add(node)
         self._supervisor.suspend(node)
 
     def resume_node(self, node: str) -> None:
-        """Let a frozen node's tasks go on, as orphans if SLURM has given them up, then its slurmd, which ends those."""
+        """Continue a suspended node: first its tasks, orphans if SLURM gave them up, then slurmd, which ends those."""
         self._frozen.discard(node)
         self._supervisor.resume(node, delay_first_s=ORPHAN_DELAY_S)
 
     def restart_controller(self) -> None:
-        """``kill_controller`` and ``start_controller``."""
+        """Call ``kill_controller``, then ``start_controller``."""
         self.kill_controller()
         self.start_controller()
 
     def kill_controller(self) -> None:
-        """Kill slurmctld as a crash would: until it is started nobody answers.
+        """Kill slurmctld as a crash would: nothing answers until it is started again.
 
-        What changed less than five seconds before a crash is not on disk, a new job included: those are waited for.
+        slurmctld saves its state, new jobs included, within five seconds. This waits for that first.
         """
         time.sleep(CONTROLLER_SAVES_WITHIN_S)
         self._supervisor.stop(CONTROLLER_HOST)
 
     def start_controller(self) -> None:
-        """Start it on the state that it left; back when it has heard from its nodes."""
+        """Start slurmctld from its saved state. Returns when it has heard from its nodes."""
         self._begin_controller()
         self._supervisor.wait_until(CONTROLLER_HOST, self._nodes_known)
 
-    def signal_preempted(self, wanted: bool) -> None:
-        """Whether jobs preempted from now on get the signal that they asked for and ten seconds, or no word of it.
+    def signal_preempted(self, enabled: bool) -> None:
+        """Set whether jobs that are preempted from now on get the signal that they asked for, and ten seconds.
 
         Without it a job gets what ``scancel`` sends: SIGTERM, and two seconds later SIGKILL.
         """
-        self._preempt_signal_now = wanted
+        self._preempt_signal_now = enabled
         self._write_configuration()
         self.run("scontrol", "reconfigure")
 
     def restore(self) -> None:
-        """Undo what was done: each node is powered, thawed and in service, and preemption as it was at first."""
+        """Undo all faults: each node is running and in service, and preemption is as it was at first."""
         if self._preempt_signal_now != self._preempt_signal:
             self.signal_preempted(self._preempt_signal)
         for node in list(self._frozen):
@@ -165,7 +167,7 @@ class SlurmSandbox:
             if node not in self._supervisor:
                 self.power_on(node)
         for node, state in zip(self.nodes, self._states(), strict=True):
-            if state in ("down", "drain", "drng"):  # by an administrator's word
+            if state in ("down", "drain", "drng"):  # set by an administrator
                 self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
         self._supervisor.wait_until(CONTROLLER_HOST, self._all_in_service)
 
@@ -197,17 +199,22 @@ class SlurmSandbox:
         )
 
     def _start(self) -> None:
-        f = self.folder
-        own = {"key-file": "munge.key", "socket": "munge.sock", "seed-file": "munge.seed", "log-file": "log/munged.log"}
-        files = [f"--{option}={f}/{name}" for option, name in ({"pid-file": "munged.pid"} | own).items()]
+        folder = self.folder
+        options = {
+            "key-file": "munge.key",
+            "socket": "munge.sock",
+            "seed-file": "munge.seed",
+            "log-file": "log/munged.log",
+        }
+        files = [f"--{option}={folder}/{name}" for option, name in ({"pid-file": "munged.pid"} | options).items()]
         self._supervisor.start("munged", ["munged", "--foreground", "--force", *files])
         if self._accounting:
-            accounting.start_accounting(self._supervisor, f, self._ports[1])
-        self._supervisor.wait_until("munged", (f / "munge.sock").exists)
+            accounting.start_accounting(self._supervisor, folder, self._ports[1])
+        self._supervisor.wait_until("munged", (folder / "munge.sock").exists)
         self._begin_controller()
         for node in self.nodes:
             self._begin_node(node)
-        if self._accounting:  # once slurmctld, which made the cluster's entry, hears of what is added to it
+        if self._accounting:  # only once slurmctld is up: it creates the cluster's entry and learns of additions
             self._supervisor.wait_until(CONTROLLER_HOST, lambda: "UP" in self.run("scontrol", "ping", check=False))
             for arguments in accounting.sacctmgr_commands(self._user):
                 self.run("sacctmgr", "--immediate", *arguments)
@@ -220,9 +227,9 @@ class SlurmSandbox:
         self._supervisor.start_isolated(node, f"slurmd -D -N {node} -f {shlex.quote(f'{self.folder}/slurm.conf')}")
 
     def _states(self) -> list[str]:
-        """The nodes' states in short, each "unk" while slurmctld does not answer."""
-        asked = ("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N=%t")
-        states = dict(word.partition("=")[::2] for word in self.run(*asked, check=False).split())
+        """Return the nodes' states as sinfo's %t; each is "unk" while slurmctld does not answer."""
+        command = ("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N=%t")
+        states = dict(line.partition("=")[::2] for line in self.run(*command, check=False).split())
         return [states.get(node, "unk") for node in self.nodes]
 
     def _all_in_service(self) -> bool:
@@ -232,33 +239,33 @@ class SlurmSandbox:
         return not any(state.startswith("unk") for state in self._states())
 
     def _slurmd_start_time(self, node: str) -> str:
-        """When a node's slurmd began, as slurmctld last heard from it."""
+        """Return the start time of a node's slurmd, as slurmctld last heard it."""
         shown = self.run("scontrol", "--oneliner", "show", "node", node)
         return shown.partition("SlurmdStartTime=")[2].split()[0]
 
 
 def missing_programs(with_accounting: bool = True) -> str | None:
-    """What this machine lacks for a rehearsal, in one line with its mend; None where nothing is."""
+    """Return which programs this machine lacks for a rehearsal and how to install them; None if there are all."""
     programs = SLURM_PROGRAMS + (accounting.ACCOUNTING_PROGRAMS if with_accounting else ())
-    if lacking := [name for name in programs if shutil.which(name, path=supervisor.search_path()) is None]:
-        return f"no {', '.join(lacking)} on this machine: `make rehearsal-tools` installs SLURM and its accounting"
+    if missing := [name for name in programs if shutil.which(name, path=supervisor.search_path()) is None]:
+        return f"no {', '.join(missing)} on this machine: `make rehearsal-tools` installs SLURM and its accounting"
     return None
 
 
 def _free_ports(count: int) -> list[int]:
-    """From below those that the kernel gives to any connection: one of these could be gone before it is listened on."""
-    found: list[int] = []
-    with contextlib.ExitStack() as held:
-        while len(found) < count:
-            probe, port = held.enter_context(socket.socket()), PORTS.start + secrets.randbelow(len(PORTS))
+    """Return free ports below those that the kernel assigns, which a connection could take before they are used."""
+    ports: list[int] = []
+    with contextlib.ExitStack() as sockets:
+        while len(ports) < count:
+            probe, port = sockets.enter_context(socket.socket()), PORTS.start + secrets.randbelow(len(PORTS))
             with contextlib.suppress(OSError):
                 probe.bind(("127.0.0.1", port))
-                found.append(port)
-    return found
+                ports.append(port)
+    return ports
 
 
 def _raise_on_terminate() -> object:
-    """Make SIGTERM unwind the stack, unless the program has its own plans for it. None where nothing was changed."""
+    """Make SIGTERM unwind the stack, unless the program handles it itself. Returns None if nothing was changed."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         return None
 

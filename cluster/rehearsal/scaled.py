@@ -1,4 +1,4 @@
-"""An experiment cut down to what a rehearsal on this machine can carry: tiny data, few steps, few tasks."""
+"""Scales an experiment down to what this machine can rehearse: tiny data, few steps, few tasks."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from runyard.config.fields import format_literal
 from runyard.config.schema import ClusterConfig
 from runyard.errors import UserError
 
-EPOCHS, STEPS_PER_EPOCH = 12, 6  # room for three interruptions, each after more was saved
+EPOCHS, STEPS_PER_EPOCH = 12, 6  # enough for three interruptions, each after new progress was saved
 IMAGES_PER_TASK = 4  # in a micro-batch
-# SLURM looks every half minute for jobs near their limit: the tasks are held still until its signal wakes them.
+# SLURM checks every half minute for jobs near their limit: the tasks are stopped until its signal wakes them.
 TIME_LIMIT_OVERRIDES = ("cluster.timeout_min=2", "cluster.signal_delay_s=85")
-MEMORY_PER_TASK_GB = 0.7  # measured, for starter and paper
-MIN_TASKS = 3  # the sum of two is the same in either order, so two could not show that ranks are summed in another
-MAX_TASKS_PER_CORE = 4  # more starve each other until they miss the times after which ranks give each other up
+MEMORY_PER_TASK_GB = 0.7  # measured with experiment=starter and paper
+MIN_TASKS = 3  # two numbers have the same sum in either order, so two ranks could not show a changed order of summation
+MAX_TASKS_PER_CORE = 4  # more starve each other until ranks time out and give each other up
 SITE_SETTINGS = ("account", "qos", "constraint", "exclude", "nodelist")  # names that only a real cluster has
 
 
-def scale_down(overrides: list[str], say: Callable[[str], None]) -> Composed:
-    """The experiment with tiny synthetic data, few steps, no W&B and what one machine can carry of its tasks.
+def scale_down(overrides: list[str], report: Callable[[str], None]) -> Composed:
+    """Compose the experiment with tiny synthetic data, few steps, no W&B, and as many tasks as this machine can run.
 
-    A task takes the place of a GPU. ``say`` is told where there are fewer than were asked for, or no GPUs.
+    A task takes the place of a GPU. ``report`` is called with a line if there are other tasks than requested, or GPUs.
 
     Raises:
-        UserError: what was asked for cannot be composed, asks for another cluster, or for what this one cannot give.
+        UserError: the overrides are invalid, name another cluster, or ask for what the temporary cluster cannot give.
     """
-    given = [o.lstrip("+") for o in overrides]
-    if other := next((o for o in given if o.startswith("cluster=") and o != "cluster=rehearsal"), None):
-        raise UserError(f"{other}: a rehearsal has a throwaway cluster of its own; leave that out")
-    asked = compose([*(o for o in given if not o.startswith("cluster=")), "cluster=rehearsal"])
-    config = asked.config
-    nodes, tasks = fit_tasks(config.cluster, max_tasks(), say)
+    stripped = [o.lstrip("+") for o in overrides]
+    if other := next((o for o in stripped if o.startswith("cluster=") and o != "cluster=rehearsal"), None):
+        raise UserError(f"{other}: a rehearsal has a temporary cluster of its own; leave that out")
+    requested = compose([*(o for o in stripped if not o.startswith("cluster=")), "cluster=rehearsal"])
+    config = requested.config
+    nodes, tasks = fit_tasks(config.cluster, max_tasks(), report)
     check_sandbox_limits(config.cluster, tasks)
     batch = nodes * tasks * config.accumulate * IMAGES_PER_TASK
     warmup = min(config.schedule.warmup_epochs, EPOCHS - 1)
@@ -53,7 +53,7 @@ def scale_down(overrides: list[str], say: Callable[[str], None]) -> Composed:
         "checkpoint.every_s": "1",
         "checkpoint.every_epochs": "1",
         "checkpoint.keep_last": "3",
-        "precision": "fp32",  # whose sums show in what order they were taken; bf16's are often exact
+        "precision": "fp32",  # its sums depend on the order of summation; bf16's are often exact
         "compile": "none",
         "workers": "1",
         "cluster.gres": "null",
@@ -61,60 +61,63 @@ def scale_down(overrides: list[str], say: Callable[[str], None]) -> Composed:
         "cluster.nodes": str(nodes),
         "cluster.tasks_per_node": str(tasks),
     }
-    kept = [o for o in asked.overrides if not o.startswith(("data=", "data.", "tracking=", "tracking.", *tiny))]
+    kept = [o for o in requested.overrides if not o.startswith(("data=", "data.", "tracking=", "tracking.", *tiny))]
     return compose(
         [*kept, "tracking=none", *(f"{name}={value}" for name, value in tiny.items()), *TIME_LIMIT_OVERRIDES]
     )
 
 
 def max_tasks() -> int:
-    """How many tasks this machine can carry, by its free memory and its cores; three at least."""
+    """Return how many tasks this machine can run, by its free memory and its cores; at least ``MIN_TASKS``."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free_gb = int(lines["MemAvailable"].split()[0]) / 1e6
     return max(MIN_TASKS, min(int(free_gb / MEMORY_PER_TASK_GB), MAX_TASKS_PER_CORE * len(os.sched_getaffinity(0))))
 
 
-def fit_tasks(cluster: ClusterConfig, most: int, say: Callable[[str], None]) -> tuple[int, int]:
-    """Nodes, and tasks on each, of at most so many in all: rather fewer tasks on a node than fewer nodes."""
-    asked = tasks_per_node(cluster)
-    nodes = min(cluster.nodes, most)
-    tasks = min(max(asked, -(-MIN_TASKS // nodes)), most // nodes)
-    if cluster.gpus_per_node or (nodes, tasks) != (cluster.nodes, asked):
+def fit_tasks(cluster: ClusterConfig, task_limit: int, report: Callable[[str], None]) -> tuple[int, int]:
+    """Return the number of nodes and of tasks per node, of at most ``task_limit`` tasks in all.
+
+    Tasks per node are reduced before nodes are. ``report`` is called with a line if they differ from the request.
+    """
+    requested = tasks_per_node(cluster)
+    nodes = min(cluster.nodes, task_limit)
+    tasks = min(max(requested, -(-MIN_TASKS // nodes)), task_limit // nodes)
+    if cluster.gpus_per_node or (nodes, tasks) != (cluster.nodes, requested):
         gpus = f", {cluster.gpus_per_node} GPUs" if cluster.gpus_per_node else ""
-        three = "three ranks show in what order sums are taken, two do not"
-        why = three if tasks > asked else f"this machine carries {most} tasks"
-        say(
-            f"asked for: {cluster.nodes} nodes of {asked} tasks{gpus} each; rehearsed: {nodes} nodes of {tasks} tasks "
-            f"each, without GPUs ({why})"
+        too_few = "three ranks show in what order sums are taken, two do not"
+        reason = too_few if tasks > requested else f"this machine carries {task_limit} tasks"
+        report(
+            f"asked for: {cluster.nodes} nodes of {requested} tasks{gpus} each; "
+            f"rehearsed: {nodes} nodes of {tasks} tasks each, without GPUs ({reason})"
         )
     return nodes, tasks
 
 
 def check_sandbox_limits(cluster: ClusterConfig, tasks: int) -> None:
-    """Refuse, before there is a cluster, what it would refuse, or wait for without end.
+    """Check, before the cluster is started, for settings that it would refuse or never fulfill.
 
     Raises:
-        UserError: naming the setting.
+        UserError: a setting asks for what the temporary cluster cannot give.
     """
     for name in SITE_SETTINGS:
         if value := getattr(cluster, name):
             raise UserError(
-                f"cluster.{name}={format_literal(value)}: the throwaway cluster knows no such name; leave it out"
+                f"cluster.{name}={format_literal(value)}: the temporary cluster has no such name; leave it out"
             )
     for partition in (cluster.partition or PARTITIONS[0]).split(","):
         if partition not in PARTITIONS:
             raise UserError(
-                f"cluster.partition={format_literal(cluster.partition)}: the throwaway cluster has "
+                f"cluster.partition={format_literal(cluster.partition)}: the temporary cluster has "
                 f"{', '.join(PARTITIONS)}; leave it out"
             )
     if not cluster.requeue:
-        raise UserError("cluster.requeue=false: what is rehearsed is that the run goes on by itself; leave it out")
+        raise UserError("cluster.requeue=false: a rehearsal tests that the run is requeued; leave it out")
     if (cluster.cpus_per_task or 1) * tasks > CPUS:
         raise UserError(
             f"cluster.cpus_per_task={cluster.cpus_per_task}: with {tasks} tasks more than the {CPUS} CPUs of a node of "
-            "the throwaway cluster; leave it out"
+            "the temporary cluster; leave it out"
         )
     if (cluster.mem_gb or 0) * 1024 > MEMORY_MB:
         raise UserError(
-            f"cluster.mem_gb={cluster.mem_gb}: a node of the throwaway cluster has {MEMORY_MB // 1024}; leave it out"
+            f"cluster.mem_gb={cluster.mem_gb}: a node of the temporary cluster has {MEMORY_MB // 1024} GB; leave it out"
         )

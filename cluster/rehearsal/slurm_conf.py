@@ -1,15 +1,15 @@
-"""slurm.conf and gres.conf of a throwaway SLURM on one machine."""
+"""slurm.conf and gres.conf of a temporary SLURM on one machine."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 CONTROLLER_HOST = "controller"
-CPUS, MEMORY_MB = 64, 256_000  # of each node, by its claim
+CPUS, MEMORY_MB = 64, 256_000  # that each node claims to have
 PARTITIONS = ("main", "low", "high")  # the first is the default
-PREEMPT_GRACE_S = 10  # before the end of a preempted job that is signalled; SLURM itself adds up to five
+PREEMPT_GRACE_S = 10  # that a preempted job has after its signal; SLURM itself adds up to five
 
-# cred_expire, KillWait: a job is requeued cred_expire + 1 s after its end, and the old srun must be gone by then.
+# cred_expire, KillWait: a job is requeued cred_expire + 1 s after its end, and the old srun must have ended by then.
 CONFIGURATION = """\
 ClusterName=rehearsal
 SlurmctldHost={controller}(127.0.0.1)
@@ -56,7 +56,7 @@ PREEMPT_SIGNAL = "SlurmctldParameters=preempt_send_user_signal\n"
 NODE_TEMPLATE = (
     "NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory={memory_mb} Gres=gpu:2\n"
 )
-# Two "GPUs" a node: SLURM wants device files, counts them, and never opens them.
+# Two "GPUs" per node: SLURM requires device files, counts them, and never opens them.
 GRES_CONF = "Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n"
 
 
@@ -66,9 +66,12 @@ def write_slurm_conf(
     """Write both files into ``folder``.
 
     Args:
+        folder: The cluster's folder.
+        user: The user as which SLURM's daemons run.
+        controller_port: slurmctld's port.
         nodes: Each node's port, by its name.
-        accounting: The lines about it; none without it.
-        preempt_signal: Whether a preempted job is signalled, and has ``GRACE_S`` from then.
+        accounting: The configuration lines for accounting; "" without accounting.
+        preempt_signal: Whether a preempted job is signalled and then has ``PREEMPT_GRACE_S`` seconds.
     """
     grace_s = PREEMPT_GRACE_S if preempt_signal else 0
     text = CONFIGURATION.format(

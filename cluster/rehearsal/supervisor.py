@@ -1,4 +1,4 @@
-"""Programs that one process starts and that end with it, whatever ends it, alone in their own namespaces if asked."""
+"""A supervisor for child programs: they end with this process, and may run in their own namespaces."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from runyard.errors import UserError
 NAMESPACE_PROGRAMS = ("unshare", "setpriv")
 START_TIMEOUT_S, END_TIMEOUT_S = 30.0, 3.0
 OWNER_VARIABLE = "RUNYARD_PART_OF"
-# The end of the process that began it, whatever it is, closes its pipe; one that ended all parts says so first. Else a
-# part that was just being made may have been made too late for the kernel to end it, and for a moment shows no
-# environment by which to know it; and what is dying may still write a file: nothing must be there three times in a row.
+# The supervisor's end, whatever its cause, closes the pipe that the cleaner reads. If it has stopped all programs, it
+# writes a line first. If not, a program that was just being started may be too late for the kernel to end it, and for a
+# moment shows no environment to recognize it by; and a dying program may still write a file. So the cleaner has to find
+# nothing three times in a row.
 CLEANER = f"""
 read -r ended
 clean=0
@@ -32,11 +33,11 @@ done"""
 
 
 class Supervisor:
-    """The parts of a cluster by name, in the order in which they were started.
+    """The programs of a cluster by name, in the order in which they were started.
 
     Args:
-        folder: What each part says goes to ``log/NAME.out`` in it; its ``hosts`` is /etc/hosts of those who are alone.
-        environment: The parts' environment, less the path; what is put into it later reaches those begun later.
+        folder: Each program's output goes to ``log/NAME.out`` in it; isolated programs see its ``hosts`` as /etc/hosts.
+        environment: The programs' environment without PATH; later changes reach the programs that are started later.
     """
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
@@ -49,7 +50,7 @@ class Supervisor:
         return name in self._running
 
     def start_cleaner(self) -> None:
-        """Before any part: start what deletes the folder, and ends what is left, once this process is gone or done."""
+        """Start, before any program, the process that ends all programs and deletes the folder once this one ends."""
         self._cleaner = subprocess.Popen(
             ["sh", "-c", CLEANER, "sh", self._folder],
             stdin=subprocess.PIPE,
@@ -59,7 +60,7 @@ class Supervisor:
         )
 
     def start(self, name: str, command: list[str]) -> None:
-        """Start a part that the kernel ends should this process die without a chance to."""
+        """Start a program that the kernel kills if this process dies first."""
         with open(self._folder / "log" / f"{name}.out", "ab") as log:
             self._running[name] = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *command],
@@ -71,20 +72,20 @@ class Supervisor:
             )
 
     def start_isolated(self, name: str, command: str) -> None:
-        """Start a part in namespaces of its own, where names resolve as the cluster's administrator would have it."""
+        """Start a program in namespaces of its own, where host names resolve by the cluster's ``hosts``."""
         setup = f"hostname {name} && mount --bind {shlex.quote(f'{self._folder}/hosts')} /etc/hosts && exec "
         namespaces = ["unshare", "--pid", "--mount", "--uts", "--mount-proc", "--fork", "--kill-child"]
-        if os.getuid() != 0:  # root inside to set the node up, then oneself again
+        if os.getuid() != 0:  # root in the namespace to set the node up, then the user again
             namespaces.append("--map-root-user")
             setup += f"unshare --user --map-user={os.getuid()} --map-group={os.getgid()} "
         self._isolated.add(name)
         self.start(name, [*namespaces, "sh", "-c", setup + command])
 
     def wait_until(self, name: str, ready: Callable[[], bool]) -> None:
-        """Wait for ``ready``, which part ``name`` is to bring about.
+        """Wait up to ``START_TIMEOUT_S`` until ``ready``, which depends on program ``name``.
 
         Raises:
-            UserError: with the last words of the part that has died, or of ``name`` where it takes too long.
+            UserError: a program has ended, or ``name`` takes too long; with the program's last line of output.
         """
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -95,13 +96,13 @@ class Supervisor:
         else:
             dead = [name]
         if dead:
-            said = (self._folder / "log" / f"{dead[0]}.out").read_text(errors="replace").strip().splitlines()
-            raise UserError(f"{dead[0]} did not start: {said[-1] if said else 'it said nothing'}")
+            output = (self._folder / "log" / f"{dead[0]}.out").read_text(errors="replace").strip().splitlines()
+            raise UserError(f"{dead[0]} did not start: {output[-1] if output else 'it printed nothing'}")
 
     def stop(self, name: str) -> None:
         part = self._running.pop(name)
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            if name in self._isolated:  # the first process of its namespace: all others go with it
+            if name in self._isolated:  # the first process of its namespace: all others end with it
                 for child in _children(part.pid):
                     os.kill(child, signal.SIGKILL)
             else:
@@ -112,20 +113,20 @@ class Supervisor:
         part.wait()
 
     def stop_all(self) -> None:
-        """End every part and delete the folder."""
+        """Stop every program and delete the folder."""
         for name in reversed(list(self._running)):
             self.stop(name)
         if self._cleaner is not None:
             self._cleaner.communicate(b"1\n")
 
     def suspend(self, name: str) -> None:
-        """Stop all processes of a part that is alone, where they are."""
+        """Stop all processes of an isolated program with SIGSTOP."""
         while running := [pid for pid in self._processes(name) if _state(pid) not in "TZ"]:
-            for pid in running:  # parents first, and again for children made meanwhile
+            for pid in running:  # parents first, then children that were started meanwhile
                 _signal(pid, signal.SIGSTOP)
 
     def resume(self, name: str, delay_first_s: float) -> None:
-        """Let a part's processes go on; the first of them, which rules the others, so much later."""
+        """Continue a program's processes; the first, which controls the others, ``delay_first_s`` seconds later."""
         first, *others = self._processes(name)
         for pid in others:
             _signal(pid, signal.SIGCONT)
@@ -133,28 +134,28 @@ class Supervisor:
         _signal(first, signal.SIGCONT)
 
     def _processes(self, name: str) -> list[int]:
-        """What runs in a part's namespaces, parents before children."""
-        found = _children(self._running[name].pid)
-        for pid in found:  # it grows
-            found += _children(pid)
-        return found
+        """Return the ids of the processes in a program's namespaces, parents before children."""
+        pids = _children(self._running[name].pid)
+        for pid in pids:  # the list grows meanwhile
+            pids += _children(pid)
+        return pids
 
 
 def search_path() -> str:
-    """Where daemons lie is on few ordinary users' PATH."""
+    """Return PATH with the folders of daemons, which few ordinary users have on theirs."""
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*"):  # every thread may have made some
+    pids: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):  # every thread may have children
         with contextlib.suppress(OSError):  # it has just ended
-            found += map(int, (task / "children").read_text().split())
-    return found
+            pids += map(int, (task / "children").read_text().split())
+    return pids
 
 
 def _state(pid: int) -> str:
-    """A process's state as /proc has it, in one letter; Z, as of a dead one, where there is none."""
+    """Return a process's state as /proc's letter; Z, as for a dead process, if there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
     except OSError:

@@ -1,1 +1,1 @@
-"""Searches over settings: Optuna asks, runs answer. Read ``sweep`` first."""
+"""Hyperparameter searches: Optuna proposes settings, runs measure them. Read ``sweep`` first."""

@@ -1,7 +1,8 @@
-"""What a search varies: words like ``optim.lr=log(1e-3,1)`` among the overrides, as Optuna's distributions.
+"""The search space: overrides like ``optim.lr=log(1e-3,1)``, as Optuna's distributions.
 
-``log(a,b)`` and ``uniform(a,b)`` draw real numbers, ``int(a,b)`` and ``int(a,b,step)`` whole ones, both ends included,
-``logint(a,b)`` whole ones evenly by their logarithm, ``choice(x,y,...)`` one of the values as they are written.
+``log(a,b)`` and ``uniform(a,b)`` draw real numbers; ``int(a,b)`` and ``int(a,b,step)`` draw whole numbers, both ends
+included; ``logint(a,b)`` draws whole numbers evenly by their logarithm; ``choice(x,y,...)`` draws one of the values as
+they are written.
 """
 
 from __future__ import annotations
@@ -32,88 +33,91 @@ Space = dict[str, BaseDistribution]
 
 
 def split_search_space(overrides: list[str]) -> tuple[list[str], Space]:
-    """The overrides that are the same in every trial, and the dimensions of the rest by the setting's name.
+    """Return the overrides that are the same in every trial, and the distributions of the others by setting name.
 
     Raises:
-        UserError: a word whose numbers make no range, a setting that cannot be searched, or nothing to search.
+        UserError: a range is invalid, a setting cannot be searched or is given twice, or there is nothing to search.
     """
     fixed, space = [], {}
     for override in overrides:
-        read = RANGE_PATTERN.fullmatch(override)
-        if read is None or (read["word"] == "int" and len(_parts(read["inside"])) == 1):  # Hydra's own int(3.7)
+        match = RANGE_PATTERN.fullmatch(override)
+        if match is None or (match["word"] == "int" and len(_parts(match["inside"])) == 1):  # Hydra's own int(3.7)
             fixed.append(override)
             continue
-        name = read["name"]
+        name = match["name"]
         if name.split(".")[0] in UNSEARCHABLE_SETTINGS:
             raise UserError(f"{override}: {name} is the same for all of a search; give it one value")
         if name in space:
             raise UserError(f"{override}: {name} was given twice; leave one out")
-        space[name] = _distribution(override, read["word"], _parts(read["inside"]))
+        space[name] = _distribution(override, match["word"], _parts(match["inside"]))
     if unclosed := next((o for o in fixed if UNCLOSED_RANGE.match(o)), None):
         raise UserError(f"{unclosed}: a range that cannot be read; expected a closing bracket, {EXAMPLE}")
     if not space:
         raise UserError(f"nothing to search: give at least one setting a range, {EXAMPLE}")
-    if twice := [o for o in fixed if o.lstrip("+").partition("=")[0] in space]:
-        raise UserError(f"{twice[0]}: it is searched as well; leave one out")
+    if duplicates := [o for o in fixed if o.lstrip("+").partition("=")[0] in space]:
+        raise UserError(f"{duplicates[0]}: it is searched as well; leave one out")
     return fixed, space
 
 
 def lowest_point(space: Space) -> list[str]:
-    """The overrides of one point that is in it."""
+    """Return the overrides of the point with the lowest value, or the first choice, of each dimension."""
     first = {name: d.choices[0] if isinstance(d, CategoricalDistribution) else d.low for name, d in space.items()}  # type: ignore[attr-defined]
     return [override(name, value) for name, value in first.items()]
 
 
 def format_point(point: dict[str, object]) -> str:
-    """One point for a person: four digits of each number."""
+    """Return one point as text, with four significant digits of each number."""
     return " ".join(f"{name}={v:.4g}" if isinstance(v, float) else f"{name}={v}" for name, v in point.items())
 
 
 def override(name: str, value: object) -> str:
-    """One drawn value as Hydra reads it."""
+    """Return one drawn value as an override that Hydra can read."""
     return f"{name}={value!r}" if isinstance(value, float) else f"{name}={value}"
 
 
-def _distribution(said: str, word: str, parts: list[str]) -> BaseDistribution:
-    if word == "choice":
+def _distribution(text: str, function: str, parts: list[str]) -> BaseDistribution:
+    if function == "choice":
         if len(parts) < 2 or len(set(parts)) < len(parts) or "" in parts:
-            raise UserError(f"{said}: expected two or more different values, as choice(cosine,one_cycle)")
+            raise UserError(f"{text}: expected two or more different values, as choice(cosine,one_cycle)")
         return CategoricalDistribution(parts)
-    kind = int if word in ("int", "logint") else float
-    counts = (2, 3) if word == "int" else (2,)
+    number_type = int if function in ("int", "logint") else float
+    counts = (2, 3) if function == "int" else (2,)
     try:
-        numbers = [kind(part) for part in parts]
+        numbers = [number_type(part) for part in parts]
     except ValueError:
         numbers = []
     if len(numbers) not in counts or not all(map(math.isfinite, numbers)):
-        what = "two whole numbers" if kind is int else "two numbers"
-        raise UserError(f"{said}: expected {what}{', and perhaps a step' if word == 'int' else ''}, {_example(word)}")
+        expected = "two whole numbers" if number_type is int else "two numbers"
+        raise UserError(
+            f"{text}: expected {expected}{', and perhaps a step' if function == 'int' else ''}, {_example(function)}"
+        )
     low, high = numbers[:2]
     if not low < high:
-        raise UserError(f"{said}: expected the smaller number first, {_example(word)}")
-    if word in ("log", "logint") and low <= 0:
-        raise UserError(f"{said}: has no logarithm at {parts[0]}; begin above 0, {_example(word)}")
-    if kind is float:
-        return FloatDistribution(low, high, log=word == "log")
-    if word == "logint":
+        raise UserError(f"{text}: expected the smaller number first, {_example(function)}")
+    if function in ("log", "logint") and low <= 0:
+        raise UserError(f"{text}: has no logarithm at {parts[0]}; begin above 0, {_example(function)}")
+    if number_type is float:
+        return FloatDistribution(low, high, log=function == "log")
+    if function == "logint":
         return IntDistribution(int(low), int(high), log=True)
     step = int(numbers[2]) if len(numbers) == 3 else 1
     if step < 1 or (high - low) % step:
-        raise UserError(f"{said}: expected a step that leads from {low} to {high}, as int(16,64,16)")
+        raise UserError(f"{text}: expected a step that leads from {low} to {high}, as int(16,64,16)")
     return IntDistribution(int(low), int(high), step=step)
 
 
-def _example(word: str) -> str:
-    return {"log": EXAMPLE, "uniform": "as uniform(0,0.2)", "int": "as int(8,64)", "logint": "as logint(8,512)"}[word]
+def _example(function: str) -> str:
+    examples = {"log": EXAMPLE, "uniform": "as uniform(0,0.2)", "int": "as int(8,64)", "logint": "as logint(8,512)"}
+    return examples[function]
 
 
 def _parts(inside: str) -> list[str]:
-    """Split at the commas that stand in no brackets."""
+    """Split at the commas outside of brackets."""
     parts, depth = [""], 0
-    for letter in inside:
-        depth += (letter in "[({") - (letter in "])}")
-        if letter == "," and depth == 0:
+    for character in inside:
+        depth += (character in "[({") - (character in "])}")
+        if character == "," and depth == 0:
             parts.append("")
         else:
-            parts[-1] += letter
+            parts[-1] += character
     return [part.strip() for part in parts]

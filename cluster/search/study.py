@@ -1,7 +1,7 @@
-"""Optuna's study of one search, and which run each of its trials is. It knows no jobs.
+"""Optuna's study of one search, and the run of each of its trials. It knows nothing of jobs.
 
-The study is an SQLite file beside the search's logs. A run says in its own record which trial it is, written when it is
-created, so that whenever the command ends, the next one finds what there is.
+The study is an SQLite file beside the search's logs. A run's record says which trial it is, from its creation on, so
+that the next command finds all runs whenever the last one ended.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from runyard.ownership import private_folder
 from runyard.runs.summary import RunSummary, read_run_summary
 
 OBJECTIVES = ("val_top1", "test_top1")
-STARTUP_TRIALS = 5  # before any is judged by the others
+STARTUP_TRIALS = 5  # before any trial is compared with the others
 SEARCH_FILE = "search.json"
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What a search was begun with, and what it goes on with.
+    """The settings that a search was created with, and keeps.
 
     Attributes:
-        overrides: The same in every trial, with runs_dir.
-        space: The words of what is varied, as written.
-        seed: Of the sampler.
+        overrides: The overrides that are the same in every trial, runs_dir included.
+        space: The overrides that are searched, as written.
+        seed: The sampler's seed.
         sampler: tpe or random.
         prune: Whether trials that do worse than the median of the others are stopped.
-        measure: val_top1, test_top1, or auto: the first where there is one.
+        measure: val_top1, test_top1, or auto: val_top1 if the run has it, else test_top1.
     """
 
     overrides: list[str]
@@ -55,7 +55,7 @@ class SearchSettings:
 
     @classmethod
     def load(cls, folder: Path) -> SearchSettings | None:
-        """None where nothing was begun.
+        """Read the settings in ``folder``; None if no search was created there.
 
         Raises:
             UserError: the file is damaged.
@@ -71,8 +71,17 @@ class SearchSettings:
 class Study:
     """The trials of one search.
 
+    Args:
+        folder: The search's own folder, whose name is its id.
+        settings: The search's settings.
+        space: The distributions that are searched, by setting name.
+        epochs: The length of each run, in epochs. No trial is pruned in the first fifth of them.
+
     Attributes:
         id: The search's id, which its runs have as their sweep.
+
+    Raises:
+        UserError: the database cannot be read.
     """
 
     def __init__(self, folder: Path, settings: SearchSettings, space: Space, epochs: int) -> None:
@@ -96,7 +105,7 @@ class Study:
 
     @property
     def open_trials(self) -> list[FrozenTrial]:
-        """Those that were asked for and have no result."""
+        """The trials that were started and have no result yet."""
         return [trial for trial in self.trials if not trial.state.is_finished()]
 
     @property
@@ -105,7 +114,7 @@ class Study:
         return max(done, key=lambda trial: trial.value or 0.0, default=None)
 
     def ask(self) -> FrozenTrial:
-        """One more trial. What is drawn depends on the seed, its number and the results so far."""
+        """Return a new trial. Its settings depend on the seed, its number and the results so far."""
         seed = int(numpy.random.SeedSequence([self._settings.seed, len(self.trials)]).generate_state(1)[0])
         random = self._settings.sampler == "random"
         self._study.sampler = (
@@ -121,55 +130,62 @@ class Study:
 
     @staticmethod
     def sampled_overrides(trial: FrozenTrial) -> list[str]:
-        """Its own settings, as overrides."""
+        """Return the trial's own settings as overrides."""
         return [override(name, value) for name, value in trial.params.items()]
 
     def report_epochs(self, trial: FrozenTrial, run: RunSummary) -> bool:
-        """Hear of epochs that the study has not. Whether the trial does too badly to go on."""
-        known = self.trials[trial.number].intermediate_values
-        asked = optuna.trial.Trial(self._study, trial._trial_id)
-        new = [(epoch, value) for epoch, value in self.scores(run) if epoch not in known]
+        """Report the epochs that the study does not have yet. Returns whether the trial should be pruned."""
+        reported = self.trials[trial.number].intermediate_values
+        live_trial = optuna.trial.Trial(self._study, trial._trial_id)
+        new = [(epoch, value) for epoch, value in self.scores(run) if epoch not in reported]
         for epoch, value in new:
-            asked.report(value, epoch)
-        return bool(new) and asked.should_prune()
+            live_trial.report(value, epoch)
+        return bool(new) and live_trial.should_prune()
 
     def scores(self, run: RunSummary) -> list[tuple[int, float]]:
-        """``[(epoch, top-1)]`` of what the search is about."""
+        """Return the search's objective as ``[(epoch, top-1)]``, top-1 as a fraction."""
         measure = self._settings.measure
         names = OBJECTIVES if measure == "auto" else (measure,)
         rows = [(row["epoch"], next((row[n] for n in names if row.get(n) is not None), None)) for row in run.epochs]
         return [(epoch, value) for epoch, value in rows if value is not None]
 
     def mark_pruned(self, trial: FrozenTrial) -> None:
-        """It is to be stopped; kept, so that whoever finds it stopped knows why."""
+        """Mark the trial as pruned before its run is stopped, so that a later command knows why it stopped."""
         optuna.trial.Trial(self._study, trial._trial_id).set_user_attr("condemned", True)
 
-    def tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None, why: str = "") -> None:
-        """Its result, which is final."""
-        if why:
-            optuna.trial.Trial(self._study, trial._trial_id).set_user_attr("why", why)
+    def tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None, reason: str = "") -> None:
+        """Record the trial's final result.
+
+        Args:
+            trial: The trial.
+            state: COMPLETE, PRUNED or FAIL.
+            value: The last epoch's top-1 as a fraction, if the trial is complete.
+            reason: Why it failed.
+        """
+        if reason:
+            optuna.trial.Trial(self._study, trial._trial_id).set_user_attr("why", reason)
         self._study.tell(trial.number, value, state=state)
 
 
 def runs_by_trial(search: str, runs_dir: Path) -> dict[int, Path]:
-    """The directory of each trial's run, by the trial's number."""
-    found: dict[int, Path] = {}
-    for record in sorted(runs_dir.glob("[!.]*/run.json")):
+    """Return the directory of each trial's run, by trial number."""
+    paths: dict[int, Path] = {}
+    for record_path in sorted(runs_dir.glob("[!.]*/run.json")):
         try:
-            said: dict[str, Any] = read_run_summary(record.parent).record
-        except UserError:  # damaged, and perhaps not even ours
+            record: dict[str, Any] = read_run_summary(record_path.parent).record
+        except UserError:  # damaged, and perhaps not of this search
             continue
-        if said.get("sweep") == search and isinstance(said.get("trial"), int):
-            found[said["trial"]] = record.parent
-    return found
+        if record.get("sweep") == search and isinstance(record.get("trial"), int):
+            paths[record["trial"]] = record_path.parent
+    return paths
 
 
 @contextlib.contextmanager
 def search_lock(folder: Path) -> Iterator[None]:
-    """No second command searches in ``folder`` meanwhile.
+    """Keep any other command from driving the search in ``folder`` meanwhile.
 
     Raises:
-        UserError: one does, or the folder cannot be written.
+        UserError: another command drives it, or the folder cannot be written.
     """
     with contextlib.ExitStack() as held_open:
         try:

@@ -1,7 +1,7 @@
-"""A search: asks Optuna for settings, makes each trial a run, and hears from its journal how it does.
+"""A hyperparameter search: asks Optuna for settings, runs each trial, and reports its metrics back.
 
-Nothing is kept in memory that is not on disk, so the command can end at any time. Jobs on SLURM go on without it, and
-the next command goes on with what it finds.
+All state is on disk, so the command can end at any time. Jobs on SLURM continue without it, and the next command
+resumes the search from what it finds.
 """
 
 from __future__ import annotations
@@ -31,76 +31,78 @@ from runyard.runs.run import Run
 from runyard.runs.summary import read_run_summary
 
 SEARCH_POLL_S = 2.0
-CONFIRM_POLLS = 3  # at an end without a word: a job that is requeued is out of the queue for a moment
+CONFIRM_POLLS = 3  # of an end that the run did not record: a requeued job leaves the queue for a moment
 REFUSED_TRIALS_FILE = "refused.jsonl"  # in the search's folder, for `runyard compare`, which knows no Optuna
-SAVE_TIMEOUT_S = 120.0  # before a trial that is stopped is ended by force
+SAVE_TIMEOUT_S = 120.0  # for a pruned trial to save before it is ended by force
 
 
 class Search:
     """Drives ``study`` with at most ``parallel`` runs at once, all of them in ``folder``'s runs directory.
 
     Args:
-        folder: The search's own, beside those of other sweeps.
-        local: Runs are started on this machine, not on SLURM's queue.
-        say: Told what happened, a line each.
+        study: The search's trials.
+        folder: The search's own folder, beside those of other sweeps.
+        parallel: How many runs may be active at once.
+        local: Whether runs are started on this machine and not on SLURM's queue.
+        report: Called with a line for each event.
     """
 
-    def __init__(self, study: Study, folder: Path, parallel: int, local: bool, say: Callable[[str], None]) -> None:
-        self._study, self._folder, self._parallel, self._local, self._say = study, folder, parallel, local, say
+    def __init__(self, study: Study, folder: Path, parallel: int, local: bool, report: Callable[[str], None]) -> None:
+        self._study, self._folder, self._parallel, self._local, self._report = study, folder, parallel, local, report
         self._runs = runs_by_trial(study.id, folder.parents[1])
-        self._jobs: list[JobHandle] = []  # of this machine: who forgets one leaves a zombie
+        self._jobs: list[JobHandle] = []  # local jobs, kept because a forgotten one leaves a zombie process
         self._stopping: dict[int, Future[CancelResult]] = {}
         self._ended_polls: dict[int, int] = {}
         self._threads = ThreadPoolExecutor(max_workers=max(1, parallel))
 
     def run(self, trials: int) -> None:
-        """Go on until there are ``trials`` trials and all of them have a result.
+        """Run until there are ``trials`` trials and all of them have a result.
 
         Raises:
-            UserError: a run cannot be created or started. What goes on goes on; the same command goes on with it.
+            UserError: a run cannot be created or started. Active runs continue; the same command resumes the search.
         """
         self._resume_open_trials()
         while True:
             self._poll_trials()
-            going = len(self._study.open_trials)
-            room = min(self._parallel - going, trials - len(self._study.trials))
-            if room > 0:
-                self._start_trials([self._study.ask() for _ in range(room)])
-            elif not going:
+            open_count = len(self._study.open_trials)
+            free_slots = min(self._parallel - open_count, trials - len(self._study.trials))
+            if free_slots > 0:
+                self._start_trials([self._study.ask() for _ in range(free_slots)])
+            elif not open_count:
                 return
             time.sleep(SEARCH_POLL_S)
 
     def detach(self) -> None:
-        """What Ctrl-C does: runs of this machine save and stop; SLURM's jobs go on."""
+        """Leave the search on Ctrl-C: local runs save and stop, SLURM's jobs continue."""
         if self._local:
-            for _, now in self._run_statuses():
-                if now.active:
-                    self._stop(now)
+            for _, status in self._run_statuses():
+                if status.active:
+                    self._stop(status)
         for future in self._stopping.values():
             future.exception()
         self._threads.shutdown()
 
     def _resume_open_trials(self) -> None:
-        """Go on with the trials that another command began and did not end."""
-        again: list[FrozenTrial] = []
+        """Restart the unfinished trials of an earlier command that no job continues."""
+        unfinished: list[FrozenTrial] = []
         for trial in self._study.open_trials:
             path = self._runs.get(trial.number)
-            now = None if path is None else run_status(read_run_summary(path))
-            if now is None or not (
-                now.active or now.state in ("finished", "failed", "unknown") or _is_marked_pruned(trial)
+            status = None if path is None else run_status(read_run_summary(path))
+            if status is None or not (
+                status.active or status.state in ("finished", "failed", "unknown") or _is_marked_pruned(trial)
             ):
-                again.append(trial)
-        if again:
-            self._start_trials(again)
+                unfinished.append(trial)
+        if unfinished:
+            self._start_trials(unfinished)
 
     def _start_trials(self, trials: list[FrozenTrial]) -> None:
-        """Make each its run, unless it has one, and start them: on SLURM as one array."""
+        """Create a run for each trial that has none, and start them all; on SLURM as one job array."""
         runs = [run for trial in trials if (run := self._run_of(trial)) is not None]
         if self._local:
             self._jobs += [launcher.launch(run) for run in runs]
         elif runs:
             name = f"{self._study.id}-t{runs[0].record['trial']}"
-            while (self._folder / name).exists():  # the same trials, once more
+            while (self._folder / name).exists():  # the same trials were started before
                 name += "x"
             (self._folder / name).mkdir()
             with contextlib.ExitStack() as stack:
@@ -108,10 +110,10 @@ class Search:
                 launcher.enqueue(runs, name, self._folder / name, hold=locks)
         for run in runs:
             number = run.record["trial"]
-            self._say(f"trial {number}: {format_point(self._study.trials[number].params)}, run {run.id}")
+            self._report(f"trial {number}: {format_point(self._study.trials[number].params)}, run {run.id}")
 
     def _run_of(self, trial: FrozenTrial) -> Run | None:
-        """Its run, new or begun before; None where its settings make none, which is its result."""
+        """Return the trial's existing or new run; None if its settings are refused, which fails the trial."""
         if (path := self._runs.get(trial.number)) is not None:
             return Run.open(path)
         try:
@@ -119,10 +121,10 @@ class Search:
             context = launcher.check_context([point.config], manifest.prepare_command(point.overrides))
             preflight(context, include_slurm=False)
         except UserError as error:
-            self._study.tell(trial, TrialState.FAIL, why=str(error))
-            with open(self._folder / REFUSED_TRIALS_FILE, "a") as refused:  # it has no run that could say so
+            self._study.tell(trial, TrialState.FAIL, reason=str(error))
+            with open(self._folder / REFUSED_TRIALS_FILE, "a") as refused:  # it has no run that could record it
                 refused.write(json.dumps({"trial": trial.number, "why": str(error)}) + "\n")
-            self._say(f"trial {trial.number}: refused: {error}")
+            self._report(f"trial {trial.number}: refused: {error}")
             return None
         run = Run.create(point.config, launcher.persistent_overrides(point), self._study.id, trial.number)
         self._runs[trial.number] = run.path
@@ -130,46 +132,51 @@ class Search:
 
     def _run_statuses(self) -> list[tuple[FrozenTrial, RunStatus]]:
         trials = [trial for trial in self._study.open_trials if trial.number in self._runs]
-        now, waiting, ended = query_slurm([read_run_summary(self._runs[trial.number]) for trial in trials])
-        return [(t, derive_status(run, waiting, ended, time.time())) for t, run in zip(trials, now, strict=True)]
+        runs, squeue_answer, sacct_answer = query_slurm(
+            [read_run_summary(self._runs[trial.number]) for trial in trials]
+        )
+        return [
+            (t, derive_status(run, squeue_answer, sacct_answer, time.time()))
+            for t, run in zip(trials, runs, strict=True)
+        ]
 
     def _poll_trials(self) -> None:
-        for trial, now in self._run_statuses():
-            should_prune = self._study.report_epochs(trial, now.run)
-            if now.active:
+        for trial, status in self._run_statuses():
+            should_prune = self._study.report_epochs(trial, status.run)
+            if status.active:
                 self._ended_polls.pop(trial.number, None)
                 if (should_prune or _is_marked_pruned(trial)) and not self._is_stopping(trial.number):
                     self._study.mark_pruned(trial)
-                    self._stop(now)
-            elif now.state != "unknown" and not self._is_stopping(trial.number):
-                self._finish_trial(trial, now)
+                    self._stop(status)
+            elif status.state != "unknown" and not self._is_stopping(trial.number):
+                self._finish_trial(trial, status)
 
     def _is_stopping(self, number: int) -> bool:
-        asked = self._stopping.get(number)
-        return asked is not None and not asked.done()
+        future = self._stopping.get(number)
+        return future is not None and not future.done()
 
-    def _stop(self, now: RunStatus) -> None:
+    def _stop(self, status: RunStatus) -> None:
         quiet = Console(quiet=True)
-        self._stopping[now.run.record["trial"]] = self._threads.submit(cancel, now.run, SAVE_TIMEOUT_S, quiet)
+        self._stopping[status.run.record["trial"]] = self._threads.submit(cancel, status.run, SAVE_TIMEOUT_S, quiet)
 
-    def _finish_trial(self, trial: FrozenTrial, now: RunStatus) -> None:
-        measured = self._study.scores(now.run)
-        seen = self._ended_polls[trial.number] = self._ended_polls.get(trial.number, 0) + 1
-        if now.state == "finished" and measured:
-            epoch, value = measured[-1]
+    def _finish_trial(self, trial: FrozenTrial, status: RunStatus) -> None:
+        scores = self._study.scores(status.run)
+        ended_polls = self._ended_polls[trial.number] = self._ended_polls.get(trial.number, 0) + 1
+        if status.state == "finished" and scores:
+            epoch, value = scores[-1]
             best = self._study.best
             self._study.tell(trial, TrialState.COMPLETE, value)
-            first = best is None or value > (best.value or 0.0)
-            self._say(f"trial {trial.number}: {100 * value:.2f} %{', the best so far' if first else ''}")
+            is_best = best is None or value > (best.value or 0.0)
+            self._report(f"trial {trial.number}: {100 * value:.2f} %{', the best so far' if is_best else ''}")
         elif _is_marked_pruned(trial):
-            epoch, value = measured[-1] if measured else (0, float("nan"))
-            Run.open(now.run.path).mark_pruned()
+            epoch, value = scores[-1] if scores else (0, float("nan"))
+            Run.open(status.run.path).mark_pruned()
             self._study.tell(trial, TrialState.PRUNED)
-            self._say(f"trial {trial.number}: {100 * value:.2f} % after epoch {epoch}, below the median: stopped")
-        elif now.state in ("finished", "failed") or seen >= CONFIRM_POLLS:
-            why = "it measured nothing" if now.state == "finished" else now.message
-            self._study.tell(trial, TrialState.FAIL, why=why)
-            self._say(f"trial {trial.number}: {why}")
+            self._report(f"trial {trial.number}: {100 * value:.2f} % after epoch {epoch}, below the median: stopped")
+        elif status.state in ("finished", "failed") or ended_polls >= CONFIRM_POLLS:
+            reason = "it recorded no accuracy" if status.state == "finished" else status.message
+            self._study.tell(trial, TrialState.FAIL, reason=reason)
+            self._report(f"trial {trial.number}: {reason}")
 
 
 def _is_marked_pruned(trial: FrozenTrial) -> bool:

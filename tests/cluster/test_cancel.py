@@ -71,7 +71,7 @@ def test_what_waits_is_taken_off_the_queue_and_its_journal_says_so(folder: Folde
     assert cancelled()[:2] == (
         0,
         f"run {run.name}: stopped before the first step "
-        f"(cancelled before its tasks had begun); go on with: runyard resume {run.name}\n",
+        f"(cancelled before its tasks had begun); continue with: runyard resume {run.name}\n",
     )
     assert folder.slurm.calls("scancel") == [KILL]
     assert cancelled()[0] == 2, "there is nothing left to cancel"
@@ -87,7 +87,7 @@ def test_what_trains_is_asked_once_and_says_what_it_saved(folder: Folder, cancel
     )
     code, out, _ = cancelled("--json")
     assert code == 0
-    words = f"stopped at step 240, saved (cancelled); go on with: runyard resume {run.name}"
+    words = f"stopped at step 240, saved (cancelled); continue with: runyard resume {run.name}"
     assert json.loads(out) == {"run": run.name, "state": "stopped", "step": 240, "forced": False, "words": words}
     assert folder.slurm.calls("scancel") == [TERM]
 
@@ -154,7 +154,7 @@ def test_what_has_ended_is_not_cancelled(folder: Folder, cancelled: Any, end: st
     folder.run(start(1), stop(9, end))
     code, out, err = cancelled()
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "neither waits nor runs" in err
+    assert "is neither pending nor running" in err
     assert folder.slurm.calls("scancel") == []
 
 

@@ -355,7 +355,7 @@ def test_a_requeue_that_fails_is_told_with_what_mends_it(run: Run, job: FakeSlur
     job.says("broken", why)
     done = end(run, 1)
     assert done.returncode == 1
-    mend = f"this job could not be requeued ({why or 'no word'}); go on with: runyard resume {run.path}"
+    mend = f"this job could not be requeued ({why or 'no reason given'}); continue with: runyard resume {run.path}"
     assert told(run)[-1] == {"event": "warning", "message": mend}
     assert done.stderr == f"runyard: {mend}\n"
 

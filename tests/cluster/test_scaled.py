@@ -44,16 +44,16 @@ def test_what_a_machine_carries_is_three_tasks_at_least() -> None:
 
 
 @pytest.mark.parametrize(("asked", "said"), [
-    ("cluster=nyu_torch", "cluster=nyu_torch: a rehearsal has a throwaway cluster of its own"),
-    ("cluster.partition=gpu", "cluster.partition=gpu: the throwaway cluster has main, low, high"),
-    ("cluster.account=physics", "cluster.account=physics: the throwaway cluster knows no such name"),
+    ("cluster=nyu_torch", "cluster=nyu_torch: a rehearsal has a temporary cluster of its own"),
+    ("cluster.partition=gpu", "cluster.partition=gpu: the temporary cluster has main, low, high"),
+    ("cluster.account=physics", "cluster.account=physics: the temporary cluster has no such name"),
     ("cluster.constraint=h200", "cluster.constraint=h200: "),
     ("cluster.nodelist=gpu7", "cluster.nodelist=gpu7: "),
-    ("cluster.requeue=false", "cluster.requeue=false: what is rehearsed is"),
+    ("cluster.requeue=false", "cluster.requeue=false: a rehearsal tests that"),
     ("cluster.cpus_per_task=33 cluster.tasks_per_node=2", "cluster.cpus_per_task=33: with 3 tasks more than the 64"),
-    ("cluster.mem_gb=300", "cluster.mem_gb=300: a node of the throwaway cluster has 250"),
+    ("cluster.mem_gb=300", "cluster.mem_gb=300: a node of the temporary cluster has 250"),
 ])  # fmt: skip
-def test_what_the_throwaway_cluster_cannot_give_is_refused_before_there_is_one(asked: str, said: str) -> None:
+def test_what_the_temporary_cluster_cannot_give_is_refused_before_there_is_one(asked: str, said: str) -> None:
     with pytest.raises(UserError) as refused:
         scale_down(["experiment=starter", *asked.split()], lambda said: None)
     assert str(refused.value).startswith(said)
@@ -79,7 +79,7 @@ def test_a_rehearsal_never_speaks_to_wandb() -> None:
     assert (config.tracking.mode, config.tracking.entity) == ("none", None)
 
 
-def test_what_the_throwaway_cluster_has_is_taken() -> None:
+def test_what_the_temporary_cluster_has_is_taken() -> None:
     assert (
         scale_down(["experiment=starter", "cluster.partition=low"], lambda said: None).config.cluster.partition == "low"
     )

@@ -29,7 +29,7 @@ from tests.cluster.fabricated import BEGAN, Folder, epoch, row, runs, start, sto
 from tests.cluster.fake_slurm import FakeSlurm
 from tests.conftest import PATIENCE_S
 
-ON = "; go on with: runyard resume "
+ON = "; continue with: runyard resume "
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def status(folder: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 
 
 def said(run: Path) -> tuple[str, str]:
-    """State and words, without the command to go on with."""
+    """State and words, without the command to continue with."""
     now = run_status(read_run_summary(run))
     return now.state, now.message.partition(ON)[0]
 

@@ -64,5 +64,5 @@ def test_another_cluster_is_refused(tmp_path: Path) -> None:
     done = subprocess.run([*COMMAND, "cluster=nyu_torch"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "runyard: cluster=nyu_torch: a rehearsal has a throwaway cluster of its own; leave that out\n"
+        "runyard: cluster=nyu_torch: a rehearsal has a temporary cluster of its own; leave that out\n"
     )

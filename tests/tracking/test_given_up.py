@@ -54,7 +54,7 @@ def test_a_run_that_crashed_before_it_ever_spoke_to_wandb_is_one_alert_once_it_i
     assert last.returncode == 1
     given_up, told = last.stderr.splitlines()
     assert given_up.startswith("runyard: given up: 3 restarts without progress")
-    assert told.startswith("runyard: W&B was told: http")
+    assert told.startswith("runyard: W&B alert sent: http")
     (alert,) = server.runs[run.id].alerts
     assert alert["title"] == f"{run.config.name}: given up"
     assert "srun ended with 9" in alert["text"]
@@ -87,7 +87,7 @@ def test_a_wandb_that_does_not_answer_is_one_line_and_changes_no_exit_code(
         getattr(server, trouble).set()
     assert requeue.finish_job(str(run.path), 9, preempted=False) == 1
     _, told = capfd.readouterr().err.splitlines()
-    assert told.startswith("runyard: W&B was not told (")
+    assert told.startswith("runyard: W&B alert not sent (")
     assert told.endswith(f"try: runyard sync {run.path}")
     assert journal.read_journal(run.journal_path)[0][-1]["message"].startswith("given up")
 
