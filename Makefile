@@ -34,7 +34,7 @@ docs: setup ## Write docs/cli.md from --help, then the docs site into build/site
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build
 	@echo "build/site/index.html is written; with search: python3 -m http.server -d build/site"
 
-rehearsal-tools: ## SLURM's packages (root or sudo), for a throwaway cluster on this machine
+rehearsal-tools: ## SLURM's packages (root or sudo), for a temporary cluster on this machine
 	@slurm/setup.sh rehearsal
 
 browser: ## Chromium (root or sudo), for the tests of pages

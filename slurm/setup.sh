@@ -180,17 +180,17 @@ fi
 export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}" UV_PYTHON_DOWNLOADS=never # seconds without a byte; never a Python of uv's own
 if [ -t 2 ]; then quiet=; else quiet=-q; fi
 
-verb=${1:-environment}
+target=${1:-environment}
 [ $# = 0 ] || shift
-if [ "$verb" = lock ]; then
+if [ "$target" = lock ]; then
     lock "$@"
     exit
 fi
-if [ "$verb" = rehearsal ]; then
+if [ "$target" = rehearsal ]; then
     get_rehearsal_tools
     exit
 fi
-if [ "$verb" = browser ]; then
+if [ "$target" = browser ]; then
     get_browser
     exit
 fi
@@ -200,8 +200,8 @@ if ! ready; then
     get_uv
     make_environment
 fi
-case $verb in
+case $target in
     environment) ;;
     data) prepare_data ;;
-    *) say "$verb: expected environment, data, rehearsal, browser or lock"; exit 2 ;;
+    *) say "$target: expected environment, data, rehearsal, browser or lock"; exit 2 ;;
 esac

@@ -34,13 +34,13 @@ class CancelResult:
 
     Attributes:
         state: As in ``RunStatus``, or "going" if it did not end.
-        words: The state and its reason, as a message.
+        message: The state and its reason, as a message.
         step: The step of its newest checkpoint; None if there is none.
         forced: It did not end in time when it was asked to.
     """
 
     state: str
-    words: str
+    message: str
     step: int | None
     forced: bool
 

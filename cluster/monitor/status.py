@@ -129,7 +129,7 @@ def as_json(status: RunStatus) -> dict[str, Any]:
         "sweep": run.record.get("sweep"),
         "state": status.state,
         "reason": status.reason,
-        "words": status.message,
+        "message": status.message,
         "job": run.job.get("id"),
         "slurm_state": job.state if job else None,
         "time_left_s": job.left_s if job and job.running else None,

@@ -88,7 +88,7 @@ def test_what_trains_is_asked_once_and_says_what_it_saved(folder: Folder, cancel
     code, out, _ = cancelled("--json")
     assert code == 0
     words = f"stopped at step 240, saved (cancelled); continue with: runyard resume {run.name}"
-    assert json.loads(out) == {"run": run.name, "state": "stopped", "step": 240, "forced": False, "words": words}
+    assert json.loads(out) == {"run": run.name, "state": "stopped", "step": 240, "forced": False, "message": words}
     assert folder.slurm.calls("scancel") == [TERM]
 
 

@@ -31,7 +31,7 @@ NODE: dict[str, Any] = {  # a node on which all is well
     "host": "node1", "cpus": 8, "python": "3.11.7", "executable": "/env/bin/python", "errors": {}, "cuda": "13.0",
     "versions": dict.fromkeys(doctor.REPORTED_PACKAGES, "1.0"), "gpus": ["NVIDIA H200"], "data": None,
     "reached": True, "stage": None,
-    "meeting": {"seen": True, "error": None, "server_ahead_s": 0.0}, "tmpdir": None, "ahead_s": 0.2, "here": HERE,
+    "shared_folder": {"seen": True, "error": None, "server_ahead_s": 0.0}, "tmpdir": None, "ahead_s": 0.2, "here": HERE,
 }  # fmt: skip
 
 
@@ -190,7 +190,7 @@ def test_a_node_on_which_all_is_well_passes() -> None:
             "ffcv cannot be imported on node1 by /env/bin/python: ImportError: libopencv.so (nor cv2)",
         ),
         ("GPUs", {"gpus": []}, [], "cluster.gpus_per_node=1: torch (for CUDA 13.0) sees no GPU on node1"),
-        ("shared folders", {"meeting": None}, ["runs_dir=/x"], "runs_dir=/x: cannot be written here"),
+        ("shared folders", {"shared_folder": None}, ["runs_dir=/x"], "runs_dir=/x: cannot be written here"),
         (
             "shared folders",
             {"here": {"node_seen": False, "server_ahead_s": 0}},
@@ -199,7 +199,7 @@ def test_a_node_on_which_all_is_well_passes() -> None:
         ),
         (
             "shared folders",
-            {"meeting": {"seen": False, "error": "Permission denied", "server_ahead_s": None}},
+            {"shared_folder": {"seen": False, "error": "Permission denied", "server_ahead_s": None}},
             [],
             "not the same folder on node1 (Permission denied)",
         ),
@@ -220,7 +220,7 @@ def test_a_node_on_which_all_is_well_passes() -> None:
         ("clocks", {"here": {"node_seen": True, "server_ahead_s": 9.0}}, [], "the file server's is 9 s ahead of"),
         (
             "clocks",
-            {"meeting": {"seen": True, "error": None, "server_ahead_s": 7.0}},
+            {"shared_folder": {"seen": True, "error": None, "server_ahead_s": 7.0}},
             [],
             "the node sees it is 7 s ahead",
         ),
@@ -246,13 +246,13 @@ def test_the_probe_tells_of_this_machine(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("MINE", str(tmp_path))
     monkeypatch.setenv("SLURM_TMPDIR", "/nowhere")
     monkeypatch.setattr("runyard.cluster.launch.checks.node_probe.MODULES", ("numpy", "no_such_library"))
-    facts = probe({"meeting": str(tmp_path), "data": "/nowhere", "host": "127.0.0.1", "port": 1, "stage": "$MINE"})
-    assert (facts["meeting"]["seen"], facts["meeting"]["error"], facts["reached"]) == (True, None, False)
+    facts = probe({"shared_folder": str(tmp_path), "data": "/nowhere", "host": "127.0.0.1", "port": 1, "stage": "$MINE"})
+    assert (facts["shared_folder"]["seen"], facts["shared_folder"]["error"], facts["reached"]) == (True, None, False)
     assert facts["errors"] == {"no_such_library": "ModuleNotFoundError: No module named 'no_such_library'"}
     assert facts["data"] == "/nowhere: No such file or directory"
     assert (facts["stage"]["path"], facts["stage"]["error"]) == (str(tmp_path), None)
     assert facts["tmpdir"]["error"] == "No such file or directory"
-    assert abs(facts["meeting"]["server_ahead_s"]) < 1
+    assert abs(facts["shared_folder"]["server_ahead_s"]) < 1
     json.dumps(facts)
 
 

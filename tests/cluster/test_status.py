@@ -335,8 +335,8 @@ def test_where_accounting_does_not_answer_a_job_that_is_gone_is_unknown(folder: 
     code, out, err = status("--json")
     (run,) = json.loads(out)
     assert (code, run["state"]) == (2, "unknown")
-    assert "memory" not in run["words"]
-    assert "Problem talking to the database" in run["words"]
+    assert "memory" not in run["message"]
+    assert "Problem talking to the database" in run["message"]
     assert "Problem talking to the database" in err
 
 

@@ -1,4 +1,4 @@
-"""A throwaway SLURM as the tests use it: plain scripts of this machine's size, and how their jobs end."""
+"""A temporary SLURM as the tests use it: plain scripts of this machine's size, and how their jobs end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The throwaway cluster: nothing is left of it whatever ends it, it is open to nobody else, and each fault is one."""
+"""The temporary cluster: nothing is left of it whatever ends it, it is open to nobody else, and each fault is one."""
 
 from __future__ import annotations
 

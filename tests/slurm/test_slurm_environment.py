@@ -43,16 +43,16 @@ def test_a_requeued_job_and_another_step_of_it_meet_elsewhere() -> None:
 def test_rank_0_is_found_though_its_name_resolves_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "no-such-node.invalid")
     monkeypatch.setattr(socket, "gethostname", lambda: "no-such-host.invalid")
-    opened = rendezvous.open_store(tmp_path / "meeting.json", one_node=False, timeout_s=PATIENCE_S)
+    opened = rendezvous.open_store(tmp_path / "rendezvous.json", one_node=False, timeout_s=PATIENCE_S)
     opened.set("said", "hello")
-    assert rendezvous.connect_store(tmp_path / "meeting.json", NOBODY, timeout_s=PATIENCE_S).get("said") == b"hello"
+    assert rendezvous.connect_store(tmp_path / "rendezvous.json", NOBODY, timeout_s=PATIENCE_S).get("said") == b"hello"
 
 
 @pytest.mark.parametrize("one_node", [True, False])  # the store of several nodes shows that the test can see one
 def test_the_store_of_one_node_is_reached_on_loopback_alone(tmp_path: Path, one_node: bool) -> None:
-    store = rendezvous.open_store(tmp_path / "meeting.json", one_node=one_node, timeout_s=10)
-    assert stat.S_IMODE((tmp_path / "meeting.json").stat().st_mode) == 0o600
-    assert rendezvous.connect_store(tmp_path / "meeting.json", NOBODY, timeout_s=10).get("secret") == store.get(
+    store = rendezvous.open_store(tmp_path / "rendezvous.json", one_node=one_node, timeout_s=10)
+    assert stat.S_IMODE((tmp_path / "rendezvous.json").stat().st_mode) == 0o600
+    assert rendezvous.connect_store(tmp_path / "rendezvous.json", NOBODY, timeout_s=10).get("secret") == store.get(
         "secret"
     )
     listening = {
@@ -76,7 +76,7 @@ def test_gloo_takes_the_network_that_another_node_reached_rank_0_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two nodes in one process: each has its host name and its environment in turn."""
-    store = rendezvous.open_store(tmp_path / "meeting.json", one_node=False, timeout_s=PATIENCE_S)
+    store = rendezvous.open_store(tmp_path / "rendezvous.json", one_node=False, timeout_s=PATIENCE_S)
     interface, address = list(rendezvous._interfaces())[-1]
     hosts, taken = ["first", "first", "second"], {}
     here = threading.local()

@@ -53,7 +53,7 @@ def test_a_run_is_seen_and_followed_over_a_requeue_and_cancelled_for_good(runs: 
     run = runs.submit(*ENDLESS)
     follower, leaver = follow(runs, run), follow(runs, run)
     running = until_it_is("running", run, status)
-    assert running["words"].startswith("running on node")
+    assert running["message"].startswith("running on node")
     assert (len(running["nodelist"]), running["nodes"], running["slurm_state"]) == (2, 2, "RUNNING")
     until(lambda: len(rows(run, "checkpoint")) > 1, run)
     leaver.send_signal(signal.SIGINT)
@@ -62,7 +62,7 @@ def test_a_run_is_seen_and_followed_over_a_requeue_and_cancelled_for_good(runs: 
 
     runs.sandbox.run("scontrol", "requeue", job(run))
     waiting = until_it_is("waiting", run, status)
-    assert "waiting to go on at step" in waiting["words"]
+    assert "waiting to go on at step" in waiting["message"]
     until(lambda: len(rows(run, "start")) == 2, run)
     assert until_it_is("running", run, status)["restarts"] == 1
 
@@ -88,11 +88,11 @@ def test_what_waits_is_cancelled_before_it_begins(runs: Runs, status: Any) -> No
     run, other = (runs.submit(*ENDLESS, options=("--after", first)) for _ in range(2))
     for waiting in (status(run), status(other)):
         assert (waiting["state"], waiting["reason"]) == ("waiting", "Dependency")
-        assert waiting["words"] == "waiting (Dependency): another job has to end first"
+        assert waiting["message"] == "waiting (Dependency): another job has to end first"
     done = runs.command("cancel", str(run.path))
     assert (done.returncode, "stopped before the first step" in done.stdout) == (0, True), done.stderr
     runs.sandbox.run("scancel", job(other))
-    assert until_it_is("cancelled", other, status)["words"].startswith("cancelled (scancel) while it waited")
+    assert until_it_is("cancelled", other, status)["message"].startswith("cancelled (scancel) while it waited")
     runs.sandbox.run("scancel", first)
     until(lambda: runs.queue() == [], run)
     assert rows(run, "start") == rows(other, "start") == []

@@ -319,7 +319,7 @@ PROMISE = Promise(
     number=17,
     promise="Whatever happens to a job on SLURM, its run goes on by itself, or after `resume` where a person cancelled "
     "it, to the bits of the undisturbed run.",
-    attack="On a throwaway SLURM of six nodes, runs of 2, 4 and 6 tasks on 2 to 4 nodes: ranks killed, one or all, or "
+    attack="On a temporary SLURM of six nodes, runs of 2, 4 and 6 tasks on 2 to 4 nodes: ranks killed, one or all, or "
     "held still; srun or the batch shell killed; the newest checkpoint damaged; warned, preempted, suspended, "
     "requeued, held and released, its limit lowered; cancelled and resumed, by several at once, without its code; the "
     "controller restarted, or away while a rank dies; a node without power, without link, drained; up to two in a run.",

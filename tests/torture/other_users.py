@@ -313,7 +313,7 @@ def store(s: Share) -> str:
     stops = [("tests.torture.moments:raise_at", name, 1, "before", signal.SIGSTOP) for name in moments]
     ranks = s.a.ground.start(run, 2, {0: stops})
     hold(stopped(ranks.pids[0]), f"rank 0 ended: {ranks.said[-200:]}")
-    (address,) = (run.path / "slurm").glob("meeting-*.json")
+    (address,) = (run.path / "slurm").glob("rendezvous-*.json")
     run.path.chmod(0o755)  # as if the folders above did not keep others out
     (run.path / "slurm").chmod(0o755)
     secret = as_nobody(address.read_text)

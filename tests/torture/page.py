@@ -23,7 +23,7 @@ FOOT = """\
 ## What is not promised
 
 - **Other hardware, other bits.** Bit for bit means: the same number of ranks, the same kind of device, the same
-  versions of torch and of this project. On another number of ranks a run goes on with the same images in the same
+  versions of torch and of this project. With another number of ranks a run continues with the same images in the same
   steps; sums are taken in another order, and batch norm, unless `sync_batch_norm` is set, sees each rank's images
   alone.
 - **GPUs without `deterministic=true`.** Some of cuDNN's and cuBLAS's algorithms add in an order of their own. The
@@ -36,7 +36,7 @@ FOOT = """\
   hold on a network file system is the kernel's to free.
 - **Root, and the user's own account.** Who may act as you can change what you run. Against other users of the machine
   see SECURITY.md.
-- **Weights & Biases keeps what it was sent.** `sync` sends what was not; it does not mend what was deleted there.
+- **Weights & Biases keeps what it was sent.** `sync` sends what was not; it does not restore what was deleted there.
 - **Speed.** No attack measures it; docs/benchmarks.md does.
 """
 

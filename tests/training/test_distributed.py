@@ -164,7 +164,7 @@ def test_a_rank_0_that_is_reached_at_none_of_its_addresses_may_be_so_at_another_
 ) -> None:
     monkeypatch.setattr(process_group, "JOIN_TIMEOUT_S", 0.3)
     there = {"hosts": ["127.0.0.1"], "port": 1, "secret": "s"}
-    (tmp_path / "meeting-test.json").write_text(json.dumps(there))
+    (tmp_path / "rendezvous-test.json").write_text(json.dumps(there))
     with (
         pytest.raises(PeerFailure, match=r"rank 0 is reached at none of 127\.0\.0\.1, port 1"),
         joined_process_group(place(1, 3), tmp_path),

@@ -114,7 +114,7 @@ def gpus(context: CheckContext, report: dict[str, Any]) -> str:
 
 def shared_folders(context: CheckContext, report: dict[str, Any]) -> str:
     """Check that the node sees what is in ``runs_dir`` and ``data.root`` on this machine."""
-    config, shared = context.config, report["meeting"]
+    config, shared = context.config, report["shared_folder"]
     if shared is None:
         raise UserError(f"runs_dir={config.runs_dir}: cannot be written here; set runs_dir to a folder you can write")
     if not (shared["seen"] and report["here"]["node_seen"]):
@@ -166,8 +166,8 @@ def local_disk(context: CheckContext, report: dict[str, Any]) -> str:
 def clock_skew(context: CheckContext, report: dict[str, Any]) -> str:
     """Check that the clocks of this machine, the node and the file server agree: leases and logs depend on it."""
     ahead = {f"{report['host']}'s clock": report["ahead_s"], "the file server's": report["here"]["server_ahead_s"]}
-    if report["meeting"] and report["meeting"]["server_ahead_s"] is not None:
-        file_server_ahead_s = report["ahead_s"] + report["meeting"]["server_ahead_s"]
+    if report["shared_folder"] and report["shared_folder"]["server_ahead_s"] is not None:
+        file_server_ahead_s = report["ahead_s"] + report["shared_folder"]["server_ahead_s"]
         ahead["the file server's as the node sees it"] = file_server_ahead_s
     measured = {name: seconds for name, seconds in ahead.items() if seconds is not None}
     if not measured:

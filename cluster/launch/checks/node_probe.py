@@ -26,12 +26,12 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
     """Return the report.
 
     Args:
-        request: ``meeting``, a folder in which this node creates a file; ``data``, a folder to read; ``host`` and
+        request: ``shared_folder``, a folder in which this node creates a file; ``data``, a folder to read; ``host`` and
             ``port`` of a server to reach, or null; ``stage``, a folder on the node's own disk, or null.
     """
     report: dict[str, Any] = {"host": socket.gethostname(), "cpus": len(os.sched_getaffinity(0))}
     report |= {"python": sys.version.split()[0], "executable": sys.executable} | _imports() | _gpus()
-    report["meeting"] = _check_shared_folder(Path(request["meeting"])) if request["meeting"] else None
+    report["shared_folder"] = _check_shared_folder(Path(request["shared_folder"])) if request["shared_folder"] else None
     report["data"] = _read_problem(Path(request["data"]))
     report["reached"] = _can_connect(request["host"], request["port"]) if request["host"] else None
     for name, folder in {"tmpdir": os.environ.get("SLURM_TMPDIR"), "stage": request["stage"]}.items():

@@ -41,5 +41,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"run": summary.id, **dataclasses.asdict(result)}))
     else:
-        print(f"run {summary.id}: {result.words}", file=sys.stdout if result.clean else sys.stderr)
+        print(f"run {summary.id}: {result.message}", file=sys.stdout if result.clean else sys.stderr)
     return 0 if result.clean else FAILED

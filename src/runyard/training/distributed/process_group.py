@@ -248,7 +248,7 @@ def _wait_for_all(
 
 
 def _address_file(rank_info: RankInfo, folder: Path) -> Path:
-    return folder / f"meeting-{rank_info.start_id}.json"
+    return folder / f"rendezvous-{rank_info.start_id}.json"
 
 
 def _rendezvous(rank_info: RankInfo, folder: Path, ended_file: Path) -> dist.Store:
