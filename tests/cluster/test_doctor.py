@@ -246,7 +246,8 @@ def test_the_probe_tells_of_this_machine(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("MINE", str(tmp_path))
     monkeypatch.setenv("SLURM_TMPDIR", "/nowhere")
     monkeypatch.setattr("runyard.cluster.launch.checks.node_probe.MODULES", ("numpy", "no_such_library"))
-    facts = probe({"shared_folder": str(tmp_path), "data": "/nowhere", "host": "127.0.0.1", "port": 1, "stage": "$MINE"})
+    request = {"shared_folder": str(tmp_path), "data": "/nowhere", "host": "127.0.0.1", "port": 1, "stage": "$MINE"}
+    facts = probe(request)
     assert (facts["shared_folder"]["seen"], facts["shared_folder"]["error"], facts["reached"]) == (True, None, False)
     assert facts["errors"] == {"no_such_library": "ModuleNotFoundError: No module named 'no_such_library'"}
     assert facts["data"] == "/nowhere: No such file or directory"

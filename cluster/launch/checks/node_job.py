@@ -79,7 +79,8 @@ class NodeJob:
         config = self._context.config
         host, port = self._server or (None, None)
         data, stage = str(manifest.dataset_dir(config.data).absolute()), config.cluster.stage_data
-        probe_request = {"shared_folder": folder and str(folder), "data": data, "host": host, "port": port, "stage": stage}
+        shared_folder = folder and str(folder)
+        probe_request = {"shared_folder": shared_folder, "data": data, "host": host, "port": port, "stage": stage}
         name = f"runyard-doctor-{secrets.token_hex(4)}"
         command = (
             self._srun(name, probe_request) if config.cluster.launcher == "slurm" else _local_command(probe_request)
