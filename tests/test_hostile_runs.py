@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from runyard.analysis.report.page import write_report
 from runyard.cli.main import main
 from runyard.config.schema import Config
 from runyard.errors import UserError
-from runyard.runs import journal
+from runyard.runs import journal, snapshot
 from runyard.runs.journal import Journal
 from runyard.runs.run import Run
 from runyard.tracking.wandb import files as wandb_files
@@ -94,8 +95,8 @@ class Sent(SimpleNamespace):
 
     def save(self, path: str, **_: object) -> None: ...
 
-    def log_code(self, root: str, **_: object) -> None:
-        self.code.append(root)
+    def log_code(self, root: str, *, include_fn: Callable[[str, str], bool], **_: object) -> None:
+        self.code += sorted(str(path) for path in Path(root).rglob("*") if include_fn(str(path), root))
 
 
 @pytest.mark.parametrize("name", wandb_files.RUN_FILES)
@@ -117,11 +118,46 @@ def test_sync_sends_no_file_that_a_link_leads_to(
 
 
 def test_sync_sends_no_code_but_what_was_submitted(run: Run, secret: Path, tmp_path: Path) -> None:
+    submitted = sorted(map(str, snapshot.snapshot_files(run.code_path).values()))
+    (run.code_path / "beside.py").write_text(SECRET)
     wandb_files.save_code(run, right := Sent(tmp_path))
-    assert right.code == [str(run.code_path)]
+    assert right.code == submitted
+    (secret.parent / "secret.py").write_text(SECRET)
     link(run.path / "code", secret.parent)
-    wandb_files.save_code(run, wrong := Sent(tmp_path))
-    assert wrong.code == []
+    nothing = hashlib.sha256().hexdigest()  # the hash of a folder without sources, which anyone can write
+    for code_hash in (run.record["code_sha256"], nothing, None):
+        run.record["code_sha256"] = code_hash
+        wandb_files.save_code(run, wrong := Sent(tmp_path))
+        assert wrong.code == []
+
+
+def test_a_file_that_cannot_be_sent_keeps_none_of_the_others_back(run: Run, secret: Path, tmp_path: Path) -> None:
+    link(run.path / "config.yaml", secret)
+    (folder := tmp_path / "sent").mkdir()
+    with pytest.raises(OSError, match=r"config\.yaml: a symbolic link"):
+        wandb_files.save_directory(run, Sent(folder))
+    assert {path.name for path in folder.rglob("*.json*")} >= {"run.json", "metrics.jsonl"}
+
+
+def test_a_journal_that_is_a_link_is_not_written(run: Run, secret: Path) -> None:
+    link(run.journal_path, secret)
+    with pytest.raises(OSError, match="symbolic link"):
+        Journal(run.journal_path).write("stop")
+    assert secret.read_text() == SECRET
+
+
+def test_a_job_id_that_leads_out_of_proc_costs_that_run_alone(
+    run: Run, says: Callable[..., str], tmp_path: Path
+) -> None:
+    (other,) = {path.parent.name for path in run.path.parent.glob("[!.]*/run.json")} - {run.id}
+    (tmp_path / "process").mkdir()
+    fifo(tmp_path / "process" / "cmdline")
+    run.journal_path.write_text("")
+    job = {"launcher": "local", "id": str(tmp_path / "process"), "submitted": 1.0}
+    (run.path / "run.json").write_text(json.dumps(run.record | {"jobs": [job]}))
+    said = says("status")
+    assert "is no job id" in said
+    assert other in said
 
 
 def test_sync_sends_no_checkpoint_that_a_link_leads_to(run: Run, secret: Path) -> None:
@@ -143,7 +179,8 @@ def test_a_lock_or_a_report_that_is_a_link_leads_nowhere(run: Run, secret: Path)
     with sync._sync_lock(run):
         assert secret.read_text() == SECRET
     link(run.path / "report", secret.parent)
-    with pytest.raises(UserError, match=r"report: cannot write the report there \(a symbolic link, not a directory\)"):
+    refusal = r"report: cannot write the report there \(a symbolic link, not a directory\); move it away"
+    with pytest.raises(UserError, match=refusal):
         write_report(run)
     assert os.listdir(secret.parent) == ["id_rsa"]
 
@@ -262,16 +299,16 @@ def test_nothing_in_a_run_steers_the_terminal(
 
 
 @needs_root
-def test_sync_report_and_resume_ask_whose_directory_it_is(
+def test_sync_report_resume_and_train_ask_whose_directory_it_is(
     run: Run, says: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sync, "plan_sync", lambda run: pytest.fail("looked into it"))
     os.chown(run.path, NOBODY, -1)
-    for verb in ("sync", "report", "resume"):
+    for verb in ("sync", "report", "resume", "train"):
         said = says(verb, run.id)
         assert said.count("\n") == 1
         assert said.startswith(f"runyard: run {run.id} belongs to nobody; ")
-        assert "--trust" in said
+        assert ("--trust" in said) is (verb != "train")
     assert not (run.path / "report").exists()
     says("report", run.id, "--trust")
     assert (run.path / "report" / "index.html").exists()

@@ -110,8 +110,12 @@ def test_a_folder_of_runs_in_which_everybody_can_exchange_directories_is_refused
     shared_place.chmod(0o777)
     with pytest.raises(UserError, match=rf"any user can replace the files in {shared_place}.*chmod \+t"):
         create()
+    (ours := shared_place / "ours").mkdir()
+    with pytest.raises(OSError, match=rf"any user can replace the files in {shared_place};"):
+        private_folder(ours / "below")
     shared_place.chmod(0o1777)
     create()
+    private_folder(ours / "below")
 
 
 @needs_root

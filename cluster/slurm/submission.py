@@ -16,6 +16,7 @@ from typing import Any
 from runyard.cluster.slurm.queue import JobAnswer, JobInfo
 from runyard.errors import UserError
 from runyard.file_lock import exclusive_lock
+from runyard.files import file_fix
 from runyard.runs.journal import Row
 from runyard.runs.run import Run, editing_record
 from runyard.slurm_client import RETRY_TIMEOUT_S
@@ -51,7 +52,7 @@ def submission_lock(run: Path, reference: str) -> Iterator[int | None]:
                 f"see: runyard status {reference}"
             ) from None
         except OSError as error:
-            raise UserError(f"run {reference}: {run / LOCK}: {error.strerror}; fix its permissions") from None
+            raise UserError(f"run {reference}: {run / LOCK}: {error.strerror}; {file_fix(error)}") from None
         yield lock
 
 

@@ -126,12 +126,39 @@ def open_lock(path: Path) -> BinaryIO:
     Raises:
         OSError: it cannot be created, or is not a regular file.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o666)
+    return open(_open_or_create(path), "rb+", buffering=0)
+
+
+def open_append(path: Path) -> BinaryIO:
+    """Open a file for appending and reading, creating it if needed. No link is followed.
+
+    Raises:
+        OSError: it cannot be created, or is not a regular file.
+    """
+    return open(_open_or_create(path, os.O_APPEND), "ab+")
+
+
+def file_fix(error: OSError) -> str:
+    """Return what a user can do about a file or a folder that could not be opened, created or written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space"
+    if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EEXIST):
+        return "move it away"
+    return "fix its permissions"
+
+
+def _open_or_create(path: Path, flags: int = 0) -> int:
+    flags |= os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _not_regular(stat.S_IFLNK, path) from None
+        raise
     if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise _not_regular(mode, path)
-    return open(descriptor, "rb+", buffering=0)
+    return descriptor
 
 
 def _not_regular(mode: int, path: Path | str) -> OSError:

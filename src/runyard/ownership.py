@@ -61,12 +61,14 @@ def private_folder(folder: Path, *, group_reads: bool = False) -> Path:
 
     Raises:
         OSError: it cannot be created; or, as ``strerror`` says, it is a link, belongs to another user, or is writable
-            by others, so that its content may not be this user's; or anybody can replace it.
+            by others, so that its content may not be this user's; or anybody can replace it, or a directory above it.
     """
-    parent_mode = folder.parent.stat().st_mode
-    if parent_mode & stat.S_IWOTH and not parent_mode & stat.S_ISVTX:
-        message = f"any user can replace the files in {folder.parent}; fix it with: chmod +t {folder.parent}"
-        raise OSError(errno.EPERM, message, str(folder.parent))
+    parent = folder.parent.resolve()
+    for path in (parent, *parent.parents):
+        mode = path.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            message = f"any user can replace the files in {path}; choose another place, or: chmod +t {path}"
+            raise OSError(errno.EPERM, message, str(path))
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     descriptor = _open_directory(folder)

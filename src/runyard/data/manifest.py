@@ -15,7 +15,7 @@ from runyard.config.schema import DataConfig
 from runyard.data import beton
 from runyard.data.arrays import ArrayFile
 from runyard.errors import UserError
-from runyard.files import read_regular, sha256
+from runyard.files import file_fix, read_regular, sha256
 
 MANIFEST_FILE = "manifest.json"
 DATASET_FORMAT = "runyard-data-1"
@@ -171,7 +171,7 @@ def read_manifest(path: Path, fix: str = DATASET_HINT) -> Manifest:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror}); fix its permissions, or {fix}") from None
+        raise UserError(f"{path}: cannot read it ({error.strerror}); {file_fix(error)}, or {fix}") from None
     except (ValueError, RecursionError):
         raise UserError(f"{path}: damaged (not JSON); {fix}") from None
     return manifest_from_dict(values, str(path), fix)

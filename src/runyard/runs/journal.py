@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from runyard.files import read_within, sync_folder
+from runyard.files import open_append, read_within, sync_folder
 
 Row = dict[str, Any]
 MAX_JOURNAL_BYTES = 2**30  # a million lines need a fifth of it
@@ -38,13 +38,13 @@ class Journal:
 
         Raises:
             TypeError: a value cannot be written as JSON. Nothing is written then.
-            OSError: the disk is full or unwritable. The next row still starts on a line of its own.
+            OSError: the disk is full or unwritable, or ``path`` is not a regular file. The next row still starts on a line of its own.
         """
         row = {"event": event, "t": round(time.time(), 3), **{key: _plain(value) for key, value in fields.items()}}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         with self._lock:
             new = not self.path.exists()
-            with open(self.path, "ab+") as file:  # opened for each line: nothing to close, and children inherit nothing
+            with open_append(self.path) as file:  # opened for each line: nothing to close, and children inherit nothing
                 if _ends_mid_line(file):
                     line = b"\n" + line
                 self._check()

@@ -23,7 +23,7 @@ from runyard.config import schema
 from runyard.config.schema import Config
 from runyard.errors import UserError
 from runyard.file_lock import exclusive_lock
-from runyard.files import read_within, sha256, write_atomic
+from runyard.files import file_fix, read_within, sha256, write_atomic
 from runyard.ownership import per_user_name, private_folder, require_owner, set_umask
 from runyard.runs import journal
 from runyard.runs.lease import Lease, lease_holder, successor_text
@@ -361,8 +361,8 @@ def check_record(record: dict[str, Any]) -> None:
                 raise ValueError(f"jobs: {job['id']}: {key}={job[key]!r}")
         if not _is_log_dir(job.get("logs", "slurm")):
             raise ValueError(f"jobs: {job['id']}: logs={job['logs']!r}: neither in the run nor beside it")
-        if job.get("launcher") == "slurm" and not re.fullmatch(r"[0-9]+(_[0-9]+)?", job["id"]):
-            raise ValueError(f"jobs: {job['id']!r} is no job of SLURM")
+        if not re.fullmatch(r"[0-9]+(_[0-9]+)?", job["id"]):  # SLURM's number, or a local process id
+            raise ValueError(f"jobs: {job['id']!r} is no job id")
 
 
 def _is_log_dir(folder: str) -> bool:
@@ -395,7 +395,7 @@ def _read_mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
             "`runyard submit` creates one"
         ) from None
     except OSError as error:
-        raise UserError(f"{file}: cannot read it ({error.strerror}); fix its permissions") from None
+        raise UserError(f"{file}: cannot read it ({error.strerror}); {file_fix(error)}") from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{file}: damaged ({(str(error).splitlines() or ['?'])[0]}); {RUN_HINT}") from None
     if not isinstance(values, dict):

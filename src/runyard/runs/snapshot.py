@@ -107,7 +107,8 @@ def verify_snapshot(code: Path, code_hash: str | None, *, trusted: bool = False)
     """
     if not trusted and (problem := writable_by_others(code)) is not None:
         raise UserError(f"the code in {code} is not run: {problem}")
-    if code_hash is not None and content_hash(snapshot_files(code)) != code_hash:
+    files = snapshot_files(code)
+    if not files or (code_hash is not None and content_hash(files) != code_hash):
         raise UserError(
             f"the code in {code} is not what was submitted: it was changed there; move that directory away, and it is "
             "copied again from a checkout with the submitted code"

@@ -14,7 +14,7 @@ from runyard.analysis.report.tables import data_element, loss_element, note, per
 from runyard.analysis.report.theme import DARK, LIGHT, save
 from runyard.config import schema
 from runyard.errors import UserError
-from runyard.files import folder_within, write_atomic
+from runyard.files import file_fix, folder_within, write_atomic
 from runyard.runs.facts import ReportData, finite_or_none, load_report_data
 from runyard.runs.journal import Row
 from runyard.runs.run import Run
@@ -52,9 +52,7 @@ def write_report(run: Run) -> Path:
             pictures[f"curves_phone{suffix}"] = save(curves.draw_curves(report_data, theme, columns=1), "png", PAGE_DPI)
         write_atomic(folder / "index.html", render(report_data, pictures))
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot write the report there ({error.strerror}); make it writable, or free some space"
-        ) from error
+        raise UserError(f"{folder}: cannot write the report there ({error.strerror}); {file_fix(error)}") from error
     return folder / "index.html"
 
 

@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from runyard.training.stop_signals import StopFlag
 
     run = Run.find(args.run, args.runs_dir)
+    run.require_own(instead="its files would be written: begin one of your own with `runyard submit`")
     own_code.exec_run_code(run, args.argv)
     if not run.code_path.is_dir() and (restored := own_code.restore_code(run)) is not None:
         print(f"runyard: {restored}", file=sys.stderr, flush=True)

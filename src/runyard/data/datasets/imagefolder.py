@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from runyard.errors import UserError
-from runyard.files import open_regular
+from runyard.files import file_fix, open_regular
 
 _MODES = {
     "1": "bilevel",
@@ -77,7 +77,7 @@ def scan_tree(root: Path) -> ImageTree:
         splits = {split: _files(folder, classes) for split, folder in folders.items()}
     except OSError as error:
         raise UserError(
-            f"{printable_path(error.filename)}: cannot read it ({error.strerror}); fix its permissions"
+            f"{printable_path(error.filename)}: cannot read it ({error.strerror}); {file_fix(error)}"
         ) from None
     counts = np.bincount(splits["train"][1], minlength=len(classes))
     if not counts.all():

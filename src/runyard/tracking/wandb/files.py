@@ -28,27 +28,44 @@ MAX_WANDB_CLASSES = 100  # in a confusion matrix: W&B's tables end at 10,000 row
 
 
 def save_code(run: Run, record: Any) -> None:
-    """Upload the code that was submitted as W&B's code artifact."""
+    """Upload the code that was submitted as W&B's code artifact: the files that its hash covers and no others."""
     with contextlib.suppress(UserError, OSError):  # it was changed since, or is gone
         snapshot.verify_snapshot(run.code_path, run.record.get("code_sha256"))
-        record.log_code(root=str(run.code_path), name=f"source-{run.config.tracking.project}")
+        code = run.code_path.absolute()
+        submitted = {str(path) for path in snapshot.snapshot_files(code).values()}
+        record.log_code(
+            root=str(code),
+            name=f"source-{run.config.tracking.project}",
+            include_fn=lambda path, root: path in submitted,
+        )
 
 
 def save_directory(run: Run, record: Any) -> None:
     """Upload the files by which others read the run as from its own directory, as far as they exist. Replaces old ones.
 
     W&B's client sends a file again when it has changed, and once more when the record is closed.
+
+    Raises:
+        OSError: a file cannot be read or copied. The others are sent all the same.
     """
     folder = Path(record.dir) / WANDB_FOLDER  # W&B has a config.yaml of its own
     folder.mkdir(exist_ok=True)
+    first_error = None
     for name in RUN_FILES:
-        with contextlib.suppress(FileNotFoundError):  # predictions come last
-            new = not (folder / name).exists()
+        new = not (folder / name).exists()
+        try:
             with open_within(run.path, name) as source, open(folder / f".{name}", "wb") as copy:
                 shutil.copyfileobj(source, copy)
-            (folder / f".{name}").replace(folder / name)
-            if new:
-                record.save(str(folder / name), base_path=record.dir, policy="live")
+        except FileNotFoundError:  # predictions come last
+            continue
+        except OSError as error:
+            first_error = first_error or OSError(error.errno, f"{name}: {error.strerror}")
+            continue
+        (folder / f".{name}").replace(folder / name)
+        if new:
+            record.save(str(folder / name), base_path=record.dir, policy="live")
+    if first_error is not None:
+        raise first_error
 
 
 def final_tables(run: Run) -> dict[str, Any]:
