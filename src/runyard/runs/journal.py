@@ -38,7 +38,8 @@ class Journal:
 
         Raises:
             TypeError: a value cannot be written as JSON. Nothing is written then.
-            OSError: the disk is full or unwritable, or ``path`` is not a regular file. The next row still starts on a line of its own.
+            OSError: the disk is full or unwritable, or ``path`` is not a regular file. The next row still starts on a
+                line of its own.
         """
         row = {"event": event, "t": round(time.time(), 3), **{key: _plain(value) for key, value in fields.items()}}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
