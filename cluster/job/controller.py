@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from runyard import known_causes, out_of_memory
+from runyard.cluster.job.task_ends import last_line
 from runyard.runs import journal, lease
 
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # each asks the tasks to save and stop
@@ -47,6 +48,7 @@ class Controller:
         self._job, self._start, self._began = str(os.getpid()), secrets.token_hex(4), time.time()
         self._tasks: list[subprocess.Popen[bytes]] = []
         self._failures: dict[int, str] = {}  # by rank, how it failed
+        self._killed: set[int] = set()  # ranks that did not end by themselves
         self._stop_signal: signal.Signals | None = None
         self._oom = out_of_memory.OomMonitor()
 
@@ -111,9 +113,10 @@ class Controller:
             oom_message = self._oom.message()
             exit_text = ", ".join(filter(None, [known_causes.exit_text(known_causes.describe_exit(code)), oom_message]))
             return f"of {self._ranks} ended without a word: {exit_text}"
-        lines = [line for line in self._tail(rank).splitlines() if line.strip()]
-        errors = [line.removeprefix("runyard: ") for line in lines if line.startswith("runyard: ")] or lines
-        return f"ended with {code}{': ' + errors[-1] if errors else ''}"
+        tail = self._tail(rank)
+        errors = [line.removeprefix("runyard: ") for line in tail.splitlines() if line.startswith("runyard: ")]
+        error = errors[-1] if errors else last_line(tail)
+        return f"ended with {code}{error and ': ' + error}"
 
     def _kill_hung(self) -> None:
         """Have the remaining tasks print their stacks, then kill them. The kernel's view of them goes to their logs."""
@@ -125,6 +128,7 @@ class Controller:
             self._failures = {rank: f"did not end, and was killed; it was {_process_state(task.pid)}"} | self._failures
             with open(self._log(rank, "err"), "a") as err:
                 err.write(f"runyard: rank {rank} {self._failures[rank]}\n")
+            self._killed.add(rank)
             task.kill()
             task.wait()
 
@@ -133,7 +137,10 @@ class Controller:
         run = self._folder.parent
         if self._end_recorded() or not self._failures or lease.lease_holder(run) is not None:
             return
-        rank, failure = next(iter(self._failures.items()))  # a rank that hung, else the first that failed
+        failures = list(self._failures.items())
+        rank, failure = failures[0]  # a rank that hung, else the first that failed
+        if (first_end := next((end for end in failures if end[0] not in self._killed), None)) and self._killed:
+            failure += f"; before that, rank {first_end[0]} {first_end[1]}"  # what hung may have waited for that rank
         stopped = self._stop_signal is signal.SIGTERM
         with contextlib.suppress(OSError):
             journal.Journal(run / "metrics.jsonl").write(

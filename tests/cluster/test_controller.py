@@ -119,6 +119,7 @@ def test_once_a_rank_failed_one_that_hangs_is_shown_with_its_stack_and_ended(lea
     assert 'File "<string>", line' in led.log(0, "err")
     assert "runyard: rank 0 did not end, and was killed; it was in state S (sleeping)" in led.log(0, "err")
     assert led.last["message"].startswith("rank 0 did not end, and was killed; it was in state S")
+    assert led.last["message"].endswith("; before that, rank 1 ended with 1: no such data")
     assert (led.last["reason"], led.last["retry"]) == ("failed", True)
 
 
@@ -131,6 +132,7 @@ def test_a_rank_that_is_stopped_is_named_and_ended_though_it_cannot_say_where_it
     )
     assert led.process.wait() == 0
     assert "rank 1 did not end, and was killed; it was in state T (stopped)" in led.last["message"]
+    assert "before that, rank 0 of 2 ended without a word: killed by SIGABRT" in led.last["message"]
 
 
 def test_nobody_is_ended_while_none_has_failed(lead: Lead) -> None:
