@@ -14,13 +14,16 @@ SECRET = "5ec7e75ec7e75ec7"
     ("tracking.project=${oc.env:WANDB_API_KEY}", "tracking.project"), ("name=run-${oc.env:WANDB_API_KEY}", "name"),
     (f"tracking.tags=[a,{SECRET}]", "tracking.tags"), (f"cluster.env_setup=[export X={SECRET}]", "cluster.env_setup"),
     ("model=${oc.env:WANDB_API_KEY}", "model"), ("epochs=${oc.env:SHORT_TOKEN}", "epochs"),
-    ("name=${oc.env:NO_SUCH_PASSWORD,x}", "name"), (f"+{SECRET}=1", "a name of a setting"),
+    ("name=${oc.env:NO_SUCH_PASSWORD,x}", "name"), ("name=${oc.env:'DB_PASS'}", "name"),
+    ("name=${oc.env:MYSQL_PWD,x}", "name"), ("name=${oc.env:GITHUB_PAT,x}", "name"),
+    ("name=${oc.env:${tracking.project}}", "name"), (f"+{SECRET}=1", "a name of a setting"),
 ])  # fmt: skip
 def test_a_configuration_that_holds_a_secret_is_refused_without_saying_it(
     override: str, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.setenv("SHORT_TOKEN", "12")
+    monkeypatch.setenv("runyard", "12")  # a name that another setting gives
     with pytest.raises(UserError) as refused:
         compose(["experiment=starter", override])
     assert SECRET not in str(refused.value)
@@ -33,5 +36,8 @@ def test_other_variables_and_what_only_looks_like_a_secret_are_taken(monkeypatch
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "long-project-name")
     monkeypatch.setenv("SSH_KEY", "/tmp")
     monkeypatch.setenv("SHORT_KEY", "long")
-    made = compose(["experiment=starter", "tracking.project=${oc.env:MY_PROJECT}", "data.root=/tmp/data"])
+    monkeypatch.setenv("PWD", "folder")
+    made = compose(
+        ["experiment=starter", "tracking.project=${oc.env:MY_PROJECT}", "data.root=/tmp/data", "name=${oc.env:PWD}"]
+    )
     assert made.config.tracking.project == "long-project-name"

@@ -9,11 +9,10 @@ from typing import Any
 
 from runyard.errors import UserError
 
-SECRET_WORDS = (
-    "KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL"  # as separate words: TOKENIZERS_PARALLELISM is not a secret
-)
-SECRET_NAME = re.compile(rf"(^|_)(API|ACCESS|PRIVATE)?({SECRET_WORDS})S?($|_)", re.IGNORECASE)
-FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*([^,}\s]+)")
+# As separate words: TOKENIZERS_PARALLELISM is not a secret, nor is PWD, the shell's directory.
+SECRET_WORDS = "KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PASS|PAT|AUTH|CREDENTIAL"
+SECRET_NAME = re.compile(rf"(^|_)(API|ACCESS|PRIVATE)?({SECRET_WORDS})S?($|_)|_PWD($|_)", re.IGNORECASE)
+FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*['\"]?([^,}\s'\"]+)")
 MIN_SECRET_LENGTH = 8  # characters; a shorter value could occur in a text by chance
 
 
@@ -32,13 +31,12 @@ def refuse_secrets(unresolved: Mapping[str, Any], values: Mapping[str, Any], env
         for name in FROM_ENVIRONMENT.findall(text):
             if SECRET_NAME.search(name):
                 raise _refusal(setting, name)
-    secrets = {
-        v: name
-        for name, v in env.items()
-        if SECRET_NAME.search(name) and len(v) >= MIN_SECRET_LENGTH and not os.path.exists(v)
-    }
+    secrets = {v: name for name, v in env.items() if SECRET_NAME.search(name) and v and not os.path.exists(v)}
+    long_secrets = {v: name for v, name in secrets.items() if len(v) >= MIN_SECRET_LENGTH}
+    from_environment = {setting for setting, text in _iter_texts(unresolved) if "oc.env" in text}
     for setting, text in _iter_texts(values):
-        if name := next((name for value, name in secrets.items() if value in text), None):
+        name = next((name for value, name in long_secrets.items() if value in text), None)
+        if name or (setting in from_environment and (name := secrets.get(text))):
             raise _refusal(setting, name)
 
 
