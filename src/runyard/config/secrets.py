@@ -31,12 +31,13 @@ def refuse_secrets(unresolved: Mapping[str, Any], values: Mapping[str, Any], env
         for name in FROM_ENVIRONMENT.findall(text):
             if SECRET_NAME.search(name):
                 raise _refusal(setting, name)
-    secrets = {v: name for name, v in env.items() if SECRET_NAME.search(name) and v and not os.path.exists(v)}
-    long_secrets = {v: name for v, name in secrets.items() if len(v) >= MIN_SECRET_LENGTH}
-    from_environment = {setting for setting, text in _iter_texts(unresolved) if "oc.env" in text}
+    secrets = {
+        v: name
+        for name, v in env.items()
+        if SECRET_NAME.search(name) and len(v) >= MIN_SECRET_LENGTH and not os.path.exists(v)
+    }
     for setting, text in _iter_texts(values):
-        name = next((name for value, name in long_secrets.items() if value in text), None)
-        if name or (setting in from_environment and (name := secrets.get(text))):
+        if name := next((name for value, name in secrets.items() if value in text), None):
             raise _refusal(setting, name)
 
 
