@@ -20,7 +20,7 @@ from runyard.runs import run as run_module
 from runyard.runs import snapshot
 from runyard.runs.run import Run
 from tests.conftest import SMALL_DATA
-from tests.second_user import NOBODY, as_nobody, needs_root, shared_place
+from tests.support.second_user import NOBODY, as_nobody, needs_root, shared_place
 
 __all__ = ["shared_place"]
 

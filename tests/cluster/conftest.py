@@ -14,8 +14,8 @@ import pytest
 
 from runyard.runs import journal
 from runyard.runs.run import Run
-from tests.cluster.fake_slurm import FakeSlurm
 from tests.conftest import PATIENCE_S
+from tests.support.fake_slurm import FakeSlurm
 from tests.training.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,8 @@ import pytest
 
 from runyard.cluster.rehearsal.sandbox import SlurmSandbox, missing_programs
 from runyard.runs.run import Run
-from tests.slurm.lab import Cluster
-from tests.slurm.runs import RARE, Runs, until_finished
+from tests.support.lab import Cluster
+from tests.support.slurm_runs import RARE, Runs, until_finished
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import pytest
 
 from runyard.cluster.slurm.cluster_info import ClusterInfo
 from tests.conftest import PATIENCE_S
-from tests.slurm.lab import ROOT, Cluster
+from tests.support.lab import ROOT, Cluster
 from tests.training.conftest import SMALL
 
 pytestmark = pytest.mark.slow

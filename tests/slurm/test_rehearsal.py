@@ -21,7 +21,7 @@ from runyard.cluster.rehearsal.sandbox import SlurmSandbox
 from runyard.cluster.rehearsal.slurm_conf import PREEMPT_GRACE_S
 from runyard.errors import UserError
 from tests.conftest import PATIENCE_S
-from tests.slurm.lab import ROOT, Cluster
+from tests.support.lab import ROOT, Cluster
 
 pytestmark = pytest.mark.slow
 HOLD = """

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PATIENCE_S
-from tests.slurm.lab import ROOT, Cluster
 from tests.slurm.test_rehearsal import processes_of
+from tests.support.lab import ROOT, Cluster
 from tests.training.conftest import SMALL
 
 pytestmark = pytest.mark.slow

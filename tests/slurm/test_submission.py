@@ -15,8 +15,8 @@ import pytest
 
 from runyard.runs.run import Run
 from tests.conftest import PATIENCE_S
-from tests.slurm.lab import ROOT
-from tests.slurm.runs import (
+from tests.support.lab import ROOT
+from tests.support.slurm_runs import (
     EPOCHS,
     OFTEN,
     RARE,

@@ -13,8 +13,8 @@ from runyard.runs import journal
 from runyard.runs.run import Run
 from tests.conftest import PATIENCE_S
 from tests.slurm.conftest import Cluster
-from tests.tracking.life import KEY
-from tests.tracking.wandb_server import ENTITY, ServedSweep, WandbServer
+from tests.support.life import KEY
+from tests.support.wandb_server import ENTITY, ServedSweep, WandbServer
 from tests.training.conftest import SMALL
 
 pytestmark = pytest.mark.slow

@@ -14,8 +14,8 @@ import pytest
 
 from runyard.runs.run import Run
 from tests.conftest import PATIENCE_S
-from tests.slurm.lab import ROOT
-from tests.slurm.runs import OFTEN, Runs, job, rows, said, saved_step, until
+from tests.support.lab import ROOT
+from tests.support.slurm_runs import OFTEN, Runs, job, rows, said, saved_step, until
 
 pytestmark = pytest.mark.slow
 ENDLESS = ("epochs=100000", *OFTEN)

@@ -17,7 +17,7 @@ from runyard.cluster.rehearsal.sandbox import missing_programs
 from runyard.runs.run import Run
 from runyard.training import checkpoint
 from tests.slurm.conftest import cluster_of
-from tests.slurm.runs import OFTEN, Runs, job, rows, until, until_finished, until_learning
+from tests.support.slurm_runs import OFTEN, Runs, job, rows, until, until_finished, until_learning
 from tests.torture.corrupt import damage
 from tests.torture.ground import ROOT, Ground, Undisturbed, curves
 from tests.torture.promise import Attacker, Promise, Unable, hold

@@ -15,7 +15,7 @@ import pytest
 from runyard.config.schema import Config
 from runyard.runs.run import Run
 from tests.conftest import PATIENCE_S, SMALL_DATA
-from tests.zygote import Fork, Zygote
+from tests.support.zygote import Fork, Zygote
 
 SMALL = (
     *SMALL_DATA,
@@ -89,7 +89,7 @@ class Ranks:
     ) -> subprocess.Popen[bytes] | Fork:
         said = self._said[rank]
         if command is None:
-            return zygote().fork(said, ("tests.zygote:say", "train", str(self.run.path)), environment)
+            return zygote().fork(said, ("tests.support.zygote:say", "train", str(self.run.path)), environment)
         with said.open("wb") as log:
             return subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
 
