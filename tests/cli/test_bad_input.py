@@ -21,7 +21,7 @@ from runyard.cli.main import main
 from runyard.data import manifest
 from runyard.runs.journal import Journal
 from runyard.runs.run import Run
-from tests.conftest import SMALL_DATA
+from tests.support.settings import SMALL_DATA
 
 SMALL = (
     *SMALL_DATA,

@@ -15,7 +15,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from runyard.config.cluster_validation import PATTERNS, check_cluster, gres_counts
 from runyard.config.schema import ClusterConfig
 from runyard.errors import UserError
-from tests.conftest import compose
+from tests.support.settings import compose
 
 SLURM = compose("cluster=slurm").cluster
 LOCAL = compose("cluster=local").cluster

@@ -18,7 +18,7 @@ from runyard.config import compose as composing
 from runyard.config.compose import compose
 from runyard.config.schema import Config
 from runyard.errors import UserError
-from tests.training.conftest import SMALL
+from tests.support.settings import SMALL
 
 
 @pytest.fixture

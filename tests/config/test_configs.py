@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import typing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +14,9 @@ from omegaconf import OmegaConf
 from runyard import models
 from runyard.config.schema import Config, config_from_dict, config_to_dict, read_dataclass
 from runyard.errors import UserError
+from tests.support.settings import ROOT
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "experiment")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.settings import ROOT
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 PATH = re.compile(r"(?<![\w./~-])(?:src|cluster|configs|slurm|tests|docs|benchmarks)/[\w./*-]*")
 MODULE = re.compile(r"`([\w./]+\.py)`")

@@ -1,5 +1,5 @@
-"""The fabricated runs of tests/analysis."""
+"""Made runs to read."""
 
-from tests.analysis.conftest import compare, make, recipe, runs_dir
+from tests.support.comparing import compare, make, recipe, runs_dir
 
 __all__ = ["compare", "make", "recipe", "runs_dir"]

@@ -15,8 +15,7 @@ from runyard.analysis.compare.narrative import table_notes
 from runyard.errors import UserError
 from runyard.runs.history import RunHistory
 from runyard.runs.reading import ACTIVE_WITHIN_S, load_history
-from tests.analysis.conftest import Compare, Make
-from tests.support.fabricate import BEGAN
+from tests.support.fake_runs import BEGAN, Compare, Make
 
 
 def append(run: RunHistory, **row: object) -> RunHistory:

@@ -20,8 +20,7 @@ from runyard.ownership import per_user_name
 from runyard.runs import run as run_module
 from runyard.runs.journal import Journal
 from runyard.runs.run import Run
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.settings import ROOT
 
 
 @pytest.fixture

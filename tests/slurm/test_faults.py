@@ -39,7 +39,7 @@ from tests.support.slurm_runs import (
     went_on,
 )
 from tests.support.starts import train_starts
-from tests.training.conftest import final_state, same
+from tests.support.trainings import final_state, same
 
 pytestmark = pytest.mark.slow
 AWAY_S = float(os.environ.get("AWAY_S", 45))  # SLURM's own commands wait for a controller for 18 s, srun for 9 s

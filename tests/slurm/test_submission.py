@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from runyard.runs.run import Run
-from tests.conftest import PATIENCE_S
-from tests.support.lab import ROOT
+from tests.support.settings import PATIENCE_S, ROOT
 from tests.support.slurm_runs import (
     EPOCHS,
     OFTEN,
@@ -30,7 +29,7 @@ from tests.support.slurm_runs import (
     until_finished,
     until_learning,
 )
-from tests.training.conftest import final_state
+from tests.support.trainings import final_state
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import pytest
 
 from runyard.cluster.search.study import runs_by_trial
 from runyard.runs.summary import read_run_summary
-from tests.support.lab import ROOT
+from tests.support.settings import ROOT
 from tests.support.slurm_runs import Runs
 
 pytestmark = pytest.mark.slow

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from runyard.runs.run import Run
-from tests.conftest import PATIENCE_S
-from tests.support.lab import ROOT
+from tests.support.settings import PATIENCE_S, ROOT
 from tests.support.slurm_runs import OFTEN, Runs, job, rows, said, saved_step, until
 
 pytestmark = pytest.mark.slow

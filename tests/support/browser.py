@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import PATIENCE_S
+from tests.support.settings import PATIENCE_S
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Own files only, no services of the browser's own, and a clock that does not stop in the background.

@@ -1,4 +1,4 @@
-"""Run directories as a run and its jobs leave them, and SLURM's answers about those, written by the test."""
+"""A folder of runs as their jobs leave them, and SLURM's answers about those, written by the test."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from runyard.cluster.slurm.queue import SEPARATOR
-from runyard.runs.run import RUN_FORMAT
+from tests.support import fake_runs
+from tests.support.fake_runs import BEGAN, Row
 from tests.support.fake_slurm import FakeSlurm
-
-BEGAN = 1_790_000_000.0  # unix seconds, when the first run of a folder was made
-Row = dict[str, Any]
 
 
 def row(event: str, at_s: float, **fields: Any) -> Row:
@@ -20,17 +18,17 @@ def row(event: str, at_s: float, **fields: Any) -> Row:
 
 
 def start(at_s: float, step: int = 0, **fields: Any) -> Row:
-    began = {"job_id": "12", "nodelist": "node[1-2]", "nodes": 2, "hostname": "node1", "step": step, "epoch": 0}
-    return row("start", at_s, **(began | fields))
+    began = {"job_id": "12", "nodelist": "node[1-2]", "nodes": 2, "hostname": "node1", "epoch": 0}
+    return fake_runs.start(step, t=at_s, **(began | fields))
 
 
 def epoch(at_s: float, number: int, top1: float, **fields: Any) -> Row:
-    measured = {"test_top1": top1, "val_top1": None, "images_per_s": 1000.0 * number, "data_wait_pct": 2.5}
-    return row("epoch", at_s, epoch=number, step=100 * number, **(measured | fields))
+    measured = {"step": 100 * number, "test_top1": top1, "images_per_s": 1000.0 * number, "data_wait_pct": 2.5}
+    return fake_runs.epoch(number, t=at_s, **(measured | fields))
 
 
 def stop(at_s: float, reason: str, **fields: Any) -> Row:
-    return row("stop", at_s, **({"reason": reason, "message": "", "cause": None} | fields))
+    return fake_runs.stop(reason, t=at_s, **fields)
 
 
 def runs(run: Path) -> str:
@@ -61,12 +59,11 @@ class Folder:
         run_id = f"20260921-{self.made:06d}-{name}-ab12"
         self.made += 1
         folder = self.path / run_id
-        (folder / "slurm").mkdir(parents=True)
         noted = {"id": job, "launcher": launcher, "cluster": "x", "nodes": 2, "tasks_per_node": 2,
                  "gpus_per_node": 0, "submitted": made + submitted, "logs": "slurm"}  # fmt: skip
-        known = {"format": RUN_FORMAT, "id": run_id, "name": name, "created": made, "sweep": None,
-                 "jobs": [noted] if job else [], "overrides": []}  # fmt: skip
-        (folder / "run.json").write_text(json.dumps(known | record))
+        known = {"name": name, "created": made, "jobs": [noted] if job else []}
+        fake_runs.write_run(folder, **(known | record))
+        (folder / "slurm").mkdir()
         self.append(folder, *rows)
         if progress is not None:
             (folder / "progress.json").write_text(json.dumps({"t": made} | progress))
@@ -74,8 +71,7 @@ class Folder:
 
     def append(self, run: Path, *rows: Row) -> None:
         made = json.loads((run / "run.json").read_text())["created"]
-        with open(run / "metrics.jsonl", "a") as journal:
-            journal.writelines(json.dumps(row | {"t": made + row["t"]}) + "\n" for row in rows)
+        fake_runs.append_rows(run, [row | {"t": made + row["t"]} for row in rows])
         for saved in (row["step"] for row in rows if row["event"] == "checkpoint"):
             place = run / "checkpoints" / f"step_{saved:08d}"
             place.mkdir(parents=True, exist_ok=True)

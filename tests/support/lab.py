@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from runyard.cluster.rehearsal.sandbox import SlurmSandbox
-from tests.conftest import PATIENCE_S
+import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from runyard.cluster.rehearsal.sandbox import SlurmSandbox, missing_programs
+from tests.support.settings import PATIENCE_S, ROOT
+
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -59,3 +62,11 @@ class Cluster:
     def said(self, job: str) -> str:
         path = self.output / f"{job}.out"
         return path.read_text() if path.exists() else ""
+
+
+@contextlib.contextmanager
+def cluster_of(nodes: int, folder: Path) -> Iterator[Cluster]:
+    if reason := missing_programs():
+        pytest.skip(reason)
+    with SlurmSandbox(folder / "lab", nodes=nodes, accounting=True) as sandbox:
+        yield Cluster(sandbox, folder)

@@ -7,39 +7,40 @@ from typing import Any
 from runyard.runs.journal import Journal
 from runyard.runs.run import Run
 from runyard.tracking.recorder import Recorder
+from tests.support import fake_runs
 
 KEY = "5ec7e75ec7e75ec7e75ec7e75ec7e75ec7e75ec7"
-START = {"step": 0, "epoch": 0, "resumed_from": None, "world_size": 2, "parameters": 10, "precision": "bf16",
-         "device_name": "abacus", "hostname": "node1"}  # fmt: skip
-FINAL = {"split": "test", "top1": 0.5, "loss": 1.4, "top1_best": 0.8, "best_epoch": 2, "confusion": [[3, 1], [2, 4]],
-         "classes": ["cat", "dog"], "clock_s": 1.1, "parameters": 10}  # fmt: skip
 TOP1 = [0.3, 0.8, 0.5, 0.6]  # the best is not the last, and after a restart after epoch 2 it is not seen again
+STEPS = 8  # an epoch
+Event = tuple[str, dict[str, Any]]
+
+
+def event(row: fake_runs.Row) -> Event:
+    return row.pop("event"), row
 
 
 def epoch(number: int) -> dict[str, Any]:
     """The fields of an ``epoch`` row, the numbers telling epochs apart."""
-    return {"epoch": number, "step": 8 * number, "train_loss": 2.0 / number, "train_top1": 0.4,
-            "test_loss": 1.0 / number, "test_top1": TOP1[(number - 1) % 4], "val_loss": None, "val_top1": None,
-            "lr": 0.1, "images_per_s": 100.0, "data_wait_pct": 1.0, "train_s": 1.0, "eval_s": 0.1,
-            "peak_memory_mb": 300.0, "clock_s": 1.5 * number}  # fmt: skip
-
-
-Event = tuple[str, dict[str, Any]]
+    return event(fake_runs.epoch(number, step=STEPS * number, test_top1=TOP1[(number - 1) % 4]))[1]
 
 
 def begin(resumed_after: int = 0) -> Event:
-    step = 8 * resumed_after
-    since = f"step_{step:08d}" if step else None
-    return ("start", START | {"step": step, "epoch": resumed_after, "resumed_from": since})
+    """On a machine of its own kind: no GPU, a small network."""
+    machine = {"device_name": "abacus", "hostname": "node1", "parameters": 10, "epoch": resumed_after}
+    return event(fake_runs.start(STEPS * resumed_after, **machine))
 
 
 def epochs(first: int, last: int) -> list[Event]:
     return [("epoch", epoch(number)) for number in range(first, last + 1)]
 
 
-FINISHED: list[Event] = [("final", FINAL), ("stop", {"reason": "finished", "message": "", "cause": None})]
-INTERRUPTED: Event = ("stop", {"reason": "interrupted", "message": "", "cause": "time limit"})
-FAILED: Event = ("stop", {"reason": "failed", "message": "the loss is not a finite number at step 9", "cause": None})
+FINISHED: list[Event] = [
+    event(fake_runs.final(0.5, 2, loss=1.4, top1_best=0.8, confusion=[[3, 1], [2, 4]], classes=["cat", "dog"],
+                          clock_s=1.1, parameters=10)),
+    event(fake_runs.stop("finished")),
+]  # fmt: skip
+INTERRUPTED: Event = event(fake_runs.stop("interrupted", cause="time limit"))
+FAILED: Event = event(fake_runs.stop("failed", message="the loss is not a finite number at step 9"))
 
 
 def write(run: Run, *events: Event) -> None:

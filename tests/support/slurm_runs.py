@@ -17,9 +17,9 @@ from typing import Any
 from runyard.runs import journal
 from runyard.runs.run import Run
 from runyard.training import checkpoint
-from tests.conftest import PATIENCE_S
-from tests.support.lab import ROOT, Cluster
-from tests.training.conftest import SMALL, final_state, same
+from tests.support.lab import Cluster
+from tests.support.settings import PATIENCE_S, ROOT, SMALL
+from tests.support.trainings import final_state, same
 
 EPOCHS, STEPS_PER_EPOCH = 8, 8
 STEPS = EPOCHS * STEPS_PER_EPOCH

@@ -11,7 +11,7 @@ from unittest import mock
 
 from runyard.runs.run import Run
 from runyard.training.stop_signals import StopReason
-from tests.training.conftest import zygote
+from tests.support.trainings import zygote
 
 # Train a run until so many steps of this start are done (None: to the end),
 # with a method of ``TrainState`` switched off.

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.support.settings import PATIENCE_S
 from tests.support.wandb_public import PublicAnswers
 
 ENTITY = "a-team"
@@ -356,3 +359,22 @@ class _Handler(BaseHTTPRequestHandler):
         if sent.get("complete"):
             run.ends.append(sent["exitcode"])
         return 200
+
+
+def is_one_history(served: ServedRun, last: int) -> None:
+    """Every epoch once and in order, under W&B's own steps 0, 1, 2, ..., and no line was ever sent twice."""
+    numbers = [row["epoch"] for row in served.history if "train/loss" in row]
+    assert numbers == list(range(1, last + 1))
+    assert [row["_step"] for row in served.history] == list(range(len(served.history)))
+    assert (served.rewritten, served.holes) == (0, 0)
+
+
+def sync(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "runyard", "sync", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def synced(*words: str) -> list[dict[str, Any]]:
+    return json.loads(sync(*words, "--json").stdout)["runs"]  # type: ignore[no-any-return]

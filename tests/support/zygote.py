@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from runyard.training.stop_signals import STOP_SIGNALS
-from tests.conftest import PATIENCE_S
+from tests.support.settings import PATIENCE_S, ROOT
 
 PRELOAD = (
     "runyard.cluster.job.train_job",
@@ -33,7 +33,6 @@ PRELOAD = (
     "runyard.training.trainer",
 )
 living: set[int] = set()  # what was forked and not yet reaped
-ROOT = Path(__file__).resolve().parents[2]
 First = Sequence[Sequence[Any]]  # functions to call in a process before it begins: names, each with its arguments
 
 
@@ -172,8 +171,7 @@ def _load_kernels() -> None:
     import numpy as np
 
     from runyard.data.augment import kernels, params
-    from tests.conftest import compose
-    from tests.training.conftest import SMALL
+    from tests.support.settings import SMALL, compose
 
     settings = params.augment_params(compose(*SMALL).augment, 16, (0.5, 0.5, 0.5))
     images, rows = np.zeros((2, 16, 16, 3), np.uint8), np.arange(2)

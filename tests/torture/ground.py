@@ -19,11 +19,10 @@ from typing import Any, TypeVar
 from runyard.config.schema import Config
 from runyard.runs import journal
 from runyard.runs.run import Run
-from tests.conftest import PATIENCE_S, compose
+from tests.support.settings import PATIENCE_S, ROOT, SMALL, compose
+from tests.support.trainings import final_state, same
 from tests.support.zygote import First, Zygote
-from tests.training.conftest import SMALL, final_state, same
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS_PER_EPOCH, EPOCHS = 8, 3
 # A global batch that 1, 2, 3, 4 and 6 ranks divide, with two micro-batches each.
 SETTINGS = (

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from runyard.runs.run import Run
-from tests.support.fabricate import fabricate
+from tests.support.fake_runs import fabricate
 from tests.support.fake_slurm import NUMBER, FakeSlurm
 from tests.support.second_user import as_nobody
 from tests.support.zygote import First

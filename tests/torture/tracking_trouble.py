@@ -14,10 +14,9 @@ from pathlib import Path
 from runyard.runs import journal
 from runyard.runs.run import Run
 from tests.support.life import KEY
-from tests.support.wandb_server import WandbServer
+from tests.support.wandb_server import WandbServer, is_one_history
 from tests.torture.ground import EPOCHS, Ranks, discard, epochs, until
 from tests.torture.promise import Attacker, Promise, hold
-from tests.tracking.wandb.test_run import is_one_history
 
 TROUBLES = (
     "500", "429", "1 byte/s", "swallowing", "silence", "refused", "takes no more", "client killed",

@@ -21,7 +21,7 @@ from runyard.runs.own_code import TRUST, exec_run_code, restore_code
 from runyard.runs.run import Run
 from runyard.runs.snapshot import CODE_STORE
 from tests.support.second_user import NOBODY, needs_root
-from tests.training.conftest import train
+from tests.support.trainings import train
 
 Rewrite = Callable[[str, str, str], None]
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from runyard.training.stop_signals import (
     TrainingStopped,
     interruptible,
 )
+from tests.support.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -171,13 +172,6 @@ def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("SQUEUE_STATES", "PD")
     return tmp_path / "says"
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 600
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_limit_that_is_raised_or_lowered_meanwhile_is_noticed(squeue: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,8 @@ from runyard.training.metrics.system_metrics import (
     metrics_by_node,
     node_name,
 )
-from tests.conftest import PATIENCE_S
-from tests.training.conftest import train
+from tests.support.settings import PATIENCE_S
+from tests.support.trainings import train
 
 ALONE = RankInfo(0, 1, 0, 1, "none", "test")
 Open = Callable[..., SystemMetrics]

@@ -17,11 +17,10 @@ import pytest
 
 from runyard.analysis.compare.statistics import welch
 from runyard.config.schema import Config
-from tests.analysis.conftest import Compare, Make
-from tests.support.fabricate import fabricate
+from tests.support.fake_runs import Compare, Make, fabricate
+from tests.support.settings import ROOT
 
 HEAVY = ("torch", "torchvision", "ffcv", "wandb", "numba", "cv2", "hydra", "submitit")
-ROOT = Path(__file__).resolve().parents[3]
 MEASURED = "import sys; from benchmarks.commands import cost; print(*cost(sys.argv[1:]))"
 SWEEP = "20260901-120000-grid-0001"
 

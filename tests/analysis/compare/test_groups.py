@@ -9,7 +9,7 @@ from runyard.analysis.compare.groups import differing_settings, format_setting, 
 from runyard.analysis.compare.table import table_rows
 from runyard.runs.history import RunHistory
 from runyard.runs.reading import load_history
-from tests.analysis.conftest import Make
+from tests.support.fake_runs import Make
 
 
 def test_runs_that_differ_only_in_seed_are_one_group_by_rising_seed(make: Make) -> None:

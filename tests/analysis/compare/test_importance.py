@@ -12,7 +12,7 @@ from runyard.analysis.compare.importance import epsilon_squared, summarize_sweep
 from runyard.analysis.compare.narrative import sweep_text
 from runyard.analysis.compare.text import markdown
 from runyard.runs.reading import load_history
-from tests.analysis.conftest import Make
+from tests.support.fake_runs import Make
 
 
 def test_two_levels_by_hand() -> None:

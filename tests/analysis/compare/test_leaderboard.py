@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.analysis.conftest import Compare, Make
+from tests.support.fake_runs import Compare, Make
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from runyard.analysis.compare import pairs
 from runyard.analysis.compare.groups import Group, group_runs
 from runyard.analysis.compare.statistics import holm_adjust, mcnemar, welch
 from runyard.errors import UserError
-from tests.analysis.conftest import Make
+from tests.support.fake_runs import Make
 
 
 def seeds(make: Make, *top1: float, **how: object) -> list[Group]:

@@ -9,7 +9,7 @@ from runyard.analysis.compare.measures import first_at_target, parse_accuracy, p
 from runyard.analysis.compare.where import parse_conditions
 from runyard.errors import UserError
 from runyard.runs.history import RunHistory
-from tests.analysis.conftest import Make
+from tests.support.fake_runs import Make
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ from runyard.analysis.report import theme
 from runyard.cli.main import main
 from runyard.config.schema import Config
 from runyard.errors import UserError
-from tests.support.fabricate import fabricate
+from tests.support.fake_runs import fabricate
 
 HEAVY = ("torch", "plotly", "matplotlib", "PIL", "wandb")
 

@@ -17,7 +17,7 @@ from runyard.analysis.page.disagreements import disagreements
 from runyard.config.schema import Config
 from runyard.data import manifest
 from tests.support.browser import Browser
-from tests.support.fabricate import fabricate
+from tests.support.fake_runs import fabricate
 from tests.support.pages import READY, choose_input, lines, page_of, settle
 
 EPOCHS, IMAGES = 6, 400

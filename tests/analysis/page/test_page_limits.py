@@ -17,7 +17,7 @@ from runyard.analysis.page.build import write_page
 from runyard.config.schema import Config
 from runyard.errors import UserError
 from tests.support.browser import Browser
-from tests.support.fabricate import fabricate
+from tests.support.fake_runs import fabricate
 from tests.support.pages import READY, choose_input, lines, page_of
 
 pytestmark = pytest.mark.slow  # it needs a browser

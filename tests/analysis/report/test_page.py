@@ -15,6 +15,7 @@ from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.runs import journal
 from runyard.runs.facts import load_report_data
+from tests.support.fake_runs import start
 
 VOID = {"meta", "link", "img", "br", "source"}
 
@@ -64,7 +65,8 @@ def references(text):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, make_fake_run):
     """A finished run that was resumed twice, its report written."""
-    fake = make_fake_run(tmp_path_factory.mktemp("finished"), epochs=12, restarts=(4, 9)).train().finish()
+    fake = make_fake_run(tmp_path_factory.mktemp("finished"), epochs=12).train(restarts=(4, 9))
+    fake.finish(images=1000, arrays=True)
     return fake, write_report(fake.run).read_text()
 
 
@@ -142,7 +144,11 @@ def test_the_papers_figures_stand_beside_ours_for_cifar10_only(finished, fake_ru
     words = Page(text).text
     for figure in ("1.8417", "0.5475", "1.7560", "0.5314", "43.33 %", "91.09 %", "92.68 %", "869", "960", "845", "941"):
         assert figure in words
-    other = fake_run(epochs=2, data={"kind": "cifar100", "name": "cifar100"}).train().finish()
+    other = (
+        fake_run(epochs=2, **{"data.kind": "cifar100", "data.name": "cifar100"})
+        .train()
+        .finish(images=1000, arrays=True)
+    )
     assert "1.8417" not in text_of(other)
 
 
@@ -151,14 +157,14 @@ def test_each_restart_is_listed_with_where_it_went_on(finished):
     assert "Restart 1" in words
     assert "Restart 2" in words
     assert "Restart 3" not in words
-    assert "resumed from step_00001300, step 1300" in words
+    assert "resumed from step_00001365, step 1365" in words
     assert "gpu-018" in words
 
 
 def test_markup_in_a_class_name_or_a_message_is_shown_as_text(fake_run):
-    fake = fake_run(epochs=1, classes=["<script>alert(1)</script>", 'a"b<img src=x>', "$x_", "猫"], images=80)
+    fake = fake_run(epochs=1, classes=["<script>alert(1)</script>", 'a"b<img src=x>', "$x_", "猫"])
     fake.train().journal.write("warning", message="<b>bold</b>")
-    text = text_of(fake.finish(accuracy=0.5))
+    text = text_of(fake.finish(0.5, images=80, arrays=True))
     tags = Page(text).tags
     assert not any(tag in ("script", "b") and attrs for tag, attrs in tags)
     assert "<script>" not in text
@@ -172,12 +178,12 @@ def test_without_escaping_the_markup_would_be_live(fake_run, monkeypatch):
     from runyard.analysis.report import tables
 
     monkeypatch.setattr(tables, "escape", lambda text: text)
-    fake = fake_run(epochs=1, classes=["<script>alert(1)</script>", "b"], images=80).train().finish(accuracy=0.5)
+    fake = fake_run(epochs=1, classes=["<script>alert(1)</script>", "b"]).train().finish(0.5, images=80, arrays=True)
     assert "<script>" in text_of(fake)
 
 
 def test_an_unfinished_run_has_a_report_that_says_so(fake_run):
-    fake = fake_run(epochs=20, done=3).train()
+    fake = fake_run(epochs=20).train(done=3)
     words = Page(write_report(fake.run).read_text()).text
     assert "This run is not finished: 3 of 20 epochs" in words
     assert "Top-1 so far" in words
@@ -185,28 +191,28 @@ def test_an_unfinished_run_has_a_report_that_says_so(fake_run):
 
 
 def test_a_failed_run_says_why(fake_run):
-    fake = fake_run(epochs=20, done=2).train()
+    fake = fake_run(epochs=20).train(done=2)
     fake.journal.write("stop", reason="failed", message="loss is nan at step 801 on rank 1")
     words = Page(text_of(fake)).text
     assert "failed after 2 of 20 epochs: loss is nan at step 801 on rank 1" in words
 
 
 def test_a_run_that_was_started_again_is_no_longer_called_interrupted(fake_run):
-    fake = fake_run(epochs=20, done=2).train()
+    fake = fake_run(epochs=20).train(done=2)
     fake.journal.write("stop", reason="interrupted", message="")
     assert load_report_data(fake.run).status[0] == "interrupted"
-    fake.start(780, "step_00000780")
+    fake.journal.write(**start(780))
     assert load_report_data(fake.run).status[0] == "unfinished"
 
 
 def test_a_failure_after_training_finished_does_not_unfinish_it(fake_run):
-    fake = fake_run(epochs=1).train().finish()
+    fake = fake_run(epochs=1).train().finish(images=1000, arrays=True)
     fake.journal.write("stop", reason="failed", message="the report could not be written")
     assert load_report_data(fake.run).status[0] == "finished"
 
 
 def test_a_run_that_never_started_has_a_report(fake_run):
-    assert "has not started" in Page(write_report(fake_run(done=0).run).read_text()).text
+    assert "has not started" in Page(write_report(fake_run().run).read_text()).text
 
 
 def test_broken_lines_of_the_journal_are_counted_and_said(fake_run):
@@ -217,17 +223,17 @@ def test_broken_lines_of_the_journal_are_counted_and_said(fake_run):
 
 
 def test_a_run_of_one_epoch_has_a_report(fake_run):
-    assert write_report(fake_run(epochs=1).train().finish().run).exists()
+    assert write_report(fake_run(epochs=1).train().finish(images=1000, arrays=True).run).exists()
 
 
 def test_epochs_without_test_figures_are_left_out_and_nothing_is_made_up(fake_run):
-    facts = load_report_data(fake_run(epochs=10, evaluate_every=4).train().run)
+    facts = load_report_data(fake_run(epochs=10, evaluate_every_epochs=4).train().run)
     assert facts.series("test_top1")[0] == [4, 8, 10]
     assert facts.series("train_loss")[0] == list(range(1, 11))
 
 
 def test_damaged_values_in_the_journal_are_left_out(fake_run):
-    fake = fake_run(epochs=3, done=2).train()
+    fake = fake_run(epochs=3).train(done=2)
     fake.journal.write("epoch", epoch=3, step=None, train_loss="x", test_top1=float("nan"), lr=[1])
     fake.journal.write("final", top1=None, confusion=[[1, 2], [3]], classes="ab")
     words = Page(text_of(fake)).text
@@ -235,7 +241,7 @@ def test_damaged_values_in_the_journal_are_left_out(fake_run):
 
 
 def test_when_the_arrays_are_gone_the_page_says_so(fake_run):
-    fake = fake_run(epochs=1).train().finish()
+    fake = fake_run(epochs=1).train().finish(images=1000, arrays=True)
     shutil.rmtree(manifest.dataset_dir(fake.run.config.data))
     text = text_of(fake)
     assert "the prepared images are no longer at" in text
@@ -243,7 +249,7 @@ def test_when_the_arrays_are_gone_the_page_says_so(fake_run):
 
 
 def test_images_of_another_data_set_in_the_same_place_are_not_shown(fake_run):
-    fake = fake_run(epochs=1).train().finish()
+    fake = fake_run(epochs=1).train().finish(images=1000, arrays=True)
     labels = manifest.dataset_dir(fake.run.config.data) / "test_labels.npy"
     np.save(labels, np.load(labels)[::-1])
     text = text_of(fake)
@@ -253,7 +259,7 @@ def test_images_of_another_data_set_in_the_same_place_are_not_shown(fake_run):
 
 @pytest.mark.parametrize("name", ["predictions.npz", "data.json"])
 def test_a_damaged_file_of_the_run_costs_the_sample_images_only(fake_run, name):
-    fake = fake_run(epochs=1).train().finish()
+    fake = fake_run(epochs=1).train().finish(images=1000, arrays=True)
     content = (fake.path / name).read_bytes()
     (fake.path / name).write_bytes(content[: len(content) // 2])
     text = text_of(fake)
@@ -261,7 +267,7 @@ def test_a_damaged_file_of_the_run_costs_the_sample_images_only(fake_run, name):
 
 
 def test_a_validation_part_decides_which_epoch_is_best(fake_run):
-    fake = fake_run(epochs=5, validation=True).train()
+    fake = fake_run(epochs=5).train(validation=True)
     rows = [json.loads(line) for line in fake.journal.path.read_text().splitlines()]
     for row in rows[1:]:
         row["val_top1"] = 0.9 - 0.1 * abs(row["epoch"] - 2)

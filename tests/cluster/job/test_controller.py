@@ -16,8 +16,9 @@ import pytest
 
 from runyard.cluster.job import controller
 from runyard.runs import journal
-from tests.cluster.conftest import ROOT, environment
-from tests.cluster.conftest import until as until_
+from tests.support.commands import environment
+from tests.support.commands import until as until_
+from tests.support.settings import ROOT
 
 LEADING = """
 import shlex, sys

@@ -20,6 +20,7 @@ from runyard.runs import journal
 from runyard.runs.journal import Journal, Row
 from runyard.runs.run import Run
 from tests.support.fake_slurm import FakeSlurm
+from tests.support.settings import ROOT
 
 BEGAN = 1000.0  # when the start that is judged began
 START: Row = {"event": "start", "t": BEGAN + 1}
@@ -179,7 +180,7 @@ def job(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     return slurm
 
 
-SCRIPT = Path(__file__).resolve().parents[3] / "slurm" / "requeue.sh"
+SCRIPT = ROOT / "slurm" / "requeue.sh"
 
 
 def end(run: Run, ended: int, python: Path | str = sys.executable) -> subprocess.CompletedProcess[str]:

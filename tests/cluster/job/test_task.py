@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import environment
+from tests.support.commands import environment
+from tests.support.settings import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 EARLY = """
 import os, signal, sys
 os.kill(os.getpid(), signal.{name})  # while Python still imports

@@ -25,8 +25,9 @@ from runyard.config.compose import compose
 from runyard.errors import UserError
 from runyard.runs.run import Run
 from runyard.runs.summary import read_run_summary
-from tests.cluster.conftest import API_KEY, ROOT
+from tests.support.commands import API_KEY
 from tests.support.fake_slurm import NUMBER, SBATCH, FakeSlurm
+from tests.support.settings import ROOT
 
 IN_AN_HOUR = str(int(time.time()) + 3600)
 GOLDEN = Path(__file__).parents[1] / "golden"

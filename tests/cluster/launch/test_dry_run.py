@@ -10,7 +10,7 @@ import pytest
 
 from runyard.cli.main import main
 from runyard.config.fields import format_literal
-from tests.cluster.conftest import API_KEY
+from tests.support.commands import API_KEY
 from tests.support.fake_slurm import FakeSlurm
 
 SAID = {

@@ -22,8 +22,8 @@ from runyard.config.compose import compose, expand
 from runyard.errors import UserError
 from runyard.runs.journal import Journal
 from runyard.runs.run import Run, sweeps_dir
-from tests.conftest import PATIENCE_S
 from tests.support.fake_slurm import NUMBER, SBATCH, FakeSlurm
+from tests.support.settings import PATIENCE_S
 
 Refused = Callable[..., str]
 

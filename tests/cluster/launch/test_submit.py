@@ -17,8 +17,8 @@ import pytest
 from runyard.runs import journal
 from runyard.runs.run import Run
 from runyard.training import checkpoint
-from tests.cluster.conftest import API_KEY, ROOT, Command, Runs, environment, processes_of, rows, until
-from tests.conftest import PATIENCE_S
+from tests.support.commands import API_KEY, Command, Runs, environment, processes_of, rows, until
+from tests.support.settings import PATIENCE_S, ROOT
 
 pytestmark = pytest.mark.slow
 STEPS_PER_EPOCH = 8
@@ -51,7 +51,7 @@ def test_its_journal_tells_of_two_ranks_from_start_to_stop(finished: Command) ->
     assert [row["step"] for row in rows(run, "epoch")] == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
     assert sum(map(sum, final["confusion"])) == 100
     assert stop["reason"] == "finished"
-    assert processes_of(run) == []
+    assert processes_of(run) == {}
 
 
 def test_two_ranks_make_one_wandb_record_under_the_runs_id(finished: Command) -> None:

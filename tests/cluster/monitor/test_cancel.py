@@ -16,7 +16,7 @@ from runyard.cli.main import main
 from runyard.cluster.monitor import cancel
 from runyard.runs.run import Run
 from runyard.training import checkpoint
-from tests.cluster.conftest import Runs, processes_of, rows, until
+from tests.support.commands import Runs, processes_of, rows, until
 from tests.support.fabricated import BEGAN, Folder, row, start, stop
 from tests.support.fabricated import runs as line_of
 from tests.support.fake_slurm import FakeSlurm
@@ -191,7 +191,7 @@ def test_a_run_on_this_machine_saves_and_leaves_no_process(endless: Run, runs: R
     assert (code, said["state"], said["forced"]) == (0, "stopped", False)
     newest = checkpoint.newest_checkpoint(endless.checkpoints)
     assert said["step"] == (newest.step if newest else None)
-    until(lambda: processes_of(endless) == [])
+    until(lambda: not processes_of(endless))
     assert runs.start("cancel", str(endless.path)).wait() == 2, "there is nothing left to cancel"
 
 
@@ -206,4 +206,4 @@ def test_a_run_on_this_machine_that_is_deaf_is_killed(endless: Run, runs: Runs) 
     began = time.monotonic()
     code, said = cancel_here(runs, endless, "--wait-s", "1")
     assert (code, said["forced"], time.monotonic() - began < cancel.KILL_TIMEOUT_S) == (1, True, True)
-    until(lambda: processes_of(endless) == [])
+    until(lambda: not processes_of(endless))

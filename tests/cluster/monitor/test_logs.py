@@ -16,9 +16,9 @@ from runyard.cli.main import main
 from runyard.cluster.monitor import logs
 from runyard.cluster.monitor.logs import Logs, Printer
 from runyard.runs.summary import read_run_summary
-from tests.conftest import PATIENCE_S
 from tests.support.fabricated import BEGAN, Folder, row, start, stop
 from tests.support.fake_slurm import FakeSlurm
+from tests.support.settings import PATIENCE_S
 
 RUNS = "12|RUNNING|None|3:05|57:00|2026-09-21T00:00:00|node1|@"
 WAITS = "12|PENDING|BeginTime|0:00|57:00|N/A||@"

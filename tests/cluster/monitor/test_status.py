@@ -25,9 +25,9 @@ from runyard.errors import UserError
 from runyard.runs.journal import Journal
 from runyard.runs.lease import Lease
 from runyard.runs.summary import DEFERRED_EVENTS, read_run_summary
-from tests.conftest import PATIENCE_S
 from tests.support.fabricated import BEGAN, Folder, epoch, row, runs, start, stop
 from tests.support.fake_slurm import FakeSlurm
+from tests.support.settings import PATIENCE_S
 
 ON = "; continue with: runyard resume "
 

@@ -23,10 +23,10 @@ from runyard.errors import UserError
 from runyard.runs import journal
 from runyard.runs.run import sweeps_dir
 from runyard.runs.summary import read_run_summary
-from tests.cluster.conftest import Runs, environment
-from tests.conftest import PATIENCE_S
+from tests.support.commands import Runs, environment
 from tests.support.fabricated import Folder, epoch, start
 from tests.support.fake_slurm import FakeSlurm
+from tests.support.settings import PATIENCE_S
 
 WORDS = ["optim.lr=log(0.01,0.5)"]
 

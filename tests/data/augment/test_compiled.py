@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import runyard
-from tests.conftest import PATIENCE_S
+from tests.support.settings import PATIENCE_S
 
 USE = """
 import numpy as np

@@ -27,7 +27,7 @@ from runyard.data.loading.ffcv_reader import BetonSource
 from runyard.data.loading.prefetch import Prefetch
 from runyard.data.manifest import Manifest, Split
 from runyard.errors import UserError
-from tests.conftest import PATIENCE_S
+from tests.support.settings import PATIENCE_S
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, *([torch.device("cuda", 0)] if torch.cuda.is_available() else [])]

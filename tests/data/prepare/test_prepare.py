@@ -20,13 +20,12 @@ from runyard.data.datasets import synthetic
 from runyard.data.prepare import beton_writer, gather
 from runyard.data.prepare.pipeline import prepare_dataset
 from runyard.errors import UserError
-from tests.conftest import PATIENCE_S
+from tests.support.settings import PATIENCE_S, ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 Settings = Callable[..., DataConfig]
 PREPARE = """
 import sys
-from tests.data.conftest import data_config
+from tests.support.prepared import data_config
 from runyard.data.prepare.pipeline import prepare_dataset
 print(prepare_dataset(data_config(root=sys.argv[1]), progress=True).sha256)
 """

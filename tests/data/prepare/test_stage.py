@@ -15,7 +15,7 @@ from runyard.data import manifest
 from runyard.data.prepare import stage as staging
 from runyard.data.prepare.stage import stage_data
 from runyard.files import sha256
-from tests.conftest import SMALL_DATA
+from tests.support.settings import SMALL_DATA
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 
 from runyard.config.schema import Config
 from runyard.runs.run import Run
-from tests.conftest import PATIENCE_S
 
 
 @pytest.fixture
@@ -59,11 +57,3 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in started:
         process.kill()
         process.communicate()
-
-
-def until(true: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (result := true()):
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.01)
-    return result

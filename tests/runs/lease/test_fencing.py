@@ -15,8 +15,8 @@ from runyard.runs import journal
 from runyard.runs.lease import LeaseLost
 from runyard.runs.run import Run
 from runyard.tracking.recorder import Recorder
-from tests.conftest import PATIENCE_S
-from tests.runs.lease.conftest import until
+from tests.support.settings import PATIENCE_S
+from tests.support.waiting import until
 
 
 def content(run: Run) -> dict[str, str]:

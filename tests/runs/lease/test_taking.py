@@ -19,8 +19,8 @@ from runyard.runs import lease_holder as holder_module
 from runyard.runs.lease import LeaseLost
 from runyard.runs.lease_holder import LeaseHolder
 from runyard.runs.run import Run
-from tests.conftest import PATIENCE_S
-from tests.runs.lease.conftest import until
+from tests.support.settings import PATIENCE_S
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from runyard.config.schema import Config
 from runyard.runs import journal
 from runyard.runs.reading import load_history
 from runyard.tracking.export.to_mlflow import HTTP_LIMITS
-from tests.support.fabricate import fabricate
+from tests.support.fake_runs import fabricate
 
 IDS = ("20260901-000000-paper-ab12", "20260901-000001-paper-ab12")
 

@@ -25,16 +25,13 @@ from runyard.runs.run import Run
 from runyard.tracking.wandb import connection, record
 from runyard.tracking.wandb.agent import SweepAssignment, sweep_assignment
 from runyard.tracking.wandb.history import WandbHistory
-from tests.conftest import PATIENCE_S
 from tests.support.life import FINISHED, INTERRUPTED, begin, epochs, live, write
-from tests.support.wandb_server import ENTITY, WandbServer
-from tests.tracking.wandb.test_run import is_one_history, wait_for
-from tests.tracking.wandb.test_sync import synced
-from tests.training.conftest import SMALL
+from tests.support.settings import PATIENCE_S, ROOT, SMALL
+from tests.support.waiting import until
+from tests.support.wandb_server import ENTITY, WandbServer, is_one_history, synced
 
 MakeRun = Callable[..., Run]
 MakeConfig = Callable[..., Config]
-ROOT = Path(__file__).resolve().parents[3]
 DRAWN = {"optim.lr": 0.03, "model.widths": [8, 16]}
 SETTINGS = [s for s in SMALL if not s.startswith(("tracking", "epochs", "optim.lr", "model.widths"))]
 
@@ -71,7 +68,7 @@ class Sweep:
         return [Run.open(path.parent) for path in sorted((self.folder / "runs").glob("[!.]*/run.json"))]
 
     def until_learning(self, least: int = 2) -> Run:
-        wait_for(lambda: bool(runs := self.runs()) and len(epochs_of(runs[0])) >= least, PATIENCE_S)
+        until(lambda: bool(runs := self.runs()) and len(epochs_of(runs[0])) >= least, PATIENCE_S)
         return self.runs()[0]
 
 

@@ -15,11 +15,11 @@ from runyard.config.schema import Config
 from runyard.runs.run import Run
 from runyard.tracking.recorder import Recorder
 from runyard.tracking.wandb import record, sync
-from tests.conftest import PATIENCE_S
-from tests.support.fabricate import fabricate
+from tests.support.fake_runs import fabricate
 from tests.support.life import begin, epochs
+from tests.support.settings import PATIENCE_S
+from tests.support.waiting import until
 from tests.support.wandb_server import WandbServer
-from tests.tracking.wandb.test_run import wait_for
 
 pytestmark = pytest.mark.slow
 IDS = ("20260921-000000-paper-aaaa", "20260921-000001-paper-bbbb")
@@ -117,7 +117,7 @@ def test_a_run_that_still_trains_is_there_with_what_it_has(
         recorder.log_event(event, **fields)
         if event == "start":
             recorder.open_wandb(fields)
-    wait_for(lambda: b'"epoch": 2' in server.run(run.id).files.get("runyard/metrics.jsonl", b""))
+    until(lambda: b'"epoch": 2' in server.run(run.id).files.get("runyard/metrics.jsonl", b""))
     assert "running 2/4" in compare("--wandb", "a-team/runyard").stdout
     recorder.close()
 

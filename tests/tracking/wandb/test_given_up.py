@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -15,14 +14,12 @@ from runyard.cluster.job import requeue
 from runyard.cluster.job.requeue import REQUEUE_EXIT_CODE
 from runyard.runs import journal
 from runyard.runs.run import Run
-from tests.conftest import PATIENCE_S
 from tests.support.life import Event, begin, epochs, live, write
-from tests.support.wandb_server import WandbServer
-from tests.tracking.wandb.test_sync import synced
+from tests.support.settings import PATIENCE_S, ROOT
+from tests.support.wandb_server import WandbServer, synced
 
 MakeRun = Callable[..., Run]
 pytestmark = [pytest.mark.usefixtures("nobody_home"), pytest.mark.slow]
-ROOT = Path(__file__).resolve().parents[3]
 CRASHED: Event = ("stop", {"reason": "failed", "message": "rank 1 of 2 ended without a word", "retry": True})
 
 

@@ -22,25 +22,17 @@ from runyard.runs.run import Run
 from runyard.tracking.recorder import Recorder
 from runyard.tracking.wandb import live as wandb_run
 from runyard.tracking.wandb import record
-from tests.conftest import PATIENCE_S
 from tests.support.life import FAILED, FINISHED, INTERRUPTED, KEY, begin, epochs, live, write
-from tests.support.wandb_server import ServedRun, WandbServer
+from tests.support.settings import PATIENCE_S, ROOT
+from tests.support.waiting import until
+from tests.support.wandb_server import WandbServer, is_one_history
 
-ROOT = Path(__file__).resolve().parents[3]
 MakeRun = Callable[..., Run]
 pytestmark = pytest.mark.usefixtures("nobody_home")
 
 
 def warnings(run: Run) -> list[str]:
     return [row["message"] for row in journal.read_journal(run.journal_path)[0] if row["event"] == "warning"]
-
-
-def is_one_history(served: ServedRun, last: int) -> None:
-    """Every epoch once and in order, under W&B's own steps 0, 1, 2, ..., and no line was ever sent twice."""
-    numbers = [row["epoch"] for row in served.history if "train/loss" in row]
-    assert numbers == list(range(1, last + 1))
-    assert [row["_step"] for row in served.history] == list(range(len(served.history)))
-    assert (served.rewritten, served.holes) == (0, 0)
 
 
 @pytest.mark.slow
@@ -165,20 +157,13 @@ def with_a_signal(run: Run, server: WandbServer, sent: signal.Signals) -> None:
         recorder.log_event(event, **fields)
         if event == "start":
             recorder.open_wandb(fields)
-    wait_for(lambda: run.id in server.runs and bool(record.helpers()))
+    until(lambda: run.id in server.runs and bool(record.helpers()))
     for helper in record.helpers():
         os.kill(helper, sent)
     time.sleep(0.5)
     for event, fields in [*epochs(3, 4), *FINISHED]:
         recorder.log_event(event, **fields)
     recorder.close()
-
-
-def wait_for(condition: Callable[[], bool], limit_s: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -194,7 +179,7 @@ def test_a_server_or_helper_that_hangs_costs_a_training_its_time_limit_and_no_mo
         getattr(server, trouble).set()
     recorder.open_wandb({})
     if trouble == "frozen":
-        wait_for(lambda: run.id in server.runs and bool(record.helpers()))
+        until(lambda: run.id in server.runs and bool(record.helpers()))
         for helper in record.helpers():
             os.kill(helper, signal.SIGSTOP)
     for event, fields in [*epochs(1, 4), *FINISHED]:
@@ -272,7 +257,7 @@ def test_a_process_whose_run_was_taken_over_says_nothing_more_to_wandb(server: W
         recorder.log_event(event, **fields)
         if event == "start":
             recorder.open_wandb(fields)
-    wait_for(lambda: run.id in server.runs)
+    until(lambda: run.id in server.runs)
     write(run, begin(1), *epochs(2, 2))
     recorder.close(failed=True)
     assert server.runs[run.id].ends == [], "the other process's record would read failed"
@@ -309,7 +294,7 @@ def test_the_key_is_in_no_file_argument_or_line(
     recorder = Recorder(run, active=True)
     recorder.log_event(begin()[0], **begin()[1])
     recorder.open_wandb({})
-    wait_for(lambda: run.id in server.runs)
+    until(lambda: run.id in server.runs)
     for helper in record.helpers():
         assert KEY.encode() not in Path(f"/proc/{helper}/cmdline").read_bytes()
     for event, fields in [*epochs(1, 1), *FINISHED]:
@@ -332,7 +317,7 @@ def test_wandbs_stop_button_saves_and_stops_as_sigterm_does() -> None:
         asked = threading.Thread(target=record.stop_this_training)
         asked.start()
         asked.join()
-        wait_for(lambda: bool(got))
+        until(lambda: bool(got))
     finally:
         signal.signal(signal.SIGTERM, before)
     assert got == [signal.SIGTERM]

@@ -11,32 +11,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from runyard.runs.run import Run
 from runyard.tracking.wandb import connection
-from tests.conftest import PATIENCE_S
 from tests.support.life import FAILED, FINISHED, INTERRUPTED, KEY, begin, epochs, live, write
-from tests.support.wandb_server import WandbServer
-from tests.tracking.wandb.test_run import is_one_history, wait_for
+from tests.support.settings import PATIENCE_S
+from tests.support.waiting import until
+from tests.support.wandb_server import WandbServer, is_one_history, sync, synced
 
 MakeRun = Callable[..., Run]
 pytestmark = [pytest.mark.usefixtures("nobody_home"), pytest.mark.slow]
 IMPORTS = "import sys; from runyard.cli.main import main; code = main(sys.argv[1:]); " \
           "print(*({'torch', 'ffcv', 'torchvision'} & set(sys.modules)), file=sys.stderr); sys.exit(code)"  # fmt: skip
-
-
-def sync(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "runyard", "sync", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode == code, done.stderr
-    return done
-
-
-def synced(*words: str) -> list[dict[str, Any]]:
-    return json.loads(sync(*words, "--json").stdout)["runs"]  # type: ignore[no-any-return]
 
 
 def refusal(*words: str) -> str:
@@ -80,7 +68,7 @@ def test_a_sync_that_was_killed_goes_on_where_the_server_stands(server: WandbSer
     server.most_history_lines = 2
     words = [sys.executable, "-m", "runyard", "sync", str(run.path)]
     first = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    wait_for(lambda: run.id in server.runs and bool(server.runs[run.id].history))
+    until(lambda: run.id in server.runs and bool(server.runs[run.id].history))
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     time.sleep(0.5)

@@ -14,9 +14,10 @@ import pytest
 from runyard.config.schema import Config
 from runyard.runs import journal
 from runyard.runs.run import Run
-from tests.support.wandb_server import WandbServer
-from tests.tracking.wandb.test_run import is_one_history, wait_for
-from tests.training.conftest import SMALL, Ranks
+from tests.support.settings import SMALL
+from tests.support.trainings import Ranks
+from tests.support.waiting import until
+from tests.support.wandb_server import WandbServer, is_one_history
 
 MakeRun = Callable[..., Run]
 pytestmark = pytest.mark.slow
@@ -38,7 +39,7 @@ def test_a_training_that_fails_is_one_alert_that_says_how(server: WandbServer, m
     run = make_run(*["optim.lr=1e30"] * diverges)
     ranks = Ranks(run, 2, "first")
     if not diverges:
-        wait_for(lambda: run.id in server.runs and len(journal.epochs(journal.read_journal(run.journal_path)[0])) > 1)
+        until(lambda: run.id in server.runs and len(journal.epochs(journal.read_journal(run.journal_path)[0])) > 1)
         ranks.processes[1].kill()
     assert ranks.wait() == ([1, 1] if diverges else [1, -signal.SIGKILL])
     (alert,) = server.runs[run.id].alerts
@@ -65,7 +66,7 @@ def test_two_ranks_stopped_by_sigterm_to_all_and_resumed_are_one_run_with_one_hi
 ) -> None:
     run = make_run()
     first = Ranks(run, 2, "first")
-    wait_for(lambda: run.id in server.runs and len(journal.epochs(journal.read_journal(run.journal_path)[0])) > 1)
+    until(lambda: run.id in server.runs and len(journal.epochs(journal.read_journal(run.journal_path)[0])) > 1)
     everybody = [pid for process in first.processes for pid in family(process.pid)]
     assert len(everybody) == 3, "two ranks and one helper"
     for pid in everybody:

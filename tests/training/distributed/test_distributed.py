@@ -34,8 +34,8 @@ from runyard.training.evaluation import SplitEvaluation
 from runyard.training.metrics.counters import Counters
 from runyard.training.metrics.system_metrics import SystemMetrics
 from runyard.training.stop_signals import StopReason, TrainingStopped
-from tests.conftest import PATIENCE_S
-from tests.training.conftest import Ranks
+from tests.support.settings import PATIENCE_S
+from tests.support.trainings import Ranks
 
 SUBMITIT = {
     "SUBMITIT_LOCAL_GLOBALID": "1",

@@ -17,7 +17,7 @@ from runyard.runs.run import Run
 from runyard.training.distributed import health_check
 from runyard.training.distributed.health_check import HealthError
 from runyard.training.distributed.process_group import RankInfo
-from tests.training.conftest import Ranks, train
+from tests.support.trainings import Ranks, train
 
 CPU = torch.device("cpu")
 

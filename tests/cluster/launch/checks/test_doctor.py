@@ -21,10 +21,8 @@ from runyard.cluster.launch.checks.node_job import NodeJob
 from runyard.cluster.launch.checks.node_probe import OUTPUT_PREFIX, probe
 from runyard.errors import UserError
 from runyard.slurm_client import QueryError
-from tests.cluster.conftest import ROOT
-from tests.conftest import PATIENCE_S, compose
 from tests.support.fake_slurm import FakeSlurm
-from tests.training.conftest import SMALL
+from tests.support.settings import PATIENCE_S, ROOT, SMALL, compose
 
 HERE = {"node_seen": True, "server_ahead_s": 0.01}
 NODE: dict[str, Any] = {  # a node on which all is well

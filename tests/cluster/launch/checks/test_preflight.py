@@ -30,11 +30,10 @@ from runyard.errors import UserError
 from runyard.runs.journal import Journal
 from runyard.runs.run import Run
 from runyard.slurm_client import QueryError, SlurmRejected, error_line, run_query
-from tests.conftest import compose
 from tests.support import fabricated
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.second_user import NOBODY, needs_root
-from tests.training.conftest import SMALL
+from tests.support.settings import SMALL, compose
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 # as sinfo prints kinds, sockets, several things and minima of unlike nodes
