@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import math
 import os
@@ -216,6 +217,7 @@ def _same_type(default: Any, value: Any) -> bool:
     return default is None or type(value) is type(default)
 
 
+@functools.cache  # asked for at each override, and by OmegaConf slow to answer
 def _settings_of(path: Path) -> dict[str, Any]:
     values = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(values, dict)
