@@ -1,17 +1,8 @@
-"""The loaders' promises: the same images whoever reads them, and no reader that dies unheard."""
+"""The loaders' promises: the same images whoever reads them, on any number of ranks and workers."""
 
 from __future__ import annotations
 
 import gc
-import os
-import pickle
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,91 +15,21 @@ from runyard.config.schema import Config
 from runyard.data.loading import loaders
 from runyard.data.loading.batch import Batch, Normalize
 from runyard.data.loading.ffcv_reader import BetonSource
-from runyard.data.loading.prefetch import Prefetch
-from runyard.data.manifest import Manifest, Split
 from runyard.errors import UserError
-from tests.support.settings import PATIENCE_S
+from tests.support.loading import (
+    CPU,
+    FFCVS_OWN,
+    SIZE,
+    TEST,
+    TRAIN,
+    MakeConfig,
+    joined,
+    same,
+    steps,
+    write_beton,
+)
 
-CPU = torch.device("cpu")
 DEVICES = [CPU, *([torch.device("cuda", 0)] if torch.cuda.is_available() else [])]
-SIZE, TRAIN, TEST = 16, 300, 23
-FFCVS_OWN = "ignore::pytest.PytestUnraisableExceptionWarning"  # numba, when FFCV's functions are collected
-MakeConfig = Callable[..., Config]
-
-
-class Images:
-    """What FFCV's writer reads: images and labels by position."""
-
-    def __init__(self, images: list[np.ndarray], labels: np.ndarray) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
-        return self.images[i], int(self.labels[i])
-
-
-def write_beton(path: Path, images: list[np.ndarray], labels: np.ndarray, **field: Any) -> None:
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
-
-    fields = {"image": RGBImageField(**field), "label": IntField()}
-    DatasetWriter(str(path), fields, num_workers=1, page_size=1 << 21).from_indexed_dataset(Images(images, labels))
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Path]:
-    folder, rng, splits = tmp_path_factory.mktemp("prepared"), np.random.default_rng(0), {}
-    for name, n in (("train", TRAIN), ("test", TEST)):
-        images, labels = rng.integers(0, 256, (n, SIZE, SIZE, 3), np.uint8), rng.integers(0, 10, n)
-        np.save(folder / f"{name}_images.npy", images)
-        np.save(folder / f"{name}_labels.npy", labels)
-        write_beton(folder / f"{name}.beton", list(images), labels)
-        splits[name] = Split(n, f"{name}.beton", "", 0, f"{name}_images.npy", f"{name}_labels.npy", {})
-    return Manifest(
-        "small", "synthetic", "a test", tuple("abcdefghij"), SIZE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), splits, {}, True
-    ), folder
-
-
-@pytest.fixture
-def config(make_config: MakeConfig) -> Config:
-    return make_config(
-        "data=synthetic",
-        f"data.image_size={SIZE}",
-        "augment=paper",
-        "augment.cutout_px=4",
-        "loader=resident",
-        "batch_size=96",
-        "eval_batch_size=5",
-        "seed=11",
-        "workers=1",
-    )
-
-
-def steps(
-    config: Config,
-    prepared: tuple[Manifest, Path],
-    epoch: int = 0,
-    start: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    device: torch.device = CPU,
-) -> list[list[Batch]]:
-    loader = loaders.train_loader(config, *prepared, rank=rank, world_size=world_size, device=device)
-    try:
-        return [[Batch(*(t.cpu() for t in batch)) for batch in step] for step in loader.epoch(epoch, start)]
-    finally:
-        loader.close()
-
-
-def joined(epoch: list[list[Batch]]) -> Batch:
-    parts = [batch for step in epoch for batch in step]
-    return Batch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-
-
-def same(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("reader", ["ffcv", "resident"])
@@ -232,189 +153,6 @@ def test_a_set_prepared_without_arrays_is_refused_by_the_readers_of_arrays(confi
     bare = replace(manifest, splits={"train": replace(manifest.splits["train"], images=None, labels=None)})
     with pytest.raises(UserError, match=r"loader=resident reads plain arrays.*data\.arrays=true"):
         loaders.train_loader(config, bare, folder, rank=0, world_size=1, device=CPU)
-
-
-def prefetch_threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name == "runyard-prefetch"]
-
-
-def test_an_error_in_the_reader_reaches_the_consumer_with_its_cause(
-    config: Config, prepared: Any, monkeypatch: Any
-) -> None:
-    def poisoned(*_: Any) -> None:
-        raise OSError("the disk is gone")
-
-    monkeypatch.setattr(loaders.kernels, "augment_batch", poisoned)
-    for workers in (1, 2):
-        with pytest.raises(OSError, match="the disk is gone"):
-            steps(replace(config, loader="ffcv", workers=workers), prepared)
-    assert not prefetch_threads()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning", FFCVS_OWN)
-def test_ffcvs_own_iterator_waits_for_ever_on_that_error(prepared: Any, monkeypatch: Any) -> None:
-    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.loader.epoch_iterator import EpochIterator
-
-    def poisoned(*_: Any) -> None:
-        raise OSError("the disk is gone")
-
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(EpochIterator, "run_pipeline", poisoned)
-    loader = Loader(
-        str(prepared[1] / "test.beton"),
-        8,
-        num_workers=1,
-        os_cache=True,
-        order=OrderOption.SEQUENTIAL,
-        pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
-    )
-    iterator = iter(loader)
-    torch.set_num_threads(threads)  # FFCV's loader changes it for the whole process
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, iterator)
-        with pytest.raises(TimeoutError):
-            waiting.result(timeout=2)
-        iterator.output_queue.put(None)  # end its wait, which nothing else would
-        with pytest.raises(StopIteration):
-            waiting.result(timeout=PATIENCE_S)
-    del loader, iterator
-    gc.collect()
-
-
-def test_a_thread_that_ends_without_a_word_is_noticed(monkeypatch: Any) -> None:
-    monkeypatch.setattr(Prefetch, "_run", lambda self: None)
-    with pytest.raises(RuntimeError, match="ended without an error"):
-        next(Prefetch(iter([1])))
-
-
-def test_leaving_an_epoch_early_ends_its_thread_and_a_new_epoch_begins_clean(config: Config, prepared: Any) -> None:
-    config = replace(config, loader="ffcv", batch_size=20)
-    loader = loaders.train_loader(config, *prepared, rank=0, world_size=1, device=CPU)
-    for _ in loader.epoch(0):
-        break
-    assert not prefetch_threads()
-    abandoned = loader.epoch(0)
-    next(abandoned)
-    assert len(prefetch_threads()) == 1
-    assert same(joined(list(loader.epoch(1))), joined(steps(config, prepared, epoch=1)))
-    assert not prefetch_threads()
-    loader.close()
-
-
-def test_prefetch_runs_ahead_only_as_far_as_told() -> None:
-    made = []
-
-    def items() -> Iterator[int]:
-        for i in range(100):
-            made.append(i)
-            yield i
-
-    with Prefetch(items(), ahead=2) as ahead:
-        assert next(ahead) == 0
-        time.sleep(0.5)
-        assert len(made) <= 5
-    assert not prefetch_threads()
-
-
-def test_the_wait_for_batches_is_counted(config: Config, prepared: Any, monkeypatch: Any) -> None:
-    real = loaders.kernels.augment_batch
-
-    def slow(*args: Any) -> None:
-        time.sleep(0.2)
-        real(*args)
-
-    monkeypatch.setattr(loaders.kernels, "augment_batch", slow)
-    loader = loaders.train_loader(config, *prepared, rank=0, world_size=1, device=CPU)
-    assert loader.wait_s == 0
-    assert len(list(loader.epoch(0))) == 3
-    assert loader.wait_s > 0.5
-    loader.close()
-
-
-def test_worker_processes_ignore_the_jobs_signals_live_through_epochs_and_end_with_the_loader(
-    config: Config, prepared: Any
-) -> None:
-    config = replace(config, loader="torch", workers=2, batch_size=20)
-    loader: Any = loaders.train_loader(config, *prepared, rank=0, world_size=1, device=CPU)
-    running = loader.epoch(0)
-    next(running)
-    workers = list(loader._producer._loader._iterator._workers)
-    for worker in workers:
-        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-            os.kill(worker.pid, number)
-    running.close()  # and an early end, while batches are still on their way
-    assert same(joined(list(loader.epoch(1))), joined(steps(replace(config, loader="resident"), prepared, epoch=1)))
-    assert [w.pid for w in loader._producer._loader._iterator._workers] == [w.pid for w in workers]
-    loader.close()
-    assert not any(worker.is_alive() for worker in workers)
-
-
-UNCLOSED = """
-import pickle, sys
-import torch
-from runyard.data.loading import loaders
-config, prepared = pickle.load(open(sys.argv[1], "rb"))
-running = loaders.train_loader(config, *prepared, rank=0, world_size=1, device=torch.device("cpu")).epoch(0)
-print(len(next(running)))
-"""
-
-
-@pytest.mark.slow
-def test_a_program_that_ends_without_closing_its_worker_processes_does_end(
-    config: Config, prepared: Any, tmp_path: Path
-) -> None:
-    (tmp_path / "given").write_bytes(pickle.dumps((replace(config, loader="torch", batch_size=20), prepared)))
-    done = subprocess.run(
-        [sys.executable, "-c", UNCLOSED, str(tmp_path / "given")], capture_output=True, text=True, timeout=PATIENCE_S
-    )  # it would wait for ever
-    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
-
-
-KILLED = UNCLOSED.replace(
-    "print(len(next(running)))",
-    """
-import os, signal
-next(running)
-loader = running.gi_frame.f_locals["self"]
-print(*(worker.pid for worker in loader._producer._loader._iterator._workers), flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
-""",
-)
-
-
-@pytest.mark.slow
-def test_no_worker_outlives_a_training_process_that_was_killed(config: Config, prepared: Any, tmp_path: Path) -> None:
-    config = replace(config, loader="torch", batch_size=20, workers=2)
-    (tmp_path / "given").write_bytes(pickle.dumps((config, prepared)))
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "given")], stdout=subprocess.PIPE, text=True)
-    workers = done.stdout.split()
-    assert (done.returncode, len(workers)) == (-signal.SIGKILL, 2)
-    deadline = time.monotonic() + 600
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
-        assert time.monotonic() < deadline, "they live on"
-        time.sleep(0.1)
-
-
-FULL = (
-    """
-import resource, signal
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as a full /dev/shm answers: no batch fits
-"""
-    + UNCLOSED
-)
-
-
-@pytest.mark.slow
-def test_where_batches_do_not_fit_into_shared_memory_that_is_said_at_once(
-    config: Config, prepared: Any, tmp_path: Path
-) -> None:
-    (tmp_path / "given").write_bytes(pickle.dumps((replace(config, loader="torch", batch_size=20), prepared)))
-    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "given")], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "no room for loader=torch's batches (loader=ffcv needs none): '/dev/shm'" in done.stderr
 
 
 def ffcvs_own(path: Path, decoder: Any) -> np.ndarray:
