@@ -2,71 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from runyard.cli.commands import COMMANDS
-from runyard.cli.completion import completions
 from runyard.cli.main import main
-from runyard.data import manifest
 from runyard.runs.journal import Journal
 from runyard.runs.run import Run
-from tests.support.settings import SMALL_DATA
+from tests.support.commands import Refused
 
-SMALL = (
-    *SMALL_DATA,
-    "model=starter",
-    "model.widths=[16,32]",
-    "loader=resident",
-    "epochs=1",
-    "batch_size=32",
-    "tracking=none",
-)
 OF_A_RUN = [("report",), ("train",), ("resume",), ("predict", "--images", "x.npy", "--out", "o.csv")]
-
-Refused = Callable[..., str]
-
-
-@pytest.fixture
-def small(data_root: Path, tmp_path: Path) -> list[str]:
-    """Overrides that make a small run which would work."""
-    return [*SMALL, f"data.root={data_root}", f"runs_dir={tmp_path / 'runs'}"]
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
-    """``refused("create", "epochs=0")``: the one line it says. Fails unless that is all it does."""
-    monkeypatch.chdir(tmp_path)
-
-    def check(*argv: str) -> str:
-        before = sorted(tmp_path.rglob("*"))
-        code = main(list(argv))
-        out, err = capsys.readouterr()
-        lines = err.splitlines()
-        assert (code, out, len(lines)) == (2, "", 1), (code, out, err)
-        assert lines[0].startswith("runyard: ")
-        left = [p for p in sorted(tmp_path.rglob("*")) if p not in before and not p.name.endswith("lock")]
-        assert [p for p in left if p.is_file() or ".making" in p.name] == [], "something half-made was left"
-        return lines[0].removeprefix("runyard: ")
-
-    return check
-
-
-@pytest.fixture
-def run(small: list[str], capsys: pytest.CaptureFixture[str]) -> Path:
-    """A run that has not been trained."""
-    assert main(["create", *small]) == 0
-    return Path(capsys.readouterr().out.strip())
 
 
 SETTINGS = [
@@ -303,162 +251,6 @@ def test_predict_takes_two_names_for_two_columns(refused: Refused, run: Path, co
     assert "expected two different names" in refused(
         "predict", str(run), "--images", "x", "--out", "o.csv", "--columns", columns
     )
-
-
-Damage = Callable[[Path], Any]
-
-
-def noted(**changed: Any) -> Damage:
-    """Change entries of the manifest."""
-    return lambda folder: (folder / "manifest.json").write_text(
-        json.dumps(json.loads((folder / "manifest.json").read_text()) | changed)
-    )
-
-
-DAMAGES: dict[str, tuple[Damage, str]] = {
-    "truncated": (lambda f: os.truncate(f / "train.beton", 1000), "train.beton: truncated"),
-    "empty": (lambda f: os.truncate(f / "train.beton", 0), "train.beton: the file is empty"),
-    "foreign": (lambda f: (f / "train.beton").write_bytes(bytes(5000)), "train.beton: not an FFCV file"),
-    "another": (lambda f: shutil.copy(f / "test.beton", f / "train.beton"), "train.beton: 100 samples in"),
-    "missing": (lambda f: (f / "train.beton").unlink(), "train.beton: cannot read it (No such file"),
-    "array": (lambda f: os.truncate(f / "train_images.npy", 1000), "train_images.npy: truncated"),
-    "array of another size": (lambda f: np.save(f / "train_labels.npy", np.zeros(9, int)), "train_labels.npy: holds"),
-    "no JSON": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json: damaged (not JSON)"),
-    "a list": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json: not a manifest of this program"),
-    "a folder": (
-        lambda f: ((f / "manifest.json").unlink(), (f / "manifest.json").mkdir()),
-        "cannot read it (a directory, not",
-    ),
-    "no parts": (noted(splits={}), "manifest.json: damaged (classes, channels"),
-    "std 0": (noted(std=[0, 0, 0]), "manifest.json: damaged (a mean or std"),
-    "mean NaN": (noted(mean=[float("nan")] * 3), "manifest.json: damaged (a mean or std"),
-    "size as text": (noted(image_size="16"), "manifest.json: damaged (image_size"),
-    "too few classes": (noted(classes=["a"]), "manifest.json: damaged (it was changed"),
-    "a stranger": (noted(more=1), "manifest.json: damaged"),
-}
-
-
-@pytest.mark.parametrize("what", DAMAGES)
-@pytest.mark.parametrize("verb", ["submit", "prepare"])
-def test_damaged_data_is_refused_with_the_file_named(
-    refused: Refused, small: list[str], data_root: Path, tmp_path: Path, verb: str, what: str
-) -> None:
-    damage, message = DAMAGES[what]
-    (folder,) = (p for p in data_root.iterdir() if p.is_dir())
-    shutil.copytree(folder, tmp_path / "mine" / folder.name)
-    damage(tmp_path / "mine" / folder.name)
-    said = refused(verb, *small, f"data.root={tmp_path / 'mine'}")
-    assert message in said
-    assert str(tmp_path / "mine") in said
-    assert "runyard prepare" in said
-
-
-def test_whole_data_is_not_refused(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prepare", *small, "--json"]) == 0
-    assert manifest.manifest_from_dict(json.loads(capsys.readouterr().out)).splits["train"].samples == 256
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ("data.root=/proc/x", "data.root=/proc/x: cannot write"),
-        ("data.root=/dev/null", "data.root=/dev/null: cannot write"),
-        ("data.samples=[100000000000,5]", "MB are needed and"),
-        ("data.validation_fraction=0.999", "holds out 256 of 256 images"),
-        ("data.validation_fraction=1e-9", "holds out 0 of 256 images"),
-    ],
-)
-def test_what_cannot_be_prepared_leaves_nothing(
-    refused: Refused, small: list[str], tmp_path: Path, overrides: str, message: str
-) -> None:
-    assert message in refused("prepare", *small, f"data.root={tmp_path / 'new'}", overrides)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ("data=imagefolder", "data.path=null: data.kind=imagefolder reads a folder"),
-        ("data=imagefolder data.path=nosuch", "data.path=nosuch: there is no folder train/ in it"),
-        ("data=cifar10 data.sources=[disk] data.path=nosuch", "data.path=nosuch: there is no such file or folder"),
-        ("data=cifar10 data.sources=[disk]", "no source has it"),
-    ],
-)
-def test_a_source_that_is_not_there_is_refused(refused: Refused, overrides: str, message: str) -> None:
-    assert message in refused("prepare", *overrides.split())
-
-
-def test_prepare_says_how_many_files_were_converted_and_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = manifest.Manifest(
-        "d",
-        "imagefolder",
-        "s",
-        ("a",),
-        16,
-        (0.5,) * 3,
-        (0.2,) * 3,
-        {},
-        {
-            "converted": {"files": 3, "kinds": {"grayscale": 2, "CMYK": 1}, "first": []},
-            "skipped": {"files": 1, "kinds": {"not an image": 1}, "first": []},
-        },
-        True,
-    )
-    monkeypatch.setattr("runyard.data.prepare.pipeline.prepare_dataset", lambda *_, **__: made)
-    assert main(["prepare", "data=imagefolder", "data.path=x"]) == 0
-    assert capsys.readouterr().out.endswith("verified; 3 converted (2 grayscale, 1 CMYK); 1 skipped (1 not an image)\n")
-
-
-@pytest.mark.parametrize("verb", COMMANDS)
-def test_every_verbs_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main([verb, "--help"])
-    assert re.search(rf"^example: .*\b{verb}\b", capsys.readouterr().out, re.MULTILINE)
-
-
-def test_help_imports_neither_torch_nor_hydra() -> None:
-    ask = (
-        "import sys, runyard.cli.main\ntry: runyard.cli.main.main(['--help'])\nexcept SystemExit: pass\n"
-        "print('loaded', sorted({'torch', 'numpy', 'hydra', 'submitit'} & set(sys.modules)))"
-    )
-    said = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout
-    assert said.endswith("loaded []\n")
-
-
-def test_json_is_all_that_is_said_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["settings", "optim", "--json"]) == 0
-    assert "optim.lr" in [row["name"] for row in json.loads(capsys.readouterr().out)]
-    assert main(["inspect", "model=paper_resnet", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["parameters"] == 4_693_962
-
-
-ASK = 'eval "$(runyard completion bash)"; COMP_LINE=$1 COMP_POINT=${#1}; _runyard 2>/dev/null; echo "${COMPREPLY[@]}"'
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("runyard rep", "report"),
-        ("runyard submit optim=a", "adamw"),
-        ("runyard submit compile=d", "default"),
-        ("runyard submit experiment=a", "auto"),
-        ("runyard inspect model.wid", "model.widths="),
-        ("runyard settings optim.l", "optim.lr"),
-        ("runyard completion ", "bash zsh"),
-        ("runyard report @", "@last"),
-        ("runyard predict @last --images ", ""),
-        ("runyard submit zzz", ""),
-    ],
-)
-def test_the_tab_key_completes_in_bash(line: str, words: str) -> None:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    said = subprocess.run(["bash", "-c", ASK, "bash", line], env=environment, capture_output=True, text=True)
-    assert said.stdout.strip() == words
-
-
-def test_completion_knows_every_verb() -> None:
-    assert completions("runyard ") == list(COMMANDS)
 
 
 TRAIN_ON_A_FULL_DISK = """

@@ -16,6 +16,7 @@ from tests.support import waiting
 from tests.support.settings import PATIENCE_S, ROOT, SMALL
 
 API_KEY = "5ec7e75ec7e75ec7e75ec7e75ec7e75ec7e75ec7"
+Refused = Callable[..., str]  # ``refused("create", "epochs=0")``: the one line that a command is refused with
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,3 +61,9 @@ def compare(runs_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         return code, out, err
 
     return run
+
+
+def document(compare: Compare, *argv: str) -> dict[str, Any]:
+    code, out, _ = compare(*argv, "--json")
+    assert code == 0
+    return json.loads(out)  # type: ignore[no-any-return]
