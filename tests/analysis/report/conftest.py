@@ -13,16 +13,15 @@ from runyard.config.schema import Config
 from tests.support.fake_runs import CLASSES, FakeRun
 
 MakeFakeRun = Callable[..., FakeRun]
-IMAGES = 1000
 
 
 @pytest.fixture(scope="session")
 def make_fake_run(make_config: Callable[..., Config]) -> MakeFakeRun:
     """``make_fake_run(folder, epochs=9, **settings)``: a run that began a day ago; its data lies beside it."""
-    config = make_config("experiment=paper", "name=fake")
+    config = make_config("experiment=paper", "name=fake", "runs_dir=runs")
 
     def make(folder: Path, epochs: int = 50, classes: Iterable[str] = CLASSES, **settings: Any) -> FakeRun:
-        changed = {"epochs": epochs, "data.root": str(folder / "data"), "runs_dir": str(folder)}
+        changed = {"epochs": epochs, "data.root": str(folder / "data"), "data.sources": ["disk"]}
         return FakeRun(
             folder / "20251122-164500-fake-ab12", config, settings=changed | settings, classes=classes,
             began=time.time() - 86_400,

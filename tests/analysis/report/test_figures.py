@@ -12,7 +12,7 @@ from runyard.runs.facts import load_report_data
 
 @pytest.mark.parametrize("columns", [1, 2])
 def test_figure_1_has_exactly_the_four_panels_with_the_journals_values(fake_run, columns):
-    facts = load_report_data(fake_run(epochs=8).train().run)
+    facts = load_report_data(fake_run(epochs=8, **{"optim.lr": 2e-3}).train().run)
     axes = curves.draw_curves(facts, LIGHT, columns).axes
     assert [axis.get_title(loc="left")[5:].split(" ($")[0] for axis in axes] == [
         "Train loss",

@@ -141,7 +141,7 @@ def test_a_batch_that_would_run_code_is_refused(forms: dict[str, Path], tmp_path
             return os.mkdir, (str(tmp_path / "sprung"),)
 
     next(forms["python folder"].rglob("data_batch_2")).write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(UserError, match=r"\(data_batch_2\): asks for posix\.mkdir"):
+    with pytest.raises(UserError, match=r"\(data_batch_2\): uses posix\.mkdir"):
         cifar.decode10(forms["python folder"])
     assert not (tmp_path / "sprung").exists()
 
