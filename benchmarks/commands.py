@@ -49,7 +49,7 @@ def cost(command: list[str]) -> tuple[float, float]:
 def login_node(folder: Path) -> None:
     """Go to an empty ``folder`` with small prepared data, and have SLURM's commands on PATH."""
     sys.path.insert(0, str(ROOT))
-    from tests.cluster.fake_slurm import FakeSlurm
+    from tests.support.fake_slurm import FakeSlurm
 
     os.environ["PATH"] = FakeSlurm(folder / "slurm").path
     os.chdir(folder)

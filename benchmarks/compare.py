@@ -3,7 +3,7 @@
     python benchmarks/compare.py [--runs 50 1000] [--epochs 200] [--repeats 3] [--json]
 
 Of up to 50 runs also the page (--html): its size, and the seconds until a headless Chromium has drawn its first chart.
-The runs have the real format (tests/compare/fabricate.py): three seeds a setting, and up to 50 runs 10,000 predictions.
+The runs have the real format (tests/support/fake_runs.py): three seeds a setting, and up to 50 runs 10,000 predictions.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.commands import RUNYARD, cost
-from tests.browser import Browser
-from tests.compare.fabricate import fabricate
-from tests.conftest import compose
+from tests.support.browser import Browser
+from tests.support.fake_runs import fabricate
+from tests.support.settings import compose
 
 PREDICTIONS_TO = 50  # runs: more would fill a small disk
 FORMS = {"table": ["--target", "0.9"], "by run": ["--by-run"], "JSON": ["--json"]}

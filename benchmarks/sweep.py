@@ -70,7 +70,7 @@ def epochs_of(run: Path) -> int:
 
 def pictures(folder: Path, to: Path) -> None:
     """The page as a laptop and a telephone show it, and its curves as figures for a paper."""
-    from tests.browser import Browser
+    from tests.support.browser import Browser
 
     page = folder / "compare.html"
     subprocess.run([*RUNYARD, "compare", "--sweep", "@last", "--runs-dir", str(folder), "--target", "0.85", "--html",

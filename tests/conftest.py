@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from runyard.config.schema import Config, config_from_dict
+from runyard.config.schema import Config
+from tests.support.settings import SMALL_DATA, compose
 
 # Files of tests/slurm that share clusters and runs.
 TOGETHER = {
@@ -19,9 +20,6 @@ TOGETHER = {
     "rehearsal.py": "cluster", "rehearse.py": "cluster", "doctor.py": "cluster", "wandb_agent.py": "cluster",
     "submission.py": "queue", "sweep.py": "queue", "watching.py": "queue",
 }  # fmt: skip
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-PATIENCE_S = 900.0  # guards against hangs alone: no test may depend on how fast the machine is
-SMALL_DATA = ("data=synthetic", "data.samples=[256,100]", "data.num_classes=4", "data.image_size=16")
 
 
 # A thread that waits for another by spinning takes the core which that one needs: where more threads than cores were
@@ -31,18 +29,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-def compose(*overrides: str) -> Config:
-    """The configuration that ``runyard submit OVERRIDES`` would freeze, made by Hydra itself and then checked."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from omegaconf import OmegaConf
-
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        values = OmegaConf.to_container(hydra_compose("train", overrides=list(overrides)), resolve=True)
-    assert isinstance(values, dict)
-    return config_from_dict({str(key): value for key, value in values.items()})
 
 
 @pytest.fixture(autouse=True)

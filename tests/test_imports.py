@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.settings import ROOT
+
 HEAVY = ("torch", "torchvision", "ffcv", "wandb", "numba", "cv2")
 # Imported on a login node, or by who only reads runs: every module of these rooms, or the module alone.
 LIGHT = ("analysis", "cli", "cluster", "config", "runs", "tracking.recorder", "data.manifest", "training.stop_signals")

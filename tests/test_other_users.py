@@ -19,8 +19,8 @@ from runyard.ownership import per_user_name, private_folder
 from runyard.runs import run as run_module
 from runyard.runs import snapshot
 from runyard.runs.run import Run
-from tests.conftest import SMALL_DATA
-from tests.second_user import NOBODY, as_nobody, needs_root, shared_place
+from tests.support.second_user import NOBODY, as_nobody, needs_root, shared_place
+from tests.support.settings import SMALL_DATA
 
 __all__ = ["shared_place"]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from runyard.config.schema import Config
+from tests.support.settings import ROOT
 
 SKIPPED = "import pytest\ndef test_skipped():\n    pytest.skip('no such library')\n"
 PASSED = "def test_passed():\n    assert True\n"
@@ -25,7 +26,7 @@ def outcome(folder: Path, text: str, ci: str) -> int:
     (folder / "test_it.py").write_text(text)
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", folder, folder],
-        env=os.environ | {"CI": ci},
+        env=os.environ | {"CI": ci, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         cwd=folder,
     ).returncode

@@ -3,37 +3,13 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from runyard.config.schema import DataConfig, read_dataclass
+from runyard.config.schema import DataConfig
 from runyard.data import manifest
 from runyard.data.prepare.pipeline import prepare_dataset
-
-SYNTHETIC: dict[str, Any] = {
-    "name": "tiny",
-    "kind": "synthetic",
-    "root": "data",
-    "sources": [],
-    "path": None,
-    "image_size": 16,
-    "max_resolution": None,
-    "write_mode": "raw",
-    "jpeg_quality": None,
-    "odd_images": "refuse",
-    "broken_images": "refuse",
-    "arrays": True,
-    "validation_fraction": 0.0,
-    "split_seed": 0,
-    "samples": [300, 40],
-    "num_classes": 4,
-}
-
-
-def data_config(**changes: Any) -> DataConfig:
-    """The settings of a small synthetic set, with changes."""
-    return read_dataclass(DataConfig, {**SYNTHETIC, **changes}, "data.")
+from tests.support.prepared import data_config
 
 
 @pytest.fixture(scope="session")

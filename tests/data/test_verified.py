@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from runyard.data import beton, manifest, verified
+from runyard.data import manifest, verified
 from runyard.data.manifest import Manifest
 from runyard.data.verified import VERIFIED_FILE, check_content
 from runyard.errors import UserError
+from tests.support.prepared import zero_labels
 
 
 @pytest.fixture
@@ -40,15 +40,6 @@ def betons(data: Manifest) -> dict[str, str]:
 def check(folder: Path, **settings: Any) -> None:
     data = manifest.load_manifest(folder)
     check_content(folder, data, betons(data), **settings)
-
-
-def zero_labels(path: Path) -> None:
-    """Set every label to 0: the structure and the size stay as they were."""
-    content = bytearray(path.read_bytes())
-    head = beton._HEADER.itemsize + 2 * beton._FIELD.itemsize
-    records = np.frombuffer(content, beton._RECORD, beton.inspect_beton(path).samples, head)
-    records["label"] = 0
-    path.write_bytes(content)
 
 
 def test_labels_that_were_changed_are_refused_by_the_files_name(folder: Path, hashed: list[str]) -> None:

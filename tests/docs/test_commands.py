@@ -18,8 +18,8 @@ from runyard.cli.parser import parse
 from runyard.cluster.search.space import lowest_point, split_search_space
 from runyard.config.compose import compose, expand
 from runyard.errors import UserError
+from tests.support.settings import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(page for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")) if page.name != "cli.md")
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)  # what is no command has a language: text
 QUOTED = re.compile(r"`((?:\.venv/bin/)?(?:runyard|make|sbatch) [^`]+)`")

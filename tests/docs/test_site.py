@@ -16,8 +16,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from runyard.config.schema import Config
+from tests.support.settings import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LOADS = {"src", "srcset", "poster", "data"}  # attributes of which a browser loads the file; of a link href
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +18,9 @@ from runyard import models
 from runyard.config.schema import ModelConfig, read_dataclass
 from runyard.errors import UserError
 from runyard.models import summary
+from tests.support.settings import ROOT
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "model"
+CONFIGS = ROOT / "configs" / "model"
 
 
 def make(name: str, image_size: int = 32, **changed: Any) -> nn.Module:

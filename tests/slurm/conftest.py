@@ -6,25 +6,15 @@ says which files one of them takes whole, so that nothing is trained twice.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from runyard.cluster.rehearsal.sandbox import SlurmSandbox, missing_programs
 from runyard.runs.run import Run
-from tests.slurm.lab import Cluster
-from tests.slurm.runs import RARE, Runs, until_finished
-
-
-@contextlib.contextmanager
-def cluster_of(nodes: int, folder: Path) -> Iterator[Cluster]:
-    if reason := missing_programs():
-        pytest.skip(reason)
-    with SlurmSandbox(folder / "lab", nodes=nodes, accounting=True) as sandbox:
-        yield Cluster(sandbox, folder)
+from tests.support.lab import Cluster, cluster_of
+from tests.support.slurm_runs import RARE, Runs, until_finished
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from runyard.cluster.slurm.cluster_info import ClusterInfo
-from tests.conftest import PATIENCE_S
-from tests.slurm.lab import ROOT, Cluster
-from tests.training.conftest import SMALL
+from tests.support.lab import Cluster
+from tests.support.settings import PATIENCE_S, ROOT, SMALL
 
 pytestmark = pytest.mark.slow
 PARTITIONS = (

@@ -21,7 +21,7 @@ import torch
 
 from runyard.cluster.rehearsal.rehearse import tasks_of
 from runyard.runs.run import Run
-from tests.slurm.runs import (
+from tests.support.slurm_runs import (
     OFTEN,
     RARE,
     Runs,
@@ -38,8 +38,8 @@ from tests.slurm.runs import (
     until_started,
     went_on,
 )
-from tests.training.conftest import final_state, same
-from tests.training.starts import train_starts
+from tests.support.starts import train_starts
+from tests.support.trainings import final_state, same
 
 pytestmark = pytest.mark.slow
 AWAY_S = float(os.environ.get("AWAY_S", 45))  # SLURM's own commands wait for a controller for 18 s, srun for 9 s

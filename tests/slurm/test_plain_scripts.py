@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from runyard.runs.run import Run
-from tests.slurm.lab import Cluster
-from tests.slurm.runs import (
+from tests.support.lab import Cluster
+from tests.support.slurm_runs import (
     OFTEN,
     RARE,
     Runs,

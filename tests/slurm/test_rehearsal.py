@@ -20,8 +20,9 @@ from runyard.cluster.rehearsal import accounting
 from runyard.cluster.rehearsal.sandbox import SlurmSandbox
 from runyard.cluster.rehearsal.slurm_conf import PREEMPT_GRACE_S
 from runyard.errors import UserError
-from tests.conftest import PATIENCE_S
-from tests.slurm.lab import ROOT, Cluster
+from tests.support.lab import Cluster
+from tests.support.settings import PATIENCE_S, ROOT
+from tests.support.waiting import processes_of
 
 pytestmark = pytest.mark.slow
 HOLD = """
@@ -42,17 +43,6 @@ def mended(slurm: Cluster) -> Iterator[None]:
     slurm.sandbox.restore()
 
 
-def processes_of(folder: Path) -> list[str]:
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.fsencode(folder) in (process / "cmdline").read_bytes() + (process / "environ").read_bytes():
-                found.append(process.name)
-        except OSError:
-            continue
-    return found
-
-
 def gone(folder: Path) -> bool:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and (processes_of(folder) or folder.exists()):
@@ -68,7 +58,7 @@ def test_whatever_ends_it_leaves_no_process_and_no_file(slurm: Cluster, tmp_path
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "up\n"
-        words = [(Path("/proc") / pid / "cmdline").read_bytes().split(b"\0")[0] for pid in processes_of(folder)]
+        words = [(Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0")[0] for pid in processes_of(folder)]
         assert {b"mariadbd", b"slurmdbd", b"slurmctld", b"slurmd", b"munged"} <= set(words)
         holder.send_signal(number)
         holder.wait(PATIENCE_S)
@@ -107,7 +97,7 @@ def test_a_body_that_raises_leaves_nothing_and_clusters_stand_side_by_side(slurm
         assert sandbox.run("sinfo", "--noheader", "--partition=main", "--format=%D %t").split() == ["3", "idle"]
         assert slurm.sandbox.run("sinfo", "--noheader", "--partition=main", "--format=%D").split() == ["3"]
         raise ZeroDivisionError
-    assert processes_of(tmp_path / "lab") == []
+    assert processes_of(tmp_path / "lab") == {}
     assert not (tmp_path / "lab").exists()
 
 

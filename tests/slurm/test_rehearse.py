@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PATIENCE_S
-from tests.slurm.lab import ROOT, Cluster
-from tests.slurm.test_rehearsal import processes_of
-from tests.training.conftest import SMALL
+from tests.support.lab import Cluster
+from tests.support.settings import PATIENCE_S, ROOT, SMALL
+from tests.support.waiting import processes_of
 
 pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-m", "runyard", "rehearse", "--json", "experiment=null", *SMALL, "cluster.nodes=2"]
@@ -57,7 +56,7 @@ def test_whatever_ends_a_rehearsal_nothing_is_left(slurm: Cluster, folder: Path,
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and (left(folder) or processes_of(folder)):
         time.sleep(0.1)
-    assert (left(folder), processes_of(folder)) == ([], [])
+    assert (left(folder), processes_of(folder)) == ([], {})
 
 
 def test_another_cluster_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from runyard.runs.run import Run
-from tests.slurm.runs import RARE, Runs, at_once, job, rows, said, until, until_finished
+from tests.support.slurm_runs import RARE, Runs, at_once, job, rows, said, until, until_finished
 
 pytestmark = pytest.mark.slow
 

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from runyard.runs.run import Run
-from tests.conftest import PATIENCE_S
-from tests.slurm.lab import ROOT
-from tests.slurm.runs import (
+from tests.support.settings import PATIENCE_S, ROOT
+from tests.support.slurm_runs import (
     EPOCHS,
     OFTEN,
     RARE,
@@ -30,7 +29,7 @@ from tests.slurm.runs import (
     until_finished,
     until_learning,
 )
-from tests.training.conftest import final_state
+from tests.support.trainings import final_state
 
 pytestmark = pytest.mark.slow
 

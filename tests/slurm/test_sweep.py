@@ -13,8 +13,8 @@ import pytest
 
 from runyard.cluster.search.study import runs_by_trial
 from runyard.runs.summary import read_run_summary
-from tests.slurm.lab import ROOT
-from tests.slurm.runs import Runs
+from tests.support.settings import ROOT
+from tests.support.slurm_runs import Runs
 
 pytestmark = pytest.mark.slow
 DRIVE_S = 200

@@ -11,11 +11,10 @@ import yaml
 
 from runyard.runs import journal
 from runyard.runs.run import Run
-from tests.conftest import PATIENCE_S
-from tests.slurm.conftest import Cluster
-from tests.tracking.life import KEY
-from tests.tracking.wandb_server import ENTITY, ServedSweep, WandbServer
-from tests.training.conftest import SMALL
+from tests.support.lab import Cluster
+from tests.support.life import KEY
+from tests.support.settings import PATIENCE_S, SMALL
+from tests.support.wandb_server import ENTITY, ServedSweep, WandbServer
 
 pytestmark = pytest.mark.slow
 SETTINGS = [s for s in SMALL if not s.startswith(("tracking", "epochs", "optim.lr"))]

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from runyard.runs.run import Run
-from tests.conftest import PATIENCE_S
-from tests.slurm.lab import ROOT
-from tests.slurm.runs import OFTEN, Runs, job, rows, said, saved_step, until
+from tests.support.settings import PATIENCE_S, ROOT
+from tests.support.slurm_runs import OFTEN, Runs, job, rows, said, saved_step, until
 
 pytestmark = pytest.mark.slow
 ENDLESS = ("epochs=100000", *OFTEN)

@@ -11,9 +11,9 @@ from typing import Any
 
 from runyard.data import manifest
 from runyard.runs.run import Run
+from tests.support.zygote import First
 from tests.torture.ground import Ground, discard
 from tests.torture.promise import Attacker, Promise, hold
-from tests.zygote import First
 
 KINDS = {
     "raw": ("loader=ffcv", "epochs=1"),

@@ -9,9 +9,9 @@ from pathlib import Path
 from runyard.runs import journal
 from runyard.runs.run import Run
 from runyard.training import checkpoint
+from tests.support.zygote import First
 from tests.torture.ground import discard
 from tests.torture.promise import Attacker, Promise, hold
-from tests.zygote import First
 
 KEPT = 6
 SETTINGS = ("epochs=6", f"checkpoint.keep_last={KEPT}", "checkpoint.keep_best=false", "checkpoint.every_s=null")

@@ -13,10 +13,10 @@ from pathlib import Path
 from runyard.errors import USER_ERROR
 from runyard.runs.run import Run
 from runyard.training import checkpoint
+from tests.support.zygote import Zygote
 from tests.torture.ground import Ground, discard
 from tests.torture.killed import KINDS, compare
 from tests.torture.promise import Attacker, Promise, Unable, hold
-from tests.zygote import Zygote
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 CALLS = ("write", "fsync", "rename", "mkdir")

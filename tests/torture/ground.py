@@ -19,11 +19,10 @@ from typing import Any, TypeVar
 from runyard.config.schema import Config
 from runyard.runs import journal
 from runyard.runs.run import Run
-from tests.conftest import PATIENCE_S, compose
-from tests.training.conftest import SMALL, final_state, same
-from tests.zygote import First, Zygote
+from tests.support.settings import PATIENCE_S, ROOT, SMALL, compose
+from tests.support.trainings import final_state, same
+from tests.support.zygote import First, Zygote
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS_PER_EPOCH, EPOCHS = 8, 3
 # A global batch that 1, 2, 3, 4 and 6 ranks divide, with two micro-batches each.
 SETTINGS = (
@@ -112,7 +111,7 @@ class Ground:
         for words in lines:
             place = self.scratch()
             said, there = place / "said", ("os:chdir", str(place))
-            going.append((self.zygote.start(said, ("tests.zygote:say", *words), env, [there, *first]), said))
+            going.append((self.zygote.start(said, ("tests.support.zygote:say", *words), env, [there, *first]), said))
         return [(self.zygote.wait(pid), said.read_text(errors="replace")) for pid, said in going]
 
     def finish(self, run: Run, ranks: int) -> None:

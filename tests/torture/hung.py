@@ -7,11 +7,11 @@ import signal
 import time
 
 from runyard.runs.run import Run
+from tests.support.zygote import First
 from tests.torture.ground import Ground, Ranks, discard, until
 from tests.torture.killed import KINDS, compare
 from tests.torture.one_writer import stopped
 from tests.torture.promise import Attacker, Promise, hold
-from tests.zygote import First
 
 WORLDS = (2, 3, 4)
 TIMEOUT_S = 5  # in place of the two minutes that ranks wait for each other

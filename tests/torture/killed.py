@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from runyard.runs.run import Run
-from tests.conftest import PATIENCE_S
+from tests.support.settings import PATIENCE_S
+from tests.support.zygote import First
 from tests.torture.ground import EPOCHS, STEPS_PER_EPOCH, Ground, discard, epochs, typed, until
 from tests.torture.promise import Attacker, Promise, hold
-from tests.zygote import First
 
 WORLDS = (2, 3, 4, 6)
 KINDS = (

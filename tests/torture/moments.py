@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tests.zygote import named
+from tests.support.zygote import named
 
 PACKAGE = str(Path(import_module("runyard").__file__ or "").parent)
 

@@ -16,12 +16,12 @@ from runyard.cluster.rehearsal.rehearse import tasks_of
 from runyard.cluster.rehearsal.sandbox import missing_programs
 from runyard.runs.run import Run
 from runyard.training import checkpoint
-from tests.slurm.conftest import cluster_of
-from tests.slurm.runs import OFTEN, Runs, job, rows, until, until_finished, until_learning
+from tests.support.lab import cluster_of
+from tests.support.slurm_runs import OFTEN, Runs, job, rows, until, until_finished, until_learning
+from tests.support.trainings import final_state
 from tests.torture.corrupt import damage
 from tests.torture.ground import ROOT, Ground, Undisturbed, curves
 from tests.torture.promise import Attacker, Promise, Unable, hold
-from tests.training.conftest import final_state
 
 NODES = 6
 SIZES = ((2, 1), (2, 2), (3, 2), (4, 1))  # nodes, and tasks on each

@@ -16,11 +16,11 @@ from pathlib import Path
 from runyard.runs import journal
 from runyard.runs.journal import Journal
 from runyard.runs.run import Run
-from tests.cluster.fake_slurm import SBATCH, FakeSlurm
-from tests.conftest import PATIENCE_S
+from tests.support.fake_slurm import SBATCH, FakeSlurm
+from tests.support.settings import PATIENCE_S
+from tests.support.zygote import First
 from tests.torture.ground import Ground, discard, epochs, until
 from tests.torture.promise import Attacker, Broken, Promise, hold
-from tests.zygote import First
 
 
 def contend(run_dir: str, go: str, seed: str, control: str) -> None:

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from runyard.runs.run import Run
-from tests.cluster.fake_slurm import NUMBER, FakeSlurm
-from tests.compare.fabricate import fabricate
-from tests.second_user import as_nobody
+from tests.support.fake_runs import fabricate
+from tests.support.fake_slurm import NUMBER, FakeSlurm
+from tests.support.second_user import as_nobody
+from tests.support.zygote import First
 from tests.torture.one_writer import stopped
 from tests.torture.promise import Attacker, Promise, Unable, hold
 from tests.torture.tracking_trouble import served, variables
-from tests.zygote import First
 
 OTHER = 65534  # nobody's uid
 SECRET = b"this is the victim's own"

@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.cluster.fake_slurm import FakeSlurm
-from tests.conftest import PATIENCE_S
+from tests.support.fake_slurm import FakeSlurm
+from tests.support.settings import PATIENCE_S
 from tests.torture.ground import ROOT
 from tests.torture.promise import Attacker, Promise, hold
 from tests.torture.tracking_trouble import served, variables

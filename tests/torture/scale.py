@@ -15,8 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from tests.compare.fabricate import fabricate
-from tests.conftest import PATIENCE_S
+from tests.support.fake_runs import fabricate
+from tests.support.settings import PATIENCE_S
 from tests.torture.ground import ROOT, Ground
 from tests.torture.promise import Attacker, Promise, hold
 

@@ -9,11 +9,11 @@ import time
 from runyard.runs import journal
 from runyard.runs.run import Run
 from runyard.training import checkpoint
-from tests.conftest import PATIENCE_S
+from tests.support.settings import PATIENCE_S
+from tests.support.zygote import First
 from tests.torture.ground import EPOCHS, STEPS_PER_EPOCH, Ranks, discard, epochs, typed, until
 from tests.torture.killed import KINDS, WORLDS, compare
 from tests.torture.promise import Attacker, Promise, hold
-from tests.zygote import First
 
 STEP = "runyard.training.train_state:TrainState.train_step"
 MOMENTS = (

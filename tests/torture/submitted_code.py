@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from runyard.runs.run import Run
-from tests.conftest import PATIENCE_S
+from tests.support.settings import PATIENCE_S
 from tests.torture.ground import ROOT, Ground, discard
 from tests.torture.promise import Attacker, Promise, hold
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from runyard.runs.run import Run
+from tests.support.trainings import final_state, same, train
 from tests.torture.ground import Ground
 from tests.torture.harness import Harness, Row
 from tests.torture.page import PAGE, RESULTS, render
 from tests.torture.promise import Attacker, Promise, Unable, hold
 from tests.torture.promises import PROMISES
-from tests.training.conftest import final_state, same, train
 
 
 def promise(strike: object = None, control: object = None) -> Promise:

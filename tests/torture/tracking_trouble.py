@@ -13,11 +13,10 @@ from pathlib import Path
 
 from runyard.runs import journal
 from runyard.runs.run import Run
+from tests.support.life import KEY
+from tests.support.wandb_server import WandbServer, is_one_history
 from tests.torture.ground import EPOCHS, Ranks, discard, epochs, until
 from tests.torture.promise import Attacker, Promise, hold
-from tests.tracking.life import KEY
-from tests.tracking.test_wandb_run import is_one_history
-from tests.tracking.wandb_server import WandbServer
 
 TROUBLES = (
     "500", "429", "1 byte/s", "swallowing", "silence", "refused", "takes no more", "client killed",

@@ -15,8 +15,9 @@ from runyard.config.schema import Config
 from runyard.data import manifest
 from runyard.runs import journal
 from runyard.runs.run import Run
-from tests.data.test_verified import zero_labels
-from tests.training.conftest import SMALL, Ranks
+from tests.support.prepared import zero_labels
+from tests.support.settings import SMALL
+from tests.support.trainings import Ranks
 
 
 @pytest.fixture

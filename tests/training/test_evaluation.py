@@ -16,9 +16,9 @@ from runyard.training import checkpoint
 from runyard.training.evaluation import COLUMNS, Evaluation
 from runyard.training.stop_signals import StopReason
 from runyard.training.trainer import Outcome, train
-from tests.training.conftest import Ranks, final_state, same
-from tests.training.conftest import train as train_in_processes
-from tests.training.starts import BEFORE
+from tests.support.starts import BEFORE
+from tests.support.trainings import Ranks, final_state, same
+from tests.support.trainings import train as train_in_processes
 
 STEPS_PER_EPOCH, BATCHES = 8, 20  # of 100 images by 5
 SETTINGS = ("epochs=2", "eval_batch_size=5", "ema_decay=0.9")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import PATIENCE_S
+from tests.support.settings import PATIENCE_S
 
 LEARNS = """
 import hashlib, json, sys, torch, torch.distributed as dist

@@ -20,8 +20,8 @@ from runyard.runs import journal, own_code, snapshot
 from runyard.runs.own_code import TRUST, exec_run_code, restore_code
 from runyard.runs.run import Run
 from runyard.runs.snapshot import CODE_STORE
-from tests.second_user import NOBODY, needs_root
-from tests.training.conftest import train
+from tests.support.second_user import NOBODY, needs_root
+from tests.support.trainings import train
 
 Rewrite = Callable[[str, str, str], None]
 

@@ -16,8 +16,8 @@ import yaml
 from runyard.runs import journal
 from runyard.runs.run import Run
 from runyard.training import checkpoint
-from tests.conftest import PATIENCE_S
-from tests.training.conftest import Ranks, final_state, same, train
+from tests.support.settings import PATIENCE_S
+from tests.support.trainings import Ranks, final_state, same, train
 
 pytestmark = pytest.mark.slow
 STEPS_PER_EPOCH, EPOCHS = 8, 12

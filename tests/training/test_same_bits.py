@@ -12,8 +12,8 @@ import pytest
 
 from runyard.runs import journal
 from runyard.runs.run import Run
-from tests.training.conftest import final_state, same
-from tests.training.starts import train_starts
+from tests.support.starts import train_starts
+from tests.support.trainings import final_state, same
 
 pytestmark = pytest.mark.slow
 OFTEN = (1, 6, 2, 3, None)  # steps until each stop, of 5 an epoch: the first step, in mid-epoch, four times

@@ -25,7 +25,7 @@ from runyard.training import checkpoint, continuity
 from runyard.training.distributed.process_group import RankInfo
 from runyard.training.evaluation import Evaluation
 from runyard.training.train_state import TrainState
-from tests.cluster.fake_slurm import FakeSlurm
+from tests.support.fake_slurm import FakeSlurm
 
 STEPS = (8, 16, 24)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import math
 import os
@@ -101,6 +102,7 @@ def visible_gpus() -> tuple[int, ...]:
     return tuple(map(int, device_ids)) if all(d.isdigit() for d in device_ids) else ()
 
 
+@functools.cache
 def config_groups() -> dict[str, list[str]]:
     """Return each configuration group with its options."""
     return {g.name: sorted(p.stem for p in g.glob("*.yaml")) for g in sorted(CONFIGS.iterdir()) if g.is_dir()}
@@ -153,10 +155,15 @@ def _sweep_values(override: str) -> list[str]:
     return [f"{name}={value}" for value in parsed.sweep_string_iterator()]
 
 
-def _check_name(name: str) -> None:
+@functools.cache  # every override asks
+def _known_names() -> list[str]:
     known = [*schema.setting_names(schema.Config), *config_groups(), *network_settings()]
     known.remove("model.options")  # the schema's field for the settings that a network's file adds
-    if name not in known:
+    return known
+
+
+def _check_name(name: str) -> None:
+    if name not in (known := _known_names()):
         raise UserError(schema.unknown_name_message(name, known))
 
 

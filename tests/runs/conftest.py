@@ -1,0 +1,5 @@
+"""Made runs to read."""
+
+from tests.support.comparing import compare, make, recipe, runs_dir
+
+__all__ = ["compare", "make", "recipe", "runs_dir"]
