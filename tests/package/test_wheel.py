@@ -33,7 +33,6 @@ TINY = (
     "batch_size=64",
     "model.widths=[4,8]",
     "cluster.tasks_per_node=2",
-    "cluster.cpus_per_task=1",
     "tracking=none",
 )
 
