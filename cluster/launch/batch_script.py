@@ -20,6 +20,7 @@ from runyard.cluster.job.train_job import TrainJob
 from runyard.cluster.slurm.submission import script_name
 from runyard.config.schema import ClusterConfig
 from runyard.errors import UserError
+from runyard.installation import SCRIPTS, find_python_line
 from runyard.ownership import UMASK, UMASK_WITH_GROUP
 from runyard.runs.run import Run
 from runyard.slurm_client import (
@@ -32,8 +33,6 @@ from runyard.slurm_client import (
     run_with_retry,
 )
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
-PYTHON = REPO_ROOT / "slurm" / "python.sh"
 # sbatch's environment variables that have another name than the option that they override.
 SBATCH_VARIABLES = {
     "time": ("TIMELIMIT",),
@@ -190,16 +189,15 @@ class SbatchJob:
 
     @property
     def _scripts(self) -> Path:
-        """The folder of the shell scripts: the snapshot's, or the checkout's if an older snapshot has none."""
+        """The folder of the shell scripts: the snapshot's, or this program's if an older snapshot has none."""
         code = self.runs[0].code_path
         in_snapshot = not code.exists() or (code / "slurm" / "begin.sh").exists()
-        return code / "slurm" if in_snapshot else REPO_ROOT / "slurm"
+        return code / "slurm" if in_snapshot else SCRIPTS
 
     def _setup(self) -> list[str]:
         code = shlex.quote(str(self.runs[0].code_path))
         # The job runs the code snapshot from when the run was created, and not what is in the checkout by now.
         snapshot = f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1'
-        root = f"export RUNYARD_ROOT={shlex.quote(str(REPO_ROOT))}"  # where the snapshot's python.sh finds .venv
         # A job's files are its user's alone. Others who can write runs_dir may have put their own code there since.
         config = self.runs[0].config
         private = f"umask {UMASK_WITH_GROUP if config.runs_group_readable else UMASK:03o}"
@@ -210,7 +208,7 @@ class SbatchJob:
         # Each task reads its pickle by the job's number, which is not known before sbatch answers, if it does.
         element = "${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
         pickle = f'ln -sf {self.path.stem}"{element}".pkl {shlex.quote(str(self.folder))}/"$job"_submitted.pkl'
-        return [*self.cluster.env_setup, "set +e", private, owner_check, snapshot, root, begin, pickle]
+        return [*self.cluster.env_setup, "set +e", private, owner_check, snapshot, find_python_line(), begin, pickle]
 
     @property
     def _code_owner_uid(self) -> int:

@@ -11,8 +11,9 @@ from pathlib import Path
 import submitit
 from submitit.local.local import LocalJob
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
-CONTROLLER_SCRIPT = REPO_ROOT / "cluster" / "job" / "controller.py"
+from runyard.installation import IMPORT_ROOT
+
+CONTROLLER_SCRIPT = Path(__file__).resolve().parents[1] / "job" / "controller.py"
 
 
 class LocalExecutor(submitit.LocalExecutor):
@@ -21,10 +22,10 @@ class LocalExecutor(submitit.LocalExecutor):
     def _submit_command(self, command: str) -> LocalJob[str]:  # type: ignore[override]
         parameters = self.parameters
         gpus = parameters["visible_gpus"][: parameters["gpus_per_node"]] or range(parameters["gpus_per_node"])
-        # The controller runs the checkout's code, as sbatch is the cluster's own; its tasks run what was submitted.
+        # The controller runs this program's code, as sbatch is the cluster's own; its tasks run what was submitted.
         tasks = f"env PYTHONPATH={shlex.quote(os.environ.get('PYTHONPATH', ''))} {command}"
         env = os.environ | {
-            "PYTHONPATH": str(REPO_ROOT / "src"),
+            "PYTHONPATH": str(IMPORT_ROOT),
             "SUBMITIT_LOCAL_NTASKS": str(parameters["tasks_per_node"]),
             "SUBMITIT_LOCAL_COMMAND": tasks,
             "SUBMITIT_LOCAL_TIMEOUT_S": str(60 * parameters["timeout_min"]),

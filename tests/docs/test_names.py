@@ -9,7 +9,9 @@ import pytest
 
 from tests.support.settings import ROOT
 
+SCREENS = 170  # about three screens of lines of 120 characters
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+RENDERED = {"cli.md", "guarantees.md"}  # reference pages that a program writes
 PATH = re.compile(r"(?<![\w./~-])(?:src|cluster|configs|slurm|tests|docs|benchmarks)/[\w./*-]*")
 MODULE = re.compile(r"`([\w./]+\.py)`")
 NAME_IN_FILE = re.compile(r"`([\w.]+)`\s+(?:in|of)\s+`([\w./]+\.py)`")  # `Trainer.fit` in `src/runyard/...py`
@@ -48,6 +50,21 @@ def untold_rooms(page: str, packages: list[Path]) -> list[str]:
 
 def rooms() -> list[Path]:
     return [init.parent for top in ("src", "cluster") for init in sorted((ROOT / top).rglob("__init__.py"))]
+
+
+def length(text: str) -> int:
+    """Lines of 120 characters that ``text`` takes; a line of a table is wrapped, too."""
+    return sum(max(1, -(-len(line) // 120)) for line in text.splitlines())
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in RENDERED], ids=lambda page: page.name)
+def test_no_page_is_longer_than_three_screens(page: Path) -> None:
+    assert length(page.read_text()) <= SCREENS
+
+
+def test_a_long_page_is_noticed() -> None:
+    assert length("word\n" * SCREENS) == SCREENS
+    assert length("word\n" * (SCREENS - 1) + "x" * 241) == SCREENS + 2
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -19,7 +19,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runyard.cluster.launch.batch_script import PYTHON
 from runyard.cluster.launch.checks.check import CheckContext
 from runyard.cluster.launch.checks.node_probe import OUTPUT_PREFIX
 from runyard.cluster.launch.checks.preflight import nearest_existing_dir
@@ -27,9 +26,9 @@ from runyard.cluster.launch.checks.slurm_checks import refusal_text
 from runyard.config.cluster_validation import gres_counts
 from runyard.data import manifest
 from runyard.errors import UserError
+from runyard.installation import IMPORT_ROOT, SCRIPTS, find_python_line
 from runyard.slurm_client import QueryError, clean_environment, error_line, run_query
 
-REPO_ROOT = Path(__file__).resolve().parents[3]
 MAX_MEM_GB = 8  # enough to import everything; a smaller job starts sooner
 TIMEOUT_MIN = 2  # the first import of the libraries from a busy network disk may take a minute
 SRUN_GRACE_S = 60  # by which srun may exceed these times before it is stopped
@@ -86,7 +85,7 @@ class NodeJob:
             self._srun(name, probe_request) if config.cluster.launcher == "slurm" else _local_command(probe_request)
         )
         with tempfile.TemporaryFile("w+") as stderr_file, subprocess.Popen(
-            command, cwd=REPO_ROOT, env=_with_pythonpath(clean_environment()), stdin=subprocess.DEVNULL,
+            command, cwd=IMPORT_ROOT, env=_with_pythonpath(clean_environment()), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=stderr_file, text=True, start_new_session=True,
         ) as job:  # fmt: skip
             deadline = threading.Timer(self._wait_s + TIMEOUT_MIN * 60 + SRUN_GRACE_S, _end, (job, name))
@@ -116,9 +115,9 @@ class NodeJob:
         options += [f"--mem={min(c.mem_gb, MAX_MEM_GB)}G"] if c.mem_gb else []
         options += [f"--time={TIMEOUT_MIN}", f"--immediate={max(1, round(self._wait_s))}", f"--job-name={name}"]
         module = "runyard.cluster.launch.checks.node_probe"
-        probe = shlex.join([c.python or str(PYTHON), "-m", module, json.dumps(probe_request)])
-        script = "\n".join([*c.env_setup, f"exec {probe}"])
-        return ["srun", "--quiet", "--nodes=1", "--ntasks=1", *options, f"--chdir={REPO_ROOT}", "bash", "-c", script]
+        probe = shlex.join([c.python or str(SCRIPTS / "python.sh"), "-m", module, json.dumps(probe_request)])
+        script = "\n".join([*c.env_setup, find_python_line(), f"exec {probe}"])
+        return ["srun", "--quiet", "--nodes=1", "--ntasks=1", *options, f"--chdir={IMPORT_ROOT}", "bash", "-c", script]
 
     def _failure(self, code: int, errors: str) -> Exception:
         error = error_line(errors)
@@ -169,7 +168,7 @@ def _local_command(probe_request: dict[str, Any]) -> list[str]:
 
 
 def _with_pythonpath(env: dict[str, str]) -> dict[str, str]:
-    path = [str(REPO_ROOT / "src"), env.get("PYTHONPATH", "")]
+    path = [str(IMPORT_ROOT), env.get("PYTHONPATH", "")]
     return env | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 

@@ -27,8 +27,9 @@ from runyard.config.fields import format_literal
 from runyard.config.schema import Config
 from runyard.config.secrets import refuse_secrets
 from runyard.errors import UserError
+from runyard.installation import PACKAGE
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+CONFIGS = PACKAGE / "configs"
 
 
 @dataclass(frozen=True)

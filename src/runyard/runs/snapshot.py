@@ -21,7 +21,7 @@ JOB_SCRIPTS = ("ask.sh", "begin.sh", "python.sh", "requeue.sh")  # scripts that 
 def checkout_files() -> dict[str, Path]:
     """Return the sources of the running program that jobs need, by their path in a snapshot."""
     root = Path(__file__).parents[1]
-    return _sources({"runyard": root, "slurm": root.parents[1] / "slurm"})
+    return _sources({"runyard": root, "slurm": root / "slurm"})
 
 
 def snapshot_files(folder: Path) -> dict[str, Path]:
