@@ -19,6 +19,7 @@ from runyard import slurm_client
 from runyard.cluster.job.train_job import TrainJob
 from runyard.cluster.slurm.submission import script_name
 from runyard.config.schema import ClusterConfig
+from runyard.config.setting import settings_of
 from runyard.errors import UserError
 from runyard.installation import SCRIPTS, find_python_line
 from runyard.ownership import UMASK, UMASK_WITH_GROUP
@@ -250,14 +251,10 @@ def require_sbatch() -> None:
 
 def _parameters(cluster: ClusterConfig, after: str | None) -> dict[str, Any]:
     """Return submitit's parameters, most of which have the names of sbatch's options."""
-    same = ("account", "partition", "qos", "constraint", "comment", "exclude", "nodelist", "mail_user", "mail_type")
-    gpus: dict[str, Any] = {"gres": cluster.gres} if cluster.gres else {"gpus_per_node": cluster.gpus_per_node or None}
-    options: dict[str, Any] = {
-        **{name: getattr(cluster, name) for name in same},
-        **gpus,
-        "nodes": cluster.nodes,
+    same = [name for name, known in settings_of(ClusterConfig).items() if known.sbatch != "no"]
+    options: dict[str, object] = {name: getattr(cluster, name) for name in same} | {
+        "gpus_per_node": None if cluster.gres else cluster.gpus_per_node or None,
         "ntasks_per_node": tasks_per_node(cluster),
-        "cpus_per_task": cluster.cpus_per_task,
         "mem": f"{cluster.mem_gb}GB" if cluster.mem_gb else None,
         "time": cluster.timeout_min,
         "dependency": f"afterok:{after}" if after else None,

@@ -39,7 +39,7 @@ from runyard.errors import UserError
 from runyard.files import write_atomic
 from runyard.ownership import private_folder
 from runyard.runs import own_code
-from runyard.runs.identity import CHANGEABLE_SETTINGS, changed_settings
+from runyard.runs.identity import changeable_settings, changed_settings, is_changeable
 from runyard.runs.run import Run, new_id, sweeps_dir
 from runyard.tracking.wandb.agent import SweepAssignment
 from runyard.training.stop_signals import STOP_SIGNALS
@@ -230,10 +230,10 @@ def _apply_overrides(run: Run, overrides: list[str]) -> tuple[Config, list[str]]
         earlier = [override for override in earlier if not override.startswith(("cluster=", "cluster."))]
     changed = changed_settings(previous, compose([*earlier, *overrides]).values)
     for name, (old, new) in changed.items():
-        if not name.startswith(CHANGEABLE_SETTINGS):
+        if not is_changeable(name):
             raise UserError(
                 f"{name}={format_literal(new)}: run {run.id} was begun with {format_literal(old)}, and would learn "
-                f"something else; resume takes {', '.join(prefix.rstrip('.') for prefix in CHANGEABLE_SETTINGS)}; "
+                f"something else; resume takes {', '.join(changeable_settings())}; "
                 "start a new run for the rest"
             )
     values = schema.config_to_dict(run.config)

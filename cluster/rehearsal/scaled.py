@@ -10,17 +10,16 @@ from runyard.cluster.launch.batch_script import tasks_per_node
 from runyard.cluster.rehearsal.slurm_conf import CPUS, MEMORY_MB, PARTITIONS
 from runyard.config.compose import Composed, compose
 from runyard.config.fields import format_literal
-from runyard.config.schema import ClusterConfig
+from runyard.config.schema import SETTINGS, ClusterConfig
+from runyard.config.setting import REFUSED, settings_of
 from runyard.errors import UserError
 
-EPOCHS, STEPS_PER_EPOCH = 12, 6  # enough for three interruptions, each after new progress was saved
+REHEARSED = {name: known.rehearsed for name, known in SETTINGS.items() if known.rehearsed not in ("", REFUSED)}
+EPOCHS, STEPS_PER_EPOCH = int(REHEARSED["epochs"]), 6  # enough for three interruptions, each after progress was saved
 IMAGES_PER_TASK = 4  # in a micro-batch
-# SLURM checks every half minute for jobs near their limit: the tasks are stopped until its signal wakes them.
-TIME_LIMIT_OVERRIDES = ("cluster.timeout_min=2", "cluster.signal_delay_s=85")
 MEMORY_PER_TASK_GB = 0.7  # measured with experiment=starter and paper
 MIN_TASKS = 3  # two numbers have the same sum in either order, so two ranks could not show a changed order of summation
 MAX_TASKS_PER_CORE = 4  # more starve each other until ranks time out and give each other up
-SITE_SETTINGS = ("account", "qos", "constraint", "exclude", "nodelist")  # names that only a real cluster has
 
 
 def scale_down(overrides: list[str], report: Callable[[str], None]) -> Composed:
@@ -40,31 +39,18 @@ def scale_down(overrides: list[str], report: Callable[[str], None]) -> Composed:
     check_sandbox_limits(config.cluster, tasks)
     batch = nodes * tasks * config.accumulate * IMAGES_PER_TASK
     warmup = min(config.schedule.warmup_epochs, EPOCHS - 1)
-    tiny = {
+    tiny = REHEARSED | {
         "data": "synthetic",
+        "tracking": "none",
         "data.samples": f"[{batch * STEPS_PER_EPOCH},{2 * batch}]",
-        "data.num_classes": "10",
         "data.image_size": str(config.data.image_size),
-        "data.validation_fraction": "0",
         "batch_size": str(batch),
-        "epochs": str(EPOCHS),
         "schedule.warmup_epochs": f"{warmup:g}",
-        "evaluate_every_epochs": "1",
-        "checkpoint.every_s": "1",
-        "checkpoint.every_epochs": "1",
-        "checkpoint.keep_last": "3",
-        "precision": "fp32",  # its sums depend on the order of summation; bf16's are often exact
-        "compile": "none",
-        "workers": "1",
-        "cluster.gres": "null",
-        "cluster.gpus_per_node": "0",
         "cluster.nodes": str(nodes),
         "cluster.tasks_per_node": str(tasks),
     }
-    kept = [o for o in requested.overrides if not o.startswith(("data=", "data.", "tracking=", "tracking.", *tiny))]
-    return compose(
-        [*kept, "tracking=none", *(f"{name}={value}" for name, value in tiny.items()), *TIME_LIMIT_OVERRIDES]
-    )
+    kept = [o for o in requested.overrides if not o.startswith(tuple(tiny))]
+    return compose([*kept, *(f"{name}={value}" for name, value in tiny.items())])
 
 
 def max_tasks() -> int:
@@ -99,8 +85,8 @@ def check_sandbox_limits(cluster: ClusterConfig, tasks: int) -> None:
     Raises:
         UserError: a setting asks for what the temporary cluster cannot give.
     """
-    for name in SITE_SETTINGS:
-        if value := getattr(cluster, name):
+    for name, known in settings_of(ClusterConfig).items():
+        if known.rehearsed == REFUSED and (value := getattr(cluster, name)):
             raise UserError(
                 f"cluster.{name}={format_literal(value)}: the temporary cluster has no such name; leave it out"
             )

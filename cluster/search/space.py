@@ -1,8 +1,7 @@
 """The search space: overrides like ``optim.lr=log(1e-3,1)``, as Optuna's distributions.
 
 ``log(a,b)`` and ``uniform(a,b)`` draw real numbers; ``int(a,b)`` and ``int(a,b,step)`` draw whole numbers, both ends
-included; ``logint(a,b)`` draws whole numbers evenly by their logarithm; ``choice(x,y,...)`` draws one of the values as
-they are written.
+included; ``logint(a,b)`` draws whole numbers evenly by their logarithm; ``choice(x,y,...)`` draws one of the values.
 """
 
 from __future__ import annotations
@@ -10,24 +9,22 @@ from __future__ import annotations
 import math
 import re
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
+from hydra.errors import HydraException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from runyard.config.schema import kind_of
 from runyard.errors import UserError
 
-RANGE_PATTERN = re.compile(r"\+*(?P<name>[\w.]+)=(?P<word>log|uniform|int|logint|choice)\((?P<inside>.*)\)")
-UNCLOSED_RANGE = re.compile(r"\+*[\w.]+=(log|uniform|logint|choice)\((?!.*\)$)")
-UNSEARCHABLE_SETTINGS = (
-    "cluster",
-    "checkpoint",
-    "tracking",
-    "data",
-    "runs_dir",
-    "experiment",
-    "workers",
-    "loader",
-    "eval_batch_size",
-)
-EXAMPLE = "as optim.lr=log(1e-3,1)"
+RANGE_START = re.compile(r"\+*[\w.]+=(log|uniform|int|logint|choice)\(")
+EXPECTED = {
+    "log": "two numbers, as optim.lr=log(1e-3,1)",
+    "uniform": "two numbers, as uniform(0,0.2)",
+    "int": "two whole numbers, and perhaps a step, as int(8,64)",
+    "logint": "two whole numbers, as logint(8,512)",
+    "choice": "two or more different values, as choice(cosine,one_cycle)",
+}
 
 Space = dict[str, BaseDistribution]
 
@@ -40,23 +37,52 @@ def split_search_space(overrides: list[str]) -> tuple[list[str], Space]:
     """
     fixed, space = [], {}
     for override in overrides:
-        match = RANGE_PATTERN.fullmatch(override)
-        if match is None or (match["word"] == "int" and len(_parts(match["inside"])) == 1):  # Hydra's own int(3.7)
+        distribution = read_range(override)
+        if distribution is None:
             fixed.append(override)
             continue
-        name = match["name"]
-        if name.split(".")[0] in UNSEARCHABLE_SETTINGS:
+        name = override.lstrip("+").partition("=")[0]
+        if name == "experiment" or kind_of(name) != "recipe":
             raise UserError(f"{override}: {name} is the same for all of a search; give it one value")
         if name in space:
             raise UserError(f"{override}: {name} was given twice; leave one out")
-        space[name] = _distribution(override, match["word"], _parts(match["inside"]))
-    if unclosed := next((o for o in fixed if UNCLOSED_RANGE.match(o)), None):
-        raise UserError(f"{unclosed}: a range that cannot be read; expected a closing bracket, {EXAMPLE}")
+        space[name] = distribution
     if not space:
-        raise UserError(f"nothing to search: give at least one setting a range, {EXAMPLE}")
+        raise UserError("nothing to search: give at least one setting a range, as optim.lr=log(1e-3,1)")
     if duplicates := [o for o in fixed if o.lstrip("+").partition("=")[0] in space]:
         raise UserError(f"{duplicates[0]}: it is searched as well; leave one out")
     return fixed, space
+
+
+def read_range(override: str) -> BaseDistribution | None:
+    """Return what the override draws from; None if it is no range.
+
+    Raises:
+        UserError: the range is invalid.
+    """
+    range_start = RANGE_START.match(override)
+    if range_start is None:
+        return None
+    parser = OverridesParser.create()
+    # Hydra's own words are range(a,b), which leaves out b, interval(a,b), which needs a cast for whole numbers, and
+    # tag(log, ...) around them: one word for each distribution is shorter, and its ends are those that are written.
+    cast = parser.functions.functions["int"]
+    del parser.functions.definitions["int"]
+    for word in ("log", "uniform", "logint"):
+        parser.functions.register(word, lambda *ends, word=word: _distribution(word, ends))
+    parser.functions.register("int", lambda *ends: cast(*ends) if len(ends) == 1 else _distribution("int", ends))
+    try:
+        parsed = parser.parse_override(override.lstrip("+"))
+    except HydraException as error:
+        problem = error.__cause__ if isinstance(error.__cause__, UserError) else f"expected {EXPECTED[range_start[1]]}"
+        raise UserError(f"{override}: {problem}") from None
+    value = parsed.value()
+    if not isinstance(value, ChoiceSweep):
+        return value if isinstance(value, BaseDistribution) else None
+    choices = list(parsed.sweep_string_iterator())
+    if len(choices) < 2 or len(set(choices)) < len(choices):
+        raise UserError(f"{override}: expected {EXPECTED['choice']}")
+    return CategoricalDistribution(choices)
 
 
 def lowest_point(space: Space) -> list[str]:
@@ -75,49 +101,20 @@ def override(name: str, value: object) -> str:
     return f"{name}={value!r}" if isinstance(value, float) else f"{name}={value}"
 
 
-def _distribution(text: str, function: str, parts: list[str]) -> BaseDistribution:
-    if function == "choice":
-        if len(parts) < 2 or len(set(parts)) < len(parts) or "" in parts:
-            raise UserError(f"{text}: expected two or more different values, as choice(cosine,one_cycle)")
-        return CategoricalDistribution(parts)
-    number_type = int if function in ("int", "logint") else float
-    counts = (2, 3) if function == "int" else (2,)
-    try:
-        numbers = [number_type(part) for part in parts]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in counts or not all(map(math.isfinite, numbers)):
-        expected = "two whole numbers" if number_type is int else "two numbers"
-        raise UserError(
-            f"{text}: expected {expected}{', and perhaps a step' if function == 'int' else ''}, {_example(function)}"
-        )
-    low, high = numbers[:2]
+def _distribution(word: str, numbers: tuple[object, ...]) -> BaseDistribution:
+    whole = word in ("int", "logint")
+    ends = [n for n in numbers if isinstance(n, int if whole else (int, float)) and math.isfinite(n)]
+    if len(ends) < len(numbers) or bool in map(type, ends) or len(ends) not in ((2, 3) if word == "int" else (2,)):
+        raise UserError(f"expected {EXPECTED[word]}")
+    low, high = ends[:2]
+    example = EXPECTED[word].rpartition(", ")[2]
     if not low < high:
-        raise UserError(f"{text}: expected the smaller number first, {_example(function)}")
-    if function in ("log", "logint") and low <= 0:
-        raise UserError(f"{text}: has no logarithm at {parts[0]}; begin above 0, {_example(function)}")
-    if number_type is float:
-        return FloatDistribution(low, high, log=function == "log")
-    if function == "logint":
-        return IntDistribution(int(low), int(high), log=True)
-    step = int(numbers[2]) if len(numbers) == 3 else 1
+        raise UserError(f"expected the smaller number first, {example}")
+    if word in ("log", "logint") and low <= 0:
+        raise UserError(f"has no logarithm at {low:g}; begin above 0, {example}")
+    if not whole:
+        return FloatDistribution(low, high, log=word == "log")
+    step = int(ends[2]) if len(ends) == 3 else 1
     if step < 1 or (high - low) % step:
-        raise UserError(f"{text}: expected a step that leads from {low} to {high}, as int(16,64,16)")
-    return IntDistribution(int(low), int(high), step=step)
-
-
-def _example(function: str) -> str:
-    examples = {"log": EXAMPLE, "uniform": "as uniform(0,0.2)", "int": "as int(8,64)", "logint": "as logint(8,512)"}
-    return examples[function]
-
-
-def _parts(inside: str) -> list[str]:
-    """Split at the commas outside of brackets."""
-    parts, depth = [""], 0
-    for character in inside:
-        depth += (character in "[({") - (character in "])}")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts]
+        raise UserError(f"expected a step that leads from {low} to {high}, as int(16,64,16)")
+    return IntDistribution(int(low), int(high), log=word == "logint", step=step)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import functools
 from typing import Any
 
-from griffe import Attribute, Class, ExprCall, ExprKeyword, Extension
+from griffe import Attribute, Class, ExprCall, Extension
+
+from runyard.config import setting
 
 
 class Settings(Extension):
-    """``lr: float = setting("Peak learning rate", above=0)`` becomes a line of the class's "Attributes:"."""
+    """``lr: float = recipe("Peak learning rate", minimum=0)`` becomes a line of the class's "Attributes:"."""
 
     def on_class(self, *, cls: Class, **kwargs: Any) -> None:
         """A class was read, with all that it holds."""
@@ -20,10 +23,9 @@ class Settings(Extension):
 
 
 def documentation(attribute: Attribute) -> str | None:
-    """What ``setting``, or the metadata of ``field``, says; None of another attribute."""
+    """What ``recipe`` or another kind of setting says; None of another attribute."""
     match attribute.value:
-        case ExprCall(function=function, arguments=[first, *_]) if str(function) == "setting":
-            return str(ast.literal_eval(str(first)))
-        case ExprCall(arguments=[ExprKeyword(name="metadata", value=metadata), *_]):
-            return str(ast.literal_eval(str(metadata))["doc"])
+        case ExprCall(function=function, arguments=[first, *_]):
+            if isinstance(getattr(setting, str(function), None), functools.partial):
+                return str(ast.literal_eval(str(first)))
     return None

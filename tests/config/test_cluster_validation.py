@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 from submitit.slurm.slurm import _make_sbatch_string
 
-from runyard.config.cluster_validation import PATTERNS, check_cluster, gres_counts
-from runyard.config.schema import ClusterConfig
+from runyard.config.cluster_validation import check_cluster, gres_counts
+from runyard.config.schema import ClusterConfig, config_to_dict, read_dataclass
+from runyard.config.setting import settings_of
 from runyard.errors import UserError
 from tests.support.settings import compose
 
 SLURM = compose("cluster=slurm").cluster
 LOCAL = compose("cluster=local").cluster
-IN_SCRIPT = [name for name in PATTERNS if name not in ("python", "stage_data")] + ["mail_type"]
+KNOWN = settings_of(ClusterConfig)
+IN_SCRIPT = [name for name, known in KNOWN.items() if known.pattern and known.sbatch != "no"] + ["mail_type"]
 TRUE = {
     "account": ["torch_pr_123_general", "abc@v100", "a.b+c-d"],
     "partition": ["gpu", "a100,h100", "main-1"],
@@ -76,7 +78,7 @@ def given(name: str, value: Any, base: ClusterConfig = SLURM) -> ClusterConfig:
 
 def accepted(cluster: ClusterConfig) -> bool:
     try:
-        check_cluster(cluster)
+        check_cluster(read_dataclass(ClusterConfig, config_to_dict(cluster), "cluster."))
     except UserError as error:
         return not (str(error).startswith("cluster.") and str(error).isprintable())
     return True
@@ -97,7 +99,12 @@ def script(name: str, value: str) -> list[str]:
 
 def test_every_setting_that_reaches_a_script_has_a_pattern() -> None:
     texts = {f.name for f in dataclasses.fields(ClusterConfig) if "str" in str(f.type)}
-    assert texts - {"name", "launcher", "env_setup"} == set(TRUE) == {*PATTERNS, "mail_type"}
+    assert texts - {"name", "launcher", "env_setup"} == set(TRUE)
+    assert {name for name, known in KNOWN.items() if known.pattern} == {*TRUE} - {"mail_type"}
+
+
+def test_every_setting_of_slurm_alone_is_in_the_table_of_what_this_machine_refuses() -> None:
+    assert {name for name, known in KNOWN.items() if known.slurm_only} == {*LOCALLY_IGNORED, "mail_user"}
 
 
 @pytest.mark.parametrize("name", TRUE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
@@ -11,33 +11,33 @@ from runyard.config.fields import (
     config_to_dict,
     format_literal,
     read_dataclass,
-    setting,
     setting_names,
     unknown_name_message,
 )
+from runyard.config.setting import recipe, settings_of
 from runyard.errors import UserError
 
 
 @dataclass(frozen=True)
 class Inner:
-    rate: float = setting("A rate", exclusive_minimum=0, maximum=1)
+    rate: float = recipe("A rate", exclusive_minimum=0, maximum=1)
 
 
 @dataclass(frozen=True)
 class Outer:
-    count: int = setting("How many", minimum=1, exclusive_maximum=10)
-    word: str = setting("A word")
-    kind: Literal["a", "b"] = setting("One of two")
-    on: bool = setting("Or off")
-    numbers: list[int] | None = setting("Some numbers")
-    limit: float | None = setting("A limit", minimum=0)
-    inner: Inner = field(metadata={"doc": "A group"})
+    count: int = recipe("How many", minimum=1, exclusive_maximum=10)
+    word: str = recipe("A word")
+    kind: Literal["a", "b"] = recipe("One of two")
+    on: bool = recipe("Or off")
+    numbers: list[int] | None = recipe("Some numbers")
+    limit: float | None = recipe("A limit", minimum=0)
+    inner: Inner
 
 
 @dataclass(frozen=True)
 class Open:
-    name: str = setting("A name")
-    rest: dict[str, Any] = field(metadata={"doc": "Whatever else there is", "rest": True})
+    name: str = recipe("A name")
+    rest: dict[str, Any] = recipe("Whatever else there is", rest=True)
 
 
 GOOD: dict[str, Any] = {
@@ -129,6 +129,16 @@ def test_a_rest_takes_what_has_no_field_and_gives_it_back() -> None:
 
 def test_names_are_dotted_and_in_order() -> None:
     assert setting_names(Outer) == ["count", "word", "kind", "on", "numbers", "limit", "inner", "inner.rate"]
+
+
+def test_a_setting_that_says_nothing_of_itself_is_refused_when_the_schema_is_read() -> None:
+    @dataclass(frozen=True)
+    class Mute:
+        rate: float = 0.1
+
+    assert {name: known.doc for name, known in settings_of(Inner).items()} == {"rate": "A rate"}, "the control"
+    with pytest.raises(TypeError, match=r"^group\.rate in Mute: write recipe\(...\)"):
+        settings_of(Mute, "group.")
 
 
 def test_a_leaf_is_found_in_its_group_and_a_long_list_is_not_recited() -> None:

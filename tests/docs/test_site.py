@@ -56,7 +56,7 @@ def documentation(cls: type = Config) -> Iterator[str]:
         if dataclasses.is_dataclass(hint):
             yield from documentation(typing.cast(type, hint))
         else:
-            yield field.metadata["doc"].replace("`", "")
+            yield field.metadata["setting"].doc.replace("`", "")
 
 
 def build(checkout: Path, site: Path) -> subprocess.CompletedProcess[str]:

@@ -24,6 +24,7 @@ from runyard.cluster.launch.checks.node_probe import OUTPUT_PREFIX
 from runyard.cluster.launch.checks.preflight import nearest_existing_dir
 from runyard.cluster.launch.checks.slurm_checks import refusal_text
 from runyard.config.cluster_validation import gres_counts
+from runyard.config.setting import settings_of
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.installation import IMPORT_ROOT, SCRIPTS, find_python_line
@@ -106,12 +107,11 @@ class NodeJob:
 
     def _srun(self, name: str, probe_request: dict[str, Any]) -> list[str]:
         c = self._context.config.cluster
-        same = ("account", "partition", "qos", "constraint", "comment", "exclude")
-        options = [f"--{option}={value}" for option in same if (value := getattr(c, option)) is not None]
+        same = {name: getattr(c, name) for name, known in settings_of(type(c)).items() if known.sbatch == "all"}
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in same.items() if value is not None]
         if c.gpus_per_node:
             kind = gres_counts(c.gres)["gpu"][0] if c.gres else ""
             options += [f"--gres=gpu:{kind}:1" if kind else "--gres=gpu:1" if c.gres else "--gpus-per-node=1"]
-        options += [f"--cpus-per-task={c.cpus_per_task}"] if c.cpus_per_task else []
         options += [f"--mem={min(c.mem_gb, MAX_MEM_GB)}G"] if c.mem_gb else []
         options += [f"--time={TIMEOUT_MIN}", f"--immediate={max(1, round(self._wait_s))}", f"--job-name={name}"]
         module = "runyard.cluster.launch.checks.node_probe"

@@ -48,11 +48,10 @@ def completions(line: str) -> list[str]:
     options = config_groups() | {"experiment": ["auto", *config_groups()["experiment"]]}
     if separator:
         return [f"{name}={o}" for o in options.get(name, _values(name)) if o.startswith(value)]
-    parents = {*options, "model.options", "loss", "checkpoint"}
-    leaves = [n for n in (*schema.setting_names(schema.Config), *network_settings()) if n not in parents]
+    leaves = list(dict.fromkeys([*schema.SETTINGS, *network_settings()]))
     if tokens[0] == "settings":
         return [n for n in leaves if n.startswith(current)]
-    return [f"{n}=" for n in dict.fromkeys([*options, *leaves]) if n.startswith(current)]
+    return [f"{n}=" for n in [*options, *leaves] if n.startswith(current)]
 
 
 def _values(name: str) -> list[str]:

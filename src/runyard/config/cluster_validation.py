@@ -1,7 +1,7 @@
-"""Checks of the cluster settings. Values that go into a batch script must match a pattern. Imports no torch.
+"""Checks across the cluster settings, and of the shell commands among them. Imports no torch.
 
 A batch script is text: a value with a newline or a quote could run as a command, or could hide the lines after it from
-sbatch. Every configuration passes these checks, so no value reaches a script without them.
+sbatch. Every configuration passes these checks and ``patterns``, so no value reaches a script without.
 """
 
 from __future__ import annotations
@@ -11,40 +11,15 @@ import shlex
 from typing import TYPE_CHECKING
 
 from runyard.config.fields import format_literal
+from runyard.config.setting import settings_of
 from runyard.errors import UserError
 
 if TYPE_CHECKING:
     from runyard.config.schema import ClusterConfig
 
 START_AND_SAVE_S = 30  # minimum time that a job needs before it is asked to save and stop
-NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.+@-]*"
-HOSTS_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*(\[[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*\][A-Za-z0-9_.-]*)*"
-GRES_PATTERN = r"[A-Za-z][A-Za-z0-9_]*(:[A-Za-z0-9_.-]+)?(:[0-9]+[KMGT]?)?"
-PATTERNS = {  # for each setting: a pattern for the full value, and what the message says was expected
-    "account": (NAME_PATTERN, "letters, digits and . _ + @ -"),
-    "partition": (f"{NAME_PATTERN}(,{NAME_PATTERN})*", "names as `sinfo` lists them, such as gpu or a100,h100"),
-    "qos": (NAME_PATTERN, "letters, digits and . _ + @ -"),
-    "constraint": (r"[A-Za-z0-9_\[(][A-Za-z0-9_.+,|&*()\[\]-]*",
-                   "features joined by | & , [] () and *, such as h200|l40s"),
-    "gres": (f"{GRES_PATTERN}(,{GRES_PATTERN})*", "NAME:COUNT or NAME:KIND:COUNT, such as gpu:rtx8000:2"),
-    "comment": (r"[A-Za-z0-9_][A-Za-z0-9_.,:;=+/@ -]*", "letters, digits, space and . , : ; = + / @ _ -"),
-    "exclude": (f"{HOSTS_PATTERN}(,{HOSTS_PATTERN})*", "node names, such as node[1-3,7]"),
-    "nodelist": (f"{HOSTS_PATTERN}(,{HOSTS_PATTERN})*", "node names, such as node[1-3,7]"),
-    "mail_user": (r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(@[A-Za-z0-9.-]+)?", "a mail address"),
-    "python": (r"[A-Za-z0-9_./][A-Za-z0-9_./+@=-]*", "the path of one program, without spaces or quotes"),
-    "stage_data": (r"(/|\$[A-Za-z_][A-Za-z0-9_]*|\$\{[A-Za-z_][A-Za-z0-9_]*\})[A-Za-z0-9_./+@=-]*",
-                   "a folder that begins with / or a variable, such as $SLURM_TMPDIR or /tmp"),
-}  # fmt: skip
 MAIL_TYPES = ("NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT", "TIME_LIMIT",
               "TIME_LIMIT_90", "TIME_LIMIT_80", "TIME_LIMIT_50", "ARRAY_TASKS")  # fmt: skip
-SLURM_ONLY_SETTINGS = ("account", "partition", "qos", "constraint", "gres", "comment", "exclude", "nodelist",
-                       "mail_user", "mail_type", "mem_gb", "cpus_per_task", "python", "env_setup", "stage_data",
-                       "requeue", "array_parallelism")  # fmt: skip
-UNSET_VALUES = {
-    "env_setup": "[]",
-    "requeue": "false",
-    "array_parallelism": "16",
-}  # the values in configs/cluster; all others are null
 
 
 def check_cluster(cluster: ClusterConfig) -> None:
@@ -53,10 +28,6 @@ def check_cluster(cluster: ClusterConfig) -> None:
     Raises:
         UserError: a setting is refused; the message names it.
     """
-    for name, (pattern, expected) in PATTERNS.items():
-        value = getattr(cluster, name)
-        if value is not None and not re.fullmatch(pattern, value):
-            raise UserError(f"cluster.{name}={format_literal(value)}: expected {expected}")
     _check_mail(cluster)
     _check_env_setup(cluster.env_setup)
     if cluster.launcher == "local":
@@ -115,12 +86,13 @@ def _check_env_setup(lines: list[str]) -> None:
 
 
 def _check_local(cluster: ClusterConfig) -> None:
-    for name in SLURM_ONLY_SETTINGS:
-        value, unset = getattr(cluster, name), UNSET_VALUES.get(name, "null")
-        if value and format_literal(value) != unset:
+    for name, known in settings_of(type(cluster)).items():
+        value = getattr(cluster, name)
+        if known.slurm_only and value and value != known.unset:
             raise UserError(
                 f"cluster.{name}={format_literal(value)}: only SLURM uses it, and cluster=local starts processes on "
-                f"this machine; set cluster=slurm or your cluster's profile, or cluster.{name}={unset}"
+                f"this machine; set cluster=slurm or your cluster's profile, or "
+                f"cluster.{name}={format_literal(known.unset)}"
             )
 
 

@@ -168,7 +168,7 @@ def _check_name(name: str) -> None:
         raise UserError(schema.unknown_name_message(name, known))
 
 
-def _check_options(group: str, value: Any, override: str) -> str:
+def _check_options(group: str, value: object, override: str) -> str:
     """Return the override of a group, or refuse it if there is no such option."""
     options = config_groups().get(group, [])
     if group == "experiment":
@@ -216,15 +216,15 @@ def _check_model(model: schema.ModelConfig) -> None:
             )
 
 
-def _same_type(default: Any, value: Any) -> bool:
+def _same_type(default: object, value: object) -> bool:
     if isinstance(default, list) and default and isinstance(value, list):
         return all(_same_type(default[0], item) for item in value)
-    if isinstance(default, float) and type(value) in (int, float):
+    if isinstance(default, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
         return math.isfinite(value)
     return default is None or type(value) is type(default)
 
 
-def _settings_of(path: Path) -> dict[str, Any]:
+def _settings_of(path: Path) -> dict[str, object]:
     values = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from runyard.config.fields import format_literal
@@ -21,10 +20,6 @@ def check_data(data: DataConfig) -> None:
         UserError: a setting is refused; the message names it.
     """
     kind, is_imagefolder = f"data.kind={data.kind}", data.kind == "imagefolder"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", data.name):
-        raise UserError(
-            f"data.name={data.name!r}: expected letters, digits, '-', '_' and '.', because it names a folder"
-        )
     if (data.jpeg_quality is not None) != (data.write_mode == "jpg"):
         raise UserError(
             f"data.jpeg_quality={format_literal(data.jpeg_quality)}: data.write_mode={data.write_mode}; "

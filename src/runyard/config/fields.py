@@ -6,67 +6,57 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from runyard.config.setting import Setting, setting_of
 from runyard.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _T = TypeVar("_T")
 MAX_LISTED_NAMES = 12  # a message lists no more names than this
 LARGEST = 2**53  # above it, floats (and the numbers of many JSON readers) cannot hold every whole number
 
 
-def setting(
-    doc: str,
-    *,
-    minimum: float | None = None,
-    exclusive_minimum: float | None = None,
-    maximum: float | None = None,
-    exclusive_maximum: float | None = None,
-    legacy_default: Any = dataclasses.MISSING,
-) -> Any:
-    """Return a dataclass field with its documentation and its allowed range.
-
-    ``legacy_default`` is the value for runs from before this setting existed: what the code did then.
-    """
-    metadata = {"doc": doc, "least": minimum, "above": exclusive_minimum, "most": maximum, "below": exclusive_maximum}
-    return field(metadata=metadata, default=legacy_default)
-
-
-def config_to_dict(config: Any) -> dict[str, Any]:
+def config_to_dict(config: DataclassInstance) -> dict[str, Any]:
     """Return the configuration as plain dicts, lists and scalars, in field order, as ``config_from_dict`` reads it."""
     values: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        if f.metadata.get("rest"):
+        known = setting_of(f)
+        if known is not None and known.rest:
             values.update(value)
         else:
-            values[f.name] = config_to_dict(value) if dataclasses.is_dataclass(value) else value
+            is_group = dataclasses.is_dataclass(value) and not isinstance(value, type)
+            values[f.name] = config_to_dict(value) if is_group else value
     return values
 
 
-def read_dataclass(cls: type[_T], values: Mapping[str, Any], path: str = "") -> _T:
+def read_dataclass(cls: type[_T], values: Mapping[str, object], path: str = "") -> _T:
     """Build dataclass ``cls`` from plain values, checking names, types and ranges. ``path`` is put before names."""
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    rest_field = next((name for name, f in fields.items() if f.metadata.get("rest")), None)
+    known = {name: setting_of(f) for name, f in fields.items()}
+    rest_field = next((name for name, s in known.items() if s is not None and s.rest), None)
     unknown = {str(key): value for key, value in values.items() if key not in fields or key == rest_field}
     if unknown and rest_field is None:
         raise UserError(unknown_name_message(path + next(iter(unknown)), [path + name for name in fields]))
-    checked: dict[str, Any] = {}
+    checked: dict[str, object] = {}
     for name, f in fields.items():
         if name == rest_field:
             checked[name] = unknown
         elif name in values:
             checked[name] = _checked_type(hints[name], values[name], path + name)
-            _in_range(f, checked[name], path + name)
+            if (s := known[name]) is not None:
+                _check_value(s, checked[name], path + name)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise UserError(
-                f"{path}{name} is missing: {f.metadata.get('doc', 'a group of settings')}; add {path}{name}=VALUE"
-            )
+            doc = "a group of settings" if (s := known[name]) is None else s.doc
+            raise UserError(f"{path}{name} is missing: {doc}; add {path}{name}=VALUE")
     return cls(**checked)
 
 
@@ -92,7 +82,7 @@ def setting_names(cls: type, path: str = "") -> list[str]:
     return out
 
 
-def _checked_type(hint: Any, value: Any, path: str) -> Any:
+def _checked_type(hint: object, value: object, path: str) -> object:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
@@ -122,14 +112,15 @@ def _checked_type(hint: Any, value: Any, path: str) -> Any:
         if not math.isfinite(value):
             raise UserError(f"{path}={value}: expected a finite number")
         return value
-    if hint is not Any and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
-        raise UserError(f"{path}={format_literal(value)}: expected {_TYPE_WORDS.get(hint, hint.__name__)}")
+    scalar = typing.cast(type, hint)
+    if hint is not Any and (not isinstance(value, scalar) or (isinstance(value, bool) and scalar is not bool)):
+        raise UserError(f"{path}={format_literal(value)}: expected {_TYPE_WORDS.get(scalar, scalar.__name__)}")
     if isinstance(value, str) and (not value or any(ord(c) < 32 for c in value)):
         raise UserError(f"{path}={value!r}: expected text that is not empty and has no control characters")
     return value
 
 
-def format_literal(value: Any) -> str:
+def format_literal(value: object) -> str:
     """Format a value for a message as on the command line: null, true, [1, 2]; text is quoted unless it is one word."""
     if isinstance(value, str):
         return value if value.isidentifier() and value not in ("null", "true", "false") else repr(value)
@@ -143,12 +134,13 @@ def format_literal(value: Any) -> str:
 _TYPE_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
-def _in_range(f: dataclasses.Field[Any], value: Any, path: str) -> None:
+def _check_value(known: Setting, value: object, path: str) -> None:
+    if isinstance(value, str) and known.pattern is not None and not re.fullmatch(known.pattern.regex, value):
+        raise UserError(f"{path}={format_literal(value)}: expected {known.pattern.expected}")
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return
-    minimum, exclusive_minimum, maximum, exclusive_maximum = (
-        f.metadata.get(k) for k in ("least", "above", "most", "below")
-    )
+    minimum, exclusive_minimum = known.minimum, known.exclusive_minimum
+    maximum, exclusive_maximum = known.maximum, known.exclusive_maximum
     if isinstance(value, int) and maximum is None and exclusive_maximum is None and value > LARGEST:
         maximum = LARGEST
     bounds = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from runyard.errors import UserError
 
@@ -16,7 +15,7 @@ FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*['\"]?([^,}\s'\"]+)")
 MIN_SECRET_LENGTH = 8  # characters; a shorter value could occur in a text by chance
 
 
-def refuse_secrets(unresolved: Mapping[str, Any], values: Mapping[str, Any], env: Mapping[str, str]) -> None:
+def refuse_secrets(unresolved: Mapping[str, object], values: Mapping[str, object], env: Mapping[str, str]) -> None:
     """Refuse a configuration that contains a secret from the environment.
 
     Args:
@@ -48,7 +47,7 @@ def _refusal(setting: str, variable: str) -> UserError:
     )
 
 
-def _iter_texts(values: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def _iter_texts(values: object, path: str = "") -> Iterator[tuple[str, str]]:
     """Yield every text in nested settings, including the names of settings, with its dotted name."""
     if isinstance(values, Mapping):
         for key, value in values.items():

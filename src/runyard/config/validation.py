@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runyard.config.cluster_validation import check_cluster
 from runyard.config.data_validation import check_data
@@ -20,10 +20,6 @@ def check_rules(config: Config) -> None:
         UserError: a setting is refused; the message names it.
     """
     c = config
-    if not c.name or not all(ch.isalnum() or ch in "-_." for ch in c.name) or not c.name[0].isalnum():
-        raise UserError(
-            f"name={c.name!r}: expected letters, digits, '-', '_' and '.', beginning with a letter or digit"
-        )
     check_data(c.data)
     check_cluster(c.cluster)
     _check_optim(c.optim)
@@ -106,7 +102,7 @@ def _check_tracking(tracking: TrackingConfig) -> None:
             )
 
 
-def _check_belongs(group: str, name: str, value: Any, chosen: str, owner: str) -> None:
+def _check_belongs(group: str, name: str, value: object, chosen: str, owner: str) -> None:
     """Check that the setting ``name`` has a value if ``group.name`` is ``owner``, and is null otherwise."""
     if value is None and chosen == owner:
         raise UserError(f"{group}.{name}=null: {group}={owner} needs it; leave it out for the default, or set a number")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from runyard.config.fields import setting
+from runyard.config.setting import recipe
 from runyard.errors import UserError
 
 
@@ -21,11 +21,11 @@ from runyard.errors import UserError
 class Options:
     """The settings next to ``model.name``."""
 
-    widths: list[int] = setting("Channels of each stage; a stage that changes them halves the resolution")
-    blocks: list[int] = setting("Residual blocks in each stage")
-    shortcut: Literal["conv3x3", "conv1x1"] = setting("Convolution on a shortcut whose shape changes")
-    dropout: float = setting("Dropout before the last layer", minimum=0, exclusive_maximum=1)
-    zero_init_residual: bool = setting("Start each block as its shortcut: the last norm's scale at 0")
+    widths: list[int] = recipe("Channels of each stage; a stage that changes them halves the resolution")
+    blocks: list[int] = recipe("Residual blocks in each stage")
+    shortcut: Literal["conv3x3", "conv1x1"] = recipe("Convolution on a shortcut whose shape changes")
+    dropout: float = recipe("Dropout before the last layer", minimum=0, exclusive_maximum=1)
+    zero_init_residual: bool = recipe("Start each block as its shortcut: the last norm's scale at 0")
 
 
 class Block(nn.Module):

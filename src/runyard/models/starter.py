@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from runyard.config.fields import setting
+from runyard.config.setting import recipe
 from runyard.errors import UserError
 
 
@@ -20,14 +20,12 @@ from runyard.errors import UserError
 class Options:
     """The settings next to ``model.name``."""
 
-    stem_kernel: int = setting("Side of the patches that the frozen first layer whitens, px", minimum=1, maximum=8)
-    stem_stride: int = setting(
-        "Step between those patches, px; 2 quarters the first stage's cost", minimum=1, maximum=8
-    )
-    stem_filters: int = setting("Principal directions kept of a patch; two channels each, of either sign", minimum=1)
-    widths: list[int] = setting("Channels of each stage; each stage halves the resolution")
-    convs: int = setting("Convolutions in a stage", minimum=1)
-    head_scale: float = setting("Factor on the logits", exclusive_minimum=0)
+    stem_kernel: int = recipe("Side of the patches that the frozen first layer whitens, px", minimum=1, maximum=8)
+    stem_stride: int = recipe("Step between those patches, px; 2 quarters the first stage's cost", minimum=1, maximum=8)
+    stem_filters: int = recipe("Principal directions kept of a patch; two channels each, of either sign", minimum=1)
+    widths: list[int] = recipe("Channels of each stage; each stage halves the resolution")
+    convs: int = recipe("Convolutions in a stage", minimum=1)
+    head_scale: float = recipe("Factor on the logits", exclusive_minimum=0)
 
 
 class Starter(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from runyard.config.fields import setting
+from runyard.config.setting import recipe
 from runyard.errors import UserError
 
 
@@ -17,8 +17,8 @@ from runyard.errors import UserError
 class Options:
     """The settings next to ``model.name``."""
 
-    arch: str = setting("torchvision's name of the network")
-    stem: Literal["imagenet", "small"] = setting("torchvision's own first layers, or a 3x3 of stride 1 and no pooling")
+    arch: str = recipe("torchvision's name of the network")
+    stem: Literal["imagenet", "small"] = recipe("torchvision's own first layers, or a 3x3 of stride 1 and no pooling")
 
 
 def build(options: Options, num_classes: int, image_size: int) -> nn.Module:

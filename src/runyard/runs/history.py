@@ -75,9 +75,8 @@ class RunHistory:
         directory: The run's directory, an absolute path.
         settings: The frozen configuration by dotted name: ``{"optim.lr": 0.001, ...}``. Lists stay lists.
         seed: The setting, or None if it is not an integer.
-        settings_sha256: Hash of all settings that affect learning, except the seed: equal in runs that differ only in
-            seed. Settings that only say where (folders, tracking, checkpoints, those of the cluster except the numbers
-            of nodes, tasks and GPUs) do not count, and a missing setting counts as null.
+        settings_sha256: Hash of all settings that set runs apart (``identity.separates_runs``), except the seed: equal
+            in runs that differ only in seed. A missing setting counts as null.
         edited: Whether config.yaml was changed after the run was created.
         code_sha256: Hash of the sources that the run was submitted with.
         tags: The run's tags at W&B.

@@ -21,13 +21,12 @@ from runyard.errors import UserError
 from runyard.files import read_within
 from runyard.runs import journal
 from runyard.runs.history import FlatSettings, RunHistory, Start, finite_or_nan
+from runyard.runs.identity import separates_runs
 from runyard.runs.journal import Row
 from runyard.runs.run import is_plain_name
 
 MAX_COUNT = 2**53  # more than any valid epoch, step or rank; larger integers are not exact as floats
 ACTIVE_WITHIN_S = 600.0  # an unfinished run that wrote something within this time counts as running
-NOT_IDENTITY_PREFIXES = ("runs_", "data.root", "data.path", "data.sources", "tracking.", "checkpoint.", "cluster.")
-IDENTITY_EXCEPTIONS = ("cluster.nodes", "cluster.tasks_per_node", "cluster.gpus_per_node")
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if libyaml is installed
 
 
@@ -68,7 +67,7 @@ def load_history(directory: Path) -> RunHistory:
         directory=directory,
         settings=settings,
         settings_sha256=_sha256(
-            {k: v for k, v in settings.items() if k != "seed" and v is not None and affects_learning(k)}
+            {k: v for k, v in settings.items() if k != "seed" and v is not None and separates_runs(k)}
         ),
         edited=record.get("config_sha256") not in (None, config_sha256),
         code_sha256=str(record.get("code_sha256", "")),
@@ -88,11 +87,6 @@ def load_history(directory: Path) -> RunHistory:
         test_sha256=test_sha256,
         classes=tuple(map(str, classes)) if isinstance(classes, list) else (),
     )
-
-
-def affects_learning(setting: str) -> bool:
-    """Return whether the setting affects learning or its cost, and not only where files are and what is reported."""
-    return setting in IDENTITY_EXCEPTIONS or not setting.startswith(NOT_IDENTITY_PREFIXES)
 
 
 def flatten(values: Mapping[str, Any], path: str = "") -> FlatSettings:

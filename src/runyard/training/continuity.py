@@ -12,7 +12,7 @@ from runyard.data.manifest import Manifest, Split
 from runyard.errors import UserError
 from runyard.files import write_atomic
 from runyard.runs import journal
-from runyard.runs.identity import changed_settings, identity_settings
+from runyard.runs.identity import identity_settings
 from runyard.runs.run import RUN_HINT, Run
 from runyard.runs.saved_checkpoints import Checkpoint, InvalidCheckpoint, State, select_checkpoint
 from runyard.training import optimizer
@@ -105,13 +105,13 @@ def check_same_settings(run: Run, checkpoint: Checkpoint | None) -> None:
     """
     if checkpoint is None or checkpoint.settings is None:
         return
-    # An older version's checkpoint names fewer.
-    current = {name: value for name, value in identity_settings(run.config).items() if name in checkpoint.settings}
-    for name, (old, new) in changed_settings(checkpoint.settings, current).items():
-        raise UserError(
-            f"{name}={format_literal(new)}: run {run.id} was begun with {format_literal(old)}, and would train "
-            f"differently; put that back into {run.path / 'config.yaml'}, or start a new run"
-        )
+    for name, value in identity_settings(run.config).items():
+        old = checkpoint.settings.get(name, value)  # an older version's checkpoint names fewer
+        if value != old:
+            raise UserError(
+                f"{name}={format_literal(value)}: run {run.id} was begun with {format_literal(old)}, and would train "
+                f"differently; put that back into {run.path / 'config.yaml'}, or start a new run"
+            )
 
 
 def world_size_warning(run: Run, rank_info: RankInfo) -> str | None:

@@ -41,13 +41,19 @@ def test_any_other_setting_that_says_what_is_learned_makes_two(make: Make, setti
     [
         {"runs_dir": "/elsewhere"},
         {"data.root": "/elsewhere"},
+        {"data.path": "/elsewhere"},
+        {"data.sources": ["disk"]},
+        {"workers": 4},
+        {"loader": "torch"},
+        {"eval_batch_size": 7},
+        {"report": False},
         {"tracking.mode": "none"},
         {"cluster.timeout_min": 7},
         {"checkpoint.every_s": 1.0},
         {"tracking.tags": ["a"]},
     ],
 )
-def test_settings_that_say_where_do_not(make: Make, settings: dict[str, object]) -> None:
+def test_settings_that_say_how_and_where_it_runs_do_not(make: Make, settings: dict[str, object]) -> None:
     groups = group_runs([make(seed=0), make(seed=1, settings=settings)])
     assert len(groups) == 1
     assert differing_settings(group_runs([make(seed=0), make(seed=1, settings=settings)], by_run=True)) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from runyard.analysis.compare.groups import group_runs
 from runyard.cli.main import main
 from runyard.config.compose import compose
+from runyard.config.schema import SETTINGS
 from runyard.runs import snapshot
 from runyard.runs.journal import Journal
+from runyard.runs.reading import load_history
 from runyard.runs.run import Run
 from tests.support.fake_slurm import NUMBER, FakeSlurm
 
@@ -41,9 +45,11 @@ SAFE = {
     "cluster.timeout_min=600": ("cluster", "timeout_min", 600),
     "checkpoint.every_s=60": ("checkpoint", "every_s", 60.0),
     "tracking=offline": ("tracking", "mode", "offline"),
-    "workers=3": (None, "workers", 3),
+    "workers=4": (None, "workers", 4),
     "loader=torch": (None, "loader", "torch"),
     "eval_batch_size=50": (None, "eval_batch_size", 50),
+    "report=true": (None, "report", True),
+    "data.path=/elsewhere": ("data", "path", "/elsewhere"),
 }
 
 
@@ -63,6 +69,27 @@ def test_a_setting_that_changes_no_weights_is_taken_and_noted(run: Run, slurm: F
         (values[section] if section else values).pop(name)
         values.pop("tracking") if section == "tracking" else None
     assert after == before, "nothing else changed"
+
+
+@pytest.mark.parametrize("override", [o for o in SAFE if o != "cluster.nodes=1"])
+def test_a_run_that_goes_on_in_another_way_stays_with_its_seeds_in_a_comparison(
+    small: list[str], slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    runs = [begun(small, "cluster=slurm", f"seed={seed}") for seed in (0, 1)]
+    assert main(["resume", str(runs[0].path), override]) == 0
+    assert [group.seed_count for group in group_runs(load_history(run.path) for run in runs)] == [2]
+    section, name, _ = SAFE[override]
+    dotted = f"{section}.{name}" if section else name
+    monkeypatch.setitem(SETTINGS, dotted, dataclasses.replace(SETTINGS[dotted], kind="recipe"))
+    assert len(group_runs(load_history(run.path) for run in runs)) == 2, "the control"
+
+
+def test_another_number_of_nodes_sets_a_run_apart_since_its_sums_are_rounded_otherwise(
+    small: list[str], slurm: FakeSlurm
+) -> None:
+    runs = [begun(small, "cluster=slurm", "cluster.nodes=2", f"seed={seed}") for seed in (0, 1)]
+    assert main(["resume", str(runs[0].path), "cluster.nodes=1"]) == 0
+    assert len(group_runs(load_history(run.path) for run in runs)) == 2
 
 
 def test_without_settings_the_configuration_stays_byte_for_byte(run: Run, slurm: FakeSlurm) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from runyard.analysis.compare.measures import METRICS
 from runyard.analysis.compare.text import on_one_line
 from runyard.runs.history import FlatSettings, RunHistory
-from runyard.runs.reading import affects_learning
+from runyard.runs.identity import separates_runs
 
 STATES = ("finished", "running", "waiting", "interrupted", "pruned", "failed", "silent", "not started")
 
@@ -69,7 +69,7 @@ class Group:
 
     @property
     def settings(self) -> FlatSettings:
-        """The settings of the first run; those of the others differ only in the seed and in paths."""
+        """The settings of the first run; those of the others differ only in the seed, and in how and where they ran."""
         return self.runs[0].settings
 
     @property
@@ -114,7 +114,7 @@ def differing_settings(groups: Iterable[Group]) -> list[str]:
     """Return the dotted names of settings, except seed and name, that differ; in the configuration's order."""
     groups = list(groups)
     names = dict.fromkeys(
-        name for g in groups for name in g.settings if affects_learning(name) and name not in ("seed", "name")
+        name for g in groups for name in g.settings if separates_runs(name) and name not in ("seed", "name")
     )
     return [name for name in names if len({format_setting(g.settings.get(name)) for g in groups}) > 1]
 

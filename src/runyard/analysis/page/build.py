@@ -27,7 +27,7 @@ from runyard.analysis.report.theme import DARK, LIGHT
 from runyard.errors import UserError
 from runyard.files import write_atomic
 from runyard.runs.history import RunHistory
-from runyard.runs.reading import affects_learning
+from runyard.runs.identity import separates_runs
 
 # Only content of the file may load, and only the page's own script, which has the nonce, may run, whatever markup a
 # name or a message contains. plotly creates styles and, to save a picture, blob: images.
@@ -158,7 +158,5 @@ def _shared(groups: Sequence[Group]) -> list[str]:
     differing = {*differing_settings(groups), "seed", "name"}
     settings = groups[0].settings.items()
     return [
-        f"{name}={format_setting(value)}"
-        for name, value in settings
-        if affects_learning(name) and name not in differing
+        f"{name}={format_setting(value)}" for name, value in settings if separates_runs(name) and name not in differing
     ]

@@ -81,7 +81,7 @@ def _load_or_create(args: argparse.Namespace) -> tuple[Path, SearchSettings]:
     """
     from pathlib import Path
 
-    from runyard.cluster.search.space import RANGE_PATTERN
+    from runyard.cluster.search.space import read_range
     from runyard.cluster.search.study import SearchSettings
     from runyard.runs.run import new_id, sweeps_dir
 
@@ -101,7 +101,7 @@ def _load_or_create(args: argparse.Namespace) -> tuple[Path, SearchSettings]:
             )
         _require_unchanged(args, stored, provided)
         return folder, stored
-    ranges = [o for o in args.overrides if RANGE_PATTERN.fullmatch(o)]
+    ranges = [o for o in args.overrides if read_range(o) is not None]
     fixed = [o for o in args.overrides if o not in ranges and not _is_runs_dir(o)]
     if not any(o.lstrip("+").startswith("experiment=") for o in fixed):
         fixed = ["experiment=auto", *fixed]
