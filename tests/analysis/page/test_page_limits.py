@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from runyard.analysis import html
 from runyard.analysis.compare import choose, groups, pairs, table
-from runyard.analysis.page import build, tables
+from runyard.analysis.page import build
 from runyard.analysis.page import content as page_content
 from runyard.analysis.page import disagreements as page_disagreements
 from runyard.analysis.page.build import write_page
@@ -50,7 +51,7 @@ def test_names_are_text_however_they_look(browser: Browser, tmp_path: Path, make
 def test_without_escaping_the_names_would_be_live(
     browser: Browser, tmp_path: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "escape", lambda text: text)
+    monkeypatch.setattr(html, "ENVIRONMENT", html.ENVIRONMENT.overlay(autoescape=False))
     config = make_config("experiment=starter", "epochs=2")
     fabricate(tmp_path / "runs", config, "run-0", settings={"name": "<b class='live'>x"})
     browser.open(page_of(tmp_path / "runs"), READY)

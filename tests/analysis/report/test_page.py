@@ -175,9 +175,9 @@ def test_markup_in_a_class_name_or_a_message_is_shown_as_text(fake_run):
 
 def test_without_escaping_the_markup_would_be_live(fake_run, monkeypatch):
     """Negative control of the test above."""
-    from runyard.analysis.report import tables
+    from runyard.analysis import html
 
-    monkeypatch.setattr(tables, "escape", lambda text: text)
+    monkeypatch.setattr(html, "ENVIRONMENT", html.ENVIRONMENT.overlay(autoescape=False))
     fake = fake_run(epochs=1, classes=["<script>alert(1)</script>", "b"]).train().finish(0.5, images=80, arrays=True)
     assert "<script>" in text_of(fake)
 

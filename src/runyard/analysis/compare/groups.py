@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from runyard.analysis.compare.measures import METRICS
+from runyard.analysis.compare.measures import MEASURES
 from runyard.analysis.compare.text import on_one_line
 from runyard.runs.history import FlatSettings, RunHistory
 from runyard.runs.identity import separates_runs
@@ -77,8 +77,8 @@ class Group:
         return self.runs[0].name
 
     def values(self, measure: str) -> np.ndarray:
-        """Return a metric of ``METRICS`` (last, ...) for each counted run, float64 [n]; NaN if a run has none."""
-        return np.array([METRICS[measure].value_of(run) for run in self.counted_runs], np.float64)
+        """Return a measure of ``MEASURES`` (last, ...) for each counted run, float64 [n]; NaN if a run has none."""
+        return np.array([MEASURES[measure].value_of(run) for run in self.counted_runs], np.float64)
 
     def mean(self, measure: str) -> float:
         """Return the mean over the counted runs that have the metric; NaN if none has."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from runyard.analysis.compare.groups import Group, differing_settings, format_setting
-from runyard.analysis.compare.measures import METRICS
+from runyard.analysis.compare.measures import MEASURES
 from runyard.runs.history import RunHistory
 
 BINS = 4  # for a setting that was sampled from a range, not chosen from a few values
@@ -74,8 +74,8 @@ def summarize_sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> S
         for run in group.counted_runs
         if run.last_top1 == run.last_top1
     ]
-    measure = "val" if eligible and all(math.isfinite(METRICS["val"].value_of(run)) for run, _ in eligible) else "last"
-    scores = np.array([METRICS[measure].value_of(run) for run, _ in eligible])
+    measure = "val" if eligible and all(math.isfinite(MEASURES["val"].value_of(run)) for run, _ in eligible) else "last"
+    scores = np.array([MEASURES[measure].value_of(run) for run, _ in eligible])
     levels = {name: _levels([run.settings.get(name) for run, _ in eligible]) for name in differing_settings(groups)}
     effects = [_effect(name, *setting_levels, scores) for name, setting_levels in levels.items()]
     effects.sort(key=lambda effect: -1.0 if effect.importance is None else -effect.importance)

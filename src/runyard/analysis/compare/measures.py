@@ -1,4 +1,4 @@
-"""The metrics of a run, by the names that tables show and that --sort and --where accept."""
+"""The numbers of a run, by the names that tables show and that --sort and --where accept."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 from runyard.errors import UserError
 from runyard.runs.history import RunHistory, finite_or_nan
+from runyard.runs.metrics import METRICS_BY_NAME, Metric
 
 NAN = float("nan")
 
 
 @dataclass(frozen=True)
-class Metric:
+class Measure:
     """A number of a run. ``value_of`` returns NaN if the run has none."""
 
-    doc: str
     value_of: Callable[[RunHistory], float]
     higher_is_better: bool = False
 
@@ -76,45 +76,38 @@ def parse_accuracy(text: str, where: str) -> float:
     return value
 
 
-def _newest(name: str) -> Callable[[RunHistory], float]:
-    def of(run: RunHistory) -> float:
-        values = run.metric(name)
-        values = values[np.isfinite(values)]
-        return float(values[-1]) if len(values) else NAN
+def _over_epochs(metric: Metric) -> Callable[[RunHistory], float]:
+    def value_of(run: RunHistory) -> float:
+        values, train_s = run.metric(metric.name), run.metric("train_s")
+        known = np.isfinite(values)
+        match metric.over_epochs:
+            case "median":
+                return float(np.median(values[known])) if known.any() else NAN
+            case "time_mean":
+                known &= np.isfinite(train_s)
+                return float(np.average(values[known], weights=train_s[known])) if train_s[known].sum() > 0 else NAN
+        return float(values[known][-1]) if known.any() else NAN
 
-    return of
-
-
-def _median_throughput(run: RunHistory) -> float:
-    values = run.metric("images_per_s")
-    return float(np.nanmedian(values)) if np.isfinite(values).any() else NAN
-
-
-def _mean_data_wait(run: RunHistory) -> float:
-    wait, train_s = run.metric("data_wait_pct"), run.metric("train_s")
-    good = np.isfinite(wait) & np.isfinite(train_s)
-    return float(np.average(wait[good], weights=train_s[good])) if train_s[good].sum() > 0 else NAN
+    return value_of
 
 
-METRICS = {
-    "last": Metric("test top-1 at the last evaluation", lambda run: run.last_top1, True),
-    "best": Metric("test top-1 at the best epoch", lambda run: run.best_top1, True),
-    "val": Metric("top-1 on the held-out part at the last epoch", _newest("val_top1"), True),
-    "best_epoch": Metric("the best epoch", lambda run: finite_or_nan(run.best_epoch)),
-    "train_loss": Metric("training loss of the last epoch, nats", _newest("train_loss")),
-    "test_loss": Metric("test loss at the last evaluation, nats", _newest("test_loss")),
-    "images_per_s": Metric("training images per second, median over epochs", _median_throughput, True),
-    "gpu_hours": Metric(
-        "time under way × GPUs, h", lambda run: run.gpu_hours if any(s.gpus for s in run.starts) else NAN
-    ),
-    "core_hours": Metric(
-        "time under way × cores of a run without a GPU, h", lambda run: run.core_hours if run.core_hours else NAN
-    ),
-    "clock_s": Metric("training's own clock, s", _newest("clock_s")),
-    "restarts": Metric("starts after the first", lambda run: float(len(run.restarts))),
-    "data_wait_pct": Metric("part of training time spent waiting for data, %", _mean_data_wait),
-    "parameters": Metric("trainable parameters", lambda run: finite_or_nan(run.parameters)),
-    "epochs_done": Metric("epochs measured", lambda run: float(run.epochs_done), True),
+OF_EPOCHS = {
+    metric.name: Measure(_over_epochs(metric), metric.better == "higher")
+    for metric in METRICS_BY_NAME.values()
+    if metric.over_epochs is not None
+}
+MEASURES = {
+    "last": Measure(lambda run: run.last_top1, True),  # test top-1
+    "best": Measure(lambda run: run.best_top1, True),  # test top-1 at the best epoch
+    "val": OF_EPOCHS.pop("val_top1"),
+    "best_epoch": Measure(lambda run: finite_or_nan(run.best_epoch)),
+    **OF_EPOCHS,
+    # of the whole run, with what a restart spent after the last epoch; NaN without such a device
+    "gpu_hours": Measure(lambda run: run.gpu_hours if any(s.gpus for s in run.starts) else NAN),
+    "core_hours": Measure(lambda run: run.core_hours if run.core_hours else NAN),
+    "restarts": Measure(lambda run: float(len(run.restarts))),
+    "parameters": Measure(lambda run: finite_or_nan(run.parameters)),
+    "epochs_done": Measure(lambda run: float(run.epochs_done), True),
 }
 TEXT_FIELDS: dict[str, Callable[[RunHistory], str | None]] = {
     "id": lambda run: run.id,

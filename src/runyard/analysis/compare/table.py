@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from runyard.analysis.compare.groups import Group, differing_settings, format_setting
-from runyard.analysis.compare.measures import METRICS, first_at_target
+from runyard.analysis.compare.measures import MEASURES, first_at_target
 from runyard.analysis.compare.text import (
     MISSING,
     Column,
@@ -71,11 +71,11 @@ def sort_rows(table: list[TableRow], column: str) -> list[TableRow]:
         UserError: there is no such column.
     """
     name, reverse = column.removeprefix("-"), column.startswith("-")
-    keys = list(dict.fromkeys([*METRICS, *(k for row in table for k in (*row.values, *row.settings)), *TEXT_COLUMNS]))
+    keys = list(dict.fromkeys([*MEASURES, *(k for row in table for k in (*row.values, *row.settings)), *TEXT_COLUMNS]))
     all_columns = list(dict.fromkeys([*keys, *(k for row in table for k in row.group.settings)]))
     if name not in all_columns:
         raise UserError(f"--sort {column}: no such column; there are {', '.join(keys)}, and every setting")
-    good_high = name in METRICS and METRICS[name].higher_is_better
+    good_high = name in MEASURES and MEASURES[name].higher_is_better
 
     def value(row: TableRow) -> Any:
         if name in row.values:
@@ -194,7 +194,7 @@ def csv_row(row: TableRow) -> dict[str, Any]:
 
 
 def _values(g: Group, target: float | None) -> dict[str, float]:
-    values = {name: g.mean(name) for name in METRICS}
+    values = {name: g.mean(name) for name in MEASURES}
     for name in METRICS_WITH_STD:
         seen = g.values(name)
         values[f"{name}_sd"] = float(seen.std(ddof=1)) if len(seen) > 1 else NAN

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from runyard.analysis.compare.measures import METRICS, TEXT_FIELDS, parse_decimal
+from runyard.analysis.compare.measures import MEASURES, TEXT_FIELDS, parse_decimal
 from runyard.config.fields import unknown_name_message
 from runyard.errors import UserError
 from runyard.runs.history import RunHistory
@@ -60,14 +60,14 @@ def parse_conditions(texts: Iterable[str], runs: Iterable[RunHistory]) -> list[C
         UserError: a text is no condition, or a name is neither a metric nor a setting of any of the runs.
     """
     runs = list(runs)
-    known = list(dict.fromkeys([*METRICS, *TEXT_FIELDS, *(name for run in runs for name in run.settings)]))
+    known = list(dict.fromkeys([*MEASURES, *TEXT_FIELDS, *(name for run in runs for name in run.settings)]))
     return [_condition(part, known) for text in texts for part in re.split(r"\s+and(?:\s+|$)", text)]
 
 
 def lookup_value(run: RunHistory, name: str) -> Any:
     """Return a run's setting or metric; None if it has none."""
-    if name in METRICS:
-        value = METRICS[name].value_of(run)
+    if name in MEASURES:
+        value = MEASURES[name].value_of(run)
         return value if value == value else None
     return TEXT_FIELDS[name](run) if name in TEXT_FIELDS else run.settings.get(name)
 

@@ -28,12 +28,13 @@ from runyard.analysis.figures.paper import COLUMN_IN, legend, legend_height_in, 
 from runyard.analysis.report.theme import LIGHT, figure_factory, save
 from runyard.errors import UserError
 from runyard.files import write_atomic
+from runyard.runs.metrics import METRICS_BY_NAME, Metric
 
 FIGURE_FORMATS = ("png", "pdf", "svg")
 DPI = 300
 MAX_AXES = 6
 RESTART_GID = "restarts"
-CURVE_PANELS = (("test_top1", "Test accuracy (%)", 100), ("test_loss", "Test loss", 1))
+CURVE_PANELS = (METRICS_BY_NAME["test_top1"], METRICS_BY_NAME["test_loss"])
 
 
 def write_figures(folder: Path, groups: Sequence[Group]) -> list[str]:
@@ -78,19 +79,17 @@ def _curves(groups: Sequence[Group], x_metric: str, x_title: str) -> Any:
     panels = [
         panel
         for panel in CURVE_PANELS
-        if any(np.isfinite(run.metric(panel[0])).any() for g in eligible for run in g.runs)
+        if any(np.isfinite(run.metric(panel.name)).any() for g in eligible for run in g.runs)
     ]
     if not panels:
         return None
     with figure_factory(LIGHT) as new_figure:
         figure = new_figure(figsize=(COLUMN_IN, 1.95 * len(panels) + legend_height_in(groups)), layout="constrained")
-        for axis, (measure, title, factor) in zip(
-            figure.subplots(len(panels), 1, squeeze=False).ravel(), panels, strict=True
-        ):
+        for axis, metric in zip(figure.subplots(len(panels), 1, squeeze=False).ravel(), panels, strict=True):
             for group, style in zip(groups, group_styles(groups), strict=True):
                 if group in eligible:
-                    _line(axis, group, style, measure, factor, x_metric, many=colored_by_score(groups))
-            style_axis(axis, "", title)
+                    _line(axis, group, style, metric, x_metric, many=colored_by_score(groups))
+            style_axis(axis, "", metric.axis_title)
             if x_metric == "epoch":
                 axis.xaxis.get_major_locator().set_params(integer=True)
         figure.axes[-1].set_xlabel(x_title)
@@ -101,7 +100,7 @@ def _curves(groups: Sequence[Group], x_metric: str, x_title: str) -> Any:
             a.get_gid() == RESTART_GID for a in figure.axes[0].lines
         )
         drawn = [
-            g for g in eligible if any(np.isfinite(run.metric(panel[0])).any() for run in g.runs for panel in panels)
+            g for g in eligible if any(np.isfinite(run.metric(panel.name)).any() for run in g.runs for panel in panels)
         ]
         legend(figure, groups, drawn, "\n".join(remarks), line=True)
     return figure
@@ -187,9 +186,7 @@ def _restarts(group: Group, x_metric: str) -> list[float]:
     return [sum(hours[: index + 1]) for hours in spent for index in range(len(hours))]
 
 
-def _line(
-    axis: Any, group: Group, style: GroupStyle, measure: str, factor: float, x_metric: str, *, many: bool
-) -> None:
+def _line(axis: Any, group: Group, style: GroupStyle, metric: Metric, x_metric: str, *, many: bool) -> None:
     if x_metric != "epoch" and (restarts := _restarts(group, x_metric)):
         marker_style = {
             "color": style.light,
@@ -202,8 +199,8 @@ def _line(
         axis.plot(
             restarts, [0.03] * len(restarts), transform=transform, markeredgewidth=0.7, gid=RESTART_GID, **marker_style
         )
-    epochs, middle, spread, runs = mean_and_std(group, measure, x_metric).T
-    middle, spread = factor * middle, factor * spread
+    epochs, middle, spread, runs = mean_and_std(group, metric.name, x_metric).T
+    middle, spread = metric.factor * middle, metric.factor * spread
     if (runs > 1).any():
         axis.fill_between(epochs, middle - spread, middle + spread, color=style.light, alpha=0.18, linewidth=0)
     interval = max(1, len(epochs) // 7)

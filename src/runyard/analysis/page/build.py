@@ -9,9 +9,9 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
-from string import Template
+
+from markupsafe import Markup
 
 from runyard.analysis.compare import narrative
 from runyard.analysis.compare.groups import Group, differing_settings, format_setting
@@ -19,9 +19,10 @@ from runyard.analysis.compare.importance import Sweep, failures_by_reason
 from runyard.analysis.compare.pairs import PairTests
 from runyard.analysis.compare.table import TableRow, table_columns
 from runyard.analysis.figures.group_style import colored_by_score, group_styles
+from runyard.analysis.html import render
 from runyard.analysis.page.content import X_AXES, page_data
 from runyard.analysis.page.disagreements import disagreements
-from runyard.analysis.page.tables import html_table, paragraphs
+from runyard.analysis.page.tables import html_table
 from runyard.analysis.report import style
 from runyard.analysis.report.theme import DARK, LIGHT
 from runyard.errors import UserError
@@ -38,12 +39,6 @@ PAGE_CSP = (
 PAGE_SCRIPTS = ("page.js", "runs.js", "curves.js", "charts.js", "pair.js")
 MAX_PANELS = 4
 LIBRARY = "package_data/plotly.min.js"
-PANEL = Template(
-    '<figure class="panel"><select aria-label="What chart $number shows"></select><div class="chart" id="curve-$place" '
-    'role="img" aria-label="Lines over time; the numbers are in the table below"></div><details class="values" '
-    'id="curve-$place-values"><summary>Values as a table</summary><div class="scroll" tabindex="0"></div></details>'
-    "</figure>"
-)
 
 
 def write_page(
@@ -72,33 +67,28 @@ def write_page(
     nonce = secrets.token_urlsafe(16)
     runs = len(_runs(groups))
     run_count_text = f"{runs} run{'s' * (runs != 1)}" + (f" in {len(groups)} groups" if runs != len(groups) else "")
-    page = Template(_read_asset("page.html")).substitute(
-        policy=PAGE_CSP.format(nonce=nonce),
+    failures = [] if sweep else narrative.failure_text(failures_by_reason(_runs(groups)))
+    page = render(
+        "page/page.html",
+        policy=Markup(PAGE_CSP.format(nonce=nonce)),
         nonce=nonce,
         title=run_count_text + " compared" * (runs > 1),
-        style=_color_css() + style.RULES + _read_asset("page.css"),
-        about=escape(_about(groups)),
-        notices="".join(f'<p class="notice">{escape(note)}</p>' for note in notes),
+        style=Markup(_color_css() + style.RULES) + _read_asset("page.css"),
+        about=_about(groups),
+        notices=notes,
         color_note="The color shows how good a group is: the stronger, the better." if colored_by_score(groups) else "",
-        axes="".join(
-            f'<label><input type="radio" name="x" value="{name}"{" checked" * (not index)}>{label}</label>'
-            for index, (name, label, _) in enumerate(X_AXES)
-        ),
-        panels="".join(
-            PANEL.substitute(place=place, number=place + 1)
-            for place in range(min(MAX_PANELS, len(content["measures"])))
-        ),
+        axes=X_AXES,
+        panels=min(MAX_PANELS, len(content["measures"])),
         heading="Settings that differ, and what came of them" if len(groups) > 1 else "What came of it",
-        results=html_table(table_columns(table, target), group_styles(groups))
-        + paragraphs(narrative.column_notes(groups, target) + narrative.table_notes(groups))
-        + paragraphs([] if sweep else narrative.failure_text(failures_by_reason(_runs(groups)))),
-        real=_section("real", "Is it real?", narrative.pair_text(pairs, html_table)),
-        sweep=_section("found", "What the sweep found", narrative.sweep_text(*sweep, html_table) if sweep else []),
-        shared=escape("\n".join(_shared(groups))),
+        results=html_table(table_columns(table, target), group_styles(groups)),
+        result_notes=narrative.column_notes(groups, target) + narrative.table_notes(groups) + failures,
+        pair_texts=_untitled("Is it real? ", narrative.pair_text(pairs, html_table)),
+        sweep_texts=_untitled("What the sweep found ", narrative.sweep_text(*sweep, html_table) if sweep else []),
+        shared="\n".join(_shared(groups)),
         when=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         library=_gzip_base64(_library()),
         data=_gzip_base64(data.encode("utf-8", "surrogatepass")),
-        scripts="\n".join(map(_read_asset, PAGE_SCRIPTS)),
+        scripts=Markup("\n").join(map(_read_asset, PAGE_SCRIPTS)),
     )
     try:
         write_atomic(out, page)
@@ -125,8 +115,9 @@ def _gzip_base64(content: bytes) -> str:
     return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
 
 
-def _read_asset(name: str) -> str:
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+def _read_asset(name: str) -> Markup:
+    """Return a script or a style sheet of this package, which is code and is not escaped."""
+    return Markup((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
 def _color_css() -> str:
@@ -144,13 +135,9 @@ def _about(groups: Sequence[Group]) -> str:
     return "; ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _section(name: str, title: str, texts: Sequence[str]) -> str:
-    """Return a section of these paragraphs; an empty string without any."""
-    if not texts:
-        return ""
-    return (
-        f'<section id="{name}"><h2>{title}</h2>{paragraphs([texts[0].removeprefix(f"{title} "), *texts[1:]])}</section>'
-    )
+def _untitled(title: str, texts: list[str]) -> list[str]:
+    """Drop the title of a section that begins its first text."""
+    return [texts[0].removeprefix(title), *texts[1:]] if texts else []
 
 
 def _shared(groups: Sequence[Group]) -> list[str]:

@@ -13,24 +13,11 @@ import numpy as np
 from runyard.analysis.compare.groups import Group, differing_settings, format_setting
 from runyard.analysis.figures.group_style import GroupStyle, colored_by_score, group_styles
 from runyard.runs.history import RunHistory
+from runyard.runs.metrics import METRICS, METRICS_BY_NAME
 
 Values = list[float | None]
 
-# Metrics that may be drawn over time: the journal's name, the page's name, and the factor to the displayed unit.
-CHART_METRICS = (
-    ("test_top1", "Test accuracy, %", 100),
-    ("test_loss", "Test loss", 1),
-    ("train_loss", "Train loss", 1),
-    ("val_top1", "Validation accuracy, %", 100),
-    ("val_loss", "Validation loss", 1),
-    ("train_top1", "Train accuracy, %", 100),
-    ("lr", "Learning rate", 1),
-    ("grad_norm", "Gradient norm", 1),
-    ("images_per_s", "Training images/s", 1),
-    ("data_wait_pct", "Waiting for data, %", 1),
-    ("gpu_util_pct", "GPU utilization, %", 1),
-    ("peak_memory_mb", "Peak memory, MB", 1),
-)
+CHARTED = [metric for metric in METRICS if metric.of == "run" and metric.charted]
 # Horizontal axes: name in the data, label of the button, title of the axis.
 X_AXES = (
     ("epoch", "epoch", "Epoch"),
@@ -40,7 +27,7 @@ X_AXES = (
     ("gpu", "GPU-hours", "GPU-hours"),
     ("core", "core-hours", "Core-hours"),
 )
-NOT_CHARTED = {"epoch", "step", "t", "clock_s", "gpu_hours", "core_hours", "train_s", "eval_s"}
+COORDINATES = {"epoch", "step", "t"}
 DIGITS = 7  # significant digits of drawn numbers; tables hold the journal's own
 MAX_MISTAKES = 400_000  # confused pairs of classes kept for all runs together: about 1 MB
 MAX_PAGE_CLASSES = 200
@@ -49,10 +36,10 @@ MAX_PAGE_CLASSES = 200
 def page_data(groups: Sequence[Group]) -> dict[str, Any]:
     """Return everything that the page draws, as a JSON-ready mapping."""
     runs = [run for group in groups for run in group.runs]
-    measures = [list(m) for m in CHART_METRICS if any(np.isfinite(run.metric(m[0])).any() for run in runs)]
-    known = {m[0] for m in CHART_METRICS} | NOT_CHARTED
-    others = dict.fromkeys(name for run in runs for name in run.series if name not in known)
-    measures += [[name, name, 1] for name in others]
+    charts = [(metric.name, metric.label, metric.factor) for metric in CHARTED]
+    measures = [chart for chart in charts if any(np.isfinite(run.metric(chart[0])).any() for run in runs)]
+    others = dict.fromkeys(name for run in runs for name in run.series)  # of another version
+    measures += [(name, name, 1) for name in others if name not in METRICS_BY_NAME and name not in COORDINATES]
     classes, classes_of = _classes(runs)
     confusion, missing = _confusions(runs, classes)
     return {
@@ -86,7 +73,7 @@ def _group(group: Group, style: GroupStyle, first: int) -> dict[str, Any]:
     }
 
 
-def _run(run: RunHistory, group: int, counted: bool, measures: list[list[Any]]) -> dict[str, Any]:
+def _run(run: RunHistory, group: int, counted: bool, measures: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
     start_time = run.starts[0].start_time if run.starts else math.nan
     hours = (run.series["t"] - start_time) / 3600
     x_values = {

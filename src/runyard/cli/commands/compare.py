@@ -132,8 +132,7 @@ def _report(args: argparse.Namespace, rows: list[TableRow], target: float | None
     from runyard.analysis.compare.groups import differing_settings
     from runyard.analysis.compare.text import markdown
     from runyard.analysis.figures.group_style import group_styles
-    from runyard.analysis.page.content import CHART_METRICS
-    from runyard.tracking.wandb.history import WANDB_NAMES
+    from runyard.analysis.page.content import CHARTED
     from runyard.tracking.wandb.report import publish
 
     groups = [row.group for row in rows]
@@ -144,7 +143,7 @@ def _report(args: argparse.Namespace, rows: list[TableRow], target: float | None
         run.directory.name: style.light for g, style in zip(groups, group_styles(groups), strict=True) for run in g.runs
     }
     measured = {name for group in groups for run in group.runs for name in run.series}
-    curves = [(WANDB_NAMES[name], title) for name, title, _ in CHART_METRICS if name in measured]
+    curves = [(metric.wandb, metric.label) for metric in CHARTED if metric.name in measured and metric.wandb]
     return publish(args.wandb, args.report, paragraphs, colors, curves, differing_settings(groups))
 
 

@@ -12,12 +12,11 @@ from runyard.tracking.wandb.history import WANDB_NAMES
 
 MAX_UNIX_TIME = 1e11  # unix seconds; a later time is a damaged record
 MAX_EXACT_INT = 2**53  # a float64 represents every integer up to here
-COST_METRICS = {"gpu_hours": "cost/gpu_hours", "core_hours": "cost/core_hours"}
 
 
 def export_metrics(run: RunHistory) -> dict[str, np.ndarray]:
     """Return float64 [epochs measured] by name, as train/loss. What was not measured is NaN, or left out if never."""
-    metrics = {name: run.metric(key) for key, name in {**WANDB_NAMES, **COST_METRICS}.items()}
+    metrics = {name: run.metric(key) for key, name in WANDB_NAMES.items()}
     return {name: values for name, values in metrics.items() if np.isfinite(values).any()}
 
 

@@ -14,42 +14,21 @@ from typing import Any
 from runyard.config.schema import Config
 from runyard.runs.facts import finite_or_none
 from runyard.runs.journal import Row
+from runyard.runs.metrics import METRICS
 from runyard.runs.narrative import format_row
 
-# A slash makes a section of W&B's workspace. A field that a journal lacks makes no curve.
-WANDB_NAMES = {
-    "train_loss": "train/loss",
-    "train_top1": "train/top1",
-    "test_loss": "test/loss",
-    "test_top1": "test/top1",
-    "val_loss": "val/loss",
-    "val_top1": "val/top1",
-    "lr": "train/lr",
-    "grad_norm": "train/grad_norm",
-    "images_per_s": "speed/images_per_s",
-    "data_wait_pct": "speed/data_wait_pct",
-    "gpu_util_pct": "speed/gpu_util_pct",
-    "train_s": "speed/train_s",
-    "eval_s": "speed/eval_s",
-    "peak_memory_mb": "speed/peak_memory_mb",
-    "slowest_rank": "speed/slowest_rank",
-    "slowest_to_median": "speed/slowest_to_median",
-}
-RANK_METRICS = {"rank_step_ms": "step_ms", "rank_data_ms": "data_ms"}  # of each of the first ranks, as rank/3/step_ms
+# A field that a journal lacks makes no curve.
+WANDB_NAMES, RANK_METRICS, NODE_METRICS = (
+    {metric.name: metric.wandb for metric in METRICS if metric.of == of and metric.wandb}
+    for of in ("run", "rank", "node")
+)
 MAX_RANKS = 64  # with curves of their own
-NODE_METRICS = (
-    "cpu_pct",
-    "memory_mb",
-    "gpu_util_pct",
-    "gpu_memory_mb",
-)  # of each of the row's nodes, as node/NAME/cpu_pct
-STEP_METRICS = (
-    "epoch",
-    "step",
-    "images",
-    "clock_s",
-)  # clock_s: seconds of training, without the pauses between restarts
-BEST_BY = {"test/top1": max, "val/top1": max, "test/loss": min, "val/loss": min, "train/loss": min}
+STEP_METRICS = ("epoch", "step", "images", "clock_s")
+BEST_BY = {
+    metric.wandb: max if metric.better == "higher" else min
+    for metric in METRICS
+    if metric.better and metric.wandb.startswith(("train/", "test/", "val/"))
+}
 
 
 @dataclass(frozen=True)
@@ -159,10 +138,10 @@ def _ranks(row: Row) -> dict[str, float]:
 def _nodes(row: Row) -> dict[str, float]:
     nodes = row.get("nodes")
     return {
-        f"node/{node['node']}/{key}": value
+        f"node/{node['node']}/{name}": value
         for node in (nodes if isinstance(nodes, list) else [])
         if isinstance(node, dict) and isinstance(node.get("node"), str)
-        for key in NODE_METRICS
+        for key, name in NODE_METRICS.items()
         if (value := finite_or_none(node, key)) is not None
     }
 
