@@ -39,7 +39,15 @@ def epochs(first: int, last: int) -> list[Event]:
 
 FINISHED: list[Event] = [("final", FINAL), ("stop", {"reason": "finished", "message": "", "cause": None})]
 INTERRUPTED: Event = ("stop", {"reason": "interrupted", "message": "", "cause": "time limit"})
-FAILED: Event = ("stop", {"reason": "failed", "message": "the loss is not a finite number at step 9", "cause": None})
+FAILED: Event = (
+    "stop",
+    {
+        "reason": "failed",
+        "message": "the loss is not a finite number at step 9",
+        "cause": None,
+        "exception": "DivergenceError",
+    },
+)
 
 
 def write(run: Run, *events: Event) -> None:
