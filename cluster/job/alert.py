@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from runyard.errors import USER_ERROR, UserError
+from runyard.errors import ExitCode, UserError
 from runyard.runs.run import Run
 
 ALERT_TIMEOUT_S = 60.0  # the job holds its nodes meanwhile
@@ -24,7 +24,7 @@ def send_alert(run: Run) -> None:
     try:
         completed = subprocess.run(command, capture_output=True, text=True, timeout=ALERT_TIMEOUT_S)
         output = (completed.stdout if completed.returncode == 0 else completed.stderr).strip().splitlines()[-1:]
-        message = "".join(output) if completed.returncode in (0, USER_ERROR) else _not_sent_text(run, *output)
+        message = "".join(output) if completed.returncode in (0, ExitCode.USER_ERROR) else _not_sent_text(run, *output)
     except subprocess.TimeoutExpired:
         message = _not_sent_text(run, f"no answer within {ALERT_TIMEOUT_S:g} s")
     except OSError as error:
@@ -64,4 +64,4 @@ if __name__ == "__main__":
         print(sync_and_report(sys.argv[1]))
     except UserError as error:
         print(error, file=sys.stderr)
-        sys.exit(USER_ERROR)
+        sys.exit(ExitCode.USER_ERROR)

@@ -19,13 +19,12 @@ from typing import Any
 from runyard import known_causes
 from runyard.cluster.job import sick_nodes, task_ends
 from runyard.cluster.job.alert import send_alert
-from runyard.errors import FAILED, INTERRUPTED, USER_ERROR, UserError
+from runyard.errors import ExitCode, UserError
 from runyard.runs import journal
 from runyard.runs.journal import Journal, Row
 from runyard.runs.run import Run
 from runyard.training.stop_signals import HANG_EXIT_MARGIN_S, StopReason
 
-REQUEUE_EXIT_CODE = 75  # exit code: put this job back into the queue (sysexits.h calls it a temporary failure)
 MAX_RESTARTS_WITHOUT_PROGRESS = 3  # crashes and time limits in a row; then the run is given up
 LIMIT_REACHED = "its time limit, which leaves it no time to get further: set a longer cluster.timeout_min"
 FAILURE_FIELDS = ("message", "rank", "node", "step", "exception", "cause")  # taken from the journal's stop row
@@ -75,18 +74,18 @@ def decide_requeue(
         return RequeueDecision(0)
     if stop.get("reason") == "interrupted":
         if stop.get("cause") == StopReason.TERM.journal_text and not preempted and not time_limit_hit:
-            return RequeueDecision(INTERRUPTED)  # a person cancelled it
+            return RequeueDecision(ExitCode.INTERRUPTED)  # a person cancelled it
         if preempted:
-            return RequeueDecision(INTERRUPTED, requeue_cause="preemption")
-        return _requeue_unless_stuck(rows, step, INTERRUPTED, "time limit", LIMIT_REACHED)
+            return RequeueDecision(ExitCode.INTERRUPTED, requeue_cause="preemption")
+        return _requeue_unless_stuck(rows, step, ExitCode.INTERRUPTED, "time limit", LIMIT_REACHED)
     if stop.get("reason") == "failed" and not stop.get("retry", True):
-        return RequeueDecision(USER_ERROR if stop.get("user_error") else FAILED)
-    if exit_code == USER_ERROR:  # a mistake found before the journal was open
-        return RequeueDecision(USER_ERROR)
+        return RequeueDecision(ExitCode.USER_ERROR if stop.get("user_error") else ExitCode.FAILED)
+    if exit_code == ExitCode.USER_ERROR:  # a mistake found before the journal was open
+        return RequeueDecision(ExitCode.USER_ERROR)
     if preempted:  # without a grace time its tasks are killed before they can save
-        return RequeueDecision(FAILED, requeue_cause="preemption")
+        return RequeueDecision(ExitCode.FAILED, requeue_cause="preemption")
     if time_limit_hit or past_time_limit:  # unsaved: a rank hung
-        return _requeue_unless_stuck(rows, step, FAILED, "time limit", LIMIT_REACHED)
+        return _requeue_unless_stuck(rows, step, ExitCode.FAILED, "time limit", LIMIT_REACHED)
     failure = start_failure(rows, began, step, first_end or {})
     return _after_a_crash(rows, exit_code, step, failure, job or sick_nodes.JobNodes())
 
@@ -127,19 +126,19 @@ def _after_a_crash(
     no_message = f"srun ended with {exit_code} and the tasks said nothing"
     message = known_causes.describe_failure(failure) if "message" in failure else no_message
     if not known_causes.retry_can_help(failure):
-        return RequeueDecision(FAILED, given_up=f"given up: {message}", failure=failure)
+        return RequeueDecision(ExitCode.FAILED, given_up=f"given up: {message}", failure=failure)
     if repeated := sick_nodes.repeated_failure(failure, earlier, same_node=not exclude_reason or objection is not None):
         nodes = " and ".join(dict.fromkeys(str(f["node"]) for f in (repeated, failure) if f.get("node")))
         given_up = f"given up: the same failure at step {failure['step']} twice, on {nodes}: {message}"
-        return RequeueDecision(FAILED, given_up=given_up, failure=failure)
+        return RequeueDecision(ExitCode.FAILED, given_up=given_up, failure=failure)
     if exclude_reason and not objection:
         restarts = _restarts_without_progress(rows, step)
         return RequeueDecision(
-            FAILED, "crash", without_progress=restarts, exclude_reason=exclude_reason, failure=failure
+            ExitCode.FAILED, "crash", without_progress=restarts, exclude_reason=exclude_reason, failure=failure
         )
     if exclude_reason:
         message += f" ({failure['node']} is not left out: {objection})"
-    return replace(_requeue_unless_stuck(rows, step, FAILED, "crash", message), failure=failure)
+    return replace(_requeue_unless_stuck(rows, step, ExitCode.FAILED, "crash", message), failure=failure)
 
 
 def _requeue_unless_stuck(rows: list[Row], step: int, exit_code: int, cause: str, reason: str) -> RequeueDecision:
@@ -147,7 +146,7 @@ def _requeue_unless_stuck(rows: list[Row], step: int, exit_code: int, cause: str
     restarts = _restarts_without_progress(rows, step)
     if restarts >= MAX_RESTARTS_WITHOUT_PROGRESS:
         given_up = f"given up: {restarts} restarts without progress at step {step}; the last ended with: {reason}"
-        return RequeueDecision(FAILED, given_up=given_up, without_progress=restarts)
+        return RequeueDecision(ExitCode.FAILED, given_up=given_up, without_progress=restarts)
     return RequeueDecision(exit_code, requeue_cause=cause, without_progress=restarts + 1)
 
 
@@ -177,7 +176,7 @@ def finish_job(
     slurm_output: str = "",
     exclude: Path | None = None,
 ) -> int:
-    """Decide what becomes of a job, and record it. Returns ``REQUEUE_EXIT_CODE``, or the batch script's exit code.
+    """Decide what becomes of a job, and record it. Returns ``ExitCode.REQUEUE``, or the batch script's exit code.
 
     Args:
         slurm_output: What SLURM prints about the job and its partition's nodes; "" if it was not asked.
@@ -189,7 +188,7 @@ def finish_job(
     run = Run.open(run_dir)
     if (other := run.successor()) is not None:
         print(f"runyard: run {run.id} is written by {other}: this job is not requeued", file=sys.stderr, flush=True)
-        return exit_code or FAILED
+        return exit_code or ExitCode.FAILED
     step, evaluated = newest_step(run), newest_evaluated(run)
     # An evaluation that is longer than the time limit makes progress, too, though its step stays the same.
     rows = [
@@ -227,7 +226,7 @@ def finish_job(
         print(f"runyard: {node} is left out from now on: {verdict.exclude_reason}", file=sys.stderr, flush=True)
     _write_or_report(run_journal, "requeue", **row)
     print(f"runyard: {verdict.requeue_cause}: back into the queue, to go on at step {step}", flush=True)
-    return REQUEUE_EXIT_CODE
+    return ExitCode.REQUEUE
 
 
 def _write_or_report(run_journal: Journal, event: str, **fields: Any) -> None:
@@ -245,7 +244,7 @@ def record_requeue_refusal(run_dir: str, exit_code: int, reason: str) -> int:
     message = f"this job could not be requeued ({reason}); continue with: runyard resume {run.cli_reference}"
     _write_or_report(Journal(run.journal_path), "warning", message=message)
     print(f"runyard: {message}", file=sys.stderr, flush=True)
-    return exit_code or FAILED
+    return exit_code or ExitCode.FAILED
 
 
 def newest_step(run: Run) -> int:
@@ -279,4 +278,4 @@ if __name__ == "__main__":
         sys.exit(finish_job(run_dir, int(code), **flags, slurm_output=slurm_output, exclude=exclude_file))
     except UserError as error:  # another start would find the same damage
         print(f"runyard: {error}", file=sys.stderr, flush=True)
-        sys.exit(USER_ERROR)
+        sys.exit(ExitCode.USER_ERROR)

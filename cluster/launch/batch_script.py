@@ -85,9 +85,9 @@ class SbatchJob:
             UserError: a setting would change the script's structure.
         """
         if "%" in str(self.folder):
-            raise UserError(f"runs_dir: SLURM would expand the % in {self.folder}, where logs go; set one without it")
+            raise UserError(f"runs_dir: SLURM would expand the % in {self.folder}, where logs go", "set one without it")
         if character := next((c for c in str(self.folder) if c in "'\"\\" or not c.isprintable()), None):
-            raise UserError(f"runs_dir: sbatch would misread the {character!r} in {self.folder}; set one without it")
+            raise UserError(f"runs_dir: sbatch would misread the {character!r} in {self.folder}", "set one without it")
         count = len(self.runs) if len(self.runs) > 1 else None
         command = f"{self._task_command} -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
         text = str(_make_sbatch_string(command, self.folder, map_count=count, **self.parameters))
@@ -116,7 +116,7 @@ class SbatchJob:
             number = self._run_sbatch(held_locks)
         except QueryError as error:
             self.cancel_submission(error)
-            raise UserError(f"SLURM does not answer ({error}): nothing was submitted; try again later") from None
+            raise UserError(f"SLURM does not answer ({error}): nothing was submitted", "try again later") from None
         except BaseException as error:  # such as Ctrl-C: the job may be on the queue all the same
             self.cancel_submission(error)
             raise
@@ -166,7 +166,9 @@ class SbatchJob:
             if not isinstance(refusal, SlurmUnavailable):
                 raise UserError(f"sbatch refused the job: {refusal}") from None
             if time.monotonic() + RETRY_INTERVAL_S > deadline:
-                raise UserError(f"SLURM does not answer ({refusal}): nothing was submitted; try again later") from None
+                raise UserError(
+                    f"SLURM does not answer ({refusal}): nothing was submitted", "try again later"
+                ) from None
             time.sleep(RETRY_INTERVAL_S)
 
     def _queued_job_ids(self, wait_s: float | None = None) -> list[str]:
@@ -245,7 +247,8 @@ def require_sbatch() -> None:
     if missing := [name for name in ("sbatch", "srun") if shutil.which(name) is None]:
         raise UserError(
             f"no {' and no '.join(missing)} on this machine: submit from a cluster's login node, or train here with "
-            "cluster=local; --dry-run shows the script without SLURM"
+            "cluster=local",
+            "--dry-run shows the script without SLURM",
         )
 
 

@@ -21,7 +21,7 @@ from runyard.errors import UserError
 from runyard.printable import printable
 from runyard.runs.journal import Journal
 from runyard.runs.summary import RunSummary, read_run_summary
-from runyard.slurm_client import RETRY_TIMEOUT_S, QueryError, run_with_retry
+from runyard.slurm_client import RETRY_TIMEOUT_S, JobEnded, QueryError, run_with_retry
 
 CANCEL_POLL_S = 1.0
 SIGNAL_INTERVAL_S = 5.0  # while a job starts: a signal is lost until its tasks run
@@ -201,10 +201,10 @@ def _result(run: RunSummary, ended: bool, forced: bool) -> CancelResult:
 
 def _scancel(*arguments: str) -> None:
     try:
-        run_with_retry("scancel", *arguments)
+        with contextlib.suppress(JobEnded):
+            run_with_retry("scancel", *arguments)
     except QueryError as error:
-        if "Invalid job id" not in str(error) and "already completing" not in str(error):
-            raise UserError(f"scancel {' '.join(arguments)}: {error}") from None
+        raise UserError(f"scancel {' '.join(arguments)}: {error}") from None
 
 
 def _kill(pid: int, number: signal.Signals) -> None:

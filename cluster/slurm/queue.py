@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from runyard import known_causes
-from runyard.slurm_client import QueryError, SlurmRejected, SlurmUnavailable, run_with_retry
+from runyard.slurm_client import JobEnded, QueryError, SlurmRejected, SlurmUnavailable, run_with_retry
 
 SEPARATOR = "\x1f"  # between names and paths, which may contain a |
 SQUEUE_FIELDS = f"%i|%T|%r|%M|%L|%S|%N|%j{SEPARATOR}%Z{SEPARATOR}%o"
@@ -146,9 +146,9 @@ def _squeue(selection: str, wait_s: float) -> JobAnswer:
     options = ("--noheader", "--array", "--states=all", selection, f"--format={SQUEUE_FIELDS}")
     try:
         return JobAnswer(parse_squeue(run_with_retry("squeue", *options, wait_s=wait_s)))
+    except JobEnded:  # squeue says so only of a single job, which ended long ago
+        return JobAnswer({})
     except QueryError as error:
-        if "Invalid job id" in str(error):  # squeue says so only of a single job, which ended long ago
-            return JobAnswer({})
         return _failed_answer("squeue", error)
 
 

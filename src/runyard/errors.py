@@ -1,15 +1,47 @@
-"""The exception for a user's mistake, and the exit codes of the command line."""
+"""The errors whose message is the explanation, and the exit codes. Nothing else reads a message of ours."""
+
+from __future__ import annotations
+
+import enum
 
 
-class UserError(Exception):
-    """An error that the user can fix. The command line prints its message as one line and exits with code 2.
+class ExitCode(enum.IntEnum):
+    """How a command, a task of a job or a batch script ends. docs/file-formats.md says what each means to whom."""
 
-    The message names the setting or file, what was given, what was expected, and the command or setting that fixes it.
-    It is always one printable line: characters that cannot be printed are escaped.
+    DONE = 0
+    FAILED = 1
+    USER_ERROR = 2
+    REQUEUE = 75  # the job goes back into the queue (sysexits.h calls it a temporary failure)
+    INTERRUPTED = 130  # as a shell reports SIGINT
+
+
+class ExplainedError(Exception):
+    """An error that the command line prints as one line, without a traceback. The message is "problem; fix".
+
+    It is always printable: characters that cannot be printed are escaped.
+
+    Attributes:
+        problem: The setting or file, what was given and what was expected.
+        fix: The command or setting that fixes it; "" if ``problem`` says it all.
+        exit_code: What the process that it ends returns.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+    exit_code = ExitCode.FAILED
+
+    def __init__(self, problem: str, fix: str = "") -> None:
+        self.problem, self.fix = _printable(problem), _printable(fix)
+        super().__init__(f"{self.problem}; {self.fix}" if fix else self.problem)
 
 
-FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit codes; 0 is done
+class UserError(ExplainedError):
+    """An error that the user can fix."""
+
+    exit_code = ExitCode.USER_ERROR
+
+
+class TrainingFailed(ExplainedError):
+    """The training cannot go on here, and what was saved is still good."""
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -40,7 +40,7 @@ def require_owner(path: Path, what: str, instead: str) -> None:
         UserError: it belongs to another user, whom the message names.
     """
     if (owner_name := foreign_owner(path)) is not None:
-        raise UserError(f"{what} belongs to {owner_name}; {instead}")
+        raise UserError(f"{what} belongs to {owner_name}", f"{instead}")
 
 
 def per_user_name(name: str) -> str:

@@ -9,15 +9,18 @@ import sys
 import time
 from collections.abc import Sequence
 
+from runyard.errors import ExplainedError
+
 COMMAND_TIMEOUT_S = 30.0  # limit of one command; without a controller most commands give up earlier by themselves
 RETRY_TIMEOUT_S = 120.0  # how long commands that change the queue wait for an unavailable controller
 RETRY_INTERVAL_S = 5.0
 # Personal preferences of a user: they hide jobs, change the output format, or ask before canceling.
 USER_PREFERENCE_PREFIXES = ("SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SCONTROL_", "SLURM_TIME_FORMAT")
 UNAVAILABLE_MESSAGES = ("timed out", "Unable to contact")
+JOB_ENDED_MESSAGES = ("Invalid job id", "already completing")
 
 
-class QueryError(Exception):
+class QueryError(ExplainedError):
     """A SLURM command could not be run, or gave no usable answer. The message is one line."""
 
 
@@ -27,6 +30,10 @@ class SlurmUnavailable(QueryError):
 
 class SlurmRejected(QueryError):
     """The controller answered, and rejected the request."""
+
+
+class JobEnded(SlurmRejected):
+    """The request was about a job that has ended or is just ending."""
 
 
 def clean_environment() -> dict[str, str]:
@@ -51,6 +58,7 @@ def run_query(
     Raises:
         SlurmUnavailable: it did not answer in time, or failed while the controller was unavailable.
         SlurmRejected: it failed although the controller was up; the message is the command's own.
+        JobEnded: the same, because of a job that it does not know any more.
         QueryError: there is no such command on this machine.
     """
     env = clean_environment() if env is None else env
@@ -64,8 +72,9 @@ def run_query(
         raise SlurmUnavailable(f"{command[0]} did not answer within {timeout_s:g} s") from None
     if result.returncode:
         message = error_line(result.stderr or result.stdout)
-        unavailable = any(text in message for text in UNAVAILABLE_MESSAGES) or not _controller_is_up(env)
-        raise SlurmUnavailable(f"{command[0]}: {message}") if unavailable else SlurmRejected(message)
+        if any(text in message for text in UNAVAILABLE_MESSAGES) or not _controller_is_up(env):
+            raise SlurmUnavailable(f"{command[0]}: {message}")
+        raise JobEnded(message) if any(text in message for text in JOB_ENDED_MESSAGES) else SlurmRejected(message)
     return result.stdout
 
 

@@ -40,7 +40,9 @@ FINISHED: list[Event] = [
     event(fake_runs.stop("finished")),
 ]  # fmt: skip
 INTERRUPTED: Event = event(fake_runs.stop("interrupted", cause="time limit"))
-FAILED: Event = event(fake_runs.stop("failed", message="the loss is not a finite number at step 9"))
+FAILED: Event = event(
+    fake_runs.stop("failed", message="the loss is not a finite number at step 9", exception="DivergenceError")
+)
 
 
 def write(run: Run, *events: Event) -> None:

@@ -78,13 +78,13 @@ def as_submit(run_dir: str) -> None:
 
     from runyard.cluster.launch.checks import preflight
     from runyard.cluster.launch.submit import check_context
-    from runyard.errors import USER_ERROR, UserError
+    from runyard.errors import ExitCode, UserError
 
     try:
         preflight.data_prepared(check_context([Run.open(run_dir).config], "runyard prepare"))
     except UserError as error:
         print(f"runyard: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        sys.exit(ExitCode.USER_ERROR)
 
 
 def beton(rng: random.Random, folder: Path) -> str:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from runyard.errors import USER_ERROR
+from runyard.errors import ExitCode
 from runyard.runs.run import Run
 from runyard.training import checkpoint
 from tests.support.zygote import Zygote
@@ -59,7 +59,7 @@ def faults(a: Attacker, *, first: tuple[str, ...] = ()) -> str:
     hold("Traceback" not in said or not mendable, f"{words} of {place}: a traceback: {said[-400:]}")
     if codes[0]:
         hold(os.strerror(error) in said, f"{words} of {place}: says nothing of it: {said[-300:]}")
-        hold(codes[0] == USER_ERROR or not mendable, f"{words} of {place}: exit {codes[0]}")
+        hold(codes[0] == ExitCode.USER_ERROR or not mendable, f"{words} of {place}: exit {codes[0]}")
     left = checkpoint.newest_checkpoint(run.checkpoints)
     hold(left is not None or count > 1 or call != "fsync" or not run.is_finished, f"{words}: no checkpoint is left")
     a.ground.finish(run, 2)
@@ -94,7 +94,7 @@ def refused_at_submit(a: Attacker, place: Path) -> None:
     """500 MB are asked for before a run is created."""
     words = ["submit", "--dry-run", *a.ground.words("cluster=slurm"), f"runs_dir={place}/runs"]
     code, said = a.ground.command(*words)
-    hold(code == USER_ERROR and "MB free" in said, f"small disk: submit said {said[-300:]}")
+    hold(code == ExitCode.USER_ERROR and "MB free" in said, f"small disk: submit said {said[-300:]}")
 
 
 def moved(run: Run, place: Path) -> Run:

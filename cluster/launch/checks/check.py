@@ -57,7 +57,7 @@ class CheckContext:
         return f"partition {self.config.cluster.partition}" if self.asked_partitions else "this cluster"
 
 
-# Returns what was found if all is well. Raises UserError, as "what was found; how to fix it", or QueryError.
+# Returns what was found if all is well. Raises UserError with what was found and how to fix it, or QueryError.
 Question = Callable[[CheckContext], str]
 
 
@@ -76,11 +76,9 @@ def run_check(name: str, question: Question, context: CheckContext) -> Check:
     try:
         return Check(name, "passed", question(context))
     except UserError as error:
-        result, _, fix = str(error).partition("; ")
-        return Check(name, "failed", result, fix)
+        return Check(name, "failed", error.problem, error.fix)
     except QueryError as error:
-        result, _, fix = str(error).partition("; ")
-        return Check(name, "unknown", result, fix)
+        return Check(name, "unknown", error.problem, error.fix)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -65,7 +65,7 @@ def wandb_reachable(context: CheckContext) -> str:
     if problem is None:
         return f"a key, and {connection.base_url()} answers"
     if mode == "online":
-        raise UserError(f"tracking.mode=online: {problem}; or set tracking=offline")
+        raise UserError(f"tracking.mode=online: {problem}", "or set tracking=offline")
     return f"offline for now (tracking=auto): {problem}"
 
 
@@ -91,9 +91,9 @@ def node_imports(context: CheckContext, report: dict[str, Any]) -> str:
         name, error = next(iter(errors.items()))
         others = f" (nor {', '.join(list(errors)[1:])})" if len(errors) > 1 else ""
         raise UserError(
-            f"{name} cannot be imported on {report['host']} by {report['executable']}: {error}{others}; "
+            f"{name} cannot be imported on {report['host']} by {report['executable']}: {error}{others}",
             "run `make setup` where nodes can read it, or set cluster.python or RUNYARD_CONTAINER to an environment "
-            "that has it"
+            "that has it",
         )
     versions = ", ".join(f"{name} {report['versions'][name]}" for name in REPORTED_PACKAGES)
     return f"on {report['host']}: Python {report['python']}, {versions}; {report['cpus']} CPUs for a task"
@@ -106,8 +106,8 @@ def gpus(context: CheckContext, report: dict[str, Any]) -> str:
         return f"{', '.join(report['gpus'])}, CUDA {report['cuda']}"
     if requested and context.config.cluster.launcher == "slurm":
         raise UserError(
-            f"cluster.gpus_per_node={requested}: torch (for CUDA {report['cuda']}) sees no GPU on {report['host']}; "
-            "install a torch for the driver there, or `module load` what it needs in cluster.env_setup"
+            f"cluster.gpus_per_node={requested}: torch (for CUDA {report['cuda']}) sees no GPU on {report['host']}",
+            "install a torch for the driver there, or `module load` what it needs in cluster.env_setup",
         )
     return "none there, and none is asked for"
 
@@ -116,17 +116,17 @@ def shared_folders(context: CheckContext, report: dict[str, Any]) -> str:
     """Check that the node sees what is in ``runs_dir`` and ``data.root`` on this machine."""
     config, shared = context.config, report["shared_folder"]
     if shared is None:
-        raise UserError(f"runs_dir={config.runs_dir}: cannot be written here; set runs_dir to a folder you can write")
+        raise UserError(f"runs_dir={config.runs_dir}: cannot be written here", "set runs_dir to a folder you can write")
     if not (shared["seen"] and report["here"]["node_seen"]):
         problem = shared["error"] or "a file made here is not seen there"
         raise UserError(
-            f"runs_dir={config.runs_dir}: not the same folder on {report['host']} ({problem}); "
-            "set runs_dir to one on a disk that login and compute nodes share"
+            f"runs_dir={config.runs_dir}: not the same folder on {report['host']} ({problem})",
+            "set runs_dir to one on a disk that login and compute nodes share",
         )
     if report["data"] is not None:
         raise UserError(
-            f"data.root={config.data.root}: cannot be read on {report['host']} ({report['data']}); set data.root to a "
-            "folder on a disk that login and compute nodes share"
+            f"data.root={config.data.root}: cannot be read on {report['host']} ({report['data']})",
+            "set data.root to a folder on a disk that login and compute nodes share",
         )
     return f"runs_dir and data.root are the same on {report['host']}"
 
@@ -140,8 +140,8 @@ def internet(context: CheckContext, report: dict[str, Any]) -> str:
         return f"W&B's server answers on {report['host']}"
     if mode == "online":
         raise UserError(
-            f"tracking.mode=online: W&B's server does not answer on {report['host']}; set tracking=auto or "
-            "offline, and send the record afterwards with `runyard sync`"
+            f"tracking.mode=online: W&B's server does not answer on {report['host']}",
+            "set tracking=auto or offline, and send the record afterwards with `runyard sync`",
         )
     return f"W&B's server does not answer on {report['host']}: the run logs offline, `runyard sync` sends it"
 
@@ -158,7 +158,8 @@ def local_disk(context: CheckContext, report: dict[str, Any]) -> str:
     if stage["error"]:
         raise UserError(
             f"cluster.stage_data={context.config.cluster.stage_data}: {stage['path']} on {report['host']} cannot be "
-            f"written ({stage['error']}); set it to a folder on the nodes' own disk, or null"
+            f"written ({stage['error']})",
+            "set it to a folder on the nodes' own disk, or null",
         )
     return f"{stage['free_gb']:,.0f} GB free in {stage['path']}"
 
@@ -176,8 +177,9 @@ def clock_skew(context: CheckContext, report: dict[str, Any]) -> str:
     if abs(largest_s) > CLOCK_SKEW_S:
         direction = "ahead of" if largest_s > 0 else "behind"
         raise UserError(
-            f"{name} is {abs(largest_s):.0f} s {direction} this machine's; ask the cluster's support to fix its "
-            "clock (NTP): a run that seems to be silent is taken over by another process"
+            f"{name} is {abs(largest_s):.0f} s {direction} this machine's",
+            "ask the cluster's support to fix its "
+            "clock (NTP): a run that seems to be silent is taken over by another process",
         )
     return f"within {max(abs(seconds) for seconds in measured.values()):.1f} s of each other"
 

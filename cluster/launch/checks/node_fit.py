@@ -22,7 +22,8 @@ def constraint(context: CheckContext) -> str:
         if feature not in known:
             raise UserError(
                 f"cluster.constraint={format_literal(requested)}: no node of {context.place_text} has the feature "
-                f"{feature}; {suggestion(feature, known)}features there: {', '.join(known) or 'none'}"
+                f"{feature}",
+                f"{suggestion(feature, known)}features there: {', '.join(known) or 'none'}",
             )
     return requested
 
@@ -34,22 +35,23 @@ def nodes_fit(context: CheckContext) -> str:
     if not kinds:
         raise UserError(
             f"cluster.constraint={format_literal(c.constraint)}: no node of {context.place_text} has these features "
-            "at once; ask for fewer"
+            "at once",
+            "ask for fewer",
         )
     _check_each_setting(c, context.tasks_per_node, kinds, context.place_text)
     fitting = [group for group in kinds if _is_large_enough(group, c, context.tasks_per_node)]
     if not fitting:
         raise UserError(
-            f"no node of {context.place_text} has {_request_text(c, context.tasks_per_node)} at once; "
-            f"there are nodes of {'; of '.join(dict.fromkeys(group.description for group in kinds))}"
+            f"no node of {context.place_text} has {_request_text(c, context.tasks_per_node)} at once",
+            f"there are nodes of {'; of '.join(dict.fromkeys(group.description for group in kinds))}",
         )
     node_counts = {p.name: sum(group.count for group in p.nodes if group in fitting) for p in partitions}
     largest = {p.name: min(node_counts[p.name], p.max_nodes or node_counts[p.name]) for p in partitions}
     if c.nodes > max(largest.values()):
         raise UserError(
             f"cluster.nodes={c.nodes}: {context.place_text} gives a job at most {max(largest.values())} with "
-            f"{_request_text(c, context.tasks_per_node)}; set cluster.nodes={max(largest.values())}, "
-            "or ask for less of each"
+            f"{_request_text(c, context.tasks_per_node)}",
+            f"set cluster.nodes={max(largest.values())}, or ask for less of each",
         )
     return f"{c.nodes} of {max(largest.values())} with {_request_text(c, context.tasks_per_node)}"
 
@@ -85,8 +87,8 @@ def _check_each_setting(c: ClusterConfig, tasks: int, kinds: list[NodeGroup], pl
     for name, (_, count) in gres_counts(c.gres).items() if c.gres else ():
         if count and name not in gres_names:
             raise UserError(
-                f"cluster.gres={format_literal(c.gres)}: no node of {place} has a gres {name}; "
-                f"{suggestion(name, gres_names)}there are: {', '.join(gres_names) or 'none'}"
+                f"cluster.gres={format_literal(c.gres)}: no node of {place} has a gres {name}",
+                f"{suggestion(name, gres_names)}there are: {', '.join(gres_names) or 'none'}",
             )
     model, gpus = _gpus(c)
     models = sorted(set().union(*(group.gres.get("gpu", {}) for group in kinds)) - {""})
@@ -99,25 +101,26 @@ def _check_each_setting(c: ClusterConfig, tasks: int, kinds: list[NodeGroup], pl
     largest = max(_gpus_of(group, model) for group in kinds)
     if gpus > largest == 0:
         raise UserError(
-            f"cluster.gpus_per_node={gpus}: no node of {place} has GPUs; take another cluster.partition or "
-            "cluster.constraint, or cluster.gpus_per_node=0"
+            f"cluster.gpus_per_node={gpus}: no node of {place} has GPUs",
+            "take another cluster.partition or cluster.constraint, or cluster.gpus_per_node=0",
         )
     if gpus > largest:
         raise UserError(
-            f"cluster.gpus_per_node={gpus}: no node of {place} has more than {largest}{f' {model}' * bool(model)}; "
-            f"set cluster.gpus_per_node={largest} at most, and more cluster.nodes"
+            f"cluster.gpus_per_node={gpus}: no node of {place} has more than {largest}{f' {model}' * bool(model)}",
+            f"set cluster.gpus_per_node={largest} at most, and more cluster.nodes",
         )
     cpus, largest = tasks * (c.cpus_per_task or 1), max(group.cpus for group in kinds)
     if cpus > largest:
         raise UserError(
             f"cluster.cpus_per_task={c.cpus_per_task or 1}: times {tasks} tasks is {cpus} CPUs on a node, and no node "
-            f"of {place} has more than {largest}; set cluster.cpus_per_task={max(1, largest // tasks)} at most"
+            f"of {place} has more than {largest}",
+            f"set cluster.cpus_per_task={max(1, largest // tasks)} at most",
         )
     largest = max(group.memory_mb for group in kinds) // 1024
     if c.mem_gb and c.mem_gb > largest:
         raise UserError(
-            f"cluster.mem_gb={c.mem_gb}: no node of {place} has more than {largest}; "
-            f"set cluster.mem_gb={largest} at most"
+            f"cluster.mem_gb={c.mem_gb}: no node of {place} has more than {largest}",
+            f"set cluster.mem_gb={largest} at most",
         )
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from runyard.cluster.launch.checks.check import CheckContext
 from runyard.cluster.launch.checks.node_probe import OUTPUT_PREFIX
 from runyard.cluster.launch.checks.preflight import nearest_existing_dir
-from runyard.cluster.launch.checks.slurm_checks import refusal_text
+from runyard.cluster.launch.checks.slurm_checks import refusal
 from runyard.config.cluster_validation import gres_counts
 from runyard.config.setting import settings_of
 from runyard.data import manifest
@@ -122,18 +122,18 @@ class NodeJob:
     def _failure(self, code: int, errors: str) -> Exception:
         error = error_line(errors)
         if self._context.config.cluster.launcher == "local":
-            return UserError(f"{sys.executable} ended with {code}: {error[-300:]}; make setup")
+            return UserError(f"{sys.executable} ended with {code}: {error[-300:]}", "make setup")
         if "busy" in error or "Immediate" in error:
             return QueryError(
-                f"no node was free within {self._wait_s:g} s; give it longer (--wait-s), or leave it out (--no-job)"
+                f"no node was free within {self._wait_s:g} s", "give it longer (--wait-s), or leave it out (--no-job)"
             )
         if "Unable to allocate resources" in error:
-            return UserError(refusal_text(self._context.config.cluster, error))
+            return refusal(self._context.config.cluster, error)
         if shutil.which("srun") is None:
             return QueryError("no srun on this machine")
         return UserError(
-            f"the job ended with {code}: {error[-300:]}; fix cluster.python or cluster.env_setup, "
-            "or run `make setup` where nodes can read it"
+            f"the job ended with {code}: {error[-300:]}",
+            "fix cluster.python or cluster.env_setup, or run `make setup` where nodes can read it",
         )
 
 

@@ -45,7 +45,7 @@ def data_prepared(context: CheckContext) -> str:
     check_content(folder, dataset, files_read(config, dataset), at_most_bytes=MAX_HASHED_BYTES)
     samples = dataset.splits["train"].samples
     if config.batch_size > samples:
-        raise UserError(f"batch_size={config.batch_size}: {folder} holds {samples} training images; set at most that")
+        raise UserError(f"batch_size={config.batch_size}: {folder} holds {samples} training images", "set at most that")
     return f"{samples:,} training images in {folder}"
 
 
@@ -64,8 +64,8 @@ def disk_space(context: CheckContext) -> str:
     free_mb = shutil.disk_usage(folder).free / 1e6
     if free_mb < MIN_FREE_MB:
         raise UserError(
-            f"runs_dir={context.config.runs_dir}: {free_mb:.0f} MB free, expected {MIN_FREE_MB} MB at least; "
-            "free some, or set runs_dir elsewhere"
+            f"runs_dir={context.config.runs_dir}: {free_mb:.0f} MB free, expected {MIN_FREE_MB} MB at least",
+            "free some, or set runs_dir elsewhere",
         )
     return f"{free_mb / 1000:,.0f} GB free under {folder}"
 
@@ -78,7 +78,7 @@ def script_parses(context: CheckContext) -> str:
     if errors := parsed.stderr.strip():
         lines = format_literal(context.config.cluster.env_setup)
         raise UserError(
-            f"cluster.env_setup={lines}: bash cannot read the script ({errors.splitlines()[0]}); fix these lines"
+            f"cluster.env_setup={lines}: bash cannot read the script ({errors.splitlines()[0]})", "fix these lines"
         )
     return "can be read"
 
@@ -142,8 +142,8 @@ def require_resumable(run: Run) -> None:
     """
     if run.is_finished:
         raise UserError(
-            f"run {run.id} is finished: there is nothing to resume; start another with `runyard submit`, "
-            f"or write its report again: runyard report {run.cli_reference}"
+            f"run {run.id} is finished: there is nothing to resume",
+            f"start another with `runyard submit`, or write its report again: runyard report {run.cli_reference}",
         )
     if (writer := run.lease_holder()) is not None:
         raise UserError(
@@ -157,8 +157,8 @@ def require_resumable(run: Run) -> None:
     if status.active:
         job = f" (job {status.job.id})" if status.job is not None else ""
         raise UserError(
-            f"run {run.id} is {status.state} already{job}; see: runyard status {run.cli_reference}, "
-            f"or stop it first: runyard cancel {run.cli_reference}"
+            f"run {run.id} is {status.state} already{job}",
+            f"see: runyard status {run.cli_reference}, or stop it first: runyard cancel {run.cli_reference}",
         )
 
 
@@ -174,8 +174,8 @@ def skipped_checkpoints_warning(run: Run, *, from_scratch: bool) -> str | None:
     if from_scratch:
         if (newest := saved_checkpoints.newest_checkpoint(run.checkpoints)) is not None:
             raise UserError(
-                f"--from-scratch: run {run.id} has {newest.path} to resume from: leave the option out; "
-                "to learn from the beginning, start another run with `runyard submit`, or move that away first"
+                f"--from-scratch: run {run.id} has {newest.path} to resume from: leave the option out",
+                "to learn from the beginning, start another run with `runyard submit`, or move that away first",
             )
         run.allow_restart_from_scratch()
     return saved_checkpoints.select_checkpoint(run).warning
@@ -190,8 +190,8 @@ def require_own_run(run: Run, *, trusted: bool = False) -> None:
     run.require_own(trusted=trusted, instead=f"{OWN_RUN_HINT}; or --trust, if you would run anything that they wrote")
     if not os.access(run.path, os.W_OK | os.X_OK):
         raise UserError(
-            f"run {run.id}: its directory cannot be written ({stat.filemode(run.path.stat().st_mode)}); "
-            f"fix it with: chmod u+rwx {run.path}"
+            f"run {run.id}: its directory cannot be written ({stat.filemode(run.path.stat().st_mode)})",
+            f"fix it with: chmod u+rwx {run.path}",
         )
 
 

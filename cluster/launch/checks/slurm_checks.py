@@ -42,7 +42,7 @@ def slurm_responds(context: CheckContext) -> str:
     try:
         return f"version {context.cluster_info.version}, {len(context.cluster_info.partitions)} partitions"
     except QueryError as error:
-        raise UserError(f"SLURM does not answer ({error}); try again later, or ask the cluster's support") from None
+        raise UserError(f"SLURM does not answer ({error})", "try again later, or ask the cluster's support") from None
 
 
 def partition(context: CheckContext) -> str:
@@ -51,15 +51,15 @@ def partition(context: CheckContext) -> str:
     for name in requested:
         if name not in existing:
             raise UserError(
-                f"cluster.partition={format_literal(context.config.cluster.partition)}: no partition {name} here; "
-                f"{suggestion(name, existing)}partitions here: {', '.join(existing)}"
+                f"cluster.partition={format_literal(context.config.cluster.partition)}: no partition {name} here",
+                f"{suggestion(name, existing)}partitions here: {', '.join(existing)}",
             )
     up = [p.name for p in context.partitions if p.is_up]
     if not up:
         others = [p.name for p in existing.values() if p.is_up]
         raise UserError(
-            f"cluster.partition={context.config.cluster.partition}: it is down, so the job would wait for ever; "
-            f"partitions that are up: {', '.join(others) or 'none'}"
+            f"cluster.partition={context.config.cluster.partition}: it is down, so the job would wait for ever",
+            f"partitions that are up: {', '.join(others) or 'none'}",
         )
     return ", ".join(up) if requested else f"the cluster's own choice of {', '.join(up)}"
 
@@ -87,20 +87,20 @@ def account(context: CheckContext) -> str:
     if not rows:
         if not context.cluster_info.accounts_enforced:
             raise QueryError("accounting knows no account of yours, and the cluster does not ask for one")
-        raise UserError("accounting knows no account of yours; ask the cluster's support for one")
+        raise UserError("accounting knows no account of yours", "ask the cluster's support for one")
     if cluster.account is None:
         return f"your default (yours: {', '.join(names)})"
     own = [row for row in rows if row.account == cluster.account.lower()]  # SLURM stores names in lower case
     if not own:
         raise UserError(
-            f"cluster.account={format_literal(cluster.account)}: not one of yours; {suggestion(cluster.account, names)}"
-            f"yours are {', '.join(names)}"
+            f"cluster.account={format_literal(cluster.account)}: not one of yours",
+            f"{suggestion(cluster.account, names)}yours are {', '.join(names)}",
         )
     valid_in = {row.partition for row in own}
     if "" not in valid_in and (requested := context.asked_partitions) and not valid_in & set(requested):
         raise UserError(
-            f"cluster.account={format_literal(cluster.account)}: not valid in cluster.partition={cluster.partition}; "
-            f"it is in {', '.join(sorted(valid_in))}"
+            f"cluster.account={format_literal(cluster.account)}: not valid in cluster.partition={cluster.partition}",
+            f"it is in {', '.join(sorted(valid_in))}",
         )
     return cluster.account
 
@@ -117,8 +117,8 @@ def qos(context: CheckContext) -> str:
         raise QueryError("accounting does not say which you may use")
     if cluster.qos not in known:
         raise UserError(
-            f"cluster.qos={format_literal(cluster.qos)}: not one you may use; {suggestion(cluster.qos, known)}"
-            f"you may use {', '.join(known)}"
+            f"cluster.qos={format_literal(cluster.qos)}: not one you may use",
+            f"{suggestion(cluster.qos, known)}you may use {', '.join(known)}",
         )
     return cluster.qos
 
@@ -128,8 +128,8 @@ def array_size(context: CheckContext) -> str:
     maximum = context.cluster_info.max_array_size
     if context.sweep_size > maximum:
         raise UserError(
-            f"a sweep of {context.sweep_size} points: this SLURM's arrays hold at most {maximum}; "
-            "submit it in parts of that size"
+            f"a sweep of {context.sweep_size} points: this SLURM's arrays hold at most {maximum}",
+            "submit it in parts of that size",
         )
     return f"{context.sweep_size} of at most {maximum}"
 
@@ -150,13 +150,14 @@ def dependency(context: CheckContext) -> str:
         if failed := [job for job in jobs if not job.active and job.state != "COMPLETED"]:
             raise UserError(
                 f"--after {context.after}: job {failed[0].id} has ended ({failed[0].state}), so the job would never "
-                "start; wait for another, or resume that run first: runyard resume"
+                "start",
+                "wait for another, or resume that run first: runyard resume",
             )
         if jobs:
             return f"job {context.after} is {jobs[0].state}"
     raise UserError(
-        f"--after {context.after}: SLURM knows no such job, so the job would start at once; "
-        "`squeue --me` lists yours; leave --after out if it has ended well"
+        f"--after {context.after}: SLURM knows no such job, so the job would start at once",
+        "`squeue --me` lists yours; leave --after out if it has ended well",
     )
 
 
@@ -173,7 +174,7 @@ def sbatch_accepts(context: CheckContext) -> str:
             raise QueryError(
                 f"{unavailable} nodes are down, drained or reserved, and sbatch counts only the rest"
             ) from None
-        raise UserError(refusal_text(context.config.cluster, str(error))) from None
+        raise refusal(context.config.cluster, str(error)) from None
     return "sbatch --test-only accepts the script"
 
 
@@ -200,10 +201,11 @@ def count_unavailable(text: str) -> int:
     return sum(int(count) for state, count in states if state.rstrip("~#%$@^!-+") not in IN_SERVICE_STATES)
 
 
-def refusal_text(cluster: ClusterConfig, message: str) -> str:
-    """Return sbatch's message as "setting=value: message; fix"."""
+def refusal(cluster: ClusterConfig, message: str) -> UserError:
+    """Return sbatch's message as an error that names the setting, and the fix."""
     for pattern, names, fix in REFUSALS:
         if re.search(pattern, message):
             settings = [f"cluster.{n}={format_literal(v)}" for n in names if (v := getattr(cluster, n)) is not None]
-            return f"{' '.join(settings) or f'cluster.{names[0]}=null'}: sbatch refuses it ({message}); {fix}"
-    return f"sbatch refuses the job ({message}); fix what it names, or ask the cluster's support"
+            named = " ".join(settings) or f"cluster.{names[0]}=null"
+            return UserError(f"{named}: sbatch refuses it ({message})", fix)
+    return UserError(f"sbatch refuses the job ({message})", "fix what it names, or ask the cluster's support")

@@ -36,7 +36,8 @@ def free_inodes(context: CheckContext) -> str:
         disk = os.statvfs(nearest_existing_dir(path))
         if disk.f_files and disk.f_favail < MIN_FREE_INODES:
             raise UserError(
-                f"{name}={path}: its disk takes only {disk.f_favail} more files; delete some, or set {name} elsewhere"
+                f"{name}={path}: its disk takes only {disk.f_favail} more files",
+                f"delete some, or set {name} elsewhere",
             )
         results.append(f"{name} {disk.f_favail:,}" if disk.f_files else f"{name} any number")
     return ", ".join(results)
@@ -57,7 +58,7 @@ def quota(context: CheckContext) -> str:
     file_system, pct = max(used.items(), key=lambda item: item[1])
     if pct >= FULL_PCT:
         raise UserError(
-            f"your quota is {pct:.0f} % used ({file_system}); delete some, or set runs_dir, data.root elsewhere"
+            f"your quota is {pct:.0f} % used ({file_system})", "delete some, or set runs_dir, data.root elsewhere"
         )
     return f"at most {pct:.0f} % used ({file_system})"
 
@@ -103,8 +104,8 @@ def purge_risk(context: CheckContext) -> str:
     name, (days, file) = max(idle.items(), key=lambda item: item[1][0])
     if days > PURGED_AFTER_DAYS - WARNED_BEFORE_DAYS:
         raise UserError(
-            f"{name}: {file} was not read for {days:.0f} days, and scratch disks are purged after {PURGED_AFTER_DAYS}; "
-            f"copy what you need to a disk that is kept; data can be made again: {context.prepare_command}"
+            f"{name}: {file} was not read for {days:.0f} days, and scratch disks are purged after {PURGED_AFTER_DAYS}",
+            f"copy what you need to a disk that is kept; data can be made again: {context.prepare_command}",
         )
     return f"longest idle {days:.0f} days ({name}), purged after {PURGED_AFTER_DAYS}"
 

@@ -7,13 +7,13 @@ import sys
 
 from runyard.cli.commands import SHARED_OUTPUT_COMMANDS
 from runyard.cli.parser import parse
-from runyard.errors import FAILED, INTERRUPTED, USER_ERROR, UserError
+from runyard.errors import ExitCode, ExplainedError
 from runyard.ownership import set_umask
 from runyard.printable import PrintableStream
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Exit codes: 0 success, 1 the training failed, 2 a user error, 130 interrupted."""
+    """Run one command, and return its ``ExitCode``."""
     out, err = PrintableStream(sys.stdout), PrintableStream(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
         return _main(argv)
@@ -27,17 +27,17 @@ def _main(argv: list[str] | None) -> int:
         if args.command not in SHARED_OUTPUT_COMMANDS:
             set_umask(group_reads=False)  # until the run's own setting is known
         return int(args.run_command(args) or 0)
-    except UserError as error:
+    except ExplainedError as error:
         print(f"runyard: {error}", file=sys.stderr)
-        return USER_ERROR
+        return error.exit_code
     except MemoryError as error:
         print(f"runyard: not enough memory ({error}): ask for less, or free some", file=sys.stderr)
-        return USER_ERROR
+        return ExitCode.USER_ERROR
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:  # the reader of the pipe has closed it
         sys.stderr.close()
-        return FAILED
+        return ExitCode.FAILED
 
 
 if __name__ == "__main__":

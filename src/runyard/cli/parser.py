@@ -23,7 +23,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     unknown_arguments = [argument for argument in remaining if argument.startswith("-") or "overrides" not in args]
     if unknown_arguments:
         raise UserError(
-            f"{unknown_arguments[0]}: runyard {args.command} takes no such argument; see: runyard {args.command} --help"
+            f"{unknown_arguments[0]}: runyard {args.command} takes no such argument",
+            f"see: runyard {args.command} --help",
         )
     if remaining:
         args.overrides += remaining
@@ -63,7 +64,7 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser whose error is one line: what is wrong, and an example of a correct command."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.epilog}")
+        raise UserError(message, self.epilog or "")
 
 
 def _parser() -> _Parser:

@@ -112,7 +112,7 @@ def manifest_from_dict(values: Mapping[str, Any], where: str = MANIFEST_FILE, fi
         UserError: the values are from another program, or damaged.
     """
     if not isinstance(values, Mapping) or values.get("format") != DATASET_FORMAT:
-        raise UserError(f'{where}: not a manifest of this program (expected "format": "{DATASET_FORMAT}"); {fix}')
+        raise UserError(f'{where}: not a manifest of this program (expected "format": "{DATASET_FORMAT}")', f"{fix}")
     try:
         fields = {key: value for key, value in values.items() if key not in ("format", CHECKSUM)}
         splits = {str(name): Split(**split) for name, split in fields["splits"].items()}
@@ -137,7 +137,7 @@ def manifest_from_dict(values: Mapping[str, Any], where: str = MANIFEST_FILE, fi
         if CHECKSUM in values and values[CHECKSUM] != _checksum({k: v for k, v in values.items() if k != CHECKSUM}):
             raise ValueError("it was changed: its checksum does not match")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{where}: damaged ({error}); {fix}") from None
+        raise UserError(f"{where}: damaged ({error})", f"{fix}") from None
     return manifest
 
 
@@ -156,7 +156,7 @@ def load_manifest(folder: Path, command: str = "runyard prepare data=NAME") -> M
     try:
         return read_manifest(folder / MANIFEST_FILE)
     except FileNotFoundError:
-        raise UserError(f"{folder}: no prepared data there (no {MANIFEST_FILE}); make it: {command}") from None
+        raise UserError(f"{folder}: no prepared data there (no {MANIFEST_FILE})", f"make it: {command}") from None
 
 
 def read_manifest(path: Path, fix: str = DATASET_HINT) -> Manifest:
@@ -171,9 +171,9 @@ def read_manifest(path: Path, fix: str = DATASET_HINT) -> Manifest:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror}); {file_fix(error)}, or {fix}") from None
+        raise UserError(f"{path}: cannot read it ({error.strerror})", f"{file_fix(error)}, or {fix}") from None
     except (ValueError, RecursionError):
-        raise UserError(f"{path}: damaged (not JSON); {fix}") from None
+        raise UserError(f"{path}: damaged (not JSON)", f"{fix}") from None
     return manifest_from_dict(values, str(path), fix)
 
 
@@ -186,8 +186,8 @@ def verify_dataset(folder: Path, manifest: Manifest, split_names: Iterable[str],
     for name in split_names:
         if name not in manifest.splits:
             raise UserError(
-                f"{folder}: has no split {name!r}, only {', '.join(manifest.splits)}; "
-                "data.validation_fraction above 0 holds one out"
+                f"{folder}: has no split {name!r}, only {', '.join(manifest.splits)}",
+                "data.validation_fraction above 0 holds one out",
             )
         split = manifest.splits[name]
         content = beton.inspect_beton(folder / split.beton)
@@ -195,12 +195,13 @@ def verify_dataset(folder: Path, manifest: Manifest, split_names: Iterable[str],
         if content.samples != split.samples or size != split.beton_bytes:
             raise UserError(
                 f"{folder / split.beton}: {content.samples} samples in {size} bytes, and the manifest says "
-                f"{split.samples} in {split.beton_bytes}; delete the folder and run: runyard prepare"
+                f"{split.samples} in {split.beton_bytes}",
+                "delete the folder and run: runyard prepare",
             )
         if not 0 <= content.labels.min() <= content.labels.max() < len(manifest.classes):
             raise UserError(
-                f"{folder / split.beton}: a label outside of 0..{len(manifest.classes) - 1}; "
-                "delete the folder and run: runyard prepare"
+                f"{folder / split.beton}: a label outside of 0..{len(manifest.classes) - 1}",
+                "delete the folder and run: runyard prepare",
             )
         side = manifest.image_size
         _check_array(folder, split.images, "uint8", (split.samples, side, side, 3))
@@ -209,8 +210,8 @@ def verify_dataset(folder: Path, manifest: Manifest, split_names: Iterable[str],
             for file, digest in {split.beton: split.beton_sha256, **split.arrays_sha256}.items():
                 if sha256(folder / file) != digest:
                     raise UserError(
-                        f"{folder / file}: its sha256 is not that in the manifest: it was changed; "
-                        "delete the folder and run: runyard prepare"
+                        f"{folder / file}: its sha256 is not that in the manifest: it was changed",
+                        "delete the folder and run: runyard prepare",
                     )
 
 
@@ -222,7 +223,7 @@ def _check_array(folder: Path, file: str | None, dtype: str, shape: tuple[int, .
         array = ArrayFile(path)
     except (OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or "truncated or not a .npy file"
-        raise UserError(f"{path}: {reason}; delete its folder and run: runyard prepare") from None
+        raise UserError(f"{path}: {reason}", "delete its folder and run: runyard prepare") from None
     if array.dtype != dtype or array.shape != shape:
         raise UserError(
             f"{path}: holds {array.dtype} {list(array.shape)}, and the manifest says {dtype} {list(shape)};"

@@ -61,8 +61,8 @@ def check_content(
             file_stat = os.fstat(file.fileno())
         if name in sizes and file_stat.st_size != sizes[name]:
             raise UserError(
-                f"{folder / name}: {file_stat.st_size} bytes, and {sizes[name]} were prepared: it was changed; "
-                f"{manifest.DATASET_HINT}"
+                f"{folder / name}: {file_stat.st_size} bytes, and {sizes[name]} were prepared: it was changed",
+                f"{manifest.DATASET_HINT}",
             )
         if known.get(name) != [*_stamp(file_stat), digest]:
             unknown[name] = digest
@@ -74,7 +74,8 @@ def check_content(
         stamp, actual = _stamp_and_sha256(folder / name)
         if actual != digest:
             raise UserError(
-                f"{folder / name}: its sha256 is not that of the prepared file: it was changed; {manifest.DATASET_HINT}"
+                f"{folder / name}: its sha256 is not that of the prepared file: it was changed",
+                f"{manifest.DATASET_HINT}",
             )
         if stamp is not None:
             known[name] = [*stamp, digest]
@@ -103,7 +104,7 @@ def _as_user_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror}); {manifest.DATASET_HINT}") from None
+        raise UserError(f"{path}: cannot read it ({error.strerror})", f"{manifest.DATASET_HINT}") from None
 
 
 def _cache_files(folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from runyard.errors import UserError
+from runyard.errors import TrainingFailed, UserError
 from runyard.files import open_within, sync_folder
 from runyard.runs.lease_holder import LEASE_TIMEOUT_S, LeaseDecision, LeaseHolder, ObservedLease, decide_lease
 
@@ -40,7 +40,7 @@ LEASE_FILE, GATE = "lease", ".lease-gate"
 LOCKS_UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # errors of a file system without locks
 
 
-class LeaseLost(Exception):
+class LeaseLost(TrainingFailed):
     """Raised when another process has taken over the run: this process must write nothing more and end."""
 
 

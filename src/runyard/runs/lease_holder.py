@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from runyard.slurm_client import QueryError, run_query
+from runyard.slurm_client import JobEnded, QueryError, run_query
 
 # a silent holder counts as gone after this long if nothing else is known of it: several heartbeats, and a slow disk
 LEASE_TIMEOUT_S = 60.0
@@ -124,6 +124,8 @@ def job_state(job: str) -> str | None:
         output = run_query(
             "squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T", timeout_s=SQUEUE_TIMEOUT_S
         )
-    except QueryError as error:
-        return "" if "Invalid job id" in str(error) else None
+    except JobEnded:
+        return ""
+    except QueryError:
+        return None
     return next((state for state in output.split() if state not in NOT_RUNNING_STATES), "")

@@ -157,11 +157,11 @@ class Run:
         """
         path = Path(path).absolute()
         record = _read_record(path)
+        values = _read_mapping(path / "config.yaml", yaml.safe_load)
         try:
-            config = schema.config_from_dict(_read_mapping(path / "config.yaml", yaml.safe_load))
+            config = schema.config_from_dict(values)
         except UserError as error:
-            message = str(error) if str(path) in str(error) else f"{path}/config.yaml: {error}; {RUN_HINT}"
-            raise UserError(message) from None
+            raise UserError(f"{path}/config.yaml: {error}", RUN_HINT) from None
         return cls(path, config, record)
 
     @classmethod

@@ -15,6 +15,7 @@ from runyard import models
 from runyard.config.schema import Config
 from runyard.data.loading.batch import Batch, Normalize
 from runyard.data.manifest import Manifest
+from runyard.errors import TrainingFailed
 from runyard.models.layers import sync_batch_norm
 from runyard.models.layers.dropout import SampleDropout, step_seed
 from runyard.ownership import compiler_cache
@@ -31,7 +32,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32
 NO_STEP = 2**62  # a rank flags a non-finite step as NO_STEP - step * world_size - rank: the earliest is the highest
 
 
-class DivergenceError(Exception):
+class DivergenceError(TrainingFailed):
     """The loss or a weight is no longer a finite number. The last checkpoint is from before that."""
 
 

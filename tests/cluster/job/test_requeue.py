@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from runyard.cluster.job.requeue import REQUEUE_EXIT_CODE, RequeueDecision, decide_requeue, finish_job
+from runyard.cluster.job.requeue import RequeueDecision, decide_requeue, finish_job
 from runyard.config.schema import Config
+from runyard.errors import ExitCode
 from runyard.runs import journal
 from runyard.runs.journal import Journal, Row
 from runyard.runs.run import Run
@@ -204,7 +205,7 @@ def test_it_is_written_down_before_the_job_goes_back_into_the_queue(run: Run, jo
     (run.checkpoints / "step_00000099").mkdir()  # no manifest: not one
     job.program("scontrol", f'[ "$1" = show ] || cp {run.journal_path} "$here/journal then"\n')
     done = end(run, 1)
-    assert done.returncode == REQUEUE_EXIT_CODE
+    assert done.returncode == ExitCode.REQUEUE
     row = {"event": "requeue", "cause": "crash", "step": 24, "without_progress": 1,
            "failure": {"step": 24, "before_first_step": True}}  # fmt: skip
     assert told(run) == [row]
@@ -227,7 +228,7 @@ def test_a_preemption_is_told_by_slurm(run: Run, job: FakeSlurm) -> None:
     assert end(run, 0).returncode == 130
     assert [row["event"] for row in told(run)] == ["start", "stop"], "the control: without one, TERM is a wish to end"
     job.says("shown", "JobId=12 PreemptTime=2030-01-01T00:00:00 LastSchedEval=x\n")
-    assert end(run, 0).returncode == REQUEUE_EXIT_CODE
+    assert end(run, 0).returncode == ExitCode.REQUEUE
     assert told(run)[-1]["cause"] == "preemption"
     assert job.calls("scontrol")[-1] == "scontrol requeue 12"
 
@@ -245,7 +246,7 @@ def test_what_slurm_itself_ends_is_left_to_it_but_for_the_time_limit(
         assert told(run) == [], kind
     assert [call for call in job.calls() if "show" not in call] == []
     job.says("shown", COMPLETING.format("TimeLimit", 2))
-    assert end(run, 143).returncode == REQUEUE_EXIT_CODE
+    assert end(run, 143).returncode == ExitCode.REQUEUE
     assert told(run) == [{"event": "requeue", "cause": "time limit", "step": 0, "without_progress": 1}]
     assert job.calls()[-1] == "scontrol requeue 12"
 
@@ -256,7 +257,7 @@ def test_a_job_whose_time_has_come_is_judged_so_before_slurm_sees_it(
     job.says("shown", "JobId=12\n   JobState=RUNNING Reason=None\n")
     for left_s, cause in ((3, "time limit"), (60, "crash")):
         monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + left_s))
-        assert end(run, 1).returncode == REQUEUE_EXIT_CODE
+        assert end(run, 1).returncode == ExitCode.REQUEUE
         assert told(run)[-1]["cause"] == cause
 
 
@@ -268,7 +269,7 @@ def test_a_limit_that_was_raised_or_lowered_since_the_start_is_the_one_that_coun
     end_time = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now + shown_in_s))
     job.says("shown", f"JobId=12\n   JobState=RUNNING Reason=None\n   StartTime=x EndTime={end_time} Deadline=N/A\n")
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(now) + began_with_in_s))
-    assert end(run, 1).returncode == REQUEUE_EXIT_CODE
+    assert end(run, 1).returncode == ExitCode.REQUEUE
     assert told(run)[-1]["cause"] == cause
 
 
@@ -278,7 +279,7 @@ AWAY = "36"  # calls, which at five seconds each are well over two minutes
 def test_a_rank_that_dies_while_the_controller_is_away_is_requeued_when_it_is_back(run: Run, job: FakeSlurm) -> None:
     job.program("sleep", "exec /bin/sleep 0.02\n")
     job.says("down", AWAY)
-    assert end(run, 1).returncode == REQUEUE_EXIT_CODE
+    assert end(run, 1).returncode == ExitCode.REQUEUE
     assert [row["event"] for row in told(run)] == ["requeue"]
     assert job.calls("scontrol")[-1] == "scontrol requeue 12"
 
@@ -288,7 +289,7 @@ def test_a_controller_that_goes_away_between_the_question_and_the_requeue_is_wai
 ) -> None:
     job.program("sleep", "exec /bin/sleep 0.02\n")
     goes = job.program("goes", f'echo {AWAY} > "$here/down"; exec {sys.executable} "$@"\n')
-    assert end(run, 1, goes).returncode == REQUEUE_EXIT_CODE
+    assert end(run, 1, goes).returncode == ExitCode.REQUEUE
     assert not (job.folder / "down").exists()
 
 
@@ -308,7 +309,7 @@ def test_asked_once_as_before_the_run_would_have_ended_there(run: Run, job: Fake
 
 def test_the_decision_outlives_the_term_of_the_time_limit(run: Run, job: FakeSlurm) -> None:
     slow = job.program("slow", f'kill -TERM $PPID; kill -TERM $$; exec {sys.executable} "$@"\n')
-    assert end(run, 1, slow).returncode == REQUEUE_EXIT_CODE
+    assert end(run, 1, slow).returncode == ExitCode.REQUEUE
     assert job.calls("scontrol")[-1] == "scontrol requeue 12"
 
 
@@ -324,7 +325,7 @@ def test_a_run_that_is_not_to_be_requeued_is_only_judged(
 
 def test_a_run_that_gets_no_further_is_given_up_in_words(run: Run, job: FakeSlurm) -> None:
     *_, fourth = ends = [end(run, 9) for _ in range(4)]
-    assert [done.returncode for done in ends] == [REQUEUE_EXIT_CODE, REQUEUE_EXIT_CODE, REQUEUE_EXIT_CODE, 1]
+    assert [done.returncode for done in ends] == [ExitCode.REQUEUE, ExitCode.REQUEUE, ExitCode.REQUEUE, 1]
     *rows, last = told(run)
     assert [row["without_progress"] for row in rows] == [1, 2, 3]
     assert last == {
@@ -345,8 +346,8 @@ def test_an_evaluation_longer_than_the_time_limit_gets_further_at_the_same_step(
         Journal(run.journal_path).write("stop", reason="interrupted", cause="USR2", message="")
         return finish_job(str(run.path), 130, preempted=False)
 
-    assert {ended(evaluated) for evaluated in range(100, 700, 100)} == {REQUEUE_EXIT_CODE}
-    assert [ended(600) for _ in range(3)] == [REQUEUE_EXIT_CODE, REQUEUE_EXIT_CODE, 1], (
+    assert {ended(evaluated) for evaluated in range(100, 700, 100)} == {ExitCode.REQUEUE}
+    assert [ended(600) for _ in range(3)] == [ExitCode.REQUEUE, ExitCode.REQUEUE, 1], (
         "the control: it is still where it was"
     )
 
@@ -376,7 +377,7 @@ def test_a_full_disk_does_not_keep_a_job_from_being_requeued(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Journal, "write", full)
-    assert finish_job(str(run.path), 1, preempted=False) == REQUEUE_EXIT_CODE
+    assert finish_job(str(run.path), 1, preempted=False) == ExitCode.REQUEUE
     said = f"runyard: {run.journal_path}: No space left on device: requeue not written down\n"
     assert capsys.readouterr().err == said
 
@@ -384,7 +385,7 @@ def test_a_full_disk_does_not_keep_a_job_from_being_requeued(
 def test_a_container_without_slurms_commands_is_enough_for_the_decision(run: Run, job: FakeSlurm) -> None:
     job.says("shown", "JobId=12 PreemptTime=2030-01-01T00:00:00 LastSchedEval=x\n")
     contained = job.program("contained", f'PATH=/nowhere exec {sys.executable} "$@"\n')
-    assert end(run, 1, contained).returncode == REQUEUE_EXIT_CODE
+    assert end(run, 1, contained).returncode == ExitCode.REQUEUE
     assert told(run)[-1]["cause"] == "preemption"
     assert job.calls("scontrol")[-1] == "scontrol requeue 12"
 
@@ -401,5 +402,5 @@ def test_a_job_whose_run_another_writes_leaves_the_journal_alone(
     assert job.calls("scontrol") == ["scontrol show job 12"]
     assert f"process {os.getpid()}" in done.stderr
     lease.release()
-    assert end(run, 137).returncode == REQUEUE_EXIT_CODE, "the control"
+    assert end(run, 137).returncode == ExitCode.REQUEUE, "the control"
     assert told(run)[0]["event"] == "requeue"

@@ -16,13 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from runyard.cluster.job.requeue import REQUEUE_EXIT_CODE
 from runyard.cluster.launch import batch_script, dry_run
 from runyard.cluster.launch import submit as launcher
 from runyard.cluster.launch.batch_script import SbatchJob
 from runyard.cluster.monitor.run_status import run_status
 from runyard.config.compose import compose
-from runyard.errors import UserError
+from runyard.errors import ExitCode, UserError
 from runyard.runs.run import Run
 from runyard.runs.summary import read_run_summary
 from tests.support.commands import API_KEY
@@ -203,7 +202,7 @@ def test_the_judge_that_a_script_calls_is_the_snapshots_own(small: list[str], sl
     (run,) = submitted(small)
     done = slurm.run_script(srun_ends_with=1)
     assert done.stdout == "runyard: crash: back into the queue, to go on at step 0\n", done.stderr
-    assert done.returncode == REQUEUE_EXIT_CODE
+    assert done.returncode == ExitCode.REQUEUE
     assert slurm.calls("scontrol")[-1] == f"scontrol requeue {NUMBER}"
     assert (run.code_path / "runyard" / "cluster" / "__pycache__").exists(), "what was imported left no bytecode there"
 
@@ -223,7 +222,7 @@ def test_what_is_done_to_the_checkout_changes_nothing_for_a_job_that_waits(
         (checkout / "slurm" / name).write_text("#!/bin/sh\nexit 99\n")
     slurm.program("srun", 'while [ "${1##*/}" != python.sh ]; do shift; done; exec "$1" -c "raise SystemExit(7)"\n')
     done = slurm.run_script()
-    assert done.returncode == REQUEUE_EXIT_CODE, done.stderr
+    assert done.returncode == ExitCode.REQUEUE, done.stderr
     assert done.stdout == "runyard: crash: back into the queue, to go on at step 0\n"
 
 
@@ -243,7 +242,7 @@ def test_the_script_outlives_the_term_of_the_time_limit_and_what_it_starts_hears
     slurm.program("srun", "kill -TERM $PPID; kill -TERM $$; sleep 5\n")
     slurm.says("shown", "JobState=COMPLETING Reason=TimeLimit Dependency=(null)\n")
     done = slurm.run_script()
-    assert done.returncode == REQUEUE_EXIT_CODE, done.stderr
+    assert done.returncode == ExitCode.REQUEUE, done.stderr
     assert done.stdout == "runyard: time limit: back into the queue, to go on at step 0\n"
     script = slurm.folder / "script"
     script.write_text(script.read_text().replace("srun --unb", "trap - TERM; srun --unb"))

@@ -11,7 +11,7 @@ import pytest
 
 from runyard.cluster.job import alert as tell
 from runyard.cluster.job import requeue
-from runyard.cluster.job.requeue import REQUEUE_EXIT_CODE
+from runyard.errors import ExitCode
 from runyard.runs import journal
 from runyard.runs.run import Run
 from tests.support.life import Event, begin, epochs, live, write
@@ -45,7 +45,7 @@ def test_a_run_that_crashed_before_it_ever_spoke_to_wandb_is_one_alert_once_it_i
 ) -> None:
     run = make_run("tracking.mode=online", "cluster=slurm")
     requeued = [judged(run) for _ in range(3)]
-    assert [(done.returncode, done.stderr) for done in requeued] == [(REQUEUE_EXIT_CODE, "")] * 3
+    assert [(done.returncode, done.stderr) for done in requeued] == [(ExitCode.REQUEUE, "")] * 3
     assert server.runs == {}, "the control: a run that goes on is no alert"
     last = judged(run)
     assert last.returncode == 1

@@ -324,15 +324,16 @@ def test_wandbs_stop_button_saves_and_stops_as_sigterm_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "what"),
+    ("fields", "what"),
     [
-        ("the loss is not a finite number at step 9", "diverged"),
-        ("given up: 3 restarts without progress", "given up"),
-        ("rank 1: CUDA out of memory", "failed"),
+        ({"exception": "DivergenceError", "message": "the loss is not a finite number"}, "diverged"),
+        ({"exception": "DivergenceError", "given_up": True}, "given up"),
+        ({"exception": "RuntimeError", "message": "given up: the loss is not a finite number"}, "failed"),
     ],
 )
 def test_an_alerts_title_says_what_happened_and_is_short_enough_for_wandb(
-    make_run: MakeRun, message: str, what: str
+    make_run: MakeRun, fields: dict[str, Any], what: str
 ) -> None:
-    assert record.alert_title(make_run("name=mine"), message) == f"mine: {what}"
-    assert len(record.alert_title(make_run(f"name={'n' * 90}"), message)) <= 63
+    stop = {"event": "stop", "t": 1.0, **fields}
+    assert record.alert_title(make_run("name=mine"), stop) == f"mine: {what}"
+    assert len(record.alert_title(make_run(f"name={'n' * 90}"), stop)) <= 63

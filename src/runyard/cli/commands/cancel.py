@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from runyard.cli.parser import add_run_argument
-from runyard.errors import FAILED, UserError
+from runyard.errors import ExitCode, UserError
 
 HELP = "save a checkpoint and stop a run; its job is not requeued"
 EXAMPLE = "runyard cancel @last"
@@ -42,4 +42,4 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"run": summary.id, **dataclasses.asdict(result)}))
     else:
         print(f"run {summary.id}: {result.message}", file=sys.stdout if result.clean else sys.stderr)
-    return 0 if result.clean else FAILED
+    return 0 if result.clean else ExitCode.FAILED

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from runyard.cli.parser import add_overrides
-from runyard.errors import USER_ERROR, UserError
+from runyard.errors import ExitCode, UserError
 from runyard.training.stop_signals import sigterm_as_interrupt
 
 HELP = "check whether a submission would work: cluster, data, disks, W&B, and the environment on a compute node"
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps([dataclasses.asdict(check) for check in checks], indent=1))
     else:
         Console(highlight=False).print(checks_table(checks))
-    return USER_ERROR if any(check.state == "failed" for check in checks) else 0
+    return ExitCode.USER_ERROR if any(check.state == "failed" for check in checks) else 0
 
 
 def checks_table(checks: list[Any]) -> Any:

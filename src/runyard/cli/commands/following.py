@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from runyard.errors import FAILED, INTERRUPTED, USER_ERROR
+from runyard.errors import ExitCode
 
 
 def announce(started: list[tuple[Any, Any]], *, as_json: bool) -> None:
@@ -63,8 +63,8 @@ def follow_to_end(run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, An
                 file=sys.stderr,
                 flush=True,
             )
-    exit_code = {"finished": 0, "interrupted": INTERRUPTED, "left": INTERRUPTED}.get(
-        end["reason"], USER_ERROR if end.get("user_error") else FAILED
+    exit_code = {"finished": 0, "interrupted": ExitCode.INTERRUPTED, "left": ExitCode.INTERRUPTED}.get(
+        end["reason"], ExitCode.USER_ERROR if end.get("user_error") else ExitCode.FAILED
     )
     if not quiet and exit_code == 0:
         written = f"report: {run.path}/report/index.html"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from runyard.cli.parser import add_run_argument
-from runyard.errors import FAILED, INTERRUPTED, USER_ERROR, UserError
+from runyard.errors import ExitCode, UserError
 
 HELP = "print the output of a run's tasks, from all its jobs and restarts"
 EXAMPLE = "runyard logs -f @last"
@@ -47,4 +47,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     end = logs.follow_logs(run_logs, printer, sys.stderr, args.lines)
     print(f"runyard: run {summary.id}: {end.message}", file=sys.stderr)
-    return {"finished": 0, "stopped": INTERRUPTED, "cancelled": INTERRUPTED, "new": USER_ERROR}.get(end.state, FAILED)
+    return {
+        "finished": 0,
+        "stopped": ExitCode.INTERRUPTED,
+        "cancelled": ExitCode.INTERRUPTED,
+        "new": ExitCode.USER_ERROR,
+    }.get(end.state, ExitCode.FAILED)

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from runyard.cli.parser import add_overrides
-from runyard.errors import FAILED
+from runyard.errors import ExitCode
 
 HELP = "try a submission and its interruptions on a temporary SLURM on this machine"
 EXAMPLE = "runyard rehearse experiment=starter cluster.nodes=2 cluster.tasks_per_node=2"
@@ -25,4 +25,4 @@ def run(args: argparse.Namespace) -> int:
 
     result = Rehearsal(args.overrides, report).run()
     print_result(result, as_json=args.json)
-    return 0 if result.equal else FAILED
+    return 0 if result.equal else ExitCode.FAILED

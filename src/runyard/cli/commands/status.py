@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from runyard.cli.parser import add_runs_dir
-from runyard.errors import FAILED, USER_ERROR, UserError
+from runyard.errors import ExitCode, UserError
 
 HELP = "show runs: state and reason, step, accuracy, throughput, time left"
 EXAMPLE = "runyard status -w"
@@ -56,5 +56,5 @@ def run(args: argparse.Namespace) -> int:
     for message in (*view.unreadable, *view.problems):
         print(f"runyard: {message}", file=sys.stderr)
     if view.problems:
-        return USER_ERROR
-    return FAILED if directories and any(s.state in ("failed", "died") for s in view.statuses) else 0
+        return ExitCode.USER_ERROR
+    return ExitCode.FAILED if directories and any(s.state in ("failed", "died") for s in view.statuses) else 0

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from runyard.cli.commands.following import announce, follow_job, follow_to_end
 from runyard.cli.parser import add_overrides
-from runyard.errors import INTERRUPTED, UserError
+from runyard.errors import ExitCode, UserError
 from runyard.training.stop_signals import sigterm_as_interrupt
 
 HELP = "create a run and start it: on this machine (attached until it ends) or as a SLURM job"
@@ -104,7 +104,7 @@ def run_sequentially(plan: launcher.Plan, args: argparse.Namespace) -> int:  # t
         code, row = follow_to_end(*started, quiet=args.json)
         rows.append(row)
         exit_code = max(exit_code, code)
-        if exit_code == INTERRUPTED:  # Ctrl-C stops the whole sweep
+        if exit_code == ExitCode.INTERRUPTED:  # Ctrl-C stops the whole sweep
             break
     print(json.dumps(rows) if args.json else f"compare them: runyard compare --sweep {sweep}")
     return exit_code

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from runyard.cli.parser import add_overrides, add_runs_dir
-from runyard.errors import FAILED, INTERRUPTED, UserError
+from runyard.errors import ExitCode, UserError
 from runyard.training.stop_signals import sigterm_as_interrupt
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             search.detach()
             state = "its runs were saved and stopped" if local else "its jobs continue"
             print(f"interrupted: {state}; continue with: {_resume_command(args, study.id)}", file=sys.stderr)
-            return INTERRUPTED
+            return ExitCode.INTERRUPTED
         return _print_result(study, fixed, folder, _runs_dir_option(args), as_json=args.json)
 
 
@@ -155,14 +155,14 @@ def _print_result(study: Study, fixed: list[str], folder: Path, runs_dir_option:
     if as_json:
         number = None if best is None else best.number
         print(json.dumps({"sweep": study.id, "best": number, "trials": trials}))
-        return FAILED if best is None else 0
+        return ExitCode.FAILED if best is None else 0
     states = [trial["state"] for trial in trials]
     counts = ", ".join(f"{states.count(s)} {w}" for s, w in (("complete", "finished"), ("pruned", "stopped early"),
                                                              ("fail", "failed")) if s in states)  # fmt: skip
     print(f"\nsweep {study.id}: {counts}")
     if best is None:
         print(f"runyard: no trial finished: {trials[-1]['why'] or 'all were stopped'}", file=sys.stderr)
-        return FAILED
+        return ExitCode.FAILED
     bias_note = f"chosen among {len(trials)}, so this estimate is optimistic: confirm it with other seeds"
     print(f"best: trial {best.number}, {100 * (best.value or 0):.2f} %, {bias_note}")
     print(f"train it:               runyard submit {command} seed=1")

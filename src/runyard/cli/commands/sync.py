@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from runyard.cli.parser import add_runs_dir
-from runyard.errors import FAILED, UserError
+from runyard.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +32,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from runyard.tracking.wandb.connection import ServerError
+
     if bool(args.runs) == args.all:
         raise UserError(f"sync needs RUN… or --all, and not both; example: {EXAMPLE}")
     runs, unreadable = _select_runs(args)
@@ -43,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
             run.require_own(trusted=args.trust, instead="it would be uploaded as yours; or --trust")
             results.append(_sync_one(run, console, f"{index}/{len(runs)} {run.id}", args.dry_run))
         except UserError as error:
-            if len(runs) == 1 or (str(error) in failed.values() and not results):
-                raise  # two runs fail alike without an API key or a server: neither run is the cause
+            if len(runs) == 1 or (isinstance(error, ServerError) and not results):
+                raise  # no run is the cause
             failed[run.id] = str(error)
             continue
         if not args.json:
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"runyard: not sent: {reason if run_id in reason else f'{run_id}: {reason}'}", file=sys.stderr)
     for reason in unreadable:
         print(f"runyard: skipped: {reason}", file=sys.stderr)
-    return FAILED if failed or unreadable else 0
+    return ExitCode.FAILED if failed or unreadable else 0
 
 
 def _select_runs(args: argparse.Namespace) -> tuple[list[Run], list[str]]:

@@ -106,14 +106,18 @@ class ServerState:
     failures: int = 0
 
 
+class ServerError(UserError):
+    """W&B's server cannot be asked, or does not answer: no run can be sent."""
+
+
 def server_state(run: Run) -> ServerState:
     """Ask the server what it has of ``run``.
 
     Raises:
-        UserError: there is no key, no answer, or an answer that cannot be read.
+        ServerError: there is no key, no answer, or an answer that cannot be read.
     """
     if (problem := connection_problem()) is not None:
-        raise UserError(f"W&B: {problem}")
+        raise ServerError(f"W&B: {problem}")
     tracking, url = run.config.tracking, base_url()
     body = {
         "query": RESUME_QUERY,
@@ -133,12 +137,12 @@ def server_state(run: Run) -> ServerState:
         summary = json.loads(bucket.get("summaryMetrics") or "{}")
         return ServerState(int(bucket["historyLineCount"]), summary.get("status"), int(summary.get("failures", 0)))
     except urllib.error.HTTPError as error:
-        hint = "; is the key right? `wandb login` sets it" if error.code in (401, 403) else ""
-        raise UserError(f"W&B: {url} answered {error.code} {error.reason}{hint}") from None
+        hint = "is the key right? `wandb login` sets it" if error.code in (401, 403) else ""
+        raise ServerError(f"W&B: {url} answered {error.code} {error.reason}", hint) from None
     except (OSError, http.client.HTTPException) as error:  # TimeoutError is one
-        raise UserError(f"W&B: no answer from {url} ({error}): try again later; nothing is lost") from None
+        raise ServerError(f"W&B: no answer from {url} ({error}): try again later", "nothing is lost") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"W&B: {url} gave an answer that does not look like W&B's; check WANDB_BASE_URL") from None
+        raise ServerError(f"W&B: {url} gave an answer that does not look like W&B's", "check WANDB_BASE_URL") from None
 
 
 def _can_connect(host: str, port: int) -> bool:

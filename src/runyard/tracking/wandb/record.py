@@ -146,7 +146,7 @@ class WandbRecord:
             end = self._history.last_stop
             if end is not None and self._history.status == "failed":  # not of a failure that the run has restarted from
                 message = str(end.get("message") or "without a message")
-                self._record.alert(alert_title(self._run, message), f"{message}\n\nrun {self._run.id}", level="ERROR")
+                self._record.alert(alert_title(self._run, end), f"{message}\n\nrun {self._run.id}", level="ERROR")
 
     def _point(self, point: Point) -> None:
         """Log one line of history. Never pass step=: after a restart W&B would drop lower steps."""
@@ -203,14 +203,11 @@ class WandbRecord:
         teardown(kill=True)
 
 
-def alert_title(run: Run, message: str) -> str:
-    """Return an alert's title: the experiment, and what happened to it."""
-    if message.startswith("given up"):
-        what = "given up"
-    elif "not a finite number" in message:
-        what = "diverged"
-    else:
-        what = "failed"
+def alert_title(run: Run, stop: Row) -> str:
+    """Return the title of the alert for a ``stop`` row: the experiment, and what happened to it."""
+    what = (
+        "given up" if stop.get("given_up") else "diverged" if stop.get("exception") == "DivergenceError" else "failed"
+    )
     return f"{run.config.name}: {what}"[:TITLE_LENGTH]
 
 

@@ -16,7 +16,7 @@ from runyard import known_causes
 from runyard.config.schema import Config
 from runyard.data.loading.loaders import default_workers
 from runyard.data.manifest import Manifest
-from runyard.errors import UserError
+from runyard.errors import TrainingFailed, UserError
 from runyard.files import open_regular
 from runyard.runs.run import Run
 from runyard.training.distributed.peer_failure import PeerFailure, failure_record
@@ -29,7 +29,7 @@ CHECKPOINT_BYTES_PER_PARAMETER = 16  # weights, two moments and an average, in f
 READ_BYTES = 1 << 16  # at the beginning and at the end of each file
 
 
-class HealthError(Exception):
+class HealthError(TrainingFailed):
     """This node is unfit for training; another may work."""
 
 
@@ -142,8 +142,8 @@ def _check_disk_space(run: Run, parameters: int) -> None:
     required_bytes, free_bytes = parameters * CHECKPOINT_BYTES_PER_PARAMETER, shutil.disk_usage(run.path).free
     if free_bytes < required_bytes:
         raise UserError(
-            f"{run.path}: {free_bytes >> 20} MB are free, but a checkpoint needs about {required_bytes >> 20} MB; "
-            f"make room, then continue with: runyard resume {run.cli_reference}"
+            f"{run.path}: {free_bytes >> 20} MB are free, but a checkpoint needs about {required_bytes >> 20} MB",
+            f"make room, then continue with: runyard resume {run.cli_reference}",
         )
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import torch.distributed as dist
 
 from runyard import known_causes, out_of_memory
-from runyard.errors import UserError
+from runyard.errors import TrainingFailed, UserError
 from runyard.training.distributed.heartbeat import describe_rank
 from runyard.training.stop_signals import StopReason, TrainingStopped
 
@@ -63,7 +63,7 @@ def call_with_timeout(seconds: float, ask: Callable[[], _T]) -> _T:
     return cast(_T, answer)
 
 
-class PeerFailure(Exception):
+class PeerFailure(TrainingFailed):
     """Another rank ended, and this one cannot continue. The message says which rank, and why if that is known.
 
     ``failure`` has the fields that the journal stores of that rank's failure: rank, node, step, exception and cause, as

@@ -116,7 +116,8 @@ def _require_all_variables(launcher: str, names: tuple[str, ...], env: Mapping[s
     if present and (missing := list(dict.fromkeys(n for n in names if not env.get(n)))):
         raise UserError(
             f"{present[0]}={env[present[0]]} is set but {', '.join(missing)} is not: "
-            f"the variables of {launcher} are incomplete; set all of {', '.join(names)} or none"
+            f"the variables of {launcher} are incomplete",
+            f"set all of {', '.join(names)} or none",
         )
 
 

@@ -23,7 +23,7 @@ from runyard.cluster.launch.checks.preflight import (
     require_own_run,
     require_resumable,
 )
-from runyard.cluster.launch.checks.slurm_checks import refusal_text
+from runyard.cluster.launch.checks.slurm_checks import refusal
 from runyard.cluster.slurm.cluster_info import Association, ClusterInfo, NodeGroup, parse_gres, parse_sinfo
 from runyard.config.schema import Config
 from runyard.errors import UserError
@@ -277,7 +277,7 @@ def test_sbatchs_own_words_name_the_setting(said: str, told: str) -> None:
         nodelist="node9",
         timeout_min=10,
     )
-    assert refusal_text(c, error_line(said)).startswith(told)
+    assert str(refusal(c, error_line(said))).startswith(told)
 
 
 def test_sbatch_is_asked_about_the_script_itself(site: FakeSlurm, tmp_path: Path) -> None:

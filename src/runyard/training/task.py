@@ -1,0 +1,35 @@
+"""One task of a training, from its signals to its exit code: for submitit's job, under srun or torchrun, or alone.
+
+Imports no torch: the signal handlers must be set before its import, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+
+from runyard.errors import ExitCode
+from runyard.runs.run import Run
+from runyard.training.stop_signals import StopFlag
+
+
+def train_task(run: Run) -> tuple[str, ExitCode]:
+    """Train ``run`` as one rank. Returns how it ended, ``finished`` or ``interrupted``, and the process's exit code.
+
+    Raises:
+        UserError, TrainingFailed: see ``trainer.train``.
+    """
+    run.set_umask()
+    stop = StopFlag()
+    try:
+        from runyard.training.distributed.process_group import from_environment
+        from runyard.training.trainer import Outcome, train
+
+        rank = from_environment(os.environ).rank
+        if rank == 0:
+            stop.watch_time_limit(os.environ, run.config.cluster.signal_delay_s)
+        outcome = train(run, stop)
+    finally:
+        stop.ignore_signals()  # all is saved: a signal while Python exits would look like a crash
+    # Only rank 0 returns 130: with --kill-on-bad-exit=1 another rank's 130 would kill rank 0 while it saves.
+    interrupted = outcome is Outcome.INTERRUPTED and rank == 0
+    return str(outcome), ExitCode.INTERRUPTED if interrupted else ExitCode.DONE
