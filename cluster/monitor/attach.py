@@ -116,6 +116,8 @@ class JobFollower:
             TimeElapsedColumn(),
             console=console,
             transient=True,
+            redirect_stdout=False,  # Rich's own control characters would be made printable
+            redirect_stderr=False,
         )
         self._task = self._bar.add_task("", total=None, where="starting", pace="")
         self._began = self._asked = self._sigterm_seen = self._warning_pending = False

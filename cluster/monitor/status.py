@@ -217,7 +217,10 @@ def watch(view: StatusView, console: Console, lines: int | None) -> None:
             console.print(view.table(console.width, lines), "")
             time.sleep(TABLE_QUEUE_POLL_S)
             view.refresh()
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+    # Through a redirected stdout even Rich's own control characters would be made printable.
+    with Live(
+        console=console, auto_refresh=False, vertical_overflow="crop", redirect_stdout=False, redirect_stderr=False
+    ) as live:
         last_query = time.monotonic()
         while True:
             live.update(view.table(console.width, lines), refresh=True)

@@ -422,6 +422,7 @@ def test_watching_shows_what_comes_until_ctrl_c(folder: Folder, terminal: bool) 
     if terminal:  # elsewhere it looks again too seldom for a test
         (run / "progress.json").write_text(json.dumps({"step": 77, "steps": 400}))
         until(b"77/400")
+        assert b"\\x1b" not in seen, "what Rich writes to a terminal is not made printable"
     watching.send_signal(signal.SIGINT)
     try:
         assert watching.wait(PATIENCE_S) == 0
