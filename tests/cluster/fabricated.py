@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runyard.cluster.slurm.queue import SEPARATOR
-from runyard.runs.run import RUN_FORMAT
+from runyard.runs.record import RUN_FORMAT
 from tests.cluster.fake_slurm import FakeSlurm
 
 BEGAN = 1_790_000_000.0  # unix seconds, when the first run of a folder was made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from runyard.config.fields import config_to_dict
 from runyard.config.schema import Config
@@ -11,10 +10,11 @@ from runyard.config.schema import Config
 # What `resume` may change: nothing here affects what the run learns.
 CHANGEABLE_SETTINGS = ("cluster.", "checkpoint.", "tracking.", "data.root", "workers", "loader",
                        "eval_batch_size", "runs_group_readable", "report")  # fmt: skip
+Change = tuple[object, object]  # the two values of a setting
 NAMING_SETTINGS = ("name", "runs_dir")  # `resume` does not accept them, and they do not affect learning
 
 
-def identity_settings(config: Config) -> dict[str, Any]:
+def identity_settings(config: Config) -> dict[str, object]:
     """Return the settings that decide what is learned, by dotted name: neither changeable nor mere names."""
     return {
         name: v
@@ -23,7 +23,7 @@ def identity_settings(config: Config) -> dict[str, Any]:
     }
 
 
-def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{path}{name}.")
@@ -31,9 +31,9 @@ def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
             yield path + name, value
 
 
-def changed_settings(one: Mapping[str, Any], other: Mapping[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
+def changed_settings(one: Mapping[str, object], other: Mapping[str, object], path: str = "") -> dict[str, Change]:
     """Return the settings that differ, by dotted name, with both values; None for a side that does not have it."""
-    changed: dict[str, tuple[Any, Any]] = {}
+    changed: dict[str, Change] = {}
     for name in dict.fromkeys([*one, *other]):
         a, b = one.get(name), other.get(name)
         if isinstance(a, Mapping) and isinstance(b, Mapping):

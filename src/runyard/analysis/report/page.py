@@ -15,8 +15,8 @@ from runyard.analysis.report.theme import DARK, LIGHT, save
 from runyard.config import schema
 from runyard.errors import UserError
 from runyard.files import folder_within, write_atomic
-from runyard.runs.facts import ReportData, finite_or_none, load_report_data
-from runyard.runs.journal import Row
+from runyard.runs.events import Row, finite_or_none
+from runyard.runs.facts import ReportData, load_report_data
 from runyard.runs.run import Run
 
 # Only inlined content may load, whatever markup a class name or a message contains.
