@@ -22,6 +22,8 @@ from types import FrameType
 from runyard import known_causes, out_of_memory
 from runyard.cluster.job.task_ends import last_line
 from runyard.runs import journal, lease
+from runyard.runs.events import StopEvent
+from runyard.runs.state import JournalState
 
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # each asks the tasks to save and stop
 TASK_POLL_S = 0.05
@@ -51,6 +53,7 @@ class Controller:
         self._killed: set[int] = set()  # ranks that did not end by themselves
         self._stop_signal: signal.Signals | None = None
         self._oom = out_of_memory.OomMonitor()
+        self._reader, self._journal = journal.JournalReader(folder.parent / "metrics.jsonl"), JournalState()
 
     def run(self) -> None:
         """Start the tasks and wait until they have ended."""
@@ -149,8 +152,10 @@ class Controller:
             )  # fmt: skip
 
     def _end_recorded(self) -> bool:
-        rows, _ = journal.read_journal(self._folder.parent / "metrics.jsonl")
-        return any(row["event"] == "stop" and row["t"] >= self._began for row in rows[-2:])  # a warning may follow
+        for event in self._reader.new_events():
+            self._journal.advance(event)
+        last = self._journal.last
+        return isinstance(last, StopEvent) and last.t >= self._began
 
     @property
     def _ended_file(self) -> Path:

@@ -14,20 +14,28 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from runyard import known_causes
 from runyard.cluster.job import sick_nodes, task_ends
 from runyard.cluster.job.alert import send_alert
 from runyard.errors import ExitCode, UserError
-from runyard.runs import journal
-from runyard.runs.journal import Journal, Row
+from runyard.runs.events import (
+    Event,
+    ExcludeEvent,
+    Failure,
+    RequeueEvent,
+    Row,
+    StartEvent,
+    StopEvent,
+    parse_failure,
+)
+from runyard.runs.journal import Journal, read_events
 from runyard.runs.run import Run
+from runyard.runs.state import JournalState
 from runyard.training.stop_signals import HANG_EXIT_MARGIN_S, StopReason
 
 MAX_RESTARTS_WITHOUT_PROGRESS = 3  # crashes and time limits in a row; then the run is given up
 LIMIT_REACHED = "its time limit, which leaves it no time to get further: set a longer cluster.timeout_min"
-FAILURE_FIELDS = ("message", "rank", "node", "step", "exception", "cause")  # taken from the journal's stop row
 LOG_BEGAN = "RUNYARD_LOG_BEGAN"  # the byte of the job's error log at which this start's output begins
 COUNTED_CAUSES = ("crash", "time limit")  # a run that always uses up its time limit would burn the allocation
 
@@ -41,11 +49,11 @@ class RequeueDecision:
     given_up: str | None = None  # why the run is given up, or None
     without_progress: int = 0
     exclude_reason: str | None = None  # why the node that it failed on is to be excluded, or None
-    failure: Row = field(default_factory=dict, compare=False)  # what is known about the failure
+    failure: Failure = field(default_factory=Failure, compare=False)  # what is known about the failure
 
 
 def decide_requeue(
-    rows: list[Row],
+    events: list[Event],
     exit_code: int,
     step: int,
     *,
@@ -53,13 +61,13 @@ def decide_requeue(
     time_limit_hit: bool = False,
     past_time_limit: bool = False,
     began: float = 0,
-    first_end: Row | None = None,
+    first_end: Failure | None = None,
     job: sick_nodes.JobNodes | None = None,
 ) -> RequeueDecision:
     """Decide from the run's journal, srun's exit code and the newest checkpoint's step.
 
     Args:
-        rows: The whole journal, oldest first.
+        events: The whole journal, oldest first.
         exit_code: srun's exit code.
         step: Step of the newest checkpoint, 0 if there is none.
         preempted: SLURM is about to take the nodes from this job for another.
@@ -69,101 +77,98 @@ def decide_requeue(
         first_end: How the first of its tasks ended, as srun reports it.
         job: Its nodes, as SLURM reports them; None if unknown.
     """
-    stop = _stop_row(rows, began)
-    if stop.get("reason") == "finished":
+    stop = _stop(events, began)
+    if stop is not None and stop.reason == "finished":
         return RequeueDecision(0)
-    if stop.get("reason") == "interrupted":
-        if stop.get("cause") == StopReason.TERM.journal_text and not preempted and not time_limit_hit:
+    if stop is not None and stop.reason == "interrupted":
+        if stop.cause == StopReason.TERM.journal_text and not preempted and not time_limit_hit:
             return RequeueDecision(ExitCode.INTERRUPTED)  # a person cancelled it
         if preempted:
             return RequeueDecision(ExitCode.INTERRUPTED, requeue_cause="preemption")
-        return _requeue_unless_stuck(rows, step, ExitCode.INTERRUPTED, "time limit", LIMIT_REACHED)
-    if stop.get("reason") == "failed" and not stop.get("retry", True):
-        return RequeueDecision(ExitCode.USER_ERROR if stop.get("user_error") else ExitCode.FAILED)
+        return _requeue_unless_stuck(events, step, ExitCode.INTERRUPTED, "time limit", LIMIT_REACHED)
+    if stop is not None and not stop.retry:
+        return RequeueDecision(ExitCode.USER_ERROR if stop.user_error else ExitCode.FAILED)
     if exit_code == ExitCode.USER_ERROR:  # a mistake found before the journal was open
         return RequeueDecision(ExitCode.USER_ERROR)
     if preempted:  # without a grace time its tasks are killed before they can save
         return RequeueDecision(ExitCode.FAILED, requeue_cause="preemption")
     if time_limit_hit or past_time_limit:  # unsaved: a rank hung
-        return _requeue_unless_stuck(rows, step, ExitCode.FAILED, "time limit", LIMIT_REACHED)
-    failure = start_failure(rows, began, step, first_end or {})
-    return _after_a_crash(rows, exit_code, step, failure, job or sick_nodes.JobNodes())
+        return _requeue_unless_stuck(events, step, ExitCode.FAILED, "time limit", LIMIT_REACHED)
+    failure = start_failure(events, began, step, first_end or Failure())
+    return _after_a_crash(events, exit_code, step, failure, job or sick_nodes.JobNodes())
 
 
-def start_failure(rows: list[Row], began: float, step: int, first_end: Row) -> Row:
-    """Return how this start failed: what the journal says, completed by what srun says.
-
-    The keys, each present if known: message, rank, node, step, exception, cause, before_first_step.
-    """
-    stop = _stop_row(rows, began)
-    start = next((row for row in reversed(rows) if row["event"] == "start" and row["t"] >= began), None)
-    failure = {k: v for k in FAILURE_FIELDS if (v := stop.get(k)) is not None}
+def start_failure(events: list[Event], began: float, step: int, first_end: Failure) -> Failure:
+    """Return how this start failed: what the journal says, completed by what srun says."""
+    stop = _stop(events, began)
+    start = next((event for event in reversed(events) if isinstance(event, StartEvent) and event.t >= began), None)
+    failure = stop.failure if stop is not None else Failure()
     # No rank was left to record it, or none saw it.
-    if "exception" not in failure and "cause" not in failure:
-        failure = (
-            {**failure, **first_end} if "node" not in failure or failure["node"] == first_end.get("node") else failure
-        )
+    if failure.exception is None and failure.cause is None and failure.node in (None, first_end.node):
+        failure = replace(failure, **first_end.fields())
     if start is None:
-        failure |= {"step": step, "before_first_step": True}
-    elif failure.get("step") == start.get("step") is not None:
-        failure["before_first_step"] = True
-    return failure
+        return replace(failure, step=step, before_first_step=True)
+    return replace(failure, before_first_step=failure.step == start.step)
 
 
-def _stop_row(rows: list[Row], began: float) -> Row:
-    """Return the stop row of this start; an empty row if it has none."""
-    last: Row = next((row for row in reversed(rows) if row["event"] in ("start", "stop", "requeue")), {"event": "none"})
-    return last if last["event"] == "stop" and last["t"] >= began else {}
+def _stop(events: list[Event], began: float) -> StopEvent | None:
+    """Return how the journal says that this start ended; None if it does not."""
+    last = JournalState.of(events).last
+    return last if isinstance(last, StopEvent) and last.t >= began else None
 
 
 def _after_a_crash(
-    rows: list[Row], exit_code: int, step: int, failure: Row, job: sick_nodes.JobNodes
+    events: list[Event], exit_code: int, step: int, failure: Failure, job: sick_nodes.JobNodes
 ) -> RequeueDecision:
-    earlier = [row["failure"] for row in _rows_since_given_up(rows) if isinstance(row.get("failure"), dict)]
-    excluded = [row for row in rows if row["event"] == "exclude"]
+    earlier = [event.failure for event in _requeues_since_given_up(events) if event.failure is not None]
+    excluded_count = sum(isinstance(event, ExcludeEvent) for event in events)
     exclude_reason = sick_nodes.exclusion_reason(failure, earlier)
-    objection = job.exclusion_objection(failure["node"], len(excluded)) if exclude_reason else None
+    objection = job.exclusion_objection(str(failure.node), excluded_count) if exclude_reason else None
     no_message = f"srun ended with {exit_code} and the tasks said nothing"
-    message = known_causes.describe_failure(failure) if "message" in failure else no_message
-    if not known_causes.retry_can_help(failure):
+    message = known_causes.describe_failure(failure.fields()) if failure.message is not None else no_message
+    if not known_causes.retry_can_help(failure.fields()):
         return RequeueDecision(ExitCode.FAILED, given_up=f"given up: {message}", failure=failure)
     if repeated := sick_nodes.repeated_failure(failure, earlier, same_node=not exclude_reason or objection is not None):
-        nodes = " and ".join(dict.fromkeys(str(f["node"]) for f in (repeated, failure) if f.get("node")))
-        given_up = f"given up: the same failure at step {failure['step']} twice, on {nodes}: {message}"
+        nodes = " and ".join(dict.fromkeys(f.node for f in (repeated, failure) if f.node))
+        given_up = f"given up: the same failure at step {failure.step} twice, on {nodes}: {message}"
         return RequeueDecision(ExitCode.FAILED, given_up=given_up, failure=failure)
     if exclude_reason and not objection:
-        restarts = _restarts_without_progress(rows, step)
+        restarts = _restarts_without_progress(events, step)
         return RequeueDecision(
             ExitCode.FAILED, "crash", without_progress=restarts, exclude_reason=exclude_reason, failure=failure
         )
     if exclude_reason:
-        message += f" ({failure['node']} is not left out: {objection})"
-    return replace(_requeue_unless_stuck(rows, step, ExitCode.FAILED, "crash", message), failure=failure)
+        message += f" ({failure.node} is not left out: {objection})"
+    return replace(_requeue_unless_stuck(events, step, ExitCode.FAILED, "crash", message), failure=failure)
 
 
-def _requeue_unless_stuck(rows: list[Row], step: int, exit_code: int, cause: str, reason: str) -> RequeueDecision:
+def _requeue_unless_stuck(events: list[Event], step: int, exit_code: int, cause: str, reason: str) -> RequeueDecision:
     """Requeue for ``cause``, unless the run was restarted too often without progress."""
-    restarts = _restarts_without_progress(rows, step)
+    restarts = _restarts_without_progress(events, step)
     if restarts >= MAX_RESTARTS_WITHOUT_PROGRESS:
         given_up = f"given up: {restarts} restarts without progress at step {step}; the last ended with: {reason}"
         return RequeueDecision(ExitCode.FAILED, given_up=given_up, without_progress=restarts)
     return RequeueDecision(exit_code, requeue_cause=cause, without_progress=restarts + 1)
 
 
-def _rows_since_given_up(rows: list[Row]) -> list[Row]:
-    """Return the rows after the run was last given up: a person's resume starts a new count."""
-    given_up = [index for index, row in enumerate(rows) if row["event"] == "stop" and row.get("given_up")]
-    return rows[given_up[-1] + 1 :] if given_up else rows
+def _requeues_since_given_up(events: list[Event]) -> list[RequeueEvent]:
+    """Return the requeues since the run was last given up, oldest first: a person's resume starts a new count."""
+    requeues: list[RequeueEvent] = []
+    for event in events:
+        if isinstance(event, RequeueEvent):
+            requeues.append(event)
+        elif isinstance(event, StopEvent) and event.given_up:
+            requeues = []
+    return requeues
 
 
-def _restarts_without_progress(rows: list[Row], step: int) -> int:
+def _restarts_without_progress(events: list[Event], step: int) -> int:
     """Count the restarts since the run last made progress. Those that excluded a node at fault do not count."""
     count = 0
-    for row in reversed(_rows_since_given_up(rows)):
-        if row["event"] == "requeue":
-            if row.get("step") != step:
-                break
-            count += row.get("cause") in COUNTED_CAUSES and not row.get("without_node")
+    for requeue in reversed(_requeues_since_given_up(events)):
+        if requeue.step != step:
+            break
+        count += requeue.cause in COUNTED_CAUSES and not requeue.without_node
     return count
 
 
@@ -191,24 +196,26 @@ def finish_job(
         return exit_code or ExitCode.FAILED
     step, evaluated = newest_step(run), newest_evaluated(run)
     # An evaluation that is longer than the time limit makes progress, too, though its step stays the same.
-    rows = [
-        row
-        for row in journal.read_journal(run.journal_path)[0]
-        if not evaluated or _evaluated(row) in (None, evaluated)
+    events = [
+        event
+        for event in read_events(run.journal_path)
+        if not (evaluated and isinstance(event, RequeueEvent) and event.evaluated != evaluated)
     ]
     began, end, log_began = (os.environ.get(name, "") for name in ("RUNYARD_BEGAN", "SLURM_JOB_END_TIME", LOG_BEGAN))
     past_time_limit = end.isdigit() and time.time() >= int(end) - HANG_EXIT_MARGIN_S
     first_end = (
-        task_ends.first_task_exit(Path(os.path.realpath("/proc/self/fd/2")), int(log_began)) if log_began else {}
+        parse_failure(task_ends.first_task_exit(Path(os.path.realpath("/proc/self/fd/2")), int(log_began)))
+        if log_began
+        else None
     )
     job = sick_nodes.JobNodes.read(slurm_output)
     verdict = decide_requeue(
-        rows, exit_code, step, preempted=preempted, time_limit_hit=time_limit_hit, past_time_limit=past_time_limit,
+        events, exit_code, step, preempted=preempted, time_limit_hit=time_limit_hit, past_time_limit=past_time_limit,
         began=float(began or 0), first_end=first_end, job=job,
     )  # fmt: skip
     run_journal = Journal(run.journal_path)
     if verdict.given_up:
-        fields = {k: v for k, v in verdict.failure.items() if k in FAILURE_FIELDS} | {"message": verdict.given_up}
+        fields = replace(verdict.failure, message=verdict.given_up, before_first_step=False).fields()
         _write_or_report(run_journal, "stop", reason="failed", user_error=False, retry=False, given_up=True, **fields)
         print(f"runyard: {verdict.given_up}", file=sys.stderr, flush=True)
         send_alert(run)
@@ -216,9 +223,9 @@ def finish_job(
         return verdict.exit_code
     row: Row = {"cause": verdict.requeue_cause, "step": step, "without_progress": verdict.without_progress}
     row |= {"evaluated": evaluated} if evaluated else {}
-    row |= {"failure": verdict.failure} if verdict.failure else {}
+    row |= {"failure": fields} if (fields := verdict.failure.fields()) else {}
     if verdict.exclude_reason and exclude is not None:
-        row["without_node"] = node = verdict.failure["node"]
+        row["without_node"] = node = str(verdict.failure.node)
         exclude.write_text(job.excluding(node))
         _write_or_report(
             run_journal, "exclude", node=node, why=verdict.exclude_reason, job=os.environ.get("SLURM_JOB_ID")
@@ -229,7 +236,7 @@ def finish_job(
     return ExitCode.REQUEUE
 
 
-def _write_or_report(run_journal: Journal, event: str, **fields: Any) -> None:
+def _write_or_report(run_journal: Journal, event: str, **fields: object) -> None:
     """Write a journal row. If the disk is full, print that: the decision holds all the same."""
     try:
         run_journal.write(event, **fields)
@@ -260,11 +267,6 @@ def newest_evaluated(run: Run) -> int:
         return int(manifest.get("evaluated", 0))
     except (OSError, ValueError, TypeError, AttributeError):
         return 0
-
-
-def _evaluated(row: Row) -> int | None:
-    """Return the same count as recorded in a requeue row; None for another row."""
-    return int(row.get("evaluated", 0)) if row["event"] == "requeue" else None
 
 
 if __name__ == "__main__":

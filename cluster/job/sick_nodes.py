@@ -9,50 +9,46 @@ from dataclasses import dataclass
 from runyard import known_causes
 from runyard.cluster.slurm.queue import expand_hostlist
 from runyard.known_causes import RetryAdvice
-from runyard.runs.journal import Row
+from runyard.runs.events import Failure
 
 MAX_EXCLUDED = 5  # nodes of one job: if more fail, the nodes are hardly the cause
 MAX_EXCLUDED_BLIND = 2  # the same where the number of other nodes is unknown
 UP_STATES = ("idle", "mix", "alloc", "comp", "resv", "plnd", "pow")  # the beginnings of sinfo's %t
 
 
-def exclusion_reason(failure: Row, earlier: Sequence[Row]) -> str | None:
+def exclusion_reason(failure: Failure, earlier: Sequence[Failure]) -> str | None:
     """Return why the node that this start failed on is to be excluded; None if it is not, or is unknown.
 
     Args:
-        failure: The failure of this start, as in the journal.
+        failure: The failure of this start.
         earlier: The failures of earlier starts, oldest first.
     """
-    node, cause = failure.get("node"), known_causes.cause_of(failure)
-    if node is None:
+    cause = known_causes.cause_of(failure.fields())
+    if failure.node is None:
         return None
     if cause is not None and cause.retry in (RetryAdvice.ELSEWHERE, RetryAdvice.ONCE_ELSEWHERE):
-        return str(failure["message"])
-    previous = [f for f in earlier if f.get("node") == node and f.get("before_first_step")]
-    if failure.get("before_first_step") and previous:
-        return f"two starts ended there before their first step: {failure['message']}"
+        return str(failure.message)
+    if failure.before_first_step and any(f.node == failure.node and f.before_first_step for f in earlier):
+        return f"two starts ended there before their first step: {failure.message}"
     return None
 
 
-def repeated_failure(failure: Row, earlier: Sequence[Row], *, same_node: bool) -> Row | None:
+def repeated_failure(failure: Failure, earlier: Sequence[Failure], *, same_node: bool) -> Failure | None:
     """Return an earlier failure with the same exception at the same step, which another start would meet again.
 
     None if there is none, or if the cause is a fault of the node. A signal comes from outside, and has no exception.
 
     Args:
-        failure: The failure of this start, as in the journal.
+        failure: The failure of this start.
         earlier: The failures of earlier starts, oldest first.
         same_node: Whether a failure on the same node counts, too; it may be that node's fault.
     """
-    cause = known_causes.cause_of(failure)
-    if (
-        failure.get("exception") is None
-        or failure.get("step") is None
-        or (cause and cause.retry is RetryAdvice.ELSEWHERE)
-    ):
+    cause = known_causes.cause_of(failure.fields())
+    if failure.exception is None or failure.step is None or (cause and cause.retry is RetryAdvice.ELSEWHERE):
         return None
-    same = [f for f in earlier if all(f.get(key) == failure.get(key) for key in ("exception", "cause", "step"))]
-    return next((f for f in same if same_node or f.get("node") not in (None, failure.get("node"))), None)
+    what = (failure.exception, failure.cause, failure.step)
+    same = [f for f in earlier if (f.exception, f.cause, f.step) == what]
+    return next((f for f in same if same_node or f.node not in (None, failure.node)), None)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from runyard import known_causes
-from runyard.runs.journal import Row
+from runyard.runs.events import Row
 
 MAX_LOG_BYTES = 4 << 20  # of a log: tasks that share it with srun may have written much
 TASK_LOG_TAIL_BYTES = 16 << 10  # of a task's own log
@@ -58,7 +57,7 @@ def _exit_name(text: str) -> str:
     )
 
 
-def _failure(exit_name: str, line: str) -> dict[str, Any]:
+def _failure(exit_name: str, line: str) -> Row:
     """Describe a failure. ``exception`` is the one in the task's last line, or the exit code if that says more."""
     raised = EXCEPTION.match(line)
     exception = raised["kind"] if raised and exit_name == "exit code 1" else exit_name

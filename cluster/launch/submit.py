@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runyard import slurm_client
 from runyard.cluster.job.train_job import TrainJob
@@ -40,6 +39,7 @@ from runyard.files import write_atomic
 from runyard.ownership import private_folder
 from runyard.runs import own_code
 from runyard.runs.identity import changeable_settings, changed_settings, is_changeable
+from runyard.runs.record import JobRecord
 from runyard.runs.run import Run, new_id, sweeps_dir
 from runyard.tracking.wandb.agent import SweepAssignment
 from runyard.training.stop_signals import STOP_SIGNALS
@@ -164,7 +164,7 @@ def _launch_locked(run: Run, lock: int | None, after: str | None = None) -> JobH
     )
     with _job_environment(run):
         job = executor.submit(TrainJob(str(run.path)))
-    run.add_job(job_record(run, run.path / "slurm") | {"id": str(job.job_id)})
+    run.add_job({**job_record(run, run.path / "slurm"), "id": str(job.job_id)})
     return LocalJobHandle(job)
 
 
@@ -200,7 +200,7 @@ def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, truste
         preflight(check_context([config], manifest.prepare_command(all_overrides)))
         if config == run.config:
             return _launch_locked(run, lock)
-        previous_record, text = dict(run.record), (run.path / "config.yaml").read_bytes()
+        previous_record, text = run.record.copy(), (run.path / "config.yaml").read_bytes()
         run.change_settings(config, all_overrides, changes=overrides)  # before the launch: the job may start at once
         try:
             return _launch_locked(run, lock)
@@ -209,11 +209,13 @@ def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, truste
         except BaseException:
             write_atomic(run.path / "config.yaml", text)
             with run.editing_record() as record:
-                for name in ("overrides", "config_sha256", "amended"):
-                    if name in previous_record:
-                        record[name] = previous_record[name]
-                    else:
-                        del record[name]
+                record.pop("amended", None)
+                record.pop("config_sha256", None)
+                record["overrides"] = previous_record["overrides"]
+                if "config_sha256" in previous_record:
+                    record["config_sha256"] = previous_record["config_sha256"]
+                if "amended" in previous_record:
+                    record["amended"] = previous_record["amended"]
             raise
 
 
@@ -223,7 +225,7 @@ def _apply_overrides(run: Run, overrides: list[str]) -> tuple[Config, list[str]]
     Raises:
         UserError: one of ``overrides`` changes what the run learns.
     """
-    earlier = run.record.get("overrides", [])
+    earlier = run.record["overrides"]
     previous = compose(earlier).values
     if any(override.lstrip("+").startswith("cluster=") for override in overrides):
         # Another cluster: the settings of the previous one do not apply to it.
@@ -294,7 +296,8 @@ def enqueue(
     folder.mkdir(parents=True, exist_ok=True)
     batch = SbatchJob(name, folder, runs, after)
     for run in runs:
-        record_submission(run, batch.token, job_record(run, folder) | ({} if name == run.id else {"name": name}))
+        job = job_record(run, folder)
+        record_submission(run, batch.token, job if name == run.id else {**job, "name": name})
     try:
         ids = batch.submit([lock for lock in hold if lock is not None])
         try:
@@ -327,13 +330,19 @@ def _require_first_job(run: Run, job_id: str) -> None:
         raise UserError(f"run {run.id} already has job {first.id}, from another command; see: runyard status {run.id}")
 
 
-def job_record(run: Run, logs: Path) -> dict[str, Any]:
+def job_record(run: Run, logs: Path) -> JobRecord:
     """Return the entry in the record of ``run`` for a job that is submitted now."""
     cluster = run.config.cluster
     tasks, gpus = tasks_and_gpus(cluster)
-    size = {"nodes": cluster.nodes, "tasks_per_node": tasks, "gpus_per_node": gpus}
-    target = {"launcher": cluster.launcher, "cluster": cluster.name}
-    return target | size | {"submitted": time.time(), "logs": os.path.relpath(logs, run.path)}
+    return {
+        "launcher": cluster.launcher,
+        "cluster": cluster.name,
+        "nodes": cluster.nodes,
+        "tasks_per_node": tasks,
+        "gpus_per_node": gpus,
+        "submitted": time.time(),
+        "logs": os.path.relpath(logs, run.path),
+    }
 
 
 @contextlib.contextmanager

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 import submitit
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from runyard.cluster.slurm import queue
-from runyard.files import read_within
 from runyard.printable import printable
-from runyard.runs import journal, lease
-from runyard.runs.narrative import format_duration, format_row
+from runyard.runs import lease
+from runyard.runs.events import StopEvent
+from runyard.runs.journal import JournalReader
+from runyard.runs.narrative import format_duration, format_event
 from runyard.runs.run import Run
-from runyard.runs.summary import read_run_summary
+from runyard.runs.state import JournalState, RunState
+from runyard.runs.summary import RunSummary, read_progress
 
 FOLLOW_POLL_S = 0.5
 QUEUE_POLL_S = 5.0  # one SLURM controller serves many users
@@ -73,7 +75,7 @@ class LocalJobHandle:
 
     def _send(self, number: signal.Signals) -> None:
         """Send a signal to the controller, which passes it on to the tasks, or to rank 0 if the controller is gone."""
-        if (pid := read_run_summary(self.logs.parent).local_pid()) is not None:
+        if (pid := RunSummary(self.logs.parent).local_pid()) is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
@@ -102,12 +104,23 @@ class SlurmJobHandle:
         """Do nothing: SLURM has warned the job itself."""
 
 
+@dataclass(frozen=True)
+class JobEnd:
+    """How a followed job ended: finished, interrupted or failed, and why. ``user_error``: the user can fix it."""
+
+    state: RunState
+    message: str
+    user_error: bool = False
+
+
 class JobFollower:
     """Shows one job of ``run`` in the terminal, beginning after the journal's rows of earlier jobs."""
 
     def __init__(self, run: Run, console: Console) -> None:
         self._run, self._console = run, console
-        self._seen = len(journal.read_journal(run.journal_path)[0])
+        self._reader = JournalReader(run.journal_path)
+        for _ in self._reader.new_lines():
+            pass  # of earlier jobs
         self._bar = Progress(
             TextColumn("[bold]{task.fields[where]}"),
             BarColumn(),
@@ -116,13 +129,15 @@ class JobFollower:
             TimeElapsedColumn(),
             console=console,
             transient=True,
+            redirect_stdout=False,  # Rich's own control characters would be made printable
+            redirect_stderr=False,
         )
         self._task = self._bar.add_task("", total=None, where="starting", pace="")
-        self._began = self._asked = self._sigterm_seen = self._warning_pending = False
-        self._stop_row: dict[str, Any] | None = None
+        self._asked = self._sigterm_seen = self._warning_pending = False
+        self._journal = JournalState()
 
-    def follow(self, job: JobHandle) -> dict[str, Any]:
-        """Show progress until the job ends. Returns the journal's stop row, or a substitute if there is none.
+    def follow(self, job: JobHandle) -> JobEnd:
+        """Show progress until the job ends. Returns its end by the journal, or a substitute if there is none.
 
         Ctrl-C or SIGTERM calls ``job.on_ctrl_c``. A second SIGTERM is ignored, because a batch script may receive two:
         SLURM sends one to every process, and W&B's agent passes its own on. SIGUSR1 and SIGUSR2 are for the tasks.
@@ -154,7 +169,7 @@ class JobFollower:
     def _take_warning(self, number: int, frame: FrameType | None) -> None:
         self._warning_pending = True
 
-    def _wait(self, job: JobHandle) -> dict[str, Any]:
+    def _wait(self, job: JobHandle) -> JobEnd:
         polls_after_end = 0
         while True:
             try:
@@ -163,13 +178,13 @@ class JobFollower:
                     job.forward_warning()
                 ended = job.has_ended()
                 self._show()
-                if ended and self._stop_row is not None:
-                    return self._stop_row
-                if ended and self._asked and not self._began:
-                    return {"event": "stop", "reason": "interrupted", "message": "before the first step"}
+                state, last = self._journal.state, self._journal.last
+                if ended and isinstance(last, StopEvent):
+                    return JobEnd(state, last.message, user_error=last.user_error)
+                if ended and self._asked and not self._journal.starts:
+                    return JobEnd(RunState.INTERRUPTED, "before the first step")
                 if ended and polls_after_end == DEAD_AFTER_POLLS:
-                    message = read_run_summary(self._run.path).last_error_line() or NO_MESSAGE
-                    return {"event": "stop", "reason": "failed", "message": message}
+                    return JobEnd(RunState.FAILED, RunSummary(self._run.path).last_error_line() or NO_MESSAGE)
                 polls_after_end += ended
                 time.sleep(FOLLOW_POLL_S)
             except KeyboardInterrupt:
@@ -181,21 +196,16 @@ class JobFollower:
                     raise
 
     def _show(self) -> None:
-        rows, _ = journal.read_journal(self._run.journal_path)
-        for row in rows[self._seen :]:
-            self._began |= row["event"] == "start"
-            self._stop_row = {"stop": row, "start": None, "requeue": None}.get(row["event"], self._stop_row)
-            if (line := format_row(row, self._run.config.epochs)) is not None:
+        for event in self._reader.new_events():
+            self._journal.advance(event)
+            if (line := format_event(event, self._run.config.epochs)) is not None:
                 self._console.print(printable(line), highlight=False)
-        self._seen = max(self._seen, len(rows))
-        try:
-            progress = json.loads(read_within(self._run.path, "progress.json"))
-        except (OSError, ValueError):
-            return
-        self._bar.update(
-            self._task,
-            total=progress["steps"],
-            completed=progress["step"],
-            where=f"epoch {progress['epoch']}/{progress['epochs']}",
-            pace=f"{progress['images_per_s']:,.0f} images/s, {format_duration(progress['eta_s'])} left",
-        )
+        progress = read_progress(self._run.path)
+        with contextlib.suppress(KeyError):  # damaged, or not there yet
+            self._bar.update(
+                self._task,
+                total=progress["steps"],
+                completed=progress["step"],
+                where=f"epoch {progress['epoch']}/{progress['epochs']}",
+                pace=f"{progress['images_per_s']:,.0f} images/s, {format_duration(progress['eta_s'])} left",
+            )

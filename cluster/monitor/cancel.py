@@ -19,12 +19,15 @@ from runyard.cluster.slurm.queue import JobInfo
 from runyard.cluster.slurm.submission import submission_lock
 from runyard.errors import UserError
 from runyard.printable import printable
+from runyard.runs.events import RequeueEvent, StopEvent
 from runyard.runs.journal import Journal
-from runyard.runs.summary import RunSummary, read_run_summary
+from runyard.runs.state import RunState
+from runyard.runs.summary import RunSummary
 from runyard.slurm_client import RETRY_TIMEOUT_S, JobEnded, QueryError, run_with_retry
 
 CANCEL_POLL_S = 1.0
 SIGNAL_INTERVAL_S = 5.0  # while a job starts: a signal is lost until its tasks run
+CLEAN_ENDS = (RunState.INTERRUPTED, RunState.PRUNED, RunState.CANCELLED, RunState.FINISHED)
 KILL_TIMEOUT_S = 90.0  # for scancel to end a job: SLURM's KillWait is 30 s by default
 
 
@@ -33,20 +36,20 @@ class CancelResult:
     """The status of a run after it was cancelled.
 
     Attributes:
-        state: As in ``RunStatus``, or "going" if it did not end.
+        state: As in ``RunStatus``; STOPPING if it did not end.
         message: The state and its reason, as a message.
         step: The step of its newest checkpoint; None if there is none.
         forced: It did not end in time when it was asked to.
     """
 
-    state: str
+    state: RunState
     message: str
     step: int | None
     forced: bool
 
     @property
     def clean(self) -> bool:
-        return not self.forced and self.state in ("stopped", "cancelled", "finished")
+        return not self.forced and self.state in CLEAN_ENDS
 
 
 def cancel(run: RunSummary, wait_s: float, console: Console) -> CancelResult:
@@ -56,7 +59,7 @@ def cancel(run: RunSummary, wait_s: float, console: Console) -> CancelResult:
         UserError: it has no pending or running job, it cannot be reached from this machine, or SLURM does not answer.
     """
     with submission_lock(run.path, run.reference):  # no submission is under way meanwhile
-        summary = read_run_summary(run.path)
+        summary = RunSummary(run.path)
         status = run_status(
             summary, wait_s=RETRY_TIMEOUT_S if summary.on_slurm or summary.pending_submission else 0, holds_locks=True
         )
@@ -83,7 +86,7 @@ def cancel(run: RunSummary, wait_s: float, console: Console) -> CancelResult:
             start_time = time.monotonic()
             while not (ended := job.over()) and time.monotonic() - start_time < KILL_TIMEOUT_S:
                 time.sleep(CANCEL_POLL_S)
-    return _result(read_run_summary(run.path), ended, forced)
+    return _result(RunSummary(run.path), ended, forced)
 
 
 class _Target(Protocol):
@@ -176,10 +179,11 @@ class _SignalTimer:
         self._at, self._trained = float("-inf"), False
 
     def is_due(self, run: Path, start_time: float) -> bool:
-        summary = read_run_summary(run)
-        if summary.last_event["event"] in ("stop", "requeue") and summary.last_event["t"] >= start_time - CLOCK_SKEW_S:
+        summary = RunSummary(run)
+        last = summary.journal.last
+        if isinstance(last, (StopEvent, RequeueEvent)) and last.t >= start_time - CLOCK_SKEW_S:
             return False
-        is_training = any(row["t"] >= start_time - CLOCK_SKEW_S for row in summary.starts)
+        is_training = any(start.t >= start_time - CLOCK_SKEW_S for start in summary.starts)
         if self._trained or (not is_training and time.monotonic() - self._at < SIGNAL_INTERVAL_S):
             return False
         self._at, self._trained = time.monotonic(), is_training
@@ -190,11 +194,13 @@ def _result(run: RunSummary, ended: bool, forced: bool) -> CancelResult:
     """Return the run's status. Records the stop in its journal if no process of the run was left to do so."""
     step = run.last_checkpoint_step
     if not ended:
-        return CancelResult("going", f"has not ended {KILL_TIMEOUT_S:g} s after scancel: see `squeue`", step, forced)
-    if not run.end_recorded:
+        return CancelResult(
+            RunState.STOPPING, f"has not ended {KILL_TIMEOUT_S:g} s after scancel: see `squeue`", step, forced
+        )
+    if run.recorded_end is None:
         message = "ended by force" if forced else "cancelled before its tasks had begun"
         Journal(run.journal_path).write("stop", reason="interrupted", message=message, cause="TERM")
-        run = read_run_summary(run.path)
+        run.refresh()
     status = run_status(run)
     return CancelResult(status.state, status.message, step, forced)
 
@@ -229,4 +235,4 @@ def _progress(console: Console, run_id: str) -> Iterator[Callable[[Path, float],
 
 
 def _step(path: Path) -> str:
-    return printable(str(read_run_summary(path).progress.get("step", "–")))
+    return printable(str(RunSummary(path).progress.get("step", "–")))

@@ -8,11 +8,13 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TextIO
+from typing import BinaryIO, TextIO
 
 from runyard.cluster.monitor.run_status import RunStatus, run_status
 from runyard.errors import UserError
-from runyard.runs.summary import RunSummary, read_run_summary
+from runyard.runs.record import JobRecord
+from runyard.runs.state import RunState
+from runyard.runs.summary import RunSummary
 
 LOG_POLL_S = 0.5
 LOGS_QUEUE_POLL_S = 10.0  # one SLURM controller serves many users
@@ -112,14 +114,12 @@ class Logs:
         start_time = time.mktime(time.strptime(match["at"], "%Y-%m-%d %H:%M:%S"))
         restart = self._restarts[key] = self._restarts.get(key, -1) + 1
         previous_start, self._began_at[key] = self._began_at.get(key, 0.0), start_time
-        causes = [
-            row for row in self.run.rows if row["event"] == "requeue" and previous_start <= row["t"] <= start_time + 1
-        ]
-        name = f"restart {restart} after {causes[-1]['cause']}" if causes and restart else f"restart {restart}"
+        causes = [event.cause for event in self.run.requeues if previous_start <= event.t <= start_time + 1]
+        name = f"restart {restart} after {causes[-1]}" if causes and restart else f"restart {restart}"
         return Line(job, rank, f"{name if restart else 'start'} of job {job} on {match['host']}, {match['at']}", True)
 
 
-def _tasks(job: dict[str, Any]) -> int:
+def _tasks(job: JobRecord) -> int:
     return int(job["nodes"] * job["tasks_per_node"]) if "tasks_per_node" in job else int(job.get("tasks", 0))
 
 
@@ -143,20 +143,20 @@ def follow_logs(logs: Logs, printer: Printer, stderr: TextIO, last: int | None =
     Begins with the ``last`` existing lines, or all of them if None. What the run waits for is printed to ``stderr``.
     """
     last_query, ended_since, reported = float("-inf"), None, ""
-    previous_event = logs.run.last_event
+    previous_event = logs.run.journal.last
     printer.show(deque(logs.read_new(ended=False), last))
     while True:
-        changed = logs.run.last_event != previous_event or ended_since is not None or not logs.run.on_slurm
+        changed = logs.run.journal.last is not previous_event or ended_since is not None or not logs.run.on_slurm
         if changed or time.monotonic() - last_query >= LOGS_QUEUE_POLL_S:
-            previous_event, last_query, status = logs.run.last_event, time.monotonic(), run_status(logs.run)
-            ended = not status.active and status.state != "unknown"
+            previous_event, last_query, status = logs.run.journal.last, time.monotonic(), run_status(logs.run)
+            ended = not status.active and status.state is not RunState.UNKNOWN
             ended_since = (ended_since or time.monotonic()) if ended else None
-            if status.state in ("waiting", "unknown") and reported != f"{status.state} {status.reason}":
+            if status.state in (RunState.WAITING, RunState.UNKNOWN) and reported != f"{status.state} {status.reason}":
                 print(f"── {status.message} ──", file=stderr, flush=True)
             reported = f"{status.state} {status.reason}"
         if ended_since is not None and time.monotonic() - ended_since >= CONFIRM_END_S:
             printer.show(logs.read_new())
             return status
         time.sleep(LOG_POLL_S)
-        logs.run = read_run_summary(logs.run.path)
+        logs.run.refresh()
         printer.show(logs.read_new(ended=False))

@@ -7,22 +7,41 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from runyard import known_causes
 from runyard.cluster.slurm import job_states, queue
 from runyard.cluster.slurm.queue import JobAnswer, JobInfo
 from runyard.cluster.slurm.submission import resolve_pending
 from runyard.errors import UserError
+from runyard.runs.events import RequeueEvent, StartEvent, StopEvent
 from runyard.runs.narrative import straggler_text
-from runyard.runs.summary import RunSummary, read_run_summary
+from runyard.runs.state import ACTIVE_STATES, RunState
+from runyard.runs.summary import RunSummary
 
 CLOCK_SKEW_S = 5  # the clocks of a cluster's nodes may differ by so much
-ACTIVE_STATES = ("waiting", "starting", "running", "ending")
 REQUEUE_CAUSE_TEXT = {"preemption": "preempted", "crash": "crashed", "time limit": "time limit reached"}
 SCRIPT_KILLED = ("RaisedSignal", "JobLaunchFailure")  # SLURM reports one or the other
 STOP_CAUSE_TEXT = {"TERM": "cancelled", "USR2": "by SLURM's signal", "time limit": "time limit"}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Step, accuracies (fractions), pace and other raw values of a run; None where unknown."""
+
+    step: float | None
+    steps: float | None
+    epoch: int
+    epochs: float | None
+    top1_last: float | None
+    top1_best: float | None
+    images_per_s: float | None
+    data_wait_pct: float | None
+    slowest_rank: float | None
+    slowest_node: str | None
+    slowest_to_median: float | None
+    restarts: int
+    nodes: int | None
+    eta_s: float | None
 
 
 @dataclass(frozen=True)
@@ -31,7 +50,7 @@ class RunStatus:
 
     Attributes:
         run: The run's summary.
-        state: new, waiting, starting, running, ending, finished, stopped, failed, died, cancelled or unknown.
+        state: What it is doing, or how it ended; WAITING without a ``job`` if it was not submitted.
         message: The state, its reason and what to do about it, for a person.
         reason: SLURM's code for why the run waits, or the cause of its end; None if there is none.
         job: The job that the message is about, as SLURM knows it; None if SLURM knows none.
@@ -40,7 +59,7 @@ class RunStatus:
     """
 
     run: RunSummary
-    state: str
+    state: RunState
     message: str
     reason: str | None = None
     job: JobInfo | None = None
@@ -50,43 +69,43 @@ class RunStatus:
     @property
     def active(self) -> bool:
         """Whether it may still make progress by itself."""
-        return self.state in ACTIVE_STATES
+        return self.state in ACTIVE_STATES and not (self.state is RunState.WAITING and self.job is None)
 
     @property
-    def figures(self) -> dict[str, Any]:
-        """Step, accuracy (a fraction), images per second and other raw values; None where unknown."""
+    def figures(self) -> Figures:
+        """Where it stands in numbers."""
         run, now = self.run, self.run.progress
-        epochs, final = run.epochs, next((r for r in reversed(run.rows) if r["event"] == "final"), {})
-        measure = "val_top1" if any(row.get("val_top1") is not None for row in epochs) else "test_top1"
-        top1 = [row[measure] for row in epochs if row.get(measure) is not None]
-        newest = epochs[-1] if epochs else {}
-        live = now if self.state == "running" else {}
-        best = final.get("top1_best")
-        steps = [step for step in (now.get("step"), newest.get("step"), run.last_checkpoint_step) if step is not None]
-        return {
-            "step": max(steps, default=None),
-            "steps": now.get("steps"),
-            "epoch": newest.get("epoch", 0),
-            "epochs": now.get("epochs"),
-            "top1_last": top1[-1] if top1 else None,
-            "top1_best": best if best is not None else max(top1, default=None),
-            "images_per_s": live.get("images_per_s", newest.get("images_per_s")),
-            "data_wait_pct": live.get("data_wait_pct", newest.get("data_wait_pct")),
-            "slowest_rank": newest.get("slowest_rank"),
-            "slowest_node": newest.get("slowest_node"),
-            "slowest_to_median": newest.get("slowest_to_median"),
-            "restarts": max(0, len(run.starts) - 1),
-            "nodes": len(self.nodes) or run.job.get("nodes"),
-            "eta_s": live.get("eta_s"),
-        }
+        epochs, final = run.epochs, run.journal.final
+        measure = "val_top1" if any(epoch.number("val_top1") is not None for epoch in epochs) else "test_top1"
+        top1 = [value for epoch in epochs if (value := epoch.number(measure)) is not None]
+        newest = epochs[-1] if epochs else None
+        live = now if self.state is RunState.RUNNING else {}
+        best = final.number("top1_best") if final else None
+        steps = (now.get("step"), newest.step if newest else None, run.last_checkpoint_step)
+        return Figures(
+            step=max((step for step in steps if step is not None), default=None),
+            steps=now.get("steps"),
+            epoch=newest.epoch if newest else 0,
+            epochs=now.get("epochs"),
+            top1_last=top1[-1] if top1 else None,
+            top1_best=best if best is not None else max(top1, default=None),
+            images_per_s=live.get("images_per_s", newest.number("images_per_s") if newest else None),
+            data_wait_pct=live.get("data_wait_pct", newest.number("data_wait_pct") if newest else None),
+            slowest_rank=newest.number("slowest_rank") if newest else None,
+            slowest_node=newest.text("slowest_node") if newest else None,
+            slowest_to_median=newest.number("slowest_to_median") if newest else None,
+            restarts=max(0, len(run.starts) - 1),
+            nodes=len(self.nodes) or run.job.get("nodes"),
+            eta_s=live.get("eta_s"),
+        )
 
 
 def query_slurm(
     runs: Sequence[RunSummary], *, wait_s: float = 0.0, holds_locks: bool = False
-) -> tuple[list[RunSummary], JobAnswer, JobAnswer]:
+) -> tuple[JobAnswer, JobAnswer]:
     """Ask squeue and sacct about all ``runs`` at once, each only if needed.
 
-    Returns the runs, squeue's answer and sacct's. The runs are read again after squeue has answered: a job that ended
+    Returns squeue's answer and sacct's. The runs are read again after squeue has answered: a job that ended
     in between has recorded that by then, and a submission that was cut off has got its job.
 
     Args:
@@ -102,66 +121,73 @@ def query_slurm(
     squeue_answer = (
         queue.all_user_jobs([n for run in queried for n in run.slurm_jobs], wait_s) if queried else JobAnswer({})
     )
-    reread: dict[Path, RunSummary] = {}
+    without_end = []
     for run in queried:
         with contextlib.suppress(UserError):  # deleted meanwhile: keep the earlier reading
             if run.pending_submission:
                 resolve_pending(run.path, squeue_answer, run.starts, held=holds_locks)
-            reread[run.path] = read_run_summary(run.path)
-    without_end = [run for run in reread.values() if _needs_accounting(run, squeue_answer)]
-    current = [reread.get(run.path, run) for run in runs]
-    return current, squeue_answer, queue.sacct(run.slurm_jobs[-1] for run in without_end if run.slurm_jobs)
+            run.refresh()
+            if run.slurm_jobs and _needs_accounting(run, squeue_answer):
+                without_end.append(run.slurm_jobs[-1])
+    return squeue_answer, queue.sacct(without_end)
 
 
 def run_status(run: RunSummary, *, wait_s: float = 0.0, holds_locks: bool = False) -> RunStatus:
     """Return the status of one run now. The arguments are those of ``query_slurm``."""
-    (current,), squeue_answer, sacct_answer = query_slurm([run], wait_s=wait_s, holds_locks=holds_locks)
-    return derive_status(current, squeue_answer, sacct_answer, time.time())
+    return derive_status(run, *query_slurm([run], wait_s=wait_s, holds_locks=holds_locks), time.time())
 
 
 def _needs_accounting(run: RunSummary, squeue_answer: JobAnswer) -> bool:
     """Whether the journal lacks the end of the last attempt: the job vanished, or SLURM itself requeued it."""
     job = current_job(run, squeue_answer)
     if job is None or not job.active:
-        return squeue_answer.error is None and not run.end_recorded
-    return job.pending and bool(run.starts) and run.last_event["event"] != "requeue"
+        return squeue_answer.error is None and run.recorded_end is None
+    return job.pending and bool(run.starts) and not isinstance(run.journal.last, RequeueEvent)
 
 
 def derive_status(run: RunSummary, squeue_answer: JobAnswer, sacct_answer: JobAnswer, now: float) -> RunStatus:
     """Return the status of ``run`` from the answers of squeue and sacct at ``now``, unix seconds."""
+    status = _derive(run, squeue_answer, sacct_answer, now)
+    if run.record.get("pruned") is True and status.state in (RunState.INTERRUPTED, RunState.KILLED):
+        return replace(status, state=RunState.PRUNED, message=f"its search stopped it; {status.message}")
+    return status
+
+
+def _derive(run: RunSummary, squeue_answer: JobAnswer, sacct_answer: JobAnswer, now: float) -> RunStatus:
     job = current_job(run, squeue_answer)
-    nodes = queue.expand_hostlist(str(next(iter(reversed(run.starts)), {}).get("nodelist") or ""))
+    nodes = queue.expand_hostlist(run.starts[-1].nodelist if run.starts else "")
     if run.finished_for_good:
-        return RunStatus(run, "finished", "finished", nodes=nodes)
+        return RunStatus(run, RunState.FINISHED, "finished", nodes=nodes)
     if job is not None and job.pending:
         return _status_of_pending_job(run, job, accounting_job(run, sacct_answer), now)
     if job is not None and job.running:
         return _status_of_running_job(run, job, now)
     if not run.on_slurm and (pid := run.local_pid()) is not None:
-        started = any(row["t"] >= run.job.get("submitted", 0) for row in run.starts)
-        state = "ending" if run.end_recorded else "running" if started else "starting"
+        started = any(start.t >= run.job.get("submitted", 0) for start in run.starts)
+        state = RunState.RUNNING if started else RunState.STARTING
+        state = RunState.STOPPING if run.recorded_end else state
         message = f"{state} here, process {pid}{_straggler_text(run, state)}"
         return RunStatus(run, state, message, nodes=(os.uname().nodename,))
-    if run.end_recorded:
-        return _status_of_ended_run(run, nodes, job)
+    if (end := run.recorded_end) is not None:
+        return _status_of_ended_run(run, end, nodes, job)
     if squeue_answer.error and (run.on_slurm or run.pending_submission):
         return RunStatus(
-            run, "unknown", f"SLURM was not asked: {squeue_answer.error}", nodes=nodes, error=squeue_answer.error
+            run, RunState.UNKNOWN, f"SLURM was not asked: {squeue_answer.error}", nodes=nodes, error=squeue_answer.error
         )
     # The writer may be on another machine, or in a job that SLURM does not show to this user.
     if job is None and (writer := run.lease_holder_text()) is not None:
-        return RunStatus(run, "running", f"running: {writer}", nodes=nodes)
+        return RunStatus(run, RunState.RUNNING, f"running: {writer}", nodes=nodes)
     if not run.job and not run.starts:
         message = f"not submitted: runyard resume {run.reference}"
         if run.pending_submission:
             message = f"its submission is under way, or was cut off: see `squeue`, or runyard resume {run.reference}"
-        return RunStatus(run, "new", message)
+        return RunStatus(run, RunState.WAITING, message)
     if job is None and sacct_answer.error and run.on_slurm:
         message = (
             f"its job is gone and SLURM does not say how it ended ({sacct_answer.error}); "
             f"continue with: runyard resume {run.reference}"
         )
-        return RunStatus(run, "unknown", message, nodes=nodes, error=sacct_answer.error)
+        return RunStatus(run, RunState.UNKNOWN, message, nodes=nodes, error=sacct_answer.error)
     vanished_job = accounting_job(run, sacct_answer) or job  # sacct knows more about how it ended, squeue about why
     return _status_of_vanished_job(
         run, replace(vanished_job, reason=job.reason) if vanished_job and job else vanished_job, nodes
@@ -173,56 +199,56 @@ def _status_of_pending_job(run: RunSummary, job: JobInfo, accounted: JobInfo | N
     resume_text = ""
     if run.starts:
         cause = job_states.previous_end_reason(accounted) if accounted else None
-        if run.last_event["event"] == "requeue":
-            cause = REQUEUE_CAUSE_TEXT.get(run.last_event["cause"], run.last_event["cause"])
-        step = run.last_event.get("step") if run.last_event["event"] == "requeue" else run.last_checkpoint_step
+        step = run.last_checkpoint_step
+        if isinstance(requeue := run.journal.last, RequeueEvent):
+            cause, step = REQUEUE_CAUSE_TEXT.get(requeue.cause, requeue.cause), requeue.step
         where = f" at step {step}" if step else " from the beginning" if step == 0 else ""
         resume_text = f"{cause + ', ' if cause else ''}waiting to go on{where} "
     message = f"{resume_text or 'waiting '}{_excluded_nodes_text(run)}({code}): {meaning}"
     if job.start is not None and job.start > now:
         message += f"; expected to start {job_states.format_time(job.start, now)}"
-    return RunStatus(run, "waiting", message, code, job)
+    return RunStatus(run, RunState.WAITING, message, code, job)
 
 
 def _status_of_running_job(run: RunSummary, job: JobInfo, now: float) -> RunStatus:
     start_time = job.start if job.start is not None else now - (job.elapsed_s or 0)
-    location, last = f"on {job_states.format_nodes(job.nodes)}", run.last_event
-    reported = last["event"] != "" and last["t"] >= start_time - CLOCK_SKEW_S
-    state, message = "running" if reported else "starting", ""
-    if reported and last["event"] == "requeue":
-        state, message = "ending", f"{REQUEUE_CAUSE_TEXT.get(last['cause'], last['cause'])}: about to be requeued"
-    elif reported and last["event"] == "stop":
-        failed = last.get("reason") == "failed"
-        reason = known_causes.describe_failure(last) if failed else last.get("message") or last.get("reason")
-        state, message = "ending", f"ending {location}: {reason}"
+    location, last = f"on {job_states.format_nodes(job.nodes)}", run.journal.last
+    if last is not None and not last.t >= start_time - CLOCK_SKEW_S:
+        last = None  # of an earlier start
+    state, message = RunState.RUNNING if last else RunState.STARTING, ""
+    if isinstance(last, RequeueEvent):
+        state, message = RunState.STOPPING, f"{REQUEUE_CAUSE_TEXT.get(last.cause, last.cause)}: about to be requeued"
+    elif isinstance(last, StopEvent):
+        failed = run.journal.state is RunState.FAILED
+        reason = known_causes.describe_failure(last.failure.fields()) if failed else last.message or last.reason
+        state, message = RunState.STOPPING, f"stopping {location}: {reason}"
     elif job.state == "SUSPENDED":
         message = f"suspended {location} by SLURM: it continues by itself"
     end_time = None if job.left_s is None else start_time + job.left_s + (job.elapsed_s or 0)
     left_text = "" if end_time is None else f", {job_states.format_span(end_time - now)} left"
     message = message or f"{state} {location} for {job_states.format_span(now - start_time)}{left_text}"
-    if state != "ending" and (excluded_text := _excluded_nodes_text(run)):
+    if state is not RunState.STOPPING and (excluded_text := _excluded_nodes_text(run)):
         message += f", {excluded_text.strip()}"
     return RunStatus(run, state, message + _straggler_text(run, state), None, job, job.nodes)
 
 
-def _straggler_text(run: RunSummary, state: str) -> str:
+def _straggler_text(run: RunSummary, state: RunState) -> str:
     """Return which rank the others wait for, as far as the newest epoch tells; else ""."""
-    text = straggler_text(run.epochs[-1]) if run.epochs and state == "running" else None
+    text = straggler_text(epochs[-1]) if state is RunState.RUNNING and (epochs := run.epochs) else None
     return f"; {text}" if text else ""
 
 
 def _excluded_nodes_text(run: RunSummary) -> str:
     """Return which nodes its newest job excludes because starts failed there, and why the last of them."""
-    rows = [row for row in run.rows if row["event"] == "exclude" and row["t"] >= run.job.get("submitted", 0)]
-    nodes = ", ".join(dict.fromkeys(str(row.get("node")) for row in rows))
-    return f"without {nodes} ({rows[-1].get('why')}) " if rows else ""
+    excluded = [event for event in run.exclusions if event.t >= run.job.get("submitted", 0)]
+    nodes = ", ".join(dict.fromkeys(event.node for event in excluded))
+    return f"without {nodes} ({excluded[-1].why}) " if excluded else ""
 
 
-def _status_of_ended_run(run: RunSummary, nodes: tuple[str, ...], job: JobInfo | None) -> RunStatus:
-    last, hint = run.last_event, f"continue with: runyard resume {run.reference}"
-    message = str(last.get("message") or "")
-    if last.get("reason") == "interrupted":
-        cause = STOP_CAUSE_TEXT.get(str(last.get("cause")), "")
+def _status_of_ended_run(run: RunSummary, end: StopEvent, nodes: tuple[str, ...], job: JobInfo | None) -> RunStatus:
+    state, message, hint = run.journal.state, end.message, f"continue with: runyard resume {run.reference}"
+    if state is RunState.INTERRUPTED:
+        cause = STOP_CAUSE_TEXT.get(end.cause or "", "")
         if job is not None and job.reason.startswith(SCRIPT_KILLED):  # then SLURM, not a person, stopped its tasks
             cause = f"its batch script was killed: {job.reason}"
         step = run.last_checkpoint_step
@@ -231,12 +257,10 @@ def _status_of_ended_run(run: RunSummary, nodes: tuple[str, ...], job: JobInfo |
             if step is not None
             else "stopped before the first step"
         )
-        text = f"{stopped_text}{f' ({message or cause})' if message or cause else ''}; {hint}"
-        return RunStatus(run, "stopped", text, last.get("cause"), nodes=nodes)
-    if last.get("reason") == "finished":
-        return RunStatus(run, "finished", "finished", nodes=nodes)
-    reason = message if last.get("given_up") else known_causes.describe_failure(last)
-    return RunStatus(run, "failed", f"failed: {reason}", last.get("cause"), nodes=nodes)
+        message = f"{stopped_text}{f' ({message or cause})' if message or cause else ''}; {hint}"
+    elif state is RunState.FAILED:
+        message = f"failed: {message if end.given_up else known_causes.describe_failure(end.failure.fields())}"
+    return RunStatus(run, state, message, end.cause, nodes=nodes)
 
 
 def _status_of_vanished_job(run: RunSummary, job: JobInfo | None, nodes: tuple[str, ...]) -> RunStatus:
@@ -249,18 +273,23 @@ def _status_of_vanished_job(run: RunSummary, job: JobInfo | None, nodes: tuple[s
     )
     end_text = job_states.end_reason(job) if job else ""
     if job is not None and job.state == "CANCELLED":
-        waited = run.last_event["event"] != "start"
+        waited = not isinstance(run.journal.last, StartEvent)
         reason = job.reason if job.reason == "DependencyNeverSatisfied" else None
         end_text = "cancelled: the job it was to follow failed" if reason else end_text
         return RunStatus(
-            run, "cancelled", f"{end_text}{' while it waited' if waited else ''}{step}; {hint}", reason, job, nodes
+            run,
+            RunState.CANCELLED,
+            f"{end_text}{' while it waited' if waited else ''}{step}; {hint}",
+            reason,
+            job,
+            nodes,
         )
     error_line = run.last_error_line()
     sacct_answer = f"its batch script ended: {known_causes.exit_text(job.end)}" if job is not None and job.end else ""
     end_text = end_text or "died without a word" + (
         f": {error_line or sacct_answer}" if error_line or sacct_answer else ""
     )
-    return RunStatus(run, "died", f"{end_text}{step}; {hint}", job.state if job else None, job, nodes)
+    return RunStatus(run, RunState.KILLED, f"{end_text}{step}; {hint}", job.state if job else None, job, nodes)
 
 
 def current_job(run: RunSummary, squeue_answer: JobAnswer) -> JobInfo | None:
@@ -275,7 +304,7 @@ def current_job(run: RunSummary, squeue_answer: JobAnswer) -> JobInfo | None:
 
 def accounting_job(run: RunSummary, sacct_answer: JobAnswer) -> JobInfo | None:
     """Return the run's newest job as accounting has it, unless that id belongs to a job of another name."""
-    names = {run.id, run.record.get("sweep"), *(job.get("name") for job in run.record["jobs"])}
+    names = {run.id, run.record["sweep"], *(job.get("name") for job in run.record["jobs"])}
     recorded_ids = [str(job["id"]) for job in run.record["jobs"]]
     job = sacct_answer.jobs.get(run.slurm_jobs[-1]) if run.slurm_jobs else None
     return job if job is not None and (job.name in names or job.id not in recorded_ids) else None

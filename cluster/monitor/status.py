@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -17,14 +17,17 @@ from runyard.cluster.monitor.run_status import RunStatus, derive_status, query_s
 from runyard.errors import UserError
 from runyard.printable import printable
 from runyard.runs.narrative import format_duration
-from runyard.runs.summary import RunSummary, read_run_summary
+from runyard.runs.state import RunState
+from runyard.runs.store import matching, run_dirs
+from runyard.runs.summary import RunSummary
 
 TABLE_REFRESH_S = 2.0
 TABLE_QUEUE_POLL_S = 15.0  # one SLURM controller serves many users
 WIDE_COLUMNS = 100  # terminal columns from which names get a column of their own
 MAX_RUN_NAME = 24
-STYLES = {"waiting": "yellow", "starting": "yellow", "running": "green", "ending": "green", "failed": "red",
-          "died": "red", "unknown": "magenta", "stopped": "cyan", "cancelled": "cyan"}  # fmt: skip
+STYLES = {RunState.WAITING: "yellow", RunState.STARTING: "yellow", RunState.RUNNING: "green",
+          RunState.STOPPING: "green", RunState.FAILED: "red", RunState.KILLED: "red", RunState.UNKNOWN: "magenta",
+          RunState.INTERRUPTED: "cyan", RunState.CANCELLED: "cyan", RunState.PRUNED: "cyan"}  # fmt: skip
 COLUMN_HEADINGS = (("", "run"), ("", "name"), ("", "state"), ("step", "/total"), ("top-1 %", "last/best"),
                    ("images", "/s"), ("data", "wait"), ("re-", "starts"), ("", "nodes"), ("time", "left"))  # fmt: skip
 OPTIONAL_COLUMNS = (6,)  # data wait; dropped if long ids leave no room for the time left
@@ -54,10 +57,8 @@ class StatusView:
     def refresh(self) -> None:
         """Read all runs and ask SLURM about them."""
         self.unreadable: list[str] = []
-        runs, squeue_answer, sacct_answer = query_slurm(
-            [read_run_summary(path) for path in self._named] or self._all_runs()
-        )
-        self._answers = squeue_answer, sacct_answer
+        runs = [RunSummary(path) for path in self._named] or self._all_runs()
+        self._answers = query_slurm(runs)
         self.statuses = []
         for run in runs:
             try:
@@ -75,14 +76,14 @@ class StatusView:
         self.statuses = []
         for s in previous:
             with contextlib.suppress(UserError):  # it was deleted; if it was named, the next refresh reports it
-                self.statuses.append(
-                    derive_status(read_run_summary(s.run.path), *self._answers, time.time()) if s.active else s
-                )
+                if s.active:
+                    s.run.refresh()
+                self.statuses.append(derive_status(s.run, *self._answers, time.time()) if s.active else s)
 
     def table(self, width: int, lines: int | None) -> Text:
         """Return the table of the runs that fit ``lines`` terminal lines (None: all), with a note on the others."""
         displayed = fit_to_lines(self.statuses, None if self._named else lines)
-        text = status_table(displayed, [path.parent.name for path in _run_records(self._folder)], width)
+        text = status_table(displayed, [path.name for path in run_dirs(self._folder)], width)
         if len(displayed) < len(self.statuses):
             text.append(f"\n{len(self.statuses) - len(displayed)} older ones: runyard status --all", "dim")
         return text
@@ -94,20 +95,19 @@ class StatusView:
 
     def _all_runs(self) -> list[RunSummary]:
         runs = []
-        for path in _run_records(self._folder):
+        for path in reversed(run_dirs(self._folder)):
             try:
-                runs.append(read_run_summary(path.parent))
+                runs.append(RunSummary(path))
             except UserError as error:
                 self.unreadable.append(str(error))
         if self._sweep is not None:
-            old_first = sorted(runs, key=lambda run: str(run.record.get("created")))
-            ids = list(dict.fromkeys(str(run.record["sweep"]) for run in old_first if run.record.get("sweep")))
-            matches = [i for i in ids if i == self._sweep] or [i for i in ids if i.startswith(self._sweep)]
-            matches = ids[-1:] if self._sweep == "@last" else matches
+            old_first = sorted(runs, key=lambda run: run.record["created"])
+            ids = list(dict.fromkeys(sweep for run in old_first if (sweep := run.record["sweep"])))
+            matches = matching(self._sweep, ids)
             if len(matches) != 1:
                 known = f"there are {', '.join(ids[-3:])}" if ids else "no run there belongs to one"
                 raise UserError(f"--sweep {self._sweep}: fits {len(matches) or 'none'} in {self._folder}, {known}")
-            return [run for run in runs if run.record.get("sweep") == matches[0]]
+            return [run for run in runs if run.record["sweep"] == matches[0]]
         if not runs and not self.unreadable:
             raise UserError(
                 f"no run in {self._folder}: create one with `runyard submit`, or name another folder with --runs-dir"
@@ -115,18 +115,14 @@ class StatusView:
         return runs
 
 
-def _run_records(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[!.]*/run.json"), key=lambda path: path.parent.name, reverse=True)
-
-
-def as_json(status: RunStatus) -> dict[str, Any]:
+def as_json(status: RunStatus) -> dict[str, object]:
     """Return one run as a dict for JSON: fractions, seconds, None for what is unknown."""
     run, job = status.run, status.job
     return {
         "run": run.id,
-        "name": run.record.get("name"),
+        "name": run.record["name"],
         "path": str(run.path),
-        "sweep": run.record.get("sweep"),
+        "sweep": run.record["sweep"],
         "state": status.state,
         "reason": status.reason,
         "message": status.message,
@@ -134,7 +130,7 @@ def as_json(status: RunStatus) -> dict[str, Any]:
         "slurm_state": job.state if job else None,
         "time_left_s": job.left_s if job and job.running else None,
         "nodelist": list(status.nodes),
-        **status.figures,
+        **dataclasses.asdict(status.figures),
     }
 
 
@@ -167,7 +163,7 @@ def status_table(statuses: Sequence[RunStatus], among: Sequence[str], width: int
     lines = [Text(line([head[k] for head in COLUMN_HEADINGS]).plain, "dim") for k in (0, 1)]
     for status, row in zip(statuses, rows, strict=True):
         lines.append(line(row, STYLES.get(status.state, "")))
-        name = "" if wide else f"{status.run.record.get('name')}: "
+        name = "" if wide else f"{status.run.record['name']}: "
         if not wide or status.message != status.state:
             lines += [Text(f"  {part}", "dim") for part in _wrapped(printable(name + status.message), width - 2)]
     return Text("\n").join(lines)
@@ -175,24 +171,24 @@ def status_table(statuses: Sequence[RunStatus], among: Sequence[str], width: int
 
 def _cells(status: RunStatus, run: str, brief: bool) -> tuple[str, ...]:
     n = status.figures
-    top1 = [n["top1_last"], n["top1_best"]]
-    name = str(status.run.record.get("name"))
-    progress = f"{100 * n['step'] / n['steps']:.0f} %" if n["steps"] and n["step"] is not None and brief else None
+    top1 = [value for value in (n.top1_last, n.top1_best) if value is not None]
+    name = status.run.record["name"]
+    progress = f"{100 * n.step / n.steps:.0f} %" if n.steps and n.step is not None and brief else None
     return (
         run,
         name if len(name) <= MAX_RUN_NAME else f"{name[: MAX_RUN_NAME - 1]}…",
         status.state,
-        progress or _or_dash(n["step"], "{}") + (f"/{n['steps']}" if n["steps"] else ""),
-        "/".join(f"{100 * value:.1f}" for value in top1) if None not in top1 else "–",
-        _or_dash(n["images_per_s"], "{:,.0f}"),
-        _or_dash(n["data_wait_pct"], "{:.0f} %"),
-        str(n["restarts"]),
-        _or_dash(n["nodes"], "{}"),
-        format_duration(n["eta_s"]) if n["eta_s"] is not None else "–",
+        progress or _or_dash(n.step, "{}") + (f"/{n.steps}" if n.steps else ""),
+        "/".join(f"{100 * value:.1f}" for value in top1) if len(top1) == 2 else "–",
+        _or_dash(n.images_per_s, "{:,.0f}"),
+        _or_dash(n.data_wait_pct, "{:.0f} %"),
+        str(n.restarts),
+        _or_dash(n.nodes, "{}"),
+        format_duration(n.eta_s) if n.eta_s is not None else "–",
     )
 
 
-def _or_dash(value: Any, template: str) -> str:
+def _or_dash(value: float | None, template: str) -> str:
     return "–" if value is None else template.format(value)
 
 
@@ -217,7 +213,10 @@ def watch(view: StatusView, console: Console, lines: int | None) -> None:
             console.print(view.table(console.width, lines), "")
             time.sleep(TABLE_QUEUE_POLL_S)
             view.refresh()
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+    # Through a redirected stdout even Rich's own control characters would be made printable.
+    with Live(
+        console=console, auto_refresh=False, vertical_overflow="crop", redirect_stdout=False, redirect_stderr=False
+    ) as live:
         last_query = time.monotonic()
         while True:
             live.update(view.table(console.width, lines), refresh=True)

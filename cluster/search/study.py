@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy
 import optuna
@@ -22,7 +21,9 @@ from runyard.cluster.search.space import Space, override
 from runyard.errors import UserError
 from runyard.files import open_lock, write_atomic
 from runyard.ownership import private_folder
-from runyard.runs.summary import RunSummary, read_run_summary
+from runyard.runs.record import read_record
+from runyard.runs.store import run_dirs
+from runyard.runs.summary import RunSummary
 
 OBJECTIVES = ("val_top1", "test_top1")
 STARTUP_TRIALS = 5  # before any trial is compared with the others
@@ -146,8 +147,9 @@ class Study:
         """Return the search's objective as ``[(epoch, top-1)]``, top-1 as a fraction."""
         measure = self._settings.measure
         names = OBJECTIVES if measure == "auto" else (measure,)
-        rows = [(row["epoch"], next((row[n] for n in names if row.get(n) is not None), None)) for row in run.epochs]
-        return [(epoch, value) for epoch, value in rows if value is not None]
+        measured = [(epoch.epoch, [epoch.number(name) for name in names]) for epoch in run.epochs]
+        first = [(epoch, next((value for value in values if value is not None), None)) for epoch, values in measured]
+        return [(epoch, value) for epoch, value in first if value is not None]
 
     def mark_pruned(self, trial: FrozenTrial) -> None:
         """Mark the trial as pruned before its run is stopped, so that a later command knows why it stopped."""
@@ -170,13 +172,13 @@ class Study:
 def runs_by_trial(search: str, runs_dir: Path) -> dict[int, Path]:
     """Return the directory of each trial's run, by trial number."""
     paths: dict[int, Path] = {}
-    for record_path in sorted(runs_dir.glob("[!.]*/run.json")):
+    for directory in run_dirs(runs_dir):
         try:
-            record: dict[str, Any] = read_run_summary(record_path.parent).record
+            record = read_record(directory)
         except UserError:  # damaged, and perhaps not of this search
             continue
-        if record.get("sweep") == search and isinstance(record.get("trial"), int):
-            paths[record["trial"]] = record_path.parent
+        if record["sweep"] == search and "trial" in record:
+            paths[record["trial"]] = directory
     return paths
 
 

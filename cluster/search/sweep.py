@@ -28,7 +28,7 @@ from runyard.config.compose import compose
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.runs.run import Run
-from runyard.runs.summary import read_run_summary
+from runyard.runs.summary import RunSummary
 
 SEARCH_POLL_S = 2.0
 CONFIRM_POLLS = 3  # of an end that the run did not record: a requeued job leaves the queue for a moment
@@ -87,7 +87,7 @@ class Search:
         unfinished: list[FrozenTrial] = []
         for trial in self._study.open_trials:
             path = self._runs.get(trial.number)
-            status = None if path is None else run_status(read_run_summary(path))
+            status = None if path is None else run_status(RunSummary(path))
             if status is None or not (
                 status.active or status.state in ("finished", "failed", "unknown") or _is_marked_pruned(trial)
             ):
@@ -132,13 +132,9 @@ class Search:
 
     def _run_statuses(self) -> list[tuple[FrozenTrial, RunStatus]]:
         trials = [trial for trial in self._study.open_trials if trial.number in self._runs]
-        runs, squeue_answer, sacct_answer = query_slurm(
-            [read_run_summary(self._runs[trial.number]) for trial in trials]
-        )
-        return [
-            (t, derive_status(run, squeue_answer, sacct_answer, time.time()))
-            for t, run in zip(trials, runs, strict=True)
-        ]
+        runs = [RunSummary(self._runs[trial.number]) for trial in trials]
+        answers = query_slurm(runs)
+        return [(t, derive_status(run, *answers, time.time())) for t, run in zip(trials, runs, strict=True)]
 
     def _poll_trials(self) -> None:
         for trial, status in self._run_statuses():

@@ -11,14 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from runyard.cluster.slurm.queue import JobAnswer, JobInfo
 from runyard.errors import UserError
 from runyard.file_lock import exclusive_lock
 from runyard.files import file_fix
-from runyard.runs.journal import Row
-from runyard.runs.run import Run, editing_record
+from runyard.runs.events import StartEvent
+from runyard.runs.record import JobRecord, RunRecord, editing_record
+from runyard.runs.run import Run
 from runyard.slurm_client import RETRY_TIMEOUT_S
 
 LOCK = ".submission-lock"
@@ -56,10 +56,10 @@ def submission_lock(run: Path, reference: str) -> Iterator[int | None]:
         yield lock
 
 
-def record_submission(run: Run, token: str, job: dict[str, Any]) -> None:
+def record_submission(run: Run, token: str, job: JobRecord) -> None:
     """Record that ``job``, which has no id yet, is being submitted."""
     with run.editing_record() as record:
-        record["submission"] = job | {"token": token}
+        record["submission"] = {**job, "token": token}
 
 
 def finish_submission(run: Run, job_id: str | None) -> None:
@@ -68,14 +68,14 @@ def finish_submission(run: Run, job_id: str | None) -> None:
         _conclude(record, job_id)
 
 
-def _conclude(record: dict[str, Any], job_id: str | None) -> None:
+def _conclude(record: RunRecord, job_id: str | None) -> None:
     job = record.pop("submission", None)
     if job is not None and job_id is not None and job_id not in [recorded["id"] for recorded in record["jobs"]]:
-        record["jobs"].append(job | {"id": job_id})
+        record["jobs"].append({**job, "id": job_id})
 
 
-def resolve_pending(run: Path, squeue_answer: JobAnswer, starts: list[Row], *, held: bool = False) -> None:
-    """Finish recording a submission whose command was cut off, by squeue's answer and the ``start`` rows of ``run``.
+def resolve_pending(run: Path, squeue_answer: JobAnswer, starts: list[StartEvent], *, held: bool = False) -> None:
+    """Finish recording a submission whose command was cut off, by squeue's answer and the starts of ``run``.
 
     A submission whose lock another command holds is left alone, as it is in progress; so is a run that cannot be
     written. ``held`` says that the caller holds the lock.
@@ -92,12 +92,12 @@ def resolve_pending(run: Path, squeue_answer: JobAnswer, starts: list[Row], *, h
 
 
 def _submitted_job(
-    pending: dict[str, Any], jobs: list[JobInfo], starts: list[Row], recorded: list[dict[str, Any]]
+    pending: JobRecord, jobs: list[JobInfo], starts: list[StartEvent], recorded: list[JobRecord]
 ) -> str | None:
     """Return the submission's job, of those that SLURM knows or that trained since; None if there is none."""
     for job in reversed(jobs):  # the oldest, if SLURM took the script twice
         if job.command.endswith(f"/{script_name(pending['token'])}"):
             return job.id
     known = {job["id"] for job in recorded}
-    started = [str(row["job_id"]) for row in starts if row["t"] >= pending["submitted"] and row.get("job_id")]
+    started = [start.job_id for start in starts if start.t >= pending["submitted"] and start.job_id]
     return next((job_id for job_id in started if job_id not in known), None)

@@ -23,7 +23,8 @@ from runyard.data.datasets.imagefolder import BrokenImageError, cpus, decode_ima
 from runyard.data.loading.batch import Normalize
 from runyard.errors import UserError
 from runyard.files import open_regular, write_atomic
-from runyard.runs.run import RUN_HINT, Run
+from runyard.runs.record import RUN_HINT
+from runyard.runs.run import Run
 from runyard.training.checkpoint import load_network
 
 ARRAY_KEYS = ("data", "images")

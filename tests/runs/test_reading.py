@@ -14,7 +14,8 @@ from runyard.analysis.compare.groups import group_runs
 from runyard.analysis.compare.narrative import table_notes
 from runyard.errors import UserError
 from runyard.runs.history import RunHistory
-from runyard.runs.reading import ACTIVE_WITHIN_S, load_history
+from runyard.runs.reading import load_history
+from runyard.runs.state import ALIVE_WITHIN_S
 from tests.support.fake_runs import BEGAN, Compare, Make
 
 
@@ -123,8 +124,8 @@ def test_a_requeued_run_waits_until_it_is_given_up(make: Make) -> None:
 def test_an_unfinished_run_is_running_only_as_long_as_it_gives_a_sign_of_life(make: Make) -> None:
     now = time.time()
     assert make(done=3, end="", began=now - 3 * 36).state == "running"
-    silent = make(done=3, end="", began=now - 3 * 36 - 2 * ACTIVE_WITHIN_S)
-    assert silent.state == "silent"
+    silent = make(done=3, end="", began=now - 3 * 36 - 2 * ALIVE_WITHIN_S)
+    assert silent.state == "unknown"
     assert "no sign of life" in silent.message
     (silent.directory / "progress.json").write_text(json.dumps({"t": now - 1}))
     assert load_history(silent.directory).state == "running"
@@ -139,7 +140,7 @@ def test_a_run_that_never_started_has_no_metrics_and_no_cost(make: Make) -> None
     run = make()
     (run.directory / "metrics.jsonl").unlink()
     run = load_history(run.directory)
-    assert (run.state, run.starts, len(run.series["epoch"]), run.gpu_hours) == ("not started", (), 0, 0)
+    assert (run.state, run.starts, len(run.series["epoch"]), run.gpu_hours) == ("waiting", (), 0, 0)
     assert np.isnan(run.last_top1)
     assert np.isnan(run.best_top1)
 

@@ -17,7 +17,7 @@ import pytest
 from runyard.config.schema import Config, config_to_dict
 from runyard.errors import UserError
 from runyard.ownership import per_user_name
-from runyard.runs import run as run_module
+from runyard.runs import record as record_module
 from runyard.runs.journal import Journal
 from runyard.runs.run import Run
 from tests.support.settings import ROOT
@@ -220,7 +220,7 @@ def test_one_process_at_a_time_writes_a_run_and_its_death_frees_it(create: Calla
 def test_a_submission_is_noted_whole_or_not_at_all(create: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     run = create()
     run.add_job({"id": "1"})
-    monkeypatch.setattr(run_module, "write_atomic", full)
+    monkeypatch.setattr(record_module, "write_atomic", full)
     with pytest.raises(UserError, match="No space left on device; fix that, then continue with: runyard resume"):
         run.add_job({"id": "2"})
     assert Run.open(run.path).record["jobs"] == [{"id": "1"}]

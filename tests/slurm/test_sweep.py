@@ -12,7 +12,7 @@ import time
 import pytest
 
 from runyard.cluster.search.study import runs_by_trial
-from runyard.runs.summary import read_run_summary
+from runyard.runs.summary import RunSummary
 from tests.support.settings import ROOT
 from tests.support.slurm_runs import Runs
 
@@ -39,10 +39,10 @@ def test_a_search_whose_command_was_killed_goes_on_with_its_array_and_runs_no_tr
     trials = json.loads(done.stdout)["trials"]
     assert [trial["state"] for trial in trials] == ["complete"] * 3, trials
     paths = runs_by_trial("search", runs.folder)
-    jobs = [[job["id"] for job in read_run_summary(paths[n]).record["jobs"]] for n in range(3)]
+    jobs = [[job["id"] for job in RunSummary(paths[n]).record["jobs"]] for n in range(3)]
     array = jobs[0][0].partition("_")[0]
     assert jobs[:2] == [[f"{array}_0"], [f"{array}_1"]], "one array, adopted and not submitted again"
-    assert [len(read_run_summary(paths[n]).starts) for n in range(3)] == [1, 1, 1]
+    assert [len(RunSummary(paths[n]).starts) for n in range(3)] == [1, 1, 1]
 
 
 def until_there(runs: Runs, count: int) -> None:
@@ -50,7 +50,7 @@ def until_there(runs: Runs, count: int) -> None:
 
     def there() -> bool:
         found = runs_by_trial("search", runs.folder)
-        return len(found) == count and all(read_run_summary(path).record["jobs"] for path in found.values())
+        return len(found) == count and all(RunSummary(path).record["jobs"] for path in found.values())
 
     deadline = time.monotonic() + DRIVE_S
     while not there():

@@ -67,7 +67,7 @@ def test_a_run_is_seen_and_followed_over_a_requeue_and_cancelled_for_good(runs: 
 
     done = runs.command("cancel", "--json", str(run.path))
     ended = json.loads(done.stdout)
-    assert (done.returncode, ended["state"], ended["forced"]) == (0, "stopped", False), said(run)
+    assert (done.returncode, ended["state"], ended["forced"]) == (0, "interrupted", False), said(run)
     assert ended["step"] == saved_step(run) == rows(run, "checkpoint")[-1]["step"] > 0
     out, err = follower.communicate(timeout=PATIENCE_S)
     assert follower.returncode == 130
@@ -107,4 +107,4 @@ def test_a_run_that_is_starting_is_cancelled_too(runs: Runs, status: Any) -> Non
     time.sleep(10)  # longer than a requeued job waits here
     assert runs.queue() == []
     assert restarts(runs, job(run))[0] in ("FAILED", "CANCELLED")
-    assert status(run)["state"] == "stopped"
+    assert status(run)["state"] == "interrupted"

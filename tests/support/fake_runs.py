@@ -20,7 +20,8 @@ from runyard.config.schema import Config
 from runyard.data import manifest
 from runyard.runs.history import RunHistory
 from runyard.runs.journal import Journal
-from runyard.runs.run import RUN_FORMAT, Run
+from runyard.runs.record import RUN_FORMAT
+from runyard.runs.run import Run
 
 DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 STEPS = 390  # an epoch

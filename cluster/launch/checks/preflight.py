@@ -19,8 +19,9 @@ from runyard.data import manifest
 from runyard.data.verified import check_content, files_read
 from runyard.errors import UserError
 from runyard.runs import saved_checkpoints
+from runyard.runs.record import blank_record
 from runyard.runs.run import Run, sweeps_dir
-from runyard.runs.summary import read_run_summary
+from runyard.runs.summary import RunSummary
 from runyard.slurm_client import RETRY_TIMEOUT_S, QueryError
 
 MIN_FREE_MB = 500
@@ -127,7 +128,7 @@ def planned_job(configs: list[Config], after: str | None = None) -> SbatchJob:
     """Return the job of runs that do not exist yet, as it will be, except that the names are RUN or SWEEP."""
     runs_dir, several = Path(configs[0].runs_dir).absolute(), len(configs) > 1
     names = [f"RUN{number}" for number in range(len(configs))] if several else ["RUN"]
-    runs = [Run(runs_dir / name, c, {"id": name, "jobs": []}) for name, c in zip(names, configs, strict=True)]
+    runs = [Run(runs_dir / name, c, blank_record(name)) for name, c in zip(names, configs, strict=True)]
     folder = sweeps_dir(runs_dir) / "SWEEP" if several else runs[0].path / "slurm"
     return SbatchJob("SWEEP" if several else "RUN", folder, runs, after, token="TOKEN")
 
@@ -151,7 +152,7 @@ def require_resumable(run: Run) -> None:
             f"runyard cancel {run.cli_reference}"
         )
     on_slurm = run.config.cluster.launcher == "slurm"
-    status = run_status(read_run_summary(run.path), wait_s=RETRY_TIMEOUT_S if on_slurm else 0, holds_locks=True)
+    status = run_status(RunSummary(run.path), wait_s=RETRY_TIMEOUT_S if on_slurm else 0, holds_locks=True)
     if status.error and on_slurm:
         raise UserError(f"run {run.id}: {status.message}; nothing was submitted, since it may have a job already")
     if status.active:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import typing
-from pathlib import Path
 
 from runyard.cli.commands import COMMANDS
 from runyard.cli.parser import positionals
 from runyard.config import schema
 from runyard.config.compose import config_groups, network_settings
+from runyard.runs.store import run_dirs
 
 BASH = """_runyard() {
   local IFS=$'\\n' cur line=${COMP_LINE:0:COMP_POINT}
@@ -66,4 +66,4 @@ def _values(name: str) -> list[str]:
 
 
 def _run_ids() -> list[str]:
-    return sorted((p.parent.name for p in Path("runs").glob("[!.]*/run.json")), reverse=True)[:50]
+    return [path.name for path in reversed(run_dirs("runs"))][:50]

@@ -1,4 +1,5 @@
 """A run's directory: its files, who may write them, and how they are read. Nothing here imports torch.
 
-Read ``run`` first (the directory and its identity), then ``journal`` (what happened) and ``lease`` (who may write).
+Read ``record`` (what a run is), ``journal`` and ``events`` (what happened) and ``state`` (what that comes to) first;
+``run`` makes and changes a run, ``store`` finds it, ``lease`` says who may write it.
 """

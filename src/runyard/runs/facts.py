@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from runyard.files import read_within
 from runyard.runs import journal
-from runyard.runs.journal import Row
+from runyard.runs.events import Row, WarningEvent, finite_or_none, parse_event
 from runyard.runs.run import Run
+from runyard.runs.state import JournalState, RunState, state_on_disk
+from runyard.runs.summary import read_progress
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class ReportData:
         epochs: The ``epoch`` rows, one per epoch, in rising order.
         start_rows: The ``start`` rows in order; all but the first are restarts.
         stop_rows: For each start the ``stop`` row that ended it, or None if the process ended without writing one.
+        state, message: As far as the directory shows them (``state_on_disk``).
         final_row: The last ``final`` row, or an empty one.
         warnings: The run's warnings in order, each once.
         broken: Number of journal lines that could not be read.
@@ -34,6 +35,8 @@ class ReportData:
     epochs: list[Row]
     start_rows: list[Row]
     stop_rows: list[Row | None]
+    state: RunState
+    message: str
     final_row: Row
     warnings: list[str]
     broken: int
@@ -55,20 +58,20 @@ class ReportData:
 
     @property
     def status(self) -> tuple[str, str]:
-        """One word, and a sentence that says what it means for the numbers ("" if the run is finished)."""
-        last = self.stop_rows[-1] if self.stop_rows else None
-        reason = str(last.get("reason")) if last else ""
+        """The state, and a sentence that says what it means for the numbers ("" if the run is finished)."""
+        if self.state is RunState.WAITING and not self.start_rows:
+            return self.state, "This run has not started: its journal has no start row."
         done = f"{self.epochs[-1]['epoch'] if self.epochs else 0} of {self.run.config.epochs} epochs"
-        message = str(last.get("message") or "") if last else ""
-        if self.final_row and reason in ("", "finished"):
-            return "finished", ""
-        if reason == "failed":
-            return reason, f"This run failed after {done}" + (f": {message}" if message else ".")
-        if reason == "interrupted":
-            return reason, f"This run was interrupted after {done}; a resume continues from its last checkpoint."
-        if not self.start_rows:
-            return "not started", "This run has not started: its journal has no start row."
-        return "unfinished", f"This run is not finished: {done} so far. It is still running, or it was killed."
+        message = f": {self.message}" if self.message else "."
+        sentences = {
+            RunState.FINISHED: "",
+            RunState.FAILED: f"This run failed after {done}{message}",
+            RunState.INTERRUPTED: f"This run was interrupted after {done}; "
+            "a resume continues from its last checkpoint.",
+            RunState.WAITING: f"This run is waiting, after {done}{message}",
+            RunState.RUNNING: f"This run is not finished: {done} so far. It is still running, or it was killed.",
+        }
+        return self.state, sentences.get(self.state, f"This run is not finished: {done} so far{message}")
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Return the epochs in which a metric was measured, and its values there."""
@@ -98,34 +101,25 @@ class ReportData:
         return [step / per_epoch for step in steps if step is not None and per_epoch]
 
 
-def finite_or_none(row: Row, key: str) -> float | None:
-    """Return the finite number under ``key``, or None."""
-    value = row.get(key)
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return value
-    return None
-
-
 def load_report_data(run: Run) -> ReportData:
     """Read the history of a run. Missing and damaged parts are left out and raise no error."""
-    rows, broken = journal.read_journal(run.path / "metrics.jsonl")
-    start_rows: list[Row] = []
-    stop_rows: list[Row | None] = []
-    for row in rows:
-        if row["event"] == "start":
-            start_rows.append(row)
-            stop_rows.append(None)
-        elif row["event"] == "stop" and stop_rows and (stop_rows[-1] or {}).get("reason") != "finished":
-            stop_rows[-1] = row  # a failure after training has finished does not make the run unfinished
-    final = next((row for row in reversed(rows) if row["event"] == "final"), {})
+    rows, broken = journal.read_journal(run.journal_path)
+    events = [parse_event(row) for row in rows]
+    status = JournalState.of(events)
+    last_sign = max((event.t for event in events if event.t == event.t), default=0.0)
+    last_sign = max(last_sign, read_progress(run.path).get("t", 0.0))
+    state, message = state_on_disk(status, pruned=run.record.get("pruned") is True, last_sign=last_sign)
+    start_rows = [start.row for start in status.starts]
+    stop_rows = [None if stop is None else stop.row for stop in status.stops]
+    final = status.final.row if status.final is not None else {}
     confusion = _matrix(final.get("confusion"))
     classes = _classes(run, final, confusion)
     epochs = [row for row in journal.epochs(rows) if row["epoch"] >= 1]
-    warnings = list(dict.fromkeys(str(row.get("message")) for row in rows if row["event"] == "warning"))
-    return ReportData(run, epochs, start_rows, stop_rows, final, warnings, broken, classes, confusion)
+    warnings = list(dict.fromkeys(event.message for event in events if isinstance(event, WarningEvent)))
+    return ReportData(run, epochs, start_rows, stop_rows, state, message, final, warnings, broken, classes, confusion)
 
 
-def _matrix(cells: Any) -> np.ndarray | None:
+def _matrix(cells: object) -> np.ndarray | None:
     try:
         matrix = np.array(cells)
     except ValueError:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from runyard.files import open_within
-from runyard.runs.journal import Row
+from runyard.runs.events import Row
+from runyard.runs.state import RunState
 
 FlatSettings = dict[str, Any]
 FLOAT_MAX = sys.float_info.max  # a larger integer cannot be converted to a float
@@ -82,8 +83,7 @@ class RunHistory:
         tags: The run's tags at W&B.
         sweep: Id of the sweep that the run belongs to, or None.
         created: Unix seconds.
-        state: "finished", "failed", "interrupted" (saved, may be resumed), "waiting" (back in the queue), "running",
-            "silent" (unfinished, no sign of life for ten minutes), "pruned" (its search stopped it) or "not started".
+        state: As far as the directory shows it without asking SLURM (``state_on_disk``).
         message: The reason for the state if there is one: of a failure, or the time of the last sign of life.
         epochs: The number of epochs in the configuration.
         series: float64 [epochs measured] by the journal's names, rising by ``series["epoch"]``, NaN where not
@@ -113,7 +113,7 @@ class RunHistory:
     tags: tuple[str, ...]
     sweep: str | None
     created: float
-    state: str
+    state: RunState
     message: str
     series: dict[str, np.ndarray]
     starts: tuple[Start, ...]
@@ -233,7 +233,8 @@ class RunHistory:
         return int(np.nanargmax(scores)) if np.isfinite(scores).any() else None
 
 
-def finite_or_nan(value: Any) -> float:
+def finite_or_nan(value: object) -> float:
     """Return the value if it is a finite number, else NaN."""
-    is_finite = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= FLOAT_MAX
-    return float(value) if is_finite else float("nan")
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= FLOAT_MAX:
+        return float(value)
+    return float("nan")

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from runyard.config.fields import config_to_dict
 from runyard.config.schema import SETTINGS, Config, kind_of
 
+Change = tuple[object, object]  # the two values of a setting
+
 
 def is_changeable(name: str) -> bool:
     """Return whether `resume` takes another value of the setting: the run learns the same with it."""
@@ -40,9 +42,9 @@ def _flat(values: Mapping[str, object], path: str = "") -> Iterator[tuple[str, o
 
 def changed_settings(
     one: Mapping[str, object], other: Mapping[str, object], path: str = ""
-) -> dict[str, tuple[object, object]]:
+) -> dict[str, Change]:
     """Return the settings that differ, by dotted name, with both values; None for a side that does not have it."""
-    changed: dict[str, tuple[object, object]] = {}
+    changed: dict[str, Change] = {}
     for name in dict.fromkeys([*one, *other]):
         a, b = one.get(name), other.get(name)
         if isinstance(a, Mapping) and isinstance(b, Mapping):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,15 @@ import yaml
 from runyard.errors import UserError
 from runyard.files import read_within
 from runyard.runs import journal
+from runyard.runs.events import Event, RequeueEvent, Row, StartEvent, StopEvent, parse_event
 from runyard.runs.history import FlatSettings, RunHistory, Start, finite_or_nan
 from runyard.runs.identity import separates_runs
-from runyard.runs.journal import Row
-from runyard.runs.run import is_plain_name
+from runyard.runs.journal import JournalReader, decode_line
+from runyard.runs.record import read_record
+from runyard.runs.state import JournalState, state_on_disk
+from runyard.runs.summary import read_progress
 
 MAX_COUNT = 2**53  # more than any valid epoch, step or rank; larger integers are not exact as floats
-ACTIVE_WITHIN_S = 600.0  # an unfinished run that wrote something within this time counts as running
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if libyaml is installed
 
 
@@ -42,28 +43,26 @@ def load_history(directory: Path) -> RunHistory:
     config, config_sha256 = _config(directory / "config.yaml")
     settings = flatten(config)
     try:
-        rows, damaged_count = journal.read_journal(directory / "metrics.jsonl")
-        broken_lines, last_line_truncated = _broken(directory / "metrics.jsonl") if damaged_count else ((), False)
+        events, broken_lines, last_line_truncated = _read(directory / "metrics.jsonl")
     except OSError as error:
         raise UserError(f"{directory}/metrics.jsonl: cannot read it ({error.strerror})") from None
-    segments = _split_by_start(rows)
-    progress_t = _last_progress_time(directory)
+    status = JournalState.of(events)
+    segments = _split_by_start(events)
+    progress_t = read_progress(directory).get("t", 0.0)
     starts = tuple(_start(s, progress_t if s is segments[-1] else 0.0) for s in segments[1:])
-    state, message = _state(segments[-1], starts)
-    if record.get("pruned") is True and state in ("interrupted", "silent"):
-        state, message = "pruned", "its search stopped it: below the median of the others"
-    final = next((row for row in reversed(rows) if row["event"] == "final"), {})
-    counts = [
-        c
-        for c in (final.get("parameters"), *(r.get("parameters") for r in rows if r["event"] == "start"))
-        if isinstance(c, int)
-    ]
+    state, message = state_on_disk(
+        status, pruned=record.get("pruned") is True, last_sign=starts[-1].end_time if starts else 0.0
+    )
+    final = status.final.row if status.final is not None else {}
+    counts = [final.get("parameters"), *(start.parameters for start in status.starts)]
+    parameters = next((count for count in counts if isinstance(count, int)), None)
     data, data_sha256, test_sha256 = _data(directory / "data.json")
     classes = final.get("classes") or data.get("classes")
     tags = settings.get("tracking.tags")
+    rows = journal.epochs(event.row for event in events)
     return RunHistory(
-        id=str(record.get("id", directory.name)),
-        name=str(settings.get("name", record.get("name", ""))),
+        id=record["id"],
+        name=str(settings.get("name", record["name"])),
         directory=directory,
         settings=settings,
         settings_sha256=_sha256(
@@ -72,14 +71,14 @@ def load_history(directory: Path) -> RunHistory:
         edited=record.get("config_sha256") not in (None, config_sha256),
         code_sha256=str(record.get("code_sha256", "")),
         tags=tuple(map(str, tags)) if isinstance(tags, list) else (),
-        sweep=record["sweep"] if isinstance(record.get("sweep"), str) else None,
-        created=finite_or_nan(record.get("created")),
+        sweep=record["sweep"],
+        created=record["created"],
         state=state,
         message=message,
-        series=_series([row for row in journal.epochs(rows) if 1 <= row["epoch"] <= MAX_COUNT], starts),
+        series=_series([row for row in rows if 1 <= row["epoch"] <= MAX_COUNT], starts),
         starts=starts,
         final=final,
-        parameters=counts[0] if counts else None,
+        parameters=parameters,
         broken_lines=broken_lines,
         last_line_truncated=last_line_truncated,
         data_name=str(settings.get("data.name", data.get("name", ""))),
@@ -89,7 +88,7 @@ def load_history(directory: Path) -> RunHistory:
     )
 
 
-def flatten(values: Mapping[str, Any], path: str = "") -> FlatSettings:
+def flatten(values: Mapping[str, object], path: str = "") -> FlatSettings:
     """Return nested settings by dotted name."""
     flat: FlatSettings = {}
     for key, value in values.items():
@@ -100,28 +99,7 @@ def flatten(values: Mapping[str, Any], path: str = "") -> FlatSettings:
     return flat
 
 
-def read_record(directory: Path) -> dict[str, Any]:
-    """Read ``run.json``.
-
-    Raises:
-        UserError: missing or damaged.
-    """
-    try:
-        record = json.loads(read_within(directory, "run.json"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{directory}: no run directory (it lacks run.json)") from None
-    except OSError as error:
-        raise UserError(f"{directory}/run.json: cannot read it ({error.strerror})") from None
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        raise UserError(f"{directory}/run.json: damaged (no JSON object)")
-    if not is_plain_name(run_id := str(record.get("id", directory.name))):
-        raise UserError(f"{directory}/run.json: damaged (id {run_id!r}: no plain name)")
-    return record
-
-
-def _config(path: Path) -> tuple[dict[str, Any], str]:
+def _config(path: Path) -> tuple[dict[str, object], str]:
     """Return the configuration and the file's sha256."""
     try:
         content = read_within(path.parent, path.name)
@@ -135,49 +113,39 @@ def _config(path: Path) -> tuple[dict[str, Any], str]:
     return values, hashlib.sha256(content).hexdigest()
 
 
-def _broken(path: Path) -> tuple[tuple[int, ...], bool]:
-    """Return the numbers of the lines without an event, and whether the last line is one of them and has no end."""
-    lines = read_within(path.parent, path.name, max_bytes=journal.MAX_JOURNAL_BYTES).split(b"\n")
-    damaged = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line.strip() else {"event": ""}
-        except (ValueError, RecursionError):
-            row = None
-        if not (isinstance(row, dict) and isinstance(row.get("event"), str)):
+def _read(path: Path) -> tuple[list[Event], tuple[int, ...], bool]:
+    """Return the events, the numbers of the lines without one, and whether the last line is one of them with no end."""
+    events: list[Event] = []
+    damaged: list[int] = []
+    truncated = False
+    for number, line in enumerate(JournalReader(path).new_lines(whole=True), 1):
+        if (row := decode_line(line)) is not None:
+            events.append(parse_event(row))
+        elif not line.isspace():
             damaged.append(number)
-    return tuple(damaged), damaged[-1:] == [len(lines)]
+            truncated = not line.endswith(b"\n")
+    return events, tuple(damaged), truncated
 
 
-def _last_progress_time(directory: Path) -> float:
-    """Return when progress.json was last written, in unix seconds; 0 if it was not."""
-    try:
-        value = json.loads(read_within(directory, "progress.json"))
-    except (OSError, ValueError):
-        return 0.0
-    return np.nan_to_num(finite_or_nan(value.get("t"))) if isinstance(value, dict) else 0.0
-
-
-def _split_by_start(rows: Iterable[Row]) -> list[list[Row]]:
-    """Split the rows before each start. The first segment has the rows before any start, often none."""
-    segments: list[list[Row]] = [[]]
-    for row in rows:
-        if row["event"] == "start":
+def _split_by_start(events: Iterable[Event]) -> list[list[Event]]:
+    """Split the events before each start. The first segment has the events before any start, often none."""
+    segments: list[list[Event]] = [[]]
+    for event in events:
+        if isinstance(event, StartEvent):
             segments.append([])
-        segments[-1].append(row)
+        segments[-1].append(event)
     return segments
 
 
-def _start(segment: list[Row], progress_t: float) -> Start:
-    row = segment[0]
-    end_rows = [r for r in segment if r["event"] in ("stop", "requeue")]
-    times = [t for r in segment if (t := finite_or_nan(r.get("t"))) == t] or [progress_t]
-    last_time = times[-1]
-    stop_time = finite_or_nan(next((r for r in end_rows if r["event"] == "stop"), {}).get("t"))
-    cause = next((r.get("cause") for r in end_rows if r["event"] == "requeue"), None)
+def _start(segment: list[Event], progress_t: float) -> Start:
+    row = segment[0].row
+    stops = [event for event in segment if isinstance(event, StopEvent)]
+    requeue = next((event for event in segment if isinstance(event, RequeueEvent)), None)
+    times = [event.t for event in segment if event.t == event.t] or [progress_t]
+    last_time = times[-1] if stops or requeue else max(times[-1], progress_t)
     return Start(
         start_time=times[0],
-        end_time=stop_time if stop_time == stop_time else last_time if end_rows else max(last_time, progress_t),
+        end_time=stops[0].t if stops and stops[0].t == stops[0].t else last_time,
         step=_count(row, "step", 0),
         epoch=_count(row, "epoch", 0),
         ranks=_count(row, "world_size", 1),
@@ -186,38 +154,13 @@ def _start(segment: list[Row], progress_t: float) -> Start:
         device_name=str(row.get("device_name") or row.get("device") or ""),
         threads=_count(row, "threads", 1),
         hostname=str(row.get("hostname") or ""),
-        end_cause=str(cause or (end_rows[-1].get("reason") or "failed" if end_rows else "")),
+        end_cause=requeue.cause if requeue and requeue.cause else stops[-1].reason if stops else "",
     )
 
 
 def _count(row: Row, key: str, minimum: int) -> int:
     value = row.get(key)
     return max(value, minimum) if isinstance(value, int) and value <= MAX_COUNT else minimum
-
-
-def _state(segment: list[Row], starts: tuple[Start, ...]) -> tuple[str, str]:
-    """Return the run's state by the rows since its last start, and the reason for it."""
-    end_rows = [row for row in segment if row["event"] in ("stop", "requeue")]
-    final = any(row["event"] == "final" for row in segment)
-    if any(row.get("reason") == "finished" for row in end_rows) or (final and not end_rows):
-        return "finished", ""  # a failure after training has finished does not make the run unfinished
-    if end_rows and end_rows[-1]["event"] == "requeue":
-        return "waiting", str(end_rows[-1].get("cause") or "")
-    if end_rows:
-        state = "interrupted" if end_rows[-1].get("reason") == "interrupted" else "failed"
-        return state, str(end_rows[-1].get("message") or "")
-    if not starts:
-        return "not started", ""
-    if time.time() - starts[-1].end_time < ACTIVE_WITHIN_S:
-        return "running", ""
-    return "silent", f"no sign of life since {_date(starts[-1].end_time)}"
-
-
-def _date(t: float) -> str:
-    try:
-        return time.strftime("%Y-%m-%d %H:%M", time.localtime(t))
-    except (ValueError, OverflowError, OSError):  # not a valid date
-        return f"{t:g} s"
 
 
 def _series(epochs: list[Row], starts: tuple[Start, ...]) -> dict[str, np.ndarray]:
@@ -236,7 +179,7 @@ def _series(epochs: list[Row], starts: tuple[Start, ...]) -> dict[str, np.ndarra
     return measured
 
 
-def _column(values: list[Any]) -> np.ndarray:
+def _column(values: list[object]) -> np.ndarray:
     plain = set(map(type, values)) <= {int, float, type(None)}
     try:
         column = np.array(
@@ -269,5 +212,5 @@ def _content_hashes(content: bytes) -> tuple[dict[str, Any], str | None, str | N
     return data, _sha256(contents), _sha256(test_set)
 
 
-def _sha256(values: Any) -> str:
+def _sha256(values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()

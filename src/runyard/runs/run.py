@@ -8,31 +8,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
-import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
 import yaml
 
 from runyard.config import schema
 from runyard.config.schema import Config
 from runyard.errors import UserError
-from runyard.file_lock import exclusive_lock
 from runyard.files import file_fix, read_within, sha256, write_atomic
 from runyard.ownership import per_user_name, private_folder, require_owner, set_umask
 from runyard.runs import journal
+from runyard.runs.events import parse_event
 from runyard.runs.lease import Lease, lease_holder, successor_text
+from runyard.runs.record import RUN_FORMAT, RUN_HINT, JobRecord, RunRecord, WandbAssignment, editing_record, read_record
 from runyard.runs.snapshot import CODE_STORE, take_snapshot
+from runyard.runs.state import JournalState, RunState
+from runyard.runs.store import find_run_dir
 
-RUN_FORMAT = "runyard-run-1"
-RECORD_LOCK = ".record-lock"
-RUN_HINT = "restore it, or start another run with `runyard submit`"
-JOB_TYPES: dict[str, type | tuple[type, ...]] = {"launcher": str, "logs": str, "submitted": (int, float), "nodes": int}
 UNWRITABLE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -46,7 +42,7 @@ class Run:
             the overrides it was created with, its jobs, and a ``submission`` that has no job yet.
     """
 
-    def __init__(self, path: Path, config: Config, record: dict[str, Any]) -> None:
+    def __init__(self, path: Path, config: Config, record: RunRecord) -> None:
         self.path, self.config, self.record = path, config, record
 
     @property
@@ -81,8 +77,9 @@ class Run:
     def is_finished(self) -> bool:
         """Whether its journal says that it finished, for as many epochs as the configuration has."""
         rows, _ = journal.read_journal(self.journal_path)
-        finished = any(row["event"] == "stop" and row.get("reason") == "finished" for row in rows)
-        return finished and [row["epoch"] for row in journal.epochs(rows)][-1:] == [self.config.epochs]
+        status = JournalState.of(map(parse_event, rows))
+        last_epochs = [row["epoch"] for row in journal.epochs(rows)][-1:]
+        return status.state is RunState.FINISHED and status.stop is not None and last_epochs == [self.config.epochs]
 
     @property
     def config_edited(self) -> bool:
@@ -97,7 +94,7 @@ class Run:
         overrides: list[str],
         sweep: str | None = None,
         trial: int | None = None,
-        wandb: dict[str, Any] | None = None,
+        wandb: WandbAssignment | None = None,
     ) -> Run:
         """Create a run in a new directory under ``config.runs_dir``, which is complete before it gets its name.
 
@@ -120,7 +117,7 @@ class Run:
             try:
                 code_hash = take_snapshot(runs_dir / CODE_STORE, group_reads=group_reads)
                 write_atomic(tmp_dir / "config.yaml", yaml.safe_dump(schema.config_to_dict(config), sort_keys=False))
-                record = {
+                record: RunRecord = {
                     "format": RUN_FORMAT,
                     "id": run_id,
                     "name": config.name,
@@ -129,10 +126,12 @@ class Run:
                     "config_sha256": sha256(tmp_dir / "config.yaml"),
                     "overrides": overrides,
                     "sweep": sweep,
-                    **({} if trial is None else {"trial": trial}),
-                    **({} if wandb is None else {"wandb": wandb}),
                     "jobs": [],
                 }
+                if trial is not None:
+                    record["trial"] = trial
+                if wandb is not None:
+                    record["wandb"] = wandb
                 (tmp_dir / "checkpoints").mkdir()
                 (tmp_dir / "slurm").mkdir()
                 (tmp_dir / "code").symlink_to(Path("..") / CODE_STORE / code_hash[:16])
@@ -156,13 +155,8 @@ class Run:
             UserError: it is not a run directory, or its files are damaged.
         """
         path = Path(path).absolute()
-        record = _read_record(path)
-        values = _read_mapping(path / "config.yaml", yaml.safe_load)
-        try:
-            config = schema.config_from_dict(values)
-        except UserError as error:
-            raise UserError(f"{path}/config.yaml: {error}", RUN_HINT) from None
-        return cls(path, config, record)
+        record = read_record(path)
+        return cls(path, _read_config(path / "config.yaml"), record)
 
     @classmethod
     def find(cls, reference: str, runs_dir: Path | str = "runs") -> Run:
@@ -171,35 +165,7 @@ class Run:
         Raises:
             UserError: no run or several runs match, or the run is damaged.
         """
-        return cls.open(cls.find_path(reference, runs_dir))
-
-    @staticmethod
-    def find_path(reference: str, runs_dir: Path | str = "runs") -> Path:
-        """Return the directory of the run that ``reference`` names, without opening it.
-
-        Raises:
-            UserError: no run or several runs match.
-        """
-        if os.path.exists(os.path.join(reference, "run.json")) or "/" in reference:
-            return Path(reference)
-        if not reference:
-            raise UserError("RUN is empty: give an id, its beginning, @last, or a path")
-        folder = Path(runs_dir)
-        ids = sorted(p.parent.name for p in folder.glob("[!.]*/run.json"))
-        matches = (
-            ids[-1:]
-            if reference == "@last"
-            else [i for i in ids if i == reference] or [i for i in ids if i.startswith(reference)]
-        )
-        if not matches:
-            newest = f"the newest there is {ids[-1]}" if ids else "there are none there yet"
-            raise UserError(f"no run {reference} in {folder}: {newest}; give an id, its beginning, @last, or a path")
-        if len(matches) > 1:
-            raise UserError(
-                f"{reference} matches {len(matches)} runs in {folder}, {matches[0]} and {matches[1]} among them: "
-                "give more of the id"
-            )
-        return folder / matches[0]
+        return cls.open(find_run_dir(reference, runs_dir))
 
     def reload(self) -> None:
         """Reload configuration and record from disk.
@@ -211,13 +177,13 @@ class Run:
         self.config, self.record = reloaded.config, reloaded.record
 
     @contextlib.contextmanager
-    def editing_record(self) -> Iterator[dict[str, Any]]:
+    def editing_record(self) -> Iterator[RunRecord]:
         """Yield ``run.json`` as it is on disk; changes are written at the end of the block (``editing_record``)."""
         with self.reporting_write_errors(), editing_record(self.path) as record:
             yield record
         self.record = record
 
-    def add_job(self, job: dict[str, Any]) -> None:
+    def add_job(self, job: JobRecord) -> None:
         """Add a job to ``run.json``. Only submitting commands write that file; jobs write the journal."""
         with self.editing_record() as record:
             record["jobs"].append(job)
@@ -305,22 +271,6 @@ class Run:
         return successor_text(self.path)
 
 
-@contextlib.contextmanager
-def editing_record(run: Path) -> Iterator[dict[str, Any]]:
-    """Yield the record of the run in this directory as it is on disk, and write it at the end of the block.
-
-    A lock keeps other processes from changing it meanwhile, if the file system has locks.
-
-    Raises:
-        UserError: the record is damaged.
-        OSError: it cannot be written.
-    """
-    with exclusive_lock(run / RECORD_LOCK):
-        record = _read_record(run)
-        yield record
-        write_atomic(run / "run.json", json.dumps(record, indent=1))
-
-
 def sweeps_dir(runs_dir: Path | str) -> Path:
     """Return where this user's sweeps keep files that all of their runs share, such as what the jobs unpickle."""
     return Path(runs_dir).absolute() / per_user_name(".sweeps")
@@ -331,73 +281,17 @@ def new_id(name: str) -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{secrets.token_hex(2)}"
 
 
-def is_plain_name(name: str) -> bool:
-    """Return whether ``name`` is one plain path component, not hidden: a run's files go wherever its id says."""
-    return name == Path(name).name != "" and not name.startswith(".") and name.isprintable()
-
-
-def check_record(record: dict[str, Any]) -> None:
-    """Verify that the id in ``run.json`` names a directory, and that its jobs have valid ids and fields.
-
-    Raises:
-        ValueError: the message says what is wrong.
-    """
-    if not isinstance(record.get("id"), str) or not isinstance(record.get("jobs"), list):
-        raise ValueError("id or jobs")
-    if not is_plain_name(record["id"]):
-        raise ValueError(f"id {record['id']!r}: no plain name")
-    pending_submission = record.get("submission", {"token": "0", "submitted": 0})
-    if (
-        not isinstance(pending_submission, dict)
-        or not re.fullmatch("[0-9a-f]+", str(pending_submission.get("token")))
-        or ("submitted" not in pending_submission)
-    ):
-        raise ValueError(f"submission: {pending_submission!r}")
-    for job in [*record["jobs"], pending_submission | {"id": "0"}]:
-        if not isinstance(job, dict) or not isinstance(job.get("id"), str):
-            raise ValueError(f"jobs: {job!r}: no mapping with an id")
-        for key in job.keys() & JOB_TYPES.keys():
-            if not isinstance(job[key], JOB_TYPES[key]):
-                raise ValueError(f"jobs: {job['id']}: {key}={job[key]!r}")
-        if not _is_log_dir(job.get("logs", "slurm")):
-            raise ValueError(f"jobs: {job['id']}: logs={job['logs']!r}: neither in the run nor beside it")
-        if not re.fullmatch(r"[0-9]+(_[0-9]+)?", job["id"]):  # SLURM's number, or a local process id
-            raise ValueError(f"jobs: {job['id']!r} is no job id")
-
-
-def _is_log_dir(folder: str) -> bool:
-    """Return whether it is a folder in the run's directory, or in the folder of runs, which has those of sweeps."""
-    parts = PurePosixPath(folder).parts
-    inside = parts[1:] if parts[:1] == ("..",) else parts
-    return bool(inside) and all(is_plain_name(part.removeprefix(".")) for part in inside)
-
-
-def _read_record(run: Path) -> dict[str, Any]:
-    record = _read_mapping(run / "run.json", json.loads)
-    if record.get("format") != RUN_FORMAT:
-        raise UserError(
-            f"{run}/run.json: format {record.get('format')!r}, expected {RUN_FORMAT!r}: not of this version"
-        )
-    record.setdefault("jobs", [])
+def _read_config(file: Path) -> Config:
     try:
-        check_record(record)
-    except ValueError as error:
-        raise UserError(f"{run}/run.json: damaged ({error}); {RUN_HINT}") from None
-    return record
-
-
-def _read_mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-    try:
-        values = parse(read_within(file.parent, file.name).decode())
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{file.parent}: no run directory (it lacks {file.name}); give an id, @last or a path; "
-            "`runyard submit` creates one"
-        ) from None
+        values = yaml.safe_load(read_within(file.parent, file.name).decode())
+        if not isinstance(values, dict):
+            raise ValueError("no mapping of names to values")
+        return schema.config_from_dict(values)
+    except FileNotFoundError:
+        raise UserError(f"{file.parent}: no run directory (it lacks {file.name}); {RUN_HINT}") from None
     except OSError as error:
-        raise UserError(f"{file}: cannot read it ({error.strerror}); {file_fix(error)}") from None
+        raise UserError(f"{file}: cannot read it ({error.strerror})", file_fix(error)) from None
+    except UserError as error:
+        raise UserError(f"{file}: {error}", RUN_HINT) from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{file}: damaged ({(str(error).splitlines() or ['?'])[0]}); {RUN_HINT}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: damaged (no mapping of names to values); {RUN_HINT}")
-    return values

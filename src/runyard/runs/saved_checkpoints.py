@@ -14,7 +14,8 @@ from typing import Any
 
 from runyard.errors import UserError
 from runyard.files import open_regular, read_regular, sha256
-from runyard.runs import journal
+from runyard.runs.events import CheckpointEvent
+from runyard.runs.journal import read_events
 from runyard.runs.run import Run
 
 OLD_PREFIX = ".old-"
@@ -35,7 +36,7 @@ class Checkpoint:
     path: Path
     step: int
     score: float | None
-    settings: dict[str, Any] | None = None
+    settings: dict[str, object] | None = None
 
     def load(self) -> State:
         """Load the state onto the CPU. No code in the file is run.
@@ -72,7 +73,9 @@ class CheckpointSelection:
         return f"{'; '.join(self.skipped)}: {fallback} instead"
 
 
-def select_checkpoint(run: Run, accept: Callable[[Checkpoint], Any] = lambda checkpoint: None) -> CheckpointSelection:
+def select_checkpoint(
+    run: Run, accept: Callable[[Checkpoint], object] = lambda checkpoint: None
+) -> CheckpointSelection:
     """Select the newest valid checkpoint for which ``accept`` does not raise ``InvalidCheckpoint``.
 
     Raises:
@@ -102,8 +105,8 @@ def select_checkpoint(run: Run, accept: Callable[[Checkpoint], Any] = lambda che
 def _journaled_checkpoints(run: Run) -> list[str]:
     """Return the names of the checkpoints saved since the run last began at step 0, in the order of saving."""
     since_time = run.record.get("from_scratch", 0.0)
-    rows, _ = journal.read_journal(run.journal_path)
-    return [str(row.get("name")) for row in rows if row["event"] == "checkpoint" and row.get("t", 0.0) > since_time]
+    saved = [event for event in read_events(run.journal_path) if isinstance(event, CheckpointEvent)]
+    return [event.name for event in saved if event.t > since_time]
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:

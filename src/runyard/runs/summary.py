@@ -6,38 +6,81 @@ import contextlib
 import json
 import os
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from runyard.errors import UserError
 from runyard.files import open_within, read_within
 from runyard.runs import journal, lease, saved_checkpoints
-from runyard.runs.journal import Row
+from runyard.runs.events import (
+    EpochEvent,
+    ExcludeEvent,
+    RequeueEvent,
+    StartEvent,
+    StopEvent,
+    finite_or_none,
+    parse_event,
+)
+from runyard.runs.journal import JournalReader, decode_line
 from runyard.runs.lease_holder import LeaseHolder
-from runyard.runs.run import RUN_FORMAT, RUN_HINT, check_record
+from runyard.runs.record import JOB_ID, JobRecord, read_record
+from runyard.runs.state import JournalState, RunState
 
 # How the most frequent lines of the journal begin: they are parsed only when they are needed.
 DEFERRED_EVENTS = {b'{"event": "epoch"': "epoch", b'{"event": "checkpoint"': "checkpoint"}
 LOG_TAIL_BYTES = 4096
 
 
-@dataclass
 class RunSummary:
-    """A run's record, journal and progress.
+    """A run's record, journal and progress. ``refresh`` reads what has changed since: of the journal what was appended.
 
     Attributes:
         path: The run's directory.
         record: ``run.json``.
-        rows: The journal's rows except those of epochs and checkpoints.
-        progress: ``progress.json``, or an empty one.
+        journal: What the journal says of the run's state.
+        exclusions: The nodes that were excluded.
+        requeues: The requeues that the batch script recorded.
+        progress: The numbers in ``progress.json``; empty if it is missing or damaged.
+
+    Raises:
+        UserError: there is no run in ``path``, ``run.json`` is damaged, or the journal exists and cannot be read.
     """
 
-    path: Path
-    record: dict[str, Any]
-    rows: list[Row] = field(default_factory=list)
-    progress: dict[str, Any] = field(default_factory=dict)
-    _lines: dict[str, list[bytes]] = field(default_factory=dict)
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.journal = JournalState()
+        self.exclusions: list[ExcludeEvent] = []
+        self.requeues: list[RequeueEvent] = []
+        self._reader = JournalReader(self.journal_path)
+        self._epoch_lines: list[bytes] = []
+        self._checkpoint_line = b""
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the run again. Raises as the constructor does."""
+        self.record = read_record(self.path)
+        try:
+            for line in self._reader.new_lines(whole=False):
+                self._take(line)
+        except OSError as error:
+            raise UserError(f"{self.journal_path}: cannot read it ({error.strerror})") from None
+        if self.journal.final is not None:
+            del self._epoch_lines[:-1]
+        self.progress = read_progress(self.path)
+
+    def _take(self, line: bytes) -> None:
+        kind = next((kind for begin, kind in DEFERRED_EVENTS.items() if line.startswith(begin)), None)
+        if kind == "epoch":
+            self._epoch_lines.append(line)
+        elif kind == "checkpoint":
+            self._checkpoint_line = line
+        elif (row := decode_line(line)) is not None:
+            event = parse_event(row)
+            self.journal.advance(event)
+            if isinstance(event, ExcludeEvent):
+                self.exclusions.append(event)
+            elif isinstance(event, RequeueEvent):
+                self.requeues.append(event)
 
     @property
     def id(self) -> str:
@@ -53,34 +96,28 @@ class RunSummary:
         return self.id if self.path == Path("runs", self.id).absolute() else str(self.path)
 
     @property
-    def starts(self) -> list[Row]:
-        return [row for row in self.rows if row["event"] == "start"]
+    def starts(self) -> list[StartEvent]:
+        return self.journal.starts
 
     @property
-    def last_event(self) -> Row:
-        """The newest row that changes the run's status (``start``, ``stop`` or ``requeue``), or an empty one."""
-        return next((row for row in reversed(self.rows) if row["event"] in ("start", "stop", "requeue")), {"event": ""})
-
-    @property
-    def job(self) -> dict[str, Any]:
+    def job(self) -> JobRecord:
         """The newest job: from the record, or from the journal if another command submitted it to SLURM.
 
         A SLURM job in which a local job was started does not count: there W&B's agent may run another run next.
         """
-        recorded: dict[str, Any] = self.record["jobs"][-1] if self.record["jobs"] else {}
-        start = next(iter(reversed(self.starts)), {})
-        has_slurm_id = re.fullmatch(r"[0-9]+(_[0-9]+)?", str(start.get("job_id")))
-        is_slurm_job = has_slurm_id and start.get("launcher") != "submitit, local"
-        if is_slurm_job and start["t"] > recorded.get("submitted", 0) and start["job_id"] != recorded.get("id"):
-            fields = {"launcher": "slurm", "submitted": start["t"], "nodes": start.get("nodes")}
-            return {"id": str(start["job_id"])} | fields
+        recorded: JobRecord = self.record["jobs"][-1] if self.record["jobs"] else {}
+        start = self.starts[-1] if self.starts else None
+        if start is None or start.job_id in (None, recorded.get("id")) or start.launcher == "submitit, local":
+            return recorded
+        if start.t > recorded.get("submitted", 0) and JOB_ID.fullmatch(str(start.job_id)):
+            job: JobRecord = {"id": str(start.job_id), "launcher": "slurm", "submitted": start.t}
+            return job if start.nodes is None else {**job, "nodes": start.nodes}
         return recorded
 
     @property
-    def pending_submission(self) -> dict[str, Any] | None:
+    def pending_submission(self) -> JobRecord | None:
         """A submission that was begun and has no job yet, by the record; else None."""
-        submission: dict[str, Any] | None = self.record.get("submission")
-        return submission
+        return self.record.get("submission")
 
     @property
     def slurm_jobs(self) -> list[str]:
@@ -94,25 +131,27 @@ class RunSummary:
         return self.job.get("launcher") == "slurm"
 
     @property
-    def end_recorded(self) -> bool:
-        """Whether the journal ends with a ``stop`` row, written after the newest job was submitted."""
-        return self.last_event["event"] == "stop" and self.last_event["t"] >= self.job.get("submitted", 0)
+    def recorded_end(self) -> StopEvent | None:
+        """The journal's last word, if it is a ``stop`` that was written after the newest job was submitted."""
+        last = self.journal.last
+        return last if isinstance(last, StopEvent) and last.t >= self.job.get("submitted", 0) else None
 
     @property
     def finished_for_good(self) -> bool:
         """Whether the run finished and nothing was submitted since: SLURM need not be asked."""
-        return self.end_recorded and self.last_event.get("reason") == "finished"
+        return self.recorded_end is not None and self.journal.state is RunState.FINISHED
 
     @property
-    def epochs(self) -> list[Row]:
-        """The ``epoch`` rows; of a run with a ``final`` row only the newest."""
-        return journal.epochs(_parsed(self._lines.get("epoch", [])))
+    def epochs(self) -> list[EpochEvent]:
+        """The epochs, each once; of a run with a final evaluation only the newest."""
+        rows = journal.epochs(row for line in self._epoch_lines if (row := decode_line(line)) is not None)
+        return [event for row in rows if isinstance(event := parse_event(row), EpochEvent)]
 
     @property
     def last_checkpoint_step(self) -> int | None:
         """Step of the newest saved checkpoint by the journal, or None."""
-        rows = _parsed(self._lines.get("checkpoint", []))
-        return int(rows[-1]["step"]) if rows else None
+        row = decode_line(self._checkpoint_line)
+        return None if row is None else getattr(parse_event(row), "step", None)
 
     @property
     def checkpoint_warning(self) -> str:
@@ -124,7 +163,7 @@ class RunSummary:
         )
         return f", but {problem}" if problem else ""
 
-    def logs(self, job: dict[str, Any], stream: str) -> dict[int, BinaryIO]:
+    def logs(self, job: JobRecord, stream: str) -> dict[int, BinaryIO]:
         """Open the logs of the tasks of a job of this run, by rank. ``stream`` is ``out`` or ``err``."""
         inside, folder = os.path.realpath(self.path), str(job.get("logs", "slurm"))
         if folder.startswith("../"):  # together with the logs of its sweep's other runs
@@ -166,54 +205,15 @@ class RunSummary:
         return lease.lease_holder(self.path) if (self.path / lease.LEASE_FILE).exists() else None
 
 
-def read_run_summary(path: Path) -> RunSummary:
-    """Read the summary of the run in ``path``.
-
-    Raises:
-        UserError: there is no run in it, or ``run.json`` is damaged.
-    """
+def read_progress(run: Path) -> dict[str, float]:
+    """Return the finite numbers in the run's ``progress.json``; none if it is missing or damaged."""
     try:
-        record = json.loads(read_within(path, "run.json"))
-        if record["format"] != RUN_FORMAT:
-            raise ValueError("not of this version")
-        check_record(record)
-    except OSError as error:
-        raise UserError(f"{path}/run.json: cannot read it ({error.strerror}); name a run by id or path") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}/run.json: damaged ({error}); {RUN_HINT}") from None
-    summary = RunSummary(path.absolute(), record)
-    try:
-        content = read_within(path, "metrics.jsonl", max_bytes=journal.MAX_JOURNAL_BYTES)
-    except FileNotFoundError:  # the run has not started
-        content = b""
-    except OSError as error:
-        raise UserError(f"{summary.journal_path}: cannot read it ({error.strerror})") from None
-    other_lines: list[bytes] = []
-    lines: dict[str, list[bytes]] = {"epoch": [], "checkpoint": []}
-    for line in content.split(b"\n"):
-        kind = next((kind for begin, kind in DEFERRED_EVENTS.items() if line.startswith(begin)), None)
-        (other_lines if kind is None else lines[kind]).append(line)
-    summary.rows = _parsed(other_lines)
-    final = any(row["event"] == "final" for row in summary.rows)
-    summary._lines = {"epoch": lines["epoch"][-1:] if final else lines["epoch"], "checkpoint": lines["checkpoint"][-1:]}
-    try:
-        progress = json.loads(read_within(path, "progress.json"))
-        summary.progress = progress if isinstance(progress, dict) else {}
-    except (OSError, ValueError):
-        summary.progress = {}
-    return summary
-
-
-def _parsed(lines: list[bytes]) -> list[Row]:
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line, parse_constant=lambda _: None)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and isinstance(row.get("event"), str) and isinstance(row.get("t"), (int, float)):
-            rows.append(row)
-    return rows
+        progress = json.loads(read_within(run, "progress.json"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(progress, dict):
+        return {}
+    return {name: value for name in progress if (value := finite_or_none(progress, name)) is not None}
 
 
 def _is_controller(pid: str, run: Path) -> bool:

@@ -7,9 +7,10 @@ import os
 import time
 from typing import Any
 
-from runyard.runs.journal import Journal, Row
+from runyard.runs.events import Row, parse_event
+from runyard.runs.journal import Journal
 from runyard.runs.lease import Lease, LeaseLost
-from runyard.runs.narrative import format_row
+from runyard.runs.narrative import format_event
 from runyard.runs.run import Run
 
 PROGRESS_EVERY_S = 0.5
@@ -43,7 +44,7 @@ class Recorder:
         """Write one event to the journal, the log and W&B."""
         if self._active:
             self._journal.write(event, **fields)
-            if (line := format_row({"event": event, **fields}, self._run.config.epochs)) is not None:
+            if (line := format_event(parse_event({"event": event, **fields}), self._run.config.epochs)) is not None:
                 print(line, flush=True)
             if self._wandb is not None:
                 self._wandb.log(event, fields)

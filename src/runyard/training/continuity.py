@@ -11,10 +11,12 @@ from runyard.data import manifest
 from runyard.data.manifest import Manifest, Split
 from runyard.errors import UserError
 from runyard.files import write_atomic
-from runyard.runs import journal
 from runyard.runs.identity import identity_settings
-from runyard.runs.run import RUN_HINT, Run
+from runyard.runs.journal import read_events
+from runyard.runs.record import RUN_HINT
+from runyard.runs.run import Run
 from runyard.runs.saved_checkpoints import Checkpoint, InvalidCheckpoint, State, select_checkpoint
+from runyard.runs.state import JournalState
 from runyard.training import optimizer
 from runyard.training.checkpoint import check_finite, check_shape
 from runyard.training.distributed.process_group import RankInfo
@@ -116,8 +118,8 @@ def check_same_settings(run: Run, checkpoint: Checkpoint | None) -> None:
 
 def world_size_warning(run: Run, rank_info: RankInfo) -> str | None:
     """Return a warning if the run resumes with another number of ranks than it last had, else None."""
-    rows, _ = journal.read_journal(run.journal_path)
-    previous = next((row["world_size"] for row in reversed(rows) if row["event"] == "start"), rank_info.world_size)
+    starts = JournalState.of(read_events(run.journal_path)).starts
+    previous = starts[-1].world_size if starts else rank_info.world_size
     if previous == rank_info.world_size:
         return None
     same = "each step still has the same images with the same augmentation"

@@ -116,7 +116,7 @@ def train(run: Run, get_stop_reason: Callable[[], StopReason] = lambda: StopReas
 def _stage_data(run: Run, rank_info: RankInfo) -> tuple[Path, str | None]:
     """Return the folder to read the data from, and why it is not a copy on the node if that was requested."""
     folder = manifest.dataset_dir(run.config.data)
-    data = manifest.load_manifest(folder, manifest.prepare_command(run.record.get("overrides", [])))
+    data = manifest.load_manifest(folder, manifest.prepare_command(run.record["overrides"]))
     staged, not_staged = stage_data(run.config, data, folder, rank_info.start_id)
     if staged == folder and rank_info.local_rank == 0:  # a copy on the node's disk was hashed while it was copied
         check_content(folder, data, files_read(run.config, data))
@@ -159,7 +159,7 @@ class Trainer:
         self.stop_reason = StopReason.NO
         check_world_size(self.config, rank_info.world_size)
         prepared = manifest.dataset_dir(self.config.data)
-        self.data = manifest.load_manifest(prepared, manifest.prepare_command(run.record.get("overrides", [])))
+        self.data = manifest.load_manifest(prepared, manifest.prepare_command(run.record["overrides"]))
         run_metadata.check_device_settings(self.config, rank_info.device)
         if self.config.compile == "none":
             defer_compiler_import()

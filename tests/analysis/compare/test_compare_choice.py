@@ -161,7 +161,7 @@ def test_what_is_damaged_is_named_and_the_rest_is_shown(compare: Compare, make: 
     assert [row["last"] for row in json.loads(out)["rows"]] == [0.91, 0.9, None]
     assert f"run {broken.id}: 1 broken line in metrics.jsonl (1), skipped" in err
     assert f"run {broken.id}: the last line of metrics.jsonl is half-written" in err
-    assert f"without metrics so far: run {empty.id} (not started)" in err
+    assert f"without metrics so far: run {empty.id} (waiting)" in err
     assert f"skipped {damaged.directory}/config.yaml" in err
     assert len(err.splitlines()) == 4
 

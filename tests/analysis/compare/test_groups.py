@@ -94,7 +94,7 @@ def test_a_run_under_way_does_not_drag_a_mean_down_and_is_shown_where_it_is_alon
     assert both.seed_count == 1
     assert not alone.finished
     assert alone.mean("last") == running.last_top1 < 0.9
-    assert alone.state_text == "silent 2/10"
+    assert alone.state_text == "unknown 2/10"
 
 
 def test_a_run_that_was_never_evaluated_is_not_counted_beside_one_that_was(make: Make) -> None:

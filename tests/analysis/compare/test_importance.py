@@ -130,7 +130,7 @@ def test_failures_are_counted_by_their_reason_and_cost_what_they_cost(make: Make
     found = summarize_sweep(group_runs([*runs, silent]))
     assert found.failures.pop("no sign of life, so it was killed or its machine is gone") == [silent]
     assert {why: len(ids) for why, ids in found.failures.items()} == {"not finite at step … on rank …": 2, "no room": 1}
-    assert found.states == {"finished": 2, "failed": 3, "silent": 1}
+    assert found.states == {"finished": 2, "failed": 3, "unknown": 1}
     assert found.gpu_hours == pytest.approx(sum(run.gpu_hours for run in [*runs, silent]))
     assert found.gpu_hours_lost == pytest.approx(6 * 36 * 4 / 3600)
     assert found.wall_s == pytest.approx(5000 + 36)

@@ -202,7 +202,7 @@ def test_a_run_that_was_started_again_is_no_longer_called_interrupted(fake_run):
     fake.journal.write("stop", reason="interrupted", message="")
     assert load_report_data(fake.run).status[0] == "interrupted"
     fake.journal.write(**start(780))
-    assert load_report_data(fake.run).status[0] == "unfinished"
+    assert load_report_data(fake.run).status[0] == "running"
 
 
 def test_a_failure_after_training_finished_does_not_unfinish_it(fake_run):

@@ -18,7 +18,8 @@ from runyard.cluster.job.requeue import RequeueDecision, decide_requeue, finish_
 from runyard.config.schema import Config
 from runyard.errors import ExitCode
 from runyard.runs import journal
-from runyard.runs.journal import Journal, Row
+from runyard.runs.events import Event, Row, parse_event
+from runyard.runs.journal import Journal
 from runyard.runs.run import Run
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.settings import ROOT
@@ -52,6 +53,10 @@ def crashes(times: int, step: int = 40) -> list[Row]:
 
 def limits(times: int, step: int = 40) -> list[Row]:
     return [START, interrupted("USR2", BEGAN - 2), requeued("time limit", step)] * times
+
+
+def events(rows: list[Row]) -> list[Event]:
+    return [parse_event(row) for row in rows]
 
 
 def given_up(said: str) -> RequeueDecision:
@@ -135,15 +140,15 @@ AT_THE_LIMIT: dict[str, tuple[list[Row], int, RequeueDecision]] = {
 @pytest.mark.parametrize(("rows", "ended", "verdict"), AT_THE_LIMIT.values(), ids=AT_THE_LIMIT)
 def test_a_limit_that_comes_unsaved_is_a_time_limit(rows: list[Row], ended: int, verdict: RequeueDecision) -> None:
     for told in ({"time_limit_hit": True}, {"past_time_limit": True}):
-        assert decide_requeue(rows, ended, 40, preempted=False, began=BEGAN, **told) == verdict
+        assert decide_requeue(events(rows), ended, 40, preempted=False, began=BEGAN, **told) == verdict
 
 
 def test_the_term_of_a_time_limit_is_nobodys_wish() -> None:
     rows = [START, interrupted("TERM")]
-    assert decide_requeue(rows, 0, 40, preempted=False, time_limit_hit=True, began=BEGAN) == LIMIT
-    assert decide_requeue(rows, 0, 40, preempted=False, past_time_limit=True, began=BEGAN) == RequeueDecision(130), (
-        "the control: a late cancel"
-    )
+    assert decide_requeue(events(rows), 0, 40, preempted=False, time_limit_hit=True, began=BEGAN) == LIMIT
+    assert decide_requeue(events(rows), 0, 40, preempted=False, past_time_limit=True, began=BEGAN) == RequeueDecision(
+        130
+    ), "the control: a late cancel"
 
 
 @pytest.mark.parametrize(("rows", "ended", "preempted", "verdict"), CASES.values(), ids=CASES)
@@ -152,12 +157,12 @@ def test_a_job_goes_on_where_that_can_help(
 ) -> None:
     others: list[Row] = [{"event": "epoch", "t": BEGAN + 3}, {"event": "warning", "t": BEGAN + 3, "message": "w"}]
     for journal_rows in (rows, [*rows, *others]):  # what stands behind does not count
-        assert decide_requeue(journal_rows, ended, 40, preempted=preempted, began=BEGAN) == verdict
+        assert decide_requeue(events(journal_rows), ended, 40, preempted=preempted, began=BEGAN) == verdict
 
 
 def test_a_run_that_always_crashes_is_started_four_times(run: Run) -> None:
     ends = 0
-    while (verdict := decide_requeue(journal.read_journal(run.journal_path)[0], 1, 0, preempted=False)).requeue_cause:
+    while (verdict := decide_requeue(journal.read_events(run.journal_path), 1, 0, preempted=False)).requeue_cause:
         Journal(run.journal_path).write("requeue", cause=verdict.requeue_cause, step=0)
         ends += 1
         assert ends < 10

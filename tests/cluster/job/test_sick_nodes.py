@@ -9,7 +9,7 @@ import pytest
 from runyard.cluster.job import task_ends
 from runyard.cluster.job.requeue import RequeueDecision, decide_requeue
 from runyard.cluster.job.sick_nodes import MAX_EXCLUDED, MAX_EXCLUDED_BLIND, JobNodes
-from runyard.runs.journal import Row
+from runyard.runs.events import Row, parse_event, parse_failure
 
 BEGAN = 1000.0
 SHOWN = "JobId=12 JobName=x\n   NumNodes=2-2 NumCPUs=2\n   ReqNodeList={} ExcNodeList={}\n"
@@ -35,13 +35,14 @@ def requeued(failed: Row, *, before: bool = True, without: str | None = None) ->
 
 
 def judged(*rows: Row, job: JobNodes = JOB, first_end: Row | None = None) -> RequeueDecision:
-    return decide_requeue(list(rows), 1, 0, preempted=False, began=BEGAN, first_end=first_end, job=job)
+    events, ended = [parse_event(row) for row in rows], parse_failure(first_end or {})
+    return decide_requeue(events, 1, 0, preempted=False, began=BEGAN, first_end=ended, job=job)
 
 
 def test_a_known_fault_of_a_node_leaves_it_out_at_once_and_is_no_restart_without_progress() -> None:
     found = judged(start(), stop(cause="GPU fault"))
     assert (found.requeue_cause, found.exclude_reason, found.without_progress) == ("crash", "rank 1: it", 0)
-    assert found.failure["before_first_step"]
+    assert found.failure.before_first_step
     control = judged(start(), stop(cause="CUDA out of memory"))
     assert (control.requeue_cause, control.exclude_reason, control.without_progress) == ("crash", None, 1)
 

@@ -23,7 +23,7 @@ from runyard.cluster.monitor.run_status import run_status
 from runyard.config.compose import compose
 from runyard.errors import ExitCode, UserError
 from runyard.runs.run import Run
-from runyard.runs.summary import read_run_summary
+from runyard.runs.summary import RunSummary
 from tests.support.commands import API_KEY
 from tests.support.fake_slurm import NUMBER, SBATCH, FakeSlurm
 from tests.support.settings import ROOT
@@ -350,7 +350,7 @@ def test_a_job_that_nobody_can_tell_of_keeps_its_run_which_finds_it_later(
     (path,) = (tmp_path / "runs").glob("2*")
     assert Run.open(path).record["jobs"] == []
     (slurm.folder / "down").unlink()
-    now = run_status(read_run_summary(path))
+    now = run_status(RunSummary(path))
     assert (now.state, now.job and now.job.id) == ("waiting", NUMBER)
     assert [job["id"] for job in Run.open(path).record["jobs"]] == [NUMBER]
     assert "submission" not in Run.open(path).record

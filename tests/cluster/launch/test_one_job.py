@@ -22,7 +22,7 @@ from runyard.config.compose import compose
 from runyard.file_lock import exclusive_lock
 from runyard.runs.journal import Journal
 from runyard.runs.run import Run
-from runyard.runs.summary import read_run_summary
+from runyard.runs.summary import RunSummary
 from tests.support.fake_slurm import NUMBER, SBATCH, FakeSlurm
 
 AT_ONCE = 4
@@ -143,7 +143,7 @@ def test_a_job_that_only_the_journal_knows_of_is_that_of_a_submission_that_was_c
 ) -> None:
     submission.record_submission(run, "ab12", launcher.job_record(run, run.path / "slurm"))
     Journal(run.journal_path).write("start", job_id="40", launcher="SLURM", nodes=1)
-    run_status(read_run_summary(run.path))
+    run_status(RunSummary(run.path))
     (job,) = Run.open(run.path).record["jobs"]
     assert (job["id"], job["token"], job["logs"]) == ("40", "ab12", "slurm")
 
@@ -151,9 +151,9 @@ def test_a_job_that_only_the_journal_knows_of_is_that_of_a_submission_that_was_c
 def test_a_submission_that_is_under_way_is_left_alone(run: Run, slurm: FakeSlurm) -> None:
     submission.record_submission(run, "ab12", launcher.job_record(run, run.path / "slurm"))
     with exclusive_lock(run.path / submission.LOCK):
-        run_status(read_run_summary(run.path))
+        run_status(RunSummary(run.path))
         assert "submission" in Run.open(run.path).record
-    run_status(read_run_summary(run.path))
+    run_status(RunSummary(run.path))
     assert "submission" not in Run.open(run.path).record, "the control"
 
 

@@ -88,7 +88,7 @@ def test_what_trains_is_asked_once_and_says_what_it_saved(folder: Folder, cancel
     code, out, _ = cancelled("--json")
     assert code == 0
     words = f"stopped at step 240, saved (cancelled); continue with: runyard resume {run.name}"
-    assert json.loads(out) == {"run": run.name, "state": "stopped", "step": 240, "forced": False, "message": words}
+    assert json.loads(out) == {"run": run.name, "state": "interrupted", "step": 240, "forced": False, "message": words}
     assert folder.slurm.calls("scancel") == [TERM]
 
 
@@ -188,7 +188,7 @@ def test_a_run_on_this_machine_saves_and_leaves_no_process(endless: Run, runs: R
     if begun:
         until(lambda: len(rows(endless, "start")) > before)
     code, said = cancel_here(runs, endless)
-    assert (code, said["state"], said["forced"]) == (0, "stopped", False)
+    assert (code, said["state"], said["forced"]) == (0, "interrupted", False)
     newest = checkpoint.newest_checkpoint(endless.checkpoints)
     assert said["step"] == (newest.step if newest else None)
     until(lambda: not processes_of(endless))

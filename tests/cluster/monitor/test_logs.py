@@ -15,7 +15,7 @@ import pytest
 from runyard.cli.main import main
 from runyard.cluster.monitor import logs
 from runyard.cluster.monitor.logs import Logs, Printer
-from runyard.runs.summary import read_run_summary
+from runyard.runs.summary import RunSummary
 from tests.support.fabricated import BEGAN, Folder, row, start, stop
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.settings import PATIENCE_S
@@ -132,7 +132,7 @@ class Following:
 
     def __init__(self, run: Path) -> None:
         self.out, self.notes, self.ended = io.StringIO(), io.StringIO(), []
-        book = Logs(read_run_summary(run), 0, "out")
+        book = Logs(RunSummary(run), 0, "out")
         self.thread = threading.Thread(
             target=lambda: self.ended.append(logs.follow_logs(book, Printer(self.out), self.notes)), daemon=True
         )
@@ -198,7 +198,7 @@ def test_following_goes_on_into_a_job_that_resume_started(folder: Folder) -> Non
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(("end", "state"), [(stop(9, "interrupted"), "stopped"), (None, "died")])
+@pytest.mark.parametrize(("end", "state"), [(stop(9, "interrupted"), "interrupted"), (None, "killed")])
 def test_following_ends_with_a_run_that_stopped_or_died(folder: Folder, end: Any, state: str) -> None:
     run = folder.run(start(1))
     folder.queue(RUNS)

@@ -16,7 +16,7 @@ from runyard.cluster.monitor.run_status import run_status
 from runyard.cluster.slurm.queue import SEPARATOR
 from runyard.runs.journal import Journal
 from runyard.runs.lease import Lease
-from runyard.runs.summary import DEFERRED_EVENTS, read_run_summary
+from runyard.runs.summary import DEFERRED_EVENTS, RunSummary
 from tests.support.fabricated import BEGAN, Folder, epoch, row, runs, start, stop
 
 ON = "; continue with: runyard resume "
@@ -24,15 +24,15 @@ ON = "; continue with: runyard resume "
 
 def said(run: Path) -> tuple[str, str]:
     """State and words, without the command to continue with."""
-    now = run_status(read_run_summary(run))
+    now = run_status(RunSummary(run))
     return now.state, now.message.partition(ON)[0]
 
 
 def test_the_journal_says_how_it_ended(folder: Folder) -> None:
     ends = [
         ("finished", "finished", stop(9, "finished")),
-        ("stopped", "stopped at step 50, saved (time limit)", stop(9, "interrupted", cause="time limit")),
-        ("stopped", "stopped at step 50, saved (cancelled)", stop(9, "interrupted", cause="TERM")),
+        ("interrupted", "stopped at step 50, saved (time limit)", stop(9, "interrupted", cause="time limit")),
+        ("interrupted", "stopped at step 50, saved (cancelled)", stop(9, "interrupted", cause="TERM")),
         ("failed", "failed: given up: 3 restarts", stop(9, "failed", message="given up: 3 restarts")),
     ]
     for state, words, end in ends:
@@ -63,7 +63,7 @@ def test_slurm_says_what_runs_where_and_for_how_long(folder: Folder) -> None:
     folder.append(run, start(time.time() - 100 - BEGAN))
     assert said(run) == ("running", "running on node1,node2 for 3 min, 57 min left")
     folder.append(run, stop(time.time() - BEGAN, "interrupted", cause="USR2"))
-    assert said(run)[0] == "ending"
+    assert said(run)[0] == "stopping"
 
 
 @pytest.mark.parametrize(
@@ -91,15 +91,15 @@ def test_a_requeued_run_says_what_ended_it_and_where_it_goes_on(
 @pytest.mark.parametrize(
     ("accounted", "state", "words"),
     [
-        ("12|OUT_OF_MEMORY|0:125|9|Unknown|node1|@", "died", "out of memory: ask for more (cluster.mem_gb)"),
-        ("12|TIMEOUT|0:0|9|Unknown|node1|@", "died", "time limit reached before it could save"),
-        ("12|NODE_FAIL|0:0|9|Unknown|node1|@", "died", "node failed, saved at step 40"),
+        ("12|OUT_OF_MEMORY|0:125|9|Unknown|node1|@", "killed", "out of memory: ask for more (cluster.mem_gb)"),
+        ("12|TIMEOUT|0:0|9|Unknown|node1|@", "killed", "time limit reached before it could save"),
+        ("12|NODE_FAIL|0:0|9|Unknown|node1|@", "killed", "node failed, saved at step 40"),
         ("12|CANCELLED by 7|0:0|9|Unknown|node1|@", "cancelled", "cancelled (scancel), saved at step 40"),
-        ("12|FAILED|1:0|9|Unknown|node1|@", "died", "died without a word: its batch script ended: exit code 1"),
-        ("12|FAILED|0:9|9|Unknown|node1|@", "died",
+        ("12|FAILED|1:0|9|Unknown|node1|@", "killed", "died without a word: its batch script ended: exit code 1"),
+        ("12|FAILED|0:9|9|Unknown|node1|@", "killed",
          "died without a word: its batch script ended: killed by SIGKILL (signal 9)"),
-        ("12|COMPLETED|0:0|9|Unknown|node1|somebody else's", "died", "died without a word"),
-        ("", "died", "died without a word, saved at step 40"),
+        ("12|COMPLETED|0:0|9|Unknown|node1|somebody else's", "killed", "died without a word"),
+        ("", "killed", "died without a word, saved at step 40"),
     ],
 )  # fmt: skip
 def test_a_job_that_vanished_is_said_to_have_and_how_to_go_on(
@@ -107,7 +107,7 @@ def test_a_job_that_vanished_is_said_to_have_and_how_to_go_on(
 ) -> None:
     run = folder.run(start(1), row("checkpoint", 5, step=40))
     folder.accounting(accounted)
-    found = run_status(read_run_summary(run))
+    found = run_status(RunSummary(run))
     assert (found.state, found.message[: len(words)]) == (state, words)
     assert found.message.endswith(f"{ON}{run.name}")
 
@@ -116,7 +116,7 @@ def test_what_ends_while_slurm_is_asked_has_not_died(folder: Folder) -> None:
     run = folder.run(start(1), row("checkpoint", 5, step=40))
     end = json.dumps(stop(BEGAN + 9, "interrupted", cause="TERM"))
     folder.slurm.program("squeue", f"echo '{end}' >> {run}/metrics.jsonl")
-    assert said(run) == ("stopped", "stopped at step 40, saved (cancelled)")
+    assert said(run) == ("interrupted", "stopped at step 40, saved (cancelled)")
 
 
 def test_the_last_words_of_a_log_are_told(folder: Folder) -> None:
@@ -134,8 +134,8 @@ def test_the_last_words_of_a_log_are_told(folder: Folder) -> None:
 
 def test_a_stop_before_the_newest_job_says_nothing_of_that_job(folder: Folder) -> None:
     stopped = start(1), row("checkpoint", 5, step=40), stop(9, "interrupted", cause="TERM")
-    assert said(folder.run(*stopped, submitted=0))[0] == "stopped"
-    assert said(folder.run(*stopped, submitted=10))[0] == "died"
+    assert said(folder.run(*stopped, submitted=0))[0] == "interrupted"
+    assert said(folder.run(*stopped, submitted=10))[0] == "killed"
 
 
 def test_a_job_whose_dependency_failed_is_cancelled_for_that(folder: Folder) -> None:
@@ -159,7 +159,7 @@ def test_another_runs_job_of_the_same_number_is_not_taken_for_this_runs(folder: 
     run = folder.run(start(1))
     job = f"12|RUNNING|None|3:05|57:00|N/A|node1|{run.name}"
     folder.queue(job + runs(run.with_name("another")))
-    assert said(run)[0] == "died"
+    assert said(run)[0] == "killed"
     folder.queue(job)
     assert said(run)[0] == "starting", "the control"
 
@@ -170,7 +170,7 @@ def test_a_job_put_on_slurm_by_another_command_is_known_from_the_journal(folder:
     assert said(run)[0] == "running"
 
 
-@pytest.mark.parametrize(("launcher", "state"), [("submitit, local", "stopped"), ("SLURM", "ending")])
+@pytest.mark.parametrize(("launcher", "state"), [("submitit, local", "interrupted"), ("SLURM", "stopping")])
 def test_a_job_in_which_a_local_run_was_trained_may_be_another_runs_by_now(
     folder: Folder, launcher: str, state: str
 ) -> None:
@@ -201,24 +201,24 @@ def test_of_two_jobs_the_one_that_runs_counts(folder: Folder) -> None:
 
 def test_a_run_without_a_job_is_new_and_one_that_holds_its_lease_runs(folder: Folder) -> None:
     run = folder.run(job=None)
-    assert said(run) == ("new", f"not submitted: runyard resume {run.name}")
+    assert said(run) == ("waiting", f"not submitted: runyard resume {run.name}")
     held = Lease(run, run.name)
     assert said(run) == ("starting", f"starting here, process {os.getpid()}")
     folder.append(run, start(1, job_id=None))
     assert said(run)[0] == "running"
     held.release()
-    assert said(run)[0] == "died"
+    assert said(run)[0] == "killed"
 
 
 def test_a_process_of_that_number_that_is_not_the_runs_is_not_taken_for_it(folder: Folder) -> None:
     run = folder.run(start(1, job_id=None), job=str(os.getpid()), launcher="local")
-    assert said(run)[0] == "died"
+    assert said(run)[0] == "killed"
     command = [sys.executable, "-c", "import time; time.sleep(60)", "submitit", f"{run}/slurm"]
     with subprocess.Popen(command) as controller:
         while not Path(f"/proc/{controller.pid}/cmdline").read_bytes():  # it has none until its exec is through
             time.sleep(0.01)
         ours = folder.run(start(1, job_id=None), job=str(controller.pid), launcher="local")
-        assert said(ours)[0] == "died", "the folder on its command line is another run's"
+        assert said(ours)[0] == "killed", "the folder on its command line is another run's"
         record = json.loads((run / "run.json").read_text())
         record["jobs"][0]["id"] = str(controller.pid)
         (run / "run.json").write_text(json.dumps(record))

@@ -22,7 +22,7 @@ from runyard.cluster.search.study import SearchSettings, Study, runs_by_trial, s
 from runyard.errors import UserError
 from runyard.runs import journal
 from runyard.runs.run import sweeps_dir
-from runyard.runs.summary import read_run_summary
+from runyard.runs.summary import RunSummary
 from tests.support.commands import Runs, environment
 from tests.support.fabricated import Folder, epoch, start
 from tests.support.fake_slurm import FakeSlurm
@@ -66,25 +66,21 @@ def test_a_trial_below_the_median_of_the_others_is_to_be_stopped_and_one_above_i
     made = study(tmp_path)
     for _ in range(5):
         trial = made.ask()
-        assert not made.report_epochs(
-            trial, read_run_summary(folder.run(start(1), *(epoch(n, n, 0.5) for n in range(1, 5))))
-        )
+        assert not made.report_epochs(trial, RunSummary(folder.run(start(1), *(epoch(n, n, 0.5) for n in range(1, 5)))))
         made.tell(trial, TrialState.COMPLETE, 0.5)
     bad, good = made.ask(), made.ask()
-    assert made.report_epochs(bad, read_run_summary(folder.run(start(1), *(epoch(n, n, 0.2) for n in range(1, 4)))))
-    assert not made.report_epochs(
-        good, read_run_summary(folder.run(start(1), *(epoch(n, n, 0.8) for n in range(1, 4))))
-    )
+    assert made.report_epochs(bad, RunSummary(folder.run(start(1), *(epoch(n, n, 0.2) for n in range(1, 4)))))
+    assert not made.report_epochs(good, RunSummary(folder.run(start(1), *(epoch(n, n, 0.8) for n in range(1, 4)))))
     assert not study(tmp_path, prune=False).report_epochs(
-        made.ask(), read_run_summary(folder.run(start(1), epoch(3, 3, 0.1)))
+        made.ask(), RunSummary(folder.run(start(1), epoch(3, 3, 0.1)))
     )
 
 
 def test_it_goes_by_the_held_out_part_where_there_is_one(tmp_path: Path, folder: Folder) -> None:
-    both = read_run_summary(folder.run(start(1), epoch(1, 1, 0.5, val_top1=0.25)))
+    both = RunSummary(folder.run(start(1), epoch(1, 1, 0.5, val_top1=0.25)))
     assert study(tmp_path).scores(both) == [(1, 0.25)]
     assert study(tmp_path, measure="test_top1").scores(both) == [(1, 0.5)]
-    assert study(tmp_path).scores(read_run_summary(folder.run(start(1), epoch(1, 1, 0.5)))) == [(1, 0.5)]
+    assert study(tmp_path).scores(RunSummary(folder.run(start(1), epoch(1, 1, 0.5)))) == [(1, 0.5)]
 
 
 def test_two_commands_do_not_drive_one_search(tmp_path: Path) -> None:
@@ -200,7 +196,7 @@ def test_a_command_that_ends_midway_loses_no_trial_and_the_next_runs_none_twice(
     if ended_by == signal.SIGINT:
         assert first.returncode == 130
         assert f"runyard sweep --name {name} --trials 2" in said
-        assert not read_run_summary(searches.trials(name)[0]).local_pid(), "it has saved and stopped"
+        assert not RunSummary(searches.trials(name)[0]).local_pid(), "it has saved and stopped"
     second = searches.start(name, "--trials", "2")
     printed, said = second.communicate(timeout=PATIENCE_S)
     assert second.returncode == 0, said
@@ -269,13 +265,13 @@ def test_what_is_stopped_early_is_saved_and_told(folder: Folder, searches: Searc
     made = Study(place, SearchSettings(fixed, [], 0, "tpe", True, "auto"), space, epochs=5)
     for _ in range(5):
         trial = made.ask()
-        made.report_epochs(trial, read_run_summary(folder.run(start(1), *(epoch(n, n, 0.9) for n in range(1, 400)))))
+        made.report_epochs(trial, RunSummary(folder.run(start(1), *(epoch(n, n, 0.9) for n in range(1, 400)))))
         made.tell(trial, TrialState.COMPLETE, 0.9)
     assert launcher.plan_submission([*fixed, "optim.lr=1e-9"]).config.epochs == 400
     said: list[str] = []
     Search(made, place, 1, True, said.append).run(6)
     assert made.trials[5].state is TrialState.PRUNED, said
-    run = read_run_summary(runs_by_trial("early", searches.folder)[5])
+    run = RunSummary(runs_by_trial("early", searches.folder)[5])
     assert run.last_event["reason"] == "interrupted"
     assert run.record["pruned"], "for those who compare"
     assert run.last_checkpoint_step

@@ -21,6 +21,7 @@ from runyard.cli.main import main
 from runyard.config.schema import Config
 from runyard.errors import UserError
 from runyard.runs import journal
+from runyard.runs.events import parse_event
 from runyard.runs.run import Run
 from runyard.tracking.wandb import connection, record
 from runyard.tracking.wandb.agent import SweepAssignment, sweep_assignment
@@ -249,7 +250,7 @@ def test_the_sweep_that_is_shipped_names_settings_and_a_metric_that_there_are(ma
     for name, parameter in described["parameters"].items():
         make_config(*settings, f"{name}={parameter['min']}", f"{name}={parameter['max']}")
     history = WandbHistory(make_config())
-    history.consume([{"event": "epoch", **epochs(1, 1)[0][1]}])
+    history.consume([parse_event({"event": "epoch", **epochs(1, 1)[0][1]})])
     assert isinstance(history.points[0].values[described["metric"]["name"]], float)
     assert isinstance(history.points[0].summary[described["metric"]["name"]], float), "bayes reads the summary"
     assert set(described["early_terminate"]) == {"type", "min_iter", "eta"}

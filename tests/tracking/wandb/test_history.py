@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
 from runyard.config.schema import Config
 from runyard.runs import journal
-from runyard.runs.journal import Row
+from runyard.runs.events import Row, parse_event, parse_failure
 from runyard.tracking.wandb import history as wandb_history
 from runyard.tracking.wandb.history import WandbHistory
 from tests.support.life import FAILED, FINISHED, INTERRUPTED, begin, epoch, epochs
@@ -24,7 +24,7 @@ def rows(*events: tuple[str, dict[str, Any]]) -> list[Row]:
 
 def told(config: Config, lines: list[Row]) -> Told:
     history = WandbHistory(config)
-    history.consume(lines)
+    history.consume(map(parse_event, lines))
     return history.points
 
 
@@ -61,9 +61,9 @@ def test_what_was_told_stays_so_however_the_journal_goes_on(config: Config, seed
 
 
 def test_the_last_of_a_repeated_epoch_could_not_stay_so(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    def takes_the_last(self: WandbHistory, lines: list[Row]) -> None:
-        for row in journal.epochs(lines):
-            self._consume_row(row)
+    def takes_the_last(self: WandbHistory, events: Iterable[Event]) -> None:
+        for row in journal.epochs(event.row for event in events):
+            self._consume_event(parse_event(row))
 
     monkeypatch.setattr(wandb_history.WandbHistory, "consume", takes_the_last)
     life = rows(begin(), ("epoch", epoch(1)), begin(), ("epoch", epoch(1) | {"train_loss": 0.1}))
@@ -72,8 +72,8 @@ def test_the_last_of_a_repeated_epoch_could_not_stay_so(config: Config, monkeypa
 
 def test_taking_row_by_row_tells_the_same_as_taking_all(config: Config) -> None:
     life, history = a_life(3), WandbHistory(config)
-    for n in range(len(life) + 1):
-        history.consume(life[:n])
+    for row in life:
+        history.consume([parse_event(row)])
     assert history.points == told(config, life)
 
 
@@ -83,7 +83,7 @@ def test_taking_row_by_row_tells_the_same_as_taking_all(config: Config) -> None:
 )
 def test_a_run_stands_as_its_newest_start_ended(config: Config, ending: list[Any], status: str) -> None:
     history = WandbHistory(config)
-    history.consume(rows(begin(), *epochs(1, 1), *ending))
+    history.consume(map(parse_event, rows(begin(), *epochs(1, 1), *ending)))
     assert history.status == status
 
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from runyard.analysis.compare import where
 from runyard.errors import UserError
-from runyard.runs.history import RunHistory, finite_or_nan
-from runyard.runs.reading import load_history, read_record
-from runyard.runs.run import Run
+from runyard.runs.history import RunHistory
+from runyard.runs.reading import load_history
+from runyard.runs.record import read_record
+from runyard.runs.store import find_run_dir, matching, run_dirs
 
 MAX_NAMED_RUNS = 3  # a note names so many runs or lines and counts the others
 
@@ -55,11 +54,7 @@ def select_runs(
     if references and everything:
         raise UserError(f"--all and {references[0]}: give runs, or --all, not both")
     notes: list[str] = []
-    directories = (
-        [Run.find_path(reference, runs_dir) for reference in references]
-        if references
-        else sorted(path.parent for path in Path(runs_dir).glob("[!.]*/run.json"))
-    )
+    directories = [find_run_dir(reference, runs_dir) for reference in references] if references else run_dirs(runs_dir)
     if not directories:
         raise UserError(
             _without_runs(sweep, runs_dir)
@@ -74,19 +69,19 @@ def select_runs(
     if tag is not None:
         runs = _of_tag(tag, runs, runs_dir)
     parsed = where.parse_conditions(conditions, runs)
-    matching = [run for run in runs if all(condition.matches(run) for condition in parsed)]
-    if not matching:
+    selected = [run for run in runs if all(condition.matches(run) for condition in parsed)]
+    if not selected:
         raise UserError(f"--where {' and '.join(conditions)}: none of {len(runs)} runs fits")
-    if all(run.state == "not started" for run in matching):
+    if not any(run.starts for run in selected):
         raise UserError(
-            f"{_named(matching)}: without metrics, {'it has' if len(matching) == 1 else 'they have'} not "
+            f"{_named(selected)}: without metrics, {'it has' if len(selected) == 1 else 'they have'} not "
             "started: nothing to compare yet"
         )
     refused = tuple(
         reason for folder in _search_dirs(runs_dir) if folder.name == sweep for reason in _refused_trials(folder, notes)
     )
     return RunSelection(
-        sorted(matching, key=lambda run: (run.created, run.id)), notes + _notes(matching), sweep, refused
+        sorted(selected, key=lambda run: (run.created, run.id)), notes + _notes(selected), sweep, refused
     )
 
 
@@ -112,15 +107,11 @@ def _of_sweep(
         except UserError as error:
             notes.append(f"skipped {error}")
             continue
-        if isinstance(name := record.get("sweep"), str):
+        if (name := record["sweep"]) is not None:
             members.setdefault(name, []).append(directory)
-            created[name] = max(created.get(name, 0.0), np.nan_to_num(finite_or_nan(record.get("created"))))
+            created[name] = max(created.get(name, 0.0), record["created"])
     known = sorted(members, key=lambda name: (created[name], name))
-    matches = (
-        known[-1:]
-        if requested == "@last"
-        else [s for s in known if s == requested] or [s for s in known if requested and s.startswith(requested)]
-    )
+    matches = matching(requested, known)
     if len(matches) == 1:
         return matches[0], members[matches[0]]
     if matches:

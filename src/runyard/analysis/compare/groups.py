@@ -16,7 +16,7 @@ from runyard.analysis.compare.text import on_one_line
 from runyard.runs.history import FlatSettings, RunHistory
 from runyard.runs.identity import separates_runs
 
-STATES = ("finished", "running", "waiting", "interrupted", "pruned", "failed", "silent", "not started")
+STATES = ("finished", "running", "waiting", "interrupted", "pruned", "failed", "unknown")  # in this order
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Group:
             return ""
         if len(self.runs) == 1:
             run = self.runs[0]
-            return run.state if run.state == "not started" else f"{run.state} {run.epochs_done}/{run.epochs}"
+            return f"{run.state} {run.epochs_done}/{run.epochs}" if run.starts else str(run.state)
         counts = Counter(run.state for run in self.runs)
         return ", ".join(f"{counts[state]} {state}" for state in sorted(counts, key=STATES.index))
 

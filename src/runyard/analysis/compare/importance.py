@@ -123,17 +123,17 @@ def epsilon_squared(levels: Sequence[Any], scores: np.ndarray) -> float | None:
 
 
 def failures_by_reason(runs: Sequence[RunHistory]) -> dict[str, list[RunHistory]]:
-    """Return the runs that failed or fell silent by reason, the most frequent reason first."""
+    """Return the runs that failed, or give no sign of life, by reason, the most frequent reason first."""
     by_reason: dict[str, list[RunHistory]] = {}
     for run in runs:
-        if run.state in ("failed", "silent"):
+        if run.state in ("failed", "unknown"):
             by_reason.setdefault(failure_reason(run), []).append(run)
     return dict(sorted(by_reason.items(), key=lambda item: -len(item[1])))
 
 
 def failure_reason(run: RunHistory) -> str:
     """Return why a run failed, without the numbers that differ from run to run, so that equal reasons match."""
-    if run.state == "silent":
+    if run.state == "unknown":
         return "no sign of life, so it was killed or its machine is gone"
     return re.sub(r"\d[\d.,e+-]*\d|\d", "…", run.message.partition("\n")[0]) or "no reason given"
 

@@ -26,17 +26,16 @@ def run(args: argparse.Namespace) -> int:
     import dataclasses
     import json
     import sys
-    from pathlib import Path
 
     from rich.console import Console
 
     from runyard.cluster.monitor.cancel import cancel
-    from runyard.runs.run import Run
-    from runyard.runs.summary import read_run_summary
+    from runyard.runs.store import find_run_dir
+    from runyard.runs.summary import RunSummary
 
     if not args.wait_s >= 0:
         raise UserError(f"--wait-s {args.wait_s:g}: expected 0 seconds or more")
-    summary = read_run_summary(Path(Run.find_path(args.run, args.runs_dir)))
+    summary = RunSummary(find_run_dir(args.run, args.runs_dir))
     result = cancel(summary, args.wait_s, Console(stderr=True, highlight=False, soft_wrap=True))
     if args.json:
         print(json.dumps({"run": summary.id, **dataclasses.asdict(result)}))

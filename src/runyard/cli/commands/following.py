@@ -51,10 +51,11 @@ def follow_to_end(run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, An
     console.print(f"run {run.id}, job {job.id}, in {run.path}", highlight=False)
     try:
         end = JobFollower(run, console).follow(job)
+        outcome, message = str(end.state), end.message
     except KeyboardInterrupt:
-        end = {"reason": "left", "message": "the run continues; detached from this terminal"}
+        end, outcome, message = None, "left", "the run continues; detached from this terminal"
     except TerminalClosed:
-        end = {"reason": "left", "message": "the run continues; this terminal was closed"}
+        end, outcome, message = None, "left", "the run continues; this terminal was closed"
         with contextlib.suppress(OSError):
             print(
                 f"runyard: the terminal was closed; run {run.id} continues. "
@@ -64,14 +65,14 @@ def follow_to_end(run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, An
                 flush=True,
             )
     exit_code = {"finished": 0, "interrupted": ExitCode.INTERRUPTED, "left": ExitCode.INTERRUPTED}.get(
-        end["reason"], ExitCode.USER_ERROR if end.get("user_error") else ExitCode.FAILED
+        outcome, ExitCode.USER_ERROR if end is not None and end.user_error else ExitCode.FAILED
     )
     if not quiet and exit_code == 0:
         written = f"report: {run.path}/report/index.html"
         print(written if run.config.report else f"its report: runyard report {run.cli_reference}")
-    elif not quiet and end["reason"] == "interrupted":
+    elif not quiet and outcome == "interrupted":
         print(f"stopped, saved. Resume it with: runyard resume {run.cli_reference}")
-    elif not quiet and end["reason"] != "left":
-        print(f"runyard: run {run.id} failed: {end['message']} (logs: {job.logs})", file=sys.stderr)
-    row = {"run": run.id, "job": job.id, "path": str(run.path), "outcome": end["reason"], "message": end["message"]}
+    elif not quiet and outcome != "left":
+        print(f"runyard: run {run.id} failed: {message} (logs: {job.logs})", file=sys.stderr)
+    row = {"run": run.id, "job": job.id, "path": str(run.path), "outcome": outcome, "message": message}
     return exit_code, row

@@ -9,8 +9,10 @@ from runyard.errors import ExitCode, UserError
 
 HELP = "print the output of a run's tasks, from all its jobs and restarts"
 EXAMPLE = "runyard logs -f @last"
+EXIT_CODES = {"finished": 0, "interrupted": ExitCode.INTERRUPTED, "pruned": ExitCode.INTERRUPTED, "cancelled": ExitCode.INTERRUPTED,
+              "waiting": ExitCode.USER_ERROR}  # fmt: skip
 LOGS_DETAILS = """
-Exit code: 0; with -f, 0 finished, 1 failed or died, 130 stopped, cancelled, or Ctrl-C (the run continues);
+Exit code: 0; with -f, 0 finished, 1 failed or killed, 130 interrupted, pruned, cancelled, or Ctrl-C (the run goes on);
 2 a wrong command."""
 
 
@@ -32,12 +34,12 @@ def run(args: argparse.Namespace) -> int:
 
     from runyard.cluster.monitor import logs
     from runyard.cluster.monitor.run_status import run_status
-    from runyard.runs.run import Run
-    from runyard.runs.summary import read_run_summary
+    from runyard.runs.store import find_run_dir
+    from runyard.runs.summary import RunSummary
 
     if args.lines is not None and args.lines < 0:
         raise UserError(f"--lines {args.lines}: expected 0 or more")
-    summary = read_run_summary(Run.find_path(args.run, args.runs_dir))
+    summary = RunSummary(find_run_dir(args.run, args.runs_dir))
     run_logs = logs.Logs(summary, None if args.all_ranks else args.rank, "err" if args.err else "out")
     printer = logs.Printer(sys.stdout, args.all_ranks, args.json)
     if not args.follow:
@@ -47,9 +49,4 @@ def run(args: argparse.Namespace) -> int:
         return 0
     end = logs.follow_logs(run_logs, printer, sys.stderr, args.lines)
     print(f"runyard: run {summary.id}: {end.message}", file=sys.stderr)
-    return {
-        "finished": 0,
-        "stopped": ExitCode.INTERRUPTED,
-        "cancelled": ExitCode.INTERRUPTED,
-        "new": ExitCode.USER_ERROR,
-    }.get(end.state, ExitCode.FAILED)
+    return EXIT_CODES.get(end.state, ExitCode.FAILED)

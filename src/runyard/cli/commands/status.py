@@ -10,9 +10,10 @@ from runyard.errors import ExitCode, UserError
 HELP = "show runs: state and reason, step, accuracy, throughput, time left"
 EXAMPLE = "runyard status -w"
 STATUS_DETAILS = """
-States: new, waiting, starting, running, ending, finished, stopped (saved, can be resumed), cancelled, failed,
-died (ended without recording why), unknown (SLURM did not answer).
-Exit code: 0; with RUN, 1 if a run failed or died; 2 if the command is wrong or SLURM did not answer."""
+States: waiting (in the queue, or not submitted), starting, running, stopping, finished, interrupted (saved, can be
+resumed), failed, killed (ended without recording why), cancelled, pruned (by its search), unknown (SLURM did not
+answer).
+Exit code: 0; with RUN, 1 if a run failed or was killed; 2 if the command is wrong or SLURM did not answer."""
 DEFAULT_LINES = 44  # lines printed when the output is not a terminal
 
 
@@ -34,13 +35,13 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from runyard.cluster.monitor import status
-    from runyard.runs.run import Run
+    from runyard.runs.store import find_run_dir
 
     if args.watch and args.json:
         raise UserError("-w and --json: take one of them; call `runyard status --json` again for new values")
     if args.runs and (args.sweep or args.all):
         raise UserError("RUN, and --all or --sweep: take one of them")
-    directories = [Run.find_path(reference, args.runs_dir) for reference in args.runs]
+    directories = [find_run_dir(reference, args.runs_dir) for reference in args.runs]
     view = status.StatusView(Path(args.runs_dir), directories, args.sweep)
     console = Console(highlight=False)
     lines = None if args.all else console.height if console.is_terminal else DEFAULT_LINES
@@ -57,4 +58,4 @@ def run(args: argparse.Namespace) -> int:
         print(f"runyard: {message}", file=sys.stderr)
     if view.problems:
         return ExitCode.USER_ERROR
-    return ExitCode.FAILED if directories and any(s.state in ("failed", "died") for s in view.statuses) else 0
+    return ExitCode.FAILED if directories and any(s.state in ("failed", "killed") for s in view.statuses) else 0

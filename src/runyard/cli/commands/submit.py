@@ -85,7 +85,7 @@ def resume_assignment(plan: launcher.Plan) -> tuple[Run, Job] | None:  # type: i
     run = plan.handed.existing_run(plan.config.runs_dir) if plan.handed is not None else None
     if run is None:
         return None
-    if sorted(launcher.persistent_overrides(plan.configs[0])) != sorted(run.record.get("overrides", [])):
+    if sorted(launcher.persistent_overrides(plan.configs[0])) != sorted(run.record["overrides"]):
         print(f"runyard: run {run.id} continues with its original settings", file=sys.stderr)
     return run, launcher.resume(run, [])
 
@@ -120,12 +120,12 @@ def composed_runs_dir(overrides: list[str], sweep: bool) -> str:
 def dependency_job_id(reference: str, runs_dir: Callable[[], str]) -> str:
     """Return the job id that --after waits for: the given job id, or the newest job of the given run."""
     from runyard.cluster.monitor.run_status import run_status
-    from runyard.runs.run import Run
-    from runyard.runs.summary import read_run_summary
+    from runyard.runs.store import find_run_dir
+    from runyard.runs.summary import RunSummary
 
     if re.fullmatch(r"[0-9]{1,11}(_[0-9]{1,11})?", reference):
         return reference
-    jobs = run_status(read_run_summary(Run.find_path(reference, runs_dir()))).run.slurm_jobs
+    jobs = run_status(RunSummary(find_run_dir(reference, runs_dir()))).run.slurm_jobs
     if not jobs:
         raise UserError(f"--after {reference}: that run has no job on SLURM; give a job number or another run")
     return jobs[-1]

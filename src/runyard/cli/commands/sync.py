@@ -62,17 +62,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _select_runs(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
     """Return the runs to upload and, with ``--all``, a message for each run that cannot be read."""
-    from pathlib import Path
-
     from runyard.runs.run import Run
+    from runyard.runs.store import run_dirs
 
     if args.runs:
         return [Run.find(reference, args.runs_dir) for reference in args.runs], []
     runs: list[Run] = []
     unreadable = []
-    for record in sorted(Path(args.runs_dir).glob("[!.]*/run.json")):
+    for directory in run_dirs(args.runs_dir):
         try:
-            runs.append(Run.open(record.parent))
+            runs.append(Run.open(directory))
         except UserError as error:
             unreadable.append(str(error))
     if not runs and not unreadable:

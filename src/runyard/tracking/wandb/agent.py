@@ -12,14 +12,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from runyard.config.schema import Config
 from runyard.errors import UserError
-from runyard.files import read_within
+from runyard.runs.record import WandbAssignment, read_record
 from runyard.runs.run import Run
+from runyard.runs.store import run_dirs
 
 SWEEP_VARIABLE, RUN_VARIABLE, PARAMETERS_VARIABLE = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"
 SERVICE_VARIABLE = "WANDB_SERVICE"  # set by W&B's client in a process that has a helper, for that process's children
@@ -41,7 +41,7 @@ class SweepAssignment:
     sweep: str
     project: str
     entity: str | None
-    sampled: dict[str, Any]
+    sampled: dict[str, object]
 
     def overrides(self, given: list[str], config: Config) -> list[str]:
         """Return the overrides, besides the ``given`` ones that make ``config``, by which the agent finds the run.
@@ -68,15 +68,15 @@ class SweepAssignment:
 
     def existing_run(self, runs_dir: Path | str) -> Run | None:
         """Return the run if ``runs_dir`` holds it already: after a preemption W&B assigns a run a second time."""
-        for record in sorted(Path(runs_dir).glob("[!.]*/run.json")):
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # another run that is damaged is skipped
-                assigned = json.loads(read_within(record.parent, record.name)).get("wandb") or {}
+        for directory in run_dirs(runs_dir):
+            with contextlib.suppress(UserError):  # another run that is damaged is skipped
+                assigned = read_record(directory).get("wandb") or {}
                 if (assigned.get("id"), assigned.get("sweep")) == (self.run, self.sweep):
-                    return Run.open(record.parent)
+                    return Run.open(directory)
         return None
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> WandbAssignment:
         """The assignment as ``run.json`` holds it."""
         return {"id": self.run, "sweep": self.sweep, "drawn": self.sampled}
 
@@ -116,7 +116,7 @@ def clear_agent_environment() -> None:
         os.environ.pop(name, None)
 
 
-def _sampled_parameters(path: str | None) -> dict[str, Any]:
+def _sampled_parameters(path: str | None) -> dict[str, object]:
     try:
         parameters = yaml.safe_load(Path(path or "").read_text())
         return {str(name): entry["value"] for name, entry in parameters.items() if name != "wandb_version"}

@@ -90,12 +90,12 @@ def final_tables(run: Run) -> dict[str, Any]:
     return tables
 
 
-def per_class_rows(confusion: np.ndarray, classes: list[str]) -> list[list[Any]]:
+def per_class_rows(confusion: np.ndarray, classes: list[str]) -> list[list[object]]:
     """Return rows of ``PER_CLASS`` from an integer confusion matrix [true class, predicted class].
 
     A rate is None where there was no image, or no such prediction, to divide by.
     """
-    rows: list[list[Any]] = []
+    rows: list[list[object]] = []
     for label, name in enumerate(classes):
         correct, images, predicted = confusion[label, label], confusion[label].sum(), confusion[:, label].sum()
         wrong = np.where(np.arange(len(classes)) == label, 0, confusion[label])
@@ -105,7 +105,7 @@ def per_class_rows(confusion: np.ndarray, classes: list[str]) -> list[list[Any]]
     return rows
 
 
-def _samples(run: Run, classes: list[str]) -> list[list[Any]]:
+def _samples(run: Run, classes: list[str]) -> list[list[object]]:
     """Return rows of ``SAMPLES``: the most confident mistakes, then images spread evenly over the correct ones."""
     import wandb
     from PIL import Image

@@ -7,15 +7,14 @@ ended, and nothing else has to be recorded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from runyard.config.schema import Config
-from runyard.runs.facts import finite_or_none
-from runyard.runs.journal import Row
+from runyard.runs.events import EpochEvent, Event, FinalEvent, Row, StopEvent, finite_or_none
 from runyard.runs.metrics import METRICS
-from runyard.runs.narrative import format_row
+from runyard.runs.narrative import format_event
+from runyard.runs.state import END_STATES, JournalState, RunState
 
 # A field that a journal lacks makes no curve.
 WANDB_NAMES, RANK_METRICS, NODE_METRICS = (
@@ -44,68 +43,61 @@ class Point:
     """
 
     values: dict[str, float]
-    summary: dict[str, Any]
+    summary: Row
     final: Row | None
     lines: list[str]
 
 
 @dataclass
 class WandbHistory:
-    """The points of the rows consumed so far, and the state of the run after them.
+    """The points of the events consumed so far, and the state of the run after them.
 
     Attributes:
         lines: The log's lines since the last point.
-        starts: How many times the training program was started.
-        last_stop: The ``stop`` row that ended the newest start, None while it runs or if it ended without one.
-        failures: Every ``stop`` row that says failed.
+        journal: The starts and how they ended.
+        failures: How many of the starts failed.
     """
 
     config: Config
     points: list[Point] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
-    starts: int = 0
-    last_stop: Row | None = None
-    failures: list[Row] = field(default_factory=list)
-    _consumed: int = 0
-    _summary: dict[str, Any] = field(default_factory=dict)
-    _final_seen: int = 0
+    journal: JournalState = field(default_factory=JournalState)
+    failures: int = 0
+    _summary: Row = field(default_factory=dict)
     _epochs_done: int = 0
 
-    def consume(self, rows: Sequence[Row]) -> None:
-        """Consume the new rows of ``rows``, which begins with the rows consumed before."""
-        for row in rows[self._consumed :]:
-            self._consume_row(row)
-        self._consumed = len(rows)
+    def consume(self, events: Iterable[Event]) -> None:
+        """Take in the next events of the journal."""
+        for event in events:
+            self._consume_event(event)
 
     @property
-    def status(self) -> str:
+    def status(self) -> RunState:
         """How the newest start ended: finished, interrupted or failed; running while the journal has no end of it."""
-        return str(self.last_stop.get("reason")) if self.last_stop is not None else "running"
+        stop = self.journal.stop
+        return RunState.RUNNING if stop is None else END_STATES.get(stop.reason, RunState.FAILED)
 
-    def _consume_row(self, row: Row) -> None:
-        if (line := _line(row, self.config.epochs)) is not None:
+    def _consume_event(self, event: Event) -> None:
+        if (line := format_event(event, self.config.epochs)) is not None:
             self.lines.append(line)
-        match row["event"]:
-            case "start":
-                self.starts, self.last_stop = self.starts + 1, None
-            case "stop":
-                self.last_stop = row
-                if row.get("reason") == "failed":
-                    self.failures.append(row)
-            case "epoch":
-                epoch = finite_or_none(row, "epoch")
-                if epoch is not None and epoch > self._epochs_done:  # a resumed run may repeat one, with its results
-                    self._epochs_done = int(epoch)
-                    self._point(row, self._epoch(row), None)
-            case "final" if not self._final_seen:
-                self._final_seen = 1
-                measured = {key: row.get(key) for key in ("top1", "loss", "top1_best", "best_epoch", "parameters")}
+        is_first_final = self.journal.final is None
+        self.journal.advance(event)
+        match event:
+            case StopEvent(reason="failed"):
+                self.failures += 1
+            case EpochEvent() if event.epoch > self._epochs_done:  # a resumed run may repeat one, with its results
+                self._epochs_done = event.epoch
+                self._point(event.row, self._epoch(event.row), None)
+            case FinalEvent() if is_first_final:
+                measured = {
+                    key: event.row.get(key) for key in ("top1", "loss", "top1_best", "best_epoch", "parameters")
+                }
                 self._summary |= {key: value for key, value in measured.items() if value is not None}
-                self._point(row, {"epoch": self.config.epochs}, row)
+                self._point(event.row, {"epoch": self.config.epochs}, event.row)
 
     def _point(self, row: Row, values: dict[str, float], final: Row | None) -> None:
         timestamp = {"_timestamp": t} if (t := finite_or_none(row, "t")) is not None else {}
-        summary = {**self._summary, "restarts": max(0, self.starts - 1)}
+        summary = {**self._summary, "restarts": max(0, len(self.journal.starts) - 1)}
         self.points.append(Point(values | timestamp, summary, final, self.lines))
         self.lines = []
 
@@ -144,10 +136,3 @@ def _nodes(row: Row) -> dict[str, float]:
         for key, name in NODE_METRICS.items()
         if (value := finite_or_none(node, key)) is not None
     }
-
-
-def _line(row: Row, epochs: int) -> str | None:
-    try:
-        return format_row(row, epochs)
-    except (KeyError, TypeError, ValueError):  # a row of another version, or with a null where a number was
-        return None

@@ -15,11 +15,11 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
 
-from runyard.runs import journal
-from runyard.runs.journal import Row
+from runyard.runs.events import Row, StartEvent
+from runyard.runs.journal import JournalReader, read_events
 from runyard.runs.run import Run
+from runyard.runs.state import JournalState
 from runyard.tracking.wandb.connection import connection_problem
 from runyard.tracking.wandb.record import WandbRecord, first_line, helper_died, teardown
 
@@ -33,7 +33,7 @@ MAX_HELPERS = 3  # records opened in one process at most: the first, and those i
 class WandbRun:
     """An open record. Create it by ``start``."""
 
-    def __init__(self, run: Run, metadata: dict[str, Any], warn: Callable[[str], None]) -> None:
+    def __init__(self, run: Run, metadata: Row, warn: Callable[[str], None]) -> None:
         self._run, self._metadata, self._warn = run, metadata, warn
         # None: the journal has news; a bool: the run has ended, and whether it failed.
         self._wakeups: queue.SimpleQueue[bool | None] = queue.SimpleQueue()
@@ -43,7 +43,7 @@ class WandbRun:
         self._thread = threading.Thread(target=self._work, name="W&B", daemon=True)
 
     @classmethod
-    def start(cls, run: Run, metadata: dict[str, Any], warn: Callable[[str], None]) -> WandbRun:
+    def start(cls, run: Run, metadata: Row, warn: Callable[[str], None]) -> WandbRun:
         """Start the record, or resume it after a restart, without waiting for it.
 
         ``warn`` is called only by ``log`` and ``finish``, in the thread that calls those.
@@ -52,7 +52,7 @@ class WandbRun:
         started._thread.start()
         return started
 
-    def log(self, event: str, fields: dict[str, Any]) -> None:
+    def log(self, event: str, fields: Row) -> None:
         """Wake the thread for the journal's new line, and pass on its warnings so far."""
         self._interrupted |= event == "stop" and fields.get("reason") == "interrupted"
         if event != "warning":
@@ -79,11 +79,11 @@ class WandbRun:
 
     def _work(self) -> None:
         """Run in the thread: open one record after another, until one is closed well or another would not help."""
-        starts = None
+        starts = 0
         for remaining in reversed(range(MAX_HELPERS)):
             record = self._record = None
             try:
-                starts = _starts(self._rows()) if starts is None else starts
+                starts = starts or len(JournalState.of(read_events(self._run.journal_path)).starts)
                 record = self._record = self._open()
                 if record is not None:
                     self._sync_until_closed(record, starts)
@@ -118,12 +118,13 @@ class WandbRun:
 
     def _sync_until_closed(self, record: WandbRecord, starts: int) -> None:
         """Send what is in the journal whenever there is news, until the record is closed."""
-        failed = None
+        failed, reader = None, JournalReader(self._run.journal_path)
         while True:
-            rows = self._rows()
-            if _starts(rows) > starts:  # another process took the run over: the record is its own now
+            events = list(reader.new_events())
+            starts -= sum(isinstance(event, StartEvent) for event in events)
+            if starts < 0:  # another process took the run over: the record is its own now
                 return record.abandon()
-            record.send(rows)
+            record.send(events)
             if failed is not None:
                 return record.finish(failed)
             failed = self._wait()
@@ -138,12 +139,5 @@ class WandbRun:
             self._wakeups.put(wakeup)  # for the record that replaces this one, if its helper dies while it closes
         return wakeup
 
-    def _rows(self) -> list[Row]:
-        return journal.read_journal(self._run.journal_path)[0]
-
     def _recovery_hint(self) -> str:
         return f"metrics.jsonl holds everything, and `runyard sync {self._run.cli_reference}` sends it"
-
-
-def _starts(rows: list[Row]) -> int:
-    return sum(row["event"] == "start" for row in rows)

@@ -8,13 +8,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from runyard.config import schema
-from runyard.runs.journal import Row
+from runyard.runs.events import Event, Row
 from runyard.runs.run import Run
+from runyard.runs.state import RunState
 from runyard.tracking.wandb import files
 from runyard.tracking.wandb.agent import clear_agent_environment
 from runyard.tracking.wandb.connection import server_state
@@ -43,7 +43,7 @@ class WandbRecord:
         from_training: bool,
         reports_end: bool,
         folder: Path,
-        metadata: dict[str, Any],
+        metadata: Row,
         finish_timeout_s: float,
         warn: Callable[[str], None],
     ) -> None:
@@ -127,9 +127,9 @@ class WandbRecord:
         for name in BEST_BY:
             self._record.define_metric(name, step_metric="epoch", summary="none")
 
-    def send(self, rows: list[Row], progress: Callable[[int], None] = lambda sent: None) -> None:
-        """Send what the server lacks of ``rows``: points, the log's lines, an alert for a failure."""
-        self._history.consume(rows)
+    def send(self, events: Iterable[Event], progress: Callable[[int], None] = lambda sent: None) -> None:
+        """Send what the server lacks of the journal's next ``events``: points, log lines, an alert for a failure."""
+        self._history.consume(events)
         points = self._history.points
         for index in range(self.points_on_server + self.points_sent, len(points)):
             self._point(points[index])
@@ -140,19 +140,19 @@ class WandbRecord:
             self._history.lines = []
         if time.monotonic() - self._directory_saved > DIRECTORY_EVERY_S:
             self._save_directory()
-        if len(self._history.failures) > self._reported_failures:
-            self._reported_failures = len(self._history.failures)
+        if self._history.failures > self._reported_failures:
+            self._reported_failures = self._history.failures
             self._record.summary["failures"] = self._reported_failures
-            end = self._history.last_stop
-            if end is not None and self._history.status == "failed":  # not of a failure that the run has restarted from
-                message = str(end.get("message") or "without a message")
+            end = self._history.journal.stop
+            if end is not None and self._history.status is RunState.FAILED:  # not of a failure that the run has restarted from
+                message = end.message or "without a message"
                 self._record.alert(alert_title(self._run, end), f"{message}\n\nrun {self._run.id}", level="ERROR")
 
     def _point(self, point: Point) -> None:
         """Log one line of history. Never pass step=: after a restart W&B would drop lower steps."""
         if point.lines:
             self._record.write_logs("\n".join(point.lines))
-        values: dict[str, Any] = {**point.values}
+        values: Row = {**point.values}
         if point.final:
             self._send_optional("the tables", lambda: values.update(files.final_tables(self._run)))
             self._send_optional("the tables", lambda: self._record.log(values)) or self._record.log(point.values)
@@ -164,7 +164,7 @@ class WandbRecord:
         self._directory_saved = time.monotonic()
         self._send_optional("the run's files", lambda: files.save_directory(self._run, self._record))
 
-    def _send_optional(self, what: str, send: Callable[[], Any]) -> bool:
+    def _send_optional(self, what: str, send: Callable[[], object]) -> bool:
         """Send something that the curves do not need. Return whether that succeeded."""
         try:
             send()
@@ -181,13 +181,13 @@ class WandbRecord:
         Raises:
             Exception: not all of it reached the server in time.
         """
-        end = self._history.last_stop
-        reason = "failed" if failed and end is None else self._history.status
+        end = self._history.journal.stop
+        reason = "failed" if failed and end is None else str(self._history.status)
         self._record.summary["status"] = reason
         self._save_directory()
         if reason == "finished" and self._run.config.tracking.artifacts:
             self._send_optional("the checkpoints", lambda: files.log_checkpoints(self._run, self._record))
-        stopped_by_user = end is not None and end.get("cause") == "TERM"
+        stopped_by_user = end is not None and end.cause == "TERM"
         if reason == "interrupted" and not stopped_by_user:
             self._record.mark_preempting()
         code = {"finished": 0, "running": 0, "interrupted": STOPPED_BY_HAND if stopped_by_user else 1}.get(reason, 1)
@@ -203,11 +203,9 @@ class WandbRecord:
         teardown(kill=True)
 
 
-def alert_title(run: Run, stop: Row) -> str:
-    """Return the title of the alert for a ``stop`` row: the experiment, and what happened to it."""
-    what = (
-        "given up" if stop.get("given_up") else "diverged" if stop.get("exception") == "DivergenceError" else "failed"
-    )
+def alert_title(run: Run, stop: StopEvent) -> str:
+    """Return the title of the alert for a failure: the experiment, and what happened to it."""
+    what = "given up" if stop.given_up else "diverged" if stop.failure.exception == "DivergenceError" else "failed"
     return f"{run.config.name}: {what}"[:TITLE_LENGTH]
 
 

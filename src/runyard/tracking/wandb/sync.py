@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runyard.errors import UserError
 from runyard.files import open_lock
 from runyard.runs import journal, lease
-from runyard.runs.journal import Row
+from runyard.runs.events import Event, Row, StartEvent, parse_event
 from runyard.runs.run import Run
+from runyard.runs.state import RunState
 from runyard.tracking.wandb.connection import ServerState, server_state
 from runyard.tracking.wandb.history import WandbHistory
 from runyard.tracking.wandb.record import WandbRecord, first_line, teardown
@@ -35,7 +35,7 @@ class SyncPlan:
 
     Attributes:
         run: The run.
-        rows: Its journal.
+        events: Its journal.
         points: How many points the journal has.
         on_server: How many of them the server has.
         status: The run's status by the journal.
@@ -45,10 +45,10 @@ class SyncPlan:
     """
 
     run: Run
-    rows: list[Row]
+    events: list[Event]
     points: int
     on_server: int
-    status: str
+    status: RunState
     server_status: str | None
     damaged_lines: int
     unreported_failures: int
@@ -60,7 +60,7 @@ class SyncPlan:
     @property
     def is_complete(self) -> bool:
         """Whether the server has every point and every failure, and the status of a run that was ever started."""
-        started = any(row["event"] == "start" for row in self.rows)
+        started = any(isinstance(event, StartEvent) for event in self.events)
         return not self.missing and not self.unreported_failures and (self.server_status == self.status or not started)
 
 
@@ -75,11 +75,19 @@ def plan_sync(run: Run) -> SyncPlan:
     except OSError as error:
         raise UserError(f"{run.journal_path}: cannot read it ({error.strerror})") from None
     history = WandbHistory(run.config)
-    history.consume(rows)
+    events = [parse_event(row) for row in rows]
+    history.consume(events)
     server: ServerState = server_state(run)
-    unreported_failures = max(0, len(history.failures) - server.failures)
+    unreported = max(0, history.failures - server.failures)
     return SyncPlan(
-        run, rows, len(history.points), server.points, history.status, server.status, damaged_lines, unreported_failures
+        run,
+        events,
+        len(history.points),
+        server.points,
+        history.status,
+        server.status,
+        damaged_lines,
+        unreported,
     )
 
 
@@ -106,13 +114,13 @@ def send_missing(plan: SyncPlan, progress: Callable[[int], None], warn: Callable
                 run,
                 online=True,
                 from_training=False,
-                reports_end=plan.status != "running",
+                reports_end=plan.status is not RunState.RUNNING,
                 folder=Path(folder),
-                metadata=_start_metadata(plan.rows),
+                metadata=_start_metadata(plan.events),
                 finish_timeout_s=SEND_TIMEOUT_S,
                 warn=warn,
             )
-            record.send(plan.rows, progress)
+            record.send(plan.events, progress)
             record.finish()
         except UserError:
             raise
@@ -136,9 +144,9 @@ def _wait_for_arrival(plan: SyncPlan) -> None:
         time.sleep(SYNC_POLL_S)
 
 
-def _start_metadata(rows: list[Row]) -> dict[str, Any]:
+def _start_metadata(events: list[Event]) -> Row:
     """Return what the newest start recorded about its machine."""
-    starts = [row for row in rows if row["event"] == "start"]
+    starts = [event.row for event in events if isinstance(event, StartEvent)]
     return {key: value for key, value in starts[-1].items() if key not in ("event", "t")} if starts else {}
 
 

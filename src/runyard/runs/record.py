@@ -1,0 +1,170 @@
+"""``run.json``: a run's identity and its jobs. The only parser of that file: it refuses what it cannot trust.
+
+Submitting commands write it, one at a time; jobs write the journal. Fields that this version does not know are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NotRequired, TypedDict
+
+from runyard.errors import UserError
+from runyard.file_lock import exclusive_lock
+from runyard.files import file_fix, read_within, write_atomic
+
+RUN_FORMAT = "runyard-run-1"
+RECORD_LOCK = ".record-lock"
+RUN_HINT = "restore it, or start another run with `runyard submit`"
+JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")  # SLURM's, or a process id on this machine
+Kind = type | tuple[type, ...]
+JOB_KINDS: dict[str, Kind] = {"launcher": str, "logs": str, "submitted": (int, float), "nodes": int, "name": str,
+                              "tasks_per_node": int, "tasks": int}  # fmt: skip
+RECORD_KINDS: dict[str, Kind] = {"name": str, "created": (int, float), "overrides": list, "wandb": dict, "trial": int,
+                                 "from_scratch": (int, float), "sweep": (str, type(None))}  # fmt: skip
+
+
+class JobRecord(TypedDict, total=False):
+    """A job of a run; all of it but ``id`` may be missing. A ``submission`` is one that has no id yet."""
+
+    id: str
+    launcher: str
+    cluster: str
+    nodes: int
+    tasks_per_node: int
+    gpus_per_node: int
+    tasks: int
+    submitted: float
+    logs: str
+    token: str
+    name: str
+
+
+class WandbAssignment(TypedDict, total=False):
+    """Which run of which sweep at W&B a run is."""
+
+    id: str
+    sweep: str
+    drawn: dict[str, object]
+
+
+class RunRecord(TypedDict):
+    """What ``run.json`` says; docs/file-formats.md explains its fields."""
+
+    format: str
+    id: str
+    name: str
+    created: float
+    code_sha256: NotRequired[str]
+    config_sha256: NotRequired[str]
+    overrides: list[str]
+    sweep: str | None
+    trial: NotRequired[int]
+    wandb: NotRequired[WandbAssignment]
+    jobs: list[JobRecord]
+    submission: NotRequired[JobRecord]
+    amended: NotRequired[list[dict[str, object]]]
+    from_scratch: NotRequired[float]
+    pruned: NotRequired[bool]
+
+
+def blank_record(run_id: str) -> RunRecord:
+    """Return the record of a run of which nothing but its id is known."""
+    return {"format": RUN_FORMAT, "id": run_id, "name": "", "created": 0.0, "overrides": [], "sweep": None, "jobs": []}
+
+
+def read_record(run: Path) -> RunRecord:
+    """Read the record of the run in this directory. What older versions left out has an empty value.
+
+    Raises:
+        UserError: there is no run in it, or ``run.json`` is damaged or of another format.
+    """
+    file = run / "run.json"
+    try:
+        values = json.loads(read_within(run, "run.json"))
+        if not isinstance(values, dict):
+            raise ValueError("no mapping of names to values")
+        if values.get("format") != RUN_FORMAT:
+            raise ValueError(f"format {values.get('format')!r}, expected {RUN_FORMAT!r}: not of this version")
+        record: RunRecord = {**blank_record(""), **values}  # type: ignore[typeddict-item]
+        _check(record)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{run}: no run directory (it lacks run.json); give an id, @last or a path; `runyard submit` creates one"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot read it ({error.strerror})", file_fix(error)) from None
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{file}: damaged ({(str(error).splitlines() or ['?'])[0]})", RUN_HINT) from None
+    return record
+
+
+@contextlib.contextmanager
+def editing_record(run: Path) -> Iterator[RunRecord]:
+    """Yield the record of the run in this directory as it is on disk, and write it at the end of the block.
+
+    A lock keeps other processes from changing it meanwhile, if the file system has locks.
+
+    Raises:
+        UserError: the record is damaged.
+        OSError: it cannot be written.
+    """
+    with exclusive_lock(run / RECORD_LOCK):
+        record = read_record(run)
+        yield record
+        write_atomic(run / "run.json", json.dumps(record, indent=1))
+
+
+def is_plain_name(name: str) -> bool:
+    """Return whether ``name`` is one plain path component, not hidden: a run's files go wherever its id says."""
+    return name == Path(name).name != "" and not name.startswith(".") and name.isprintable()
+
+
+def _check(record: RunRecord) -> None:
+    """Verify that the id names a directory, and that the jobs have valid ids and fields.
+
+    Raises:
+        ValueError: the message says what is wrong.
+    """
+    if not isinstance(record.get("id"), str) or not isinstance(record["jobs"], list):
+        raise ValueError("id or jobs")
+    if not is_plain_name(record["id"]):
+        raise ValueError(f"id {record['id']!r}: no plain name")
+    _check_kinds(record, RECORD_KINDS, "")
+    if not math.isfinite(record["created"]):
+        raise ValueError(f"created={record['created']!r}")
+    nothing: JobRecord = {"token": "0", "submitted": 0}
+    pending = record.get("submission", nothing)
+    if (
+        not isinstance(pending, dict)
+        or not re.fullmatch("[0-9a-f]+", str(pending.get("token")))
+        or "submitted" not in pending
+    ):
+        raise ValueError(f"submission: {pending!r}")
+    checked: list[JobRecord] = [*record["jobs"], {**pending, "id": "0"}]
+    for job in checked:
+        if not isinstance(job, dict) or not isinstance(job.get("id"), str):
+            raise ValueError(f"jobs: {job!r}: no mapping with an id")
+        _check_kinds(job, JOB_KINDS, f"jobs: {job['id']}: ")
+        if not _is_log_dir(job.get("logs", "slurm")):
+            raise ValueError(f"jobs: {job['id']}: logs={job['logs']!r}: neither in the run nor beside it")
+        if not JOB_ID.fullmatch(job["id"]):
+            raise ValueError(f"jobs: {job['id']!r} is no job id")
+
+
+def _check_kinds(values: object, kinds: dict[str, Kind], where: str) -> None:
+    assert isinstance(values, dict)
+    for name in kinds.keys() & values.keys():
+        if not isinstance(values[name], kinds[name]):
+            raise ValueError(f"{where}{name}={values[name]!r}")
+
+
+def _is_log_dir(folder: str) -> bool:
+    """Return whether it is a folder in the run's directory, or in the folder of runs, which has those of sweeps."""
+    parts = PurePosixPath(folder).parts
+    inside = parts[1:] if parts[:1] == ("..",) else parts
+    return bool(inside) and all(is_plain_name(part.removeprefix(".")) for part in inside)

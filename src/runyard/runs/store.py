@@ -1,0 +1,45 @@
+"""A folder of runs: which there are, and which of them a reference names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from runyard.errors import UserError
+
+
+def run_dirs(runs_dir: Path | str) -> list[Path]:
+    """Return the directories of all runs in ``runs_dir``, by id, which begins with the time of its creation."""
+    return sorted(path.parent for path in Path(runs_dir).glob("[!.]*/run.json"))
+
+
+def matching(reference: str, ids: Sequence[str]) -> list[str]:
+    """Return those of ``ids``, oldest first, that a reference names: ``@last``, an id, or the beginning of ids."""
+    if reference == "@last":
+        return list(ids[-1:])
+    return [i for i in ids if i == reference] or [i for i in ids if reference and i.startswith(reference)]
+
+
+def find_run_dir(reference: str, runs_dir: Path | str = "runs") -> Path:
+    """Return the directory of the run that ``reference`` names: a path, an id, the beginning of one, or ``@last``.
+
+    Raises:
+        UserError: no run or several runs match.
+    """
+    if os.path.exists(os.path.join(reference, "run.json")) or "/" in reference:
+        return Path(reference)
+    if not reference:
+        raise UserError("RUN is empty: give an id, its beginning, @last, or a path")
+    folder = Path(runs_dir)
+    ids = [path.name for path in run_dirs(folder)]
+    matches = matching(reference, ids)
+    if not matches:
+        newest = f"the newest there is {ids[-1]}" if ids else "there are none there yet"
+        raise UserError(f"no run {reference} in {folder}: {newest}; give an id, its beginning, @last, or a path")
+    if len(matches) > 1:
+        raise UserError(
+            f"{reference} matches {len(matches)} runs in {folder}, {matches[0]} and {matches[1]} among them: "
+            "give more of the id"
+        )
+    return folder / matches[0]
