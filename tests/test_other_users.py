@@ -16,7 +16,7 @@ from runyard.data import compiled, manifest
 from runyard.data.prepare.stage import stage_data
 from runyard.errors import UserError
 from runyard.ownership import per_user_name, private_folder
-from runyard.runs import record as record_module
+from runyard.runs import run as run_module
 from runyard.runs import snapshot
 from runyard.runs.run import Run
 from tests.support.second_user import NOBODY, as_nobody, needs_root, shared_place

@@ -40,9 +40,7 @@ def _flat(values: Mapping[str, object], path: str = "") -> Iterator[tuple[str, o
             yield path + name, value
 
 
-def changed_settings(
-    one: Mapping[str, object], other: Mapping[str, object], path: str = ""
-) -> dict[str, Change]:
+def changed_settings(one: Mapping[str, object], other: Mapping[str, object], path: str = "") -> dict[str, Change]:
     """Return the settings that differ, by dotted name, with both values; None for a side that does not have it."""
     changed: dict[str, Change] = {}
     for name in dict.fromkeys([*one, *other]):

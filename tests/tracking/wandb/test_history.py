@@ -10,7 +10,7 @@ import pytest
 
 from runyard.config.schema import Config
 from runyard.runs import journal
-from runyard.runs.events import Row, parse_event, parse_failure
+from runyard.runs.events import Event, Row, parse_event
 from runyard.tracking.wandb import history as wandb_history
 from runyard.tracking.wandb.history import WandbHistory
 from tests.support.life import FAILED, FINISHED, INTERRUPTED, begin, epoch, epochs

@@ -9,8 +9,13 @@ from runyard.errors import ExitCode, UserError
 
 HELP = "print the output of a run's tasks, from all its jobs and restarts"
 EXAMPLE = "runyard logs -f @last"
-EXIT_CODES = {"finished": 0, "interrupted": ExitCode.INTERRUPTED, "pruned": ExitCode.INTERRUPTED, "cancelled": ExitCode.INTERRUPTED,
-              "waiting": ExitCode.USER_ERROR}  # fmt: skip
+EXIT_CODES = {
+    "finished": ExitCode.DONE,
+    "interrupted": ExitCode.INTERRUPTED,
+    "pruned": ExitCode.INTERRUPTED,
+    "cancelled": ExitCode.INTERRUPTED,
+    "waiting": ExitCode.USER_ERROR,
+}
 LOGS_DETAILS = """
 Exit code: 0; with -f, 0 finished, 1 failed or killed, 130 interrupted, pruned, cancelled, or Ctrl-C (the run goes on);
 2 a wrong command."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from runyard.config import schema
-from runyard.runs.events import Event, Row
+from runyard.runs.events import Event, Row, StopEvent
 from runyard.runs.run import Run
 from runyard.runs.state import RunState
 from runyard.tracking.wandb import files
@@ -144,7 +144,8 @@ class WandbRecord:
             self._reported_failures = self._history.failures
             self._record.summary["failures"] = self._reported_failures
             end = self._history.journal.stop
-            if end is not None and self._history.status is RunState.FAILED:  # not of a failure that the run has restarted from
+            # Not of a failure from which the run has restarted.
+            if end is not None and self._history.status is RunState.FAILED:
                 message = end.message or "without a message"
                 self._record.alert(alert_title(self._run, end), f"{message}\n\nrun {self._run.id}", level="ERROR")
 
