@@ -272,7 +272,7 @@ def test_what_is_stopped_early_is_saved_and_told(folder: Folder, searches: Searc
     Search(made, place, 1, True, said.append).run(6)
     assert made.trials[5].state is TrialState.PRUNED, said
     run = RunSummary(runs_by_trial("early", searches.folder)[5])
-    assert run.last_event["reason"] == "interrupted"
+    assert run.journal.state == "interrupted"
     assert run.record["pruned"], "for those who compare"
     assert run.last_checkpoint_step
     assert "below the median: stopped" in said[-1]
