@@ -41,12 +41,12 @@ def _sources(places: dict[str, Path]) -> dict[str, Path]:
 
 
 def _modules(package: Path) -> list[Path]:
-    """Return the package's Python files, including those behind a symbolic link in a checkout."""
+    """Return the package's Python files and templates, including those behind a symbolic link in a checkout."""
     return [
         Path(folder, name)
         for folder, _, names in os.walk(package, followlinks=True)
         for name in names
-        if name.endswith(".py")
+        if name.endswith((".py", ".html"))
     ]
 
 

@@ -1,6 +1,7 @@
 """The report says what the journal says, needs nothing beside itself, and is written whatever state the run is in."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.runs import journal
 from runyard.runs.facts import load_report_data
+from runyard.runs.snapshot import take_snapshot
 from tests.support.fake_runs import start
 
 VOID = {"meta", "link", "img", "br", "source"}
@@ -180,6 +182,27 @@ def test_without_escaping_the_markup_would_be_live(fake_run, monkeypatch):
     monkeypatch.setattr(html, "ENVIRONMENT", html.ENVIRONMENT.overlay(autoescape=False))
     fake = fake_run(epochs=1, classes=["<script>alert(1)</script>", "b"]).train().finish(0.5, images=80, arrays=True)
     assert "<script>" in text_of(fake)
+
+
+RENDER = """
+import sys
+from runyard.analysis.report.page import render
+from runyard.runs.facts import load_report_data
+from runyard.runs.run import Run
+print(render(load_report_data(Run.open(sys.argv[1])), {"curves": b""}))
+"""
+
+
+def test_the_code_that_is_copied_for_a_job_writes_the_report(finished, tmp_path):
+    """And the control: without the template it does not."""
+    code = tmp_path / "store" / take_snapshot(tmp_path / "store")[:16]
+    command = [sys.executable, "-c", RENDER, str(finished[0].path)]
+    environment = os.environ | {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "<h2>Curves</h2>" in done.stdout, done.stderr
+    (code / "runyard/analysis/report/report.html").unlink()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "TemplateNotFound" in done.stderr
 
 
 def test_an_unfinished_run_has_a_report_that_says_so(fake_run):
