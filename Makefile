@@ -40,8 +40,9 @@ rehearsal-tools: ## SLURM's packages (root or sudo), for a temporary cluster on 
 browser: ## Chromium (root or sudo), for the tests of pages
 	@slurm/setup.sh browser
 
-lint: setup ## Ruff, and who may import whom
+lint: setup ## Ruff, its layout, and who may import whom
 	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check --quiet .
 	@.venv/bin/lint-imports --no-cache >build/imports.txt || { cat build/imports.txt; exit 1; }
 
 types: setup ## Mypy

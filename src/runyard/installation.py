@@ -8,6 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 IMPORT_ROOT = PACKAGE.parent  # what PYTHONPATH must hold for `import runyard`
+CONFIGS = PACKAGE / "configs"
 SCRIPTS = (PACKAGE / "slurm").resolve()  # a link in a checkout, a folder in an installed package
 IN_CHECKOUT = SCRIPTS.parent != PACKAGE
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -163,9 +164,9 @@ def test_an_installed_package_prepares_trains_and_compares_outside_the_checkout(
         assert (run / "code" / "runyard" / "cluster" / "job" / "task.py").exists()
         assert (run / "code" / "slurm" / "python.sh").stat().st_mode & 0o100
         assert not [line for line in (run / "config.yaml").read_text().splitlines() if str(ROOT) in line]
-    assert installed.say("status").count("finished") == 2
-    assert runs[0].name in installed.say("status", runs[0].name)
-    assert "2 seeds" in installed.say("compare", "--all")
+    assert len(re.findall(r"^2\S+ +finished +8/8", installed.say("status"), re.M)) == 2
+    assert "finished" in installed.say("status", runs[0].name)
+    assert re.search(r"^starter +2 ", installed.say("compare", "--all"), re.M), "one row of two seeds"
     installed.say("report", "@last")
     script = installed.say("submit", *TINY, "cluster=slurm", "cluster.nodes=2", "--dry-run")
     assert str(installed.environment / "bin" / "python") in script

@@ -27,9 +27,7 @@ from runyard.config.fields import format_literal
 from runyard.config.schema import Config
 from runyard.config.secrets import refuse_secrets
 from runyard.errors import UserError
-from runyard.installation import PACKAGE
-
-CONFIGS = PACKAGE / "configs"
+from runyard.installation import CONFIGS
 
 
 @dataclass(frozen=True)

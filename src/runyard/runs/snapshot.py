@@ -12,6 +12,7 @@ from pathlib import Path
 
 from runyard.errors import UserError
 from runyard.files import read_regular
+from runyard.installation import PACKAGE, SCRIPTS
 from runyard.ownership import per_user_name, private_folder, writable_by_others
 
 CODE_STORE = per_user_name(".code")  # beside the runs
@@ -20,8 +21,7 @@ JOB_SCRIPTS = ("ask.sh", "begin.sh", "python.sh", "requeue.sh")  # scripts that 
 
 def checkout_files() -> dict[str, Path]:
     """Return the sources of the running program that jobs need, by their path in a snapshot."""
-    root = Path(__file__).parents[1]
-    return _sources({"runyard": root, "slurm": root / "slurm"})
+    return _sources({"runyard": PACKAGE, "slurm": SCRIPTS})
 
 
 def snapshot_files(folder: Path) -> dict[str, Path]:
