@@ -29,7 +29,7 @@ def prepared_root(shared: Path) -> Path:
 @pytest.fixture
 def root(prepared_root: Path, tmp_path: Path) -> Path:
     """A copy of ``prepared_root`` to do harm to."""
-    return Path(shutil.copytree(prepared_root, tmp_path / "data"))
+    return Path(shutil.copytree(prepared_root, tmp_path / "data", ignore=shutil.ignore_patterns("*.making")))
 
 
 @pytest.fixture

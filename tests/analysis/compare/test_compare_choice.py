@@ -171,7 +171,7 @@ def test_different_data_sets_are_marked_and_never_paired(compare: Compare, make:
     make(0.8, lr=3e-3, test_images=100, data="1")
     make(0.5, settings={"data.name": "cifar100"}, data="2", test_images=100)
     _, out, _ = compare("--all")
-    marks = ("cifar10 (1)", "cifar10 (2)", "cifar100", "other", "other test images", "the only one of its data set")
+    marks = ("cifar10 (1)", "cifar10 (2)", "cifar100", "other", "different images", "the only one of its data set")
     for mark in marks:
         assert mark in out
     assert [pair["mcnemar"] for pair in document(compare, "--all")["pairs"]] == [None]

@@ -209,7 +209,7 @@ def test_no_runs_at_all_cost_a_line(folder: Folder, status: Any) -> None:
     folder.path.mkdir()
     code, out, err = status("--json")
     assert (code, out) == (2, "")
-    assert "create one with `runyard submit`" in err
+    assert "`runyard submit`" in err
 
 
 @pytest.mark.parametrize("record", [
