@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ from typing import NotRequired, TypedDict
 from runyard.errors import UserError
 from runyard.file_lock import exclusive_lock
 from runyard.files import file_fix, read_within, write_atomic
+from runyard.runs.events import finite_or_none
 
 RUN_FORMAT = "runyard-run-1"
 RECORD_LOCK = ".record-lock"
@@ -24,7 +24,7 @@ JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")  # SLURM's, or a process id on this mac
 Kind = type | tuple[type, ...]
 JOB_KINDS: dict[str, Kind] = {"launcher": str, "logs": str, "submitted": (int, float), "nodes": int, "name": str,
                               "tasks_per_node": int, "tasks": int}  # fmt: skip
-RECORD_KINDS: dict[str, Kind] = {"name": str, "created": (int, float), "overrides": list, "wandb": dict, "trial": int,
+RECORD_KINDS: dict[str, Kind] = {"name": str, "overrides": list, "wandb": dict, "trial": int,
                                  "from_scratch": (int, float), "sweep": (str, type(None))}  # fmt: skip
 
 
@@ -91,6 +91,7 @@ def read_record(run: Path) -> RunRecord:
         if values.get("format") != RUN_FORMAT:
             raise ValueError(f"format {values.get('format')!r}, expected {RUN_FORMAT!r}: not of this version")
         record: RunRecord = {**blank_record(""), **values}  # type: ignore[typeddict-item]
+        record["created"] = finite_or_none(values, "created") or 0.0  # it decides nothing but an order
         _check(record)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
@@ -135,8 +136,6 @@ def _check(record: RunRecord) -> None:
     if not is_plain_name(record["id"]):
         raise ValueError(f"id {record['id']!r}: no plain name")
     _check_kinds(record, RECORD_KINDS, "")
-    if not math.isfinite(record["created"]):
-        raise ValueError(f"created={record['created']!r}")
     nothing: JobRecord = {"token": "0", "submitted": 0}
     pending = record.get("submission", nothing)
     if (
