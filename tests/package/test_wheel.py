@@ -198,6 +198,6 @@ def test_an_installed_package_rehearses_on_a_throwaway_slurm(installed: Installe
         pytest.skip("no SLURM on this machine: make rehearsal-tools")
     installed.say("prepare", *SMALL_DATA)
     before = installed.files()
-    done = installed.run("runyard", "rehearse", *TINY)
+    done = installed.run("runyard", "rehearse", *TINY, "cluster.nodes=2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert installed.files() == before
