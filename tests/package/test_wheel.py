@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PATIENCE_S, SMALL_DATA
+from tests.support.settings import PATIENCE_S, SMALL_DATA
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {"src/runyard": "runyard", "cluster": "runyard/cluster", "configs": "runyard/configs", "slurm": "runyard/slurm"}

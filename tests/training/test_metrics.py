@@ -15,8 +15,8 @@ from runyard.config.schema import Config
 from runyard.runs import journal
 from runyard.runs.metrics import METRICS
 from runyard.runs.run import Run
-from tests.compare.fabricate import fabricate
-from tests.training.conftest import train
+from tests.support.fake_runs import fabricate
+from tests.support.trainings import train
 
 DOCUMENT = Path(__file__).parents[2] / "docs/file-formats.md"
 NO_METRICS = {"event", "t", "epoch", "step", "nodes", "slowest_node"}  # where a row belongs, and texts
