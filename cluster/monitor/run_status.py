@@ -169,7 +169,11 @@ def _derive(run: RunSummary, squeue_answer: JobAnswer, sacct_answer: JobAnswer, 
         message = f"{state} here, process {pid}{_straggler_text(run, state)}"
         return RunStatus(run, state, message, nodes=(os.uname().nodename,))
     if (end := run.recorded_end) is not None:
-        return _status_of_ended_run(run, end, nodes, job)
+        ended = _status_of_ended_run(run, end, nodes, job)
+        if not (squeue_answer.error and run.on_slurm and end.may_be_requeued):
+            return ended
+        message = f"SLURM was not asked: {squeue_answer.error}; the journal says: {ended.message}"
+        return replace(ended, state=RunState.UNKNOWN, message=message, error=squeue_answer.error)
     if squeue_answer.error and (run.on_slurm or run.pending_submission):
         return RunStatus(
             run, RunState.UNKNOWN, f"SLURM was not asked: {squeue_answer.error}", nodes=nodes, error=squeue_answer.error

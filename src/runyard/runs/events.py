@@ -100,6 +100,11 @@ class StopEvent(Event):
     given_up: bool
     failure: Failure
 
+    @property
+    def may_be_requeued(self) -> bool:
+        """Whether the batch script may put the job back into the queue after this."""
+        return self.reason == "interrupted" or (self.reason == "failed" and self.retry and not self.given_up)
+
 
 @dataclass(frozen=True, slots=True)
 class RequeueEvent(Event):

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
+from runyard.cli.main import main
 from runyard.cluster.monitor.run_status import unique_prefixes
 from runyard.cluster.monitor.status import StatusView, status_table
 from runyard.errors import UserError
@@ -130,6 +131,27 @@ def test_where_slurm_does_not_answer_the_rest_is_shown_and_the_exit_code_says_so
     assert "finished" in out
     assert "unknown" in out
     assert err == "runyard: no squeue on this machine: ask on the cluster's login node\n"
+
+
+@pytest.mark.parametrize(("end", "state"), [
+    (stop(9, "failed", message="a rank died", retry=True), "unknown"),
+    (stop(9, "interrupted", cause="time limit"), "unknown"),
+    (stop(9, "failed", message="the control", retry=False), "failed"),
+    (stop(9, "failed", message="the control", retry=True, given_up=True), "failed"),
+])  # fmt: skip
+def test_what_its_batch_script_may_requeue_is_unknown_while_slurm_does_not_answer(
+    folder: Folder, status: Any, capsys: pytest.CaptureFixture[str], end: dict[str, Any], state: str
+) -> None:
+    run = folder.run(start(1), end)
+    folder.queue()
+    assert json.loads(status("--json")[1])[0]["state"] != "unknown", "the control: SLURM answers, and has no job"
+    folder.slurm.program("squeue", 'echo "squeue: error: Invalid user" >&2; exit 1\n')
+    (shown,) = json.loads(status("--json")[1])
+    assert shown["state"] == state
+    assert main(["cancel", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert ("nothing to cancel" in said) is (state == "failed")
+    assert ("Invalid user" in said) is (state == "unknown")
 
 
 def test_watching_goes_on_where_a_run_is_removed(folder: Folder) -> None:
