@@ -209,13 +209,13 @@ def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, truste
         except BaseException:
             write_atomic(run.path / "config.yaml", text)
             with run.editing_record() as record:
-                record.pop("amended", None)
-                record.pop("config_sha256", None)
                 record["overrides"] = previous_record["overrides"]
                 if "config_sha256" in previous_record:
                     record["config_sha256"] = previous_record["config_sha256"]
                 if "amended" in previous_record:
                     record["amended"] = previous_record["amended"]
+                else:
+                    record.pop("amended", None)
             raise
 
 

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 from runyard.errors import UserError
 from runyard.file_lock import exclusive_lock
@@ -90,7 +90,8 @@ def read_record(run: Path) -> RunRecord:
             raise ValueError("no mapping of names to values")
         if values.get("format") != RUN_FORMAT:
             raise ValueError(f"format {values.get('format')!r}, expected {RUN_FORMAT!r}: not of this version")
-        record: RunRecord = {**blank_record(""), **values}  # type: ignore[typeddict-item]
+        blank = blank_record("")
+        record = cast(RunRecord, values | {k: v for k, v in blank.items() if k not in values})  # in the file's order
         record["created"] = finite_or_none(values, "created") or 0.0  # it decides nothing but an order
         _check(record)
     except (FileNotFoundError, NotADirectoryError):
