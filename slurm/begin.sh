@@ -1,5 +1,17 @@
-# The beginning of every batch script. Sourced by them, in bash.
+# The beginning of every batch script. Sourced by them, in bash, after script=NAME; submitit's has no name.
 . "${BASH_SOURCE[0]%/*}/ask.sh"
+
+fail() { echo "${script:-runyard}: $*" >&2; exit 2; }
+
+# use_run DIRECTORY: sets run to its absolute path, and Python's path to its code: the snapshot that was taken when the run
+# was created, so the working directory may be edited meanwhile.
+use_run() {
+    run=$(readlink -e "${1:-}") && [ -e "$run/run.json" ] ||
+        fail "${1:-nothing}: expected a run's directory, as runyard create prints"
+    { [ -O "$run" ] && [ -O "$run/code/." ]; } ||
+        fail "$run: it or its code belongs to another user, and that code would run as you"
+    export PYTHONPATH="$run/code${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
+}
 
 # With these runyard.cluster.job.requeue separates what this start wrote to the journal and to this log from earlier starts.
 export RUNYARD_BEGAN=$(date +%s) RUNYARD_LOG_BEGAN=$(stat -Lc %s /dev/stderr)

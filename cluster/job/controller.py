@@ -171,7 +171,10 @@ class Controller:
 
 
 def _process_state(pid: int) -> str:
-    """Return a process's state as the kernel reports it, and the kernel function it waits in where that is readable."""
+    """Return a process's state as the kernel reports it, and the kernel function it waits in where that is readable.
+
+    psutil knows no such function, which is what tells a hung network from a hung disk.
+    """
     try:
         status = dict(
             line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
+
+import psutil
 
 from runyard.cluster.launch.batch_script import tasks_per_node
 from runyard.cluster.rehearsal.slurm_conf import CPUS, MEMORY_MB, PARTITIONS
@@ -55,8 +56,7 @@ def scale_down(overrides: list[str], report: Callable[[str], None]) -> Composed:
 
 def max_tasks() -> int:
     """Return how many tasks this machine can run, by its free memory and its cores; at least ``MIN_TASKS``."""
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free_gb = int(lines["MemAvailable"].split()[0]) / 1e6
+    free_gb = psutil.virtual_memory().available / 1e9
     return max(MIN_TASKS, min(int(free_gb / MEMORY_PER_TASK_GB), MAX_TASKS_PER_CORE * len(os.sched_getaffinity(0))))
 
 

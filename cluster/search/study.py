@@ -7,7 +7,6 @@ that the next command finds all runs whenever the last one ended.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from runyard.cluster.search.space import Space, override
 from runyard.errors import UserError
-from runyard.files import open_lock, write_atomic
+from runyard.file_lock import exclusive_lock
+from runyard.files import write_atomic
 from runyard.ownership import private_folder
 from runyard.runs.record import read_record
 from runyard.runs.store import run_dirs
@@ -194,14 +194,12 @@ def search_lock(folder: Path) -> Iterator[None]:
             folder.parents[1].mkdir(parents=True, exist_ok=True)
             private_folder(folder.parent)
             folder.mkdir(exist_ok=True)
-            lock = held_open.enter_context(open_lock(folder / ".lock"))
+            held_open.enter_context(exclusive_lock(folder / ".lock", wait_s=0))
+        except TimeoutError:
+            raise UserError(f"sweep {folder.name}: another command drives it; wait for it, or stop that one") from None
         except OSError as error:
             raise UserError(
                 f"runs_dir={folder.parent.parent}: cannot be written ({error.strerror}); "
                 "set runs_dir to a folder you can write"
             ) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"sweep {folder.name}: another command drives it; wait for it, or stop that one") from None
         yield

@@ -1,4 +1,8 @@
-"""An exclusive lock on a file. The kernel releases it when its holder ends, however that happens."""
+"""An exclusive lock on a file. The kernel releases it when its holder ends, however that happens.
+
+The package filelock would be no shorter here: it keeps its descriptor to itself, which sbatch must inherit, tells a
+waiting user nothing, and takes a file that outlives its holder for the lock where the disk has none.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ import contextlib
 import errno
 import fcntl
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from runyard.files import open_lock
 
 LOCK_POLL_S = 0.1
 WAIT_NOTICE_AFTER_S = 3.0
@@ -33,13 +38,10 @@ def exclusive_lock(
 
     Raises:
         TimeoutError: other processes held the lock for ``wait_s`` seconds.
-        OSError: the file cannot be created.
+        OSError: the file cannot be created, or is not a regular one.
     """
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        yield file if _locked(file, path, wait_s, on_wait) else None
-    finally:
-        os.close(file)
+    with open_lock(path) as file:
+        yield file.fileno() if _locked(file.fileno(), path, wait_s, on_wait) else None
 
 
 def _locked(file: int, path: Path, wait_s: float, on_wait: Callable[[], None]) -> bool:

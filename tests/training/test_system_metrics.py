@@ -6,7 +6,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +17,6 @@ from runyard.training.metrics import system_metrics
 from runyard.training.metrics.system_metrics import (
     RankMetrics,
     SystemMetrics,
-    cpu_ticks,
-    memory_mb,
     metrics_by_node,
     node_name,
 )
@@ -142,21 +139,6 @@ def test_nodes_hold_what_their_ranks_measured() -> None:
         {"node": "b", "cpu_pct": None, "memory_mb": 6000, "gpu_util_pct": None, "gpu_memory_mb": 500},
         {"node": "c", "cpu_pct": 10, "memory_mb": 7000},
     ]
-
-
-def test_proc_is_read_as_the_kernel_documents_it(tmp_path: Path) -> None:
-    (tmp_path / "stat").write_text("cpu  100 20 30 700 40 5 6 7 80 9\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
-    assert cpu_ticks(str(tmp_path / "stat")) == (168, 908)
-    (tmp_path / "meminfo").write_text("MemTotal:  3000000 kB\nMemFree: 10 kB\nMemAvailable: 1000000 kB\nHugePages: 0\n")
-    assert memory_mb(str(tmp_path / "meminfo")) == 2048.0
-
-
-def test_cpu_use_is_of_the_time_since_the_last_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter([(1000, 4000), (1030, 4120), (1030, 4120), (1130, 4220)])
-    monkeypatch.setattr(system_metrics, "cpu_ticks", lambda: next(ticks))
-    processors = system_metrics.CpuMeter()
-    processors.read()
-    assert [processors.read() for _ in range(3)] == [25.0, None, 100.0]
 
 
 def test_a_node_has_slurms_name_and_no_domain(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ Offline folders that W&B's client left are not read: a run that was restarted ha
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runyard.errors import UserError
-from runyard.files import open_lock
+from runyard.file_lock import exclusive_lock
 from runyard.runs import journal, lease
 from runyard.runs.events import Event, Row, StartEvent, parse_event
 from runyard.runs.run import Run
@@ -159,10 +158,9 @@ def _sync_lock(run: Run) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            lock = stack.enter_context(open_lock(run.path / ".sync-lock"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(exclusive_lock(run.path / ".sync-lock", wait_s=0))
+        except TimeoutError:
             raise UserError(f"run {run.id} is being synced by another process: wait for it") from None
-        except OSError:  # somebody else's run, or a file system without locks
+        except OSError:  # somebody else's run
             pass
         yield

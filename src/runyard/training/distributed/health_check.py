@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -96,7 +97,7 @@ def _check_matmul(device: torch.device) -> None:
 
 
 def _check_free_memory(device: torch.device) -> None:
-    free_by_kind = {"cpu": _available_memory_bytes()} | (
+    free_by_kind = {"cpu": psutil.virtual_memory().available} | (
         {"cuda": torch.cuda.mem_get_info(device)[0]} if device.type == "cuda" else {}
     )
     for kind, free_bytes in free_by_kind.items():
@@ -106,13 +107,6 @@ def _check_free_memory(device: torch.device) -> None:
                 f"{free_bytes >> 20} MB of the memory {owner} are free, expected {MIN_FREE_BYTES[kind] >> 20} MB at "
                 "least: other processes fill it"
             )
-
-
-def _available_memory_bytes() -> int:
-    """Return how many bytes of memory are available to programs on this machine."""
-    with open("/proc/meminfo") as file:
-        available = next((line for line in file if line.startswith("MemAvailable:")), None)
-    return int(available.split()[1]) << 10 if available else MIN_FREE_BYTES["cpu"]
 
 
 def _check_data_readable(config: Config, data: Manifest, folder: Path) -> None:

@@ -218,7 +218,10 @@ def _ended_ranks(exits: dict[int, str], world_size: int) -> PeerFailure:
 
 
 def _exit_status(pid: int) -> str | None:
-    """Return how a process of this node ended: None while it is alive, "" if that can no longer be known."""
+    """Return how a process of this node ended: None while it is alive, "" if that can no longer be known.
+
+    psutil does not say with which status a process has ended that is not its own child.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

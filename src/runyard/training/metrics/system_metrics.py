@@ -1,4 +1,4 @@
-"""System metrics per epoch: GPU utilization from NVML, CPU and memory of each node from /proc."""
+"""System metrics per epoch: GPU utilization from NVML, CPU and memory of each node from psutil."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -49,14 +50,13 @@ class SystemMetrics:
         self._device, self._all_nodes, self._warn = rank_info.device, all_nodes, warn
         self._node = node_name()
         self._sampler = GpuSampler(rank_info.device) if rank_info.device.type == "cuda" else None
-        self._processors = CpuMeter() if all_nodes and rank_info.local_rank == 0 else None
+        self._reports_node = all_nodes and rank_info.local_rank == 0
 
     def start(self) -> None:
         """Measure from now on."""
         if self._sampler is not None:
             self._sampler.start()
-        if self._processors is not None:
-            self._processors.read()
+        psutil.cpu_percent()  # the next call measures from here on
 
     def read(self) -> dict[str, Any]:
         """Return the ``epoch`` row's ``gpu_util_pct`` and, if nodes are measured, ``nodes``, since the last call.
@@ -78,14 +78,14 @@ class SystemMetrics:
             self._sampler.stop()
 
     def _report(self) -> RankMetrics:
-        gpu, node = self._sampler, self._processors
+        gpu, memory = self._sampler, psutil.virtual_memory()
         free, total = torch.cuda.mem_get_info(self._device) if gpu is not None and self._all_nodes else (0, 0)
         return RankMetrics(
             self._node,
             gpu_util_pct=gpu.read() if gpu is not None else None,
             gpu_memory_mb=(total - free) / 1e6 if total else None,
-            cpu_pct=node.read() if node is not None else None,
-            memory_mb=memory_mb() if node is not None else None,
+            cpu_pct=psutil.cpu_percent() if self._reports_node else None,
+            memory_mb=(memory.total - memory.available) / 1e6 if self._reports_node else None,
             problem=gpu.problem if gpu is not None else None,
         )
 
@@ -125,35 +125,6 @@ class GpuSampler:
                 return
             with self._lock:
                 self._samples.append(sample)
-
-
-class CpuMeter:
-    """Measures the CPU utilization of the whole machine, by all processes."""
-
-    def __init__(self) -> None:
-        self._busy_ticks, self._total_ticks = 0, 0
-
-    def read(self) -> float | None:
-        """Return the CPU utilization since the last call, %; None within one clock tick."""
-        busy_ticks, total_ticks = cpu_ticks()
-        busy, elapsed = busy_ticks - self._busy_ticks, total_ticks - self._total_ticks
-        self._busy_ticks, self._total_ticks = busy_ticks, total_ticks
-        return 100 * busy / elapsed if elapsed else None
-
-
-def cpu_ticks(stat: str = "/proc/stat") -> tuple[int, int]:
-    """Return the busy CPU ticks and all CPU ticks since the machine started."""
-    with open(stat) as file:
-        user, nice, system, idle, iowait, irq, softirq, steal = map(int, file.readline().split()[1:9])
-    busy = user + nice + system + irq + softirq + steal  # guests' time is in user and nice
-    return busy, busy + idle + iowait
-
-
-def memory_mb(meminfo: str = "/proc/meminfo") -> float:
-    """Return the memory of the machine that is not available to new programs, MB."""
-    with open(meminfo) as file:
-        kib = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in file)}
-    return (kib["MemTotal"] - kib["MemAvailable"]) * 1024 / 1e6
 
 
 def node_name() -> str:
