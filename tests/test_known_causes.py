@@ -51,7 +51,7 @@ EXAMPLES: list[tuple[str, str, str | None]] = [
     ("OSError", "[Errno 122] Disk quota exceeded", "quota exceeded"),
     ("RuntimeError", "unable to open shared memory object </torch_12_34_5> in read-write mode: No space left on device "
      "(28)", "shared memory full"),
-    ("OSError", "3 MB are free in /dev/shm, and loader=torch needs 60 MB there", "shared memory full"),
+    ("OSError", "3.00 MB are free in /dev/shm, but loader=torch needs 60.00 MB there", "shared memory full"),
     ("MemoryError", "", "host out of memory"),
     ("OSError", "[Errno 12] Cannot allocate memory", "host out of memory"),
     ("RuntimeError", "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you "
@@ -66,6 +66,8 @@ EXAMPLES: list[tuple[str, str, str | None]] = [
     ("exit code 126", "", "no Python"),
     ("RuntimeError", "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4242",
      "connection lost"),
+    ("RuntimeError", "[enforce fail at /gloo/transport/tcp/device.cc:84] ifa != nullptr. Unable to find address for: "
+     "nonet0", "no network interface"),
     ("HealthError", "3 of 4 matrix products on cuda:0 are wrong (bfloat16)", "failed health check"),
     ("SIGBUS", "", "bus error"),
     ("SIGSEGV", "", "crash in native code"),
@@ -98,9 +100,19 @@ def test_only_what_can_be_another_node_next_time_is_tried_elsewhere() -> None:
 def test_torchs_own_frames_and_advice_are_folded_away() -> None:
     said = "[../aten/src/x/CUDAContext.cpp:12] CUDA error: uncorrectable ECC error encountered" + ASYNC + FRAMES
     assert known_causes.one_line(said) == "CUDA error: uncorrectable ECC error encountered"
+    said = "[enforce fail at /gloo/transport/tcp/device.cc:84] ifa != nullptr. Unable to find address for: nonet0"
+    assert known_causes.one_line(said) == "ifa != nullptr. Unable to find address for: nonet0"
     assert known_causes.error_text(ValueError("one\n  two")) == "one two"
     assert known_causes.error_text(ValueError()) == "ValueError"
     assert len(known_causes.one_line("x" * 9999)) == known_causes.MAX_MESSAGE_CHARACTERS
+
+
+def test_the_node_is_named_once() -> None:
+    named = {"message": "rank 1 does not answer, on node2", "node": "node2", "step": 4}
+    assert known_causes.describe_failure(named) == "rank 1 does not answer, on node2 (at step 4)"
+    assert known_causes.describe_failure(named | {"node": "node"}) == (
+        "rank 1 does not answer, on node2 (on node, at step 4)"
+    )
 
 
 def test_a_process_that_a_signal_ended_is_told_of_by_that_signal_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from runyard.runs.state import RunState
 from runyard.runs.summary import RunSummary
 
 LOG_POLL_S = 0.5
+MAX_LINE_BYTES = 1 << 20
 LOGS_QUEUE_POLL_S = 10.0  # one SLURM controller serves many users
 CONFIRM_END_S = 3.0  # a requeued job leaves the queue for a moment
 # The line with which submitit begins a task's output at each start: logs are appended to.
@@ -86,32 +88,39 @@ class Logs:
                 if self._rank not in (None, rank):
                     log.close()
                     continue
-                first = (str(job["id"]), rank) not in self._read
-                text = self._read_rest((str(job["id"]), rank), log, ended)
-                if first and text and self._stream == "err":  # submitit marks starts in the other stream only
-                    submitted = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["submitted"]))
-                    heading = f"job {job['id']}, {number + 1} of {len(jobs)} of this run, submitted {submitted}"
-                    yield Line(str(job["id"]), rank, heading, mark=True)
-                for line in text.removesuffix("\n").split("\n") if text else ():
+                has_heading = (str(job["id"]), rank) in self._read or self._stream == "out"  # submitit marks each start
+                for line in self._read_rest((str(job["id"]), rank), log, ended):
+                    if not has_heading:
+                        has_heading = True
+                        submitted = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["submitted"]))
+                        heading = f"job {job['id']}, {number + 1} of {len(jobs)} of this run, submitted {submitted}"
+                        yield Line(str(job["id"]), rank, heading, mark=True)
                     yield self._line(str(job["id"]), rank, line)
 
-    def _read_rest(self, key: tuple[str, int], log: BinaryIO, ended: bool) -> str:
-        """Return what was written to ``log`` since it was last read: complete lines only, unless the run has ended."""
+    def _read_rest(self, key: tuple[str, int], log: BinaryIO, ended: bool) -> Iterator[str]:
+        """Yield the lines written to ``log`` since it was last read; the last one only if complete or at the end.
+
+        A line that is longer than ``MAX_LINE_BYTES`` becomes several, so that no log needs much memory.
+        """
         with log as file:
-            size = file.seek(0, 2)
-            begin = min(self._read.get(key, 0), size)  # a log that is shorter than before was rewritten
-            file.seek(begin)
-            content = file.read(size - begin)
-        complete = len(content) if ended else content.rfind(b"\n") + 1
-        self._read[key] = begin + complete
-        return content[:complete].decode(errors="replace")
+            size = file.seek(0, os.SEEK_END)
+            position = file.seek(min(self._read.get(key, 0), size))  # a log that is shorter than before was rewritten
+            self._read[key] = position
+            while position < size and (line := file.readline(min(MAX_LINE_BYTES, size - position))):
+                if not (ended or line.endswith(b"\n") or len(line) == MAX_LINE_BYTES):
+                    break
+                self._read[key] = position = position + len(line)
+                yield line.removesuffix(b"\n").decode(errors="replace")
 
     def _line(self, job: str, rank: int, text: str) -> Line:
         """Return the line. submitit's line at a start is replaced by a mark: which start it was, where and why."""
         if (match := SUBMITIT_START_LINE.match(text)) is None:
             return Line(job, rank, text)
         key = (job, rank)
-        start_time = time.mktime(time.strptime(match["at"], "%Y-%m-%d %H:%M:%S"))
+        try:
+            start_time = time.mktime(time.strptime(match["at"], "%Y-%m-%d %H:%M:%S"))
+        except (ValueError, OverflowError):  # not submitit's line
+            return Line(job, rank, text)
         restart = self._restarts[key] = self._restarts.get(key, -1) + 1
         previous_start, self._began_at[key] = self._began_at.get(key, 0.0), start_time
         causes = [event.cause for event in self.run.requeues if previous_start <= event.t <= start_time + 1]
@@ -120,7 +129,7 @@ class Logs:
 
 
 def _tasks(job: JobRecord) -> int:
-    return int(job["nodes"] * job["tasks_per_node"]) if "tasks_per_node" in job else int(job.get("tasks", 0))
+    return job.get("nodes", 1) * job["tasks_per_node"] if "tasks_per_node" in job else job.get("tasks", 0)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from runyard.cluster.slurm.queue import JobAnswer, JobInfo
 from runyard.errors import UserError
 from runyard.file_lock import exclusive_lock
 from runyard.files import file_fix
+from runyard.ownership import foreign_owner
 from runyard.runs.events import StartEvent
 from runyard.runs.record import JobRecord, RunRecord, editing_record
 from runyard.runs.run import Run
@@ -77,10 +78,10 @@ def _conclude(record: RunRecord, job_id: str | None) -> None:
 def resolve_pending(run: Path, squeue_answer: JobAnswer, starts: list[StartEvent], *, held: bool = False) -> None:
     """Finish recording a submission whose command was cut off, by squeue's answer and the starts of ``run``.
 
-    A submission whose lock another command holds is left alone, as it is in progress; so is a run that cannot be
-    written. ``held`` says that the caller holds the lock.
+    A submission whose lock another command holds is left alone, as it is in progress; so is another user's run, and
+    one that cannot be written. ``held`` says that the caller holds the lock.
     """
-    if squeue_answer.error is not None:
+    if squeue_answer.error is not None or foreign_owner(run) is not None:
         return
     with contextlib.suppress(TimeoutError, OSError), contextlib.ExitStack() as stack:
         locked = held or stack.enter_context(exclusive_lock(run / LOCK, wait_s=0)) is not None

@@ -22,9 +22,8 @@ TORCH_FRAMES = re.compile(
     r"\n?\s*(Exception raised from |frame #\d|C\+\+ CapturedTraceback|CUDA kernel errors might be async|"
     r"For debugging consider passing|Compile with `TORCH_USE_CUDA_DSA`|Search for `cuda\w+' in https)"
 )
-SOURCE_LOCATION = re.compile(
-    r"\[[^\]\s]*\.(?:cc|cpp|cu|h|hpp):\d+\]\s*"
-)  # [../third_party/gloo/gloo/transport/tcp/pair.cc:534]
+# Such as [../third_party/gloo/gloo/transport/tcp/pair.cc:534], or [enforce fail at .../device.cc:84]
+SOURCE_LOCATION = re.compile(r"\[(?:enforce fail at )?[^\]\s]*\.(?:cc|cpp|cu|h|hpp):\d+\]\s*")
 
 
 class RetryAdvice(enum.Enum):
@@ -115,6 +114,9 @@ KNOWN_CAUSES: tuple[Cause, ...] = (
            r"^SIGBUS\b"),
     _cause("crash in native code", RetryAdvice.AGAIN, "the rank's log has the Python stack; if it repeats, report it",
            r"^(SIGSEGV|SIGABRT|SIGILL|SIGFPE)\b"),
+    _cause("no network interface", RetryAdvice.ONCE_ELSEWHERE,
+           "unset GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, or name an interface that every node has (`ip addr`)",
+           r"unable to find (address for|interface)|no socket interface found"),
     _cause("killed from outside", RetryAdvice.AGAIN,
            "`dmesg` on the node, or its administrators, can tell what killed it",
            r"^SIGKILL\b"),
@@ -145,10 +147,10 @@ def retry_can_help(failure: Mapping[str, Any]) -> bool:
 
 def describe_failure(failure: Mapping[str, Any]) -> str:
     """Return a failure as text: its message, the node, the step, and the fix if its cause is known."""
-    where = [f"on {failure['node']}"] if failure.get("node") else []
-    where += [f"at step {failure['step']}"] if failure.get("step") is not None else []
-    cause = cause_of(failure)
     message = str(failure.get("message") or "without a message")
+    node, cause = failure.get("node"), cause_of(failure)
+    where = [f"on {node}"] if node and not re.search(rf"\b{re.escape(str(node))}\b", message) else []
+    where += [f"at step {failure['step']}"] if failure.get("step") is not None else []
     return message + (f" ({', '.join(where)})" if where else "") + (f"; {cause.fix}" if cause else "")
 
 

@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import socket
+import tracemalloc
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,14 +20,20 @@ import pytest
 from runyard import files
 from runyard.analysis.report.page import write_report
 from runyard.cli.main import main
+from runyard.cluster.monitor.logs import Logs
+from runyard.cluster.slurm import submission
+from runyard.cluster.slurm.queue import JobAnswer
 from runyard.config.schema import Config
 from runyard.errors import UserError
-from runyard.runs import journal, snapshot
+from runyard.file_lock import exclusive_lock
+from runyard.runs import journal, snapshot, store
 from runyard.runs.journal import Journal
+from runyard.runs.lease import Lease
 from runyard.runs.run import Run
+from runyard.runs.summary import RunSummary
 from runyard.tracking.wandb import files as wandb_files
 from runyard.tracking.wandb import sync
-from tests.support.second_user import NOBODY, needs_root
+from tests.support.second_user import NOBODY, as_nobody, needs_root
 
 HANGS_S = 600  # after which a test that waits for a pipe is given up
 SECRET = "what only this user can read"
@@ -296,6 +304,65 @@ def test_nothing_in_a_run_steers_the_terminal(
     for place in ("runyard.printable.printable", "runyard.cluster.monitor.status.printable"):
         monkeypatch.setattr(place, lambda text: text)
     assert {c for c in all_of_it() if c in steering} != set()
+
+
+@pytest.mark.parametrize("line", [
+    "submitit INFO (99-99,000) - Starting with Job, hostname=x",
+    "submitit INFO (999999999-1-1 1:1:1,0) - Starting with Job hostname=x",
+])  # fmt: skip
+def test_a_line_that_only_looks_like_submitits_is_shown_as_it_is(run: Run, says: Callable[..., str], line: str) -> None:
+    (run.path / "slurm" / "12_0_log.out").write_text(line + "\n")
+    assert line in says("logs", run.id)
+
+
+def test_an_endless_line_of_a_log_needs_little_memory(run: Run) -> None:
+    with open(run.path / "slurm" / "12_0_log.out", "r+b") as file:
+        file.truncate(2**28)
+    reader = Logs(RunSummary(run.path), None, "out")
+    tracemalloc.start()
+    shown = deque(reader.read_new(), 2)
+    assert tracemalloc.get_traced_memory()[1] < 2**25
+    tracemalloc.stop()
+    assert [len(line.text) for line in shown] == [2**20, 2**20 - len("hello\n")]
+    assert list(reader.read_new()) == []
+
+
+def test_a_report_of_what_is_no_journal_is_refused_in_one_line(run: Run, says: Callable[..., str]) -> None:
+    fifo(run.journal_path)
+    said = says("report", run.id)
+    assert (said.count("\n"), "metrics.jsonl: cannot read it (a FIFO" in said) == (1, True)
+
+
+def test_status_waits_for_no_lock_of_anothers_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = json.loads((run.path / "run.json").read_text())
+    pending = {"submission": {"token": "a", "submitted": 1.0}, "jobs": []}
+    (run.path / "run.json").write_text(json.dumps(record | pending))
+    before = (run.path / "run.json").read_bytes()
+    monkeypatch.setattr(submission, "foreign_owner", lambda path: "nobody")
+    with exclusive_lock(run.path / ".record-lock"):
+        submission.resolve_pending(run.path, JobAnswer({}), [])
+    assert (run.path / "run.json").read_bytes() == before
+    monkeypatch.undo()
+    submission.resolve_pending(run.path, JobAnswer({}), [])
+    assert "submission" not in json.loads((run.path / "run.json").read_text()), (
+        "the control: of one's own it is concluded"
+    )
+
+
+def test_a_lease_that_is_a_link_to_anothers_file_names_no_process(run: Run, tmp_path: Path) -> None:
+    (run.path / "lease").unlink(missing_ok=True)
+    held = Lease(run.path, run.id)
+    assert RunSummary(run.path).local_pid() == os.getpid(), "the control"
+    os.link(run.path / "lease", tmp_path / "link")
+    assert RunSummary(run.path).local_pid() is None
+    held.release()
+
+
+@needs_root
+def test_a_folder_that_may_not_be_read_is_not_called_empty(run: Run) -> None:
+    run.path.parent.chmod(0o700)
+    said = as_nobody(lambda: store.run_dirs(run.path.parent))
+    assert "cannot read it (Permission denied)" in said
 
 
 @needs_root

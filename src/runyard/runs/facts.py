@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runyard.files import read_within
+from runyard.errors import UserError
+from runyard.files import file_fix, read_within
 from runyard.runs import journal
 from runyard.runs.events import Row, WarningEvent, finite_or_none, parse_event
 from runyard.runs.run import Run
@@ -102,8 +103,15 @@ class ReportData:
 
 
 def load_report_data(run: Run) -> ReportData:
-    """Read the history of a run. Missing and damaged parts are left out and raise no error."""
-    rows, broken = journal.read_journal(run.journal_path)
+    """Read the history of a run. Missing and damaged parts are left out and raise no error.
+
+    Raises:
+        UserError: the journal is there and cannot be read.
+    """
+    try:
+        rows, broken = journal.read_journal(run.journal_path)
+    except OSError as error:
+        raise UserError(f"{run.journal_path}: cannot read it ({error.strerror})", file_fix(error)) from None
     events = [parse_event(row) for row in rows]
     status = JournalState.of(events)
     last_sign = max((event.t for event in events if event.t == event.t), default=0.0)

@@ -19,6 +19,7 @@ from runyard.runs.events import finite_or_none
 
 RUN_FORMAT = "runyard-run-1"
 RECORD_LOCK = ".record-lock"
+RECORD_LOCK_WAIT_S = 60.0  # others hold it for moments
 RUN_HINT = "restore it, or start another run with `runyard submit`"
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")  # SLURM's, or a process id on this machine
 Kind = type | tuple[type, ...]
@@ -113,9 +114,9 @@ def editing_record(run: Path) -> Iterator[RunRecord]:
 
     Raises:
         UserError: the record is damaged.
-        OSError: it cannot be written.
+        OSError: it cannot be written, or another process has held its lock for a minute (``TimeoutError``).
     """
-    with exclusive_lock(run / RECORD_LOCK):
+    with exclusive_lock(run / RECORD_LOCK, RECORD_LOCK_WAIT_S):
         record = read_record(run)
         yield record
         write_atomic(run / "run.json", json.dumps(record, indent=1))

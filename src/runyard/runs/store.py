@@ -10,8 +10,19 @@ from runyard.errors import UserError
 
 
 def run_dirs(runs_dir: Path | str) -> list[Path]:
-    """Return the directories of all runs in ``runs_dir``, by id, which begins with the time of its creation."""
-    return sorted(path.parent for path in Path(runs_dir).glob("[!.]*/run.json"))
+    """Return the directories of all runs in ``runs_dir``, by id, which begins with the time of its creation.
+
+    Raises:
+        UserError: the folder is there and cannot be read.
+    """
+    try:
+        names = os.listdir(runs_dir)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{runs_dir}: cannot read it ({error.strerror})", "give another --runs-dir") from None
+    folders = [os.path.join(runs_dir, name) for name in sorted(names) if not name.startswith(".")]
+    return [Path(folder) for folder in folders if os.path.exists(os.path.join(folder, "run.json"))]
 
 
 def matching(reference: str, ids: Sequence[str]) -> list[str]:

@@ -224,9 +224,11 @@ def _is_controller(pid: str, run: Path) -> bool:
 
 
 def _has_open(pid: int, file: Path) -> bool:
-    """Return whether a process of this user has this file open."""
+    """Return whether a process of this user has this file open. A hard link may lead to a file of another program."""
     try:
-        return any(os.path.samefile(link, file) for link in Path(f"/proc/{pid}/fd").iterdir() if link.exists())
+        return file.lstat().st_nlink == 1 and any(
+            os.path.samefile(link, file) for link in Path(f"/proc/{pid}/fd").iterdir() if link.exists()
+        )
     except OSError:
         return False
 

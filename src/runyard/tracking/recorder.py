@@ -60,7 +60,9 @@ class Recorder:
             self._last_progress_time = now
             path = self._run.path / "progress.json"
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps({"t": time.time(), **fields}))
+            temporary.unlink(missing_ok=True)
+            with open(temporary, "x") as file:
+                file.write(json.dumps({"t": time.time(), **fields}))
             try:
                 self.check_lease()
             except LeaseLost:

@@ -91,9 +91,7 @@ def train(run: Run, get_stop_reason: Callable[[], StopReason] = lambda: StopReas
         raise
     except TrainingStopped as stopped:
         with run.reporting_write_errors():
-            record.log_event(
-                "stop", reason="interrupted", message="before the first step", cause=stopped.stop.journal_text
-            )
+            record.log_event("stop", reason="interrupted", message="", cause=stopped.stop.journal_text)
         return Outcome.INTERRUPTED
     except BaseException as error:
         failure = peer_failure.failure_record(error, rank_info.rank)

@@ -145,6 +145,22 @@ def test_a_rank_does_not_wait_for_a_rank_0_that_is_held_still(monkeypatch: pytes
         thread.join()
 
 
+def test_a_rank_0_that_ended_on_another_node_is_named_and_its_store_asked_once(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", STORE], stdin=-1, stdout=-1, text=True) as rank_0:
+        assert rank_0.stdout is not None
+        port = int(rank_0.stdout.readline())
+        store = torch.distributed.TCPStore("127.0.0.1", port, None, False, timedelta(seconds=5), False)
+        rank_0.kill()
+    lost = RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [n1]:3")
+    said = peer_failure.root_cause(store, [("node1", 1), (socket.gethostname(), os.getpid())], 1, lost, Path("nowhere"))
+    assert str(said) == "rank 0 of 2 ended without a word: see its log, on node1"
+    assert isinstance(said, peer_failure.PeerFailure)
+    assert said.failure == {"rank": 0, "node": "node1"}
+    assert capfd.readouterr().err.count("Exception raised from") <= 3, "torch prints its stack for each question"
+
+
 def test_where_nobody_says_a_cause_what_was_met_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_failure, "PEER_FAILURE_WAIT_S", 0.2)
     store, places = torch.distributed.HashStore(), [("elsewhere", 1)] * 2

@@ -125,11 +125,9 @@ def _check_shared_memory(config: Config, data: Manifest, rank_info: RankInfo) ->
         return
     workers = default_workers() if config.workers is None else config.workers
     batch_bytes = config.batch_size // rank_info.world_size // config.accumulate * data.image_size**2 * 3
-    required_bytes, free_bytes = 2 * workers * batch_bytes, shutil.disk_usage("/dev/shm").free
-    if free_bytes < required_bytes:
-        raise OSError(
-            f"{free_bytes >> 20} MB are free in /dev/shm, but loader=torch needs {required_bytes >> 20} MB there"
-        )
+    required_mb, free_mb = 2 * workers * batch_bytes / 1e6, shutil.disk_usage("/dev/shm").free / 1e6
+    if free_mb < required_mb:
+        raise OSError(f"{free_mb:.2f} MB are free in /dev/shm, but loader=torch needs {required_mb:.2f} MB there")
 
 
 def _check_disk_space(run: Run, parameters: int) -> None:

@@ -176,18 +176,24 @@ def _find_cause(
     store: dist.Store, rank_hosts: list[tuple[str, int]], rank: int, error: BaseException, ended_file: Path
 ) -> UserError | PeerFailure | TrainingStopped:
     deadline = time.monotonic() + PEER_FAILURE_WAIT_S
+    store_answers = True
     with contextlib.suppress(RuntimeError):
         store.set(f"waits/{rank}", "")
     while time.monotonic() < deadline:
-        with contextlib.suppress(RuntimeError):
-            if (cause := published_failure(store)) is not None:
+        try:
+            if store_answers and (cause := published_failure(store)) is not None:
                 return cause
+        except RuntimeError:  # it is gone with rank 0; each further question would print torch's C++ stack
+            store_answers = False
         local_exits = {r: _exit_status(pid) for r, (host, pid) in enumerate(rank_hosts) if host == socket.gethostname()}
         if ended_ranks := {r: status for r, status in local_exits.items() if status is not None}:
             return _ended_ranks(ended_ranks, len(rank_hosts))
         if (peer_failure := reported_end(ended_file)) is not None:
             return peer_failure
         time.sleep(0.05)
+    if not store_answers and rank_hosts:
+        message = f"rank 0 of {len(rank_hosts)} ended without a word: see its log, on {rank_hosts[0][0]}"
+        return PeerFailure(message, rank=0, node=rank_hosts[0][0])
     with contextlib.suppress(RuntimeError):
         if silent_ranks := [r for r in range(len(rank_hosts)) if not store.check([f"waits/{r}"])]:
             hosts = ", ".join(sorted({rank_hosts[r][0] for r in silent_ranks}))
@@ -203,7 +209,7 @@ def short_error(error: BaseException) -> str:
     """Return the message of gloo or NCCL in one line, without its source location."""
     message = str(error) or type(error).__name__
     message = message[max(0, message.find("Last error")) :]  # NCCL's own message, after those of its callers
-    return re.sub(r"^\[[^]]*\]\s*|\. This may indicate.*$", "", " ".join(message.split()))[:300]
+    return re.sub(r"^\[[^]]*\]\s*|\. This (may indicate|is typically).*$", "", " ".join(message.split()))[:300]
 
 
 def _ended_ranks(exits: dict[int, str], world_size: int) -> PeerFailure:
