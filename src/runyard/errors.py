@@ -6,7 +6,7 @@ import enum
 
 
 class ExitCode(enum.IntEnum):
-    """How a command, a task of a job or a batch script ends. docs/file-formats.md says what each means to whom."""
+    """How a command, a task of a job or a batch script ends. docs/states.md says what each means to whom."""
 
     DONE = 0
     FAILED = 1

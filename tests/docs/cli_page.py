@@ -17,7 +17,7 @@ HEAD = """\
 # Commands
 
 What `runyard COMMAND --help` says. This page is rendered from it (`make docs`); a test compares the two. Settings
-(`SETTING=VALUE`) are listed by `runyard settings`, exit codes in [file formats](file-formats.md#exit-codes).
+(`SETTING=VALUE`) are listed by `runyard settings`, exit codes in [states and exit codes](states.md#exit-codes).
 """
 
 

@@ -17,7 +17,7 @@ def documented(page: str) -> set[int]:
 
 
 def test_the_page_on_exit_codes_has_those_of_the_code_and_no_others() -> None:
-    page = (ROOT / "docs" / "file-formats.md").read_text()
+    page = (ROOT / "docs" / "states.md").read_text()
     assert documented(page) - OF_THE_SHELL == set(ExitCode)
     assert documented(page.replace("| 75 |", "| 76 |")) - OF_THE_SHELL != set(ExitCode), "the control"
 

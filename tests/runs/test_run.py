@@ -128,7 +128,7 @@ def record(**values: Any) -> str:
         ("run.json", "", "run.json: damaged"),
         ("run.json", "[]", "no mapping"),
         ("run.json", '{"format": "other"}', "format 'other', expected 'runyard-run-1'"),
-        ("run.json", '{"format": "runyard-run-1"}', r"damaged \(id or jobs\)"),
+        ("run.json", '{"format": "runyard-run-1"}', "no plain name"),
         ("run.json", record(id="../victim"), r"run.json: damaged \(id '../victim': no plain name\)"),
         ("run.json", record(id=".code"), "no plain name"),
         ("run.json", record(id=""), "no plain name"),
@@ -136,7 +136,7 @@ def record(**values: Any) -> str:
         ("run.json", record(jobs={}), r"damaged \(id or jobs\)"),
         ("run.json", record(jobs=[1]), r"damaged \(jobs: 1: no mapping with an id\)"),
         ("run.json", record(jobs=[{"launcher": "slurm"}]), "no mapping with an id"),
-        ("run.json", record(jobs=[{"id": "abc", "launcher": "slurm"}]), "'abc' is no job of SLURM"),
+        ("run.json", record(jobs=[{"id": "abc", "launcher": "slurm"}]), "'abc' is no job id"),
         ("run.json", record(jobs=[{"id": "7", "submitted": "noon"}]), "7: submitted='noon'"),
         ("run.json", "[" * 100_000, "run.json: damaged"),
         ("config.yaml", None, "lacks config.yaml"),
@@ -162,7 +162,7 @@ def test_a_damaged_run_is_refused_with_the_file_named(
 
 @pytest.mark.parametrize("jobs", [
     [], [{"id": "12", "launcher": "slurm", "submitted": 1.5, "logs": "slurm", "nodes": 2}],
-    [{"id": "12_3", "launcher": "slurm"}], [{"id": "abc", "launcher": "local"}],
+    [{"id": "12_3", "launcher": "slurm"}], [{"id": "4711", "launcher": "local"}],
 ])  # fmt: skip
 def test_a_record_in_order_is_taken_as_it_is(create: Callable[..., Run], jobs: list[Any]) -> None:
     path = create().path

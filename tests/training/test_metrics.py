@@ -26,6 +26,7 @@ EVERYWHERE = """
 import json, sys
 from dataclasses import asdict
 from runyard.runs import metrics
+from runyard.runs.events import parse_event
 metrics.METRICS += eval(sys.argv[2], vars(metrics))
 metrics.METRICS_BY_NAME |= {metric.name: metric for metric in metrics.METRICS if metric.of == "run"}
 from runyard.analysis.compare import choose, groups, table
@@ -39,7 +40,7 @@ run = Run.open(sys.argv[1])
 chosen = choose.select_runs([], everything=True, runs_dir=run.path.parent, conditions=json.loads(sys.argv[3]))
 found = groups.group_runs(chosen.runs)
 history = WandbHistory(run.config)
-history.consume(load_report_data(run).epochs)
+history.consume(map(parse_event, load_report_data(run).epochs))
 print(json.dumps({
     "table": table.as_dict(table.table_rows(found)[0]),
     "charts": page_data(found)["measures"],

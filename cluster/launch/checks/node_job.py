@@ -116,7 +116,7 @@ class NodeJob:
         options += [f"--time={TIMEOUT_MIN}", f"--immediate={max(1, round(self._wait_s))}", f"--job-name={name}"]
         module = "runyard.cluster.launch.checks.node_probe"
         probe = shlex.join([c.python or str(SCRIPTS / "python.sh"), "-m", module, json.dumps(probe_request)])
-        script = "\n".join([*c.env_setup, find_python_line(), f"exec {probe}"])
+        script = "\n".join(filter(None, [*c.env_setup, find_python_line(), f"exec {probe}"]))
         return ["srun", "--quiet", "--nodes=1", "--ntasks=1", *options, f"--chdir={IMPORT_ROOT}", "bash", "-c", script]
 
     def _failure(self, code: int, errors: str) -> Exception:

@@ -145,7 +145,7 @@ def test_a_command_before_the_last_parameter_is_found_too(tmp_path: Path, monkey
         batch_script, "_make_sbatch_string",
         lambda *given, **more: make(*given, **more).replace("#SBATCH --gres", "module purge\n#SBATCH --gres"),
     )  # fmt: skip
-    with pytest.raises(UserError, match="the batch script lacks '#SBATCH --gres' before its first command"):
+    with pytest.raises(UserError, match="the batch script lacks '#SBATCH --nodes' before its first command"):
         batch(tmp_path).script()
 
 

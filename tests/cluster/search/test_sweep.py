@@ -107,7 +107,7 @@ def test_a_folder_of_runs_that_cannot_be_written_is_one_line_and_the_searchs_own
     (["--name", "unheard"], "no search of that name"),
     ([], "a range is log"),
     (["optim.lr=0.1"], "nothing to search"),
-    (["optim.lr=log(0.1,1"], "optim.lr=log(0.1,1: a range that cannot be read"),
+    (["optim.lr=log(0.1,1"], "optim.lr=log(0.1,1: expected two numbers"),
     (["optim.lrr=log(0.1,1)"], "optim.lrr"),
     (["seed=0,1", *WORDS], "seed=0,1: expected one value"),
 ])  # fmt: skip

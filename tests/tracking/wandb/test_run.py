@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from runyard.runs import journal
+from runyard.runs.events import StopEvent, parse_event
 from runyard.runs.run import Run
 from runyard.tracking.recorder import Recorder
 from runyard.tracking.wandb import live as wandb_run
@@ -334,6 +335,7 @@ def test_wandbs_stop_button_saves_and_stops_as_sigterm_does() -> None:
 def test_an_alerts_title_says_what_happened_and_is_short_enough_for_wandb(
     make_run: MakeRun, fields: dict[str, Any], what: str
 ) -> None:
-    stop = {"event": "stop", "t": 1.0, **fields}
+    stop = parse_event({"event": "stop", "t": 1.0, "reason": "failed", **fields})
+    assert isinstance(stop, StopEvent)
     assert record.alert_title(make_run("name=mine"), stop) == f"mine: {what}"
     assert len(record.alert_title(make_run(f"name={'n' * 90}"), stop)) <= 63

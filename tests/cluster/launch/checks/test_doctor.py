@@ -127,7 +127,8 @@ def test_the_job_on_a_node_asks_slurm_for_little_of_what_the_run_asks(slurm: Fak
         "--time=2",
         "--immediate=30",
         "--job-name=runyard-doctor-",
-        "bash -c module load x\nexec /env/py",
+        "bash -c module load x\n",
+        "\nexec /env/py",
     ):
         assert word in call
     assert '"host": "wandb.example", "port": 443' in call
