@@ -17,7 +17,7 @@ from runyard.data.prepare.stage import stage_data
 from runyard.errors import UserError
 from runyard.ownership import per_user_name, private_folder
 from runyard.runs import run as run_module
-from runyard.runs import snapshot
+from runyard.runs.code import snapshot
 from runyard.runs.run import Run
 from tests.support.second_user import NOBODY, as_nobody, needs_root, shared_place
 from tests.support.settings import SMALL_DATA

@@ -37,7 +37,7 @@ from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.files import write_atomic
 from runyard.ownership import private_folder
-from runyard.runs import own_code
+from runyard.runs.code import own_code
 from runyard.runs.identity import changeable_settings, changed_settings, is_changeable
 from runyard.runs.record import JobRecord
 from runyard.runs.run import Run, new_id, sweeps_dir

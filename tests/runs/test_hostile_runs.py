@@ -26,7 +26,8 @@ from runyard.cluster.slurm.queue import JobAnswer
 from runyard.config.schema import Config
 from runyard.errors import UserError
 from runyard.file_lock import exclusive_lock
-from runyard.runs import journal, snapshot, store
+from runyard.runs import journal, store
+from runyard.runs.code import snapshot
 from runyard.runs.journal import Journal
 from runyard.runs.lease import Lease
 from runyard.runs.run import Run

@@ -13,8 +13,8 @@ import yaml
 from runyard.analysis.compare.groups import group_runs
 from runyard.analysis.compare.narrative import table_notes
 from runyard.errors import UserError
-from runyard.runs.history import RunHistory
-from runyard.runs.reading import load_history
+from runyard.runs.results.history import RunHistory
+from runyard.runs.results.reading import load_history
 from runyard.runs.state import ALIVE_WITHIN_S
 from tests.support.fake_runs import BEGAN, Compare, Make
 

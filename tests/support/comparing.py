@@ -11,8 +11,8 @@ import pytest
 
 from runyard.cli.main import main
 from runyard.config.schema import Config
-from runyard.runs.history import RunHistory
-from runyard.runs.reading import load_history
+from runyard.runs.results.history import RunHistory
+from runyard.runs.results.reading import load_history
 from tests.support.fake_runs import Compare, Make, fabricate
 
 

@@ -18,9 +18,9 @@ import yaml
 from runyard.config import schema
 from runyard.config.schema import Config
 from runyard.data import manifest
-from runyard.runs.history import RunHistory
 from runyard.runs.journal import Journal
 from runyard.runs.record import RUN_FORMAT
+from runyard.runs.results.history import RunHistory
 from runyard.runs.run import Run
 
 DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)

@@ -387,7 +387,7 @@ def trusting(a: Attacker) -> str:
 
 def trust_everything() -> None:
     """In the victim's process."""
-    from runyard.runs import snapshot
+    from runyard.runs.code import snapshot
 
     snapshot.private_folder = lambda folder, **_: folder  # type: ignore[attr-defined]
     snapshot.verify_snapshot = lambda *_, **__: None  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ import pytest
 
 from runyard.config.schema import Config
 from runyard.runs import journal
-from runyard.runs.metrics import METRICS
+from runyard.runs.results.metrics import METRICS
 from runyard.runs.run import Run
 from tests.support.fake_runs import fabricate
 from tests.support.trainings import train
@@ -25,14 +25,14 @@ COMPUTED = {"gpu_hours", "core_hours"}  # from the starts: no row has them
 EVERYWHERE = """
 import json, sys
 from dataclasses import asdict
-from runyard.runs import metrics
+from runyard.runs.results import metrics
 from runyard.runs.events import parse_event
 metrics.METRICS += eval(sys.argv[2], vars(metrics))
 metrics.METRICS_BY_NAME |= {metric.name: metric for metric in metrics.METRICS if metric.of == "run"}
 from runyard.analysis.compare import choose, groups, table
 from runyard.analysis.page.content import page_data
 from runyard.analysis.report.page import render
-from runyard.runs.facts import load_report_data
+from runyard.runs.results.facts import load_report_data
 from runyard.runs.run import Run
 from runyard.tracking.export.rows import export_metrics
 from runyard.tracking.wandb.history import WandbHistory

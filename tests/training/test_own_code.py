@@ -16,10 +16,11 @@ import pytest
 from runyard import ownership
 from runyard.cli.main import main
 from runyard.errors import UserError
-from runyard.runs import journal, own_code, snapshot
-from runyard.runs.own_code import TRUST, exec_run_code, restore_code
+from runyard.runs import journal
+from runyard.runs.code import own_code, snapshot
+from runyard.runs.code.own_code import TRUST, exec_run_code, restore_code
+from runyard.runs.code.snapshot import CODE_STORE
 from runyard.runs.run import Run
-from runyard.runs.snapshot import CODE_STORE
 from tests.support.second_user import NOBODY, needs_root
 from tests.support.trainings import train
 

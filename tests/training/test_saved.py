@@ -18,9 +18,9 @@ from runyard.data.loading.batch import Batch
 from runyard.errors import UserError
 from runyard.files import sha256
 from runyard.runs import saved_checkpoints
+from runyard.runs.code.snapshot import CODE_STORE
 from runyard.runs.journal import Journal, read_journal
 from runyard.runs.run import Run
-from runyard.runs.snapshot import CODE_STORE
 from runyard.training import checkpoint, continuity
 from runyard.training.distributed.process_group import RankInfo
 from runyard.training.evaluation import Evaluation

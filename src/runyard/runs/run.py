@@ -22,10 +22,10 @@ from runyard.errors import UserError
 from runyard.files import file_fix, read_within, sha256, write_atomic
 from runyard.ownership import per_user_name, private_folder, require_owner, set_umask
 from runyard.runs import journal
+from runyard.runs.code.snapshot import CODE_STORE, take_snapshot
 from runyard.runs.events import parse_event
 from runyard.runs.lease import Lease, lease_holder, successor_text
 from runyard.runs.record import RUN_FORMAT, RUN_HINT, JobRecord, RunRecord, WandbAssignment, editing_record, read_record
-from runyard.runs.snapshot import CODE_STORE, take_snapshot
 from runyard.runs.state import JournalState, RunState
 from runyard.runs.store import find_run_dir
 

@@ -7,8 +7,8 @@ import pytest
 
 from runyard.analysis.compare.groups import differing_settings, format_setting, group_runs
 from runyard.analysis.compare.table import table_rows
-from runyard.runs.history import RunHistory
-from runyard.runs.reading import load_history
+from runyard.runs.results.history import RunHistory
+from runyard.runs.results.reading import load_history
 from tests.support.fake_runs import Make
 
 

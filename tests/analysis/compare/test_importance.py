@@ -11,7 +11,7 @@ from runyard.analysis.compare.groups import group_runs
 from runyard.analysis.compare.importance import epsilon_squared, summarize_sweep
 from runyard.analysis.compare.narrative import sweep_text
 from runyard.analysis.compare.text import markdown
-from runyard.runs.reading import load_history
+from runyard.runs.results.reading import load_history
 from tests.support.fake_runs import Make
 
 

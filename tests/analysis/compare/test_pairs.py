@@ -62,7 +62,7 @@ def test_other_test_images_are_never_paired(make: Make, trouble: str) -> None:
     first = make(0.9, test_images=200)
     second = make(0.8, lr=3e-3, test_images=200, data="1" if trouble == "other data" else "0")
     if trouble == "no identity":
-        from runyard.runs.reading import load_history
+        from runyard.runs.results.reading import load_history
 
         (second.directory / "data.json").unlink()
         second = load_history(second.directory)

@@ -8,7 +8,7 @@ import pytest
 from runyard.analysis.compare.measures import first_at_target, parse_accuracy, parse_decimal
 from runyard.analysis.compare.where import parse_conditions
 from runyard.errors import UserError
-from runyard.runs.history import RunHistory
+from runyard.runs.results.history import RunHistory
 from tests.support.fake_runs import Make
 
 

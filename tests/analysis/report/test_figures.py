@@ -7,7 +7,7 @@ import pytest
 
 from runyard.analysis.report import confusion, curves
 from runyard.analysis.report.theme import DARK, LIGHT, save
-from runyard.runs.facts import load_report_data
+from runyard.runs.results.facts import load_report_data
 
 
 @pytest.mark.parametrize("columns", [1, 2])

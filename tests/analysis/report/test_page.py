@@ -15,8 +15,8 @@ from runyard.analysis.report.page import render, write_report
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.runs import journal
-from runyard.runs.facts import load_report_data
-from runyard.runs.snapshot import take_snapshot
+from runyard.runs.code.snapshot import take_snapshot
+from runyard.runs.results.facts import load_report_data
 from tests.support.fake_runs import start
 
 VOID = {"meta", "link", "img", "br", "source"}
@@ -187,7 +187,7 @@ def test_without_escaping_the_markup_would_be_live(fake_run, monkeypatch):
 RENDER = """
 import sys
 from runyard.analysis.report.page import render
-from runyard.runs.facts import load_report_data
+from runyard.runs.results.facts import load_report_data
 from runyard.runs.run import Run
 print(render(load_report_data(Run.open(sys.argv[1])), {"curves": b""}))
 """

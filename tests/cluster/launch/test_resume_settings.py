@@ -14,9 +14,9 @@ from runyard.analysis.compare.groups import group_runs
 from runyard.cli.main import main
 from runyard.config.compose import compose
 from runyard.config.schema import SETTINGS
-from runyard.runs import snapshot
+from runyard.runs.code import snapshot
 from runyard.runs.journal import Journal
-from runyard.runs.reading import load_history
+from runyard.runs.results.reading import load_history
 from runyard.runs.run import Run
 from tests.support.fake_slurm import NUMBER, FakeSlurm
 

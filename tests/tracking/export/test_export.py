@@ -21,7 +21,7 @@ from tensorboard.plugins.hparams import metadata
 from runyard.cli.main import main
 from runyard.config.schema import Config
 from runyard.runs import journal
-from runyard.runs.reading import load_history
+from runyard.runs.results.reading import load_history
 from runyard.tracking.export.to_mlflow import HTTP_LIMITS
 from tests.support.fake_runs import fabricate
 

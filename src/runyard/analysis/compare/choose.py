@@ -10,9 +10,9 @@ from typing import Any
 
 from runyard.analysis.compare import where
 from runyard.errors import UserError
-from runyard.runs.history import RunHistory
-from runyard.runs.reading import load_history
 from runyard.runs.record import read_record
+from runyard.runs.results.history import RunHistory
+from runyard.runs.results.reading import load_history
 from runyard.runs.store import find_run_dir, matching, run_dirs
 
 MAX_NAMED_RUNS = 3  # a note names so many runs or lines and counts the others

@@ -13,8 +13,8 @@ import numpy as np
 
 from runyard.analysis.compare.measures import MEASURES
 from runyard.analysis.compare.text import on_one_line
-from runyard.runs.history import FlatSettings, RunHistory
 from runyard.runs.identity import separates_runs
+from runyard.runs.results.history import FlatSettings, RunHistory
 
 STATES = ("finished", "running", "waiting", "interrupted", "pruned", "failed", "unknown")  # in this order
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from runyard.analysis.compare.groups import Group, differing_settings, format_setting
 from runyard.analysis.compare.measures import MEASURES
-from runyard.runs.history import RunHistory
+from runyard.runs.results.history import RunHistory
 
 BINS = 4  # for a setting that was sampled from a range, not chosen from a few values
 METHOD = "ε²: share of the variance between runs that a setting's main effect explains, corrected for chance"

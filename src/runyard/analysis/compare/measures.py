@@ -9,8 +9,8 @@ from decimal import Decimal
 import numpy as np
 
 from runyard.errors import UserError
-from runyard.runs.history import RunHistory, finite_or_nan
-from runyard.runs.metrics import METRICS_BY_NAME, Metric
+from runyard.runs.results.history import RunHistory, finite_or_nan
+from runyard.runs.results.metrics import METRICS_BY_NAME, Metric
 
 NAN = float("nan")
 

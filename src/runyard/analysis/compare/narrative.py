@@ -15,7 +15,7 @@ from runyard.analysis.compare.pairs import NO_SPREAD, NOT_KEPT, OTHER_IMAGES, UN
 from runyard.analysis.compare.statistics import CONFIDENCE
 from runyard.analysis.compare.table import TableRow, as_dict
 from runyard.analysis.compare.text import Column, format_numbers, format_p_value, on_one_line
-from runyard.runs.history import RunHistory
+from runyard.runs.results.history import RunHistory
 
 Layout = Callable[[Sequence[Column]], str]
 CHOSEN_BY = {

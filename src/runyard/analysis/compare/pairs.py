@@ -11,7 +11,7 @@ import numpy as np
 from runyard.analysis.compare.groups import Group
 from runyard.analysis.compare.statistics import Welch, holm_adjust, mcnemar, welch
 from runyard.errors import UserError
-from runyard.runs.history import RunHistory, SavedPredictions
+from runyard.runs.results.history import RunHistory, SavedPredictions
 
 MAX_PAIRWISE_GROUPS = 4  # up to so many groups all pairs are compared
 OTHER_IMAGES, UNKNOWN_IMAGES = "other test images", "test images not known"

@@ -12,7 +12,7 @@ from typing import Any
 from runyard.analysis.compare.measures import MEASURES, TEXT_FIELDS, parse_decimal
 from runyard.config.fields import unknown_name_message
 from runyard.errors import UserError
-from runyard.runs.history import RunHistory
+from runyard.runs.results.history import RunHistory
 
 CONDITION_PATTERN = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|=|<|>)\s*(\S.*?)\s*")
 CONDITION_HELP = "as 'optim.lr<1e-3', 'model.name=starter' or 'last>=0.9'"

@@ -28,7 +28,7 @@ from runyard.analysis.figures.paper import COLUMN_IN, legend, legend_height_in, 
 from runyard.analysis.report.theme import LIGHT, figure_factory, save
 from runyard.errors import UserError
 from runyard.files import write_atomic
-from runyard.runs.metrics import METRICS_BY_NAME, Metric
+from runyard.runs.results.metrics import METRICS_BY_NAME, Metric
 
 FIGURE_FORMATS = ("png", "pdf", "svg")
 DPI = 300

@@ -12,7 +12,7 @@ from runyard.analysis.compare.text import shorten
 from runyard.analysis.figures.group_style import MATPLOTLIB_MARKERS, group_styles
 from runyard.analysis.figures.paper import COLUMN_IN, legend, legend_height_in, style_axis
 from runyard.analysis.report.theme import LIGHT, blend, figure_factory
-from runyard.runs.history import RunHistory
+from runyard.runs.results.history import RunHistory
 
 MAX_LABELED_CLASSES = 12  # up to so many classes, numbers are written into the cells
 MAX_FIGURE_CLASSES = 40  # so many rows fit a page

@@ -27,8 +27,8 @@ from runyard.analysis.report import style
 from runyard.analysis.report.theme import DARK, LIGHT
 from runyard.errors import UserError
 from runyard.files import write_atomic
-from runyard.runs.history import RunHistory
 from runyard.runs.identity import separates_runs
+from runyard.runs.results.history import RunHistory
 
 # Only content of the file may load, and only the page's own script, which has the nonce, may run, whatever markup a
 # name or a message contains. plotly creates styles and, to save a picture, blob: images.

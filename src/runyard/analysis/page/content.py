@@ -12,8 +12,8 @@ import numpy as np
 
 from runyard.analysis.compare.groups import Group, differing_settings, format_setting
 from runyard.analysis.figures.group_style import GroupStyle, colored_by_score, group_styles
-from runyard.runs.history import RunHistory
-from runyard.runs.metrics import METRICS, METRICS_BY_NAME
+from runyard.runs.results.history import RunHistory
+from runyard.runs.results.metrics import METRICS, METRICS_BY_NAME
 
 Values = list[float | None]
 

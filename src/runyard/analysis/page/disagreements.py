@@ -16,7 +16,7 @@ from runyard.analysis.report.samples import test_images
 from runyard.config.schema import DataConfig
 from runyard.data import manifest
 from runyard.errors import UserError
-from runyard.runs.history import RunHistory, SavedPredictions
+from runyard.runs.results.history import RunHistory, SavedPredictions
 
 MAX_IMAGES = 72
 MAX_COMPARED_RUNS = 60  # further runs are left out: the number of counts grows with the square

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from runyard.analysis.report.theme import Theme, figure_factory
-from runyard.runs.facts import ReportData
+from runyard.runs.results.facts import ReportData
 
 MAX_EPOCHS_WITH_MARKERS = 30  # up to so many epochs each has a marker
 MAX_EPOCHS_THICK = 200  # beyond so many epochs the line is thin

@@ -18,8 +18,8 @@ from runyard.config import schema
 from runyard.errors import UserError
 from runyard.files import file_fix, folder_within, write_atomic
 from runyard.runs.events import finite_or_none
-from runyard.runs.facts import ReportData, load_report_data
-from runyard.runs.metrics import METRICS_BY_NAME
+from runyard.runs.results.facts import ReportData, load_report_data
+from runyard.runs.results.metrics import METRICS_BY_NAME
 from runyard.runs.run import Run
 
 # Only inlined content may load, whatever markup a class name or a message contains.

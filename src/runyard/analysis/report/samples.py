@@ -12,7 +12,7 @@ import numpy as np
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.files import open_regular, open_within, read_within
-from runyard.runs.facts import ReportData
+from runyard.runs.results.facts import ReportData
 
 MAX_SAMPLE_PX = 96  # larger images are scaled down
 

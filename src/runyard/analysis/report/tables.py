@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from runyard.runs.facts import ReportData
-from runyard.runs.metrics import METRICS_BY_NAME
+from runyard.runs.results.facts import ReportData
+from runyard.runs.results.metrics import METRICS_BY_NAME
 
 MANY_CLASSES = 20
 

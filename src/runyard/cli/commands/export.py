@@ -13,7 +13,7 @@ from runyard.cli.parser import add_runs_dir
 from runyard.errors import UserError
 
 if TYPE_CHECKING:
-    from runyard.runs.history import RunHistory
+    from runyard.runs.results.history import RunHistory
 
 HELP = "write runs for TensorBoard, MLflow, or as CSV"
 EXAMPLE = "runyard export tensorboard --all    (then: tensorboard --logdir export/tensorboard)"

@@ -31,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from runyard.runs import own_code
+    from runyard.runs.code import own_code
     from runyard.runs.run import Run
 
     columns = tuple(args.columns.split(","))

@@ -18,7 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from runyard.runs import own_code
+    from runyard.runs.code import own_code
     from runyard.runs.run import Run
     from runyard.training.task import train_task
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from runyard.runs.history import RunHistory
+from runyard.runs.results.history import RunHistory
 from runyard.tracking.wandb.history import WANDB_NAMES
 
 MAX_UNIX_TIME = 1e11  # unix seconds; a later time is a damaged record

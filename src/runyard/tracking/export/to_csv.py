@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runyard.files import write_atomic
-from runyard.runs.history import RunHistory
+from runyard.runs.results.history import RunHistory
 from runyard.tracking.export.rows import export_metadata, format_value, outcome
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from runyard.errors import UserError
 from runyard.files import read_within
-from runyard.runs.history import RunHistory
+from runyard.runs.results.history import RunHistory
 from runyard.tracking.export.rows import created_time, export_metadata, export_metrics, format_value, outcome, points
 
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100  # MLflow's limits for one call

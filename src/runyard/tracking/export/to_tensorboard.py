@@ -17,7 +17,7 @@ from tensorboard.plugins.text import metadata as text
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from runyard.errors import UserError
-from runyard.runs.history import RunHistory
+from runyard.runs.results.history import RunHistory
 from runyard.tracking.export.rows import created_time, export_metrics, format_value, outcome, points
 
 EVENTS = "tfevents"  # in the name of each file of an export

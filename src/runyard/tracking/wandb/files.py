@@ -16,7 +16,8 @@ from runyard.analysis.report.samples import png, test_images
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.files import open_within, read_within
-from runyard.runs import facts, snapshot
+from runyard.runs.code import snapshot
+from runyard.runs.results import facts
 from runyard.runs.run import Run
 
 PER_CLASS = ("class", "images", "recall", "precision", "mostly taken for")

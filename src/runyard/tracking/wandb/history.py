@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from runyard.config.schema import Config
 from runyard.runs.events import EpochEvent, Event, FinalEvent, Row, StopEvent, finite_or_none
-from runyard.runs.metrics import METRICS
 from runyard.runs.narrative import format_event
+from runyard.runs.results.metrics import METRICS
 from runyard.runs.state import END_STATES, JournalState, RunState
 
 # A field that a journal lacks makes no curve.

@@ -20,10 +20,10 @@ from runyard.errors import UserError
 from runyard.files import read_within
 from runyard.runs import journal
 from runyard.runs.events import Event, RequeueEvent, Row, StartEvent, StopEvent, parse_event
-from runyard.runs.history import FlatSettings, RunHistory, Start, finite_or_nan
 from runyard.runs.identity import separates_runs
 from runyard.runs.journal import JournalReader, decode_line
 from runyard.runs.record import read_record
+from runyard.runs.results.history import FlatSettings, RunHistory, Start, finite_or_nan
 from runyard.runs.state import JournalState, state_on_disk
 from runyard.runs.summary import read_progress
 

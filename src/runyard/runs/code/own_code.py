@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runyard.errors import UserError
 from runyard.ownership import require_owner
-from runyard.runs import snapshot
+from runyard.runs.code import snapshot
 from runyard.runs.run import Run
 
 ENTERED_VARIABLE = "RUNYARD_OWN_CODE"  # set in the program that ``exec_run_code`` starts: it must not start another
