@@ -189,7 +189,7 @@ def _derive(run: RunSummary, squeue_answer: JobAnswer, sacct_answer: JobAnswer, 
     if job is None and sacct_answer.error and run.on_slurm:
         message = (
             f"its job is gone and SLURM does not say how it ended ({sacct_answer.error}); "
-            f"continue with: runyard resume {run.reference}"
+            f"{_resume_hint(run)}"
         )
         return RunStatus(run, RunState.UNKNOWN, message, nodes=nodes, error=sacct_answer.error)
     vanished_job = accounting_job(run, sacct_answer) or job  # sacct knows more about how it ended, squeue about why
@@ -249,8 +249,14 @@ def _excluded_nodes_text(run: RunSummary) -> str:
     return f"without {nodes} ({excluded[-1].why}) " if excluded else ""
 
 
+def _resume_hint(run: RunSummary) -> str:
+    if "code_sha256" in run.record and not (run.path / "code").is_dir():
+        return f"its code is missing: runyard resume {run.reference} says how to restore it"
+    return f"continue with: runyard resume {run.reference}"
+
+
 def _status_of_ended_run(run: RunSummary, end: StopEvent, nodes: tuple[str, ...], job: JobInfo | None) -> RunStatus:
-    state, message, hint = run.journal.state, end.message, f"continue with: runyard resume {run.reference}"
+    state, message, hint = run.journal.state, end.message, _resume_hint(run)
     if state is RunState.INTERRUPTED:
         cause = STOP_CAUSE_TEXT.get(end.cause or "", "")
         if job is not None and job.reason.startswith(SCRIPT_KILLED):  # then SLURM, not a person, stopped its tasks
@@ -269,7 +275,7 @@ def _status_of_ended_run(run: RunSummary, end: StopEvent, nodes: tuple[str, ...]
 
 def _status_of_vanished_job(run: RunSummary, job: JobInfo | None, nodes: tuple[str, ...]) -> RunStatus:
     """Return the status of a run whose job is gone without an end in the journal, as far as SLURM knows it."""
-    hint = f"continue with: runyard resume {run.reference}"
+    hint = _resume_hint(run)
     step = (
         f", saved at step {run.last_checkpoint_step}{run.checkpoint_warning}"
         if run.last_checkpoint_step is not None

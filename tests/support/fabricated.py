@@ -64,6 +64,7 @@ class Folder:
         known = {"name": name, "created": made, "jobs": [noted] if job else []}
         fake_runs.write_run(folder, **(known | record))
         (folder / "slurm").mkdir()
+        (folder / "code").mkdir()
         self.append(folder, *rows)
         if progress is not None:
             (folder / "progress.json").write_text(json.dumps({"t": made} | progress))

@@ -47,6 +47,17 @@ def test_a_saved_checkpoint_that_is_gone_or_cut_short_is_said_where_its_step_is(
     assert said(run)[1] == "stopped at step 50, saved, but step_00000050 is missing (cancelled)"
 
 
+def test_a_run_whose_code_is_gone_is_not_advised_to_resume_as_it_is(folder: Folder) -> None:
+    run = folder.run(start(1), stop(9, "interrupted", cause="TERM"))
+    assert run_status(RunSummary(run)).message.endswith(f"; continue with: runyard resume {run.name}"), "the control"
+    (run / "code").rmdir()
+    hint = f"; its code is missing: runyard resume {run.name} says how to restore it"
+    assert run_status(RunSummary(run)).message.endswith(hint)
+    killed = folder.run(start(1))
+    (killed / "code").rmdir()
+    assert "its code is missing" in run_status(RunSummary(killed)).message
+
+
 def test_slurm_says_what_waits_and_why(folder: Folder) -> None:
     run = folder.run()
     folder.queue("12|PENDING|Priority|0:00|9:00|N/A||@")
