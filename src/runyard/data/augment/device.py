@@ -62,7 +62,7 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def gather_pixels(images: Tensor, samples: Tensor, d: AugmentDraws, s: AugmentParams) -> Tensor:
+def gather_pixels(images: Tensor, samples: Tensor, d: AugmentDraws[Tensor], s: AugmentParams) -> Tensor:
     """Flip, crop and rotate with one gather operation: uint8 [b, S * S, 3]."""
     count, size, device = len(samples), s.size, images.device
     flat = images.reshape(-1, 3)
@@ -97,7 +97,7 @@ def rotated(angle: Tensor, s: AugmentParams) -> tuple[Tensor, Tensor]:
     return ((dx * sin + dy * cos + 1) * s.size - 1) / 2, ((dx * cos - dy * sin + 1) * s.size - 1) / 2
 
 
-def source_pixels(y: Tensor, x: Tensor, d: AugmentDraws, s: AugmentParams) -> tuple[Tensor, Tensor]:
+def source_pixels(y: Tensor, x: Tensor, d: AugmentDraws[Tensor], s: AugmentParams) -> tuple[Tensor, Tensor]:
     """Return the source index of pixel (y, x) of the flipped and cropped image, and whether it exists: [b, S, S]."""
     last = s.size - 1
     v = y + (d.crop_y.to(torch.int64) - s.padding).view(-1, 1, 1)
@@ -114,7 +114,7 @@ def gather_or_black(flat: Tensor, index: Tensor, inside: Tensor) -> Tensor:
     return flat[index.view(count, -1)] * inside.view(count, -1, 1)
 
 
-def jitter_colors(planes: Tensor, d: AugmentDraws, edges: list[int], s: AugmentParams) -> None:
+def jitter_colors(planes: Tensor, d: AugmentDraws[Tensor], edges: list[int], s: AugmentParams) -> None:
     """Apply the four color changes in each image's own order, in place.
 
     The images ``edges[k]:edges[k + 1]`` change their hue at position k of that order.
@@ -153,7 +153,7 @@ def shift_hue_tensor(planes: Tensor, turns: Tensor) -> Tensor:
     return tents.clamp_(0, 1).mul_(chroma).add_(smallest).mul_(FLOAT_TO_LEVEL).clamp_(0, 255).floor_()
 
 
-def cutout_tensor(planes: Tensor, d: AugmentDraws, s: AugmentParams) -> None:
+def cutout_tensor(planes: Tensor, d: AugmentDraws[Tensor], s: AugmentParams) -> None:
     coordinate = torch.arange(s.size, device=planes.device)
     rows = (coordinate >= d.cutout_y.view(-1, 1)) & (coordinate < d.cutout_y.view(-1, 1) + s.cutout)
     columns = (coordinate >= d.cutout_x.view(-1, 1)) & (coordinate < d.cutout_x.view(-1, 1) + s.cutout)
