@@ -94,13 +94,13 @@ def dataset_dir(data: DataConfig) -> Path:
     return Path(data.root) / "-".join(parts)
 
 
-def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
+def manifest_to_dict(manifest: Manifest) -> dict[str, object]:
     """Return the manifest as a JSON object with its format and checksum."""
     values = {"format": DATASET_FORMAT, **json.loads(json.dumps(asdict(manifest)))}
     return values | {CHECKSUM: _checksum(values)}
 
 
-def _checksum(values: Mapping[str, Any]) -> str:
+def _checksum(values: Mapping[str, object]) -> str:
     """Return the SHA-256 of all values: a damaged mean or class name could not be detected otherwise."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -112,7 +112,7 @@ def manifest_from_dict(values: Mapping[str, Any], where: str = MANIFEST_FILE, fi
         UserError: the values are from another program, or damaged.
     """
     if not isinstance(values, Mapping) or values.get("format") != DATASET_FORMAT:
-        raise UserError(f'{where}: not a manifest of this program (expected "format": "{DATASET_FORMAT}")', f"{fix}")
+        raise UserError(f'{where}: not a manifest of this program (expected "format": "{DATASET_FORMAT}")', fix)
     try:
         fields = {key: value for key, value in values.items() if key not in ("format", CHECKSUM)}
         splits = {str(name): Split(**split) for name, split in fields["splits"].items()}
@@ -137,7 +137,7 @@ def manifest_from_dict(values: Mapping[str, Any], where: str = MANIFEST_FILE, fi
         if CHECKSUM in values and values[CHECKSUM] != _checksum({k: v for k, v in values.items() if k != CHECKSUM}):
             raise ValueError("it was changed: its checksum does not match")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{where}: damaged ({error})", f"{fix}") from None
+        raise UserError(f"{where}: damaged ({error})", fix) from None
     return manifest
 
 
@@ -173,7 +173,7 @@ def read_manifest(path: Path, fix: str = DATASET_HINT) -> Manifest:
     except OSError as error:
         raise UserError(f"{path}: cannot read it ({error.strerror})", f"{file_fix(error)}, or {fix}") from None
     except (ValueError, RecursionError):
-        raise UserError(f"{path}: damaged (not JSON)", f"{fix}") from None
+        raise UserError(f"{path}: damaged (not JSON)", fix) from None
     return manifest_from_dict(values, str(path), fix)
 
 
