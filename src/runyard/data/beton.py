@@ -12,10 +12,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from runyard.data.arrays import REBUILD_HINT
 from runyard.errors import UserError
 from runyard.files import open_regular
 
-REBUILD_HINT = "delete its folder and run: runyard prepare"
 _HEADER = np.dtype(
     [
         ("version", "<u2"),

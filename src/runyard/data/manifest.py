@@ -13,7 +13,7 @@ from typing import Any
 
 from runyard.config.schema import DataConfig
 from runyard.data import beton
-from runyard.data.arrays import ArrayFile
+from runyard.data.arrays import REBUILD_HINT, ArrayFile
 from runyard.errors import UserError
 from runyard.files import file_fix, read_regular, sha256
 
@@ -223,7 +223,7 @@ def _check_array(folder: Path, file: str | None, dtype: str, shape: tuple[int, .
         array = ArrayFile(path)
     except (OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or "truncated or not a .npy file"
-        raise UserError(f"{path}: {reason}", "delete its folder and run: runyard prepare") from None
+        raise UserError(f"{path}: {reason}", REBUILD_HINT) from None
     if array.dtype != dtype or array.shape != shape:
         raise UserError(
             f"{path}: holds {array.dtype} {list(array.shape)}, and the manifest says {dtype} {list(shape)};"

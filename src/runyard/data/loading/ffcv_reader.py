@@ -23,7 +23,7 @@ import numpy as np
 from numba import types
 
 from runyard.data import beton
-from runyard.data.arrays import Pixels, truncated_error
+from runyard.data.arrays import REBUILD_HINT, Pixels, truncated_error
 from runyard.data.compiled import jit
 from runyard.data.sampler import Indices
 from runyard.errors import UserError
@@ -92,7 +92,7 @@ class BetonSource:
             problem = (
                 "is damaged" if status == DECODE_DAMAGED else f"does not have the {recorded} px that the file says"
             )
-            raise UserError(f"{f.path}: the JPEG data of sample {sample} {problem}; {beton.REBUILD_HINT}")
+            raise UserError(f"{f.path}: the JPEG data of sample {sample} {problem}; {REBUILD_HINT}")
         return out, np.arange(len(indices))
 
 
