@@ -23,13 +23,8 @@ from numba.core import caching
 from runyard.ownership import per_user_name, private_folder
 
 DATA_DIR = Path(__file__).parent
-SAFE_MATH = {
-    "nnan",
-    "ninf",
-    "nsz",
-    "arcp",
-    "contract",
-}  # all except reordering of sums, which would change pixels by one level
+# All except reordering of sums, which would change pixels by one level.
+SAFE_MATH = {"nnan", "ninf", "nsz", "arcp", "contract"}
 
 
 def jit(function: Callable[..., object] | None = None, *, reorder_sums: bool = False) -> Any:

@@ -18,9 +18,8 @@ from runyard.data.sampler import Indices
 GRAY = (0.2989, 0.587, 0.114)  # torchvision's
 FLOAT_TO_LEVEL = 255.999 / 255  # as torchvision converts float back to uint8
 HUE_POSITION = np.argmax(COLOR_ORDERS == HUE, axis=1)  # [24], the position, 0 to 3, of the hue change in each order
-OTHER_POSITIONS = (
-    COLOR_ORDERS[COLOR_ORDERS != HUE].reshape(24, 3).astype(np.int64)
-)  # [24, 3], the three other changes, in order
+# [24, 3], the three other changes, in order
+OTHER_POSITIONS = COLOR_ORDERS[COLOR_ORDERS != HUE].reshape(24, 3).astype(np.int64)
 
 
 def augment_on_device(images: Tensor, samples: Indices, seed: int, epoch: int, s: AugmentParams) -> Tensor:

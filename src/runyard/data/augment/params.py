@@ -20,9 +20,8 @@ from runyard.data.augment.philox import MASK, philox
 _Draw = TypeVar("_Draw")
 NO_FLIP, RANDOM_FLIP, ALTERNATING_FLIP = 0, 1, 2
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0, 1, 2, 3
-COLOR_ORDERS = np.array(
-    list(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE))), dtype=np.uint8
-)  # [24, 4]
+# [24, 4]
+COLOR_ORDERS = np.array(list(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE))), dtype=np.uint8)
 
 
 class AugmentParams(NamedTuple):

@@ -34,21 +34,7 @@ _U32 = types.uint32
 _pread: Any = types.ExternalFunction("pread", types.int64(types.int32, types.uintp, types.uint64, types.int64))
 _decode_jpg: Any = types.ExternalFunction(
     "runyard_ffcv_imdecode",
-    types.int32(
-        types.uintp,
-        types.uint64,
-        _U32,
-        _U32,
-        types.uintp,
-        _U32,
-        _U32,
-        _U32,
-        _U32,
-        _U32,
-        _U32,
-        types.boolean,
-        types.boolean,
-    ),
+    types.int32(types.uintp, types.uint64, _U32, _U32, types.uintp, *[_U32] * 6, types.boolean, types.boolean),
 )
 _resize: Any = types.ExternalFunction("runyard_ffcv_resize", types.void(*[types.int64] * 11))
 

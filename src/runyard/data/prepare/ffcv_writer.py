@@ -86,9 +86,8 @@ def _write_one(job: WriteJob, report_progress: ProgressCallback) -> None:
         workers.append(Process(target=work, args=args))
         return workers[-1]
 
-    ffcv.writer.Process = (
-        process  # the only way to notice the death of its worker at any time, and to end it with this process
-    )
+    # The only way to notice the death of its worker at any time, and to end it with this process.
+    ffcv.writer.Process = process
     watcher = threading.Thread(target=_watch, args=(images, name, report_progress, finished, workers), daemon=True)
     watcher.start()
     quality = {"jpeg_quality": job.jpeg_quality} if job.jpeg_quality else {}
