@@ -11,7 +11,6 @@ import re
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from runyard.errors import UserError
 
@@ -134,18 +133,18 @@ def classify(exception: str | None, message: str) -> Cause | None:
     return next((cause for cause in KNOWN_CAUSES if cause.pattern.search(text)), None)
 
 
-def cause_of(failure: Mapping[str, Any]) -> Cause | None:
+def cause_of(failure: Mapping[str, object]) -> Cause | None:
     """Return the known cause of a failure record of the journal, or None."""
     return BY_NAME.get(str(failure.get("cause")))
 
 
-def retry_can_help(failure: Mapping[str, Any]) -> bool:
+def retry_can_help(failure: Mapping[str, object]) -> bool:
     """Return whether another start can help. A failure of unknown cause is retried, too."""
     cause = cause_of(failure)
     return cause is None or cause.retry is not RetryAdvice.NO
 
 
-def describe_failure(failure: Mapping[str, Any]) -> str:
+def describe_failure(failure: Mapping[str, object]) -> str:
     """Return a failure as text: its message, the node, the step, and the fix if its cause is known."""
     message = str(failure.get("message") or "without a message")
     node, cause = failure.get("node"), cause_of(failure)

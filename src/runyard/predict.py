@@ -7,11 +7,11 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -158,7 +158,7 @@ def open_images(path: Path, image_size: int) -> Images:
             return _from_array(_npy(path), None, path, image_size)
         if not head.startswith((*PICKLE_STARTS, b"PK")):
             raise UserError(f"--images {printable_path(path)}: not a supported kind of file; {EXPECTED_INPUT}")
-        arrays = _npz(path) if head.startswith(b"PK") else _pickle(path)
+        arrays: Mapping[str, object] = _npz(path) if head.startswith(b"PK") else _pickle(path)
     except OSError as error:
         raise UserError(
             f"--images {printable_path(path)}: cannot read it ({error.strerror or error}); {EXPECTED_INPUT}"
@@ -230,7 +230,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(str(error) or "a damaged archive") from None
 
 
-def _pickle(path: Path) -> dict[str, Any]:
+def _pickle(path: Path) -> dict[str, object]:
     from runyard.data.datasets import safe_pickle
 
     content = safe_pickle.load_pickle(path)
@@ -239,10 +239,9 @@ def _pickle(path: Path) -> dict[str, Any]:
     return {_text(key): value for key, value in content.items()}
 
 
-def _from_array(array: Any, ids: Any, path: Path, size: int) -> Images:
-    is_array = isinstance(array, (np.ndarray, ArrayFile))
-    if not is_array or array.dtype != np.uint8:
-        actual = array.dtype if is_array else type(array).__name__
+def _from_array(array: object, ids: object, path: Path, size: int) -> Images:
+    if not isinstance(array, (np.ndarray, ArrayFile)) or array.dtype != np.uint8:
+        actual = array.dtype if isinstance(array, (np.ndarray, ArrayFile)) else type(array).__name__
         raise UserError(f"--images {printable_path(path)}: {actual}; {ARRAY_HELP}, values 0 to 255")
     shape = array.shape
     if len(shape) == 2 and shape[1] and math.isqrt(shape[1] // 3) ** 2 * 3 == shape[1]:
@@ -268,15 +267,14 @@ def _from_array(array: Any, ids: Any, path: Path, size: int) -> Images:
     return Images(_ids(ids, shape[0], path), read)
 
 
-def _ids(ids: Any, count: int, path: Path) -> list[str]:
+def _ids(ids: object, count: int, path: Path) -> list[str]:
     if ids is None:
         return [str(index) for index in range(count)]
-    is_list = isinstance(ids, (list, tuple)) or (isinstance(ids, np.ndarray) and ids.ndim == 1)
-    values = list(ids) if is_list else []
+    values = list(ids) if isinstance(ids, (list, tuple)) or (isinstance(ids, np.ndarray) and ids.ndim == 1) else []
     if len(values) != count:
         raise UserError(f"--images {printable_path(path)}: expected one ID in ids for each of the {count} images")
     return [_text(value) for value in values]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

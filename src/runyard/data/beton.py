@@ -12,10 +12,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from runyard.data.arrays import REBUILD_HINT
 from runyard.errors import UserError
 from runyard.files import open_regular
 
-REBUILD_HINT = "delete its folder and run: runyard prepare"
 _HEADER = np.dtype(
     [
         ("version", "<u2"),
@@ -26,14 +26,14 @@ _HEADER = np.dtype(
     ]
 )
 _FIELD = np.dtype([("type_id", "<u1"), ("name", "S16"), ("arguments", "<u1", (1024,))])
-_RECORD = np.dtype(
+_RECORD = np.dtype(  # RGBImageField, then IntField aligned to 8 bytes
     {
         "names": ["mode", "width", "height", "data_ptr", "label"],
         "formats": ["<u1", "<u2", "<u2", "<u8", "<i8"],
         "offsets": [0, 1, 3, 5, 16],
         "itemsize": 24,
     }
-)  # RGBImageField, then IntField aligned to 8 bytes
+)
 _ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 _JPG, _RAW = 0, 1
 _VERSION, _FIELDS = 2, [(2, b"image"), (1, b"label")]

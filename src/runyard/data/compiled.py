@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from numba import njit
@@ -22,16 +23,11 @@ from numba.core import caching
 from runyard.ownership import per_user_name, private_folder
 
 DATA_DIR = Path(__file__).parent
-SAFE_MATH = {
-    "nnan",
-    "ninf",
-    "nsz",
-    "arcp",
-    "contract",
-}  # all except reordering of sums, which would change pixels by one level
+# All except reordering of sums, which would change pixels by one level.
+SAFE_MATH = {"nnan", "ninf", "nsz", "arcp", "contract"}
 
 
-def jit(function: Callable[..., Any] | None = None, *, reorder_sums: bool = False) -> Any:
+def jit(function: Callable[..., object] | None = None, *, reorder_sums: bool = False) -> Any:
     """Decorator that compiles ``function`` at its first call, or loads it from the cache."""
     if function is None:
         return lambda f: jit(f, reorder_sums=reorder_sums)
@@ -73,7 +69,7 @@ def cache_folder() -> Path | None:
 class _ContentCacheLocator(caching._CacheLocator):
     """Tells numba where the cache of a function of this package is, and whether it is stale."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: FunctionType) -> None:
         self._line = function.__code__.co_firstlineno
 
     def get_cache_path(self) -> str:
@@ -86,7 +82,7 @@ class _ContentCacheLocator(caching._CacheLocator):
         return str(self._line)
 
     @classmethod
-    def from_function(cls, py_func: Any, py_file: str) -> _ContentCacheLocator | None:
+    def from_function(cls, py_func: FunctionType, py_file: str) -> _ContentCacheLocator | None:
         own_kernel = Path(py_file).is_relative_to(DATA_DIR)
         return cls(py_func) if own_kernel and cache_folder() is not None else None
 

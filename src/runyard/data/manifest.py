@@ -13,7 +13,7 @@ from typing import Any
 
 from runyard.config.schema import DataConfig
 from runyard.data import beton
-from runyard.data.arrays import ArrayFile
+from runyard.data.arrays import REBUILD_HINT, ArrayFile
 from runyard.errors import UserError
 from runyard.files import file_fix, read_regular, sha256
 
@@ -94,13 +94,13 @@ def dataset_dir(data: DataConfig) -> Path:
     return Path(data.root) / "-".join(parts)
 
 
-def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
+def manifest_to_dict(manifest: Manifest) -> dict[str, object]:
     """Return the manifest as a JSON object with its format and checksum."""
     values = {"format": DATASET_FORMAT, **json.loads(json.dumps(asdict(manifest)))}
     return values | {CHECKSUM: _checksum(values)}
 
 
-def _checksum(values: Mapping[str, Any]) -> str:
+def _checksum(values: Mapping[str, object]) -> str:
     """Return the SHA-256 of all values: a damaged mean or class name could not be detected otherwise."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -112,7 +112,7 @@ def manifest_from_dict(values: Mapping[str, Any], where: str = MANIFEST_FILE, fi
         UserError: the values are from another program, or damaged.
     """
     if not isinstance(values, Mapping) or values.get("format") != DATASET_FORMAT:
-        raise UserError(f'{where}: not a manifest of this program (expected "format": "{DATASET_FORMAT}")', f"{fix}")
+        raise UserError(f'{where}: not a manifest of this program (expected "format": "{DATASET_FORMAT}")', fix)
     try:
         fields = {key: value for key, value in values.items() if key not in ("format", CHECKSUM)}
         splits = {str(name): Split(**split) for name, split in fields["splits"].items()}
@@ -137,7 +137,7 @@ def manifest_from_dict(values: Mapping[str, Any], where: str = MANIFEST_FILE, fi
         if CHECKSUM in values and values[CHECKSUM] != _checksum({k: v for k, v in values.items() if k != CHECKSUM}):
             raise ValueError("it was changed: its checksum does not match")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{where}: damaged ({error})", f"{fix}") from None
+        raise UserError(f"{where}: damaged ({error})", fix) from None
     return manifest
 
 
@@ -173,7 +173,7 @@ def read_manifest(path: Path, fix: str = DATASET_HINT) -> Manifest:
     except OSError as error:
         raise UserError(f"{path}: cannot read it ({error.strerror})", f"{file_fix(error)}, or {fix}") from None
     except (ValueError, RecursionError):
-        raise UserError(f"{path}: damaged (not JSON)", f"{fix}") from None
+        raise UserError(f"{path}: damaged (not JSON)", fix) from None
     return manifest_from_dict(values, str(path), fix)
 
 
@@ -223,7 +223,7 @@ def _check_array(folder: Path, file: str | None, dtype: str, shape: tuple[int, .
         array = ArrayFile(path)
     except (OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or "truncated or not a .npy file"
-        raise UserError(f"{path}: {reason}", "delete its folder and run: runyard prepare") from None
+        raise UserError(f"{path}: {reason}", REBUILD_HINT) from None
     if array.dtype != dtype or array.shape != shape:
         raise UserError(
             f"{path}: holds {array.dtype} {list(array.shape)}, and the manifest says {dtype} {list(shape)};"

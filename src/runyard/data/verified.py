@@ -14,7 +14,6 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from runyard.config.schema import Config
 from runyard.data import manifest
@@ -24,7 +23,7 @@ from runyard.files import open_regular, write_atomic
 
 VERIFIED_FILE = ".verified.json"
 SETTLE_S = 2.0  # a file that changed more recently could change again within one tick of its file system's clock
-HashCache = dict[str, list[Any]]  # by file name: its stamp and the SHA-256 that it had then
+HashCache = dict[str, list[int | str]]  # by file name: its stamp and the SHA-256 that it had then
 
 
 def files_read(config: Config, data: Manifest) -> dict[str, str]:
@@ -62,7 +61,7 @@ def check_content(
         if name in sizes and file_stat.st_size != sizes[name]:
             raise UserError(
                 f"{folder / name}: {file_stat.st_size} bytes, and {sizes[name]} were prepared: it was changed",
-                f"{manifest.DATASET_HINT}",
+                manifest.DATASET_HINT,
             )
         if known.get(name) != [*_stamp(file_stat), digest]:
             unknown[name] = digest
@@ -75,7 +74,7 @@ def check_content(
         if actual != digest:
             raise UserError(
                 f"{folder / name}: its sha256 is not that of the prepared file: it was changed",
-                f"{manifest.DATASET_HINT}",
+                manifest.DATASET_HINT,
             )
         if stamp is not None:
             known[name] = [*stamp, digest]
@@ -104,7 +103,7 @@ def _as_user_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror})", f"{manifest.DATASET_HINT}") from None
+        raise UserError(f"{path}: cannot read it ({error.strerror})", manifest.DATASET_HINT) from None
 
 
 def _cache_files(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,14 +23,14 @@ def summarize(network: nn.Module, image_size: int) -> dict[str, Any]:
     flops_before: dict[str, int] = {}
     counter = FlopCounterMode(display=False)
 
-    def enter(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any) -> None:
+    def enter(name: str) -> Callable[[nn.Module, object], None]:
+        def hook(module: nn.Module, inputs: object) -> None:
             flops_before[name] = counter.get_total_flops()
 
         return hook
 
-    def leave(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+    def leave(name: str) -> Callable[[nn.Module, object, Tensor | tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
             output = output if isinstance(output, Tensor) else output[0]
             parameters = sum(p.numel() for p in module.parameters())
             row = rows.setdefault(

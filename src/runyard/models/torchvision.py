@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import ModuleType
+from typing import Literal
 
 import torch
 from torch import nn
@@ -51,8 +52,8 @@ def build(options: Options, num_classes: int, image_size: int) -> nn.Module:
     return network.train()
 
 
-def _build(models: Any, options: Options, num_classes: int, image_size: int) -> nn.Module:
-    extra: dict[str, Any] = {}
+def _build(models: ModuleType, options: Options, num_classes: int, image_size: int) -> nn.Module:
+    extra: dict[str, object] = {}
     if options.arch.startswith("vit_"):
         extra["image_size"] = image_size
     elif options.arch.startswith("maxvit"):
@@ -74,7 +75,7 @@ def _size_error(options: Options, image_size: int, error: Exception) -> UserErro
     )
 
 
-def _torchvision_models() -> Any:
+def _torchvision_models() -> ModuleType:
     try:
         import torchvision.models
     except (ImportError, RuntimeError) as error:  # RuntimeError: made for another torch, "nms does not exist"

@@ -51,7 +51,7 @@ def write_checkpoint(
     step: int,
     score: float | None,
     check_lease: Callable[[], None] = lambda: None,
-    settings: dict[str, Any] | None = None,
+    settings: dict[str, object] | None = None,
 ) -> Path:
     """Save ``state`` as ``folder/step_00000000``. That name exists only if the checkpoint reads back completely.
 
@@ -82,7 +82,7 @@ def write_checkpoint(
     return target
 
 
-def check_shape(actual: Any, expected: Any, where: str) -> None:
+def check_shape(actual: object, expected: object, where: str) -> None:
     """Verify that ``actual`` has the tensors of ``expected``, by name, shape and dtype, and values of the same types.
 
     Raises:
@@ -122,7 +122,7 @@ def check_finite(network: State) -> None:
             raise InvalidCheckpoint(f"network.{name} has a number that is not finite (NaN or infinity)")
 
 
-def _write_and_verify(tmp_dir: Path, state: State, manifest: dict[str, Any]) -> None:
+def _write_and_verify(tmp_dir: Path, state: State, manifest: dict[str, object]) -> None:
     """Write the state and its manifest, and verify the state by reading it back from the disk."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -157,7 +157,7 @@ class CheckpointSaver:
         *,
         check_lease: Callable[[], None] = lambda: None,
         on_saved: Callable[[int, float], None] = lambda step, seconds: None,
-        settings: dict[str, Any] | None = None,
+        settings: dict[str, object] | None = None,
         warn: Callable[[str], None] = lambda message: None,
     ) -> None:
         self._settings, self._warn, self._failed = settings, warn, 0

@@ -99,13 +99,13 @@ def check_train_state(state: State, train_state: TrainState) -> None:
     optimizer.check_optimizer_state(train_state.optimizer, state["optimizer"], has_stepped=state["step"] > 0)
 
 
-def check_same_settings(run: Run, checkpoint: Checkpoint | None) -> None:
+def check_same_settings(run: Run, checkpoint: Checkpoint) -> None:
     """Verify that the settings that affect learning are those of the checkpoint: config.yaml may have been edited.
 
     Raises:
         UserError: a setting differs; the message names it with its new and its old value.
     """
-    if checkpoint is None or checkpoint.settings is None:
+    if checkpoint.settings is None:
         return
     for name, value in identity_settings(run.config).items():
         old = checkpoint.settings.get(name, value)  # an older version's checkpoint names fewer

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from runyard.data.loading.batch import Batch
+from runyard.runs.saved_checkpoints import State
 from runyard.training.metrics.counters import EvaluationResult
 
 COLUMNS = {"index": torch.int64, "label": torch.int64, "predicted": torch.int64, "confidence": torch.float32,
@@ -89,11 +89,11 @@ class SplitEvaluation:
             dist.broadcast_object_list(loss_and_top1)
         return EvaluationResult(loss_and_top1[0], loss_and_top1[1], index, label, predicted, confidence)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return what a checkpoint stores, after a gather; complete on rank 0."""
         return {"batches": self.batches, **self._columns()}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         self.batches = int(state["batches"])
         for name, dtype in COLUMNS.items():
             if state[name].ndim != 1 or state[name].dtype != dtype:
@@ -119,7 +119,7 @@ class Evaluation:
         self.clear()
 
     def clear(self) -> None:
-        self.epoch_stats: dict[str, Any] = {}
+        self.epoch_stats: dict[str, float] = {}
         self.elapsed_s = 0.0
         self._parts: dict[str, SplitEvaluation] = {}
 
@@ -134,7 +134,7 @@ class Evaluation:
         for evaluation in self._parts.values():
             evaluation.gather()
 
-    def state(self) -> dict[str, Any] | None:
+    def state(self) -> State | None:
         """Return what a checkpoint stores, or None if no evaluation has begun."""
         if not self.epoch_stats and not self._parts:
             return None
@@ -148,7 +148,7 @@ class Evaluation:
             "parts": parts,
         }
 
-    def restore(self, state: dict[str, Any] | None, samples: dict[str, int]) -> None:
+    def restore(self, state: State | None, samples: dict[str, int]) -> None:
         """Resume from ``state``. With another world size or batch size the evaluation starts again."""
         self.clear()
         if state is None:

@@ -9,13 +9,10 @@ from __future__ import annotations
 import importlib
 import sys
 import types
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
 COMPILER_MODULE = "torch._dynamo"
-Function = Callable[..., Any]
 
 
 class _ModuleStub(types.ModuleType):
@@ -25,7 +22,7 @@ class _ModuleStub(types.ModuleType):
         super().__init__(name)
         vars(self).update(known)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name in ("__file__", "__loader__"):  # Python looks these up in every loaded module
             raise AttributeError(name)
         if isinstance(sys.modules.get(COMPILER_MODULE), _ModuleStub):
@@ -39,7 +36,7 @@ def defer_compiler_import() -> None:
     if COMPILER_MODULE in sys.modules:
         return
 
-    def identity(function: Function, *_: object, **__: object) -> Function:
+    def identity(function: object, *_: object, **__: object) -> object:
         return function
 
     sys.modules[COMPILER_MODULE] = torch._dynamo = _ModuleStub(

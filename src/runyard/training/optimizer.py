@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -41,7 +39,7 @@ def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused)
 
 
-def check_optimizer_state(optimizer: torch.optim.Optimizer, actual: Any, *, has_stepped: bool) -> None:
+def check_optimizer_state(optimizer: torch.optim.Optimizer, actual: object, *, has_stepped: bool) -> None:
     """Verify that ``optimizer`` can load this ``state_dict``. ``has_stepped``: the state is from after a step.
 
     Raises:

@@ -176,10 +176,9 @@ class Trainer:
                 record.warning(warning)
         if run.config_edited:
             record.warning("config.yaml was edited after this run was created; it continues with the edited settings")
-        shard: dict[str, Any] = {"rank": rank_info.rank, "world_size": rank_info.world_size, "device": rank_info.device}
-        self._shard = shard
+        self._shard = dict[str, Any](rank=rank_info.rank, world_size=rank_info.world_size, device=rank_info.device)
         self.loader = resources.enter_context(
-            contextlib.closing(loaders.train_loader(self.config, self.data, self.folder, **shard))
+            contextlib.closing(loaders.train_loader(self.config, self.data, self.folder, **self._shard))
         )
         self.saver = resources.enter_context(
             contextlib.closing(
@@ -314,7 +313,7 @@ class Trainer:
             self.save_checkpoint(score, wait=last)
         return False
 
-    def step_times_by_rank(self) -> dict[str, Any]:
+    def step_times_by_rank(self) -> dict[str, object]:
         wait_s, steps = self.loader.wait_s - self.epoch_start_wait_s, max(self.train_state.step - self.first_step, 1)
         return step_timer.step_times_by_rank(
             self.train_state.timer.mean_ms(self.config.accumulate), 1000 * wait_s / steps

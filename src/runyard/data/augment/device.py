@@ -18,9 +18,8 @@ from runyard.data.sampler import Indices
 GRAY = (0.2989, 0.587, 0.114)  # torchvision's
 FLOAT_TO_LEVEL = 255.999 / 255  # as torchvision converts float back to uint8
 HUE_POSITION = np.argmax(COLOR_ORDERS == HUE, axis=1)  # [24], the position, 0 to 3, of the hue change in each order
-OTHER_POSITIONS = (
-    COLOR_ORDERS[COLOR_ORDERS != HUE].reshape(24, 3).astype(np.int64)
-)  # [24, 3], the three other changes, in order
+# [24, 3], the three other changes, in order
+OTHER_POSITIONS = COLOR_ORDERS[COLOR_ORDERS != HUE].reshape(24, 3).astype(np.int64)
 
 
 def augment_on_device(images: Tensor, samples: Indices, seed: int, epoch: int, s: AugmentParams) -> Tensor:
@@ -62,7 +61,7 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def gather_pixels(images: Tensor, samples: Tensor, d: AugmentDraws, s: AugmentParams) -> Tensor:
+def gather_pixels(images: Tensor, samples: Tensor, d: AugmentDraws[Tensor], s: AugmentParams) -> Tensor:
     """Flip, crop and rotate with one gather operation: uint8 [b, S * S, 3]."""
     count, size, device = len(samples), s.size, images.device
     flat = images.reshape(-1, 3)
@@ -97,7 +96,7 @@ def rotated(angle: Tensor, s: AugmentParams) -> tuple[Tensor, Tensor]:
     return ((dx * sin + dy * cos + 1) * s.size - 1) / 2, ((dx * cos - dy * sin + 1) * s.size - 1) / 2
 
 
-def source_pixels(y: Tensor, x: Tensor, d: AugmentDraws, s: AugmentParams) -> tuple[Tensor, Tensor]:
+def source_pixels(y: Tensor, x: Tensor, d: AugmentDraws[Tensor], s: AugmentParams) -> tuple[Tensor, Tensor]:
     """Return the source index of pixel (y, x) of the flipped and cropped image, and whether it exists: [b, S, S]."""
     last = s.size - 1
     v = y + (d.crop_y.to(torch.int64) - s.padding).view(-1, 1, 1)
@@ -114,7 +113,7 @@ def gather_or_black(flat: Tensor, index: Tensor, inside: Tensor) -> Tensor:
     return flat[index.view(count, -1)] * inside.view(count, -1, 1)
 
 
-def jitter_colors(planes: Tensor, d: AugmentDraws, edges: list[int], s: AugmentParams) -> None:
+def jitter_colors(planes: Tensor, d: AugmentDraws[Tensor], edges: list[int], s: AugmentParams) -> None:
     """Apply the four color changes in each image's own order, in place.
 
     The images ``edges[k]:edges[k + 1]`` change their hue at position k of that order.
@@ -153,7 +152,7 @@ def shift_hue_tensor(planes: Tensor, turns: Tensor) -> Tensor:
     return tents.clamp_(0, 1).mul_(chroma).add_(smallest).mul_(FLOAT_TO_LEVEL).clamp_(0, 255).floor_()
 
 
-def cutout_tensor(planes: Tensor, d: AugmentDraws, s: AugmentParams) -> None:
+def cutout_tensor(planes: Tensor, d: AugmentDraws[Tensor], s: AugmentParams) -> None:
     coordinate = torch.arange(s.size, device=planes.device)
     rows = (coordinate >= d.cutout_y.view(-1, 1)) & (coordinate < d.cutout_y.view(-1, 1) + s.cutout)
     columns = (coordinate >= d.cutout_x.view(-1, 1)) & (coordinate < d.cutout_x.view(-1, 1) + s.cutout)

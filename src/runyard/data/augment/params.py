@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numba.extending import register_jitable
@@ -17,11 +17,11 @@ from numba.extending import register_jitable
 from runyard.config.schema import AugmentConfig
 from runyard.data.augment.philox import MASK, philox
 
+_Draw = TypeVar("_Draw")
 NO_FLIP, RANDOM_FLIP, ALTERNATING_FLIP = 0, 1, 2
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0, 1, 2, 3
-COLOR_ORDERS = np.array(
-    list(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE))), dtype=np.uint8
-)  # [24, 4]
+# [24, 4]
+COLOR_ORDERS = np.array(list(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE))), dtype=np.uint8)
 
 
 class AugmentParams(NamedTuple):
@@ -43,20 +43,20 @@ class AugmentParams(NamedTuple):
     fill_b: int
 
 
-class AugmentDraws(NamedTuple):
+class AugmentDraws(NamedTuple, Generic[_Draw]):
     """The random draws of one image: scalars in the kernels, tensors [n] in the tensor implementation."""
 
-    flip: Any  # 0 or 1
-    crop_y: Any  # offset of the crop in the padded image, px, 0 .. 2 * padding
-    crop_x: Any
-    angle: Any  # rad, counter-clockwise
-    brightness: Any  # factor
-    contrast: Any  # factor
-    saturation: Any  # factor
-    hue: Any  # turns
-    order: Any  # row of COLOR_ORDERS: which of the four color changes comes first, second, ...
-    cutout_y: Any  # first row of the cut square; may lie outside
-    cutout_x: Any
+    flip: _Draw  # 0 or 1
+    crop_y: _Draw  # offset of the crop in the padded image, px, 0 .. 2 * padding
+    crop_x: _Draw
+    angle: _Draw  # rad, counter-clockwise
+    brightness: _Draw  # factor
+    contrast: _Draw  # factor
+    saturation: _Draw  # factor
+    hue: _Draw  # turns
+    order: _Draw  # row of COLOR_ORDERS: which of the four color changes comes first, second, ...
+    cutout_y: _Draw  # first row of the cut square; may lie outside
+    cutout_x: _Draw
 
 
 def augment_params(augment: AugmentConfig, image_size: int, mean: tuple[float, float, float]) -> AugmentParams:

@@ -212,7 +212,7 @@ def _to_images(rows: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(rows).reshape(-1, 3, CIFAR_SIZE, CIFAR_SIZE).transpose(0, 2, 3, 1))
 
 
-def _get(batch: dict[Any, Any], key: str) -> Any:
+def _get(batch: dict[str | bytes, Any], key: str) -> Any:
     return batch[key] if key in batch else batch[key.encode()]
 
 

@@ -64,7 +64,7 @@ class _Reader(pickle.Unpickler):
         super().__init__(file, encoding="bytes")
         self._name = name
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> _AllowedCallable:
         module = module.replace("numpy.core", "numpy._core").replace("__builtin__", "builtins")
         try:
             return _ALLOWED[module, name]
@@ -78,13 +78,13 @@ class _Reader(pickle.Unpickler):
 class _Dtype:
     """Stands in for numpy.dtype; allows only numbers, booleans and text."""
 
-    def __init__(self, code: str | bytes, *_: Any) -> None:
+    def __init__(self, code: str | bytes, *_: object) -> None:
         code = code.decode("ascii") if isinstance(code, bytes) else code
         if not re.fullmatch(r"[<>|=]?(b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,6})", code):
             raise ValueError(f"an array of dtype {code!r}")
         self.dtype = np.dtype(code)
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __setstate__(self, state: tuple[object, ...]) -> None:
         order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
             raise ValueError("an array with structured elements")
@@ -94,38 +94,38 @@ class _Dtype:
 class _Array:
     """Stands in for an array until its state has been set."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: object) -> None:
         self.array: np.ndarray | None = None
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __setstate__(self, state: tuple[object, ...]) -> None:
         _version, shape, dtype, fortran, content = state
         if isinstance(content, str):
             content = content.encode("latin-1")
         self.array = _from_buffer(content, dtype, shape, "F" if fortran else "C")
 
 
-def _from_buffer(content: Any, dtype: Any, shape: tuple[int, ...], order: Any) -> np.ndarray:
+def _from_buffer(content: object, dtype: object, shape: object, order: object) -> np.ndarray:
     order = order.decode("ascii") if isinstance(order, bytes) else order
     if not isinstance(dtype, _Dtype) or not isinstance(content, (bytes, bytearray)):
         raise ValueError("an array of Python objects")
     if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape) or order not in ("C", "F"):
         raise ValueError("an array without a proper shape")
-    return np.frombuffer(bytes(content), dtype.dtype).reshape(shape, order=order).copy(order="C")
+    return np.frombuffer(bytes(content), dtype.dtype).reshape(shape, order="F" if order == "F" else "C").copy(order="C")
 
 
-def _scalar(dtype: Any, content: Any) -> Any:
+def _scalar(dtype: object, content: object) -> np.generic:
     if isinstance(content, str):
         content = content.encode("latin-1")
     return _from_buffer(content, dtype, (1,), "C")[0]
 
 
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+def _encode(text: object, encoding: object = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1", b"latin1", b"latin-1"):
         raise ValueError("text in an unknown encoding")
     return text.encode("latin-1")
 
 
-def _unwrap(value: Any) -> Any:
+def _unwrap(value: object) -> object:
     """Return the same value with the stand-ins replaced by their arrays."""
     if isinstance(value, _Array):
         if value.array is None:
@@ -148,7 +148,7 @@ def _bytes(*content: Any) -> bytes:
     return bytes(*content)
 
 
-def _bytearray(*content: Any) -> bytearray:
+def _bytearray(*content: object) -> bytearray:
     return bytearray(_encode(*content) if content and isinstance(content[0], str) else _bytes(*content))
 
 
@@ -157,17 +157,17 @@ class _AllowedCallable:
 
     __slots__ = ("_make",)
 
-    def __init__(self, make: Callable[..., Any]) -> None:
+    def __init__(self, make: Callable[..., object]) -> None:
         self._make = make
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: object) -> object:
         return self._make(*arguments)
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         raise ValueError("an attempt to change the reader")
 
 
-_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
+_NAMES: dict[tuple[str, str], Callable[..., object]] = {
     ("numpy", "ndarray"): tuple,
     ("numpy", "dtype"): _Dtype,  # ndarray only tells _reconstruct what to create
     ("numpy._core.multiarray", "_reconstruct"): _Array,

@@ -23,7 +23,7 @@ import numpy as np
 from numba import types
 
 from runyard.data import beton
-from runyard.data.arrays import Pixels, truncated_error
+from runyard.data.arrays import REBUILD_HINT, Pixels, truncated_error
 from runyard.data.compiled import jit
 from runyard.data.sampler import Indices
 from runyard.errors import UserError
@@ -34,21 +34,7 @@ _U32 = types.uint32
 _pread: Any = types.ExternalFunction("pread", types.int64(types.int32, types.uintp, types.uint64, types.int64))
 _decode_jpg: Any = types.ExternalFunction(
     "runyard_ffcv_imdecode",
-    types.int32(
-        types.uintp,
-        types.uint64,
-        _U32,
-        _U32,
-        types.uintp,
-        _U32,
-        _U32,
-        _U32,
-        _U32,
-        _U32,
-        _U32,
-        types.boolean,
-        types.boolean,
-    ),
+    types.int32(types.uintp, types.uint64, _U32, _U32, types.uintp, *[_U32] * 6, types.boolean, types.boolean),
 )
 _resize: Any = types.ExternalFunction("runyard_ffcv_resize", types.void(*[types.int64] * 11))
 
@@ -92,7 +78,7 @@ class BetonSource:
             problem = (
                 "is damaged" if status == DECODE_DAMAGED else f"does not have the {recorded} px that the file says"
             )
-            raise UserError(f"{f.path}: the JPEG data of sample {sample} {problem}; {beton.REBUILD_HINT}")
+            raise UserError(f"{f.path}: the JPEG data of sample {sample} {problem}; {REBUILD_HINT}")
         return out, np.arange(len(indices))
 
 

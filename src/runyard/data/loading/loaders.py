@@ -30,26 +30,6 @@ from runyard.errors import UserError
 MIN_IMAGES_PER_THREAD = 32  # for fewer images per thread the overhead is too high
 
 
-class TrainLoader(Protocol):
-    """Training batches of one rank.
-
-    Attributes:
-        steps: Optimizer steps per epoch.
-        wait_s: Seconds that the consumer has waited for batches, over all epochs.
-    """
-
-    steps: int
-    wait_s: float
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
-        """Yield this rank's batches from ``start_step`` on: ``accumulate`` micro-batches for each optimizer step."""
-        ...
-
-    def close(self) -> None:
-        """End threads and processes."""
-        ...
-
-
 class BatchProducer(Protocol):
     """Reads and augments one batch for each shard, an array of sample positions int64 [b]."""
 
@@ -69,7 +49,7 @@ def train_loader(
         UserError: the batch is larger than the split, or the files this loader reads were not prepared.
     """
     producer = _batch_producer(config, manifest, folder, device)
-    return _Loader(config, manifest.splits["train"].samples, producer, rank, world_size, device)
+    return TrainLoader(config, manifest.splits["train"].samples, producer, rank, world_size, device)
 
 
 def evaluation_batches(
@@ -125,8 +105,13 @@ def default_workers() -> int:
     return max(1, torch.get_num_threads() - 1)
 
 
-class _Loader:
-    """Cuts the order of an epoch into this rank's shards, prefetches their batches, and measures waiting time."""
+class TrainLoader:
+    """Cuts the order of an epoch into this rank's shards, prefetches their batches, and measures waiting time.
+
+    Attributes:
+        steps: Optimizer steps per epoch.
+        wait_s: Seconds that the consumer has waited for batches, over all epochs.
+    """
 
     def __init__(
         self, config: Config, samples: int, producer: BatchProducer, rank: int, world_size: int, device: torch.device
@@ -139,6 +124,7 @@ class _Loader:
         self._running: Prefetch[tuple[list[Batch], torch.cuda.Event | None]] | None = None
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
+        """Yield this rank's batches from ``start_step`` on: ``accumulate`` micro-batches for each optimizer step."""
         micro_batches = self._micro_batches(epoch, start_step)
         if self._producer.on_device:
             yield from micro_batches
@@ -159,6 +145,7 @@ class _Loader:
             running.close()
 
     def close(self) -> None:
+        """End threads and processes."""
         self._stop()
         self._producer.close()
 

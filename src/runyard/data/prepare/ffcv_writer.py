@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable
 from multiprocessing import Process, Value
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -77,19 +76,18 @@ def _write_one(job: WriteJob, report_progress: ProgressCallback) -> None:
     images, name = _Images(job), Path(job.beton).name
     finished, workers = threading.Event(), list[Process]()
 
-    def process(target: Callable[..., None], args: tuple[Any, ...]) -> Process:
+    def process(target: Callable[..., None], args: tuple[object, ...]) -> Process:
         parent = os.getpid()
 
-        def work(*args: Any) -> None:
+        def work(*args: object) -> None:
             _die_with_parent(parent)  # a forked process does not inherit this setting
             target(*args)
 
         workers.append(Process(target=work, args=args))
         return workers[-1]
 
-    ffcv.writer.Process = (
-        process  # the only way to notice the death of its worker at any time, and to end it with this process
-    )
+    # The only way to notice the death of its worker at any time, and to end it with this process.
+    ffcv.writer.Process = process
     watcher = threading.Thread(target=_watch, args=(images, name, report_progress, finished, workers), daemon=True)
     watcher.start()
     quality = {"jpeg_quality": job.jpeg_quality} if job.jpeg_quality else {}

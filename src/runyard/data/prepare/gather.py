@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -40,7 +39,7 @@ class DatasetLayout:
     classes: tuple[str, ...]
     jobs: dict[str, WriteJob]
     histogram: np.ndarray
-    conversions: dict[str, Any]
+    conversions: dict[str, dict[str, object]]
 
 
 def layout_arrays(data: DataConfig, work: Path, sources: Path, report_progress: ProgressCallback) -> DatasetLayout:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from runyard.config.data_validation import check_data
 from runyard.config.schema import DataConfig
@@ -151,7 +150,7 @@ def _lock(target: Path, report_progress: ProgressCallback) -> Iterator[None]:
 @contextmanager
 def _progress_bar(progress: bool) -> Iterator[ProgressCallback]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not progress or not console.is_terminal:
@@ -159,7 +158,7 @@ def _progress_bar(progress: bool) -> Iterator[ProgressCallback]:
         return
     columns = TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as bar:
-        tasks: dict[str, Any] = {}
+        tasks: dict[str, TaskID] = {}
 
         def report_progress(what: str, done: int, total: int) -> None:
             if what not in tasks:

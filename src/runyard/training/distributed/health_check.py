@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -66,7 +65,7 @@ def check_node(run: Run, rank_info: RankInfo, data: Manifest, folder: Path, para
     _check_all_reduce(rank_info)
 
 
-def _gather_errors(rank_info: RankInfo, own_error: Exception | None) -> list[dict[str, Any]]:
+def _gather_errors(rank_info: RankInfo, own_error: Exception | None) -> list[dict[str, object]]:
     """Return the failures of all ranks that have one, in the order of the ranks."""
     if rank_info.world_size == 1:
         return []
@@ -74,7 +73,7 @@ def _gather_errors(rank_info: RankInfo, own_error: Exception | None) -> list[dic
         "message": known_causes.error_text(own_error),
         "user_error": isinstance(own_error, UserError),
     }
-    failures: list[dict[str, Any] | None] = [None] * rank_info.world_size
+    failures: list[dict[str, object] | None] = [None] * rank_info.world_size
     dist.all_gather_object(failures, own_failure)
     return [failure for failure in failures if failure is not None]
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 
@@ -70,12 +70,12 @@ class PeerFailure(TrainingFailed):
     far as they are known.
     """
 
-    def __init__(self, message: str, **failure: Any) -> None:
+    def __init__(self, message: str, **failure: object) -> None:
         super().__init__(message)
         self.failure = failure
 
 
-def failure_record(error: BaseException, rank: int) -> dict[str, Any]:
+def failure_record(error: BaseException, rank: int) -> dict[str, object]:
     """Return the fields that the journal stores of an error on ``rank``, or of another rank's: only what is known."""
     if isinstance(error, PeerFailure):
         return error.failure

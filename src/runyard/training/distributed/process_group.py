@@ -43,7 +43,7 @@ JOIN_TIMEOUT_S = 120.0
 STORE_POLL_S = 0.05
 STORE_LINGER_S = 10 * STORE_POLL_S  # time for the other ranks to read the store
 READY_TIMEOUT_S = 3600.0  # copying data to a node and compiling may take long
-_groups: list[Any] = []  # their threads are waited for at the end of the process
+_groups: list[object] = []  # their threads are waited for at the end of the process
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _start_id(env: Mapping[str, str]) -> str:
 def joined_process_group(
     rank_info: RankInfo,
     rendezvous_dir: Path,
-    prepare: Callable[[], Any] = lambda: None,
+    prepare: Callable[[], object] = lambda: None,
     get_stop_reason: Callable[[], StopReason] = lambda: StopReason.NO,
     *,
     compiles: bool = False,

@@ -35,11 +35,11 @@ def open_store(address_file: Path, *, one_node: bool, timeout_s: float) -> dist.
     TCPStore does not authenticate its clients. On one node it listens only on loopback, out of reach of other machines.
     """
     timeout = datetime.timedelta(seconds=timeout_s)
-    port, listen_options = 0, dict[str, Any]()
+    port, listen_fd = 0, None
     if one_node:  # by default TCPStore listens on every network of this node
         loopback = socket.create_server(("127.0.0.1", 0), backlog=LISTEN_BACKLOG)
-        port, listen_options = loopback.getsockname()[1], {"master_listen_fd": loopback.detach()}
-    store = dist.TCPStore("127.0.0.1", port, None, True, timeout, wait_for_workers=False, **listen_options)
+        port, listen_fd = loopback.getsockname()[1], loopback.detach()
+    store = dist.TCPStore("127.0.0.1", port, None, True, timeout, wait_for_workers=False, master_listen_fd=listen_fd)
     secret = secrets.token_hex(16)
     store.set("secret", secret)
     hosts = ["127.0.0.1"] if one_node else _own_addresses()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -59,23 +61,19 @@ class Counters:
         self._sums.copy_(state)
 
 
+@dataclass(frozen=True, eq=False)
 class EvaluationResult:
     """The predictions for a split: int64 index, label, predicted and float32 confidence, each [N], in data order.
 
     ``loss`` and ``top1`` are over all ranks; the arrays have all samples on rank 0 and are empty on other ranks.
     """
 
-    def __init__(
-        self,
-        loss: float,
-        top1: float,
-        index: np.ndarray,
-        label: np.ndarray,
-        predicted: np.ndarray,
-        confidence: np.ndarray,
-    ) -> None:
-        self.loss, self.top1 = loss, top1
-        self.index, self.label, self.predicted, self.confidence = index, label, predicted, confidence
+    loss: float
+    top1: float
+    index: np.ndarray
+    label: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
 
     def confusion(self, classes: int) -> list[list[int]]:
         """Return the confusion matrix: rows are the true classes, columns the predicted ones."""

@@ -7,7 +7,6 @@ import platform
 import resource
 import socket
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,7 +42,7 @@ def use_deterministic_kernels() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def run_metadata(run: Run, train_state: TrainState, resumed_from: str | None) -> dict[str, Any]:
+def run_metadata(run: Run, train_state: TrainState, resumed_from: str | None) -> dict[str, object]:
     """Return the fields of the journal's ``start`` event."""
     rank_info, cuda = train_state.rank_info, train_state.device.type == "cuda"
     return {

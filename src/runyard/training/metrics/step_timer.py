@@ -22,7 +22,7 @@ class StepTimer:
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._passes, self._timed, self._seconds = 0, 0, 0.0
-        self._began: Any = None  # time.perf_counter(), or a CUDA event
+        self._began: float | torch.cuda.Event | None = None  # time.perf_counter(), or an event on a GPU
         self._event_pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def register_hooks(self, wrapped: DistributedDataParallel) -> None:
@@ -40,7 +40,7 @@ class StepTimer:
         self._timed, self._seconds, self._event_pairs = 0, 0.0, []
         return mean_ms
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
+    def _begin(self, module: nn.Module, args: object) -> None:
         if not torch.is_grad_enabled():
             return
         self._passes += 1
@@ -53,7 +53,7 @@ class StepTimer:
     def _end(self, parameter: torch.Tensor) -> None:
         if self._began is None:
             return
-        if self._on_gpu:
+        if isinstance(self._began, torch.cuda.Event):
             end = torch.cuda.Event(enable_timing=True)
             end.record()
             self._event_pairs.append((self._began, end))
@@ -62,7 +62,7 @@ class StepTimer:
         self._timed, self._began = self._timed + 1, None
 
 
-def step_times_by_rank(step_ms: float | None, data_ms: float) -> dict[str, Any]:
+def step_times_by_rank(step_ms: float | None, data_ms: float) -> dict[str, object]:
     """Return the ``epoch`` row's ``rank_step_ms`` and ``rank_data_ms``, and the slowest rank.
 
     These have a number for each rank: its own work and its wait for data per step, ms. Empty with one rank. A

@@ -8,7 +8,6 @@ import statistics
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 import torch
@@ -58,7 +57,7 @@ class SystemMetrics:
             self._sampler.start()
         psutil.cpu_percent()  # the next call measures from here on
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> dict[str, object]:
         """Return the ``epoch`` row's ``gpu_util_pct`` and, if nodes are measured, ``nodes``, since the last call.
 
         ``gpu_util_pct`` is the mean over the GPUs for which it is known, else None. A collective call; the result is
@@ -70,7 +69,7 @@ class SystemMetrics:
         if problem := next((f"{r.node}: {r.problem}" for r in reports if r.problem is not None), None):
             self._warn(f"gpu_util_pct is not measured on every GPU ({problem})")
             self._warn = lambda _: None
-        fields = {"gpu_util_pct": _mean(report.gpu_util_pct for report in reports)}
+        fields: dict[str, object] = {"gpu_util_pct": _mean(report.gpu_util_pct for report in reports)}
         return fields | ({"nodes": metrics_by_node(reports)} if self._all_nodes else {})
 
     def close(self) -> None:
@@ -136,18 +135,18 @@ def gather_metrics(report: RankMetrics) -> list[RankMetrics]:
     """Return the reports of all ranks, in their order, on rank 0; an empty list elsewhere. A collective call."""
     if not dist.is_initialized():
         return [report]
-    reports: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    reports: list[RankMetrics | None] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(report, reports)
-    return reports or []
+    return [report for report in reports or [] if report is not None]
 
 
-def metrics_by_node(reports: Sequence[RankMetrics]) -> list[dict[str, Any]]:
+def metrics_by_node(reports: Sequence[RankMetrics]) -> list[dict[str, object]]:
     """Return one entry per node, in the order of their first ranks, with mean utilization and memory of its GPUs."""
     nodes = []
     for name in dict.fromkeys(report.node for report in reports):
         on_node = [report for report in reports if report.node == name]
         measured = next((report for report in on_node if report.memory_mb is not None), RankMetrics(name))
-        entry: dict[str, Any] = {"node": name, "cpu_pct": measured.cpu_pct, "memory_mb": measured.memory_mb}
+        entry: dict[str, object] = {"node": name, "cpu_pct": measured.cpu_pct, "memory_mb": measured.memory_mb}
         if memory := [mb for report in on_node if (mb := report.gpu_memory_mb) is not None]:
             entry |= {"gpu_util_pct": _mean(report.gpu_util_pct for report in on_node), "gpu_memory_mb": sum(memory)}
         nodes.append(entry)
