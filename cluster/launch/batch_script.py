@@ -89,7 +89,9 @@ class SbatchJob:
         if character := next((c for c in str(self.folder) if c in "'\"\\" or not c.isprintable()), None):
             raise UserError(f"runs_dir: sbatch would misread the {character!r} in {self.folder}", "set one without it")
         count = len(self.runs) if len(self.runs) > 1 else None
-        command = f"{self._task_command} -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
+        command = (
+            f"{self._python} -m runyard.cluster.job.task -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
+        )
         text = str(_make_sbatch_string(command, self.folder, map_count=count, **self.parameters))
         _check_script(text, self._required_directives())
         return text
@@ -181,10 +183,6 @@ class SbatchJob:
     def _pickles(self) -> list[Path]:
         elements = [f"_{k}" for k in range(len(self.runs))] if len(self.runs) > 1 else [""]
         return [self.path.with_name(f"{self.path.stem}{element}.pkl") for element in elements]
-
-    @property
-    def _task_command(self) -> str:
-        return f"{self._python} -m runyard.cluster.job.task"
 
     @property
     def _python(self) -> str:

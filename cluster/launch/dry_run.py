@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from runyard.cluster.launch.checks.preflight import planned_job
 from runyard.cluster.launch.submit import SubmissionPlan, tasks_and_gpus
@@ -21,8 +20,9 @@ def print_plan(plan: SubmissionPlan, *, as_json: bool) -> None:
     tasks, gpus = tasks_and_gpus(plan.config.cluster)
     hours = plan.config.cluster.timeout_min / 60 * plan.config.cluster.nodes * len(plan.configs)
     if as_json:
-        cost: dict[str, Any] = {"points": len(plan.configs), "node_hours": hours, "gpu_hours": hours * gpus}
-        print(json.dumps({"script": script, "config": config_to_dict(plan.config), "differences": differing} | cost))
+        facts = {"script": script, "config": config_to_dict(plan.config), "differences": differing}
+        cost = {"points": len(plan.configs), "node_hours": hours, "gpu_hours": hours * gpus}
+        print(json.dumps(facts | cost))
         return
     print(script or "no batch script: cluster=local starts processes on this machine", end="\n\n")
     print(_describe_size(plan, tasks, gpus, hours), end="\n\n")

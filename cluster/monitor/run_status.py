@@ -187,10 +187,7 @@ def _derive(run: RunSummary, squeue_answer: JobAnswer, sacct_answer: JobAnswer, 
             message = f"its submission is under way, or was cut off: see `squeue`, or runyard resume {run.reference}"
         return RunStatus(run, RunState.WAITING, message)
     if job is None and sacct_answer.error and run.on_slurm:
-        message = (
-            f"its job is gone and SLURM does not say how it ended ({sacct_answer.error}); "
-            f"{_resume_hint(run)}"
-        )
+        message = f"its job is gone and SLURM does not say how it ended ({sacct_answer.error}); {_resume_hint(run)}"
         return RunStatus(run, RunState.UNKNOWN, message, nodes=nodes, error=sacct_answer.error)
     vanished_job = accounting_job(run, sacct_answer) or job  # sacct knows more about how it ended, squeue about why
     return _status_of_vanished_job(
@@ -320,10 +317,10 @@ def accounting_job(run: RunSummary, sacct_answer: JobAnswer) -> JobInfo | None:
     return job if job is not None and (job.name in names or job.id not in recorded_ids) else None
 
 
-def unique_prefixes(ids: Iterable[str], among: Sequence[str], min_length: int = 15) -> dict[str, str]:
+def unique_prefixes(ids: Iterable[str], among: Sequence[str]) -> dict[str, str]:
     """Return the shortest prefix of each id that fits no other id in ``among``, by id.
 
-    A prefix has at least ``min_length`` characters; an id that is not in ``among`` is not shortened.
+    A prefix has at least an id's date and time, 15 characters; an id that is not in ``among`` is not shortened.
     """
     ordered = sorted(set(among))
     positions = {name: k for k, name in enumerate(ordered)}
@@ -333,7 +330,7 @@ def unique_prefixes(ids: Iterable[str], among: Sequence[str], min_length: int = 
             short[name] = name
             continue
         neighbors = [ordered[j] for j in (k - 1, k + 1) if 0 <= j < len(ordered)]
-        length = max([min_length, *(_common_prefix_length(name, other) + 1 for other in neighbors)])
+        length = max([15, *(_common_prefix_length(name, other) + 1 for other in neighbors)])
         short[name] = name[:length]
     return short
 

@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from runyard.cluster.launch.submit import SubmissionPlan, submit
 from runyard.cluster.rehearsal.sandbox import SlurmSandbox
@@ -27,6 +26,7 @@ from runyard.cluster.rehearsal.scaled import EPOCHS, STEPS_PER_EPOCH, scale_down
 from runyard.config.compose import Composed, compose
 from runyard.errors import UserError
 from runyard.runs import journal
+from runyard.runs.events import Row
 from runyard.runs.run import Run
 
 STAGE_TIMEOUT_S = 300.0  # for the run to get from one interruption to the next
@@ -225,11 +225,11 @@ def sandbox_environment(sandbox: SlurmSandbox) -> Iterator[None]:
         os.environ.update(previous)
 
 
-def journal_rows(run: Run) -> list[dict[str, Any]]:
+def journal_rows(run: Run) -> list[Row]:
     return journal.read_journal(run.journal_path)[0]
 
 
-def starts(run: Run) -> list[dict[str, Any]]:
+def starts(run: Run) -> list[Row]:
     return [row for row in journal_rows(run) if row["event"] == "start"]
 
 

@@ -80,11 +80,10 @@ class NodeJob:
         host, port = self._server or (None, None)
         data, stage = str(manifest.dataset_dir(config.data).absolute()), config.cluster.stage_data
         shared_folder = folder and str(folder)
-        probe_request = {"shared_folder": shared_folder, "data": data, "host": host, "port": port, "stage": stage}
+        request = json.dumps({"shared_folder": shared_folder, "data": data, "host": host, "port": port, "stage": stage})
         name = f"runyard-doctor-{secrets.token_hex(4)}"
-        command = (
-            self._srun(name, probe_request) if config.cluster.launcher == "slurm" else _local_command(probe_request)
-        )
+        probe = ["-m", "runyard.cluster.launch.checks.node_probe", request]
+        command = self._srun(name, probe) if config.cluster.launcher == "slurm" else [sys.executable, *probe]
         with tempfile.TemporaryFile("w+") as stderr_file, subprocess.Popen(
             command, cwd=IMPORT_ROOT, env=_with_pythonpath(clean_environment()), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=stderr_file, text=True, start_new_session=True,
@@ -105,7 +104,7 @@ class NodeJob:
             raise self._failure(job.returncode, errors)
         return report
 
-    def _srun(self, name: str, probe_request: dict[str, Any]) -> list[str]:
+    def _srun(self, name: str, probe: list[str]) -> list[str]:
         c = self._context.config.cluster
         same = {name: getattr(c, name) for name, known in settings_of(type(c)).items() if known.sbatch == "all"}
         options = [f"--{name.replace('_', '-')}={value}" for name, value in same.items() if value is not None]
@@ -114,9 +113,8 @@ class NodeJob:
             options += [f"--gres=gpu:{kind}:1" if kind else "--gres=gpu:1" if c.gres else "--gpus-per-node=1"]
         options += [f"--mem={min(c.mem_gb, MAX_MEM_GB)}G"] if c.mem_gb else []
         options += [f"--time={TIMEOUT_MIN}", f"--immediate={max(1, round(self._wait_s))}", f"--job-name={name}"]
-        module = "runyard.cluster.launch.checks.node_probe"
-        probe = shlex.join([c.python or str(SCRIPTS / "python.sh"), "-m", module, json.dumps(probe_request)])
-        script = "\n".join(filter(None, [*c.env_setup, find_python_line(), f"exec {probe}"]))
+        command = shlex.join([c.python or str(SCRIPTS / "python.sh"), *probe])
+        script = "\n".join(filter(None, [*c.env_setup, find_python_line(), f"exec {command}"]))
         return ["srun", "--quiet", "--nodes=1", "--ntasks=1", *options, f"--chdir={IMPORT_ROOT}", "bash", "-c", script]
 
     def _failure(self, code: int, errors: str) -> Exception:
@@ -163,10 +161,6 @@ def _end(job: subprocess.Popen[str], name: str) -> None:
         job.wait()
 
 
-def _local_command(probe_request: dict[str, Any]) -> list[str]:
-    return [sys.executable, "-m", "runyard.cluster.launch.checks.node_probe", json.dumps(probe_request)]
-
-
 def _with_pythonpath(env: dict[str, str]) -> dict[str, str]:
     path = [str(IMPORT_ROOT), env.get("PYTHONPATH", "")]
     return env | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
@@ -187,7 +181,7 @@ def _shared_folder(runs_dir: Path) -> Iterator[Path | None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _login_node_report(folder: Path | None) -> dict[str, Any]:
+def _login_node_report(folder: Path | None) -> dict[str, object]:
     """Return what the login node sees in the shared folder: the node's file, and the file server's clock."""
     if folder is None:
         return {"node_seen": None, "server_ahead_s": None}

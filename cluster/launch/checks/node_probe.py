@@ -22,14 +22,14 @@ MODULES = ("torch", "torchvision", "ffcv", "numba", "numpy", "cv2", "wandb", "su
 CONNECT_CHECK_TIMEOUT_S = 3.0
 
 
-def probe(request: dict[str, Any]) -> dict[str, Any]:
+def probe(request: dict[str, Any]) -> dict[str, object]:
     """Return the report.
 
     Args:
         request: ``shared_folder``, a folder in which this node creates a file; ``data``, a folder to read; ``host`` and
             ``port`` of a server to reach, or null; ``stage``, a folder on the node's own disk, or null.
     """
-    report: dict[str, Any] = {"host": socket.gethostname(), "cpus": len(os.sched_getaffinity(0))}
+    report: dict[str, object] = {"host": socket.gethostname(), "cpus": len(os.sched_getaffinity(0))}
     report |= {"python": sys.version.split()[0], "executable": sys.executable} | _imports() | _gpus()
     report["shared_folder"] = _check_shared_folder(Path(request["shared_folder"])) if request["shared_folder"] else None
     report["data"] = _read_problem(Path(request["data"]))
@@ -40,7 +40,7 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
-def _imports() -> dict[str, Any]:
+def _imports() -> dict[str, object]:
     versions, errors = {}, {}
     for name in MODULES:
         try:
@@ -59,7 +59,7 @@ def _version(name: str) -> str:
         return ""
 
 
-def _gpus() -> dict[str, Any]:
+def _gpus() -> dict[str, object]:
     try:
         import torch
 
@@ -69,7 +69,7 @@ def _gpus() -> dict[str, Any]:
         return {"gpus": [], "cuda": None, "gpu_error": str(error)}
 
 
-def _check_shared_folder(folder: Path) -> dict[str, Any]:
+def _check_shared_folder(folder: Path) -> dict[str, object]:
     """Return whether this node sees the login node's file, and the lead of the file server's clock in seconds."""
     try:
         seen = (folder / "login").exists()
@@ -92,7 +92,7 @@ def _read_problem(folder: Path) -> str | None:
     return None
 
 
-def _disk(folder: str) -> dict[str, Any]:
+def _disk(folder: str) -> dict[str, object]:
     try:
         name = Path(folder) / f".runyard-probe-{os.getpid()}"
         name.touch()

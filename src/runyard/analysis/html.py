@@ -17,7 +17,7 @@ ENVIRONMENT = Environment(
 )
 
 
-def render(template: str, **values: object) -> Markup:
+def render_template(template: str, **values: object) -> Markup:
     """Return the template ``FOLDER/NAME.html`` with these values, as HTML that another template does not escape.
 
     Raises:

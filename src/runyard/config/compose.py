@@ -123,7 +123,8 @@ def _checked_override(override: str) -> str:
         raise UserError(f"{override}: no setting can be removed; give it a value, such as {name[1:] or 'epochs'}=VALUE")
     if not name or not equals:
         raise UserError(f"{override or repr(override)}: expected SETTING=VALUE, as epochs=10 or model=starter")
-    _check_name(name)
+    if name not in (known := _known_names()):
+        raise UserError(schema.unknown_name_message(name, known))
     try:
         parsed = OverridesParser.create().parse_override(override.lstrip("+"))
     except HydraException:
@@ -159,11 +160,6 @@ def _known_names() -> list[str]:
     known = [*schema.setting_names(schema.Config), *config_groups(), *network_settings()]
     known.remove("model.options")  # the schema's field for the settings that a network's file adds
     return known
-
-
-def _check_name(name: str) -> None:
-    if name not in (known := _known_names()):
-        raise UserError(schema.unknown_name_message(name, known))
 
 
 def _check_options(group: str, value: object, override: str) -> str:

@@ -302,7 +302,7 @@ def kind_of(name: str) -> Kind:
     return next((kind for kind in typing.get_args(Kind) if kind in kinds), "recipe")
 
 
-def config_from_dict(values: Mapping[str, Any]) -> Config:
+def config_from_dict(values: Mapping[str, object]) -> Config:
     """Return a checked ``Config``.
 
     Raises:

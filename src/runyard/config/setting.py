@@ -49,7 +49,7 @@ ranks = functools.partial(setting, "ranks")  # how many ranks there are: roundin
 naming = functools.partial(setting, "naming")  # what a run is called, and where its directory is made
 
 
-def setting_of(f: dataclasses.Field[Any]) -> Setting | None:
+def setting_of(f: dataclasses.Field[object]) -> Setting | None:
     """Return what the field says of itself; None for a group of settings."""
     return f.metadata.get("setting")
 

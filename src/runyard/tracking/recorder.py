@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from runyard.runs.events import Row, parse_event
 from runyard.runs.journal import Journal
 from runyard.runs.lease import Lease, LeaseLost
 from runyard.runs.narrative import format_event
 from runyard.runs.run import Run
+
+if TYPE_CHECKING:
+    from runyard.tracking.wandb.live import WandbRun
 
 PROGRESS_EVERY_S = 0.5
 
@@ -26,7 +29,7 @@ class Recorder:
         self._run, self._active, self._lease = run, active, lease
         self._journal = Journal(run.journal_path, self.check_lease)
         self._last_progress_time = 0.0
-        self._wandb: Any = None
+        self._wandb: WandbRun | None = None
 
     def check_lease(self) -> None:
         """Raise LeaseLost if another process writes the run now. Call it before any other write to a prepared run."""
@@ -40,7 +43,7 @@ class Recorder:
 
             self._wandb = WandbRun.start(self._run, metadata, self.warning)
 
-    def log_event(self, event: str, **fields: Any) -> None:
+    def log_event(self, event: str, **fields: object) -> None:
         """Write one event to the journal, the log and W&B."""
         if self._active:
             self._journal.write(event, **fields)
@@ -53,7 +56,7 @@ class Recorder:
         """Record something that the user should see and that does not stop the run."""
         self.log_event("warning", message=message)
 
-    def progress(self, **fields: Any) -> None:
+    def progress(self, **fields: object) -> None:
         """Replace the progress file, which says how far the run is; at most twice a second."""
         now = time.monotonic()
         if self._active and now - self._last_progress_time >= PROGRESS_EVERY_S:

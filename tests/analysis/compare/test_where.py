@@ -59,7 +59,7 @@ def test_a_condition_keeps_exactly_the_runs_that_fit(runs: list[RunHistory], con
 def test_a_percentage_is_the_number_that_it_says_to_the_last_bit() -> None:
     for hundredths in range(1, 10_001):
         text = f"{hundredths // 100}.{hundredths % 100:02}"
-        assert parse_decimal(f"{text}%") == parse_accuracy(f"{text} %", "--target") == hundredths / 10_000
+        assert parse_decimal(f"{text}%") == parse_accuracy(f"{text} %") == hundredths / 10_000
 
 
 def test_dividing_by_a_hundred_would_miss_it() -> None:
@@ -74,8 +74,8 @@ def test_a_run_that_stands_exactly_at_a_percentage_meets_it(make: Make) -> None:
     run = make(0.9962)
     (condition,) = parse_conditions(["last>=99.62%"], [run])
     assert condition.matches(run)
-    assert first_at_target(run, parse_accuracy("99.62%", "--target")).epoch == 10
-    assert first_at_target(run, parse_accuracy("99.63%", "--target")).epoch == np.inf
+    assert first_at_target(run, parse_accuracy("99.62%")).epoch == 10
+    assert first_at_target(run, parse_accuracy("99.63%")).epoch == np.inf
 
 
 def test_several_conditions_all_have_to_hold(runs: list[RunHistory]) -> None:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runyard.analysis.compare import where
 from runyard.errors import UserError
@@ -157,7 +156,7 @@ def _refused_trials(folder: Path, notes: list[str]) -> tuple[str, ...]:
         lines = (folder / "refused.jsonl").read_bytes().splitlines()
     except OSError:
         return ()
-    reasons: dict[Any, str] = {}
+    reasons: dict[object, str] = {}
     damaged = 0
     for line in lines:
         try:

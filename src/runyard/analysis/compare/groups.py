@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -119,7 +118,7 @@ def differing_settings(groups: Iterable[Group]) -> list[str]:
     return [name for name in names if len({format_setting(g.settings.get(name)) for g in groups}) > 1]
 
 
-def format_setting(value: Any) -> str:
+def format_setting(value: object) -> str:
     """Return a setting's value as it is written on the command line, on one line."""
     if isinstance(value, str):
         return on_one_line(value)

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -77,7 +76,10 @@ def summarize_sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> S
     measure = "val" if eligible and all(math.isfinite(MEASURES["val"].value_of(run)) for run, _ in eligible) else "last"
     scores = np.array([MEASURES[measure].value_of(run) for run, _ in eligible])
     levels = {name: _levels([run.settings.get(name) for run, _ in eligible]) for name in differing_settings(groups)}
-    effects = [_effect(name, *setting_levels, scores) for name, setting_levels in levels.items()]
+    effects = [
+        Effect(name, len(set(setting_levels)), binned, epsilon_squared(setting_levels, scores))
+        for name, (setting_levels, binned) in levels.items()
+    ]
     effects.sort(key=lambda effect: -1.0 if effect.importance is None else -effect.importance)
     between_groups = epsilon_squared([group.label for _, group in eligible], scores)
     finished = [group for group in groups if group.finished and group.mean("last") == group.mean("last")]
@@ -85,12 +87,9 @@ def summarize_sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> S
     starts = [
         start for run in runs for start in run.starts if start.start_time > 0
     ]  # one without a time says nothing here
-    states: dict[str, int] = {}
-    for run in runs:
-        states[run.state] = states.get(run.state, 0) + 1
     return Sweep(
         runs=len(runs),
-        states=states,
+        states=dict(Counter(run.state for run in runs)),
         measure=measure,
         effects=effects,
         full_factorial=_crossed([setting_levels for setting_levels, _ in levels.values()]),
@@ -107,7 +106,7 @@ def summarize_sweep(groups: Sequence[Group], refused: tuple[str, ...] = ()) -> S
     )
 
 
-def epsilon_squared(levels: Sequence[Any], scores: np.ndarray) -> float | None:
+def epsilon_squared(levels: Sequence[object], scores: np.ndarray) -> float | None:
     """Return ε² (Kelley 1935): the fraction of the scores' variance between levels, corrected for chance; 0 to 1.
 
     None if it cannot be estimated: one level, as many levels as scores, or equal scores.
@@ -138,17 +137,13 @@ def failure_reason(run: RunHistory) -> str:
     return re.sub(r"\d[\d.,e+-]*\d|\d", "…", run.message.partition("\n")[0]) or "no reason given"
 
 
-def _effect(setting: str, levels: list[str], binned: bool, scores: np.ndarray) -> Effect:
-    return Effect(setting, len(set(levels)), binned, epsilon_squared(levels, scores))
-
-
-def _levels(values: list[Any]) -> tuple[list[str], bool]:
+def _levels(values: Sequence[object]) -> tuple[list[str], bool]:
     """Return a setting's level in each run, and whether the levels are bins of sampled numbers."""
-    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
     levels = [format_setting(v) for v in values]
-    if not numeric or len(set(levels)) <= max(BINS, len(values) // 2):
+    if len(numbers) < len(values) or len(set(levels)) <= max(BINS, len(values) // 2):
         return levels, False
-    sampled = np.array(values, np.float64)
+    sampled = np.array(numbers, np.float64)
     edges = np.quantile(sampled, np.linspace(0, 1, BINS + 1)[1:-1])
     return [str(bin_index) for bin_index in np.searchsorted(edges, sampled)], True
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from runyard.analysis.compare.groups import Group, format_setting
 from runyard.analysis.compare.table import METRICS_WITH_STD, TableRow, dataset_labels, json_safe, table_rows
@@ -99,7 +98,7 @@ def leaderboard_columns(board: Leaderboard, metric: str) -> list[Column]:
     return out
 
 
-def as_dicts(board: Leaderboard, metric: str) -> list[dict[str, Any]]:
+def as_dicts(board: Leaderboard, metric: str) -> list[dict[str, object]]:
     """Return a flat mapping for each rank, for JSON and CSV; an unknown value is None."""
     names = (RANKING_METRICS[metric], f"{RANKING_METRICS[metric]}_sd", "parameters", "gpu_hours", "core_hours")
     return [

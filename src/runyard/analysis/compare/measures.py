@@ -61,7 +61,7 @@ def parse_decimal(text: str) -> float:
         raise ValueError(f"{text}: no number") from None
 
 
-def parse_accuracy(text: str, where: str) -> float:
+def parse_accuracy(text: str) -> float:
     """Return an accuracy, written as 0.92 or 92%, as a fraction of 1.
 
     Raises:
@@ -72,7 +72,7 @@ def parse_accuracy(text: str, where: str) -> float:
     except ValueError:
         value = NAN
     if not 0 < value <= 1:
-        raise UserError(f"{where} {text}: expected a fraction of 1, as 0.92, or a percentage, as 92%")
+        raise UserError(f"--target {text}: expected a fraction of 1, as 0.92, or a percentage, as 92%")
     return value
 
 

@@ -6,7 +6,6 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from runyard.analysis.compare.choose import RunSelection
 from runyard.analysis.compare.groups import Group, format_setting
@@ -150,7 +149,7 @@ def failure_text(failures: Mapping[str, Sequence[RunHistory]], max_reasons: int 
 
 def as_json_document(
     rows: Sequence[TableRow], pairs: PairTests, sweep: Sweep | None, selection: RunSelection
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the whole comparison as a JSON-ready mapping."""
     return {
         "rows": [as_dict(row) for row in rows],
@@ -160,7 +159,7 @@ def as_json_document(
     }
 
 
-def pair_as_dict(pair: PairTest) -> dict[str, Any]:
+def pair_as_dict(pair: PairTest) -> dict[str, object]:
     """Return a pair's tests as a JSON-ready mapping: accuracies as fractions of 1, p values raw and adjusted."""
     welch, mcnemar = pair.welch, pair.mcnemar
     return {
@@ -194,7 +193,7 @@ def pair_as_dict(pair: PairTest) -> dict[str, Any]:
     }
 
 
-def sweep_as_dict(sweep: Sweep, name: str) -> dict[str, Any]:
+def sweep_as_dict(sweep: Sweep, name: str) -> dict[str, object]:
     """Return a sweep's results as a JSON-ready mapping."""
     return {
         "id": name,

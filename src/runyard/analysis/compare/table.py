@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -34,7 +33,7 @@ class TableRow:
     """
 
     group: Group
-    settings: dict[str, Any]
+    settings: dict[str, object]
     data: str
     values: dict[str, float]
 
@@ -77,21 +76,20 @@ def sort_rows(table: list[TableRow], column: str) -> list[TableRow]:
         raise UserError(f"--sort {column}: no such column; there are {', '.join(keys)}, and every setting")
     good_high = name in MEASURES and MEASURES[name].higher_is_better
 
-    def value(row: TableRow) -> Any:
+    def value(row: TableRow) -> object:
         if name in row.values:
             return None if np.isnan(row.values[name]) else row.values[name]
         return TEXT_COLUMNS[name](row) if name in TEXT_COLUMNS else row.group.settings.get(name)
 
     def key(row: TableRow) -> tuple[bool, float, str]:
         v = value(row)
-        is_number = isinstance(v, (int, float))
-        return not is_number, float(v) if is_number else 0.0, "" if is_number else format_setting(v)
+        return (False, float(v), "") if isinstance(v, (int, float)) else (True, 0.0, format_setting(v))
 
     known = sorted((r for r in table if value(r) is not None), key=key, reverse=good_high is not reverse)
     return known + [r for r in table if value(r) is None]
 
 
-TEXT_COLUMNS: dict[str, Callable[[TableRow], Any]] = {  # columns that are neither a measure nor a setting
+TEXT_COLUMNS: dict[str, Callable[[TableRow], str | int]] = {  # columns that are neither a measure nor a setting
     "run": lambda row: row.group.label,
     "n": lambda row: row.group.seed_count,
     "state": lambda row: row.group.state_text or "finished",
@@ -146,7 +144,7 @@ def table_columns(table: Sequence[TableRow], target: float | None = None) -> lis
 HOURS = (("gpu_hours", "GPU-h"), ("core_hours", "core-h"))
 
 
-def as_dict(row: TableRow) -> dict[str, Any]:
+def as_dict(row: TableRow) -> dict[str, object]:
     """Return a JSON-ready mapping of a row, flat except for its settings and runs; an unknown value is None."""
     g = row.group
     return {
@@ -172,7 +170,7 @@ def as_dict(row: TableRow) -> dict[str, Any]:
     }
 
 
-def json_safe(value: Any) -> Any:
+def json_safe(value: object) -> object:
     """Return a setting for JSON, which has no nan and no infinity: they become strings."""
     if isinstance(value, dict):
         return {name: json_safe(v) for name, v in value.items()}
@@ -181,15 +179,13 @@ def json_safe(value: Any) -> Any:
     return format_setting(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def csv_row(row: TableRow) -> dict[str, Any]:
+def csv_row(row: TableRow) -> dict[str, object]:
     """Return a row for CSV: settings by their dotted names, seeds and ids joined by spaces."""
-    line = as_dict(row)
-    runs, seeds, settings = line.pop("runs"), line.pop("seeds"), line.pop("settings")
     return {
-        **line,
-        **{name: None if value is None else format_setting(value) for name, value in settings.items()},
-        "seeds": " ".join(map(str, seeds)),
-        "ids": " ".join(run["id"] for run in runs),
+        **{name: value for name, value in as_dict(row).items() if name not in ("runs", "seeds", "settings")},
+        **{name: None if v is None else format_setting(json_safe(v)) for name, v in row.settings.items()},
+        "seeds": " ".join(str(run.seed) for run in row.group.counted_runs),
+        "ids": " ".join(run.id for run in row.group.runs),
     }
 
 

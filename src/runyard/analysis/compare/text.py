@@ -7,9 +7,8 @@ import io
 import math
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from runyard.printable import printable
 from runyard.runs.narrative import format_duration
@@ -53,7 +52,7 @@ def markdown(columns: Sequence[Column]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
 
 
-def as_csv(lines: Sequence[dict[str, Any]]) -> str:
+def as_csv(lines: Sequence[Mapping[str, object]]) -> str:
     """Return mappings with equal keys as CSV with a header; None becomes an empty field."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")

@@ -7,7 +7,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeGuard
 
 from runyard.analysis.compare.measures import MEASURES, TEXT_FIELDS, parse_decimal
 from runyard.config.fields import unknown_name_message
@@ -16,7 +16,7 @@ from runyard.runs.results.history import RunHistory
 
 CONDITION_PATTERN = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|=|<|>)\s*(\S.*?)\s*")
 CONDITION_HELP = "as 'optim.lr<1e-3', 'model.name=starter' or 'last>=0.9'"
-ORDER_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+ORDER_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
@@ -31,7 +31,7 @@ class Condition:
     text: str
     name: str
     comparison: str
-    value: Any
+    value: object
 
     def matches(self, run: RunHistory) -> bool:
         """Return whether this run matches. A run without the setting or metric matches only != and null.
@@ -64,7 +64,7 @@ def parse_conditions(texts: Iterable[str], runs: Iterable[RunHistory]) -> list[C
     return [_condition(part, known) for text in texts for part in re.split(r"\s+and(?:\s+|$)", text)]
 
 
-def lookup_value(run: RunHistory, name: str) -> Any:
+def lookup_value(run: RunHistory, name: str) -> object:
     """Return a run's setting or metric; None if it has none."""
     if name in MEASURES:
         value = MEASURES[name].value_of(run)
@@ -82,7 +82,7 @@ def _condition(text: str, known: list[str]) -> Condition:
     return Condition(text, name, "=" if comparison == "==" else comparison, _value(value))
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     """Parse a value as the command line writes it: a number, 92%, true, false, null, [a,b], or a word."""
     if text in ("true", "false", "null"):
         return json.loads(text)
@@ -96,5 +96,5 @@ def _value(text: str) -> Any:
         return text
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

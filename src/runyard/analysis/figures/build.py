@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from runyard.analysis.compare.groups import Group, differing_settings, format_setting
 from runyard.analysis.compare.text import shorten
@@ -64,17 +65,17 @@ def write_figures(folder: Path, groups: Sequence[Group]) -> list[str]:
     return written
 
 
-def curves(groups: Sequence[Group]) -> Any:
+def curves(groups: Sequence[Group]) -> Figure | None:
     """Draw test accuracy and loss by epoch: means over seeds, with a band of one standard deviation."""
     return _curves(groups, "epoch", "Epoch")
 
 
-def curves_by_cost(groups: Sequence[Group]) -> Any:
+def curves_by_cost(groups: Sequence[Group]) -> Figure | None:
     """Draw test accuracy and loss by GPU-hours or core-hours, with a marker where a run resumed."""
     return _curves(groups, *cost_metric(groups))
 
 
-def _curves(groups: Sequence[Group], x_metric: str, x_title: str) -> Any:
+def _curves(groups: Sequence[Group], x_metric: str, x_title: str) -> Figure | None:
     eligible = [g for g in groups if x_metric == "epoch" or g.mean(x_metric) > 0]
     panels = [
         panel
@@ -84,7 +85,7 @@ def _curves(groups: Sequence[Group], x_metric: str, x_title: str) -> Any:
     if not panels:
         return None
     with figure_factory(LIGHT) as new_figure:
-        figure = new_figure(figsize=(COLUMN_IN, 1.95 * len(panels) + legend_height_in(groups)), layout="constrained")
+        figure = new_figure(figsize=(COLUMN_IN, 1.95 * len(panels) + legend_height_in(groups)))
         for axis, metric in zip(figure.subplots(len(panels), 1, squeeze=False).ravel(), panels, strict=True):
             for group, style in zip(groups, group_styles(groups), strict=True):
                 if group in eligible:
@@ -106,7 +107,7 @@ def _curves(groups: Sequence[Group], x_metric: str, x_title: str) -> Any:
     return figure
 
 
-def parallel_coordinates(groups: Sequence[Group]) -> Any:
+def parallel_coordinates(groups: Sequence[Group]) -> Figure | None:
     """Draw parallel coordinates: a line for each group through the settings that differ, to its accuracy."""
     names = differing_settings(groups)[:MAX_AXES]
     points = [
@@ -118,9 +119,7 @@ def parallel_coordinates(groups: Sequence[Group]) -> Any:
     scales.append(_axis_positions([round(100 * g.mean("last"), 2) for g, _ in points]))
     titles = ["\n".join(shorten([part], 16)[0] for part in name.rsplit(".", 1)) for name in names]
     with figure_factory(LIGHT) as new_figure:
-        figure = new_figure(
-            figsize=(COLUMN_IN if len(scales) <= 4 else 7, 2.5 + legend_height_in(groups)), layout="constrained"
-        )
+        figure = new_figure(figsize=(COLUMN_IN if len(scales) <= 4 else 7, 2.5 + legend_height_in(groups)))
         axis = figure.subplots()
         for index, (_, style) in sorted(enumerate(points), key=lambda p: p[1][0].mean("last")):
             axis.plot(
@@ -186,18 +185,18 @@ def _restarts(group: Group, x_metric: str) -> list[float]:
     return [sum(hours[: index + 1]) for hours in spent for index in range(len(hours))]
 
 
-def _line(axis: Any, group: Group, style: GroupStyle, metric: Metric, x_metric: str, *, many: bool) -> None:
+def _line(axis: Axes, group: Group, style: GroupStyle, metric: Metric, x_metric: str, *, many: bool) -> None:
     if x_metric != "epoch" and (restarts := _restarts(group, x_metric)):
-        marker_style = {
-            "color": style.light,
-            "marker": "^",
-            "fillstyle": "none",
-            "linestyle": "none",
-            "markersize": 3.6,
-        }
-        transform = axis.get_xaxis_transform()  # y is a fraction of the axis
         axis.plot(
-            restarts, [0.03] * len(restarts), transform=transform, markeredgewidth=0.7, gid=RESTART_GID, **marker_style
+            restarts,
+            [0.03] * len(restarts),
+            "^",
+            transform=axis.get_xaxis_transform(),  # y is a fraction of the axis
+            color=style.light,
+            fillstyle="none",
+            markersize=3.6,
+            markeredgewidth=0.7,
+            gid=RESTART_GID,
         )
     epochs, middle, spread, runs = mean_and_std(group, metric.name, x_metric).T
     middle, spread = metric.factor * middle, metric.factor * spread
@@ -217,31 +216,31 @@ def _line(axis: Any, group: Group, style: GroupStyle, metric: Metric, x_metric: 
     )
 
 
-def _axis_positions(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+def _axis_positions(values: Sequence[object]) -> tuple[list[float], list[tuple[float, str]]]:
     """Return each value's position (0 to 1) and ticks as (position, label); logarithmic over a factor of 10."""
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-    if not numbers:
+    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)]
+    if len(numbers) < len(values):
         labels = sorted({format_setting(v) for v in values})
         position = {label: index / (len(labels) - 1) if len(labels) > 1 else 0.5 for index, label in enumerate(labels)}
         return [position[format_setting(v)] for v in values], [
             (position[label], shorten([label], 14)[0]) for label in labels
         ]
-    log = min(values) > 0 and max(values) / min(values) >= 10
+    log = min(numbers) > 0 and max(numbers) / min(numbers) >= 10
     scale = np.log10 if log else np.asarray
-    low, high = float(scale(min(values))), float(scale(max(values)))
+    low, high = float(scale(min(numbers))), float(scale(max(numbers)))
 
     def place_of(value: float) -> float:
         return (float(scale(value)) - low) / (high - low) if high > low else 0.5
 
-    distinct = sorted(set(values))
+    distinct = sorted(set(numbers))
     apart = all(place_of(b) - place_of(a) > 0.07 for a, b in pairwise(distinct))
     if not apart or len(distinct) > 10:
         even = np.linspace(low, high, 5)
         distinct = [float(v) for v in (10**even if log else even)]
-    return [place_of(v) for v in values], [(place_of(v), f"{v:.4g}" if apart else f"{v:.3g}") for v in distinct]
+    return [place_of(v) for v in numbers], [(place_of(v), f"{v:.4g}" if apart else f"{v:.3g}") for v in distinct]
 
 
-FIGURES: dict[str, Callable[[Sequence[Group]], Any]] = {
+FIGURES: dict[str, Callable[[Sequence[Group]], Figure | None]] = {
     "curves": curves,
     "curves_by_cost": curves_by_cost,
     "cost": accuracy_vs_cost,

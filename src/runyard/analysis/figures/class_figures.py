@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from runyard.analysis.compare.groups import Group
 from runyard.analysis.compare.text import shorten
@@ -18,7 +19,7 @@ MAX_LABELED_CLASSES = 12  # up to so many classes, numbers are written into the 
 MAX_FIGURE_CLASSES = 40  # so many rows fit a page
 
 
-def per_class_accuracy(groups: Sequence[Group]) -> Any:
+def per_class_accuracy(groups: Sequence[Group]) -> Figure | None:
     """Draw each class's accuracy, the mean over a group's runs; classes in which the groups differ most come first."""
     eligible = [
         (g, style, accuracy)
@@ -34,7 +35,7 @@ def per_class_accuracy(groups: Sequence[Group]) -> Any:
     order = np.argsort(-spread, kind="stable")[:MAX_FIGURE_CLASSES]
     with figure_factory(LIGHT) as new_figure:
         height = max(1.2, (0.19 if len(order) <= 30 else 0.12) * len(order)) + 0.5
-        figure = new_figure(figsize=(COLUMN_IN, height + legend_height_in(groups)), layout="constrained")
+        figure = new_figure(figsize=(COLUMN_IN, height + legend_height_in(groups)))
         axis, positions = figure.subplots(), np.arange(len(order))
         axis.hlines(
             positions, table.min(axis=0)[order], table.max(axis=0)[order], color=LIGHT.grid, linewidth=2.2, zorder=1
@@ -43,8 +44,9 @@ def per_class_accuracy(groups: Sequence[Group]) -> Any:
             axis.plot(
                 accuracy[order], positions, MATPLOTLIB_MARKERS[style.marker], color=style.light, markersize=4, zorder=2
             )
-        size = {} if len(order) <= 30 else {"fontsize": 5.6}
-        axis.set_yticks(positions, shorten([names[label] for label in order], 20), parse_math=False, **size)
+        axis.set_yticks(positions, shorten([names[label] for label in order], 20), parse_math=False)
+        if len(order) > 30:
+            axis.tick_params(axis="y", labelsize=5.6)
         axis.set_ylim(len(order) - 0.4, -0.6)
         title_note = f"\nthe {len(order)} of {len(names)} that differ most" if len(order) < len(names) else ""
         title_note += "" if len(drawn) == len(eligible) else f"\nof {drawn[0][0].runs[0].data_name} alone"
@@ -53,7 +55,7 @@ def per_class_accuracy(groups: Sequence[Group]) -> Any:
     return figure
 
 
-def confusions(groups: Sequence[Group]) -> Any:
+def confusions(groups: Sequence[Group]) -> Figure | None:
     """Draw the confusion matrices of the best two groups, or of the only one, in % of the true class."""
     names, ranked = _sort_by_accuracy(groups)
     if not ranked or not names:
@@ -62,8 +64,8 @@ def confusions(groups: Sequence[Group]) -> Any:
     off = ~np.eye(len(names), dtype=bool)
     worst = max(*(float(matrix[off].max(initial=0.0)) for matrix in matrices), 1e-9)
     with figure_factory(LIGHT) as new_figure:
-        figure = new_figure(figsize=(COLUMN_IN * len(matrices), COLUMN_IN + 0.25), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.06, w_pad=0.05)
+        figure = new_figure(figsize=(COLUMN_IN * len(matrices), COLUMN_IN + 0.25))
+        figure.set_layout_engine("constrained", h_pad=0.06, w_pad=0.05)
         for axis, group, matrix in zip(
             figure.subplots(1, len(matrices), squeeze=False)[0], ranked, matrices, strict=False
         ):
@@ -75,7 +77,7 @@ def confusions(groups: Sequence[Group]) -> Any:
     return figure
 
 
-def confusion_difference(groups: Sequence[Group]) -> Any:
+def confusion_difference(groups: Sequence[Group]) -> Figure | None:
     """Draw the difference of the best two groups' confusion matrices, in percentage points of the true class."""
     names, ranked = _sort_by_accuracy(groups)
     if len(ranked) < 2 or not names:
@@ -93,30 +95,29 @@ def confusion_difference(groups: Sequence[Group]) -> Any:
     labels = [(t, p, f"{change[t, p]:+.1f}".replace("-", "\N{MINUS SIGN}")) for t, p in labeled]
     first, second = shorten([best.label, other.label], 18)
     with figure_factory(LIGHT) as new_figure:
-        figure = new_figure(figsize=(COLUMN_IN, COLUMN_IN + 0.25), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.06, w_pad=0.05)
+        figure = new_figure(figsize=(COLUMN_IN, COLUMN_IN + 0.25))
+        figure.set_layout_engine("constrained", h_pad=0.06, w_pad=0.05)
         title = f"{first} \N{MINUS SIGN} {second}\n% of the class; blue: the first is better"
         _draw(figure.subplots(), names, colors, labels, title)
     return figure
 
 
-def _draw(axis: Any, names: Sequence[str], colors: np.ndarray, labels: list[tuple[int, int, str]], title: str) -> None:
+def _draw(axis: Axes, names: Sequence[str], colors: np.ndarray, labels: list[tuple[int, int, str]], title: str) -> None:
     """Draw cells in ``colors``, float [classes, classes, 3], and the labels in them if there is room."""
     count = len(names)
     axis.pcolormesh(colors, edgecolors=LIGHT.grid, linewidth=0.4 if count <= MAX_LABELED_CLASSES else 0)
     axis.set(xlim=(0, count), ylim=(count, 0), aspect="equal", xlabel="Predicted class", ylabel="True class")
     if count <= 30:
-        ticks, size = (
-            np.arange(count) + 0.5,
-            {"fontsize": 7 if count <= MAX_LABELED_CLASSES else 5, "parse_math": False},
+        ticks, texts, size_pt = np.arange(count) + 0.5, shorten(names, 14), 7 if count <= MAX_LABELED_CLASSES else 5
+        axis.set_xticks(
+            ticks, texts, fontsize=size_pt, parse_math=False, rotation=60, ha="right", rotation_mode="anchor"
         )
-        axis.set_xticks(ticks, shorten(names, 14), rotation=60, ha="right", rotation_mode="anchor", **size)
-        axis.set_yticks(ticks, shorten(names, 14), **size)
+        axis.set_yticks(ticks, texts, fontsize=size_pt, parse_math=False)
     axis.tick_params(length=0)
     for true, predicted, label in labels if count <= MAX_LABELED_CLASSES else ():
         pale = np.dot(colors[true, predicted], (0.299, 0.587, 0.114)) > 0.5
         centered = {"ha": "center", "va": "center", "fontsize": 5.2}
-        axis.text(predicted + 0.5, true + 0.53, label, color=LIGHT.foreground if pale else LIGHT.background, **centered)
+        axis.text(predicted + 0.5, true + 0.53, label, centered, color=LIGHT.foreground if pale else LIGHT.background)
     axis.set_title(title, fontsize=8, loc="left", parse_math=False)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+
+from matplotlib.figure import Figure
 
 from runyard.analysis.compare.groups import Group
 from runyard.analysis.figures.group_style import MATPLOTLIB_MARKERS, group_styles
@@ -12,7 +13,7 @@ from runyard.analysis.figures.paper import COLUMN_IN, legend, legend_height_in, 
 from runyard.analysis.report.theme import LIGHT, figure_factory
 
 
-def accuracy_vs_cost(groups: Sequence[Group]) -> Any:
+def accuracy_vs_cost(groups: Sequence[Group]) -> Figure | None:
     """Draw test accuracy against GPU-hours, or core-hours if no run had a GPU, with the Pareto front."""
     name, title = cost_metric(groups)
     points = [
@@ -22,29 +23,19 @@ def accuracy_vs_cost(groups: Sequence[Group]) -> Any:
     if len(points) < 2:
         return None
     with figure_factory(LIGHT) as new_figure:
-        figure = new_figure(figsize=(COLUMN_IN, 2.5 + legend_height_in(groups)), layout="constrained")
+        figure = new_figure(figsize=(COLUMN_IN, 2.5 + legend_height_in(groups)))
         axis = figure.subplots()
         front = pareto([(x, y) for group, _, x, y in points if group.finished])
-        dotted = {"color": LIGHT.muted, "linewidth": 0.9, "linestyle": (0, (1, 1.5)), "zorder": 1}
-        axis.step([x for x, _ in front], [y for _, y in front], where="post", **dotted)
+        xs, ys = [x for x, _ in front], [y for _, y in front]
+        axis.step(xs, ys, where="post", color=LIGHT.muted, linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=1)
         for group, style, x, y in points:
-            marker_style = {
-                "color": style.light,
-                "marker": MATPLOTLIB_MARKERS[style.marker],
-                "linestyle": "none",
-                "zorder": 3,
-            }
+            marker, color = MATPLOTLIB_MARKERS[style.marker], style.light
             if group.seed_count > 1:
-                axis.plot(
-                    group.values(name),
-                    100 * group.values("last"),
-                    markersize=2.6,
-                    alpha=0.55,
-                    **{**marker_style, "zorder": 2},
-                )
-            edge = LIGHT.foreground if group.finished and (x, y) in front else "none" if group.finished else style.light
-            fill = {} if group.finished else {"markerfacecolor": "none"}
-            axis.plot([x], [y], markersize=6, markeredgecolor=edge, markeredgewidth=0.9, **marker_style, **fill)
+                costs, accuracies = group.values(name), 100 * group.values("last")
+                axis.plot(costs, accuracies, marker, color=color, markersize=2.6, alpha=0.55, zorder=2)
+            edge = LIGHT.foreground if group.finished and (x, y) in front else "none" if group.finished else color
+            fill = color if group.finished else "none"
+            axis.plot([x], [y], marker, color=color, markersize=6, mfc=fill, mec=edge, mew=0.9, zorder=3)
         hours = [x for _, _, x, _ in points]
         if max(hours) > 8 * min(hours):
             axis.set_xscale("log")

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runyard.analysis.compare.groups import Group
+
+if TYPE_CHECKING:
+    from matplotlib.typing import LineStyleType
 
 MAX_NAMED_STYLES = 24
 COLORS_LIGHT = ("#0072b2", "#d55e00", "#00845f", "#a0418a", "#1a1d21", "#a37500", "#3a9bd9", "#8c4a2f")
@@ -22,7 +25,7 @@ COLORS_DARK = ("#56b4e9", "#f08a4b", "#2fc79a", "#e08fd0", "#e9ebee", "#e6c229",
 RAMP_LIGHT = ("#d9b400", "#c98a2b", "#ad6a52", "#854f73", "#4e3a86", "#0b2a6b")
 RAMP_DARK = ("#3d5fc4", "#6f74c9", "#a385b8", "#d0979b", "#efb36b", "#fbe35c")
 LINE_STYLES = ("solid", "dash", "dot")  # plotly's names; matplotlib's are in MATPLOTLIB_LINES
-MATPLOTLIB_LINES: dict[str, Any] = {"solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.4))}
+MATPLOTLIB_LINES: dict[str, LineStyleType] = {"solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.4))}
 MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
 MATPLOTLIB_MARKERS = dict(zip(MARKERS, ("o", "s", "D", "^", "v", "P", "X", "*"), strict=True))
 

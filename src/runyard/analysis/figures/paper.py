@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from runyard.analysis.compare.groups import Group
 from runyard.analysis.compare.text import shorten
@@ -21,7 +25,7 @@ COLUMN_IN = 3.5  # width of one column of a two-column paper
 MAX_LEGEND_NAME = 30  # characters of a name in a legend
 
 
-def style_axis(axis: Any, x: str, y: str, grid: str = "both") -> None:
+def style_axis(axis: Axes, x: str, y: str, grid: Literal["both", "x"] = "both") -> None:
     axis.set(xlabel=x, ylabel=y)
     axis.grid(axis=grid, color=LIGHT.grid, linewidth=0.5)
     axis.set_axisbelow(True)
@@ -38,12 +42,10 @@ def _columns(groups: Sequence[Group]) -> int:
 
 
 def legend(
-    figure: Any, groups: Sequence[Group], drawn: Sequence[Group], title: str = "", *, line: bool = False
+    figure: Figure, groups: Sequence[Group], drawn: Sequence[Group], title: str = "", *, line: bool = False
 ) -> None:
-    """Add a legend below the figure: the style of each drawn group, or of too many the meaning of the colors."""
-    from matplotlib.lines import Line2D
-
-    figure.get_layout_engine().set(h_pad=0.06, w_pad=0.05)
+    """Lay the figure out with a legend below it: the style of each drawn group, or of too many the colors' meaning."""
+    figure.set_layout_engine("constrained", h_pad=0.06, w_pad=0.05)
     if colored_by_score(groups):
         swatches = [Line2D([], [], color=c, linestyle="none", marker="s", markersize=6) for c in RAMP_LIGHT[::-1]]
         labels = ["best", *[""] * (len(swatches) - 2), "worst of the groups"]

@@ -19,7 +19,7 @@ from runyard.analysis.compare.importance import Sweep, failures_by_reason
 from runyard.analysis.compare.pairs import PairTests
 from runyard.analysis.compare.table import TableRow, table_columns
 from runyard.analysis.figures.group_style import colored_by_score, group_styles
-from runyard.analysis.html import render
+from runyard.analysis.html import render_template
 from runyard.analysis.page.content import X_AXES, page_data
 from runyard.analysis.page.disagreements import disagreements
 from runyard.analysis.page.tables import html_table
@@ -68,7 +68,7 @@ def write_page(
     runs = len(_runs(groups))
     run_count_text = f"{runs} run{'s' * (runs != 1)}" + (f" in {len(groups)} groups" if runs != len(groups) else "")
     failures = [] if sweep else narrative.failure_text(failures_by_reason(_runs(groups)))
-    page = render(
+    page = render_template(
         "page/page.html",
         policy=Markup(PAGE_CSP.format(nonce=nonce)),
         nonce=nonce,

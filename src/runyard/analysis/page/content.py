@@ -12,7 +12,7 @@ import numpy as np
 
 from runyard.analysis.compare.groups import Group, differing_settings, format_setting
 from runyard.analysis.figures.group_style import GroupStyle, colored_by_score, group_styles
-from runyard.runs.results.history import RunHistory
+from runyard.runs.results.history import RunHistory, Start
 from runyard.runs.results.metrics import METRICS, METRICS_BY_NAME
 
 Values = list[float | None]
@@ -42,8 +42,9 @@ def page_data(groups: Sequence[Group]) -> dict[str, Any]:
     measures += [(name, name, 1) for name in others if name not in METRICS_BY_NAME and name not in COORDINATES]
     classes, classes_of = _classes(runs)
     confusion, missing = _confusions(runs, classes)
+    first_runs = [0, *np.cumsum([len(group.runs) for group in groups]).tolist()]
     return {
-        "groups": list(map(_group, groups, group_styles(groups), _first_run_positions(groups))),
+        "groups": list(map(_group, groups, group_styles(groups), first_runs)),
         "byScore": colored_by_score(groups),
         "runs": [_run(run, index, run in g.counted_runs, measures) for index, g in enumerate(groups) for run in g.runs],
         "measures": measures,
@@ -56,12 +57,7 @@ def page_data(groups: Sequence[Group]) -> dict[str, Any]:
     }
 
 
-def _first_run_positions(groups: Sequence[Group]) -> list[int]:
-    """Return the position of each group's first run among all runs."""
-    return [0, *np.cumsum([len(group.runs) for group in groups]).tolist()][:-1]
-
-
-def _group(group: Group, style: GroupStyle, first: int) -> dict[str, Any]:
+def _group(group: Group, style: GroupStyle, first: int) -> dict[str, object]:
     return {
         "label": group.label,
         "light": style.light,
@@ -73,7 +69,7 @@ def _group(group: Group, style: GroupStyle, first: int) -> dict[str, Any]:
     }
 
 
-def _run(run: RunHistory, group: int, counted: bool, measures: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
+def _run(run: RunHistory, group: int, counted: bool, measures: Sequence[tuple[str, str, int]]) -> dict[str, object]:
     start_time = run.starts[0].start_time if run.starts else math.nan
     hours = (run.series["t"] - start_time) / 3600
     x_values = {
@@ -104,14 +100,11 @@ def _run(run: RunHistory, group: int, counted: bool, measures: Sequence[tuple[st
     }
 
 
-def _restart(run: RunHistory, cause: str, start: Any, x_values: dict[str, np.ndarray]) -> dict[str, Any]:
+def _restart(run: RunHistory, cause: str, start: Start, x_values: dict[str, np.ndarray]) -> dict[str, object]:
     """Return where a run resumed: the time on the wall-clock axis, and the step it resumed from on the other axes."""
     epochs, steps = run.series["epoch"], run.metric("step")
-    epoch = (
-        float(np.interp(start.step, [0, *steps], [0, *epochs]))
-        if len(epochs) and np.isfinite(steps).all()
-        else (float(start.epoch))
-    )
+    known = len(epochs) and np.isfinite(steps).all()
+    epoch = float(np.interp(start.step, [0, *steps], [0, *epochs])) if known else float(start.epoch)
     positions = {
         name: float(np.interp(epoch, [0, *epochs], [0, *np.nan_to_num(values)])) if len(epochs) else 0.0
         for name, values in x_values.items()
@@ -126,9 +119,9 @@ def _unused_cost_axes(runs: Sequence[RunHistory]) -> list[str]:
     return [name for name, used in spent.items() if not used]
 
 
-def _sweep(groups: Sequence[Group]) -> list[dict[str, Any]]:
+def _sweep(groups: Sequence[Group]) -> list[dict[str, object]]:
     """Return the settings that differ as axes of parallel coordinates, with each group's value on each axis."""
-    axes: list[dict[str, Any]] = []
+    axes: list[dict[str, object]] = []
     for name in differing_settings(groups):
         values = [group.settings.get(name) for group in groups]
         numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)]
@@ -152,13 +145,15 @@ def _classes(runs: Sequence[RunHistory]) -> tuple[tuple[str, ...], str]:
     return common, "" if len(names) == 1 else next(run.data_name for named, run in with_matrix if named == common)
 
 
-def _confusions(runs: Sequence[RunHistory], classes: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+def _confusions(
+    runs: Sequence[RunHistory], classes: tuple[str, ...]
+) -> tuple[dict[str, dict[str, list[int]]], dict[str, str]]:
     """Return each run's confusion matrix, and for runs without a complete one the reason; both by the run's position.
 
     A matrix is the number of correct images and of images per class, and the mistakes as [index in the flat matrix,
     count, ...].
     """
-    out: dict[str, Any] = {}
+    out: dict[str, dict[str, list[int]]] = {}
     missing: dict[str, str] = {}
     remaining = MAX_MISTAKES
     for index, run in enumerate(runs):

@@ -24,7 +24,7 @@ MAX_PICTURE_PX = 64
 LOSSLESS_PX = 32
 
 
-def disagreements(groups: Sequence[Group]) -> dict[str, Any]:
+def disagreements(groups: Sequence[Group]) -> dict[str, object]:
     """Return the disagreements of the groups' runs as a JSON-ready mapping for the page's script.
 
     ``runs`` are positions among all runs in the order of the groups. ``counts`` has three numbers for each pair i < j

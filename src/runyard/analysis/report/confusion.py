@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runyard.analysis.report.theme import Theme, blend, figure_factory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Number of classes up to which it holds, side of a cell in inches, font size of counts and of names in points.
 SIZES = ((12, 0.40, 7.5, 8.0), (30, 0.27, 6.0, 7.0), (120, 0.115, 3.4, 5.6))
@@ -14,7 +18,7 @@ MIN_SIDE_IN, MAX_SIDE_IN = 2.6, 14.0
 MAX_CLASS_NAME = 24
 
 
-def draw_confusion(confusion: np.ndarray, classes: list[str], theme: Theme) -> Any:
+def draw_confusion(confusion: np.ndarray, classes: list[str], theme: Theme) -> Figure:
     """Draw a confusion matrix, int [classes, classes], rows by true class, as a matplotlib ``Figure``.
 
     Blue is correct, vermillion mistaken; the shade is the fraction of the true class. Mistakes have a separate scale,
@@ -44,8 +48,8 @@ def draw_confusion(confusion: np.ndarray, classes: list[str], theme: Theme) -> A
         if count_pt:
             _write_counts(axis, confusion, colors, theme, count_pt, zeros=slanted)
         middle = {"ha": "center", "va": "center", "color": theme.muted}
-        figure.text((left + side / 2) / width, 0.70 / height, "Predicted class", **middle)
-        figure.text(0.12 / width, (below + side / 2) / height, "True class", rotation=90, **middle)
+        figure.text((left + side / 2) / width, 0.70 / height, "Predicted class", middle)
+        figure.text(0.12 / width, (below + side / 2) / height, "True class", middle, rotation=90)
         _color_keys(figure, theme, worst, left, side, width, height)
     return figure
 
@@ -56,7 +60,7 @@ def _cell_colors(fraction: np.ndarray, worst: float, theme: Theme) -> np.ndarray
     return np.where(np.eye(len(fraction), dtype=bool)[..., None], right, wrong)
 
 
-def _label_axes(axis: Any, names: list[str], name_pt: float, slanted: bool) -> None:
+def _label_axes(axis: Axes, names: list[str], name_pt: float, slanted: bool) -> None:
     if not name_pt:  # too many classes for names: show label numbers
         step = next(s for s in (50, 100, 200, 500, 1000, 5000) if len(names) / s <= 10)
         labels = list(range(0, len(names), step))
@@ -72,7 +76,7 @@ def _label_axes(axis: Any, names: list[str], name_pt: float, slanted: bool) -> N
 
 
 def _write_counts(
-    axis: Any, confusion: np.ndarray, colors: np.ndarray, theme: Theme, size_pt: float, *, zeros: bool
+    axis: Axes, confusion: np.ndarray, colors: np.ndarray, theme: Theme, size_pt: float, *, zeros: bool
 ) -> None:
     dark = colors @ (0.299, 0.587, 0.114) < 0.5
     for true, predicted in np.argwhere((confusion > 0) | zeros):
@@ -89,7 +93,9 @@ def _write_counts(
         )
 
 
-def _color_keys(figure: Any, theme: Theme, worst: float, left: float, side: float, width: float, height: float) -> None:
+def _color_keys(
+    figure: Figure, theme: Theme, worst: float, left: float, side: float, width: float, height: float
+) -> None:
     """Draw two color keys along the bottom: the scale of correct and of mistaken cells."""
     ramp = np.linspace(0, 1, 64)[None]
     key_width = min(1.6, side * 0.46)
@@ -99,6 +105,6 @@ def _color_keys(figure: Any, theme: Theme, worst: float, left: float, side: floa
         axis.imshow(blend(theme.background, color, ramp), aspect="auto", extent=(0, 1, 0, 1))
         axis.set_axis_off()
         text_style = {"transform": axis.transAxes, "va": "top", "fontsize": 7.5, "color": theme.muted}
-        axis.text(0, -0.6, "0", ha="left", **text_style)
-        axis.text(1, -0.6, f"{100 * maximum:.3g} %", ha="right", **text_style)
-        axis.text(0.5, -2.1, f"{label}, of its class", ha="center", **text_style)
+        axis.text(0, -0.6, "0", text_style, ha="left")
+        axis.text(1, -0.6, f"{100 * maximum:.3g} %", text_style, ha="right")
+        axis.text(0.5, -2.1, f"{label}, of its class", text_style, ha="center")

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 from runyard.analysis.report.theme import Theme, figure_factory
 from runyard.runs.results.facts import ReportData
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 MAX_EPOCHS_WITH_MARKERS = 30  # up to so many epochs each has a marker
 MAX_EPOCHS_THICK = 200  # beyond so many epochs the line is thin
 LOSSES = ("train_loss", "test_loss", "val_loss")
 
 
-def draw_curves(report_data: ReportData, theme: Theme, columns: int = 2) -> Any:
+def draw_curves(report_data: ReportData, theme: Theme, columns: int = 2) -> Figure:
     """Draw four panels as a matplotlib ``Figure``: 7 in wide with two columns (a page), 3.5 in with one (a phone)."""
     rows = 4 // columns
     with figure_factory(theme) as new_figure:
-        figure = new_figure(figsize=(3.5 * columns, 1.95 * rows + 0.35), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05, wspace=0.02, hspace=0.02)
+        figure = new_figure(figsize=(3.5 * columns, 1.95 * rows + 0.35))
+        figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.05, wspace=0.02, hspace=0.02)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         losses, accuracy, rate = axes[:2], axes[2], axes[3]
         losses[1].sharey(losses[0])  # losses side by side need the same scale
@@ -45,7 +50,7 @@ def draw_curves(report_data: ReportData, theme: Theme, columns: int = 2) -> Any:
         if report_data.restart_epochs():
             count_text = f" ({report_data.restarts} times)" if report_data.restarts > 1 else ""
             figure.legend(
-                [axes[0].axvline(report_data.restart_epochs()[0], **_mark(theme))],
+                [_mark(axes[0], report_data.restart_epochs()[0], theme)],
                 [f"resumed from a checkpoint{count_text}"],
                 loc="outside lower right",
                 frameon=False,
@@ -55,7 +60,7 @@ def draw_curves(report_data: ReportData, theme: Theme, columns: int = 2) -> Any:
 
 
 def _line(
-    axis: Any, report_data: ReportData, key: str, color: str, label: str, name: str = "", *, scale: float = 1
+    axis: Axes, report_data: ReportData, key: str, color: str, label: str, name: str = "", *, scale: float = 1
 ) -> None:
     """Draw one metric, with its last value written at the end of the line."""
     epochs, values = report_data.series(key)
@@ -86,7 +91,7 @@ def _line(
         )
 
 
-def _best(axis: Any, report_data: ReportData, theme: Theme) -> None:
+def _best(axis: Axes, report_data: ReportData, theme: Theme) -> None:
     """Mark the best epoch with a ring, unless it is the last; the validation split decides if there is one."""
     epochs, values = report_data.series(report_data.selection_metric)
     color = theme.validation if report_data.has_validation else theme.test
@@ -107,7 +112,7 @@ def _best(axis: Any, report_data: ReportData, theme: Theme) -> None:
     axis.margins(y=0.16)
 
 
-def _style_axis(axis: Any, report_data: ReportData, theme: Theme, title: str) -> None:
+def _style_axis(axis: Axes, report_data: ReportData, theme: Theme, title: str) -> None:
     axis.set_title(title, loc="left", color=theme.foreground)
     axis.grid(axis="y", color=theme.grid, linewidth=0.6)
     axis.set_axisbelow(True)
@@ -115,13 +120,13 @@ def _style_axis(axis: Any, report_data: ReportData, theme: Theme, title: str) ->
     axis.set_xticks(_ticks(last))
     axis.set_xlim(1 - 0.02 * last - (0.4 if last == 1 else 0), last + 0.02 * last + (0.4 if last == 1 else 0))
     for position in report_data.restart_epochs():
-        axis.axvline(position, **_mark(theme))
+        _mark(axis, position, theme)
     if not axis.lines:
         axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", va="center", color=theme.muted)
 
 
-def _mark(theme: Theme) -> dict[str, Any]:
-    return {"color": theme.muted, "linewidth": 0.7, "linestyle": (0, (1, 2)), "zorder": 0.5}
+def _mark(axis: Axes, epoch: float, theme: Theme) -> Line2D:
+    return axis.axvline(epoch, color=theme.muted, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0.5)
 
 
 def _ticks(last: int) -> list[int]:

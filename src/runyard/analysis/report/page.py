@@ -9,8 +9,7 @@ from pathlib import Path
 import yaml
 from markupsafe import Markup
 
-from runyard.analysis.html import data_uri
-from runyard.analysis.html import render as render_template
+from runyard.analysis.html import data_uri, render_template
 from runyard.analysis.report import confusion, curves, style, tables
 from runyard.analysis.report.samples import confused_pairs
 from runyard.analysis.report.theme import DARK, LIGHT, save

@@ -14,6 +14,7 @@ from runyard.errors import UserError
 from runyard.files import open_regular, open_within, read_within
 from runyard.runs.results.facts import ReportData
 
+MAX_PAIRS, MAX_SAMPLES_PER_PAIR = 8, 6
 MAX_SAMPLE_PX = 96  # larger images are scaled down
 
 
@@ -36,16 +37,14 @@ class ConfusedPair:
     samples: list[Sample]
 
 
-def confused_pairs(
-    report_data: ReportData, max_pairs: int = 8, samples_each: int = 6
-) -> tuple[list[ConfusedPair], str]:
+def confused_pairs(report_data: ReportData) -> tuple[list[ConfusedPair], str]:
     """Return the class pairs with the most mistakes, and why they have no images (empty if they have).
 
     Images with the most confident mistakes come first."""
     if report_data.confusion is None:
         return [], ""
     mistakes = report_data.confusion * (1 - np.eye(len(report_data.confusion), dtype=np.int64))
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:max_pairs]
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:MAX_PAIRS]
     cells = [divmod(int(flat_index), len(mistakes)) for flat_index in order]
     counted = [(true, predicted, int(mistakes[true, predicted])) for true, predicted in cells]
     counted = [pair for pair in counted if pair[2]]
@@ -58,7 +57,7 @@ def confused_pairs(
     pairs = []
     for true, predicted, count in counted:
         rows = np.flatnonzero((predictions["label"] == true) & (predictions["predicted"] == predicted))
-        rows = rows[np.argsort(-predictions["confidence"][rows], kind="stable")][:samples_each]
+        rows = rows[np.argsort(-predictions["confidence"][rows], kind="stable")][:MAX_SAMPLES_PER_PAIR]
         chosen = zip(predictions["index"][rows], predictions["confidence"][rows], strict=True)
         samples = [Sample(int(index), float(confidence), png(images[index])) for index, confidence in chosen]
         pairs.append(ConfusedPair(true, predicted, count, samples))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
 from runyard.cli.parser import add_overrides
 from runyard.errors import ExitCode, UserError
 from runyard.training.stop_signals import sigterm_as_interrupt
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from runyard.cluster.launch.checks.check import Check
 
 HELP = "check whether a submission would work: cluster, data, disks, W&B, and the environment on a compute node"
 EXAMPLE = "runyard doctor experiment=paper cluster=nyu_torch cluster.account=YOURS"
@@ -52,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     return ExitCode.USER_ERROR if any(check.state == "failed" for check in checks) else 0
 
 
-def checks_table(checks: list[Any]) -> Any:
+def checks_table(checks: list[Check]) -> Table:
     """Return a table with one row per check: its result, and the fix if it did not pass."""
     from rich.markup import escape
     from rich.table import Table

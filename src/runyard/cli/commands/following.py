@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from runyard.errors import ExitCode
 
+if TYPE_CHECKING:
+    from runyard.cluster.monitor.attach import JobEnd, JobHandle
+    from runyard.runs.run import Run
 
-def announce(started: list[tuple[Any, Any]], *, as_json: bool) -> None:
-    """Print the started runs and jobs, ``[(Run, Job), ...]``, and the commands that come next."""
+
+def announce(started: list[tuple[Run, JobHandle]], *, as_json: bool) -> None:
+    """Print the started runs and jobs, and the commands that come next."""
     rows = [{"run": run.id, "job": job.id, "path": str(run.path)} for run, job in started]
     if as_json:
         print(json.dumps(rows[0] if len(rows) == 1 else rows))
@@ -33,7 +37,7 @@ def announce(started: list[tuple[Any, Any]], *, as_json: bool) -> None:
     )
 
 
-def follow_job(run: Any, job: Any, *, as_json: bool) -> int:
+def follow_job(run: Run, job: JobHandle, *, as_json: bool) -> int:
     """Follow a started job until it ends and print what to do next, or print run, job and outcome as JSON."""
     exit_code, row = follow_to_end(run, job, quiet=as_json)
     if as_json:
@@ -41,7 +45,7 @@ def follow_job(run: Any, job: Any, *, as_json: bool) -> int:
     return exit_code
 
 
-def follow_to_end(run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, Any]]:
+def follow_to_end(run: Run, job: JobHandle, *, quiet: bool) -> tuple[int, dict[str, str]]:
     """Follow a job until it ends. Returns the exit code and a JSON-ready dict of run, job and outcome."""
     from rich.console import Console
 
@@ -49,13 +53,14 @@ def follow_to_end(run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, An
 
     console = Console(quiet=quiet, soft_wrap=True)
     console.print(f"run {run.id}, job {job.id}, in {run.path}", highlight=False)
+    end: JobEnd | None = None
     try:
         end = JobFollower(run, console).follow(job)
         outcome, message = str(end.state), end.message
     except KeyboardInterrupt:
-        end, outcome, message = None, "left", "the run continues; detached from this terminal"
+        outcome, message = "left", "the run continues; detached from this terminal"
     except TerminalClosed:
-        end, outcome, message = None, "left", "the run continues; this terminal was closed"
+        outcome, message = "left", "the run continues; this terminal was closed"
         with contextlib.suppress(OSError):
             print(
                 f"runyard: the terminal was closed; run {run.id} continues. "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 from runyard.cli.parser import add_overrides
 
@@ -20,11 +19,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from runyard import models
     from runyard.config.compose import compose
+    from runyard.data import manifest
     from runyard.models import summary
 
     config = compose(args.overrides).config
     known = config.data.num_classes or {"cifar10": 10, "cifar100": 100}.get(config.data.kind)
-    classes = known or prepared_classes(config)
+    classes = known or len(manifest.load_manifest(manifest.dataset_dir(config.data)).classes)
     network_summary = summary.summarize(
         models.build(config.model, classes, config.data.image_size), config.data.image_size
     )
@@ -38,10 +38,3 @@ def run(args: argparse.Namespace) -> None:
                 network_summary, f"{config.model.name}, {config.data.image_size} px, {classes} classes"
             )
         )
-
-
-def prepared_classes(config: Any) -> int:
-    """Return the number of classes of a prepared image folder."""
-    from runyard.data import manifest
-
-    return len(manifest.load_manifest(manifest.dataset_dir(config.data)).classes)

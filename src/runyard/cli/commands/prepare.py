@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING
 
 from runyard.cli.parser import add_overrides
+
+if TYPE_CHECKING:
+    from runyard.data.manifest import Manifest
 
 HELP = "download, convert and verify a data set"
 EXAMPLE = "runyard prepare data=cifar10"
@@ -34,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
-def changed_files_text(prepared: Any) -> str:
+def changed_files_text(prepared: Manifest) -> str:
     """Return how many image files were converted or skipped, by kind; an empty string if none were."""
     text = ""
     for change in ("converted", "skipped"):

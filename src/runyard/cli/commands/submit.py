@@ -8,11 +8,17 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from runyard.cli.commands.following import announce, follow_job, follow_to_end
 from runyard.cli.parser import add_overrides
 from runyard.errors import ExitCode, UserError
 from runyard.training.stop_signals import sigterm_as_interrupt
+
+if TYPE_CHECKING:
+    from runyard.cluster.launch.submit import SubmissionPlan
+    from runyard.cluster.monitor.attach import JobHandle
+    from runyard.runs.run import Run
 
 HELP = "create a run and start it: on this machine (attached until it ends) or as a SLURM job"
 EXAMPLE = "runyard submit experiment=paper cluster=slurm cluster.nodes=2 cluster.gpus_per_node=4"
@@ -78,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     return follow_job(*started[0], as_json=args.json)
 
 
-def resume_assignment(plan: launcher.Plan) -> tuple[Run, Job] | None:  # type: ignore[name-defined]  # noqa: F821
+def resume_assignment(plan: SubmissionPlan) -> tuple[Run, JobHandle] | None:
     """Resume the run that the W&B agent has assigned again. Returns the run and its new job, or None."""
     from runyard.cluster.launch import submit as launcher
 
@@ -90,7 +96,7 @@ def resume_assignment(plan: launcher.Plan) -> tuple[Run, Job] | None:  # type: i
     return run, launcher.resume(run, [])
 
 
-def run_sequentially(plan: launcher.Plan, args: argparse.Namespace) -> int:  # type: ignore[name-defined]  # noqa: F821
+def run_sequentially(plan: SubmissionPlan, args: argparse.Namespace) -> int:
     """Run the points of a sweep one after another on this machine. A failed point does not stop the others."""
     from runyard.cluster.launch import submit as launcher
     from runyard.runs.run import new_id

@@ -113,7 +113,7 @@ def _load_or_create(args: argparse.Namespace) -> tuple[Path, SearchSettings]:
     return folder, requested
 
 
-def _require_unchanged(args: argparse.Namespace, stored: SearchSettings, requested: dict[str, Any]) -> None:
+def _require_unchanged(args: argparse.Namespace, stored: SearchSettings, requested: dict[str, object]) -> None:
     for name, value in requested.items():
         if (stored_value := getattr(stored, name)) != value:
             raise UserError(f"--name {args.name}: was started with {name} {stored_value}, not with {value}; "
@@ -139,7 +139,7 @@ def _print_result(study: Study, fixed: list[str], folder: Path, runs_dir_option:
     from runyard.cluster.search.study import runs_by_trial
 
     runs, best = runs_by_trial(study.id, folder.parents[1]), study.best
-    trials: list[dict[str, Any]] = [
+    trials: list[dict[str, object]] = [
         {
             "trial": trial.number,
             "run": runs[trial.number].name if trial.number in runs else None,

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from runyard.runs.run import Run
-    from runyard.tracking.wandb.sync import SyncPlan
 
 HELP = "upload offline runs to Weights & Biases; safe to repeat"
 EXAMPLE = "runyard sync @last    or: runyard sync --all --dry-run"
@@ -88,7 +87,14 @@ def _sync_one(run: Run, console: Console, title: str, dry_run: bool) -> dict[str
     if sync.is_sending_live(run):
         return {"run": run.id, "action": "skipped: the run is active and uploads itself"}
     plan = sync.plan_sync(run)
-    row = _plan_as_json(plan)
+    row = {
+        "run": plan.run.id,
+        "status": plan.status,
+        "points": plan.points,
+        "there": plan.on_server,
+        "missing": plan.missing,
+        "broken_lines": plan.damaged_lines,
+    }
     if dry_run or plan.is_complete:
         return row | {"action": "nothing to send" if plan.is_complete else "would send", "sent": 0}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), SpinnerColumn())
@@ -97,17 +103,6 @@ def _sync_one(run: Run, console: Console, title: str, dry_run: bool) -> dict[str
         task = bar.add_task(title, total=max(plan.missing, 1))
         url = sync.send_missing(plan, lambda sent: bar.update(task, completed=sent), warnings.append)
     return row | {"action": "sent", "sent": plan.missing, "url": url, "warnings": warnings}
-
-
-def _plan_as_json(plan: SyncPlan) -> dict[str, Any]:
-    return {
-        "run": plan.run.id,
-        "status": plan.status,
-        "points": plan.points,
-        "there": plan.on_server,
-        "missing": plan.missing,
-        "broken_lines": plan.damaged_lines,
-    }
 
 
 def _result_line(row: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 
@@ -52,7 +51,7 @@ def outcome(run: RunHistory) -> dict[str, float]:
 
 def export_metadata(run: RunHistory) -> dict[str, str]:
     """Return what is known of the run besides its settings and metrics."""
-    known: dict[str, Any] = {
+    known: dict[str, object] = {
         "state": run.state,
         "sweep": run.sweep,
         "tags": ",".join(run.tags),
@@ -65,6 +64,6 @@ def export_metadata(run: RunHistory) -> dict[str, str]:
     return {name: str(value) for name, value in known.items() if value not in (None, "")}
 
 
-def format_value(value: Any) -> str:
+def format_value(value: object) -> str:
     """Return a setting's value as JSON. Text stays as it is; what JSON does not have, as YAML's dates, becomes text."""
     return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -6,7 +6,6 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from runyard.files import write_atomic
 from runyard.runs.results.history import RunHistory
@@ -37,13 +36,13 @@ def export_table(runs: Sequence[RunHistory], folder: Path) -> Path:
     return folder / "runs.csv"
 
 
-def _number(value: float) -> Any:
+def _number(value: float) -> float | str:
     if value != value:
         return ""
     return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
-def _text(lines: Iterable[Sequence[Any]]) -> str:
+def _text(lines: Iterable[Sequence[object]]) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(lines)
     return buffer.getvalue()
