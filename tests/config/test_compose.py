@@ -32,14 +32,30 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return show
 
 
-@pytest.mark.parametrize(("count", "picked"), [(0, "starter"), (1, "paper"), (8, "paper")])
-def test_auto_is_the_paper_with_a_gpu_and_the_starter_without(
-    gpus: Callable[[int], None], count: int, picked: str
+@pytest.mark.parametrize(
+    ("count", "cpu", "picked"),
+    [
+        (0, "flags\t: fpu amx_bf16", ["experiment=starter"]),
+        (0, "flags\t: fpu avx512_bf16 avx2", ["experiment=starter"]),
+        (0, "Features\t: fp asimd bf16", ["experiment=starter"]),
+        (0, "flags\t: fpu avx2 avx512f\nbugs: amx_bf16", ["experiment=starter", "precision=fp32"]),
+        (1, "flags\t: fpu avx2", ["experiment=paper"]),
+        (8, "flags\t: fpu avx2", ["experiment=paper"]),
+    ],
+)
+def test_auto_is_the_paper_with_a_gpu_and_without_the_starter_in_the_precision_that_the_cpu_computes(
+    gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, count: int, cpu: str, picked: list[str]
 ) -> None:
     gpus(count)
+    read = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, *a, **kw: cpu if str(self) == "/proc/cpuinfo" else read(self, *a, **kw)
+    )
     composed = compose(["experiment=auto", "epochs=3"])
-    assert composed.config == compose([f"experiment={picked}", "epochs=3"]).config
-    assert composed.overrides == [f"experiment={picked}", "epochs=3"], "a run must say what auto picked"
+    assert composed.config == compose([*picked, "epochs=3"]).config
+    assert composed.overrides == [*picked, "epochs=3"], "a run must say what auto picked"
+    assert " ".join(picked) in composed.choice
+    assert compose(["experiment=auto", "precision=bf16"]).config.precision == "bf16", "what a person asks for"
 
 
 def test_gpus_are_counted_among_the_visible(monkeypatch: pytest.MonkeyPatch) -> None:

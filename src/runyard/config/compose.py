@@ -32,11 +32,15 @@ from runyard.installation import CONFIGS
 
 @dataclass(frozen=True)
 class Composed:
-    """A configuration and the overrides that it was made from, with ``experiment=auto`` replaced by the choice."""
+    """A configuration and the overrides that it was made from, with ``experiment=auto`` replaced by the choice.
+
+    ``choice`` says what that is and why; "" without ``experiment=auto``.
+    """
 
     config: Config
     values: dict[str, Any]
     overrides: list[str]
+    choice: str = ""
 
 
 def compose(overrides: list[str]) -> Composed:
@@ -50,8 +54,11 @@ def compose(overrides: list[str]) -> Composed:
     overrides = [o for o in map(_checked_override, overrides) if o != "experiment=null"]  # null is the default
     if "experiment=auto" in overrides:
         other_overrides = [o for o in overrides if not o.startswith("experiment=")]
-        picked = f"experiment={pick_experiment(compose(other_overrides).config.cluster)}"
-        overrides = [picked if o == "experiment=auto" else o for o in overrides]
+        picked, reason = pick_recipe(compose(other_overrides).config.cluster)
+        given = {name.lstrip("+") for name in override_values}
+        picked = [o for o in picked if o.partition("=")[0] == "experiment" or o.partition("=")[0] not in given]
+        choice = f"experiment=auto is {' '.join(picked)} here: {reason}"
+        return dataclasses.replace(compose([*picked, *other_overrides]), choice=choice)
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             composed = hydra_compose("train", overrides=overrides)
@@ -79,10 +86,23 @@ def expand(overrides: list[str]) -> list[list[str]]:
     return [list(point) for point in itertools.product(*map(_sweep_values, overrides))]
 
 
-def pick_experiment(cluster: schema.ClusterConfig) -> str:
-    """Return ``paper`` if the run will have an NVIDIA GPU, else ``starter``."""
-    gpus = cluster.gpus_per_node if cluster.launcher == "slurm" else gpu_count()
-    return "paper" if gpus else "starter"
+def pick_recipe(cluster: schema.ClusterConfig) -> tuple[list[str], str]:
+    """Return the overrides that ``experiment=auto`` stands for where the run will train, and why."""
+    on_slurm = cluster.launcher == "slurm"
+    if cluster.gpus_per_node if on_slurm else gpu_count():
+        return ["experiment=paper"], "the run has a GPU"
+    if on_slurm or cpu_computes_bf16():
+        return ["experiment=starter"], "the run has no GPU"
+    return ["experiment=starter", "precision=fp32"], "no GPU, and a CPU without bf16 instructions: fp32 is faster"
+
+
+def cpu_computes_bf16() -> bool:
+    """Return whether this CPU has bf16 instructions. Without them a bf16 step takes ten times as long as one in fp32."""
+    try:
+        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    return flags is not None and not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags[1].split())
 
 
 def gpu_count() -> int:

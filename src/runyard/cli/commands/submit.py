@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print_plan(plan, as_json=args.json)
         return 0
+    if plan.configs[0].choice and not args.json:
+        print(f"runyard: {plan.configs[0].choice}", file=sys.stderr, flush=True)
     local = plan.config.cluster.launcher == "local"
     if local and len(plan.configs) > 1:
         return run_sequentially(plan, args)
