@@ -97,7 +97,7 @@ def pick_recipe(cluster: schema.ClusterConfig) -> tuple[list[str], str]:
 
 
 def cpu_computes_bf16() -> bool:
-    """Return whether this CPU has bf16 instructions. Without them a bf16 step takes ten times as long as one in fp32."""
+    """Return whether this CPU has bf16 instructions. Without them a step in bf16 takes ten times as long as in fp32."""
     try:
         flags = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
