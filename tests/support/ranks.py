@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ def as_rank_that_prepares(rank: int, folder: Path, work: Callable[[RankInfo], An
     try:
         with joined_process_group(me, folder, lambda: work(me)) as prepared:
             said.put((rank, prepared))
+            (folder / f"joined-{rank}").touch()  # rank 0, which hosts the store, may not leave before all have come
+            while not all((folder / f"joined-{other}").exists() for other in range(RANKS)):
+                time.sleep(0.05)
     except BaseException as error:
         said.put((rank, (type(error).__name__, str(error))))
 

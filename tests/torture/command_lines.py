@@ -103,14 +103,14 @@ def turn_nothing_into_lines() -> None:
     """In the process."""
     from runyard.cli import main as cli
 
-    cli.UserError = ZeroDivisionError  # type: ignore[misc,assignment]
+    cli.ExplainedError = ZeroDivisionError  # type: ignore[misc,assignment]
 
 
 PROMISE = Promise(
     number=10,
     promise="Whatever is typed, a mistake is answered in one line within seconds, without a traceback, and nothing is "
     "written outside the folder of runs.",
-    attack="Command lines drawn from verbs, settings, odd values (numbers, quotes, brackets, interpolations, paths, "
+    attack="Command lines drawn from commands, settings, odd values (numbers, quotes, brackets, interpolations, paths, "
     "control characters, 300 letters, 400 digits), references and options.",
     at_least=1000,
     short=40,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from runyard.config.schema import Config
+from runyard.data.prepare.pipeline import prepare_dataset
 from runyard.runs import journal
 from runyard.runs.results.metrics import METRICS
 from runyard.runs.run import Run
@@ -102,8 +103,9 @@ def unlisted(rows: Iterable[dict[str, Any]]) -> set[str]:
 
 
 @pytest.mark.slow
-def test_every_number_that_training_logs_is_in_the_table(make_run: Callable[..., Run]) -> None:
-    run = make_run("epochs=1", "tracking.all_nodes=true", "data.validation_fraction=0.25")
+def test_every_number_that_training_logs_is_in_the_table(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    run = make_run("epochs=1", "tracking.all_nodes=true", "data.validation_fraction=0.25", f"data.root={tmp_path}/data")
+    prepare_dataset(run.config.data, progress=False)
     train(run, world_size=2)
     rows = journal.read_journal(run.journal_path)[0]
     assert unlisted(rows) == set()
