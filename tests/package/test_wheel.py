@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.settings import PATIENCE_S, SMALL_DATA
+from tests.support.settings import PATIENCE_S, SMALL, SMALL_DATA
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {"src/runyard": "runyard", "cluster": "runyard/cluster", "configs": "runyard/configs", "slurm": "runyard/slurm"}
@@ -193,11 +193,22 @@ def test_a_run_of_an_installed_package_continues_with_its_own_code(installed: In
 
 
 @pytest.mark.slow
-def test_an_installed_package_rehearses_on_a_throwaway_slurm(installed: Installed) -> None:
+def test_a_run_that_an_installed_package_rehearses_ends_with_the_undisturbed_ones_weights(
+    installed: Installed, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     if not any(shutil.which("slurmctld", path=path) for path in (os.environ["PATH"], "/usr/sbin")):
         pytest.skip("no SLURM on this machine: make rehearsal-tools")
     installed.say("prepare", *SMALL_DATA)
-    before = installed.files()
-    done = installed.run("runyard", "rehearse", *TINY, "cluster.nodes=2")
+    before, folder = installed.files(), tmp_path_factory.mktemp("r")  # sockets lie in it: its path is short
+    command = ("runyard", "rehearse", "--json", "experiment=null", *SMALL, "cluster.nodes=2")
+    done = installed.run(*command, TMPDIR=str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
     assert installed.files() == before
+    told = json.loads(done.stdout)
+    assert told["equal"]
+    limit, killed, power = told["interruptions"]
+    assert (limit["what"], limit["requeued_by"], limit["lost_steps"]) == ("time limit", "its script", 0)
+    assert (killed["what"], killed["requeued_by"]) == ("rank 3 killed", "its script")
+    assert (power["what"], power["requeued_by"]) == ("node without power", "SLURM")
+    assert 0 < limit["resumed_at"] < killed["resumed_at"] < power["resumed_at"]
+    assert list(folder.iterdir()) == []
