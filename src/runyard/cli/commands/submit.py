@@ -71,8 +71,6 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print_plan(plan, as_json=args.json)
         return 0
-    if plan.configs[0].choice and not args.json:
-        print(f"runyard: {plan.configs[0].choice}", file=sys.stderr, flush=True)
     local = plan.config.cluster.launcher == "local"
     if local and len(plan.configs) > 1:
         return run_sequentially(plan, args)
@@ -80,10 +78,17 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--attach follows a single run, and this submission has {len(plan.configs)}: leave it out")
     with sigterm_as_interrupt():
         started = [resumed] if (resumed := resume_assignment(plan)) is not None else launcher.submit(plan)
+    print_choice(plan, args)
     if args.detach or not (local or args.attach or assignment):
         announce(started, as_json=args.json)
         return 0
     return follow_job(*started[0], as_json=args.json)
+
+
+def print_choice(plan: SubmissionPlan, args: argparse.Namespace) -> None:
+    """Print which recipe ``experiment=auto`` took; a submission that is refused is one line without it."""
+    if plan.configs[0].choice and not args.json:
+        print(f"runyard: {plan.configs[0].choice}", file=sys.stderr, flush=True)
 
 
 def resume_assignment(plan: SubmissionPlan) -> tuple[Run, JobHandle] | None:
@@ -109,6 +114,8 @@ def run_sequentially(plan: SubmissionPlan, args: argparse.Namespace) -> int:
     for point in plan.configs:
         with sigterm_as_interrupt():
             started = launcher.start_local(point, sweep)
+        if not rows:
+            print_choice(plan, args)
         code, row = follow_to_end(*started, quiet=args.json)
         rows.append(row)
         exit_code = max(exit_code, code)
