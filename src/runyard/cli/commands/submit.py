@@ -114,7 +114,7 @@ def run_sequentially(plan: SubmissionPlan, args: argparse.Namespace) -> int:
     for point in plan.configs:
         with sigterm_as_interrupt():
             started = launcher.start_local(point, sweep)
-        if not rows:
+        if point is plan.configs[0]:
             print_choice(plan, args)
         code, row = follow_to_end(*started, quiet=args.json)
         rows.append(row)
