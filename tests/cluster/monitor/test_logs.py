@@ -17,19 +17,10 @@ from runyard.cluster.monitor import logs
 from runyard.cluster.monitor.logs import Logs, Printer
 from runyard.runs.summary import RunSummary
 from tests.support.fabricated import BEGAN, Folder, row, start, stop
-from tests.support.fake_slurm import FakeSlurm
 from tests.support.settings import PATIENCE_S
 
 RUNS = "12|RUNNING|None|3:05|57:00|2026-09-21T00:00:00|node1|@"
 WAITS = "12|PENDING|BeginTime|0:00|57:00|N/A||@"
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
-    slurm = FakeSlurm(tmp_path / "slurm")
-    monkeypatch.setenv("PATH", str(slurm.bin) + ":/bin")
-    monkeypatch.chdir(tmp_path)
-    return Folder(tmp_path / "runs", slurm)
 
 
 @pytest.fixture
