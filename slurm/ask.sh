@@ -18,10 +18,12 @@ ask() {
 
 # is_refused SAID: whether SLURM refused the command that just failed with this output. A single error is no refusal: while
 # the controller is down, scontrol requeue prints "Unexpected message received". So it takes two errors in a row while the
-# controller is up, counted in noes. Where it is no refusal, this waits a little.
+# controller is up, counted in noes. A controller that was killed may come back from a state older than this job's start,
+# and takes it for pending: it ends this job as soon as the node reports it, and starts it anew. If this script ended
+# first, SLURM would hold the job. Where it is no refusal, this waits a little.
 is_refused() {
     case $1 in
-    *"timed out"* | *"Unable to contact"*) noes=0 ;;
+    *"timed out"* | *"Unable to contact"* | *"Job is pending execution"*) noes=0 ;;
     *) if timeout 60 scontrol ping 2>/dev/null | grep -q 'is UP'; then noes=$((noes + 1)); else noes=0; fi ;;
     esac
     [ "$noes" -lt 2 ] && [ -z "$terminated" ] || return 0

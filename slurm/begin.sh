@@ -28,14 +28,17 @@ is_to_come "$SLURM_JOB_END_TIME" || unset SLURM_JOB_END_TIME
 
 # srun ARGUMENTS...: SLURM's own srun, started again if it got no step because the controller was down.
 srun() {
-    local ended noes=0 no_step='^srun: error: Unable to (confirm allocation|create step) for job'
+    local ended said noes=0 no_step='^srun: error: Unable to (confirm allocation|create step) for job'
     while :; do
         {
-            command srun "$@" 2>&1 >&3 3>&- | { trap '' TERM; tee /dev/fd/4 4>&1 >&2 | grep -E "$no_step" >/dev/null; }
-            ended=("${PIPESTATUS[@]}")
+            # It survives the time limit's TERM, as this shell does, to say how srun ended.
+            said=$(
+                trap : TERM USR1 USR2
+                command srun "$@" 2>&1 >&3 3>&- | { trap '' TERM; tee /dev/fd/4 4>&1 >&2 | grep -E "$no_step"; }
+                exit "${PIPESTATUS[0]}"
+            )
+            ended=$?
         } 3>&1
-        if [ "${ended[0]}" -eq 0 ] || [ "${ended[1]}" -ne 0 ] || is_refused "srun got no step"; then
-            return "${ended[0]}"
-        fi
+        if [ "$ended" -eq 0 ] || [ -z "$said" ] || is_refused "$said"; then return "$ended"; fi
     done
 }

@@ -77,15 +77,14 @@ esac
 [ ! -e "$here/broken" ] || { cat "$here/broken" >&2; exit 1; }
 """
 )
-SRUN = """
-if [ -e "$here/down" ]; then
-    echo "srun: error: Unable to confirm allocation for job 4711: Unable to contact slurm controller" >&2
-    exit 1
-fi
+SRUN = (
+    AWAY.replace("error: Unable", f"error: Unable to confirm allocation for job {NUMBER}: Unable")
+    + """
 env > "$here/srun.env"
 [ ! -e "$here/srun says" ] || cat "$here/srun says" >&2
 exit "$(cat "$here/srun ends with" 2>/dev/null || echo 0)"
 """
+)
 # Two partitions of nodes that have everything.
 SINFO = "printf '%s|up|infinite|1-infinite|100|128|2000000|gpu:h200:8|h200,l40s\\n' 'main*' short\n"
 PROGRAMS = {"sbatch": SBATCH, "squeue": SQUEUE, "scancel": SCANCEL, "scontrol": SCONTROL, "srun": SRUN,

@@ -239,7 +239,7 @@ def test_the_script_outlives_the_term_of_the_time_limit_and_what_it_starts_hears
     small: list[str], slurm: FakeSlurm
 ) -> None:
     submitted(small)
-    slurm.program("srun", "kill -TERM $PPID; kill -TERM $$; sleep 5\n")
+    slurm.program("srun", "kill -TERM $(ps -o ppid= -p $PPID) $PPID $$; sleep 5\n")  # as SLURM, to all of its processes
     slurm.says("shown", "JobState=COMPLETING Reason=TimeLimit Dependency=(null)\n")
     done = slurm.run_script()
     assert done.returncode == ExitCode.REQUEUE, done.stderr
@@ -282,6 +282,16 @@ def test_srun_that_got_no_step_because_the_controller_went_away_is_begun_again(
     assert len(hasty.calls("srun")) > 1
     assert hasty.env("srun.env")["SLURM_JOB_ID"] == NUMBER, "it began in the end"
     assert "Unable to confirm allocation" in done.stderr, "and what it said is kept"
+
+
+def test_srun_of_a_job_that_a_controller_with_an_older_state_takes_for_pending_is_begun_again(
+    small: list[str], hasty: FakeSlurm
+) -> None:
+    submitted(small)
+    pending = f"srun: error: Unable to confirm allocation for job {NUMBER}: Job is pending execution"
+    hasty.program("srun", f'[ "$(grep -c ^srun "$here/calls")" -gt 6 ] || {{ echo "{pending}" >&2; exit 1; }}\n')
+    hasty.run_script(SLURM_JOB_END_TIME=IN_AN_HOUR)
+    assert len(hasty.calls("srun")) == 7
 
 
 def test_srun_that_is_refused_a_step_while_the_controller_is_up_ends_the_job(
