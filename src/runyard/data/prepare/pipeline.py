@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -19,7 +18,7 @@ from runyard.data.manifest import Manifest, Split
 from runyard.data.prepare import beton_writer, gather
 from runyard.data.prepare.gather import ProgressCallback
 from runyard.errors import UserError
-from runyard.files import open_lock, sha256, sync_folder
+from runyard.files import file_fix, open_lock, sha256, sync_folder
 
 
 def prepare_dataset(data: DataConfig, *, progress: bool) -> Manifest:
@@ -53,11 +52,9 @@ def prepare_dataset(data: DataConfig, *, progress: bool) -> Manifest:
             finally:
                 _remove(work)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"data.root={data.root}: the disk is full", "make room, or set another") from None
         raise UserError(
             f"data.root={data.root}: cannot write {target} ({error.strerror or error})",
-            "fix its permissions, or set data.root to a folder that you can write",
+            f"{file_fix(error)}, or set data.root to a folder that you can write",
         ) from None
 
 
