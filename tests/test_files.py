@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
 
 import pytest
 
-from runyard.files import open_regular, sha256, write_atomic
+from runyard.files import FIXES, file_fix, open_regular, sha256, write_atomic
 
 KINDS = ["FIFO", "device", "directory", "socket"]
 
@@ -52,3 +53,19 @@ def test_a_file_written_for_oneself_is_that_from_its_first_byte(tmp_path: Path) 
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
+
+
+def test_permissions_are_blamed_only_where_the_system_refused_them() -> None:
+    """A faulty disk, a full one or one without locks has another cure."""
+    blamed = {name for number, name in errno.errorcode.items() if "permission" in file_fix(OSError(number, ""))}
+    assert blamed == {"EACCES", "EPERM"}
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, None])
+def test_an_error_that_may_pass_is_answered_with_try_again(number: int | None) -> None:
+    assert file_fix(OSError(number, "")).startswith("try again; if that repeats, ")
+
+
+def test_an_errno_has_one_fix() -> None:
+    numbers = [number for numbers in FIXES.values() for number in numbers]
+    assert len(numbers) == len(set(numbers))

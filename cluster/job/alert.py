@@ -52,11 +52,16 @@ def sync_and_report(run_dir: str) -> str:
         )
         return f"W&B alert sent: {url}" if url else "W&B has the alert already"
     except UserError as error:
-        raise UserError(_not_sent_text(run, str(error))) from None
+        raise UserError(*_not_sent(run, str(error))) from None
+
+
+def _not_sent(run: Run, reason: str) -> tuple[str, str]:
+    """Return the problem and what to do."""
+    return f"W&B alert not sent ({reason})", f"try: runyard sync {run.cli_reference}"
 
 
 def _not_sent_text(run: Run, reason: str = "no reason given") -> str:
-    return f"W&B alert not sent ({reason}); try: runyard sync {run.cli_reference}"
+    return "; ".join(_not_sent(run, reason))
 
 
 if __name__ == "__main__":

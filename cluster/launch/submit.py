@@ -82,7 +82,7 @@ def plan_submission(
     grid = expand(overrides) if sweep else [overrides]
     first = compose(grid[0])
     if after is not None and first.config.cluster.launcher == "local":
-        raise UserError(f"--after {after}: cluster=local has no queue to wait in; submit when that has ended")
+        raise UserError(f"--after {after}: cluster=local has no queue to wait in", "submit when that has ended")
     needs_data = after is None and not dry_run
     prepare = manifest.prepare_command(first.overrides)
     # The first point stands for all: to compose a thousand takes a minute, and SLURM would refuse all or none.
@@ -235,8 +235,8 @@ def _apply_overrides(run: Run, overrides: list[str]) -> tuple[Config, list[str]]
         if not is_changeable(name):
             raise UserError(
                 f"{name}={format_literal(new)}: run {run.id} was begun with {format_literal(old)}, and would learn "
-                f"something else; resume takes {', '.join(changeable_settings())}; "
-                "start a new run for the rest"
+                "something else",
+                f"resume takes {', '.join(changeable_settings())}; start a new run for the rest",
             )
     values = schema.config_to_dict(run.config)
     for name, (_, new) in changed.items():
@@ -255,13 +255,13 @@ def tasks_and_gpus(cluster: ClusterConfig) -> tuple[int, int]:
     available = gpu_count()
     gpus = available if cluster.gpus_per_node is None else cluster.gpus_per_node
     if gpus > available:
-        raise UserError(f"cluster.gpus_per_node={gpus}: this machine shows {available}; ask for fewer")
+        raise UserError(f"cluster.gpus_per_node={gpus}: this machine shows {available}", "ask for fewer")
     if cluster.nodes > 1:
-        raise UserError(f"cluster.nodes={cluster.nodes}: cluster=local is this one machine; set cluster.nodes=1")
+        raise UserError(f"cluster.nodes={cluster.nodes}: cluster=local is this one machine", "set cluster.nodes=1")
     tasks = cluster.tasks_per_node or gpus or 2
     if gpus and tasks % gpus:
         raise UserError(
-            f"cluster.tasks_per_node={tasks}: does not divide among {gpus} GPUs; leave it unset for one task per GPU"
+            f"cluster.tasks_per_node={tasks}: does not divide among {gpus} GPUs", "leave it unset for one task per GPU"
         )
     return tasks, gpus
 
@@ -327,7 +327,9 @@ def _require_first_job(run: Run, job_id: str) -> None:
     jobs = queue.all_user_jobs([job_id], slurm_client.RETRY_TIMEOUT_S).jobs_of(run.path)
     first = next((job for job in reversed(jobs) if job.active), None)
     if first is not None and first.id != job_id:
-        raise UserError(f"run {run.id} already has job {first.id}, from another command; see: runyard status {run.id}")
+        raise UserError(
+            f"run {run.id} already has job {first.id}, from another command", f"see: runyard status {run.id}"
+        )
 
 
 def job_record(run: Run, logs: Path) -> JobRecord:

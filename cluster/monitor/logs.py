@@ -61,8 +61,8 @@ class Logs:
         self.run, self._rank, self._stream = run, rank, stream
         if not run.record["jobs"] and run.starts:
             raise UserError(
-                f"run {run.id} was not started by `runyard submit`: its output is where its own command put it; "
-                f"its journal is {run.path}/metrics.jsonl"
+                f"run {run.id} was not started by `runyard submit`: its output is where its own command put it",
+                f"its journal is {run.path}/metrics.jsonl",
             )
         task_count = max((_tasks(job) for job in run.record["jobs"]), default=0)
         if rank is not None and not 0 <= rank < (task_count or rank + 1):

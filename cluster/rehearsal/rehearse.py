@@ -174,7 +174,7 @@ class Rehearsal:
                 logs = sorted((run.path / "slurm").glob("*_log.err"))
                 last_lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()[-1:]]
                 logged = "; ".join(last_lines) or "none"
-                raise UserError(f"no progress within {STAGE_TIMEOUT_S:g} s; last lines of the logs: {logged}")
+                raise UserError(f"no progress within {STAGE_TIMEOUT_S:g} s", f"last lines of the logs: {logged}")
             time.sleep(0.1)
 
 
@@ -196,7 +196,7 @@ def temporary_folder() -> Iterator[Path]:
     parent = tempfile.gettempdir()
     if not re.fullmatch(r"/[A-Za-z0-9._/-]{0,54}", parent):
         raise UserError(
-            f"TMPDIR={parent}: a rehearsal needs a path of at most 55 letters, digits and . _ - /; try TMPDIR=/tmp"
+            f"TMPDIR={parent}: a rehearsal needs a path of at most 55 letters, digits and . _ - /", "try TMPDIR=/tmp"
         )
     folder = Path(tempfile.mkdtemp(prefix="runyard-"))
     read_end, write_end = os.pipe()

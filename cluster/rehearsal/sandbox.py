@@ -70,7 +70,8 @@ class SlurmSandbox:
         if self.folder.exists() or len(os.fsencode(self.folder)) > SOCKET_PATH_BYTES:
             raise UserError(
                 f"{self.folder}: expected a folder that does not exist yet, of a path of at most "
-                f"{SOCKET_PATH_BYTES} bytes; name another"
+                f"{SOCKET_PATH_BYTES} bytes",
+                "name another",
             )
         self._terminate = _raise_on_terminate()
         try:

@@ -33,7 +33,7 @@ def scale_down(overrides: list[str], report: Callable[[str], None]) -> Composed:
     """
     stripped = [o.lstrip("+") for o in overrides]
     if other := next((o for o in stripped if o.startswith("cluster=") and o != "cluster=rehearsal"), None):
-        raise UserError(f"{other}: a rehearsal has a temporary cluster of its own; leave that out")
+        raise UserError(f"{other}: a rehearsal has a temporary cluster of its own", "leave that out")
     requested = compose([*(o for o in stripped if not o.startswith("cluster=")), "cluster=rehearsal"])
     config = requested.config
     nodes, tasks = fit_tasks(config.cluster, max_tasks(), report)
@@ -88,22 +88,25 @@ def check_sandbox_limits(cluster: ClusterConfig, tasks: int) -> None:
     for name, known in settings_of(ClusterConfig).items():
         if known.rehearsed == REFUSED and (value := getattr(cluster, name)):
             raise UserError(
-                f"cluster.{name}={format_literal(value)}: the temporary cluster has no such name; leave it out"
+                f"cluster.{name}={format_literal(value)}: the temporary cluster has no such name", "leave it out"
             )
     for partition in (cluster.partition or PARTITIONS[0]).split(","):
         if partition not in PARTITIONS:
             raise UserError(
                 f"cluster.partition={format_literal(cluster.partition)}: the temporary cluster has "
-                f"{', '.join(PARTITIONS)}; leave it out"
+                f"{', '.join(PARTITIONS)}",
+                "leave it out",
             )
     if not cluster.requeue:
-        raise UserError("cluster.requeue=false: a rehearsal tests that the run is requeued; leave it out")
+        raise UserError("cluster.requeue=false: a rehearsal tests that the run is requeued", "leave it out")
     if (cluster.cpus_per_task or 1) * tasks > CPUS:
         raise UserError(
             f"cluster.cpus_per_task={cluster.cpus_per_task}: with {tasks} tasks more than the {CPUS} CPUs of a node of "
-            "the temporary cluster; leave it out"
+            "the temporary cluster",
+            "leave it out",
         )
     if (cluster.mem_gb or 0) * 1024 > MEMORY_MB:
         raise UserError(
-            f"cluster.mem_gb={cluster.mem_gb}: a node of the temporary cluster has {MEMORY_MB // 1024} GB; leave it out"
+            f"cluster.mem_gb={cluster.mem_gb}: a node of the temporary cluster has {MEMORY_MB // 1024} GB",
+            "leave it out",
         )

@@ -43,14 +43,14 @@ def split_search_space(overrides: list[str]) -> tuple[list[str], Space]:
             continue
         name = override.lstrip("+").partition("=")[0]
         if name == "experiment" or kind_of(name) != "recipe":
-            raise UserError(f"{override}: {name} is the same for all of a search; give it one value")
+            raise UserError(f"{override}: {name} is the same for all of a search", "give it one value")
         if name in space:
-            raise UserError(f"{override}: {name} was given twice; leave one out")
+            raise UserError(f"{override}: {name} was given twice", "leave one out")
         space[name] = distribution
     if not space:
         raise UserError("nothing to search: give at least one setting a range, as optim.lr=log(1e-3,1)")
     if duplicates := [o for o in fixed if o.lstrip("+").partition("=")[0] in space]:
-        raise UserError(f"{duplicates[0]}: it is searched as well; leave one out")
+        raise UserError(f"{duplicates[0]}: it is searched as well", "leave one out")
     return fixed, space
 
 
@@ -74,8 +74,9 @@ def read_range(override: str) -> BaseDistribution | None:
     try:
         parsed = parser.parse_override(override.lstrip("+"))
     except HydraException as error:
-        problem = error.__cause__ if isinstance(error.__cause__, UserError) else f"expected {EXPECTED[range_start[1]]}"
-        raise UserError(f"{override}: {problem}") from None
+        if isinstance(cause := error.__cause__, UserError):
+            raise UserError(f"{override}: {cause.problem}", cause.fix) from None
+        raise UserError(f"{override}: expected {EXPECTED[range_start[1]]}") from None
     value = parsed.value()
     if not isinstance(value, ChoiceSweep):
         return value if isinstance(value, BaseDistribution) else None
@@ -111,7 +112,7 @@ def _distribution(word: str, numbers: tuple[object, ...]) -> BaseDistribution:
     if not low < high:
         raise UserError(f"expected the smaller number first, {example}")
     if word in ("log", "logint") and low <= 0:
-        raise UserError(f"has no logarithm at {low:g}; begin above 0, {example}")
+        raise UserError(f"has no logarithm at {low:g}", f"begin above 0, {example}")
     if not whole:
         return FloatDistribution(low, high, log=word == "log")
     step = int(ends[2]) if len(ends) == 3 else 1

@@ -66,7 +66,9 @@ class SearchSettings:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{folder / SEARCH_FILE}: damaged ({error}); restore it, or give another --name") from None
+            raise UserError(
+                f"{folder / SEARCH_FILE}: damaged ({error})", "restore it, or give another --name"
+            ) from None
 
 
 class Study:
@@ -196,10 +198,12 @@ def search_lock(folder: Path) -> Iterator[None]:
             folder.mkdir(exist_ok=True)
             held_open.enter_context(exclusive_lock(folder / ".lock", wait_s=0))
         except TimeoutError:
-            raise UserError(f"sweep {folder.name}: another command drives it; wait for it, or stop that one") from None
+            raise UserError(
+                f"sweep {folder.name}: another command drives it", "wait for it, or stop that one"
+            ) from None
         except OSError as error:
             raise UserError(
-                f"runs_dir={folder.parent.parent}: cannot be written ({error.strerror}); "
-                "set runs_dir to a folder you can write"
+                f"runs_dir={folder.parent.parent}: cannot be written ({error.strerror})",
+                "set runs_dir to a folder you can write",
             ) from None
         yield

@@ -49,11 +49,11 @@ def submission_lock(run: Path, reference: str) -> Iterator[int | None]:
             lock = stack.enter_context(exclusive_lock(run / LOCK, LOCK_TIMEOUT_S, on_wait))
         except TimeoutError:
             raise UserError(
-                f"another command has been submitting run {reference} for {LOCK_TIMEOUT_S:g} s; "
-                f"see: runyard status {reference}"
+                f"another command has been submitting run {reference} for {LOCK_TIMEOUT_S:g} s",
+                f"see: runyard status {reference}",
             ) from None
         except OSError as error:
-            raise UserError(f"run {reference}: {run / LOCK}: {error.strerror}; {file_fix(error)}") from None
+            raise UserError(f"run {reference}: {run / LOCK}: {error.strerror}", file_fix(error)) from None
         yield lock
 
 

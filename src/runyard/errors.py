@@ -21,8 +21,8 @@ class ExplainedError(Exception):
     It is always printable: characters that cannot be printed are escaped.
 
     Attributes:
-        problem: The setting or file, what was given and what was expected.
-        fix: The command or setting that fixes it; "" if ``problem`` says it all.
+        problem: The setting or file, what was given, and what is wrong with it.
+        fix: What to give instead, or the command or setting that fixes it; "" if ``problem`` says it all.
         exit_code: What the process that it ends returns.
     """
 

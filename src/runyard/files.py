@@ -21,6 +21,20 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFLNK: "a symbolic link",
 }
+FIXES = {
+    "fix its permissions": (errno.EACCES, errno.EPERM),
+    "free some space": (errno.ENOSPC, errno.EDQUOT),
+    "move it away": (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EEXIST, errno.EFBIG),
+    "restore it": (errno.ENOENT,),
+    "use a shorter path": (errno.ENAMETOOLONG,),
+    "use a disk that is not mounted read-only": (errno.EROFS,),
+    "use a disk whose file system can do this": (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EXDEV),
+    "the disk may be faulty: ask its administrators": (errno.EIO,),
+    "check that its disk is mounted": (errno.ENODEV, errno.ENXIO, errno.ENOTCONN),
+    "free some memory": (errno.ENOMEM, errno.ENOBUFS),
+    "raise the limit of open files (ulimit -n)": (errno.EMFILE, errno.ENFILE),
+}
+OTHER_FIX = "try again; if that repeats, ask the administrators of its disk"  # ESTALE, EAGAIN, ETIMEDOUT, EBUSY, ...
 
 
 def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o666) -> None:
@@ -139,12 +153,8 @@ def open_append(path: Path) -> BinaryIO:
 
 
 def file_fix(error: OSError) -> str:
-    """Return what a user can do about a file or a folder that could not be opened, created or written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "free some space"
-    if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EEXIST):
-        return "move it away"
-    return "fix its permissions"
+    """Return what a user can do about a file or a folder that could not be opened, created, locked or written."""
+    return next((fix for fix, errnos in FIXES.items() if error.errno in errnos), OTHER_FIX)
 
 
 def _open_or_create(path: Path, flags: int = 0) -> int:

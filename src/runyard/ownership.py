@@ -94,8 +94,8 @@ def compiler_cache(name: str) -> Path:
         return Path(tempfile.mkdtemp(prefix=f"runyard-{name}-"))
 
 
-def writable_by_others(folder: Path) -> str | None:
-    """Return a message about the first path in ``folder`` that others own or can write, or that is a link; else None.
+def writable_by_others(folder: Path) -> tuple[str, str] | None:
+    """Return problem and fix of the first path in ``folder`` that others own or can write, or that is a link, or None.
 
     Raises:
         OSError: it does not exist, or cannot be examined.
@@ -108,11 +108,11 @@ def writable_by_others(folder: Path) -> str | None:
                 raise
             continue
         if (owner_name := _other_user(path_stat.st_uid)) is not None:
-            return f"{path} belongs to {owner_name}"
+            return f"{path} belongs to {owner_name}", ""
         if stat.S_ISLNK(path_stat.st_mode):
-            return f"{path} is a symbolic link"
+            return f"{path} is a symbolic link", ""
         if path_stat.st_mode & WRITABLE_BY_OTHERS:
-            return f"others can write {path}; check its files, then: chmod -R go-w {folder}"
+            return f"others can write {path}", f"check its files, then: chmod -R go-w {folder}"
     return None
 
 

@@ -80,7 +80,7 @@ def predict_to_csv(
     repeated = [name for name, count in Counter(source.ids).most_common(1) if count > 1]
     if repeated:
         raise UserError(
-            f"--images {printable_path(images)}: two images have the ID {repeated[0]!r}; rename one of them"
+            f"--images {printable_path(images)}: two images have the ID {repeated[0]!r}", "rename one of them"
         )
     network = load_network(run, which)
     batch_size = batch_size or run.config.eval_batch_size
@@ -96,7 +96,7 @@ def predict_to_csv(
         write_atomic(out, table.getvalue())
     except OSError as error:
         raise UserError(
-            f"--out {printable_path(out)}: cannot write it ({error.strerror}); choose another file"
+            f"--out {printable_path(out)}: cannot write it ({error.strerror})", "choose another file"
         ) from error
     return len(class_indices)
 
@@ -157,23 +157,23 @@ def open_images(path: Path, image_size: int) -> Images:
         if head == b"\x93NUMPY":
             return _from_array(_npy(path), None, path, image_size)
         if not head.startswith((*PICKLE_STARTS, b"PK")):
-            raise UserError(f"--images {printable_path(path)}: not a supported kind of file; {EXPECTED_INPUT}")
+            raise UserError(f"--images {printable_path(path)}: not a supported kind of file", EXPECTED_INPUT)
         arrays: Mapping[str, object] = _npz(path) if head.startswith(b"PK") else _pickle(path)
     except OSError as error:
         raise UserError(
-            f"--images {printable_path(path)}: cannot read it ({error.strerror or error}); {EXPECTED_INPUT}"
+            f"--images {printable_path(path)}: cannot read it ({error.strerror or error})", EXPECTED_INPUT
         ) from None
     except (ValueError, EOFError) as error:
         reason = (str(error).splitlines() or ["truncated"])[0]
         raise UserError(
-            f"--images {printable_path(path)}: damaged, or not plain numbers ({reason}); {EXPECTED_INPUT}"
+            f"--images {printable_path(path)}: damaged, or not plain numbers ({reason})", EXPECTED_INPUT
         ) from None
     key = next((key for key in ARRAY_KEYS if key in arrays), None)
     if key is None and len(arrays) == 1:
         key = next(iter(arrays))
     if key is None:
         names = ", ".join(sorted(arrays)) or "nothing"
-        raise UserError(f"--images {printable_path(path)}: holds {names}; expected an array named data")
+        raise UserError(f"--images {printable_path(path)}: holds {names}", "expected an array named data")
     return _from_array(arrays[key], arrays.get("ids"), path, image_size)
 
 
@@ -191,7 +191,7 @@ def _folder(folder: Path, image_size: int) -> Images:
     files = sorted((p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()), key=_natural)
     if not files:
         raise UserError(
-            f"--images {printable_path(folder)}: no files in it; expected a folder that holds the image files itself"
+            f"--images {printable_path(folder)}: no files in it", "expected a folder that holds the image files itself"
         )
     pool = ThreadPoolExecutor(cpus())
 
@@ -199,7 +199,9 @@ def _folder(folder: Path, image_size: int) -> Images:
         try:
             return resize_and_crop(decode_image(path)[0], image_size)
         except BrokenImageError as error:
-            raise UserError(f"{printable_path(path)}: cannot be read as an image ({error}); fix or remove it") from None
+            raise UserError(
+                f"{printable_path(path)}: cannot be read as an image ({error})", "fix or remove it"
+            ) from None
 
     def read(start: int, stop: int) -> np.ndarray:
         return np.stack(list(pool.map(load, files[start:stop])))
@@ -235,28 +237,28 @@ def _pickle(path: Path) -> dict[str, object]:
 
     content = safe_pickle.load_pickle(path)
     if not isinstance(content, dict):
-        raise UserError(f"--images {printable_path(path)}: a pickled {type(content).__name__}; {EXPECTED_INPUT}")
+        raise UserError(f"--images {printable_path(path)}: a pickled {type(content).__name__}", EXPECTED_INPUT)
     return {_text(key): value for key, value in content.items()}
 
 
 def _from_array(array: object, ids: object, path: Path, size: int) -> Images:
     if not isinstance(array, (np.ndarray, ArrayFile)) or array.dtype != np.uint8:
         actual = array.dtype if isinstance(array, (np.ndarray, ArrayFile)) else type(array).__name__
-        raise UserError(f"--images {printable_path(path)}: {actual}; {ARRAY_HELP}, values 0 to 255")
+        raise UserError(f"--images {printable_path(path)}: {actual}", f"{ARRAY_HELP}, values 0 to 255")
     shape = array.shape
     if len(shape) == 2 and shape[1] and math.isqrt(shape[1] // 3) ** 2 * 3 == shape[1]:
         side = math.isqrt(shape[1] // 3)
         shape = (shape[0], 3, side, side)
     channels_last = len(shape) == 4 and shape[3] == 3
     if not channels_last and not (len(shape) == 4 and shape[1] == 3):
-        raise UserError(f"--images {printable_path(path)}: shape {list(array.shape)}; {ARRAY_HELP}")
+        raise UserError(f"--images {printable_path(path)}: shape {list(array.shape)}", ARRAY_HELP)
     if not shape[0]:
-        raise UserError(f"--images {printable_path(path)}: no images in it; {ARRAY_HELP}")
+        raise UserError(f"--images {printable_path(path)}: no images in it", ARRAY_HELP)
     height, width = shape[1:3] if channels_last else shape[2:4]
     if (height, width) != (size, size):
         raise UserError(
-            f"--images {printable_path(path)}: images of {width}x{height} px, expected the run's {size}x{size}; "
-            "resize them, or give a folder of image files"
+            f"--images {printable_path(path)}: images of {width}x{height} px, expected the run's {size}x{size}",
+            "resize them, or give a folder of image files",
         )
 
     def read(start: int, stop: int) -> np.ndarray:

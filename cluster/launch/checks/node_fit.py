@@ -94,9 +94,9 @@ def _check_each_setting(c: ClusterConfig, tasks: int, kinds: list[NodeGroup], pl
     models = sorted(set().union(*(group.gres.get("gpu", {}) for group in kinds)) - {""})
     if model and gpus and model not in models:
         raise UserError(
-            f"cluster.gres={format_literal(c.gres)}: no node of {place} has GPUs of the kind {model}; "
-            + suggestion(model, models)
-            + (f"kinds there: {', '.join(models)}" if models else f"GPUs there have no kind: cluster.gres=gpu:{gpus}")
+            f"cluster.gres={format_literal(c.gres)}: no node of {place} has GPUs of the kind {model}",
+            suggestion(model, models)
+            + (f"kinds there: {', '.join(models)}" if models else f"GPUs there have no kind: cluster.gres=gpu:{gpus}"),
         )
     largest = max(_gpus_of(group, model) for group in kinds)
     if gpus > largest == 0:

@@ -154,7 +154,7 @@ def require_resumable(run: Run) -> None:
     on_slurm = run.config.cluster.launcher == "slurm"
     status = run_status(RunSummary(run.path), wait_s=RETRY_TIMEOUT_S if on_slurm else 0, holds_locks=True)
     if status.error and on_slurm:
-        raise UserError(f"run {run.id}: {status.message}; nothing was submitted, since it may have a job already")
+        raise UserError(f"run {run.id}: {status.message}", "nothing was submitted, since it may have a job already")
     if status.active:
         job = f" (job {status.job.id})" if status.job is not None else ""
         raise UserError(

@@ -74,9 +74,9 @@ def time_limit(context: CheckContext) -> str:
     up_partitions = [p for p in context.cluster_info.partitions.values() if p.is_up]
     others = [p.name for p in up_partitions if p.limit_s is None or p.limit_s >= minutes * 60]
     raise UserError(
-        f"cluster.timeout_min={minutes}: at most {longest} min in partition {', '.join(limits)}; "
+        f"cluster.timeout_min={minutes}: at most {longest} min in partition {', '.join(limits)}",
         f"set cluster.timeout_min={longest} (the run continues in another job after it)"
-        + (f", or cluster.partition={others[0]}" if others else "")
+        + (f", or cluster.partition={others[0]}" if others else ""),
     )
 
 

@@ -55,13 +55,13 @@ def _check_mail(cluster: ClusterConfig) -> None:
         mail_type for mail_type in mail_types if not mail_type.isascii() or mail_type.upper() not in MAIL_TYPES
     ]:
         raise UserError(
-            f"cluster.mail_type={format_literal(cluster.mail_type)}: SLURM knows no {unknown_types[0]!r}; "
-            f"expected some of {', '.join(MAIL_TYPES)}, such as END,FAIL"
+            f"cluster.mail_type={format_literal(cluster.mail_type)}: SLURM knows no {unknown_types[0]!r}",
+            f"expected some of {', '.join(MAIL_TYPES)}, such as END,FAIL",
         )
     if cluster.mail_user is not None and not mail_types:
         raise UserError(
-            f"cluster.mail_user={format_literal(cluster.mail_user)}: without cluster.mail_type no mail is sent; "
-            "set cluster.mail_type='\"END,FAIL\"', or leave mail_user out"
+            f"cluster.mail_user={format_literal(cluster.mail_user)}: without cluster.mail_type no mail is sent",
+            "set cluster.mail_type='\"END,FAIL\"', or leave mail_user out",
         )
 
 
@@ -71,18 +71,18 @@ def _check_env_setup(lines: list[str]) -> None:
         entry = f"cluster.env_setup[{number}]={format_literal(line)}"
         if not line.isprintable() or not line.strip():
             raise UserError(
-                f"{entry}: expected one line of printable characters; put each line into an entry of its own"
+                f"{entry}: expected one line of printable characters", "put each line into an entry of its own"
             )
         if line.lstrip().startswith("#"):
             raise UserError(
-                f"{entry}: expected a command, not a comment, which sbatch may read as an option; leave it out"
+                f"{entry}: expected a command, not a comment, which sbatch may read as an option", "leave it out"
             )
         try:
             shlex.split(line, comments=True)
         except ValueError as error:
-            raise UserError(f"{entry}: {str(error).lower()}; close it, or leave it out") from None
+            raise UserError(f"{entry}: {str(error).lower()}", "close it, or leave it out") from None
         if line.endswith("\\") or re.search(r"(?<!<)<<(?!<)", line):
-            raise UserError(f"{entry}: goes on in the next line, which is another entry; write it as one line")
+            raise UserError(f"{entry}: goes on in the next line, which is another entry", "write it as one line")
 
 
 def _check_local(cluster: ClusterConfig) -> None:
@@ -91,8 +91,8 @@ def _check_local(cluster: ClusterConfig) -> None:
         if known.slurm_only and value and value != known.unset:
             raise UserError(
                 f"cluster.{name}={format_literal(value)}: only SLURM uses it, and cluster=local starts processes on "
-                f"this machine; set cluster=slurm or your cluster's profile, or "
-                f"cluster.{name}={format_literal(known.unset)}"
+                "this machine",
+                f"set cluster=slurm or your cluster's profile, or cluster.{name}={format_literal(known.unset)}",
             )
 
 
@@ -107,8 +107,8 @@ def _check_gpus(cluster: ClusterConfig) -> None:
             )
     if gpus and tasks and tasks % gpus:
         raise UserError(
-            f"cluster.tasks_per_node={tasks}: does not divide among cluster.gpus_per_node={gpus}; "
-            "leave it unset for one task per GPU"
+            f"cluster.tasks_per_node={tasks}: does not divide among cluster.gpus_per_node={gpus}",
+            "leave it unset for one task per GPU",
         )
 
 
@@ -117,6 +117,6 @@ def _check_time(cluster: ClusterConfig) -> None:
         minimum_min = -(-(cluster.signal_delay_s + START_AND_SAVE_S) // 60)
         raise UserError(
             f"cluster.timeout_min={cluster.timeout_min}: the job is asked to save cluster.signal_delay_s="
-            f"{cluster.signal_delay_s} s before its end, and needs {START_AND_SAVE_S} s to start and save; "
-            f"set cluster.timeout_min={minimum_min} at least, or a shorter signal_delay_s"
+            f"{cluster.signal_delay_s} s before its end, and needs {START_AND_SAVE_S} s to start and save",
+            f"set cluster.timeout_min={minimum_min} at least, or a shorter signal_delay_s",
         )

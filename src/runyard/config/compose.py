@@ -67,7 +67,7 @@ def compose(overrides: list[str]) -> Composed:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     except HydraException as error:
-        raise UserError(_hydra_message(str(error))) from None
+        raise UserError(*_hydra_message(str(error))) from None
     assert isinstance(values, dict)
     assert isinstance(unresolved, dict)
     resolved = {str(k): v for k, v in values.items()}
@@ -140,7 +140,9 @@ def _checked_override(override: str) -> str:
     """
     name, equals, _ = override.lstrip("+").partition("=")
     if name.startswith("~"):
-        raise UserError(f"{override}: no setting can be removed; give it a value, such as {name[1:] or 'epochs'}=VALUE")
+        raise UserError(
+            f"{override}: no setting can be removed", f"give it a value, such as {name[1:] or 'epochs'}=VALUE"
+        )
     if not name or not equals:
         raise UserError(f"{override or repr(override)}: expected SETTING=VALUE, as epochs=10 or model=starter")
     if name not in (known := _known_names()):
@@ -149,13 +151,13 @@ def _checked_override(override: str) -> str:
         parsed = OverridesParser.create().parse_override(override.lstrip("+"))
     except HydraException:
         raise UserError(
-            f"{override}: cannot be read; put a value with special characters into two kinds of quotes, "
-            f"such as '{name}=\"/a (1)/b\"'"
+            f"{override}: cannot be read",
+            f"put a value with special characters into two kinds of quotes, such as '{name}=\"/a (1)/b\"'",
         ) from None
     if parsed.is_sweep_override():
         raise UserError(
-            f"{override}: expected one value; a list is written [a,b], text with a comma in quotes, "
-            "and a sweep over values begins with -m"
+            f"{override}: expected one value",
+            "a list is written [a,b], text with a comma in quotes, and a sweep over values begins with -m",
         )
     if name in config_groups():
         return _check_options(name, parsed.value(), override.lstrip("+"))
@@ -171,7 +173,7 @@ def _sweep_values(override: str) -> list[str]:
     if not parsed.is_sweep_override():
         return [override]
     if isinstance(parsed.value(), Glob):
-        raise UserError(f"{override}: expected the values themselves, such as {name}=A,B; glob() is not supported")
+        raise UserError(f"{override}: expected the values themselves, such as {name}=A,B", "glob() is not supported")
     return [f"{name}={value}" for value in parsed.sweep_string_iterator()]
 
 
@@ -193,17 +195,17 @@ def _check_options(group: str, value: object, override: str) -> str:
         if not isinstance(option, dict) and option not in options:
             suggestions = difflib.get_close_matches(str(option), options, n=1, cutoff=0.5)
             hint = f"did you mean {group}={suggestions[0]}?" if suggestions else f"expected one of {', '.join(options)}"
-            raise UserError(f"{override}: no such file under configs/{group}; {hint}")
+            raise UserError(f"{override}: no such file under configs/{group}", hint)
     return override
 
 
-def _hydra_message(message: str) -> str:
-    """Return Hydra's message as one line; for a setting of another network, a message that names that network."""
+def _hydra_message(message: str) -> tuple[str, str]:
+    """Return Hydra's message as one line and the fix; for a setting of another network, these name that network."""
     match = re.match(r"Could not override 'model\.(\w+)'", message)
     if match is None:
-        return " ".join(message.split())
+        return " ".join(message.split()), ""
     owners = [p.stem for p in sorted((CONFIGS / "model").glob("*.yaml")) if match[1] in _settings_of(p)]
-    return f"model.{match[1]}: the chosen network has no such setting; it belongs to model={' and '.join(owners)}"
+    return f"model.{match[1]}: the chosen network has no such setting", f"it belongs to model={' and '.join(owners)}"
 
 
 def _check_model(model: schema.ModelConfig) -> None:
@@ -215,12 +217,12 @@ def _check_model(model: schema.ModelConfig) -> None:
     if model.name not in options:
         suggestions = difflib.get_close_matches(model.name, options, n=1, cutoff=0.5)
         hint = f"did you mean model={suggestions[0]}?" if suggestions else f"expected one of {', '.join(options)}"
-        raise UserError(f"model.name={model.name}: no such file under configs/model; {hint}")
+        raise UserError(f"model.name={model.name}: no such file under configs/model", hint)
     shared = {f.name for f in dataclasses.fields(model)}
     defaults = {k: v for k, v in _settings_of(CONFIGS / "model" / f"{model.name}.yaml").items() if k not in shared}
     if model.options.keys() != defaults.keys():
         raise UserError(
-            f"model.name={model.name}: the other model settings belong to another network; set model={model.name}"
+            f"model.name={model.name}: the other model settings belong to another network", f"set model={model.name}"
         )
     for key, default in defaults.items():
         if not _same_type(default, value := model.options[key]):

@@ -56,7 +56,7 @@ def read_dataclass(cls: type[_T], values: Mapping[str, object], path: str = "") 
                 _check_value(s, checked[name], path + name)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             doc = "a group of settings" if (s := known[name]) is None else s.doc
-            raise UserError(f"{path}{name} is missing: {doc}; add {path}{name}=VALUE")
+            raise UserError(f"{path}{name} is missing: {doc}", f"add {path}{name}=VALUE")
     return cls(**checked)
 
 

@@ -42,8 +42,8 @@ def refuse_secrets(unresolved: Mapping[str, object], values: Mapping[str, object
 
 def _refusal(setting: str, variable: str) -> UserError:
     return UserError(
-        f"{setting or 'a name of a setting'}: holds the value of {variable}, and others can read a saved "
-        "configuration; leave it out: jobs find the variable in their environment"
+        f"{setting or 'a name of a setting'}: holds the value of {variable}, and others can read a saved configuration",
+        "leave it out: jobs find the variable in their environment",
     )
 
 

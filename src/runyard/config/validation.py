@@ -47,8 +47,8 @@ def check_world_size(config: Config, world_size: int) -> None:
     micro_batch = config.batch_size // pieces
     if (config.loss.mixup_alpha or config.loss.cutmix_alpha) and micro_batch % 2:
         raise UserError(
-            f"batch_size={config.batch_size}: mixup and cutmix pair neighbours, so each micro-batch must be even; "
-            f"it is {micro_batch}"
+            f"batch_size={config.batch_size}: mixup and cutmix pair neighbours, so each micro-batch must be even",
+            f"it is {micro_batch}",
         )
 
 
@@ -69,11 +69,13 @@ def _check_schedule(schedule: ScheduleConfig, epochs: int) -> None:
         raise UserError(f"schedule.warmup_epochs={s.warmup_epochs:g}: expected below epochs={epochs}")
     if s.name == "one_cycle" and s.warmup_epochs:
         raise UserError(
-            f"schedule.warmup_epochs={s.warmup_epochs:g}: one_cycle has a warm-up of its own; "
-            "set schedule.peak_fraction, and warmup_epochs=0"
+            f"schedule.warmup_epochs={s.warmup_epochs:g}: one_cycle has a warm-up of its own",
+            "set schedule.peak_fraction, and warmup_epochs=0",
         )
     if s.name == "constant" and s.final_lr_fraction != 1:
-        raise UserError(f"schedule.final_lr_fraction={s.final_lr_fraction:g}: schedule=constant has no descent; set 1")
+        raise UserError(
+            f"schedule.final_lr_fraction={s.final_lr_fraction:g}: schedule=constant has no descent", "set 1"
+        )
 
 
 def _check_augment(augment: AugmentConfig, image_size: int) -> None:
@@ -84,12 +86,12 @@ def _check_augment(augment: AugmentConfig, image_size: int) -> None:
         raise UserError(f"augment.cutout_px={a.cutout_px}: expected at most data.image_size={image_size}")
     if a.crop_fill == "reflect" and a.crop_padding_px == 0:
         raise UserError(
-            "augment.crop_fill=reflect: has no effect, because augment.crop_padding_px=0; set crop_fill=black"
+            "augment.crop_fill=reflect: has no effect, because augment.crop_padding_px=0", "set crop_fill=black"
         )
     if a.rotation_interpolation == "bilinear" and a.rotation_deg == 0:
         raise UserError(
-            "augment.rotation_interpolation=bilinear: has no effect, because augment.rotation_deg=0; "
-            "set rotation_interpolation=nearest"
+            "augment.rotation_interpolation=bilinear: has no effect, because augment.rotation_deg=0",
+            "set rotation_interpolation=nearest",
         )
 
 
@@ -97,17 +99,19 @@ def _check_tracking(tracking: TrackingConfig) -> None:
     for name in ("entity", "group", "tags"):
         if tracking.mode == "none" and (value := getattr(tracking, name)):
             raise UserError(
-                f"tracking.{name}={format_literal(value)}: only W&B uses it, and tracking.mode=none; "
-                f"set tracking=offline, or leave tracking.{name} out"
+                f"tracking.{name}={format_literal(value)}: only W&B uses it, and tracking.mode=none",
+                f"set tracking=offline, or leave tracking.{name} out",
             )
 
 
 def _check_belongs(group: str, name: str, value: object, chosen: str, owner: str) -> None:
     """Check that the setting ``name`` has a value if ``group.name`` is ``owner``, and is null otherwise."""
     if value is None and chosen == owner:
-        raise UserError(f"{group}.{name}=null: {group}={owner} needs it; leave it out for the default, or set a number")
+        raise UserError(
+            f"{group}.{name}=null: {group}={owner} needs it", "leave it out for the default, or set a number"
+        )
     if value is not None and chosen != owner:
         raise UserError(
-            f"{group}.{name}={format_literal(value)}: belongs to {group}={owner}, and {group}.name={chosen}; "
-            f"leave it out, or set {group}={owner}"
+            f"{group}.{name}={format_literal(value)}: belongs to {group}={owner}, and {group}.name={chosen}",
+            f"leave it out, or set {group}={owner}",
         )

@@ -88,7 +88,7 @@ def load_npy(path: Path) -> np.ndarray:
 
 def truncated_error(path: Path, expected: int, actual: int) -> UserError:
     """Return the error for a file that was truncated or overwritten while it was read. Sizes are in bytes."""
-    return UserError(f"{path}: changed while it was read: {actual} bytes, and it had {expected}; {REBUILD_HINT}")
+    return UserError(f"{path}: changed while it was read: {actual} bytes, and it had {expected}", REBUILD_HINT)
 
 
 class ArraySource:

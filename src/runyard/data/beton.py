@@ -79,12 +79,12 @@ def inspect_beton(path: Path) -> Beton:
             f.seek(0)
             return _parse(path, f, f.read(_HEADER.itemsize + len(_FIELDS) * _FIELD.itemsize), end)
     except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror}); expected an FFCV file; {REBUILD_HINT}") from None
+        raise UserError(f"{path}: cannot read it ({error.strerror}); expected an FFCV file", REBUILD_HINT) from None
 
 
 def _parse(path: Path, file: BinaryIO, head: bytes, file_bytes: int) -> Beton:
     def refuse(problem: str) -> UserError:
-        return UserError(f"{path}: {problem}; {REBUILD_HINT}")
+        return UserError(f"{path}: {problem}", REBUILD_HINT)
 
     if file_bytes == 0:
         raise refuse("the file is empty, expected an FFCV file")

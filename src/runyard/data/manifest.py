@@ -226,6 +226,6 @@ def _check_array(folder: Path, file: str | None, dtype: str, shape: tuple[int, .
         raise UserError(f"{path}: {reason}", REBUILD_HINT) from None
     if array.dtype != dtype or array.shape != shape:
         raise UserError(
-            f"{path}: holds {array.dtype} {list(array.shape)}, and the manifest says {dtype} {list(shape)};"
-            " delete the folder and run: runyard prepare"
+            f"{path}: holds {array.dtype} {list(array.shape)}, and the manifest says {dtype} {list(shape)}",
+            "delete the folder and run: runyard prepare",
         )

@@ -27,7 +27,7 @@ def epoch_permutation(seed: int, epoch: int, samples: int) -> Indices:
 def steps_per_epoch(samples: int, batch_size: int) -> int:
     """Return the optimizer steps per epoch. Samples that do not fill a global batch are dropped."""
     if batch_size > samples:
-        raise UserError(f"batch_size={batch_size}: expected at most the {samples} training images; set a smaller one")
+        raise UserError(f"batch_size={batch_size}: expected at most the {samples} training images", "set a smaller one")
     return samples // batch_size
 
 

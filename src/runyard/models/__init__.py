@@ -31,7 +31,7 @@ def build(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
     if config.name not in model_names():
         suggestions = difflib.get_close_matches(config.name, model_names(), n=1, cutoff=0.5)
         hint = f"did you mean {suggestions[0]}?" if suggestions else f"known: {', '.join(model_names())}"
-        raise UserError(f"model.name={config.name}: there is no such file in runyard/models; {hint}")
+        raise UserError(f"model.name={config.name}: there is no such file in runyard/models", hint)
     module = importlib.import_module(f"runyard.models.{config.name}")
     options = read_dataclass(module.Options, config.options, "model.")
     try:

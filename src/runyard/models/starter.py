@@ -105,6 +105,7 @@ def build(options: Options, num_classes: int, image_size: int) -> nn.Module:
     if side < 2 ** len(options.widths):
         raise UserError(
             f"data.image_size={image_size}: the first layer leaves {side} px, too few to be halved in each "
-            f"of {len(options.widths)} stages; shorten model.widths"
+            f"of {len(options.widths)} stages",
+            "shorten model.widths",
         )
     return network

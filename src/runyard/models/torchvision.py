@@ -33,13 +33,13 @@ def build(options: Options, num_classes: int, image_size: int) -> nn.Module:
     if options.arch not in known:
         suggestions = difflib.get_close_matches(options.arch, known, n=1, cutoff=0.4)
         hint = f"did you mean {suggestions[0]}?" if suggestions else f"as {', '.join(known[:4])}"
-        raise UserError(f"model.arch={options.arch}: torchvision {_version()} has no such classifier; {hint}")
+        raise UserError(f"model.arch={options.arch}: torchvision {_version()} has no such classifier", hint)
     network = _build(models, options, num_classes, image_size)
     if options.stem == "small":
         if not isinstance(network, models.ResNet):
             raise UserError(
-                f"model.stem=small: defined for resnet, resnext and wide_resnet, not for "
-                f"model.arch={options.arch}; use model.stem=imagenet"
+                f"model.stem=small: defined for resnet, resnext and wide_resnet, not for model.arch={options.arch}",
+                "use model.stem=imagenet",
             )
         network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does

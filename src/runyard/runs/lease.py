@@ -72,10 +72,12 @@ class Lease:
         """
         current = _read_lease(self._folder, lock=False)
         if current is None:
-            raise LeaseLost(f"run {self._run_id}: its lease is gone; this process writes nothing more to it")
+            raise LeaseLost(f"run {self._run_id}: its lease is gone", "this process writes nothing more to it")
         if current.holder.token != self._self_holder.token:
             successor = current.holder.description
-            raise LeaseLost(f"run {self._run_id} was taken over by {successor}; this process writes nothing more to it")
+            raise LeaseLost(
+                f"run {self._run_id} was taken over by {successor}", "this process writes nothing more to it"
+            )
 
     def release(self) -> None:
         """Give the lease back. If the file cannot be deleted, its free lock or its age shows that it is not held."""
@@ -184,7 +186,7 @@ def _open(path: Path, lock: bool) -> ObservedLease | None:
     except OSError as error:
         if error.errno not in (errno.EISDIR, errno.EINVAL):
             raise
-        raise UserError(f"{path}: {error.strerror}: not a lease of runyard; remove it") from None
+        raise UserError(f"{path}: {error.strerror}: not a lease of runyard", "remove it") from None
 
 
 def _lock(file: BinaryIO, kind: int) -> bool:

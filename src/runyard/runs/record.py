@@ -97,7 +97,7 @@ def read_record(run: Path) -> RunRecord:
         _check(record)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{run}: no run directory (it lacks run.json); give an id, @last or a path; `runyard submit` creates one"
+            f"{run}: no run directory (it lacks run.json)", "give an id, @last or a path; `runyard submit` creates one"
         ) from None
     except OSError as error:
         raise UserError(f"{file}: cannot read it ({error.strerror})", file_fix(error)) from None

@@ -142,8 +142,8 @@ class Run:
                 raise
         except OSError as error:
             raise UserError(
-                f"runs_dir={config.runs_dir}: cannot create a run there ({error.strerror}); "
-                "set runs_dir to a folder you can write"
+                f"runs_dir={config.runs_dir}: cannot create a run there ({error.strerror})",
+                "set runs_dir to a folder you can write",
             ) from error
         return cls(runs_dir / run_id, config, record)
 
@@ -236,8 +236,8 @@ class Run:
             if error.errno not in UNWRITABLE_ERRNOS:
                 raise
             raise UserError(
-                f"{error.filename or self.path}: {error.strerror}; fix that, "
-                f"then continue with: runyard resume {self.cli_reference}"
+                f"{error.filename or self.path}: {error.strerror}",
+                f"fix that, then continue with: runyard resume {self.cli_reference}",
             ) from error
 
     def acquire_lease(self) -> Lease:
@@ -288,10 +288,11 @@ def _read_config(file: Path) -> Config:
             raise ValueError("no mapping of names to values")
         return schema.config_from_dict(values)
     except FileNotFoundError:
-        raise UserError(f"{file.parent}: no run directory (it lacks {file.name}); {RUN_HINT}") from None
+        raise UserError(f"{file.parent}: no run directory (it lacks {file.name})", RUN_HINT) from None
     except OSError as error:
         raise UserError(f"{file}: cannot read it ({error.strerror})", file_fix(error)) from None
     except UserError as error:
-        raise UserError(f"{file}: {error}", RUN_HINT) from None
+        fixes = "; ".join(filter(None, (error.fix, RUN_HINT)))
+        raise UserError(f"{file}: {error.problem}", fixes) from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: damaged ({(str(error).splitlines() or ['?'])[0]}); {RUN_HINT}") from None
+        raise UserError(f"{file}: damaged ({(str(error).splitlines() or ['?'])[0]})", RUN_HINT) from None

@@ -96,8 +96,9 @@ def select_checkpoint(
             skipped.append(f"{_step_name(path)} is damaged ({error})")
     if saved or (existing and "from_scratch" not in run.record):
         raise UserError(
-            f"run {run.id} has no checkpoint left to resume from: {'; '.join(skipped)}; put one back into "
-            f"{run.checkpoints}, or restart from step 0: runyard resume {run.cli_reference} --from-scratch"
+            f"run {run.id} has no checkpoint left to resume from: {'; '.join(skipped)}",
+            "put one back into "
+            f"{run.checkpoints}, or restart from step 0: runyard resume {run.cli_reference} --from-scratch",
         )
     return CheckpointSelection(None, skipped)
 

@@ -47,7 +47,7 @@ def find_run_dir(reference: str, runs_dir: Path | str = "runs") -> Path:
     matches = matching(reference, ids)
     if not matches:
         newest = f"the newest there is {ids[-1]}" if ids else "there are none there yet"
-        raise UserError(f"no run {reference} in {folder}: {newest}; give an id, its beginning, @last, or a path")
+        raise UserError(f"no run {reference} in {folder}: {newest}", "give an id, its beginning, @last, or a path")
     if len(matches) > 1:
         raise UserError(
             f"{reference} matches {len(matches)} runs in {folder}, {matches[0]} and {matches[1]} among them: "

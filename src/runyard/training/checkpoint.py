@@ -257,8 +257,8 @@ def load_network(run: Run, which: Literal["last", "best"] = "last") -> nn.Module
             check_finite(weights)
         except InvalidCheckpoint as error:  # not damage on disk: falling back to an older one would hide it
             raise UserError(
-                f"{checkpoint.path}: {error}: its predictions would be meaningless; delete it to use an "
-                "older one, and lower optim.lr if the training diverged"
+                f"{checkpoint.path}: {error}: its predictions would be meaningless",
+                "delete it to use an older one, and lower optim.lr if the training diverged",
             ) from None
         network.load_state_dict(weights)
 

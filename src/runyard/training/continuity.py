@@ -112,7 +112,8 @@ def check_same_settings(run: Run, checkpoint: Checkpoint) -> None:
         if value != old:
             raise UserError(
                 f"{name}={format_literal(value)}: run {run.id} was begun with {format_literal(old)}, and would train "
-                f"differently; put that back into {run.path / 'config.yaml'}, or start a new run"
+                "differently",
+                f"put that back into {run.path / 'config.yaml'}, or start a new run",
             )
 
 

@@ -426,5 +426,5 @@ class Trainer:
         except RuntimeError as error:
             if "deterministic implementation" not in str(error):
                 raise
-            raise UserError(f"deterministic=true: {str(error).partition(',')[0]}; set deterministic=false") from error
+            raise UserError(f"deterministic=true: {str(error).partition(',')[0]}", "set deterministic=false") from error
         process_group.finish_warm_up(self.rank_info)

@@ -55,10 +55,9 @@ def select_runs(
     notes: list[str] = []
     directories = [find_run_dir(reference, runs_dir) for reference in references] if references else run_dirs(runs_dir)
     if not directories:
-        raise UserError(
-            _without_runs(sweep, runs_dir)
-            or f"no runs in {runs_dir}: `runyard submit` makes one; --runs-dir looks elsewhere"
-        )
+        if reason := _without_runs(sweep, runs_dir):
+            raise UserError(reason)
+        raise UserError(f"no runs in {runs_dir}: `runyard submit` makes one", "--runs-dir looks elsewhere")
     if sweep is not None:
         sweep, directories = _of_sweep(sweep, directories, runs_dir, notes)
     runs = _loaded(directories, notes)
@@ -174,7 +173,7 @@ def _of_tag(tag: str, runs: list[RunHistory], runs_dir: Path | str) -> list[RunH
     if not tagged:
         tags = sorted({t for run in runs for t in run.tags})
         hint = f"tags there: {', '.join(tags[:9])}" if tags else "no run there has a tag; set tracking.tags=[...]"
-        raise UserError(f"--tag {tag}: no run in {runs_dir} has it; {hint}")
+        raise UserError(f"--tag {tag}: no run in {runs_dir} has it", hint)
     return tagged
 
 

@@ -54,7 +54,7 @@ def make_leaderboards(
     if data is not None:
         matching = {label: g for label, g in members.items() if data in (label, g[0].runs[0].data_name)}
         if not matching:
-            raise UserError(f"--data {data}: no run of it; there are {', '.join(sorted(members))}")
+            raise UserError(f"--data {data}: no run of it", f"there are {', '.join(sorted(members))}")
         members = matching
     boards = [_board(label, members[label], RANKING_METRICS[metric], max_parameters) for label in sorted(members)]
     if not any(board.rows for board in boards):

@@ -112,7 +112,7 @@ def _named(name: str, groups: Sequence[Group], eligible: Sequence[Group]) -> Gro
         labels = [group.label for group in groups]
         some_labels = f"{', '.join(labels[:6])}{' and others' if len(labels) > 6 else ''}"
         raise UserError(
-            f"--baseline {name}: fits {len(matches) or 'none'} of the rows: {some_labels}; give one, or a run's id"
+            f"--baseline {name}: fits {len(matches) or 'none'} of the rows: {some_labels}", "give one, or a run's id"
         )
     if matches[0] not in eligible:
         raise UserError(f"--baseline {name}: none of its runs has finished ({matches[0].state_text})")

@@ -73,7 +73,7 @@ def sort_rows(table: list[TableRow], column: str) -> list[TableRow]:
     keys = list(dict.fromkeys([*MEASURES, *(k for row in table for k in (*row.values, *row.settings)), *TEXT_COLUMNS]))
     all_columns = list(dict.fromkeys([*keys, *(k for row in table for k in row.group.settings)]))
     if name not in all_columns:
-        raise UserError(f"--sort {column}: no such column; there are {', '.join(keys)}, and every setting")
+        raise UserError(f"--sort {column}: no such column", f"there are {', '.join(keys)}, and every setting")
     good_high = name in MEASURES and MEASURES[name].higher_is_better
 
     def value(row: TableRow) -> object:

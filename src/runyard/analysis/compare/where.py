@@ -45,8 +45,8 @@ class Condition:
                 return False
             if not (_is_number(actual) and _is_number(self.value)):
                 raise UserError(
-                    f"--where {self.text!r}: {self.name} is {actual} in run {run.id}; only numbers have an order: "
-                    "use = or !="
+                    f"--where {self.text!r}: {self.name} is {actual} in run {run.id}",
+                    "only numbers have an order: use = or !=",
                 )
             return ORDER_COMPARISONS[self.comparison](actual, self.value)
         equal = actual == self.value and (type(actual) is bool) is (type(self.value) is bool)  # true does not equal 1

@@ -46,8 +46,8 @@ def write_figures(folder: Path, groups: Sequence[Group]) -> list[str]:
     """
     if folder.suffix.lower().lstrip(".") in FIGURE_FORMATS:
         raise UserError(
-            f"--png {folder}: expected a folder, since each figure is a file of its own; "
-            f"try --png {folder.with_suffix('')}"
+            f"--png {folder}: expected a folder, since each figure is a file of its own",
+            f"try --png {folder.with_suffix('')}",
         )
     written = []
     try:
@@ -60,7 +60,7 @@ def write_figures(folder: Path, groups: Sequence[Group]) -> list[str]:
                 written.append(name)
     except OSError as error:
         raise UserError(
-            f"--png {folder}: cannot write there ({error.strerror}); name a folder you can write"
+            f"--png {folder}: cannot write there ({error.strerror})", "name a folder you can write"
         ) from error
     return written
 

@@ -107,7 +107,7 @@ def _library() -> bytes:
     """Return plotly's JavaScript from its Python package, without importing the package."""
     spec = importlib.util.find_spec("plotly")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("--html: plotly is not installed here; `make setup` installs it")
+        raise UserError("--html: plotly is not installed here", "`make setup` installs it")
     return Path(spec.submodule_search_locations[0], LIBRARY).read_bytes()
 
 

@@ -59,7 +59,7 @@ def write_report(run: Run) -> Path:
             pictures[f"curves_phone{suffix}"] = save(curves.draw_curves(report_data, theme, columns=1), "png", PAGE_DPI)
         write_atomic(folder / "index.html", render(report_data, pictures))
     except OSError as error:
-        raise UserError(f"{folder}: cannot write the report there ({error.strerror}); {file_fix(error)}") from error
+        raise UserError(f"{folder}: cannot write the report there ({error.strerror})", file_fix(error)) from error
     return folder / "index.html"
 
 

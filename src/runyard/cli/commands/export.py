@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
             written.append(str(export_table(runs, Path(to))))
     except OSError as error:
-        raise UserError(f"--to {to}: cannot be written ({error.strerror}); give another folder") from None
+        raise UserError(f"--to {to}: cannot be written ({error.strerror})", "give another folder") from None
     if args.json:
         print(json.dumps({"program": args.program, "to": to, "written": written}))
         return

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from runyard.runs.store import find_run_dir
 
     if args.watch and args.json:
-        raise UserError("-w and --json: take one of them; call `runyard status --json` again for new values")
+        raise UserError("-w and --json: take one of them", "call `runyard status --json` again for new values")
     if args.runs and (args.sweep or args.all):
         raise UserError("RUN, and --all or --sweep: take one of them")
     directories = [find_run_dir(reference, args.runs_dir) for reference in args.runs]

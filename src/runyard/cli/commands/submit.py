@@ -109,7 +109,7 @@ def run_sequentially(plan: SubmissionPlan, args: argparse.Namespace) -> int:
     from runyard.runs.run import new_id
 
     if args.detach:
-        raise UserError("--detach: the points of a sweep on this machine run one after the other; leave it out")
+        raise UserError("--detach: the points of a sweep on this machine run one after the other", "leave it out")
     sweep, exit_code, rows = new_id(plan.config.name), 0, []
     for point in plan.configs:
         with sigterm_as_interrupt():
@@ -142,5 +142,5 @@ def dependency_job_id(reference: str, runs_dir: Callable[[], str]) -> str:
         return reference
     jobs = run_status(RunSummary(find_run_dir(reference, runs_dir()))).run.slurm_jobs
     if not jobs:
-        raise UserError(f"--after {reference}: that run has no job on SLURM; give a job number or another run")
+        raise UserError(f"--after {reference}: that run has no job on SLURM", "give a job number or another run")
     return jobs[-1]

@@ -94,11 +94,9 @@ def _load_or_create(args: argparse.Namespace) -> tuple[Path, SearchSettings]:
     provided = {name: value for name in SEARCH_DEFAULTS if (value := getattr(args, name)) is not None}
     if not args.overrides:
         if stored is None:
-            raise UserError(
-                f"no search of that name in {runs_dir}; start one: {EXAMPLE}"
-                if args.name
-                else f"{RANGE_SYNTAX}; example: {EXAMPLE}"
-            )
+            if args.name:
+                raise UserError(f"no search of that name in {runs_dir}", f"start one: {EXAMPLE}")
+            raise UserError(RANGE_SYNTAX, f"example: {EXAMPLE}")
         _require_unchanged(args, stored, provided)
         return folder, stored
     ranges = [o for o in args.overrides if read_range(o) is not None]
@@ -116,7 +114,7 @@ def _load_or_create(args: argparse.Namespace) -> tuple[Path, SearchSettings]:
 def _require_unchanged(args: argparse.Namespace, stored: SearchSettings, requested: dict[str, object]) -> None:
     for name, value in requested.items():
         if (stored_value := getattr(stored, name)) != value:
-            raise UserError(f"--name {args.name}: was started with {name} {stored_value}, not with {value}; "
+            raise UserError(f"--name {args.name}: was started with {name} {stored_value}, not with {value}",
                             "leave the settings out to continue it, or choose another --name")  # fmt: skip
 
 

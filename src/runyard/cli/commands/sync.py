@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from runyard.tracking.wandb.connection import ServerError
 
     if bool(args.runs) == args.all:
-        raise UserError(f"sync needs RUN… or --all, and not both; example: {EXAMPLE}")
+        raise UserError("sync needs RUN… or --all, and not both", f"example: {EXAMPLE}")
     runs, unreadable = _select_runs(args)
     console = Console(stderr=True, quiet=args.json or not sys.stderr.isatty(), soft_wrap=True, highlight=False)
     results: list[dict[str, Any]] = []

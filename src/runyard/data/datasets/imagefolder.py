@@ -61,28 +61,28 @@ def scan_tree(root: Path) -> ImageTree:
         folders = {"train": root / "train"}
         if not folders["train"].is_dir():
             raise UserError(
-                f"data.path={root}: there is no folder train/ in it; expected train/CLASS/*.jpg and test/CLASS/*.jpg"
+                f"data.path={root}: there is no folder train/ in it", "expected train/CLASS/*.jpg and test/CLASS/*.jpg"
             )
         present = [name for name in ("test", "val") if (root / name).is_dir()]
         if not present:
             raise UserError(
-                f"data.path={root}: there is neither test/ nor val/ beside train/; expected test/CLASS/*.jpg"
+                f"data.path={root}: there is neither test/ nor val/ beside train/", "expected test/CLASS/*.jpg"
             )
         folders |= {"test": root / present[0]} | ({"validation": root / "val"} if len(present) == 2 else {})
         classes = tuple(_folders(folders["train"]))
         if len(classes) < 2:
             raise UserError(
-                f"{folders['train']}: {len(classes)} class folders; expected at least 2, such as train/CLASS/*.jpg"
+                f"{folders['train']}: {len(classes)} class folders", "expected at least 2, such as train/CLASS/*.jpg"
             )
         splits = {split: _files(folder, classes) for split, folder in folders.items()}
     except OSError as error:
         raise UserError(
-            f"{printable_path(error.filename)}: cannot read it ({error.strerror}); {file_fix(error)}"
+            f"{printable_path(error.filename)}: cannot read it ({error.strerror})", file_fix(error)
         ) from None
     counts = np.bincount(splits["train"][1], minlength=len(classes))
     if not counts.all():
         raise UserError(
-            f"{folders['train'] / classes[int(np.argmin(counts))]}: a class without files; fill or remove the folder"
+            f"{folders['train'] / classes[int(np.argmin(counts))]}: a class without files", "fill or remove the folder"
         )
     return ImageTree(classes, splits)
 
@@ -96,7 +96,7 @@ def _files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], np.ndarr
     labels: list[int] = []
     if unknown_classes := [name for name in _folders(folder) if name not in classes]:
         raise UserError(
-            f"{folder / unknown_classes[0]}: train/ has no class of this name; add it there, or remove this folder"
+            f"{folder / unknown_classes[0]}: train/ has no class of this name", "add it there, or remove this folder"
         )
     for label, name in enumerate(classes):
         if (folder / name).is_dir():
@@ -104,7 +104,7 @@ def _files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], np.ndarr
             files += class_files
             labels += [label] * len(class_files)
     if not files:
-        raise UserError(f"{folder}: no files in its class folders; expected CLASS/*.jpg")
+        raise UserError(f"{folder}: no files in its class folders", "expected CLASS/*.jpg")
     return files, np.array(labels, np.int64)
 
 

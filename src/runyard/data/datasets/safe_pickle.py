@@ -39,9 +39,9 @@ def load_pickle(path_or_file: str | Path | BinaryIO, name: str | None = None) ->
             path_or_file = io.BytesIO(read_regular(path_or_file))
         return _unwrap(_Reader(path_or_file, name).load())
     except OSError as error:
-        raise UserError(f"{name}: cannot read it ({error.strerror}); expected a pickle of arrays") from None
+        raise UserError(f"{name}: cannot read it ({error.strerror})", "expected a pickle of arrays") from None
     except MemoryError:
-        raise UserError(f"{name}: needs more memory than there is; expected a pickle of arrays") from None
+        raise UserError(f"{name}: needs more memory than there is", "expected a pickle of arrays") from None
     except (
         pickle.UnpicklingError,
         EOFError,
@@ -56,7 +56,9 @@ def load_pickle(path_or_file: str | Path | BinaryIO, name: str | None = None) ->
         struct.error,
     ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name}: damaged, or not a pickle of arrays ({reason}); get a new copy of the file") from None
+        raise UserError(
+            f"{name}: damaged, or not a pickle of arrays ({reason})", "get a new copy of the file"
+        ) from None
 
 
 class _Reader(pickle.Unpickler):
@@ -71,7 +73,8 @@ class _Reader(pickle.Unpickler):
         except KeyError:
             raise UserError(
                 f"{self._name}: uses {module}.{name}, which could run code; expected a pickle of numpy "
-                "arrays, lists, dicts, numbers and text only; save it as .npz instead"
+                "arrays, lists, dicts, numbers and text only",
+                "save it as .npz instead",
             ) from None
 
 

@@ -78,7 +78,7 @@ class BetonSource:
             problem = (
                 "is damaged" if status == DECODE_DAMAGED else f"does not have the {recorded} px that the file says"
             )
-            raise UserError(f"{f.path}: the JPEG data of sample {sample} {problem}; {REBUILD_HINT}")
+            raise UserError(f"{f.path}: the JPEG data of sample {sample} {problem}", REBUILD_HINT)
         return out, np.arange(len(indices))
 
 
@@ -94,14 +94,14 @@ def bind_decoders() -> None:
     libraries = [path for folder in folders for path in Path(folder).glob("_libffcv*.so")]
     if not libraries:
         raise UserError(
-            "loader=ffcv: FFCV is not installed here; install it (make setup), or set loader=torch or loader=resident"
+            "loader=ffcv: FFCV is not installed here", "install it (make setup), or set loader=torch or loader=resident"
         )
     try:
         library = ctypes.CDLL(str(libraries[0]))
     except OSError as error:
         raise UserError(
-            f"loader=ffcv: {libraries[0].name} cannot be loaded ({error}); install OpenCV and "
-            "libturbojpeg, or set loader=torch or loader=resident"
+            f"loader=ffcv: {libraries[0].name} cannot be loaded ({error})",
+            "install OpenCV and libturbojpeg, or set loader=torch or loader=resident",
         ) from None
     for name in ("imdecode", "resize"):
         address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value

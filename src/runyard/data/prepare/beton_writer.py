@@ -67,7 +67,7 @@ def write_betons(
         process.stdin.close()
         for message in _messages(process, stall_s):
             if "error" in message:
-                raise UserError(message["error"])
+                raise UserError(*message["error"])
             report_progress(message["what"], message["done"], message["total"])
     except BrokenPipeError:
         pass  # it died at once; its exit code below says why
@@ -101,8 +101,8 @@ def _messages(process: subprocess.Popen[bytes], stall_s: float) -> Iterator[dict
                         yield json.loads(line)
             if time.monotonic() - last_change > stall_s:
                 raise UserError(
-                    f"the FFCV writer made no progress for {stall_s:g} s and was stopped; the disk may hang: "
-                    "check it, or set data.root to another"
+                    f"the FFCV writer made no progress for {stall_s:g} s and was stopped",
+                    "the disk may hang: check it, or set data.root to another",
                 )
 
 
@@ -112,9 +112,9 @@ def _failure(code: int, log: Path, file: str, oom_message: str | None) -> UserEr
     error_lines = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
     reason = (error_lines or lines or ["no reason given"])[-1][:200]
     if any("No space left" in line or "Disk quota" in line for line in lines):
-        return UserError(f"{Path(file).parent.parent}: the disk is full; make room, or set data.root to another disk")
+        return UserError(f"{Path(file).parent.parent}: the disk is full", "make room, or set data.root to another disk")
     if code == -signal.SIGBUS:
-        return UserError("the FFCV writer found too little shared memory: /dev/shm is full; make room there")
+        return UserError("the FFCV writer found too little shared memory: /dev/shm is full", "make room there")
     if code == -signal.SIGKILL:
         cause = f", {oom_message}: free memory" if oom_message else ": find out what killed it"
         return UserError(f"the FFCV writer was {known_causes.exit_text('SIGKILL')}{cause}, then run: runyard prepare")

@@ -118,7 +118,7 @@ def _check_one(job: WriteJob, report_progress: ProgressCallback) -> None:
     images, name = _Images(job), Path(job.beton).name
     content = beton.inspect_beton(Path(job.beton))
     if content.samples != len(images):
-        raise UserError(f"{job.beton}: read back {content.samples} samples of {len(images)}; the disk may be faulty")
+        raise UserError(f"{job.beton}: read back {content.samples} samples of {len(images)}", "the disk may be faulty")
     stored = np.memmap(job.beton, np.uint8, "r")
     for i in range(len(images)):
         image, label = images[i]
@@ -127,7 +127,7 @@ def _check_one(job: WriteJob, report_progress: ProgressCallback) -> None:
         stored_bytes = stored[content.pointers[i] : content.pointers[i] + content.sizes[i]]
         same_size = (content.height[i], content.width[i]) == image.shape[:2]
         if label != content.labels[i] or not same_size or not np.array_equal(stored_bytes, expected):
-            raise UserError(f"{job.beton}: sample {i} read back is not what was written; the disk may be faulty")
+            raise UserError(f"{job.beton}: sample {i} read back is not what was written", "the disk may be faulty")
         if i % 256 == 0:
             report_progress(f"{name}: compare", i, len(images))
     _check_decoding(job, content, report_progress)
@@ -186,7 +186,7 @@ def _main() -> None:
             _write_one(WriteJob(**job), report_progress)
             _check_one(WriteJob(**job), report_progress)
     except UserError as error:
-        print(json.dumps({"error": str(error)}), file=out, flush=True)
+        print(json.dumps({"error": [error.problem, error.fix]}), file=out, flush=True)
     out.flush()
     os._exit(0)  # without waiting for FFCV's threads
 

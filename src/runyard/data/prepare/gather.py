@@ -76,8 +76,8 @@ def _require_disk_space(data: DataConfig, work: Path, pixel_bytes: int) -> None:
     required_bytes, free_bytes = 2 * pixel_bytes + 3 * _PAGE_BYTES, shutil.disk_usage(work).free
     if free_bytes < required_bytes:
         raise UserError(
-            f"data.root={data.root}: {required_bytes >> 20} MB are needed and {free_bytes >> 20} MB are free; "
-            "make room, or set data.root to another disk"
+            f"data.root={data.root}: {required_bytes >> 20} MB are needed and {free_bytes >> 20} MB are free",
+            "make room, or set data.root to another disk",
         )
 
 
@@ -89,7 +89,7 @@ def layout_tree(data: DataConfig, work: Path, sources: Path, report_progress: Pr
     """
     if data.path is None:
         raise UserError(
-            "data.path=null: data.kind=imagefolder reads a folder with train/CLASS/*.jpg; set data.path=FOLDER"
+            "data.path=null: data.kind=imagefolder reads a folder with train/CLASS/*.jpg", "set data.path=FOLDER"
         )
     root = Path(data.path)
     tree = imagefolder.scan_tree(root)
@@ -98,7 +98,8 @@ def layout_tree(data: DataConfig, work: Path, sources: Path, report_progress: Pr
         if "validation" in splits:
             raise UserError(
                 f"data.validation_fraction={data.validation_fraction}: {root} has test/ and val/, so val/ "
-                "is already the validation split; set data.validation_fraction=0"
+                "is already the validation split",
+                "set data.validation_fraction=0",
             )
         files, labels = splits["train"]
         retained, held_out = hold_out(labels, data.validation_fraction, data.split_seed)
@@ -125,8 +126,8 @@ def layout_tree(data: DataConfig, work: Path, sources: Path, report_progress: Pr
         readable = [i for i, inspection in enumerate(by_split[split]) if not inspection.problem]
         if len(np.unique(labels[readable])) < len(np.unique(labels)):
             raise UserError(
-                f"data.path={root}: a class of {split}/ has no readable image; fix or remove "
-                f"{broken[0][0]} ({broken[0][1]})"
+                f"data.path={root}: a class of {split}/ has no readable image",
+                f"fix or remove {broken[0][0]} ({broken[0][1]})",
             )
         np.save(work / f"{split}_labels.npy", labels[readable])
         (sources / f"{split}.json").write_text(json.dumps([os.path.abspath(files[i]) for i in readable]))
@@ -181,7 +182,7 @@ def _refuse_images(data: DataConfig, odd: list[tuple[str, str]], broken: list[tu
         if images and policy == "refuse":
             names = ", ".join(f"{name} ({kind})" for name, kind in images[:_NAMES_SHOWN])
             more = f" and {len(images) - _NAMES_SHOWN} more" if len(images) > _NAMES_SHOWN else ""
-            raise UserError(f"data.path={data.path}: {len(images)} {problem}: {names}{more}; fix them, or: {fix}")
+            raise UserError(f"data.path={data.path}: {len(images)} {problem}: {names}{more}", f"fix them, or: {fix}")
 
 
 def _job(data: DataConfig, work: Path, split: str, images: Path, largest: int, total: int) -> WriteJob:
@@ -213,7 +214,8 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray
     if not held_out.any() or len(np.unique(labels[~held_out])) < len(np.unique(labels)):
         raise UserError(
             f"data.validation_fraction={fraction}: holds out {int(held_out.sum())} of {len(labels)} images, "
-            "which leaves the validation split or a training class empty; choose another fraction"
+            "which leaves the validation split or a training class empty",
+            "choose another fraction",
         )
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -19,7 +18,7 @@ from runyard.data.manifest import Manifest, Split
 from runyard.data.prepare import beton_writer, gather
 from runyard.data.prepare.gather import ProgressCallback
 from runyard.errors import UserError
-from runyard.files import open_lock, sha256, sync_folder
+from runyard.files import file_fix, open_lock, sha256, sync_folder
 
 
 def prepare_dataset(data: DataConfig, *, progress: bool) -> Manifest:
@@ -53,26 +52,25 @@ def prepare_dataset(data: DataConfig, *, progress: bool) -> Manifest:
             finally:
                 _remove(work)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"data.root={data.root}: the disk is full; make room, or set another") from None
         raise UserError(
-            f"data.root={data.root}: cannot write {target} ({error.strerror or error}); "
-            "fix its permissions, or set data.root to a folder that you can write"
+            f"data.root={data.root}: cannot write {target} ({error.strerror or error})",
+            f"{file_fix(error)}, or set data.root to a folder that you can write",
         ) from None
 
 
 def _verify_existing(data: DataConfig, target: Path, report_progress: ProgressCallback) -> Manifest:
     if not (target / manifest.MANIFEST_FILE).exists():
         raise UserError(
-            f"{target}: exists, but was not made by runyard prepare (no {manifest.MANIFEST_FILE}); "
-            "move it away, or set data.root or data.name"
+            f"{target}: exists, but was not made by runyard prepare (no {manifest.MANIFEST_FILE})",
+            "move it away, or set data.root or data.name",
         )
     prepared = manifest.load_manifest(target)
     tree_path = data.path if data.kind == "imagefolder" else None
     if prepared.kind != data.kind or (tree_path is not None and prepared.source != gather.tree_source(data)):
         raise UserError(
             f"{target}: prepared from {prepared.kind} ({prepared.source}), and data.kind={data.kind}, "
-            f"data.path={data.path} is requested; set data.name to another name"
+            f"data.path={data.path} is requested",
+            "set data.name to another name",
         )
     for number, split in enumerate(prepared.splits):
         report_progress("verify", number, len(prepared.splits))

@@ -105,11 +105,12 @@ def verify_snapshot(code: Path, code_hash: str | None, *, trusted: bool = False)
         UserError: the code was changed, or other users can write to it.
         OSError: it cannot be read.
     """
-    if not trusted and (problem := writable_by_others(code)) is not None:
-        raise UserError(f"the code in {code} is not run: {problem}")
+    if not trusted and (found := writable_by_others(code)) is not None:
+        problem, fix = found
+        raise UserError(f"the code in {code} is not run: {problem}", fix)
     files = snapshot_files(code)
     if not files or (code_hash is not None and content_hash(files) != code_hash):
         raise UserError(
-            f"the code in {code} is not what was submitted: it was changed there; move that directory away, and it is "
-            "copied again from a checkout with the submitted code"
+            f"the code in {code} is not what was submitted: it was changed there",
+            "move that directory away, and it is copied again from a checkout with the submitted code",
         )

@@ -44,7 +44,7 @@ class MlflowStore:
             os.environ.setdefault(name, value)
         try:
             if (problem := _sqlite_problem(self.uri)) is not None:
-                raise UserError(f"--to {to}: cannot be written ({problem}); give another folder")
+                raise UserError(f"--to {to}: cannot be written ({problem})", "give another folder")
             self._client = MlflowClient(tracking_uri=self.uri)
             self._client.search_experiments(max_results=1)
         except (MlflowException, SQLAlchemyError, OSError) as error:
@@ -61,7 +61,7 @@ class MlflowStore:
         except (MlflowException, SQLAlchemyError) as error:
             reason = (str(error).splitlines() or ["?"])[0]
             raise UserError(
-                f"--to {self._to}: MLflow did not accept run {run.id} ({reason}); run the same command again"
+                f"--to {self._to}: MLflow did not accept run {run.id} ({reason})", "run the same command again"
             ) from None
 
     def _export(self, run: RunHistory) -> str:

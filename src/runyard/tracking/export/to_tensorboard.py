@@ -32,7 +32,7 @@ def export_tensorboard(run: RunHistory, folder: Path) -> Path:
     """
     target, tmp_dir = folder / run.id, folder / f".making-{run.id}"
     if foreign := [path.name for path in target.glob("*") if EVENTS not in path.name]:
-        raise UserError(f"--to {folder}: {target} holds {foreign[0]}, which no export wrote; give another folder")
+        raise UserError(f"--to {folder}: {target} holds {foreign[0]}, which no export wrote", "give another folder")
     shutil.rmtree(tmp_dir, ignore_errors=True)
     tmp_dir.mkdir(parents=True)
     writer = EventFileWriter(str(tmp_dir))

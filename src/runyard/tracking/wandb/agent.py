@@ -52,18 +52,18 @@ class SweepAssignment:
         """
         if config.tracking.mode in ("none", "offline"):
             raise UserError(
-                f"tracking.mode={config.tracking.mode}: W&B's sweep {self.sweep} would get no results from this run; "
-                "add tracking=online to the sweep's command"
+                f"tracking.mode={config.tracking.mode}: W&B's sweep {self.sweep} would get no results from this run",
+                "add tracking=online to the sweep's command",
             )
         if config.cluster.launcher == "slurm" and config.cluster.requeue:
             raise UserError(
-                "cluster.requeue=true: W&B itself restarts the interrupted runs of a sweep; "
-                "add cluster.requeue=false to the sweep's command"
+                "cluster.requeue=true: W&B itself restarts the interrupted runs of a sweep",
+                "add cluster.requeue=false to the sweep's command",
             )
         settings = {"tracking.project": self.project, "tracking.entity": self.entity}
         for override in given:
             if override.lstrip("+").partition("=")[0] in settings:
-                raise UserError(f"{override}: a run of a W&B sweep belongs to the sweep's project; leave this out")
+                raise UserError(f"{override}: a run of a W&B sweep belongs to the sweep's project", "leave this out")
         return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
 
     def existing_run(self, runs_dir: Path | str) -> Run | None:
@@ -95,7 +95,7 @@ def sweep_assignment(env: Mapping[str, str]) -> SweepAssignment | None:
     ):
         if not env.get(name):
             raise UserError(
-                f"{SWEEP_VARIABLE}={env[SWEEP_VARIABLE]} is set, as W&B's agent does, and {name} is not; {fix}"
+                f"{SWEEP_VARIABLE}={env[SWEEP_VARIABLE]} is set, as W&B's agent does, and {name} is not", fix
             )
     return SweepAssignment(
         env[RUN_VARIABLE],

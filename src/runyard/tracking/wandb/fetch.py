@@ -53,11 +53,12 @@ def fetch(project: str, progress: Callable[[int, int], None]) -> tuple[Path, lis
                 progress(len(fetched), len(runs))
     except OSError as error:
         raise UserError(
-            f"--wandb {project}: {error.filename or 'the cache'}: {error.strerror}; XDG_CACHE_HOME names another folder"
+            f"--wandb {project}: {error.filename or 'the cache'}: {error.strerror}",
+            "XDG_CACHE_HOME names another folder",
         ) from None
     except Exception as error:  # W&B's own and its transports' are of many kinds
         raise UserError(
-            f"--wandb {project}: {first_line(error)}; expected ENTITY/PROJECT as in W&B's addresses"
+            f"--wandb {project}: {first_line(error)}", "expected ENTITY/PROJECT as in W&B's addresses"
         ) from None
     foreign_runs = [run.id for run, is_runyard in zip(runs, fetched, strict=True) if not is_runyard]
     _delete_stale({run.id for run in runs} - set(foreign_runs), folder)

@@ -57,7 +57,7 @@ def publish(
         return str(wr.Report(entity=entity, project=name, title=title, blocks=[text, panels]).save().url)
     except Exception as error:  # W&B's own and its transports' are of many kinds
         raise UserError(
-            f"--report {title}: W&B did not accept it ({first_line(error)}); the table is printed above"
+            f"--report {title}: W&B did not accept it ({first_line(error)})", "the table is printed above"
         ) from None
 
 

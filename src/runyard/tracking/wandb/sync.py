@@ -125,7 +125,7 @@ def send_missing(plan: SyncPlan, progress: Callable[[int], None], warn: Callable
             raise
         except Exception as error:  # W&B's own, the network's, its helper's
             raise UserError(
-                f"W&B: {run.id}: {first_line(error)}; nothing is lost: run the same command again"
+                f"W&B: {run.id}: {first_line(error)}", "nothing is lost: run the same command again"
             ) from None
         finally:
             teardown(kill=True)
