@@ -246,7 +246,7 @@ def require_sbatch() -> None:
         raise UserError(
             f"no {' and no '.join(missing)} on this machine: submit from a cluster's login node, or train here with "
             "cluster=local",
-            "--dry-run shows the script without SLURM",
+            "--dry-run shows the script without SLURM, and `runyard slurm up` starts a throwaway SLURM here",
         )
 
 

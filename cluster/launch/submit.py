@@ -83,6 +83,8 @@ def plan_submission(
     first = compose(grid[0])
     if after is not None and first.config.cluster.launcher == "local":
         raise UserError(f"--after {after}: cluster=local has no queue to wait in", "submit when that has ended")
+    if first.config.cluster.launcher == "slurm" and not dry_run:
+        require_sbatch()
     needs_data = after is None and not dry_run
     prepare = manifest.prepare_command(first.overrides)
     # The first point stands for all: to compose a thousand takes a minute, and SLURM would refuse all or none.

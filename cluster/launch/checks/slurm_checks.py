@@ -42,6 +42,9 @@ def slurm_responds(context: CheckContext) -> str:
     try:
         return f"version {context.cluster_info.version}, {len(context.cluster_info.partitions)} partitions"
     except QueryError as error:
+        if "configuration source" in str(error):  # SLURM's packages on a machine that belongs to no cluster
+            fix = "submit from a cluster's login node, or in the shell of one here: runyard slurm up"
+            raise UserError("this machine has sbatch, but no cluster is configured (no slurm.conf)", fix) from None
         raise UserError(f"SLURM does not answer ({error})", "try again later, or ask the cluster's support") from None
 
 
