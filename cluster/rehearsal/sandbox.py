@@ -26,7 +26,7 @@ from runyard.cluster.rehearsal.slurm_conf import CONTROLLER_HOST
 from runyard.errors import UserError
 
 SLURM_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", *supervisor.NAMESPACE_PROGRAMS)
-PACKAGES = "slurm-wlm munge slurmdbd mariadb-server-core"  # as slurm/setup.sh installs them
+PACKAGES = "slurm-wlm munge slurmdbd mariadb-server-core"  # of those of slurm/setup.sh
 SOCKET_PATH_BYTES = 78  # Linux takes 107, and a step's socket is /node1/node1_1234.4294967295
 PORTS = range(12_000, 32_000)
 CONTROLLER_SAVES_WITHIN_S = 5
