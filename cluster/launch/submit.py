@@ -51,7 +51,7 @@ class SubmissionPlan:
 
     Attributes:
         configs: The run's configuration, or those of a sweep's points.
-        after: Number of the job that must succeed first, None for none.
+        after: The job that must succeed first, or must end or fail, as ``SbatchJob`` takes it; None for none.
         handed: The run of a W&B sweep that this is, None for a run of runyard's own.
     """
 
