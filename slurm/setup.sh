@@ -149,18 +149,19 @@ prepare_data() {
     return "$status"
 }
 
-# SLURM's programs and the database of its accounting. It is no error if they cannot be installed: the tests that need them
+# SLURM's programs, the database of its accounting, and for tests of `runyard --on` an ssh server. It is no error if they cannot be installed: the tests that need them
 # are then skipped. The packages would start services, so a policy that forbids this is put in place, unless the machine has
 # one of its own. mariadb-server-core is the database program without a service. No other database is removed for it.
 get_rehearsal_tools() {
     PATH=$PATH:/usr/sbin:/sbin
-    have slurmctld && have slurmd && have munged && have sbatch && have slurmdbd && have mariadbd && return
+    have slurmctld && have slurmd && have munged && have sbatch && have slurmdbd && have mariadbd &&
+        have sshd && have rsync && return
     policy=${POLICY_RC_D:-/usr/sbin/policy-rc.d}
     if [ ! -e "$policy" ] && as_root sh -c 'printf "#!/bin/sh\nexit 101\n" >"$1" && chmod 755 "$1"' sh "$policy" 2>/dev/null; then
         trap 'as_root rm -f "$policy"' EXIT
         trap 'exit 130' INT TERM
     fi
-    tools='slurm-wlm munge slurmdbd mariadb-server-core'
+    tools='slurm-wlm munge slurmdbd mariadb-server-core openssh-server rsync'
     # shellcheck disable=SC2086 # several packages
     apt_install --no-remove $tools ||
         say "no SLURM with accounting here, so tests that rehearse on it are skipped; as root: apt-get install $tools"

@@ -270,7 +270,8 @@ def test_slurms_packages_come_alone_and_start_no_service(machine: Machine) -> No
     assert done.returncode == 0, done.stderr
     assert machine.calls("apt-get") == [
         "update",
-        "install -y --no-install-recommends --no-remove slurm-wlm munge slurmdbd mariadb-server-core",
+        "install -y --no-install-recommends --no-remove slurm-wlm munge slurmdbd mariadb-server-core openssh-server "
+        "rsync",
     ]
     assert machine.calls("uv") == []
     assert "exit 101" in (machine.fakes / "policy").read_text()  # as the packages found it

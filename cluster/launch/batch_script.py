@@ -58,7 +58,8 @@ class SbatchJob:
         name: The job's name in SLURM: the run's id, or the sweep's.
         folder: Where submitit puts its files, the script and the tasks' logs.
         runs: The runs to train, in the order of the array's elements.
-        after: Number of a job that must have succeeded before this one starts.
+        after: Number of a job that must have succeeded before this one starts; or "afterany:" or "afternotok:" and a
+            number, for one that must have ended, or failed.
         token: The unique name of this submission; random if None.
 
     Attributes:
@@ -246,7 +247,7 @@ def require_sbatch() -> None:
         raise UserError(
             f"no {' and no '.join(missing)} on this machine: submit from a cluster's login node, or train here with "
             "cluster=local",
-            "--dry-run shows the script without SLURM",
+            "--dry-run shows the script without SLURM, and `runyard slurm up` starts a throwaway SLURM here",
         )
 
 
@@ -258,7 +259,7 @@ def _parameters(cluster: ClusterConfig, after: str | None) -> dict[str, Any]:
         "ntasks_per_node": tasks_per_node(cluster),
         "mem": f"{cluster.mem_gb}GB" if cluster.mem_gb else None,
         "time": cluster.timeout_min,
-        "dependency": f"afterok:{after}" if after else None,
+        "dependency": after if after is None or ":" in after else f"afterok:{after}",
     }
     # Kill on a bad exit: a job would hang without its dead rank. CPUs again: since SLURM 22.05 srun inherits none.
     srun_args = ["--kill-on-bad-exit=1", "--open-mode=append"]

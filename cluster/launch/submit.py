@@ -51,7 +51,7 @@ class SubmissionPlan:
 
     Attributes:
         configs: The run's configuration, or those of a sweep's points.
-        after: Number of the job that must succeed first, None for none.
+        after: The job that must succeed first, or must end or fail, as ``SbatchJob`` takes it; None for none.
         handed: The run of a W&B sweep that this is, None for a run of runyard's own.
     """
 
@@ -83,6 +83,8 @@ def plan_submission(
     first = compose(grid[0])
     if after is not None and first.config.cluster.launcher == "local":
         raise UserError(f"--after {after}: cluster=local has no queue to wait in", "submit when that has ended")
+    if first.config.cluster.launcher == "slurm" and not dry_run:
+        require_sbatch()
     needs_data = after is None and not dry_run
     prepare = manifest.prepare_command(first.overrides)
     # The first point stands for all: to compose a thousand takes a minute, and SLURM would refuse all or none.

@@ -26,6 +26,7 @@ from runyard.cluster.rehearsal.slurm_conf import CONTROLLER_HOST
 from runyard.errors import UserError
 
 SLURM_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", *supervisor.NAMESPACE_PROGRAMS)
+PACKAGES = "slurm-wlm munge slurmdbd mariadb-server-core"  # of those of slurm/setup.sh
 SOCKET_PATH_BYTES = 78  # Linux takes 107, and a step's socket is /node1/node1_1234.4294967295
 PORTS = range(12_000, 32_000)
 CONTROLLER_SAVES_WITHIN_S = 5
@@ -249,7 +250,10 @@ def missing_programs(with_accounting: bool = True) -> str | None:
     """Return which programs this machine lacks for a rehearsal and how to install them; None if there are all."""
     programs = SLURM_PROGRAMS + (accounting.ACCOUNTING_PROGRAMS if with_accounting else ())
     if missing := [name for name in programs if shutil.which(name, path=supervisor.search_path()) is None]:
-        return f"no {', '.join(missing)} on this machine: `make rehearsal-tools` installs SLURM and its accounting"
+        return (
+            f"no {', '.join(missing)} on this machine: `make rehearsal-tools` installs SLURM and its accounting; or as "
+            f"root: apt-get install {PACKAGES}"
+        )
     return None
 
 

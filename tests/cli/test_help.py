@@ -53,6 +53,7 @@ ASK = 'eval "$(runyard completion bash)"; COMP_LINE=$1 COMP_POINT=${#1}; _runyar
         ("runyard settings optim.l", "optim.lr"),
         ("runyard completion ", "bash zsh"),
         ("runyard report @", "@last"),
+        ("runyard slurm s", "shell status"),
         ("runyard predict @last --images ", ""),
         ("runyard submit zzz", ""),
     ],

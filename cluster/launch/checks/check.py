@@ -25,7 +25,7 @@ class CheckContext:
         needs_data: Whether the data must exist now.
         sweep_size: Runs in the sweep; 1 without one.
         script: Returns the batch script with stand-ins for names that do not exist yet; None without SLURM.
-        after: Number of the job that has to succeed before this one starts.
+        after: The job that has to succeed before this one starts, or has to end or fail, as ``SbatchJob`` takes it.
     """
 
     config: Config

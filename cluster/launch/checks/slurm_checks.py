@@ -42,6 +42,9 @@ def slurm_responds(context: CheckContext) -> str:
     try:
         return f"version {context.cluster_info.version}, {len(context.cluster_info.partitions)} partitions"
     except QueryError as error:
+        if "configuration source" in str(error):  # SLURM's packages on a machine that belongs to no cluster
+            fix = "submit from a cluster's login node, or in the shell of one here: runyard slurm up"
+            raise UserError("this machine has sbatch, but no cluster is configured (no slurm.conf)", fix) from None
         raise UserError(f"SLURM does not answer ({error})", "try again later, or ask the cluster's support") from None
 
 
@@ -135,29 +138,36 @@ def array_size(context: CheckContext) -> str:
 
 
 def dependency(context: CheckContext) -> str:
-    """Check that the job to wait for can still succeed.
+    """Check that the job to wait for can still end as it has to.
 
-    After a job that SLURM does not know, this one would start at once; after one that failed, never.
+    After a job that SLURM does not know, this one would start at once; after one that ended otherwise, never.
     """
     if context.after is None:
         return "no other job is waited for"
-    job_ids = (context.after, f"{context.after}_")  # an array stands for its elements
+    kind, _, number = context.after.rpartition(":")
     for query in (queue.squeue, queue.sacct):
-        answer = query([context.after])
-        jobs = [job for number, job in answer.jobs.items() if number == job_ids[0] or number.startswith(job_ids[1])]
+        answer = query([number])
+        jobs = [job for job_id, job in answer.jobs.items() if job_id == number or job_id.startswith(f"{number}_")]
         if query is queue.squeue and answer.error:
             raise QueryError(answer.error)
-        if failed := [job for job in jobs if not job.active and job.state != "COMPLETED"]:
+        failed = [job for job in jobs if not job.active and job.state != "COMPLETED"]
+        active = any(job.active for job in jobs)
+        if kind == "" and failed:
             raise UserError(
                 f"--after {context.after}: job {failed[0].id} has ended ({failed[0].state}), so the job would never "
                 "start",
                 "wait for another, or resume that run first: runyard resume",
             )
+        if kind == "afternotok" and jobs and not failed and not active:
+            raise UserError(
+                f"--after {context.after}: job {jobs[0].id} has ended well, so the job would never start",
+                "leave --after out, or give afterany:",
+            )
         if jobs:
-            return f"job {context.after} is {jobs[0].state}"
+            return f"job {number} is {jobs[0].state}"
     raise UserError(
         f"--after {context.after}: SLURM knows no such job, so the job would start at once",
-        "`squeue --me` lists yours; leave --after out if it has ended well",
+        "`squeue --me` lists yours; leave --after out if it has ended",
     )
 
 

@@ -37,6 +37,9 @@ def completions(line: str) -> list[str]:
         return [command for command in COMMANDS if command.startswith(current)]
     if tokens[0] == "completion":
         return [shell for shell in ("bash", "zsh") if shell.startswith(current)]
+    if tokens[0] == "slurm":
+        actions = ("up", "down", "shell", "status") if len(tokens) == 2 else ()
+        return [action for action in actions if action.startswith(current)]
     if tokens[0] not in COMMANDS:
         return []
     argument_names = positionals(tokens[0])

@@ -24,6 +24,10 @@ def _main(argv: list[str] | None) -> int:
         argv = sys.argv[1:] if argv is None else argv
         args = parse(argv)
         args.argv = argv
+        if args.on is not None:
+            from runyard.cli.ssh import run_there
+
+            return run_there(args.on, args.command, argv[1 if "=" in argv[0] else 2 :])
         if args.command not in SHARED_OUTPUT_COMMANDS:
             set_umask(group_reads=False)  # until the run's own setting is known
         return int(args.run_command(args) or 0)

@@ -75,6 +75,9 @@ def _parser() -> _Parser:
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"runyard {__version__}")
+    top.add_argument(
+        "--on", metavar="HOST[:PATH]", help="send the project over ssh and run the command there (docs/clusters.md)"
+    )
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = import_module(f"runyard.cli.commands.{name}")

@@ -156,10 +156,27 @@ def test_after_a_run_means_after_its_newest_job_and_needs_no_data_yet(
     assert "no prepared data there" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("after", "dependency"),
+    [("afterany:{}", "afterany:99"), ("afternotok:{}", "afternotok:99"), ("afterok:{}", "afterok:99"),
+     ("afterany:99", "afterany:99")],
+)  # fmt: skip
+def test_after_can_also_mean_once_it_has_ended_or_failed(
+    small: list[str], slurm: FakeSlurm, after: str, dependency: str
+) -> None:
+    first, _ = launcher.submit(launcher.plan_submission(["experiment=null", *small, "cluster=slurm"]))[0]
+    first.add_job({"id": "99", "launcher": "slurm"})
+    slurm.says("known", "99|RUNNING|None|0:00|10:00|N/A||a\n")
+    words = ["submit", *small, "experiment=null", "cluster=slurm", "--after", after.format(first.path)]
+    assert main(words) == 0
+    lines = (slurm.folder / "script").read_text().splitlines()
+    assert [line for line in lines if "dependency" in line] == [f"#SBATCH --dependency={dependency}"]
+
+
 def test_after_a_run_that_has_no_job_is_refused(refused: Refused, tmp_path: Path, slurm: FakeSlurm) -> None:
     run = Run.create(compose([f"runs_dir={tmp_path / 'elsewhere'}"]).config, [])
     assert "that run has no job on SLURM" in refused("submit", "cluster=slurm", "--after", str(run.path))
-    for odd in ("7x", "\u00b2", "5_", "1_2_3"):
+    for odd in ("7x", "before:7", "\u00b2", "5_", "1_2_3"):
         assert f"no run {odd} in runs" in refused("submit", "cluster=slurm", "--after", odd)
 
 

@@ -21,6 +21,7 @@ COMMANDS = (  # in the order of `runyard --help`
     "sync",
     "export",
     "rehearse",
+    "slurm",
     "doctor",
     "predict",
     "inspect",
@@ -34,4 +35,5 @@ SHARED_OUTPUT_COMMANDS = (
     "export",
     "compare",
     "leaderboard",
+    "slurm",  # a shell
 )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from runyard.runs.run import Run
 
 HELP = "create a run and start it: on this machine (attached until it ends) or as a SLURM job"
+DEPENDENCIES = ("afterok", "afterany", "afternotok")
 EXAMPLE = "runyard submit experiment=paper cluster=slurm cluster.nodes=2 cluster.gpus_per_node=4"
 
 
@@ -30,7 +31,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "-m", "--multirun", action="store_true", help="run a grid over comma-separated values: seed=0,1,2"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the batch script and the cost; submit nothing")
-    parser.add_argument("--after", metavar="RUN|JOB", help="start after this run or job has succeeded")
+    parser.add_argument(
+        "--after",
+        metavar="RUN|JOB",
+        help="start after this run or job has succeeded; afterany:RUN|JOB has ended, afternotok:RUN|JOB has failed",
+    )
     parser.add_argument("--cfg", choices=["job"], help="print the composed configuration and submit nothing")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--attach", action="store_true", help="stay attached until the run ends (default: cluster=local)")
@@ -133,14 +138,19 @@ def composed_runs_dir(overrides: list[str], sweep: bool) -> str:
 
 
 def dependency_job_id(reference: str, runs_dir: Callable[[], str]) -> str:
-    """Return the job id that --after waits for: the given job id, or the newest job of the given run."""
+    """Return the job that --after waits for, as ``SbatchJob`` takes it: the given one, or the given run's newest."""
     from runyard.cluster.monitor.run_status import run_status
     from runyard.runs.store import find_run_dir
     from runyard.runs.summary import RunSummary
 
+    kind, colon, rest = reference.partition(":")
+    if colon and kind in DEPENDENCIES:
+        prefix, reference = ("" if kind == "afterok" else f"{kind}:"), rest
+    else:
+        prefix = ""
     if re.fullmatch(r"[0-9]{1,11}(_[0-9]{1,11})?", reference):
-        return reference
+        return prefix + reference
     jobs = run_status(RunSummary(find_run_dir(reference, runs_dir()))).run.slurm_jobs
     if not jobs:
         raise UserError(f"--after {reference}: that run has no job on SLURM", "give a job number or another run")
-    return jobs[-1]
+    return prefix + jobs[-1]

@@ -321,6 +321,30 @@ def test_a_job_can_follow_one_that_may_yet_end_well(site: FakeSlurm, known: str,
         preflight(asked)
 
 
+@pytest.mark.parametrize(
+    ("after", "known", "told"),
+    [
+        ("afterany:7", "7|FAILED", None),
+        ("afterany:7", "7|COMPLETED", None),
+        ("afterany:7", "", "SLURM knows no such job"),
+        ("afternotok:7", "7|RUNNING", None),
+        ("afternotok:7", "7|FAILED", None),
+        ("afternotok:7", "7_0|COMPLETED 7_1|RUNNING", None),
+        ("afternotok:7", "7|COMPLETED", "job 7 has ended well, so the job would never start"),
+    ],
+)
+def test_a_job_can_follow_one_that_may_yet_end_or_fail(
+    site: FakeSlurm, after: str, known: str, told: str | None
+) -> None:
+    site.says("known", "".join(f"{job}|None|0:00|10:00|N/A||a\n" for job in known.split()))
+    asked = dataclasses.replace(subject(), after=after)
+    if told is None:
+        preflight(asked)
+        return
+    with pytest.raises(UserError, match=told):
+        preflight(asked)
+
+
 @pytest.mark.parametrize(("ended", "state"), [("COMPLETED", "passed"), ("FAILED", "failed")])
 def test_how_a_job_ended_that_the_queue_forgot_is_asked_of_accounting(site: FakeSlurm, ended: str, state: str) -> None:
     site.program("sacct", f"echo '7|{ended}|0:0|5|2030-01-01T00:00:00|n1|a'")
