@@ -95,7 +95,7 @@ def plan_submission(
         print(f"runyard: warning: {warning}", file=sys.stderr, flush=True)
     points = [first, *map(compose, grid[1:])]
     if len({repr(point.config.cluster) for point in points}) > 1:
-        raise UserError("a sweep is one array of equal jobs: leave the cluster's settings out of what it varies")
+        raise UserError("a sweep is one array of equal jobs", "leave the cluster's settings out of what it varies")
     for point in points[1:]:
         context = check_context([point.config], manifest.prepare_command(point.overrides), needs_data=needs_data)
         preflight(context, include_slurm=False)
@@ -194,9 +194,10 @@ def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, truste
                 print(f"runyard: {warning}", file=sys.stderr, flush=True)
         if not (run.code_path / "runyard" / "cluster").is_dir():
             raise UserError(
-                f"run {run.id} was created by a version before 0.2, whose jobs this one cannot start: continue it here "
+                f"run {run.id} was created by a version before 0.2, whose jobs this one cannot start",
+                "continue it here "
                 f"with `runyard train {run.cli_reference}`, which runs the run's own code, "
-                "or with a checkout of that version"
+                "or with a checkout of that version",
             )
         config, all_overrides = _apply_overrides(run, overrides)
         preflight(check_context([config], manifest.prepare_command(all_overrides)))
@@ -257,7 +258,7 @@ def tasks_and_gpus(cluster: ClusterConfig) -> tuple[int, int]:
     available = gpu_count()
     gpus = available if cluster.gpus_per_node is None else cluster.gpus_per_node
     if gpus > available:
-        raise UserError(f"cluster.gpus_per_node={gpus}: this machine shows {available}", "ask for fewer")
+        raise UserError(f"cluster.gpus_per_node={gpus}: this machine shows {available}", f"set {available} at most")
     if cluster.nodes > 1:
         raise UserError(f"cluster.nodes={cluster.nodes}: cluster=local is this one machine", "set cluster.nodes=1")
     tasks = cluster.tasks_per_node or gpus or 2

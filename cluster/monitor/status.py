@@ -110,7 +110,7 @@ class StatusView:
             return [run for run in runs if run.record["sweep"] == matches[0]]
         if not runs and not self.unreadable:
             raise UserError(
-                f"no run in {self._folder}: create one with `runyard submit`, or name another folder with --runs-dir"
+                f"no run in {self._folder}", "create one with `runyard submit`, or name another folder with --runs-dir"
             )
         return runs
 

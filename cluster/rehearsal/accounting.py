@@ -90,7 +90,7 @@ def _system_tables() -> Path:
         for name in ("mariadb_system_tables.sql", "mysql_system_tables.sql"):
             if (folder / name).exists():
                 return folder / name
-    raise UserError(f"no system tables of MariaDB in {' or '.join(map(str, folders))}: run `make rehearsal-tools`")
+    raise UserError(f"no system tables of MariaDB in {' or '.join(map(str, folders))}", "run `make rehearsal-tools`")
 
 
 def _listens(port: int) -> bool:

@@ -48,7 +48,7 @@ def split_search_space(overrides: list[str]) -> tuple[list[str], Space]:
             raise UserError(f"{override}: {name} was given twice", "leave one out")
         space[name] = distribution
     if not space:
-        raise UserError("nothing to search: give at least one setting a range, as optim.lr=log(1e-3,1)")
+        raise UserError("nothing to search", "give at least one setting a range, as optim.lr=log(1e-3,1)")
     if duplicates := [o for o in fixed if o.lstrip("+").partition("=")[0] in space]:
         raise UserError(f"{duplicates[0]}: it is searched as well", "leave one out")
     return fixed, space

@@ -100,7 +100,8 @@ class Study:
                 pruner=pruner if settings.prune else optuna.pruners.NopPruner(),
             )
         except Exception as error:  # the database's, whatever its kind
-            raise UserError(f"{folder / 'study.db'}: cannot be read ({str(error).splitlines()[0]})") from None
+            problem = f"{folder / 'study.db'}: cannot be read ({str(error).splitlines()[0]})"
+            raise UserError(problem, "restore it, or give another --name") from None
 
     @property
     def trials(self) -> list[FrozenTrial]:

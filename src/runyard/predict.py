@@ -183,7 +183,7 @@ def _data(run: Run) -> manifest.Manifest:
         return manifest.read_manifest(path, RUN_HINT)
     except FileNotFoundError:
         raise UserError(
-            f"run {run.id} has not been trained (no data.json): runyard resume {run.cli_reference}"
+            f"run {run.id} has not been trained (no data.json)", f"train it first: runyard resume {run.cli_reference}"
         ) from None
 
 

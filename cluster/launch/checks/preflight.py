@@ -55,7 +55,7 @@ def precision(context: CheckContext) -> str:
     cluster = context.config.cluster
     gpus = cluster.gpus_per_node if cluster.launcher == "slurm" else compose.gpu_count()
     if context.config.precision == "fp16" and not gpus:
-        raise UserError("precision=fp16 needs a GPU, and this machine shows none: set precision=bf16 or fp32")
+        raise UserError("precision=fp16 needs a GPU, and this machine shows none", "set precision=bf16 or fp32")
     return f"{context.config.precision}, GPUs on a node: {gpus or 0}"
 
 
@@ -148,8 +148,8 @@ def require_resumable(run: Run) -> None:
         )
     if (writer := run.lease_holder()) is not None:
         raise UserError(
-            f"run {run.id} is being written by {writer}: wait for it, or stop it first: "
-            f"runyard cancel {run.cli_reference}"
+            f"run {run.id} is being written by {writer}",
+            f"wait for it, or stop it first: runyard cancel {run.cli_reference}",
         )
     on_slurm = run.config.cluster.launcher == "slurm"
     status = run_status(RunSummary(run.path), wait_s=RETRY_TIMEOUT_S if on_slurm else 0, holds_locks=True)

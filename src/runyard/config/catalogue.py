@@ -33,7 +33,7 @@ def print_settings(prefix: str, *, as_json: bool) -> None:
     """
     rows = [row for row in list_settings() if row.name.startswith(prefix)]
     if not rows:
-        raise UserError(f"no setting begins with {prefix!r}: `runyard settings` lists all")
+        raise UserError(f"no setting begins with {prefix!r}", "`runyard settings` lists all")
     if as_json:
         print(json.dumps([vars(row) for row in rows], indent=1))
         return

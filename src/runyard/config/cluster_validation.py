@@ -103,7 +103,8 @@ def _check_gpus(cluster: ClusterConfig) -> None:
         if requested != gpus:
             raise UserError(
                 f"cluster.gres={format_literal(cluster.gres)} asks for {requested} GPUs on a node, and "
-                f"cluster.gpus_per_node={format_literal(cluster.gpus_per_node)}: give both the same number"
+                f"cluster.gpus_per_node={format_literal(cluster.gpus_per_node)}",
+                "give both the same number",
             )
     if gpus and tasks and tasks % gpus:
         raise UserError(

@@ -65,7 +65,8 @@ def compose(overrides: list[str]) -> Composed:
             unresolved = OmegaConf.to_container(composed)
             values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+        problem = f"{error.full_key}: {str(error).splitlines()[0]}"
+        raise UserError(problem, f"give it a value: {error.full_key}=VALUE") from None
     except HydraException as error:
         raise UserError(*_hydra_message(str(error))) from None
     assert isinstance(values, dict)

@@ -27,10 +27,10 @@ def check_rules(config: Config) -> None:
     _check_augment(c.augment, c.data.image_size)
     _check_tracking(c.tracking)
     if c.batch_size % c.accumulate:
-        raise UserError(f"batch_size={c.batch_size} does not divide by accumulate={c.accumulate}: change one of them")
+        raise UserError(f"batch_size={c.batch_size} does not divide by accumulate={c.accumulate}", "change one of them")
     if c.loader != "ffcv" and not c.data.arrays:
         raise UserError(
-            f"loader={c.loader} reads plain arrays, and data.arrays=false: set data.arrays=true or loader=ffcv"
+            f"loader={c.loader} reads plain arrays, and data.arrays=false", "set data.arrays=true or loader=ffcv"
         )
 
 
@@ -42,7 +42,8 @@ def check_world_size(config: Config, world_size: int) -> None:
         nearest = ", ".join(str(b) for b in (low, low + pieces) if b)
         raise UserError(
             f"batch_size={config.batch_size} does not divide among {world_size} ranks x {config.accumulate} "
-            f"micro-batches: the nearest that do are {nearest}"
+            "micro-batches",
+            f"the nearest that do are {nearest}",
         )
     micro_batch = config.batch_size // pieces
     if (config.loss.mixup_alpha or config.loss.cutmix_alpha) and micro_batch % 2:

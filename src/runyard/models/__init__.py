@@ -40,14 +40,15 @@ def build(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
         raise UserError(
-            f"model.name={config.name}: these settings make a network that does not fit into memory: "
-            f"make it smaller ({', '.join(f'model.{name}' for name in config.options)})"
+            f"model.name={config.name}: these settings make a network that does not fit into memory",
+            f"make it smaller ({', '.join(f'model.{name}' for name in config.options)})",
         ) from None
     count = trainable_parameters(network)
     if config.max_parameters is not None and count > config.max_parameters:
         raise UserError(
             f"model.name={config.name} has {count:,} trainable parameters, but model.max_parameters="
-            f"{config.max_parameters:,}: make the network smaller, or raise model.max_parameters"
+            f"{config.max_parameters:,}",
+            "make the network smaller, or raise model.max_parameters",
         )
     return network
 

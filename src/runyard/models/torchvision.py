@@ -70,8 +70,8 @@ def _build(models: ModuleType, options: Options, num_classes: int, image_size: i
 def _size_error(options: Options, image_size: int, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:160]
     return UserError(
-        f"model.arch={options.arch} cannot take data.image_size={image_size} ({reason}): use larger "
-        "images, or another model.arch"
+        f"model.arch={options.arch} cannot take data.image_size={image_size} ({reason})",
+        "use larger images, or another model.arch",
     )
 
 
@@ -80,8 +80,8 @@ def _torchvision_models() -> ModuleType:
         import torchvision.models
     except (ImportError, RuntimeError) as error:  # RuntimeError: made for another torch, "nms does not exist"
         raise UserError(
-            f"model.name=torchvision: torchvision cannot be imported ({error}): "
-            f"install the one made for torch {torch.__version__}"
+            f"model.name=torchvision: torchvision cannot be imported ({error})",
+            f"install the one made for torch {torch.__version__}",
         ) from None
     return torchvision.models
 

@@ -104,8 +104,8 @@ class Lease:
                 return file, observed is not None and not observed.holder_died(self._self_holder)
             if observed is not None and (decision is LeaseDecision.REFUSE or time.monotonic() > deadline):
                 raise UserError(
-                    f"run {self._run_id} is being written by {observed.last_seen_text(now)}: "
-                    "wait for it, or stop it first"
+                    f"run {self._run_id} is being written by {observed.last_seen_text(now)}",
+                    "wait for it, or stop it first",
                 )
             if observed is not None and decision is LeaseDecision.WAIT and not reported:
                 reported, writer = True, observed.last_seen_text(now)

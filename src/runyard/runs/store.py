@@ -50,7 +50,7 @@ def find_run_dir(reference: str, runs_dir: Path | str = "runs") -> Path:
         raise UserError(f"no run {reference} in {folder}: {newest}", "give an id, its beginning, @last, or a path")
     if len(matches) > 1:
         raise UserError(
-            f"{reference} matches {len(matches)} runs in {folder}, {matches[0]} and {matches[1]} among them: "
-            "give more of the id"
+            f"{reference} matches {len(matches)} runs in {folder}, {matches[0]} and {matches[1]} among them",
+            "give more of the id",
         )
     return folder / matches[0]

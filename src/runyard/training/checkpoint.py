@@ -265,8 +265,8 @@ def load_network(run: Run, which: Literal["last", "best"] = "last") -> nn.Module
     selection = _best_checkpoint(run, load) if which == "best" else saved.select_checkpoint(run, load)
     if selection.checkpoint is None:
         raise UserError(
-            f"run {run.id} has no valid {'scored ' if which == 'best' else ''}checkpoint in {run.checkpoints}: "
-            f"train it first (runyard resume {run.cli_reference})"
+            f"run {run.id} has no valid {'scored ' if which == 'best' else ''}checkpoint in {run.checkpoints}",
+            f"train it first: runyard resume {run.cli_reference}",
         )
     if selection.warning is not None:
         print(f"runyard: warning: {selection.warning}", file=sys.stderr, flush=True)

@@ -41,7 +41,8 @@ def check_same_data(run: Run, folder: Path, data: Manifest, rank_info: RankInfo)
         if changed:
             raise UserError(
                 f"{folder}: {', '.join(changed)} changed since run {run.id} began (sha256 {data.sha256[:8]}, then "
-                f"{recorded.sha256[:8]}): restore the data set it began with, or start a new run"
+                f"{recorded.sha256[:8]})",
+                "restore the data set it began with, or start a new run",
             )
     elif rank_info.rank == 0:
         write_atomic(recorded_manifest, json.dumps(manifest.manifest_to_dict(data)))

@@ -33,7 +33,7 @@ def test_runs_are_chosen_by_id_beginning_path_tag_and_condition(compare: Compare
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ((), "which runs"),
+        ((), "no runs were named"),
         (("--all", "@last"), "not both"),
         (("nobody",), "no run nobody"),
         (("--tag", "x"), "tags there: mine"),

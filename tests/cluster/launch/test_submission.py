@@ -222,7 +222,7 @@ def test_a_sweep_on_slurm_is_not_followed_and_nothing_is_submitted(
     refused: Refused, small: list[str], slurm: FakeSlurm
 ) -> None:
     said = refused("submit", "-m", *small, "experiment=null", "cluster=slurm", "seed=0,1", "--attach")
-    assert said.startswith("--attach follows a single run, and this submission has 2: leave it out")
+    assert said.startswith("--attach follows a single run, and this submission has 2; leave it out")
     assert slurm.submissions == []
 
 

@@ -64,7 +64,7 @@ def test_a_corner_is_a_point_of_the_space() -> None:
     (["runs_dir=choice(a,b)"], "runs_dir is the same for all of a search"),
     (["optim.lr=log(0.1,1)", "optim.lr=log(0.1,2)"], "was given twice"),
     (["optim.lr=log(0.1,1)", "optim.lr=0.5"], "optim.lr=0.5: it is searched as well"),
-    (["optim.lr=0.5"], "nothing to search: give at least one setting a range"),
+    (["optim.lr=0.5"], "nothing to search; give at least one setting a range"),
     ([], "nothing to search"),
 ])  # fmt: skip
 def test_what_is_no_range_is_refused_in_one_line(words: list[str], told: str) -> None:

@@ -173,7 +173,8 @@ def test_a_journal_that_cannot_be_read_does_not_end_the_others(server: WandbServ
     first.journal_path.mkdir()  # root reads a file whatever its permissions
     done = sync("--all", "--runs-dir", str(first.path.parent), "--dry-run", code=1)
     assert f"{second.id}: would send 5 of 5 points" in done.stdout
-    assert done.stderr == f"runyard: not sent: {first.journal_path}: cannot read it (a directory, not a regular file)\n"
+    problem = f"{first.journal_path}: cannot read it (a directory, not a regular file)"
+    assert done.stderr == f"runyard: not sent: {problem}; move it away\n"
 
 
 def test_what_is_wrong_for_all_is_said_once(

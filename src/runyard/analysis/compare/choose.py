@@ -49,9 +49,9 @@ def select_runs(
         UserError: a reference matches no run, or no run is left.
     """
     if not references and not everything and tag is None and sweep is None:
-        raise UserError("which runs? Give RUN..., --tag T, --sweep S or --all")
+        raise UserError("no runs were named", "give RUN..., --tag T, --sweep S or --all")
     if references and everything:
-        raise UserError(f"--all and {references[0]}: give runs, or --all, not both")
+        raise UserError(f"--all and {references[0]}", "give runs, or --all, not both")
     notes: list[str] = []
     directories = [find_run_dir(reference, runs_dir) for reference in references] if references else run_dirs(runs_dir)
     if not directories:
@@ -69,11 +69,11 @@ def select_runs(
     parsed = where.parse_conditions(conditions, runs)
     selected = [run for run in runs if all(condition.matches(run) for condition in parsed)]
     if not selected:
-        raise UserError(f"--where {' and '.join(conditions)}: none of {len(runs)} runs fits")
+        raise UserError(f"--where {' and '.join(conditions)}: none of {len(runs)} runs fits", "leave a condition out")
     if not any(run.starts for run in selected):
         raise UserError(
-            f"{_named(selected)}: without metrics, {'it has' if len(selected) == 1 else 'they have'} not "
-            "started: nothing to compare yet"
+            f"{_named(selected)}: without metrics, {'it has' if len(selected) == 1 else 'they have'} not started",
+            "compare again after the first epoch",
         )
     refused = tuple(
         reason for folder in _search_dirs(runs_dir) if folder.name == sweep for reason in _refused_trials(folder, notes)
@@ -114,7 +114,7 @@ def _of_sweep(
         return matches[0], members[matches[0]]
     if matches:
         raise UserError(
-            f"--sweep {requested}: fits {len(matches)} sweeps, as {matches[0]} and {matches[1]}: give more of it"
+            f"--sweep {requested}: fits {len(matches)} sweeps, as {matches[0]} and {matches[1]}", "give more of it"
         )
     if reason := _without_runs(requested, runs_dir):
         raise UserError(reason)

@@ -115,7 +115,8 @@ def _named(name: str, groups: Sequence[Group], eligible: Sequence[Group]) -> Gro
             f"--baseline {name}: fits {len(matches) or 'none'} of the rows: {some_labels}", "give one, or a run's id"
         )
     if matches[0] not in eligible:
-        raise UserError(f"--baseline {name}: none of its runs has finished ({matches[0].state_text})")
+        problem = f"--baseline {name}: none of its runs has finished ({matches[0].state_text})"
+        raise UserError(problem, "give another, or compare again once one has")
     return matches[0]
 
 

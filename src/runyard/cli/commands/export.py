@@ -87,7 +87,7 @@ def _writer(program: str, to: str) -> Callable[[RunHistory], str]:
 
             return MlflowStore(to).export
     except ModuleNotFoundError as error:
-        raise UserError(f"{program}: {error.name} is not installed: pip install 'runyard[export]'") from None
+        raise UserError(f"{program}: {error.name} is not installed", "pip install 'runyard[export]'") from None
     from runyard.tracking.export import to_csv
 
     return lambda run: str(to_csv.export_csv(run, Path(to)))

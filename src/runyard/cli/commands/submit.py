@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         import yaml
 
         if args.json or args.multirun:
-            raise UserError(f"--cfg {args.cfg} prints one configuration, as YAML: leave out --json and -m")
+            raise UserError(f"--cfg {args.cfg} prints one configuration, as YAML", "leave out --json and -m")
         print(yaml.safe_dump(compose(overrides).values, sort_keys=False), end="")
         return 0
     after = (
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     assignment = sweep_assignment(os.environ)
     if assignment is not None:
         if args.multirun or args.detach:
-            raise UserError("the W&B agent assigns one run and waits until it ends: leave out -m and --detach")
+            raise UserError("the W&B agent assigns one run and waits until it ends", "leave out -m and --detach")
         overrides = [*overrides, *assignment.overrides(overrides, compose(overrides).config)]
     plan = launcher.plan_submission(
         overrides, sweep=args.multirun, after=after, dry_run=args.dry_run, assignment=assignment
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if local and len(plan.configs) > 1:
         return run_sequentially(plan, args)
     if args.attach and len(plan.configs) > 1:
-        raise UserError(f"--attach follows a single run, and this submission has {len(plan.configs)}: leave it out")
+        raise UserError(f"--attach follows a single run, and this submission has {len(plan.configs)}", "leave it out")
     with sigterm_as_interrupt():
         started = [resumed] if (resumed := resume_assignment(plan)) is not None else launcher.submit(plan)
     print_choice(plan, args)

@@ -74,7 +74,7 @@ def _select_runs(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
         except UserError as error:
             unreadable.append(str(error))
     if not runs and not unreadable:
-        raise UserError(f"no run in {args.runs_dir}: give --runs-dir, or make one with `runyard submit`")
+        raise UserError(f"no run in {args.runs_dir}", "give --runs-dir, or make one with `runyard submit`")
     return [run for run in runs if run.config.tracking.mode != "none"], unreadable
 
 

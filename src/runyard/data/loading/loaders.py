@@ -222,9 +222,8 @@ def _array_files(config: Config, manifest: Manifest, folder: Path, split: str) -
     files = manifest.splits[split]
     if files.images is None or files.labels is None:
         raise UserError(
-            f"loader={config.loader} reads plain arrays, and {folder} was prepared without: "
-            "set data.arrays=true and run: runyard prepare",
-            "or set loader=ffcv",
+            f"loader={config.loader} reads plain arrays, and {folder} was prepared without them",
+            "set loader=ffcv, or set data.arrays=true and run: runyard prepare",
         )
     return folder / files.images, folder / files.labels, files.arrays_sha256.get(files.images, "")
 

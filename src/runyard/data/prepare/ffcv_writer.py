@@ -159,11 +159,13 @@ def _check_decoding(job: WriteJob, content: beton.Beton, report_progress: Progre
         rows = slice(decoded, decoded + len(label))
         pixels_match = source_images is None or np.array_equal(image, source_images[rows])
         if not pixels_match or not np.array_equal(label[:, 0], content.labels[rows]):
-            raise UserError(f"{job.beton}: FFCV reads other samples than were written, from sample {decoded} on")
+            problem = f"{job.beton}: FFCV reads other samples than were written, from sample {decoded} on"
+            raise UserError(problem, "the disk may be faulty")
         decoded += len(label)
         report_progress(f"{Path(job.beton).name}: decode", decoded, content.samples)
     if decoded != content.samples:
-        raise UserError(f"{job.beton}: FFCV reads {decoded} samples, {content.samples} were written")
+        problem = f"{job.beton}: FFCV reads {decoded} samples, {content.samples} were written"
+        raise UserError(problem, "the disk may be faulty")
 
 
 def _die_with_parent(parent: int) -> None:

@@ -74,7 +74,8 @@ def exec_run_code(run: Run, argv: list[str], *, trusted: bool = False) -> None:
         print(f"runyard: {restored}", file=sys.stderr, flush=True)
     if os.environ.get(ENTERED_VARIABLE) == str(run.code_path):
         raise UserError(
-            f"run {run.id}: Python does not import its code from {run.code_path}: unset PYTHONHOME, do not use -I or -E"
+            f"run {run.id}: Python does not import its code from {run.code_path}",
+            "unset PYTHONHOME, do not use -I or -E",
         )
     print(f"runyard: run {run.id} was created with other code than this checkout's: using its own", file=sys.stderr)
     sys.stderr.flush()

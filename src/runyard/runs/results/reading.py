@@ -17,12 +17,12 @@ import numpy as np
 import yaml
 
 from runyard.errors import UserError
-from runyard.files import read_within
+from runyard.files import file_fix, read_within
 from runyard.runs import journal
 from runyard.runs.events import Event, RequeueEvent, Row, StartEvent, StopEvent, parse_event
 from runyard.runs.identity import separates_runs
 from runyard.runs.journal import JournalReader, decode_line
-from runyard.runs.record import read_record
+from runyard.runs.record import RUN_HINT, read_record
 from runyard.runs.results.history import FlatSettings, RunHistory, Start, finite_or_nan
 from runyard.runs.state import JournalState, state_on_disk
 from runyard.runs.summary import read_progress
@@ -45,7 +45,7 @@ def load_history(directory: Path) -> RunHistory:
     try:
         events, broken_lines, last_line_truncated = _read(directory / "metrics.jsonl")
     except OSError as error:
-        raise UserError(f"{directory}/metrics.jsonl: cannot read it ({error.strerror})") from None
+        raise UserError(f"{directory}/metrics.jsonl: cannot read it ({error.strerror})", file_fix(error)) from None
     status = JournalState.of(events)
     segments = _split_by_start(events)
     progress_t = read_progress(directory).get("t", 0.0)
@@ -105,11 +105,11 @@ def _config(path: Path) -> tuple[dict[str, object], str]:
         content = read_within(path.parent, path.name)
         values = yaml.load(content, LOADER)  # a safe loader
     except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror})") from None
+        raise UserError(f"{path}: cannot read it ({error.strerror})", file_fix(error)) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({(str(error).splitlines() or ['?'])[0]})") from None
+        raise UserError(f"{path}: damaged ({(str(error).splitlines() or ['?'])[0]})", RUN_HINT) from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: damaged (no mapping of names to values)")
+        raise UserError(f"{path}: damaged (no mapping of names to values)", RUN_HINT)
     return values, hashlib.sha256(content).hexdigest()
 
 

@@ -48,7 +48,8 @@ class MlflowStore:
             self._client = MlflowClient(tracking_uri=self.uri)
             self._client.search_experiments(max_results=1)
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            raise UserError(f"--to {to}: MLflow cannot open it ({str(error).splitlines()[0]})") from None
+            problem = f"--to {to}: MLflow cannot open it ({str(error).splitlines()[0]})"
+            raise UserError(problem, "give another folder or address") from None
 
     def export(self, run: RunHistory) -> str:
         """Log ``run`` to the experiment of its name and replace an earlier export of it. Returns MLflow's run id.

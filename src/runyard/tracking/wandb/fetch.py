@@ -63,7 +63,8 @@ def fetch(project: str, progress: Callable[[int, int], None]) -> tuple[Path, lis
     foreign_runs = [run.id for run, is_runyard in zip(runs, fetched, strict=True) if not is_runyard]
     _delete_stale({run.id for run in runs} - set(foreign_runs), folder)
     if len(foreign_runs) == len(runs):
-        raise UserError(f"--wandb {project}: none of its {len(runs)} runs was logged by runyard")
+        problem = f"--wandb {project}: none of its {len(runs)} runs was logged by runyard"
+        raise UserError(problem, "give another project")
     if not foreign_runs:
         return folder, []
     several, more = ("s", ", ...") if len(foreign_runs) > 1 else ("", "")

@@ -41,7 +41,7 @@ def publish(
         import wandb_workspaces.reports.v2 as wr
         from wandb_workspaces import expr
     except ModuleNotFoundError as error:
-        raise UserError(f"--report: {error.name} is not installed: pip install 'runyard[reports]'") from None
+        raise UserError(f"--report: {error.name} is not installed", "pip install 'runyard[reports]'") from None
     entity, _, name = project.rpartition("/")
     try:
         entity = entity or str(wandb.Api().default_entity)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from runyard.errors import UserError
 from runyard.file_lock import exclusive_lock
+from runyard.files import file_fix
 from runyard.runs import journal, lease
 from runyard.runs.events import Event, Row, StartEvent, parse_event
 from runyard.runs.run import Run
@@ -72,7 +73,7 @@ def plan_sync(run: Run) -> SyncPlan:
     try:
         rows, damaged_lines = journal.read_journal(run.journal_path)
     except OSError as error:
-        raise UserError(f"{run.journal_path}: cannot read it ({error.strerror})") from None
+        raise UserError(f"{run.journal_path}: cannot read it ({error.strerror})", file_fix(error)) from None
     history = WandbHistory(run.config)
     events = [parse_event(row) for row in rows]
     history.consume(events)
@@ -138,7 +139,7 @@ def _wait_for_arrival(plan: SyncPlan) -> None:
     while (arrived := server_state(plan.run).points) < plan.points:
         if time.monotonic() > deadline:
             raise UserError(
-                f"W&B: {plan.run.id}: {arrived} of {plan.points} points arrived: run the same command again"
+                f"W&B: {plan.run.id}: {arrived} of {plan.points} points arrived", "run the same command again"
             )
         time.sleep(SYNC_POLL_S)
 
@@ -160,7 +161,7 @@ def _sync_lock(run: Run) -> Iterator[None]:
         try:
             stack.enter_context(exclusive_lock(run.path / ".sync-lock", wait_s=0))
         except TimeoutError:
-            raise UserError(f"run {run.id} is being synced by another process: wait for it") from None
+            raise UserError(f"run {run.id} is being synced by another process", "wait for it") from None
         except OSError:  # somebody else's run
             pass
         yield

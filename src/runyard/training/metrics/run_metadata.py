@@ -24,7 +24,7 @@ def check_device_settings(config: Config, device: torch.device) -> None:
         UserError: the message names the setting.
     """
     if config.precision == "fp16" and device.type == "cpu":
-        raise UserError("precision=fp16 needs a GPU, and this task has none: set precision=bf16 or fp32")
+        raise UserError("precision=fp16 needs a GPU, and this task has none", "set precision=bf16 or fp32")
 
 
 def ignored_settings(config: Config, device: torch.device) -> list[str]:

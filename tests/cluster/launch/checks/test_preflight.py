@@ -395,7 +395,7 @@ def test_a_finished_run_is_refused(run: Run) -> None:
 
 def test_a_run_that_is_being_written_is_refused(run: Run) -> None:
     lease = run.acquire_lease()
-    with pytest.raises(UserError, match=f"^run {run.id} is being written by .*: wait for it, or stop it first"):
+    with pytest.raises(UserError, match=f"^run {run.id} is being written by .*; wait for it, or stop it first"):
         require_resumable(run)
     lease.release()
     require_resumable(run)
