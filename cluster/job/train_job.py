@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+from runyard.config.schema import ClusterConfig
 from runyard.errors import ExplainedError
 from runyard.runs.run import Run
 from runyard.training.task import train_task
@@ -19,8 +20,16 @@ class TrainJob:
     def __call__(self) -> str:
         """Train, and return how it ended: ``finished`` or ``interrupted``."""
         try:
-            outcome, _ = train_task(Run.open(self.run_dir))
+            run = Run.open(self.run_dir)
+            cluster = run.config.cluster
+            submitted = cluster.nodes * tasks_per_node(cluster) if cluster.launcher == "slurm" else None
+            outcome, _ = train_task(run, submitted)
             return outcome
         except ExplainedError as error:
             print(f"runyard: {error}", file=sys.stderr, flush=True)
             sys.exit(error.exit_code)
+
+
+def tasks_per_node(cluster: ClusterConfig) -> int:
+    """Return the number of tasks on each node: as set, else one per GPU, else one."""
+    return cluster.tasks_per_node or cluster.gpus_per_node or 1

@@ -16,7 +16,7 @@ import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
 from runyard import slurm_client
-from runyard.cluster.job.train_job import TrainJob
+from runyard.cluster.job.train_job import TrainJob, tasks_per_node
 from runyard.cluster.slurm.submission import script_name
 from runyard.config.schema import ClusterConfig
 from runyard.config.setting import settings_of
@@ -230,11 +230,6 @@ class SbatchJob:
         names = {k: v for k, v in self.parameters.items() if k not in own} | self.parameters["additional_parameters"]
         lines = [f"#SBATCH --{name.replace('_', '-')}" for name in names]
         return [*lines, f"#SBATCH --signal=USR2@{self.cluster.signal_delay_s}"]
-
-
-def tasks_per_node(cluster: ClusterConfig) -> int:
-    """Return the number of tasks on each node: as set, else one per GPU, else one."""
-    return cluster.tasks_per_node or cluster.gpus_per_node or 1
 
 
 def require_sbatch() -> None:
