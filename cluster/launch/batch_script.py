@@ -17,6 +17,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from runyard import slurm_client
 from runyard.cluster.job.train_job import TrainJob, tasks_per_node
+from runyard.cluster.launch.env_setup import checked_lines, journal_command
 from runyard.cluster.slurm.submission import script_name
 from runyard.config.schema import ClusterConfig
 from runyard.config.setting import settings_of
@@ -210,7 +211,8 @@ class SbatchJob:
         # Each task reads its pickle by the job's number, which is not known before sbatch answers, if it does.
         element = "${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
         pickle = f'ln -sf {self.path.stem}"{element}".pkl {shlex.quote(str(self.folder))}/"$job"_submitted.pkl'
-        return [*self.cluster.env_setup, "set +e", private, owner_check, snapshot, find_python_line(), begin, pickle]
+        env_setup = checked_lines(self.cluster.env_setup, f"{private}; {journal_command(self._run)}")
+        return [*env_setup, "set +e", private, owner_check, snapshot, find_python_line(), begin, pickle]
 
     @property
     def _code_owner_uid(self) -> int:
@@ -220,10 +222,14 @@ class SbatchJob:
 
     def _teardown(self) -> list[str]:
         """Return the lines after srun: they requeue the job if the run can continue, and report how it ended."""
-        run = shlex.quote(str(self.runs[0].path))
-        if len(self.runs) > 1:
-            run = f'"$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(self.folder / "runs.txt"))})"'
-        return [f"ended=$?; exec {shlex.quote(str(self._scripts / 'requeue.sh'))} {self._python} {run} $ended"]
+        return [f"ended=$?; exec {shlex.quote(str(self._scripts / 'requeue.sh'))} {self._python} {self._run} $ended"]
+
+    @property
+    def _run(self) -> str:
+        """The run's directory, as a word of bash: an element of an array finds its own in a list."""
+        if len(self.runs) == 1:
+            return shlex.quote(str(self.runs[0].path))
+        return f'"$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(self.folder / "runs.txt"))})"'
 
     def _required_directives(self) -> list[str]:
         own = {"setup", "teardown", "signal_delay_s", "array_parallelism", "additional_parameters", "srun_args"}

@@ -23,6 +23,7 @@ from runyard.cluster.launch.checks.check import CheckContext
 from runyard.cluster.launch.checks.node_probe import OUTPUT_PREFIX
 from runyard.cluster.launch.checks.preflight import nearest_existing_dir
 from runyard.cluster.launch.checks.slurm_checks import refusal
+from runyard.cluster.launch.env_setup import checked_lines
 from runyard.config.cluster_validation import gres_counts
 from runyard.config.setting import settings_of
 from runyard.data import manifest
@@ -114,7 +115,7 @@ class NodeJob:
         options += [f"--mem={min(c.mem_gb, MAX_MEM_GB)}G"] if c.mem_gb else []
         options += [f"--time={TIMEOUT_MIN}", f"--immediate={max(1, round(self._wait_s))}", f"--job-name={name}"]
         command = shlex.join([c.python or str(SCRIPTS / "python.sh"), *probe])
-        script = "\n".join(filter(None, [*c.env_setup, find_python_line(), f"exec {command}"]))
+        script = "\n".join(filter(None, [*checked_lines(c.env_setup), find_python_line(), f"exec {command}"]))
         return ["srun", "--quiet", "--nodes=1", "--ntasks=1", *options, f"--chdir={IMPORT_ROOT}", "bash", "-c", script]
 
     def _failure(self, code: int, errors: str) -> Exception:

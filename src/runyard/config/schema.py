@@ -219,7 +219,11 @@ class ClusterConfig:
     python: str | None = slurm(
         "Program that starts Python in a job; null: slurm/python.sh of this checkout", pattern=patterns.PROGRAM
     )
-    env_setup: list[str] = slurm("Shell commands run in the job before Python, such as [module load cuda]", unset=[])
+    env_setup: list[str] = slurm(
+        "Shell commands run in the job before Python, such as [module load cuda]. One that fails ends the job, unless "
+        "it ends in || true",
+        unset=[],
+    )
     stage_data: str | None = slurm(
         "Folder on each node's own disk to copy the data to first, such as $SLURM_TMPDIR; null: do not copy it",
         pattern=patterns.FOLDER,
