@@ -15,6 +15,8 @@ use_run() {
 
 # With these runyard.cluster.job.requeue separates what this start wrote to the journal and to this log from earlier starts.
 export RUNYARD_BEGAN=$(date +%s) RUNYARD_LOG_BEGAN=$(stat -Lc %s /dev/stderr)
+# By this runyard.cluster.job.batch_shell sees whether this shell still lives.
+export RUNYARD_BATCH_SHELL=$$@$(hostname)
 # On clusters with SBATCH_EXPORT=NONE, srun would pass on none of the variables that the script exports.
 export SLURM_EXPORT_ENV=ALL
 # At the time limit SLURM sends TERM to this shell too, which must survive to requeue the job; some sites preempt with

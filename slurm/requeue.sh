@@ -14,8 +14,8 @@ case $shown in
 # Once SLURM has begun to preempt a job, it shows the time since when.
 *" PreemptTime="[0-9]*) ending=1 ;;
 *" Reason=TimeLimit "*) ending=limit ;;
-# Ended by SLURM for neither reason: a person's scancel.
-*JobState=COMPLETING*) exit "$ended" ;;
+# Ended by SLURM for neither reason: a person's scancel, unless a task calls this because the batch script's shell was killed.
+*JobState=COMPLETING*) [ -n "${RUNYARD_BATCH_SHELL_KILLED:-}" ] || exit "$ended"; ending=0 ;;
 *) ending=0 ;;
 esac
 # SLURM itself has requeued the job already.

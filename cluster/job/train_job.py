@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+from runyard.cluster.job.batch_shell import BatchShell
 from runyard.config.schema import ClusterConfig
 from runyard.errors import ExplainedError
 from runyard.runs.run import Run
@@ -23,7 +24,10 @@ class TrainJob:
             run = Run.open(self.run_dir)
             cluster = run.config.cluster
             submitted = cluster.nodes * tasks_per_node(cluster) if cluster.launcher == "slurm" else None
+            shell = BatchShell.find()
             outcome, _ = train_task(run, submitted)
+            if shell is not None:
+                shell.requeue_if_killed(run)
             return outcome
         except ExplainedError as error:
             print(f"runyard: {error}", file=sys.stderr, flush=True)
