@@ -64,5 +64,5 @@ class BatchShell:
             retry=True,
         )
         script = run.code_path / "slurm" / "requeue.sh"
-        command = [script if script.exists() else SCRIPTS / "requeue.sh", sys.executable, run.path, "1"]
+        command = [str(script if script.exists() else SCRIPTS / "requeue.sh"), sys.executable, str(run.path), "1"]
         subprocess.run(command, env=os.environ | {KILLED_VARIABLE: "1"}, stdin=subprocess.DEVNULL)

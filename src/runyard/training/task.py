@@ -9,6 +9,7 @@ import os
 
 from runyard.errors import ExitCode
 from runyard.runs.run import Run
+from runyard.surroundings import settle
 from runyard.training.stop_signals import StopFlag
 
 
@@ -24,6 +25,7 @@ def train_task(run: Run, expected_tasks: int | None = None) -> tuple[str, ExitCo
     run.set_umask()
     stop = StopFlag()
     try:
+        settle(needs_tmpdir=True)
         from runyard.training.distributed.launcher import from_environment
         from runyard.training.trainer import Outcome, train
 
