@@ -11,6 +11,8 @@ use_run() {
     { [ -O "$run" ] && [ -O "$run/code/." ]; } ||
         fail "$run: it or its code belongs to another user, and that code would run as you"
     export PYTHONPATH="$run/code${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
+    # What a container must see besides the checkout: the runs and the data.
+    export RUNYARD_BIND="${RUNYARD_BIND:+$RUNYARD_BIND:}${run%/*}:$(sed -n '/^data:/,/^[^ ]/s/^  root: //p' "$run/config.yaml")"
 }
 
 # With these runyard.cluster.job.requeue separates what this start wrote to the journal and to this log from earlier starts.

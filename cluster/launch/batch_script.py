@@ -17,7 +17,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from runyard import slurm_client
 from runyard.cluster.job.train_job import TrainJob, tasks_per_node
-from runyard.cluster.launch.env_setup import checked_lines, journal_command
+from runyard.cluster.launch.job_environment import bind_line, checked_lines, container_options, journal_command
 from runyard.cluster.slurm.submission import script_name
 from runyard.config.schema import ClusterConfig
 from runyard.config.setting import settings_of
@@ -79,6 +79,7 @@ class SbatchJob:
             "setup": self._setup(),
             "teardown": self._teardown(),
         }
+        self.parameters["srun_args"] += container_options(runs[0].config)
 
     def script(self) -> str:
         """Return the exact text that sbatch will be given.
@@ -212,7 +213,8 @@ class SbatchJob:
         element = "${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
         pickle = f'ln -sf {self.path.stem}"{element}".pkl {shlex.quote(str(self.folder))}/"$job"_submitted.pkl'
         env_setup = checked_lines(self.cluster.env_setup, f"{private}; {journal_command(self._run)}")
-        return [*env_setup, "set +e", private, owner_check, snapshot, find_python_line(), begin, pickle]
+        binds = bind_line(self.runs[0].config)
+        return [*env_setup, "set +e", private, owner_check, snapshot, find_python_line(), binds, begin, pickle]
 
     @property
     def _code_owner_uid(self) -> int:
@@ -222,7 +224,13 @@ class SbatchJob:
 
     def _teardown(self) -> list[str]:
         """Return the lines after srun: they requeue the job if the run can continue, and report how it ended."""
-        return [f"ended=$?; exec {shlex.quote(str(self._scripts / 'requeue.sh'))} {self._python} {self._run} $ended"]
+        python, before = self._python, ""
+        if options := container_options(self.runs[0].config):  # this shell is outside of the image
+            image, mounts = (shlex.quote(option.partition("=")[2]) for option in options)
+            before = f"export RUNYARD_TASK_PYTHON={python} RUNYARD_IMAGE={image} RUNYARD_MOUNTS={mounts}; "
+            python = shlex.quote(str(self._scripts / "in_container.sh"))
+        requeue = shlex.quote(str(self._scripts / "requeue.sh"))
+        return [f"ended=$?; {before}exec {requeue} {python} {self._run} $ended"]
 
     @property
     def _run(self) -> str:

@@ -1,22 +1,23 @@
-"""The user's own commands at a job's beginning: one that fails ends the job, and says with what."""
+"""Before Python: the user's own commands, of which one that fails ends the job, and what a container is shown."""
 
 from __future__ import annotations
 
 import json
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from runyard.cluster.launch.env_setup import checked_lines
+from runyard.cluster.launch.job_environment import bound_folders, checked_lines, container_options
 from runyard.cluster.monitor.run_status import run_status
 from runyard.errors import UserError
 from runyard.runs.events import StopEvent
 from runyard.runs.run import Run
 from runyard.runs.summary import RunSummary
 from tests.cluster.launch.test_batch_script import submitted
-from tests.support.fake_slurm import NUMBER, FakeSlurm
-from tests.support.settings import compose
+from tests.support.fake_slurm import NUMBER, SRUN, FakeSlurm
+from tests.support.settings import ROOT, compose
 
 FAILS = {
     "a command that fails": ("false", 1),
@@ -92,3 +93,44 @@ def test_doctors_job_says_the_same() -> None:
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "runyard: cluster.env_setup ended the job with exit code 1: false\n"
+
+
+def test_a_job_names_what_a_container_must_see(small: list[str], slurm: FakeSlurm, tmp_path: Path) -> None:
+    submitted(small, "cluster.stage_data=$SLURM_TMPDIR")
+    slurm.run_script(SLURM_TMPDIR="/node/disk")
+    bound = slurm.env("srun.env")["RUNYARD_BIND"].split(":")
+    data_root = next(setting for setting in small if setting.startswith("data.root=")).partition("=")[2]
+    assert {str(ROOT), str(tmp_path / "runs"), data_root, "/node/disk"} <= set(bound)
+
+
+def test_a_folder_that_is_a_link_is_bound_by_both_its_names(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    config = compose("cluster=slurm", f"runs_dir={tmp_path / 'runs'}")
+    assert {str(tmp_path / "runs"), str(tmp_path / "disk")} <= set(bound_folders(config))
+
+
+def test_pyxis_gets_the_image_and_the_folders_and_the_judge_runs_in_it_too(
+    small: list[str], slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    python = slurm.program("python", 'case "$*" in *"import runyard"*) exit 1 ;; esac\n')
+    (tmp_path / "python").symlink_to(python)
+    submitted(
+        small, "cluster.container_image='nvcr.io#nvidia/pytorch:25.01-py3'", f"cluster.python={tmp_path / 'python'}"
+    )
+    slurm.program("srun", SRUN + "\nexit 0\n")
+    slurm.run_script(srun_ends_with=1)
+    training, asked, judge = slurm.calls("srun")
+    runs = f"{tmp_path / 'runs'}:{tmp_path / 'runs'}"
+    for call in (training, judge):
+        assert "--container-image=nvcr.io#nvidia/pytorch:25.01-py3" in call
+        assert runs in call
+    assert "-m runyard.cluster.job.requeue" in judge
+    assert "import runyard.cluster.job.requeue" in asked
+
+
+def test_a_folder_that_pyxis_cannot_mount_by_its_name_is_refused() -> None:
+    config = compose("cluster=slurm", "cluster.container_image=image.sqsh", "cluster.stage_data=$SLURM_TMPDIR")
+    with pytest.raises(UserError, match=r"\$SLURM_TMPDIR cannot be mounted"):
+        container_options(config)
+    assert container_options(compose("cluster=slurm", "cluster.stage_data=$SLURM_TMPDIR")) == [], "the control"
