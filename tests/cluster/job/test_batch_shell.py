@@ -18,6 +18,7 @@ from runyard.runs.state import JournalState
 from tests.support.fake_slurm import FakeSlurm
 
 KILLED = "JobId=12 JobName=x\n   JobState=COMPLETING Reason=RaisedSignal:9(Killed) Dependency=(null)\n"
+KILLED += "   StartTime=2020-01-01T00:00:00 EndTime=2020-01-02T00:00:00\n"
 
 
 @pytest.fixture

@@ -118,8 +118,9 @@ def test_pyxis_gets_the_image_and_the_folders_and_the_judge_runs_in_it_too(
     submitted(
         small, "cluster.container_image='nvcr.io#nvidia/pytorch:25.01-py3'", f"cluster.python={tmp_path / 'python'}"
     )
-    slurm.program("srun", SRUN + "\nexit 0\n")
-    slurm.run_script(srun_ends_with=1)
+    slurm.program("srun", 'case "$*" in *runyard.cluster.job.requeue*) exit ;; esac\n' + SRUN)
+    done = slurm.run_script(srun_ends_with=1)
+    assert len(slurm.calls("srun")) == 3, done.stderr
     training, asked, judge = slurm.calls("srun")
     runs = f"{tmp_path / 'runs'}:{tmp_path / 'runs'}"
     for call in (training, judge):
