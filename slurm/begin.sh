@@ -11,10 +11,14 @@ use_run() {
     { [ -O "$run" ] && [ -O "$run/code/." ]; } ||
         fail "$run: it or its code belongs to another user, and that code would run as you"
     export PYTHONPATH="$run/code${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
+    # What a container must see besides the checkout: the runs and the data.
+    export RUNYARD_BIND="${RUNYARD_BIND:+$RUNYARD_BIND:}${run%/*}:$(sed -n '/^data:/,/^[^ ]/s/^  root: //p' "$run/config.yaml")"
 }
 
 # With these runyard.cluster.job.requeue separates what this start wrote to the journal and to this log from earlier starts.
 export RUNYARD_BEGAN=$(date +%s) RUNYARD_LOG_BEGAN=$(stat -Lc %s /dev/stderr)
+# By this runyard.cluster.job.batch_shell sees whether this shell still lives.
+export RUNYARD_BATCH_SHELL=$$@$(hostname)
 # On clusters with SBATCH_EXPORT=NONE, srun would pass on none of the variables that the script exports.
 export SLURM_EXPORT_ENV=ALL
 # At the time limit SLURM sends TERM to this shell too, which must survive to requeue the job; some sites preempt with

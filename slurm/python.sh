@@ -3,6 +3,7 @@
 #   srun slurm/python.sh -m runyard ...
 #   RUNYARD_CONTAINER=runyard.sif slurm/python.sh ...    in that Apptainer/Singularity image (slurm/runyard.def)
 #   RUNYARD_OVERLAY=env.ext3 in addition                 with an overlay, read-only as jobs must open it
+#   RUNYARD_BIND=/scratch/me/runs:/data              with these folders in it besides the checkout
 #   RUNYARD_PYTHON=/ext3/env/bin/python                  which Python: inside the container, or on the machine
 #   RUNYARD_ROOT=/the/checkout                           where .venv is, for a copy of this file outside of it
 # Every step is an exec, so that a signal from SLURM reaches Python, with no shell in between.
@@ -35,4 +36,10 @@ fi
 [ ! -e /dev/nvidiactl ] || set -- --nv "$@"
 # Appended to what is already set: a run's own snapshot of the code comes first, then this checkout, then the image's copy.
 export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$root/src"
-exec "$runner" exec --bind "$root" "$@"
+set -- exec --bind "$root" "$@"
+binds=${RUNYARD_BIND:-}:
+while [ -n "$binds" ]; do
+    folder=${binds%%:*} binds=${binds#*:}
+    case $folder in /*) [ ! -d "$folder" ] || { shift; set -- exec --bind "$folder" "$@"; } ;; esac
+done
+exec "$runner" "$@"

@@ -14,14 +14,14 @@ case $shown in
 # Once SLURM has begun to preempt a job, it shows the time since when.
 *" PreemptTime="[0-9]*) ending=1 ;;
 *" Reason=TimeLimit "*) ending=limit ;;
-# Ended by SLURM for neither reason: a person's scancel.
-*JobState=COMPLETING*) exit "$ended" ;;
+# Ended by SLURM for neither reason: a person's scancel, unless a task calls this because the batch script's shell was killed.
+*JobState=COMPLETING*) [ -n "${RUNYARD_BATCH_SHELL_KILLED:-}" ] || exit "$ended"; ending=0 ;;
 *) ending=0 ;;
 esac
 # SLURM itself has requeued the job already.
 [ "${restarts:-0}" -le "${SLURM_RESTART_COUNT:-0}" ] || exit "$ended"
-# The limit may have been raised or lowered since the job began.
-if end=$(end_time "$shown"); then export SLURM_JOB_END_TIME=$end; fi
+# The limit may have been raised or lowered since the job began. Of a job that has ended SLURM shows when that was.
+if [ -z "${RUNYARD_BATCH_SHELL_KILLED:-}" ] && end=$(end_time "$shown"); then export SLURM_JOB_END_TIME=$end; fi
 
 field() { printf '%s\n' "$shown" | sed -n "s/.* $1=\([^ ]*\).*/\1/p" | sed 's/(null)//'; }
 nodes() { ask sinfo --noheader --Node ${SLURM_JOB_PARTITION:+--partition="$SLURM_JOB_PARTITION"} --format='%N|%t|%f|%G'; }

@@ -16,7 +16,7 @@ from tests.support.settings import SMALL_DATA, compose
 
 # Files of tests/slurm that share clusters and runs.
 TOGETHER = {
-    "faults.py": "runs", "plain_scripts.py": "runs",
+    "faults.py": "runs", "environments.py": "runs", "plain_scripts.py": "runs",
     "rehearsal.py": "cluster", "rehearse.py": "cluster", "doctor.py": "cluster", "wandb_agent.py": "cluster",
     "submission.py": "queue", "sweep.py": "queue", "watching.py": "queue",
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -95,3 +96,16 @@ def test_an_image_overlay_or_runner_that_is_not_there_is_named(tmp_path: Path) -
         done = run("-V", **there | changed)
         assert (done.returncode, done.stderr.count("\n")) == (code, 1)
         assert words in done.stderr
+
+
+def test_a_container_sees_the_folders_that_the_run_needs_and_that_are_there(tmp_path: Path) -> None:
+    runs, data = tmp_path / "my runs", tmp_path / "data"
+    runs.mkdir()
+    data.mkdir()
+    named = f"{runs}:{data}:/nowhere:relative::{tmp_path / 'an image.sif'}"
+    done = run("-V", **image_and_runner(tmp_path), RUNYARD_BIND=named)
+    words = done.stdout.splitlines()
+    assert words[0] == "exec", done.stderr
+    bound = [after for word, after in itertools.pairwise(words) if word == "--bind"]
+    assert sorted(bound) == sorted([str(runs), str(data), str(ROOT)])
+    assert "\n-V\n" in done.stdout

@@ -83,7 +83,7 @@ def decide_requeue(
     if stop is not None and stop.reason == "interrupted":
         if stop.cause == StopReason.TERM.journal_text and not preempted and not time_limit_hit:
             return RequeueDecision(ExitCode.INTERRUPTED)  # a person cancelled it
-        if preempted:
+        if preempted or stop.cause == StopReason.USR1.journal_text:
             return RequeueDecision(ExitCode.INTERRUPTED, requeue_cause="preemption")
         return _requeue_unless_stuck(events, step, ExitCode.INTERRUPTED, "time limit", LIMIT_REACHED)
     if stop is not None and not stop.retry:

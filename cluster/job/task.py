@@ -11,10 +11,12 @@ import os
 import signal
 import sys
 
+from runyard.surroundings import settle
 from runyard.training.stop_signals import STOP_SIGNALS
 
 if __name__ == "__main__":
     if os.getpgrp() != os.getpid():  # SLURM's tasks already lead groups of their own
         os.setsid()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    settle()
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])

@@ -16,7 +16,8 @@ import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
 from runyard import slurm_client
-from runyard.cluster.job.train_job import TrainJob
+from runyard.cluster.job.train_job import TrainJob, tasks_per_node
+from runyard.cluster.launch.job_environment import bind_line, checked_lines, container_options, journal_command
 from runyard.cluster.slurm.submission import script_name
 from runyard.config.schema import ClusterConfig
 from runyard.config.setting import settings_of
@@ -78,6 +79,7 @@ class SbatchJob:
             "setup": self._setup(),
             "teardown": self._teardown(),
         }
+        self.parameters["srun_args"] += container_options(runs[0].config)
 
     def script(self) -> str:
         """Return the exact text that sbatch will be given.
@@ -210,7 +212,9 @@ class SbatchJob:
         # Each task reads its pickle by the job's number, which is not known before sbatch answers, if it does.
         element = "${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
         pickle = f'ln -sf {self.path.stem}"{element}".pkl {shlex.quote(str(self.folder))}/"$job"_submitted.pkl'
-        return [*self.cluster.env_setup, "set +e", private, owner_check, snapshot, find_python_line(), begin, pickle]
+        env_setup = checked_lines(self.cluster.env_setup, f"{private}; {journal_command(self._run)}")
+        binds = bind_line(self.runs[0].config)
+        return [*env_setup, "set +e", private, owner_check, snapshot, find_python_line(), binds, begin, pickle]
 
     @property
     def _code_owner_uid(self) -> int:
@@ -220,21 +224,26 @@ class SbatchJob:
 
     def _teardown(self) -> list[str]:
         """Return the lines after srun: they requeue the job if the run can continue, and report how it ended."""
-        run = shlex.quote(str(self.runs[0].path))
-        if len(self.runs) > 1:
-            run = f'"$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(self.folder / "runs.txt"))})"'
-        return [f"ended=$?; exec {shlex.quote(str(self._scripts / 'requeue.sh'))} {self._python} {run} $ended"]
+        python, before = self._python, ""
+        if options := container_options(self.runs[0].config):  # this shell is outside of the image
+            image, mounts = (shlex.quote(option.partition("=")[2]) for option in options)
+            before = f"export RUNYARD_TASK_PYTHON={python} RUNYARD_IMAGE={image} RUNYARD_MOUNTS={mounts}; "
+            python = shlex.quote(str(self._scripts / "in_container.sh"))
+        requeue = shlex.quote(str(self._scripts / "requeue.sh"))
+        return [f"ended=$?; {before}exec {requeue} {python} {self._run} $ended"]
+
+    @property
+    def _run(self) -> str:
+        """The run's directory, as a word of bash: an element of an array finds its own in a list."""
+        if len(self.runs) == 1:
+            return shlex.quote(str(self.runs[0].path))
+        return f'"$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(self.folder / "runs.txt"))})"'
 
     def _required_directives(self) -> list[str]:
         own = {"setup", "teardown", "signal_delay_s", "array_parallelism", "additional_parameters", "srun_args"}
         names = {k: v for k, v in self.parameters.items() if k not in own} | self.parameters["additional_parameters"]
         lines = [f"#SBATCH --{name.replace('_', '-')}" for name in names]
         return [*lines, f"#SBATCH --signal=USR2@{self.cluster.signal_delay_s}"]
-
-
-def tasks_per_node(cluster: ClusterConfig) -> int:
-    """Return the number of tasks on each node: as set, else one per GPU, else one."""
-    return cluster.tasks_per_node or cluster.gpus_per_node or 1
 
 
 def require_sbatch() -> None:

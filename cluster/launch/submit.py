@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runyard import slurm_client
-from runyard.cluster.job.train_job import TrainJob
-from runyard.cluster.launch.batch_script import SbatchJob, SubmissionUnknown, require_sbatch, tasks_per_node
+from runyard.cluster.job.train_job import TrainJob, tasks_per_node
+from runyard.cluster.launch.batch_script import SbatchJob, SubmissionUnknown, require_sbatch
 from runyard.cluster.launch.checks.check import CheckContext
 from runyard.cluster.launch.checks.preflight import (
     planned_job,

@@ -21,7 +21,7 @@ from runyard.runs.summary import RunSummary
 CLOCK_SKEW_S = 5  # the clocks of a cluster's nodes may differ by so much
 REQUEUE_CAUSE_TEXT = {"preemption": "preempted", "crash": "crashed", "time limit": "time limit reached"}
 SCRIPT_KILLED = ("RaisedSignal", "JobLaunchFailure")  # SLURM reports one or the other
-STOP_CAUSE_TEXT = {"TERM": "cancelled", "USR2": "by a signal", "time limit": "time limit"}
+STOP_CAUSE_TEXT = {"TERM": "cancelled", "USR2": "by a signal", "USR1": "preempted", "time limit": "time limit"}
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,12 @@ class SlurmSandbox:
         jobs = {"OMP_WAIT_POLICY": "PASSIVE", "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor")}
         self.environment = jobs | inherited | {"SLURM_CONF": str(self.folder / "slurm.conf")}
         self._accounting, self._preempt_signal, self._preempt_signal_now = accounting, preempt_signal, preempt_signal
-        self._user = pwd.getpwuid(os.getuid()).pw_name
+        try:
+            self._user = pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:  # SLURM's daemons look it up
+            raise UserError(
+                f"user id {os.getuid()} has no passwd entry, and SLURM needs one", "rehearse elsewhere"
+            ) from None
         self._supervisor = supervisor.Supervisor(self.folder, self.environment)
         self._frozen: set[str] = set()
 

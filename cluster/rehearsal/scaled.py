@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import psutil
 
-from runyard.cluster.launch.batch_script import tasks_per_node
+from runyard.cluster.job.train_job import tasks_per_node
 from runyard.cluster.rehearsal.slurm_conf import CPUS, MEMORY_MB, PARTITIONS
 from runyard.config.compose import Composed, compose
 from runyard.config.fields import format_literal

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from functools import cached_property
 
 from runyard.cluster.slurm.queue import duration_s
 from runyard.slurm_client import QueryError, run_query
+from runyard.surroundings import user_name
 
 SINFO_FIELDS = "%P|%a|%l|%s|%D|%c|%m|%G|%f"
 QUERY_TIMEOUT_S = 10.0
@@ -72,7 +72,7 @@ class ClusterInfo:
     """
 
     def __init__(self) -> None:
-        user = pwd.getpwuid(os.getuid()).pw_name
+        user = user_name() or str(os.getuid())
         with ThreadPoolExecutor(3) as pool:
             self._sinfo = pool.submit(run_query, "sinfo", "--noheader", "--exact", f"--format={SINFO_FIELDS}",
                                       timeout_s=QUERY_TIMEOUT_S)  # fmt: skip

@@ -93,7 +93,7 @@ def predict_to_csv(
         for name, index in zip(source.ids, class_indices, strict=True)
     )
     try:
-        write_atomic(out, table.getvalue())
+        write_atomic(out, table.getvalue().encode(errors="surrogateescape"))  # a file's name need not be UTF-8
     except OSError as error:
         raise UserError(
             f"--out {printable_path(out)}: cannot write it ({error.strerror})", "choose another file"

@@ -12,8 +12,8 @@ import pytest
 
 from runyard.errors import UserError
 from runyard.training.distributed import rendezvous
+from runyard.training.distributed.launcher import from_environment
 from runyard.training.distributed.peer_failure import PeerFailure
-from runyard.training.distributed.process_group import from_environment
 from tests.support.settings import PATIENCE_S
 
 TASK = {"SLURM_PROCID": "4", "SLURM_NTASKS": "7", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "3", "SLURM_JOB_ID": "99"}

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from runyard.training.distributed import process_group
-from runyard.training.distributed.process_group import RankInfo, joined_process_group
+from runyard.training.distributed.launcher import RankInfo
+from runyard.training.distributed.process_group import joined_process_group
 from tests.support.settings import PATIENCE_S
 
 RANKS = 3

@@ -13,7 +13,7 @@ from runyard.config.schema import Config
 from runyard.data import manifest
 from runyard.data.loading import loaders
 from runyard.runs.run import Run
-from runyard.training.distributed.process_group import RankInfo
+from runyard.training.distributed.launcher import RankInfo
 from runyard.training.metrics.counters import Counters
 from runyard.training.train_state import TrainState
 

@@ -22,7 +22,7 @@ from runyard.runs.code.snapshot import CODE_STORE
 from runyard.runs.journal import Journal, read_journal
 from runyard.runs.run import Run
 from runyard.training import checkpoint, continuity
-from runyard.training.distributed.process_group import RankInfo
+from runyard.training.distributed.launcher import RankInfo
 from runyard.training.evaluation import Evaluation
 from runyard.training.train_state import TrainState
 from tests.support.fake_slurm import FakeSlurm

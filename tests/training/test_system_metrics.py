@@ -12,7 +12,7 @@ import torch
 
 from runyard.runs import journal
 from runyard.runs.run import Run
-from runyard.training.distributed.process_group import RankInfo
+from runyard.training.distributed.launcher import RankInfo
 from runyard.training.metrics import system_metrics
 from runyard.training.metrics.system_metrics import (
     RankMetrics,

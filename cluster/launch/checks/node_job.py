@@ -23,6 +23,7 @@ from runyard.cluster.launch.checks.check import CheckContext
 from runyard.cluster.launch.checks.node_probe import OUTPUT_PREFIX
 from runyard.cluster.launch.checks.preflight import nearest_existing_dir
 from runyard.cluster.launch.checks.slurm_checks import refusal
+from runyard.cluster.launch.job_environment import bind_line, checked_lines, container_options
 from runyard.config.cluster_validation import gres_counts
 from runyard.config.setting import settings_of
 from runyard.data import manifest
@@ -105,7 +106,7 @@ class NodeJob:
         return report
 
     def _srun(self, name: str, probe: list[str]) -> list[str]:
-        c = self._context.config.cluster
+        config, c = self._context.config, self._context.config.cluster
         same = {name: getattr(c, name) for name, known in settings_of(type(c)).items() if known.sbatch == "all"}
         options = [f"--{name.replace('_', '-')}={value}" for name, value in same.items() if value is not None]
         if c.gpus_per_node:
@@ -113,8 +114,11 @@ class NodeJob:
             options += [f"--gres=gpu:{kind}:1" if kind else "--gres=gpu:1" if c.gres else "--gpus-per-node=1"]
         options += [f"--mem={min(c.mem_gb, MAX_MEM_GB)}G"] if c.mem_gb else []
         options += [f"--time={TIMEOUT_MIN}", f"--immediate={max(1, round(self._wait_s))}", f"--job-name={name}"]
+        options += container_options(config)
         command = shlex.join([c.python or str(SCRIPTS / "python.sh"), *probe])
-        script = "\n".join(filter(None, [*c.env_setup, find_python_line(), f"exec {command}"]))
+        runs_dir = str(nearest_existing_dir(Path(config.runs_dir)).absolute())
+        begin = [*checked_lines(c.env_setup), find_python_line(), bind_line(config, runs_dir)]
+        script = "\n".join(filter(None, [*begin, f"exec {command}"]))
         return ["srun", "--quiet", "--nodes=1", "--ntasks=1", *options, f"--chdir={IMPORT_ROOT}", "bash", "-c", script]
 
     def _failure(self, code: int, errors: str) -> Exception:

@@ -5,7 +5,6 @@ Quotas are read from NYU's ``myquota`` or Lustre's ``lfs quota``, if the machine
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import shutil
@@ -50,7 +49,7 @@ def quota(context: CheckContext) -> str:
     elif shutil.which("lfs") and (lustre_mounts := _on_lustre(context)):
         used = {}
         for path in lustre_mounts:
-            used |= parse_lfs(run_query("lfs", "quota", "-q", "-u", getpass.getuser(), str(path)))
+            used |= parse_lfs(run_query("lfs", "quota", "-q", "-u", str(os.getuid()), str(path)))
     else:
         raise QueryError("neither myquota nor lfs is on this machine")
     if not used:

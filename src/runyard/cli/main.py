@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 
 from runyard.cli.commands import SHARED_OUTPUT_COMMANDS
@@ -10,10 +11,14 @@ from runyard.cli.parser import parse
 from runyard.errors import ExitCode, ExplainedError
 from runyard.ownership import set_umask
 from runyard.printable import PrintableStream
+from runyard.surroundings import settle
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command, and return its ``ExitCode``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal, or PYTHONIOENCODING
     out, err = PrintableStream(sys.stdout), PrintableStream(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
         return _main(argv)
@@ -21,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str] | None) -> int:
     try:
+        settle()
         argv = sys.argv[1:] if argv is None else argv
         args = parse(argv)
         args.argv = argv
@@ -36,6 +42,11 @@ def _main(argv: list[str] | None) -> int:
         return error.exit_code
     except MemoryError as error:
         print(f"runyard: not enough memory ({error}): ask for less, or free some", file=sys.stderr)
+        return ExitCode.USER_ERROR
+    except FileNotFoundError as error:
+        if "temporary directory" not in str(error):
+            raise
+        print(f"runyard: {error.strerror}: set TMPDIR to a folder with room", file=sys.stderr)
         return ExitCode.USER_ERROR
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from runyard.config.schema import ClusterConfig
 
 START_AND_SAVE_S = 30  # minimum time that a job needs before it is asked to save and stop
+# exec and a command; only with redirections it goes on in the same shell
+REPLACES_SHELL = re.compile(r"(^|[;&|({]|\b(then|else|do)\b)\s*exec\s+(?!\d*[<>&]|\{\w+\}[<>])\S")
 MAIL_TYPES = ("NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT", "TIME_LIMIT",
               "TIME_LIMIT_90", "TIME_LIMIT_80", "TIME_LIMIT_50", "ARRAY_TASKS")  # fmt: skip
 
@@ -81,6 +83,8 @@ def _check_env_setup(lines: list[str]) -> None:
             shlex.split(line, comments=True)
         except ValueError as error:
             raise UserError(f"{entry}: {str(error).lower()}", "close it, or leave it out") from None
+        if REPLACES_SHELL.search(line):
+            raise UserError(f"{entry}: exec replaces the batch script, so that nothing trains", "leave exec out")
         if line.endswith("\\") or re.search(r"(?<!<)<<(?!<)", line):
             raise UserError(f"{entry}: goes on in the next line, which is another entry", "write it as one line")
 

@@ -29,6 +29,7 @@ COMMENT = Pattern(r"[A-Za-z0-9_][A-Za-z0-9_.,:;=+/@ -]*", "letters, digits, spac
 HOSTS = Pattern(f"{HOST_REGEX}(,{HOST_REGEX})*", "node names, such as node[1-3,7]")
 MAIL_ADDRESS = Pattern(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(@[A-Za-z0-9.-]+)?", "a mail address")
 PROGRAM = Pattern(r"[A-Za-z0-9_./][A-Za-z0-9_./+@=-]*", "the path of one program, without spaces or quotes")
+IMAGE = Pattern(r"[A-Za-z0-9_./][A-Za-z0-9_./:@#+=-]*", "an image as enroot names it, or a path without spaces")
 FOLDER = Pattern(
     r"(/|\$[A-Za-z_][A-Za-z0-9_]*|\$\{[A-Za-z_][A-Za-z0-9_]*\})[A-Za-z0-9_./+@=-]*",
     "a folder that begins with / or a variable, such as $SLURM_TMPDIR or /tmp",

@@ -219,7 +219,18 @@ class ClusterConfig:
     python: str | None = slurm(
         "Program that starts Python in a job; null: slurm/python.sh of this checkout", pattern=patterns.PROGRAM
     )
-    env_setup: list[str] = slurm("Shell commands run in the job before Python, such as [module load cuda]", unset=[])
+    container_image: str | None = slurm(
+        "Image that the tasks run in where SLURM has pyxis, such as 'nvcr.io#nvidia/pytorch:25.01-py3'; for Apptainer "
+        "set RUNYARD_CONTAINER instead",
+        pattern=patterns.IMAGE,
+        rehearsed=REFUSED,
+        legacy_default=None,
+    )
+    env_setup: list[str] = slurm(
+        "Shell commands run in the job before Python, such as [module load cuda]. One that fails ends the job, unless "
+        "it ends in || true",
+        unset=[],
+    )
     stage_data: str | None = slurm(
         "Folder on each node's own disk to copy the data to first, such as $SLURM_TMPDIR; null: do not copy it",
         pattern=patterns.FOLDER,

@@ -21,6 +21,7 @@ from numba import njit
 from numba.core import caching
 
 from runyard.ownership import per_user_name, private_folder
+from runyard.surroundings import cache_home
 
 DATA_DIR = Path(__file__).parent
 # All except reordering of sums, which would change pixels by one level.
@@ -52,11 +53,12 @@ def cache_folder() -> Path | None:
 
     Code in a cache is executed, so the folder must be one that nobody else can write.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    for base in (os.environ.get("NUMBA_CACHE_DIR"), f"{home}/runyard", tempfile.gettempdir()):
-        if not base:
-            continue
+    home = cache_home()
+    bases = (lambda: os.environ.get("NUMBA_CACHE_DIR"), lambda: home and home / "runyard", tempfile.gettempdir)
+    for find_base in bases:
         try:
+            if not (base := find_base()):
+                continue
             Path(base).mkdir(mode=0o700, parents=True, exist_ok=True)
             folder = private_folder(Path(base) / per_user_name(f"runyard-kernels-{sources_sha256()[:16]}"))
         except OSError:

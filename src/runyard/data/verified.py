@@ -20,6 +20,7 @@ from runyard.data import manifest
 from runyard.data.manifest import Manifest
 from runyard.errors import UserError
 from runyard.files import open_regular, write_atomic
+from runyard.surroundings import cache_home
 
 VERIFIED_FILE = ".verified.json"
 SETTLE_S = 2.0  # a file that changed more recently could change again within one tick of its file system's clock
@@ -108,9 +109,9 @@ def _as_user_error(path: Path) -> Iterator[None]:
 
 def _cache_files(folder: Path) -> list[Path]:
     """Return the possible cache files: next to the data if this user owns them, then in this user's cache folder."""
-    cache_folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "runyard"
-    user_file = cache_folder / f"verified-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.json"
-    return [folder / VERIFIED_FILE, user_file] if folder.stat().st_uid == os.getuid() else [user_file]
+    name = f"verified-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.json"
+    user_files = [] if (home := cache_home()) is None else [home / "runyard" / name]
+    return [folder / VERIFIED_FILE, *user_files] if folder.stat().st_uid == os.getuid() else user_files
 
 
 def _load_hash_cache(folder: Path) -> HashCache:

@@ -19,7 +19,7 @@ from runyard.runs.saved_checkpoints import Checkpoint, InvalidCheckpoint, State,
 from runyard.runs.state import JournalState
 from runyard.training import optimizer
 from runyard.training.checkpoint import check_finite, check_shape
-from runyard.training.distributed.process_group import RankInfo
+from runyard.training.distributed.launcher import RankInfo
 from runyard.training.evaluation import Evaluation
 from runyard.training.train_state import TrainState
 

@@ -16,7 +16,6 @@ from types import FrameType
 from runyard.slurm_client import QueryError
 from runyard.training import end_time
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)  # some sites preempt with USR1
 HANG_EXIT_MARGIN_S = 5  # before the time limit: a process that has not ended by then counts as hung
 END_TIME_POLL_S = 300.0  # at most: administrators may change the time limit, and SLURM warns only of a lowered one
 
@@ -27,12 +26,17 @@ class StopReason(enum.IntEnum):
     NO = 0
     TIME_LIMIT = 1  # the run's own clock, before the job's time limit
     USR2 = 2  # SLURM's warning of the time limit or of a preemption
-    TERM = 3  # scancel, `runyard cancel`, Ctrl-C; also a preemption without a warning, which SLURM requeues itself
+    USR1 = 3  # with which some sites preempt
+    TERM = 4  # scancel, `runyard cancel`, Ctrl-C; also a preemption without a warning, which SLURM requeues itself
 
     @property
     def journal_text(self) -> str | None:
         """The reason's name in the journal, or None for ``NO``."""
-        return {StopReason.TIME_LIMIT: "time limit", StopReason.USR2: "USR2", StopReason.TERM: "TERM"}.get(self)
+        return {StopReason.NO: None, StopReason.TIME_LIMIT: "time limit"}.get(self, self.name)
+
+
+SIGNAL_REASONS = {signal.SIGTERM: StopReason.TERM, signal.SIGUSR2: StopReason.USR2, signal.SIGUSR1: StopReason.USR1}
+STOP_SIGNALS = tuple(SIGNAL_REASONS)
 
 
 class TrainingStopped(BaseException):
@@ -89,7 +93,7 @@ class StopFlag:
         _forget_handlers()
 
     def _record_signal(self, number: int, frame: FrameType | None) -> None:
-        self._stop_reason = max(self._stop_reason, StopReason.TERM if number == signal.SIGTERM else StopReason.USR2)
+        self._stop_reason = max(self._stop_reason, SIGNAL_REASONS[signal.Signals(number)])
 
     def _set_end_time(self, end: float, margin_s: float) -> None:
         """Set the job's end (unix s). A time in the past is ignored: SLURM's answer was misread."""

@@ -9,11 +9,15 @@ import os
 
 from runyard.errors import ExitCode
 from runyard.runs.run import Run
+from runyard.surroundings import settle
 from runyard.training.stop_signals import StopFlag
 
 
-def train_task(run: Run) -> tuple[str, ExitCode]:
+def train_task(run: Run, expected_tasks: int | None = None) -> tuple[str, ExitCode]:
     """Train ``run`` as one rank. Returns how it ended, ``finished`` or ``interrupted``, and the process's exit code.
+
+    Args:
+        expected_tasks: How many tasks the job was submitted with, None if that is not known.
 
     Raises:
         UserError, TrainingFailed: see ``trainer.train``.
@@ -21,10 +25,11 @@ def train_task(run: Run) -> tuple[str, ExitCode]:
     run.set_umask()
     stop = StopFlag()
     try:
-        from runyard.training.distributed.process_group import from_environment
+        settle(needs_tmpdir=True)
+        from runyard.training.distributed.launcher import from_environment
         from runyard.training.trainer import Outcome, train
 
-        rank = from_environment(os.environ).rank
+        rank = from_environment(os.environ, expected_tasks).rank
         if rank == 0:
             stop.watch_time_limit(os.environ, run.config.cluster.signal_delay_s)
         outcome = train(run, stop)

@@ -21,7 +21,7 @@ from runyard.models.layers.dropout import SampleDropout, step_seed
 from runyard.ownership import compiler_cache
 from runyard.training import optimizer
 from runyard.training.checkpoint import State
-from runyard.training.distributed.process_group import RankInfo
+from runyard.training.distributed.launcher import RankInfo
 from runyard.training.ema import Ema
 from runyard.training.loss import Loss, mix_batch
 from runyard.training.lr_scheduler import learning_rate

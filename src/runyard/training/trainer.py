@@ -32,7 +32,8 @@ from runyard.runs.run import Run
 from runyard.tracking.recorder import Recorder
 from runyard.training import checkpoint, continuity
 from runyard.training.distributed import health_check, peer_failure, process_group
-from runyard.training.distributed.process_group import Consensus, RankInfo
+from runyard.training.distributed.launcher import RankInfo, from_environment
+from runyard.training.distributed.process_group import Consensus
 from runyard.training.evaluation import Evaluation, SplitEvaluation
 from runyard.training.lr_scheduler import learning_rate
 from runyard.training.metrics import run_metadata, step_timer
@@ -62,7 +63,7 @@ def train(run: Run, get_stop_reason: Callable[[], StopReason] = lambda: StopReas
         PeerFailure: another rank failed, or was killed.
         LeaseLost: another process took the run over. Nothing more was written.
     """
-    rank_info = process_group.from_environment(os.environ)
+    rank_info = from_environment(os.environ)
     lease = run.acquire_lease() if rank_info.rank == 0 else None
     record = Recorder(run, active=rank_info.rank == 0, lease=lease)
     try:

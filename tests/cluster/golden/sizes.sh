@@ -17,13 +17,23 @@
 #SBATCH --wckey=''
 
 # setup
+setup_failed() { setup_message="cluster.env_setup ended the job with exit code $?: $setup_line"; echo "runyard: $setup_message" >&2; umask 077; setup_message=${setup_message//\\/\\\\}; setup_message=${setup_message//\"/\\\"}; printf '\n{"event": "stop", "t": %s, "reason": "failed", "user_error": true, "retry": false, "message": "%s"}\n' $(date +%s.%N) "$setup_message" >>/RUNS/RUN/metrics.jsonl; exit 2; }
+setup_ended() { [ $1 -eq 0 ] || exit $1; }
+trap setup_failed EXIT
+trap 'trap - EXIT; exit 143' TERM  # cancelled
+setup_line='module purge'
 module purge
+setup_ended $?
+setup_line='module load cuda/12.4'
 module load cuda/12.4
+setup_ended $?
+trap - EXIT TERM
 set +e
 umask 077
 case $(stat -c %u /RUNS/RUN/code 2>/dev/null) in UID|'') ;; *) echo runyard: not run, another user owns it now: /RUNS/RUN/code >&2; exit 2 ;; esac
 export PYTHONPATH=/RUNS/RUN/code"${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 export RUNYARD_ROOT=/CHECKOUT
+export RUNYARD_BIND=/CHECKOUT:/RUNS:/DATA
 . /RUNS/RUN/code/slurm/begin.sh
 ln -sf submission_TOKEN"${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".pkl /RUNS/RUN/slurm/"$job"_submitted.pkl
 

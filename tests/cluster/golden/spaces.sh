@@ -19,6 +19,7 @@ umask 077
 case $(stat -c %u '/tmp/my runs/RUN/code' 2>/dev/null) in UID|'') ;; *) echo runyard: not run, another user owns it now: '/tmp/my runs/RUN/code' >&2; exit 2 ;; esac
 export PYTHONPATH='/tmp/my runs/RUN/code'"${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 export RUNYARD_ROOT=/CHECKOUT
+export RUNYARD_BIND=/CHECKOUT:'/tmp/my runs':/DATA
 . '/tmp/my runs/RUN/code/slurm/begin.sh'
 ln -sf submission_TOKEN"${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".pkl '/tmp/my runs/RUN/slurm'/"$job"_submitted.pkl
 

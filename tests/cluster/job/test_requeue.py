@@ -77,6 +77,8 @@ CASES: dict[str, tuple[list[Row], int, bool, RequeueDecision]] = {
     "stopped by TERM: somebody's wish": ([START, interrupted("TERM")], 0, False, RequeueDecision(130)),
     "stopped by TERM and preempted": (
         [START, interrupted("TERM")], 0, True, RequeueDecision(130, requeue_cause="preemption")),
+    "stopped by USR1, with which the site preempts, after time limits": (
+        [*limits(3), START, interrupted("USR1")], 0, False, RequeueDecision(130, requeue_cause="preemption")),
     "a time limit, further than before": (
         [*crashes(3, 30), *limits(3, 39), START, interrupted("time limit")], 0, False, LIMIT),
     "a third time limit at the same step": (

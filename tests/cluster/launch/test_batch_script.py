@@ -55,7 +55,7 @@ def golden(said: str) -> str:
 
 def script(name: str, capsys: pytest.CaptureFixture[str]) -> str:
     plan = launcher.plan_submission(
-        ["experiment=starter", "runs_dir=/RUNS", *SCRIPTS[name]],
+        ["experiment=starter", "runs_dir=/RUNS", "data.root=/DATA", *SCRIPTS[name]],
         sweep=name == "sweep", after="99" if name == "after" else None, dry_run=True,
     )  # fmt: skip
     dry_run.print_plan(plan, as_json=True)
@@ -88,7 +88,10 @@ def test_a_dry_run_prints_the_golden_script_and_leaves_nothing(
 
     monkeypatch.setenv("PATH", str(tmp_path))  # no SLURM here
     monkeypatch.chdir(tmp_path)
-    assert main(["submit", "--dry-run", "experiment=starter", "runs_dir=/RUNS", *SCRIPTS["nyu_torch"]]) == 0
+    assert (
+        main(["submit", "--dry-run", "experiment=starter", "runs_dir=/RUNS", "data.root=/DATA", *SCRIPTS["nyu_torch"]])
+        == 0
+    )
     said = capsys.readouterr().out
     assert golden(said).startswith((GOLDEN / "nyu_torch.sh").read_text())
     assert "2 nodes, 4 tasks and 4 GPUs on each" in said

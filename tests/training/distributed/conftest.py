@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runyard.training.distributed.process_group import RankInfo
+from runyard.training.distributed.launcher import RankInfo
 from tests.support.ranks import RANKS, Together, as_rank
 from tests.support.settings import PATIENCE_S
 

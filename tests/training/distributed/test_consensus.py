@@ -13,7 +13,8 @@ import torch
 
 from runyard.data.loading.batch import Batch
 from runyard.data.sampler import evaluation_indices
-from runyard.training.distributed.process_group import Consensus, RankInfo, joined_process_group
+from runyard.training.distributed.launcher import RankInfo
+from runyard.training.distributed.process_group import Consensus, joined_process_group
 from runyard.training.evaluation import SplitEvaluation
 from runyard.training.metrics.counters import Counters
 from runyard.training.metrics.system_metrics import SystemMetrics

@@ -16,7 +16,7 @@ from runyard.runs import journal
 from runyard.runs.run import Run
 from runyard.training.distributed import health_check
 from runyard.training.distributed.health_check import HealthError
-from runyard.training.distributed.process_group import RankInfo
+from runyard.training.distributed.launcher import RankInfo
 from tests.support.trainings import Ranks, train
 
 CPU = torch.device("cpu")

@@ -21,8 +21,9 @@ import torch
 
 from runyard.errors import UserError
 from runyard.training.distributed import heartbeat, peer_failure, process_group
+from runyard.training.distributed.launcher import RankInfo
 from runyard.training.distributed.peer_failure import PeerFailure
-from runyard.training.distributed.process_group import Consensus, RankInfo, joined_process_group
+from runyard.training.distributed.process_group import Consensus, joined_process_group
 from tests.support.ranks import RANKS, Together, as_rank_that_prepares, place
 
 

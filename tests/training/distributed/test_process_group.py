@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from runyard.errors import UserError
 from runyard.runs import journal
 from runyard.runs.run import Run
 from runyard.training.distributed import process_group
+from runyard.training.distributed.launcher import RankInfo, from_environment
 from runyard.training.distributed.peer_failure import PeerFailure
-from runyard.training.distributed.process_group import RankInfo, from_environment, joined_process_group
+from runyard.training.distributed.process_group import joined_process_group
 from tests.support.ranks import RANKS, Together, as_rank_that_prepares, place
 from tests.support.trainings import Ranks
 
@@ -28,103 +28,6 @@ SUBMITIT = {
     "SUBMITIT_LOCAL_LOCALID": "1",
     "SUBMITIT_LOCAL_JOB_ID": "4711",
 }
-TORCHRUN = {
-    "RANK": "5",
-    "WORLD_SIZE": "8",
-    "LOCAL_RANK": "1",
-    "LOCAL_WORLD_SIZE": "4",
-    "TORCHELASTIC_RUN_ID": "abc",
-    "MASTER_ADDR": "node1",
-    "MASTER_PORT": "29400",
-}
-SLURM = {
-    "SLURM_PROCID": "3",
-    "SLURM_NTASKS": "4",
-    "SLURM_LOCALID": "1",
-    "SLURM_NTASKS_PER_NODE": "2",
-    "SLURM_STEP_ID": "0",
-    "SLURM_JOB_ID": "99",
-    "SLURM_RESTART_COUNT": "2",
-}
-
-
-@pytest.mark.parametrize(
-    ("env", "rank_info"),
-    [
-        (SUBMITIT, RankInfo(1, 2, 1, 2, "submitit, local", "4711")),
-        (TORCHRUN, RankInfo(5, 8, 1, 4, "torchrun", "abc")),
-        (SLURM, RankInfo(3, 4, 1, 2, "SLURM", "99-2-0")),
-        (SLURM | SUBMITIT, RankInfo(1, 2, 1, 2, "submitit, local", "4711")),
-        ({n: v for n, v in SLURM.items() if n != "SLURM_STEP_ID"}, RankInfo(0, 1, 0, 1, "none", str(os.getpid()))),
-        (SLURM | {"SLURM_STEP_ID": "4294967290"}, RankInfo(0, 1, 0, 1, "none", str(os.getpid()))),
-        (SLURM | {"WORLD_SIZE": "4", "MASTER_ADDR": "node1"}, RankInfo(3, 4, 1, 2, "SLURM", "99-2-0")),
-        (
-            {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
-            RankInfo(0, 1, 0, 1, "torchrun", "alone"),
-        ),
-        ({}, RankInfo(0, 1, 0, 1, "none", str(os.getpid()))),
-    ],
-    ids=[
-        "submitit",
-        "torchrun",
-        "srun",
-        "submitit within SLURM",
-        "a batch script without srun",
-        "salloc's shell",
-        "srun in a script that exports torchrun's",
-        "a torchrun of one",
-        "nothing",
-    ],
-)
-def test_each_launcher_says_who_i_am(env: dict[str, str], rank_info: RankInfo) -> None:
-    assert from_environment(env) == rank_info
-
-
-@pytest.mark.parametrize(
-    ("env", "bound", "threads"),
-    [
-        (SLURM, 4, 4),  # srun bound it: they are its own
-        (SLURM, 16, 8),  # nobody did: shared with the task beside it
-        (SLURM | {"SLURM_CPUS_PER_TASK": "3"}, 4, 3),  # bound to the job's, of which it was given a part
-        (SLURM | {"SLURM_CPUS_PER_TASK": "3"}, 16, 3),
-        (SLURM | {"SLURM_CPUS_PER_TASK": "3"} | SUBMITIT, 16, 8),  # a local run in a job shares the machine's
-        (TORCHRUN, 16, 4),
-        (TORCHRUN, 2, 1),
-    ],
-)
-def test_a_task_computes_on_the_cpus_that_are_its_own(
-    env: dict[str, str], bound: int, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(bound)))
-    assert from_environment(env).threads == threads
-
-
-@pytest.mark.parametrize(
-    ("env", "missing"),
-    [
-        (SUBMITIT, "SUBMITIT_LOCAL_NTASKS"),
-        (SUBMITIT, "SUBMITIT_LOCAL_GLOBALID"),
-        (TORCHRUN, "LOCAL_RANK"),
-        (TORCHRUN, "LOCAL_WORLD_SIZE"),
-        (TORCHRUN, "RANK"),
-        (TORCHRUN, "MASTER_ADDR"),
-        (TORCHRUN, "MASTER_PORT"),
-        (SLURM, "SLURM_LOCALID"),
-        (SLURM, "SLURM_PROCID"),
-    ],
-)
-def test_an_environment_set_in_part_is_refused_by_the_name_of_what_is_missing(
-    env: dict[str, str], missing: str
-) -> None:
-    with pytest.raises(UserError, match=f"{missing}.* is not"):
-        from_environment({n: v for n, v in env.items() if n != missing})
-
-
-@pytest.mark.parametrize(("name", "value"), [("RANK", "eight"), ("RANK", "8"), ("RANK", "-1"), ("WORLD_SIZE", "")])
-def test_a_rank_that_is_none_is_refused_by_name(name: str, value: str) -> None:
-    with pytest.raises(UserError, match=name):
-        from_environment(TORCHRUN | {name: value})
 
 
 def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

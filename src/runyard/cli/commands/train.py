@@ -18,6 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from runyard.cluster.job.batch_shell import BatchShell
     from runyard.runs.code import own_code
     from runyard.runs.run import Run
     from runyard.training.task import train_task
@@ -29,5 +30,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"runyard: {restored}", file=sys.stderr, flush=True)
     if args.from_scratch:
         run.record["from_scratch"] = time.time()  # this start only; `resume --from-scratch` records it
+    shell = BatchShell.find()
     _, exit_code = train_task(run)
+    if shell is not None:
+        shell.requeue_if_killed(run)
     return exit_code

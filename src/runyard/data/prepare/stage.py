@@ -29,7 +29,7 @@ def stage_data(config: Config, manifest: Manifest, folder: Path, start_id: str) 
     location = config.cluster.stage_data
     if location is None:
         return folder, None
-    disk = Path(os.path.expandvars(location)).expanduser()
+    disk = Path(os.path.expanduser(os.path.expandvars(location)))
     if "$" in str(disk):
         return folder, f"cluster.stage_data={location}: not set on this node; reading {folder}"
     files = files_read(config, manifest)

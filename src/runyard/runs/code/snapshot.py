@@ -16,7 +16,7 @@ from runyard.installation import PACKAGE, SCRIPTS
 from runyard.ownership import per_user_name, private_folder, writable_by_others
 
 CODE_STORE = per_user_name(".code")  # beside the runs
-JOB_SCRIPTS = ("ask.sh", "begin.sh", "python.sh", "requeue.sh")  # scripts that a batch script calls
+JOB_SCRIPTS = ("ask.sh", "begin.sh", "in_container.sh", "python.sh", "requeue.sh")  # scripts that a batch script calls
 
 
 def checkout_files() -> dict[str, Path]:

@@ -13,7 +13,6 @@ import threading
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from runyard.errors import UserError
@@ -87,10 +86,10 @@ def base_url() -> str:
 def api_key() -> str | None:
     """Return the user's key, from the environment or netrc. It is used in the header of a request and nowhere else."""
     netloc = urlsplit(base_url()).netloc
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    path = os.path.expanduser(os.environ.get("NETRC", "~/.netrc"))
     names = [netloc] + [DEFAULT_HOST] * netloc.endswith((".coreweave.com", ".wandb.ai"))
     try:
-        entries = netrc.netrc(str(path))
+        entries = netrc.netrc(path)
     except (OSError, netrc.NetrcParseError):
         entries = None
     keys = [entry[2] for name in names if entries is not None and (entry := entries.authenticators(name)) is not None]

@@ -6,7 +6,6 @@ no such files and are skipped.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 
 from runyard.errors import UserError
 from runyard.files import write_atomic
+from runyard.surroundings import cache_home
 from runyard.tracking.wandb.connection import ANSWER_TIMEOUT_S, base_url, connection_problem
 from runyard.tracking.wandb.files import RUN_FILES, WANDB_FOLDER
 from runyard.tracking.wandb.record import first_line
@@ -73,7 +73,8 @@ def fetch(project: str, progress: Callable[[int, int], None]) -> tuple[Path, lis
 
 def cache_dir(entity: str, project: str) -> Path:
     """Return the folder of a project's fetched runs."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    if (home := cache_home()) is None:
+        raise UserError("there is no home directory to keep fetched runs in", "set XDG_CACHE_HOME to a folder")
     return home / "runyard" / "wandb" / urlsplit(base_url()).netloc / entity / project
 
 

@@ -19,8 +19,8 @@ from runyard.data.manifest import Manifest
 from runyard.errors import TrainingFailed, UserError
 from runyard.files import open_regular
 from runyard.runs.run import Run
+from runyard.training.distributed.launcher import RankInfo
 from runyard.training.distributed.peer_failure import PeerFailure, failure_record
-from runyard.training.distributed.process_group import RankInfo
 
 MATRIX_SIDE = 256  # sums of so many ones are exact in fp32, tf32, fp16 and bf16
 MATRIX_COUNT = {"cuda": 64, "cpu": 4}  # enough that every part of a large GPU computes one

@@ -1,4 +1,4 @@
-"""Rank, world size and device under any launcher, and the rendezvous that forms the process group."""
+"""The rendezvous that forms the process group, and what the ranks agree on within it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import datetime
 import gc
 import json
 import os
-import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,122 +18,16 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional  # DDP would import it within a group, and its defaults would keep that forever
 
-from runyard.errors import UserError
 from runyard.training.distributed import peer_failure, rendezvous
 from runyard.training.distributed.heartbeat import Heartbeat
+from runyard.training.distributed.launcher import RankInfo
 from runyard.training.stop_signals import StopReason, interruptible
 
-# Each launcher's names of (rank, world size, local rank, local world size). The first whose rank is set is used.
-LAUNCHERS: dict[str, tuple[str, str, str, str]] = {
-    "submitit, local": (
-        "SUBMITIT_LOCAL_GLOBALID",
-        "SUBMITIT_LOCAL_NTASKS",
-        "SUBMITIT_LOCAL_LOCALID",
-        "SUBMITIT_LOCAL_NTASKS",
-    ),
-    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
-}
-TORCHRUN_RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")  # the address that its agent has chosen
-# SLURM_STEP_ID of salloc's shell and of a batch script, which srun has not started
-NON_SRUN_STEP_IDS = ("4294967290", "4294967291")
 JOIN_TIMEOUT_S = 120.0
 STORE_POLL_S = 0.05
 STORE_LINGER_S = 10 * STORE_POLL_S  # time for the other ranks to read the store
 READY_TIMEOUT_S = 3600.0  # copying data to a node and compiling may take long
 _groups: list[object] = []  # their threads are waited for at the end of the process
-
-
-@dataclass(frozen=True)
-class RankInfo:
-    """The rank of a task among the tasks of its run.
-
-    The rendezvous address is not part of it: rank 0 chooses it in ``joined_process_group``, or torchrun's agent has
-    chosen it (MASTER_ADDR, MASTER_PORT). The names of the nodes are in the journal's start row.
-    """
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-    launcher: str
-    start_id: str
-    cpus_per_task: int | None = None  # from SLURM, whether or not it binds the task to these CPUs
-
-    @property
-    def device(self) -> torch.device:
-        """This task's GPU (the only one it sees, or the one of its local rank), else the CPU."""
-        count = torch.cuda.device_count()
-        if count == 0:
-            return torch.device("cpu")
-        return torch.device("cuda", self.local_rank % count)
-
-    @property
-    def threads(self) -> int:
-        """CPUs that this task may use: its allocated ones, divided among the local tasks if they share one CPU mask."""
-        cpus = len(os.sched_getaffinity(0))
-        shared = self.launcher != "SLURM" or cpus == os.cpu_count()  # if srun binds, each task has CPUs of its own
-        own = cpus // self.local_world_size if shared else cpus
-        return max(1, min(own, self.cpus_per_task or own))
-
-
-def from_environment(env: Mapping[str, str]) -> RankInfo:
-    """Read the launcher's variables. If none are set, this is the only task.
-
-    Raises:
-        UserError: only some of a launcher's variables are set, or they are not numbers.
-    """
-    # outside a step SLURM's variables describe the whole job
-    in_step = env.get("SLURM_STEP_ID", NON_SRUN_STEP_IDS[0]) not in NON_SRUN_STEP_IDS
-    for launcher, names in LAUNCHERS.items():
-        if names[0] not in env or (launcher == "SLURM" and not in_step):
-            continue
-        if launcher == "SLURM":
-            env = {**env, names[3]: _slurm_tasks_here(env)}
-        required = names + (TORCHRUN_RENDEZVOUS if launcher == "torchrun" and env.get(names[1]) != "1" else ())
-        _require_all_variables(launcher, required, env)
-        try:
-            rank, world_size, local_rank, local_world_size = (int(env[n]) for n in names)
-        except ValueError as error:
-            raise UserError(
-                f"{', '.join(f'{n}={env.get(n)}' for n in names)}: expected whole numbers from {launcher} ({error})"
-            ) from None
-        if not 0 <= rank < world_size:
-            raise UserError(f"{names[0]}={rank}: expected below {names[1]}={world_size}")
-        cpus = env.get("SLURM_CPUS_PER_TASK", "") if launcher == "SLURM" else ""
-        cpus_per_task = int(cpus) if cpus.isdigit() else None
-        return RankInfo(rank, world_size, local_rank, local_world_size, launcher, _start_id(env), cpus_per_task)
-    for launcher, names in LAUNCHERS.items():  # without its rank each task would count as the only one
-        if launcher != "SLURM" or in_step:
-            _require_all_variables(launcher, names, env)
-    return RankInfo(0, 1, 0, 1, "none", str(os.getpid()))
-
-
-def _require_all_variables(launcher: str, names: tuple[str, ...], env: Mapping[str, str]) -> None:
-    present = [n for n in names if env.get(n)]
-    if present and (missing := list(dict.fromkeys(n for n in names if not env.get(n)))):
-        raise UserError(
-            f"{present[0]}={env[present[0]]} is set but {', '.join(missing)} is not: "
-            f"the variables of {launcher} are incomplete",
-            f"set all of {', '.join(names)} or none",
-        )
-
-
-def _slurm_tasks_here(env: Mapping[str, str]) -> str:
-    """Return how many tasks of this step run on this node, from SLURM's list by node (``4(x2),3``); "" if unknown."""
-    if "SLURM_STEP_TASKS_PER_NODE" not in env:
-        return env.get("SLURM_NTASKS_PER_NODE", "")
-    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"])
-    by_node = [tasks for tasks, times in parts for _ in range(int(times or 1))]
-    return dict(enumerate(by_node)).get(int(env.get("SLURM_NODEID", "-1")), "")
-
-
-def _start_id(env: Mapping[str, str]) -> str:
-    """Return a name that no earlier start of the same job had, so that no rank reads the address of a dead rank 0."""
-    if "SUBMITIT_LOCAL_JOB_ID" in env:  # a process id, which may be reused, in a container soon
-        return "-".join(filter(None, (env["SUBMITIT_LOCAL_JOB_ID"], env.get("RUNYARD_START"))))
-    slurm = [env.get(n, "0") for n in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")]
-    return "-".join(slurm) if "SLURM_JOB_ID" in env else env.get("TORCHELASTIC_RUN_ID", "alone")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from runyard.training.distributed.process_group import RankInfo
+from runyard.training.distributed.launcher import RankInfo
 
 SAMPLE_EVERY_S = 1.0  # NVML itself averages over the last sixth of a second to a second
 
