@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from runyard import ownership
+from runyard.cli import main as main_module
 from runyard.config.schema import Config
 from runyard.data import compiled, manifest
 from runyard.data.prepare.stage import stage_data
@@ -19,6 +22,7 @@ from runyard.ownership import per_user_name, private_folder
 from runyard.runs import run as run_module
 from runyard.runs.code import snapshot
 from runyard.runs.run import Run
+from tests.support.commands import environment
 from tests.support.second_user import NOBODY, as_nobody, needs_root, shared_place
 from tests.support.settings import SMALL_DATA
 
@@ -167,6 +171,33 @@ def test_a_compiler_cache_that_another_made_is_not_used(shared_place: Path, monk
     other = ownership.compiler_cache("inductor")
     assert other != ours
     assert (other.stat().st_uid, mode(other), list(other.iterdir())) == (os.getuid(), 0o700, [])
+
+
+@pytest.mark.parametrize(("umask", "group_writes"), [(0o000, True), (0o002, True), (0o022, False)])
+def test_data_that_is_prepared_for_sharing_is_writable_by_nobody_outside_the_group(
+    tmp_path: Path, umask: int, group_writes: bool
+) -> None:
+    words = ("prepare", *SMALL_DATA, f"data.root={tmp_path}/data")
+    subprocess.run([sys.executable, "-m", "runyard", *words], env=environment(), check=True, umask=umask)
+    modes = {mode(path) for path in (tmp_path / "data").rglob("*")}
+    assert not any(found & stat.S_IWOTH for found in modes)
+    assert all(bool(found & stat.S_IWGRP) is group_writes for found in modes), "the rest of the umask is the user's"
+    assert all(found & stat.S_IROTH for found in modes), "others read it"
+
+
+def test_without_that_an_open_umask_would_let_anybody_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main_module, "keep_others_from_writing", lambda: None)
+    before = os.umask(0)
+    try:
+        assert main_module.main(["prepare", *SMALL_DATA, f"data.root={tmp_path}/data"]) == 0
+    finally:
+        os.umask(before)
+    assert mode(manifest_of(tmp_path / "data")) == 0o666
+
+
+def manifest_of(root: Path) -> Path:
+    (found,) = root.glob("*/manifest.json")
+    return found
 
 
 def test_a_private_folder_is_0700_whatever_the_umask(shared_place: Path) -> None:

@@ -2,7 +2,7 @@
 
 The process gets a session of its own, because its child, W&B's helper process, must not receive a terminal's Ctrl-C.
 Signals that ask it to stop stay blocked until training can answer them by saving: they would end the process while
-Python still imports.
+Python still imports. A module (``-m MODULE``) is run by ``runyard.quick_exit``.
 """
 
 from __future__ import annotations
@@ -19,4 +19,7 @@ if __name__ == "__main__":
         os.setsid()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     settle()
-    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+    arguments = sys.argv[1:]
+    if "-m" in arguments:
+        arguments.insert(arguments.index("-m") + 1, "runyard.quick_exit")
+    os.execv(sys.executable, [sys.executable, *arguments])

@@ -3,5 +3,6 @@
 import sys
 
 from runyard.cli.main import main
+from runyard.quick_exit import run_without_teardown
 
-sys.exit(main())
+run_without_teardown(lambda: sys.exit(main()))

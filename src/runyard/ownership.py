@@ -53,6 +53,14 @@ def set_umask(*, group_reads: bool) -> None:
     os.umask(UMASK_WITH_GROUP if group_reads else UMASK)
 
 
+def keep_others_from_writing() -> None:
+    """From now on keep the user's umask, except that what this process and its children write only the group may write.
+
+    Whoever writes a manifest of prepared data decides what others train on.
+    """
+    os.umask(os.umask(UMASK) | stat.S_IWOTH)
+
+
 def private_folder(folder: Path, *, group_reads: bool = False) -> Path:
     """Return ``folder``, which only this user can write, creating it if needed. Its parent must exist.
 

@@ -9,7 +9,7 @@ import sys
 from runyard.cli.commands import SHARED_OUTPUT_COMMANDS
 from runyard.cli.parser import parse
 from runyard.errors import ExitCode, ExplainedError
-from runyard.ownership import set_umask
+from runyard.ownership import keep_others_from_writing, set_umask
 from runyard.printable import PrintableStream
 from runyard.surroundings import settle
 
@@ -34,7 +34,9 @@ def _main(argv: list[str] | None) -> int:
             from runyard.cli.ssh import run_there
 
             return run_there(args.on, args.command, argv[1 if "=" in argv[0] else 2 :])
-        if args.command not in SHARED_OUTPUT_COMMANDS:
+        if args.command in SHARED_OUTPUT_COMMANDS:
+            keep_others_from_writing()
+        else:
             set_umask(group_reads=False)  # until the run's own setting is known
         return int(args.run_command(args) or 0)
     except ExplainedError as error:

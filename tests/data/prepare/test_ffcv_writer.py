@@ -38,6 +38,7 @@ def test_a_dead_worker_of_ffcv_ends_the_write_with_its_reason(job: beton_writer.
     ("code", "words", "struck", "wanted"),
     [
         (1, "OSError: [Errno 28] No space left on device", None, "the disk is full"),
+        (1, 'File "/lib/multiprocessing/synchronize.py", line 57\nOSError: [Errno 28] No space left', None, "/dev/shm"),
         (-signal.SIGBUS, "", None, "/dev/shm"),
         (-signal.SIGKILL, "", None, r"killed by SIGKILL \(signal 9\): find out what killed it"),
         (-signal.SIGKILL, "", "the kernel killed it for want of memory", "for want of memory: free memory"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,10 @@ def test_a_full_node_and_a_full_disk_are_told_apart(
             health_check.check_node(run, rank_info, data, folder, 1000)
     with pytest.raises(UserError, match="but a checkpoint needs about"):
         health_check.check_node(run, rank_info, data, folder, 1 << 50)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 30_000))  # type: ignore[attr-defined]
+        with pytest.raises(UserError, match=r"0\.03 MB are free, but a checkpoint needs about 0\.1. MB"):
+            health_check.check_node(run, rank_info, data, folder, 6_500)
     with pytest.raises(OSError, match="No such file"):
         health_check.check_node(run, rank_info, data, Path("/nowhere"), 1000)
 

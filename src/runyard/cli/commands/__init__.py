@@ -28,7 +28,7 @@ COMMANDS = (  # in the order of `runyard --help`
     "settings",
     "completion",
 )
-# Commands whose output is for sharing: they keep the user's umask.
+# Commands whose output is for sharing: they keep the user's umask, but let nobody outside the group write.
 SHARED_OUTPUT_COMMANDS = (
     "prepare",
     "predict",

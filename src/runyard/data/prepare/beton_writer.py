@@ -111,9 +111,12 @@ def _failure(code: int, log: Path, file: str, oom_message: str | None) -> UserEr
     # other lines may follow the error, since its process ends because of it
     error_lines = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
     reason = (error_lines or lines or ["no reason given"])[-1][:200]
-    if any("No space left" in line or "Disk quota" in line for line in lines):
+    raised_in = [line for line in lines if line.startswith("File ")][-1:]  # the innermost frame
+    no_semaphore = any("/multiprocessing/" in frame for frame in raised_in)  # these lie in shared memory as well
+    no_space = any("No space left" in line or "Disk quota" in line for line in lines)
+    if no_space and not no_semaphore:
         return UserError(f"{Path(file).parent.parent}: the disk is full", "make room, or set data.root to another disk")
-    if code == -signal.SIGBUS:
+    if code == -signal.SIGBUS or no_space:
         return UserError("the FFCV writer found too little shared memory: /dev/shm is full", "make room there")
     if code == -signal.SIGKILL:
         cause = f", {oom_message}: free memory" if oom_message else ": find out what killed it"

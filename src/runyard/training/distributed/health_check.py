@@ -130,10 +130,10 @@ def _check_shared_memory(config: Config, data: Manifest, rank_info: RankInfo) ->
 
 
 def _check_disk_space(run: Run, parameters: int) -> None:
-    required_bytes, free_bytes = parameters * CHECKPOINT_BYTES_PER_PARAMETER, shutil.disk_usage(run.path).free
-    if free_bytes < required_bytes:
+    required_mb, free_mb = parameters * CHECKPOINT_BYTES_PER_PARAMETER / 1e6, shutil.disk_usage(run.path).free / 1e6
+    if free_mb < required_mb:
         raise UserError(
-            f"{run.path}: {free_bytes >> 20} MB are free, but a checkpoint needs about {required_bytes >> 20} MB",
+            f"{run.path}: {free_mb:.2f} MB are free, but a checkpoint needs about {required_mb:.2f} MB",
             f"make room, then continue with: runyard resume {run.cli_reference}",
         )
 
