@@ -247,7 +247,7 @@ class Run:
             UserError: another process holds it, or the directory cannot be written.
         """
         with self.reporting_write_errors():
-            lease = Lease(self.path, self.id)
+            lease = Lease(self.path, f"run {self.id}")
             if lease.fencing:
                 self._fence_previous_holder()
             return lease
