@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from runyard.cluster.search.space import Space, override
 from runyard.errors import UserError
 from runyard.file_lock import exclusive_lock
-from runyard.files import write_atomic
+from runyard.files import read_regular, write_atomic
 from runyard.ownership import private_folder
 from runyard.runs.lease import Lease
 from runyard.runs.record import read_record
@@ -66,7 +66,7 @@ class SearchSettings:
             UserError: the file is damaged.
         """
         try:
-            return cls(**json.loads((folder / SEARCH_FILE).read_bytes()))
+            return cls(**json.loads(read_regular(folder / SEARCH_FILE)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 
 from runyard.cli.commands import SHARED_OUTPUT_COMMANDS
@@ -14,6 +15,9 @@ from runyard.printable import PrintableStream
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command, and return its ``ExitCode``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console may have no character for "±"
+            stream.reconfigure(errors="replace")
     out, err = PrintableStream(sys.stdout), PrintableStream(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
         return _main(argv)

@@ -118,7 +118,14 @@ def _write_dataset(data: DataConfig, work: Path, report_progress: ProgressCallba
             file.unlink()
     settings = {
         key: getattr(data, key)
-        for key in ("write_mode", "max_resolution", "jpeg_quality", "validation_fraction", "split_seed")
+        for key in (
+            "write_mode",
+            "max_resolution",
+            "jpeg_quality",
+            "validation_fraction",
+            "test_fraction",
+            "split_seed",
+        )
     }
     mean, std = gather.channel_mean_std(layout.histogram)
     prepared = Manifest(
