@@ -202,6 +202,8 @@ def test_the_folder_that_an_archive_made_is_looked_into(tree: Path, tmp_path: Pa
 def test_class_folders_alone_are_split_stratified_and_seeded_and_the_list_is_kept(
     classes_alone: Path, settings: Settings, tmp_path: Path
 ) -> None:
+    with pytest.raises(UserError, match=r"class folders alone; .*data\.test_fraction=0\.2"):
+        scan_tree(classes_alone)
     data = folder_config(settings, classes_alone, test_fraction=0.2, validation_fraction=0.25)
     assert manifest.dataset_dir(data).name == "animals-16px-test0.2-val0.25-seed0"
     layout = gathered(data, tmp_path)
@@ -222,7 +224,7 @@ def test_class_folders_alone_are_split_stratified_and_seeded_and_the_list_is_kep
     ("change", "fraction", "words"),
     [
         (lambda t: shutil.rmtree(t / "test"), 0, r"no labelled test/.*data\.test_fraction=0\.2"),
-        (lambda t: shutil.move(t / "train", t / "training"), 0, r"class folders alone; .*data\.test_fraction=0\.2"),
+        (lambda t: shutil.move(t / "train", t / "training"), 0.2, "test/ and no train/ in it; expected train/CLASS"),
         (lambda t: None, 0.2, r"data\.test_fraction=0\.2: .* has a test split already; set data\.test_fraction=0"),
         (lambda t: (t / "train/zebra").rename(t / "train/.zebra"), 0, "1 class folders"),
         (lambda t: (t / "test/zebra").rename(t / "test/okapi"), 0, r"okapi: train/ has no class .*move it elsewhere"),

