@@ -224,6 +224,22 @@ def test_an_image_that_cannot_be_read_is_named_and_nothing_is_written(run, pictu
     assert "2.png" in refused(run, folder, tmp_path)
 
 
+def test_a_file_name_that_is_not_utf8_is_refused_before_any_work(run, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("runyard.predict.predict_classes", lambda *_, **__: pytest.fail("labelled first"))
+    (folder := tmp_path / "images").mkdir()
+    open(os.fsencode(folder) + b"/caf\xe9.png", "wb").close()
+    with pytest.raises(UserError, match=r"its name is not UTF-8; rename it"):
+        predict_to_csv(run, folder, tmp_path / "out.csv")
+
+
+def test_what_is_no_image_by_its_name_gets_no_label(run, pictures, tmp_path):
+    (folder := tmp_path / "images").mkdir()
+    Image.fromarray(pictures[0][1]).save(folder / "1.png")
+    for name in ("Thumbs.db", "notes.txt", "._1.png"):
+        (folder / name).write_bytes(b"x")
+    assert open_images(folder, SIZE).ids == ["1"]
+
+
 def test_two_images_with_one_id_are_refused(run, pictures, tmp_path):
     folder = tmp_path / "test"
     folder.mkdir()

@@ -19,6 +19,7 @@ from runyard import known_causes
 from runyard.cluster.job import sick_nodes, task_ends
 from runyard.cluster.job.alert import send_alert
 from runyard.errors import ExitCode, UserError
+from runyard.files import read_regular
 from runyard.runs.events import (
     Event,
     ExcludeEvent,
@@ -263,7 +264,7 @@ def newest_step(run: Run) -> int:
 def newest_evaluated(run: Run) -> int:
     """Return how many images of an unfinished evaluation the newest checkpoint holds."""
     try:
-        manifest = json.loads((run.checkpoints / f"step_{newest_step(run):08d}" / "manifest.json").read_bytes())
+        manifest = json.loads(read_regular(run.checkpoints / f"step_{newest_step(run):08d}" / "manifest.json"))
         return int(manifest.get("evaluated", 0))
     except (OSError, ValueError, TypeError, AttributeError):
         return 0

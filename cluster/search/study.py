@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy
 import optuna
@@ -19,8 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 from runyard.cluster.search.space import Space, override
 from runyard.errors import UserError
 from runyard.file_lock import exclusive_lock
-from runyard.files import write_atomic
+from runyard.files import read_regular, write_atomic
 from runyard.ownership import private_folder
+from runyard.runs.lease import Lease
 from runyard.runs.record import read_record
 from runyard.runs.store import run_dirs
 from runyard.runs.summary import RunSummary
@@ -62,7 +66,7 @@ class SearchSettings:
             UserError: the file is damaged.
         """
         try:
-            return cls(**json.loads((folder / SEARCH_FILE).read_bytes()))
+            return cls(**json.loads(read_regular(folder / SEARCH_FILE)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
@@ -79,6 +83,7 @@ class Study:
         settings: The search's settings.
         space: The distributions that are searched, by setting name.
         epochs: The length of each run, in epochs. No trial is pruned in the first fifth of them.
+        locks: Whether SQLite locks the database. Without, only ``search_lock`` keeps two processes apart.
 
     Attributes:
         id: The search's id, which its runs have as their sweep.
@@ -87,13 +92,15 @@ class Study:
         UserError: the database cannot be read.
     """
 
-    def __init__(self, folder: Path, settings: SearchSettings, space: Space, epochs: int) -> None:
+    def __init__(
+        self, folder: Path, settings: SearchSettings, space: Space, epochs: int, *, locks: bool = True
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.id, self._settings, self._space = folder.name, settings, space
         pruner = optuna.pruners.MedianPruner(STARTUP_TRIALS, n_warmup_steps=max(1, epochs // 5))
         try:
             self._study = optuna.create_study(
-                storage=f"sqlite:///{folder / 'study.db'}",
+                storage=_storage(folder / "study.db", locks),
                 study_name=self.id,
                 direction="maximize",
                 load_if_exists=True,
@@ -172,6 +179,15 @@ class Study:
         self._study.tell(trial.number, value, state=state)
 
 
+def _storage(database: Path, locks: bool) -> optuna.storages.RDBStorage:
+    """Return the storage in this SQLite file; without ``locks`` SQLite uses none, and would else refuse the disk."""
+    if locks:
+        return optuna.storages.RDBStorage(f"sqlite:///{database}")
+    uri = f"file:{quote(str(database))}?vfs=unix-none"
+    connect = partial(sqlite3.connect, uri, uri=True, check_same_thread=False)
+    return optuna.storages.RDBStorage(f"sqlite:///{database}", engine_kwargs={"creator": connect})
+
+
 def runs_by_trial(search: str, runs_dir: Path) -> dict[int, Path]:
     """Return the directory of each trial's run, by trial number."""
     paths: dict[int, Path] = {}
@@ -186,8 +202,10 @@ def runs_by_trial(search: str, runs_dir: Path) -> dict[int, Path]:
 
 
 @contextlib.contextmanager
-def search_lock(folder: Path) -> Iterator[None]:
-    """Keep any other command from driving the search in ``folder`` meanwhile.
+def search_lock(folder: Path) -> Iterator[bool]:
+    """Keep any other command from driving the search in ``folder`` meanwhile: by a lock, or without one by a lease.
+
+    Yields whether the disk has locks.
 
     Raises:
         UserError: another command drives it, or the folder cannot be written.
@@ -197,7 +215,9 @@ def search_lock(folder: Path) -> Iterator[None]:
             folder.parents[1].mkdir(parents=True, exist_ok=True)
             private_folder(folder.parent)
             folder.mkdir(exist_ok=True)
-            held_open.enter_context(exclusive_lock(folder / ".lock", wait_s=0))
+            locks = held_open.enter_context(exclusive_lock(folder / ".lock", wait_s=0)) is not None
+            if not locks:
+                held_open.callback(Lease(folder, f"sweep {folder.name}").release)
         except TimeoutError:
             raise UserError(
                 f"sweep {folder.name}: another command drives it", "wait for it, or stop that one"
@@ -207,4 +227,4 @@ def search_lock(folder: Path) -> Iterator[None]:
                 f"runs_dir={folder.parent.parent}: cannot be written ({error.strerror})",
                 "set runs_dir to a folder you can write",
             ) from None
-        yield
+        yield locks

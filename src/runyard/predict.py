@@ -19,6 +19,7 @@ from torch import Tensor
 
 from runyard.data import manifest
 from runyard.data.arrays import ArrayFile, load_npy
+from runyard.data.datasets.image_tree import is_utf8, no_image_by_name
 from runyard.data.datasets.imagefolder import BrokenImageError, cpus, decode_image, printable_path, resize_and_crop
 from runyard.data.loading.batch import Normalize
 from runyard.errors import UserError
@@ -55,8 +56,9 @@ def predict_to_csv(
     """Predict the label of every image in ``images`` and write ``out``: a header, then one row per image, in order.
 
     ``images`` is one of
-    - a folder: all files in it that are not hidden, in natural order (2.png before 10.png). The ID is the file name
-      without its suffix. Images of another size are resized by the shorter side and center-cropped, as in evaluation.
+    - a folder: all files in it that are no text, system or hidden files by their names, in natural order (2.png before
+      10.png). The ID is the file name without its suffix. Images of another size are resized by the shorter side
+      and center-cropped, as in evaluation.
     - a .npy file, or a .npz with one array or one named data or images. The ID is the position, from 0.
     - a pickled dict with an array under data; no code in the file is run.
     An ``ids`` array beside the images (npz, pickle) gives the IDs. Arrays must have the run's image size.
@@ -188,7 +190,9 @@ def _data(run: Run) -> manifest.Manifest:
 
 
 def _folder(folder: Path, image_size: int) -> Images:
-    files = sorted((p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()), key=_natural)
+    files = sorted((p for p in folder.iterdir() if no_image_by_name(p.name) is None and not p.is_dir()), key=_natural)
+    if odd := [path.name for path in files if not is_utf8(path.name)]:
+        raise UserError(f"--images {printable_path(folder)}: {odd[0]}: its name is not UTF-8", "rename it")
     if not files:
         raise UserError(
             f"--images {printable_path(folder)}: no files in it", "expected a folder that holds the image files itself"

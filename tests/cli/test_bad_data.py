@@ -89,7 +89,7 @@ def test_what_cannot_be_prepared_leaves_nothing(
     ("overrides", "message"),
     [
         ("data=imagefolder", "data.path=null: data.kind=imagefolder reads a folder"),
-        ("data=imagefolder data.path=nosuch", "data.path=nosuch: there is no folder train/ in it"),
+        ("data=imagefolder data.path=nosuch", "data.path=nosuch: there is no such folder"),
         ("data=cifar10 data.sources=[disk] data.path=nosuch", "data.path=nosuch: there is no such file or folder"),
         ("data=cifar10 data.sources=[disk]", "no source has it"),
     ],

@@ -368,7 +368,7 @@ def test_a_folder_that_may_not_be_read_is_not_called_empty(run: Run) -> None:
 
 @needs_root
 def test_sync_report_resume_and_train_ask_whose_directory_it_is(
-    run: Run, says: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    run: Run, says: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sync, "plan_sync", lambda run: pytest.fail("looked into it"))
     os.chown(run.path, NOBODY, -1)
@@ -377,6 +377,9 @@ def test_sync_report_resume_and_train_ask_whose_directory_it_is(
         assert said.count("\n") == 1
         assert said.startswith(f"runyard: run {run.id} belongs to nobody; ")
         assert ("--trust" in said) is (verb != "train")
+    assert not (run.path / "report").exists()
+    said = says("report", run.id, "--out", str(tmp_path / "mine"))
+    assert str(tmp_path / "mine" / "index.html") in said
     assert not (run.path / "report").exists()
     says("report", run.id, "--trust")
     assert (run.path / "report" / "index.html").exists()

@@ -42,7 +42,12 @@ def check_data(data: DataConfig) -> None:
             raise UserError(
                 f"data.{name}={value}: belongs to data.kind=imagefolder, and {kind}", f"set data.{name}=refuse"
             )
-    if data.split_seed and not data.validation_fraction:
+    if data.test_fraction and not is_imagefolder:
+        raise UserError(
+            f"data.test_fraction={data.test_fraction}: belongs to data.kind=imagefolder, and {kind} has a test split",
+            "set data.test_fraction=0",
+        )
+    if data.split_seed and not data.validation_fraction and not data.test_fraction:
         raise UserError(
             f"data.split_seed={data.split_seed}: nothing is held out, because data.validation_fraction=0",
             "raise that, or set data.split_seed=0",

@@ -57,13 +57,20 @@ class DataConfig:
         "Grayscale, CMYK, alpha: convert to RGB, or refuse and name them"
     )
     broken_images: Literal["skip", "refuse"] = dataset(
-        "Truncated files and files that are not images: skip them, or refuse and name them"
+        "Truncated and damaged images: skip them, or refuse and name them"
     )
     arrays: bool = dataset("Also write plain .npy arrays, which loader=torch and loader=resident read")
     validation_fraction: float = dataset(
         "Fraction of the training images held out, stratified by class", minimum=0, exclusive_maximum=1, rehearsed="0"
     )
-    split_seed: int = dataset("Seed of the held-out split", minimum=0)
+    test_fraction: float = dataset(
+        "Fraction of the images held out as the test split, stratified by class, for image folders without one",
+        minimum=0,
+        exclusive_maximum=1,
+        legacy_default=0.0,
+        rehearsed="0",
+    )
+    split_seed: int = dataset("Seed of the held-out splits", minimum=0)
     samples: list[int] | None = dataset("Training and test images to make, for kind=synthetic")
     num_classes: int | None = dataset("Classes to make, for kind=synthetic", minimum=2, rehearsed="10")
 

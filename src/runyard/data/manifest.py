@@ -52,7 +52,8 @@ class Manifest:
         source: Description of where the images came from.
         mean, std: Per channel in [0, 1], of the training split without held-out images, at the network's image size.
         splits: "train", "test", and "validation" if images are held out.
-        writer: Settings of the writer; for image folders also how many files were converted or skipped.
+        writer: Settings of the writer; for image folders also how many files were converted, skipped or left out, and
+            the names of those that were held out.
         fixed_size: Whether every stored image is exactly image_size x image_size px.
     """
 
@@ -89,8 +90,12 @@ def dataset_dir(data: DataConfig) -> Path:
     parts += ["convert"] * (data.odd_images == "convert") + ["skip"] * (data.broken_images == "skip")
     if not data.arrays:
         parts.append("noarrays")
+    if data.test_fraction:
+        parts.append(f"test{data.test_fraction!r}")
     if data.validation_fraction:
-        parts.append(f"val{data.validation_fraction!r}-seed{data.split_seed}")
+        parts.append(f"val{data.validation_fraction!r}")
+    if data.test_fraction or data.validation_fraction:
+        parts.append(f"seed{data.split_seed}")
     return Path(data.root) / "-".join(parts)
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import os
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from runyard.errors import TrainingFailed, UserError
+from runyard.file_lock import try_lock
 from runyard.files import open_within, sync_folder
 from runyard.runs.lease_holder import LEASE_TIMEOUT_S, LeaseDecision, LeaseHolder, ObservedLease, decide_lease
 
@@ -37,7 +37,6 @@ LEASE_HEARTBEAT_S = 10.0  # how often a holder shows that it is alive
 LEASE_POLL_S = 1.0
 MAX_LEASE_BYTES = 4096
 LEASE_FILE, GATE = "lease", ".lease-gate"
-LOCKS_UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # errors of a file system without locks
 
 
 class LeaseLost(TrainingFailed):
@@ -47,6 +46,9 @@ class LeaseLost(TrainingFailed):
 class Lease:
     """A held lease. A thread sends its heartbeat until it is released or its process ends.
 
+    Args:
+        what: What is in ``folder``, in messages, such as "run ID".
+
     Attributes:
         fencing: Whether it was taken from a holder that may still be alive.
 
@@ -54,8 +56,8 @@ class Lease:
         UserError: another process holds it.
     """
 
-    def __init__(self, folder: Path, run_id: str) -> None:
-        self._folder, self._run_id = folder, run_id
+    def __init__(self, folder: Path, what: str) -> None:
+        self._folder, self._what = folder, what
         self._self_holder = LeaseHolder.this_process(os.environ)
         self._file, self.fencing = self._acquire()
         self._released = threading.Event()
@@ -72,12 +74,10 @@ class Lease:
         """
         current = _read_lease(self._folder, lock=False)
         if current is None:
-            raise LeaseLost(f"run {self._run_id}: its lease is gone", "this process writes nothing more to it")
+            raise LeaseLost(f"{self._what}: its lease is gone", "this process writes nothing more to it")
         if current.holder.token != self._self_holder.token:
             successor = current.holder.description
-            raise LeaseLost(
-                f"run {self._run_id} was taken over by {successor}", "this process writes nothing more to it"
-            )
+            raise LeaseLost(f"{self._what} was taken over by {successor}", "this process writes nothing more to it")
 
     def release(self) -> None:
         """Give the lease back. If the file cannot be deleted, its free lock or its age shows that it is not held."""
@@ -104,13 +104,13 @@ class Lease:
                 return file, observed is not None and not observed.holder_died(self._self_holder)
             if observed is not None and (decision is LeaseDecision.REFUSE or time.monotonic() > deadline):
                 raise UserError(
-                    f"run {self._run_id} is being written by {observed.last_seen_text(now)}",
+                    f"{self._what} is being written by {observed.last_seen_text(now)}",
                     "wait for it, or stop it first",
                 )
             if observed is not None and decision is LeaseDecision.WAIT and not reported:
                 reported, writer = True, observed.last_seen_text(now)
                 message = f"last written by {writer}; taken over if not seen for {LEASE_TIMEOUT_S:g} s"
-                print(f"runyard: run {self._run_id}: {message}", file=sys.stderr, flush=True)
+                print(f"runyard: {self._what}: {message}", file=sys.stderr, flush=True)
             time.sleep(LEASE_POLL_S)
 
     def _write_lease(self, judged: ObservedLease | None) -> BinaryIO | None:
@@ -122,7 +122,7 @@ class Lease:
             tmp_path = self._folder / f".{LEASE_FILE}-{self._self_holder.token}"
             file = open(tmp_path, "x+b")  # noqa: SIM115  stays open while the lease is held
             try:
-                file.write(dataclasses.replace(self._self_holder, locked=_lock(file, fcntl.LOCK_EX)).to_bytes())
+                file.write(dataclasses.replace(self._self_holder, locked=bool(try_lock(file))).to_bytes())
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(tmp_path, self._folder / LEASE_FILE)
@@ -177,7 +177,7 @@ def _open(path: Path, lock: bool) -> ObservedLease | None:
     try:
         # opening is what makes NFS ask its server for the present file and its times
         with open_within(path.parent, path.name) as file:
-            lock_is_free = lock and _lock(file, fcntl.LOCK_SH)
+            lock_is_free = lock and bool(try_lock(file, shared=True))
             return ObservedLease(
                 LeaseHolder.from_bytes(file.read(MAX_LEASE_BYTES)), os.fstat(file.fileno()).st_mtime, lock_is_free
             )
@@ -187,17 +187,6 @@ def _open(path: Path, lock: bool) -> ObservedLease | None:
         if error.errno not in (errno.EISDIR, errno.EINVAL):
             raise
         raise UserError(f"{path}: {error.strerror}: not a lease of runyard", "remove it") from None
-
-
-def _lock(file: BinaryIO, kind: int) -> bool:
-    """Lock the file without waiting. Returns False if another process holds the lock, or locks are not supported."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in {errno.EWOULDBLOCK, *LOCKS_UNSUPPORTED}:
-            raise
-        return False
-    return True
 
 
 @contextlib.contextmanager

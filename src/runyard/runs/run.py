@@ -19,7 +19,7 @@ import yaml
 from runyard.config import schema
 from runyard.config.schema import Config
 from runyard.errors import UserError
-from runyard.files import file_fix, read_within, sha256, write_atomic
+from runyard.files import file_fix, read_regular, read_within, sha256, write_atomic
 from runyard.ownership import per_user_name, private_folder, require_owner, set_umask
 from runyard.runs import journal
 from runyard.runs.code.snapshot import CODE_STORE, take_snapshot
@@ -247,7 +247,7 @@ class Run:
             UserError: another process holds it, or the directory cannot be written.
         """
         with self.reporting_write_errors():
-            lease = Lease(self.path, self.id)
+            lease = Lease(self.path, f"run {self.id}")
             if lease.fencing:
                 self._fence_previous_holder()
             return lease
@@ -255,7 +255,7 @@ class Run:
     def _fence_previous_holder(self) -> None:
         """Move away what the previous holder may have open or prepared, so that a last write of it has no effect."""
         if self.journal_path.exists():
-            write_atomic(self.journal_path, self.journal_path.read_bytes())
+            write_atomic(self.journal_path, read_regular(self.journal_path))
         for tmp_dir in self.checkpoints.glob(".making-*"):
             lost = tmp_dir.with_name(f".making-lost-{secrets.token_hex(4)}")
             with contextlib.suppress(FileNotFoundError):  # completed meanwhile: a checkpoint like any other

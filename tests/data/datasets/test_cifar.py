@@ -5,7 +5,9 @@ import io
 import json
 import os
 import pickle
+import shutil
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,10 +72,22 @@ def forms(batches: dict[str, tuple[np.ndarray, np.ndarray]], tmp_path: Path) -> 
         out[f"{name} folder"] = tmp_path / name
         with tarfile.open(out[name]) as archive:
             archive.extractall(tmp_path / name, filter="data")
+    out["zip"] = tmp_path / "cifar-10-python.zip"
+    with zipfile.ZipFile(out["zip"], "w", zipfile.ZIP_DEFLATED) as zipped:
+        for name, content in python.items():
+            zipped.writestr(f"cifar-10-batches-py/{name}", content)
+    out["competition"] = tmp_path / "competition"
+    shutil.copytree(out["python folder"], out["competition"] / "the-course" / "data" / "cifar-10-python")
+    out["archive in a competition"] = tmp_path / "other"
+    (out["archive in a competition"] / "the-course").mkdir(parents=True)
+    shutil.copy(out["python"], out["archive in a competition"] / "the-course")
     return out
 
 
-@pytest.mark.parametrize("form", ["python", "binary", "npm", "python folder", "binary folder"])
+@pytest.mark.parametrize(
+    "form",
+    ["python", "binary", "npm", "python folder", "binary folder", "zip", "competition", "archive in a competition"],
+)
 def test_every_form_gives_the_same_images(forms: dict[str, Path], batches: dict[str, Any], form: str) -> None:
     found = cifar.decode10(forms[form])
     for part, names in (("train", BATCHES[:-1]), ("test", BATCHES[-1:])):

@@ -60,56 +60,6 @@ def gathered(data: DataConfig, tmp_path: Path) -> gather.DatasetLayout:
     return gather.layout_tree(data, work, work / "sources", lambda what, done, total: None)
 
 
-def test_classes_and_files_come_in_order_of_their_names(tree: Path) -> None:
-    (tree / "train" / "ant" / ".hidden").write_text("")
-    (tree / "train" / ".cache").mkdir()
-    found = imagefolder.scan_tree(tree)
-    assert found.classes == ("ant", "zebra")
-    assert list(found.splits) == ["train", "test"]
-    files, labels = found.splits["train"]
-    wanted = [tree / "train" / c / f"{i}.png" for c in ("ant", "zebra") for i in range(8)]
-    assert files == wanted
-    np.testing.assert_array_equal(labels, np.repeat([0, 1], 8))
-
-
-def test_with_test_and_val_the_latter_is_for_validation(tree: Path, settings: Settings, tmp_path: Path) -> None:
-    (tree / "val").rename(tree / "test")
-    assert list(imagefolder.scan_tree(tree).splits) == ["train", "test"]
-    (tree / "val" / "ant").mkdir(parents=True)
-    save(tree / "val" / "ant" / "0.png")
-    assert {part: len(files) for part, (files, _) in imagefolder.scan_tree(tree).splits.items()} == {
-        "train": 16,
-        "test": 6,
-        "validation": 1,
-    }
-    with pytest.raises(UserError, match=r"data\.validation_fraction=0\.2: .* val/ is already the validation split"):
-        gathered(folder_config(settings, tree, validation_fraction=0.2), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda t: (t / "train").rename(t / "training"), "no folder train/"),
-        (lambda t: (t / "val").rename(t / "valid"), "neither test/ nor val/"),
-        (lambda t: (t / "train/zebra").rename(t / "train/.zebra"), "1 class folders"),
-        (lambda t: (t / "val/zebra").rename(t / "val/okapi"), r"val/okapi: train/ has no class"),
-        (lambda t: (t / "train/bat").mkdir(), "train/bat: a class without files"),
-    ],
-    ids=["no train", "no test", "one class", "another class", "empty class"],
-)
-def test_a_tree_of_another_shape_is_refused(tree: Path, change: Callable[[Path], object], words: str) -> None:
-    change(tree)
-    with pytest.raises(UserError, match=words):
-        imagefolder.scan_tree(tree)
-
-
-def test_a_path_that_is_missing_or_not_given_is_named(tree: Path, settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.path=.*nowhere: there is no folder train/"):
-        prepare_dataset(folder_config(settings, tree, path=str(tmp_path / "nowhere")), progress=False)
-    with pytest.raises(UserError, match=r"set data\.path=FOLDER"):
-        prepare_dataset(folder_config(settings, tree, path=None), progress=False)
-
-
 def test_odd_and_broken_files_are_refused_by_name(tree: Path, settings: Settings) -> None:
     save(tree / "train/ant/gray.png", "L")
     (tree / "train/zebra/bad\nname.jpg").write_bytes(b"")

@@ -20,6 +20,7 @@ from runyard.data.datasets import synthetic
 from runyard.data.prepare import beton_writer, gather
 from runyard.data.prepare.pipeline import prepare_dataset
 from runyard.errors import UserError
+from tests.support.second_user import as_nobody, needs_root
 from tests.support.settings import PATIENCE_S, ROOT
 
 Settings = Callable[..., DataConfig]
@@ -87,6 +88,23 @@ def test_a_second_call_verifies_and_writes_nothing(root: Path, folder: Path, set
     assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
 
 
+@needs_root
+@pytest.mark.usefixtures("no_writer")
+def test_a_share_that_this_user_cannot_write_is_verified_and_used(
+    folder: Path, settings: Settings, shared_place: Path
+) -> None:
+    share = Path(shutil.copytree(folder.parent, shared_place / "share"))
+    for path in (share, *share.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    for lock in share.glob(".*.lock"):
+        lock.unlink()
+    data = settings(root=str(share))
+    assert as_nobody(lambda: prepare_dataset(data, progress=False).sha256) == manifest.load_manifest(folder).sha256
+    assert list(share.glob(".*")) == []
+    other = settings(root=str(share), name="other")  # the control: what is missing has to be written
+    assert "Permission denied" in as_nobody(lambda: prepare_dataset(other, progress=False))
+
+
 @pytest.mark.usefixtures("no_writer")
 def test_a_second_call_sees_a_changed_byte(root: Path, folder: Path, settings: Settings) -> None:
     with open(folder / "train.beton", "r+b") as f:
@@ -139,13 +157,14 @@ def test_a_killed_prepare_leaves_nothing_that_looks_finished(
 def test_a_prepare_waits_for_another_and_does_not_touch_its_work(root: Path, folder: Path, settings: Settings) -> None:
     work = folder.with_name(f".{folder.name}.making")
     work.mkdir()
+    folder.rename(work / "nearly ready")
     with open(folder.with_name(f".{folder.name}.lock"), "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         second = threading.Thread(target=prepare_dataset, args=(settings(root=str(root)),), kwargs={"progress": False})
         second.start()
         second.join(0.5)
         assert second.is_alive()
-        assert work.exists()
+        (work / "nearly ready").rename(folder)
     second.join(PATIENCE_S)  # the lock is free, so its owner is gone, and what it left is removed
     assert not second.is_alive()
     assert not work.exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from runyard.analysis.compare import where
 from runyard.errors import UserError
+from runyard.files import read_regular
 from runyard.runs.record import read_record
 from runyard.runs.results.history import RunHistory
 from runyard.runs.results.reading import load_history
@@ -152,7 +153,7 @@ def _search_dirs(runs_dir: Path | str) -> list[Path]:
 def _refused_trials(folder: Path, notes: list[str]) -> tuple[str, ...]:
     """Return a reason for each trial that became no run, as recorded by ``runyard.cluster.search.sweep``."""
     try:
-        lines = (folder / "refused.jsonl").read_bytes().splitlines()
+        lines = read_regular(folder / "refused.jsonl").splitlines()
     except OSError:
         return ()
     reasons: dict[object, str] = {}

@@ -32,23 +32,29 @@ VARIANTS = (  # of a figure, for dark mode and for phones
 )
 
 
-def write_report(run: Run) -> Path:
+def write_report(run: Run, out: Path | None = None) -> Path:
     """Write ``report/`` into the run: index.html, and figures 1 and 2 as .png (300 dpi) and .pdf. Returns the page.
 
     Works at any time in a run's life; the page names what is still missing.
 
+    Args:
+        out: The directory to write into instead, created if needed, for runs that this user cannot or must not write.
+
     Raises:
-        UserError: the run's directory cannot be written.
+        UserError: the directory cannot be written.
     """
     report_data = load_report_data(run)
-    folder = run.path / "report"
+    folder = out or run.path / "report"
     figures = {"curves": lambda theme: curves.draw_curves(report_data, theme)}
     if report_data.confusion is not None:
         matrix = report_data.confusion
         figures["confusion"] = lambda theme: confusion.draw_confusion(matrix, report_data.classes, theme)
     pictures: dict[str, bytes] = {}
     try:
-        folder_within(run.path, folder.name)
+        if out is None:
+            folder_within(run.path, folder.name)
+        else:
+            out.mkdir(parents=True, exist_ok=True)
         for name, draw in figures.items():
             figure = draw(LIGHT)
             pictures[name] = save(figure, "png", PAPER_DPI)
@@ -59,7 +65,8 @@ def write_report(run: Run) -> Path:
             pictures[f"curves_phone{suffix}"] = save(curves.draw_curves(report_data, theme, columns=1), "png", PAGE_DPI)
         write_atomic(folder / "index.html", render(report_data, pictures))
     except OSError as error:
-        raise UserError(f"{folder}: cannot write the report there ({error.strerror})", file_fix(error)) from error
+        fix = f"{file_fix(error)}, or choose another place with --out DIR"
+        raise UserError(f"{folder}: cannot write the report there ({error.strerror})", fix) from error
     return folder / "index.html"
 
 

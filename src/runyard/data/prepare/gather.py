@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from runyard.config.schema import DataConfig
-from runyard.data.datasets import cifar, imagefolder, synthetic
+from runyard.data.datasets import cifar, image_tree, imagefolder, synthetic
 from runyard.data.datasets.cifar import ArrayDataset
 from runyard.data.datasets.imagefolder import ImageInspection
 from runyard.data.prepare.beton_writer import WriteJob
@@ -92,21 +92,8 @@ def layout_tree(data: DataConfig, work: Path, sources: Path, report_progress: Pr
             "data.path=null: data.kind=imagefolder reads a folder with train/CLASS/*.jpg", "set data.path=FOLDER"
         )
     root = Path(data.path)
-    tree = imagefolder.scan_tree(root)
-    splits = dict(tree.splits)
-    if data.validation_fraction:
-        if "validation" in splits:
-            raise UserError(
-                f"data.validation_fraction={data.validation_fraction}: {root} has test/ and val/, so val/ "
-                "is already the validation split",
-                "set data.validation_fraction=0",
-            )
-        files, labels = splits["train"]
-        retained, held_out = hold_out(labels, data.validation_fraction, data.split_seed)
-        splits |= {
-            "train": ([files[i] for i in retained], labels[retained]),
-            "validation": ([files[i] for i in held_out], labels[held_out]),
-        }
+    tree = image_tree.scan_tree(root, test_fraction=data.test_fraction)
+    splits, held_out_names = _hold_out_files(data, root, tree)
     histograms, by_split = {}, {}
     for split, (files, _) in splits.items():
         histograms[split], by_split[split] = _inspect_split(data, split, files, work, sources, report_progress)
@@ -133,15 +120,42 @@ def layout_tree(data: DataConfig, work: Path, sources: Path, report_progress: Pr
         (sources / f"{split}.json").write_text(json.dumps([os.path.abspath(files[i]) for i in readable]))
         sizes = [by_split[split][i].stored_bytes for i in readable]
         jobs[split] = _job(data, work, split, sources / f"{split}.json", max(sizes), sum(sizes))
-    conversions = {
+    conversions: dict[str, dict[str, object]] = {
         outcome: {
             "files": len(images),
             "kinds": dict(Counter(kind for _, kind in images).most_common(_NAMES_KEPT)),
             "first": [name for name, _ in images[:_NAMES_KEPT]],
         }
-        for outcome, images in (("converted", odd), ("skipped", broken))
+        for outcome, images in (("converted", odd), ("skipped", broken), ("left_out", tree.left_out))
     }
+    if held_out_names:
+        conversions["held_out"] = held_out_names
     return DatasetLayout(tree_source(data), tree.classes, jobs, histograms["train"], conversions)
+
+
+def _hold_out_files(
+    data: DataConfig, root: Path, tree: image_tree.ImageTree
+) -> tuple[dict[str, tuple[list[Path], np.ndarray]], dict[str, object]]:
+    """Return the splits with what is held out of the training images, and the names of these by split."""
+    splits = dict(tree.splits)
+    names: dict[str, object] = {}
+    if data.validation_fraction and "validation" in splits:
+        raise UserError(
+            f"data.validation_fraction={data.validation_fraction}: {root} has a validation split already",
+            "set data.validation_fraction=0",
+        )
+    for split, fraction in (("test", data.test_fraction), ("validation", data.validation_fraction)):
+        if not fraction:
+            continue
+        files, labels = splits["train"]
+        retained, held_out = hold_out(labels, fraction, data.split_seed, split)
+        splits |= {
+            "train": ([files[i] for i in retained], labels[retained]),
+            split: ([files[i] for i in held_out], labels[held_out]),
+        }
+        names[split] = [imagefolder.printable_path(files[i].relative_to(root)) for i in held_out]
+    order = [split for split in ("train", "test", "validation") if split in splits]
+    return {split: splits[split] for split in order}, names
 
 
 def tree_source(data: DataConfig) -> str:
@@ -200,21 +214,23 @@ def _job(data: DataConfig, work: Path, split: str, images: Path, largest: int, t
     )
 
 
-def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(
+    labels: np.ndarray, fraction: float, seed: int, split: str = "validation"
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the remaining and the held-out indices, int64, ascending: ``fraction`` of each class, sampled by ``seed``.
 
     Raises:
-        UserError: the fraction leaves the validation split or a training class empty.
+        UserError: the fraction leaves ``split`` or a training class empty.
     """
-    generator = np.random.Generator(np.random.Philox(key=seed))
+    generator = np.random.Generator(np.random.Philox(key=seed if split == "validation" else [seed, 1]))
     held_out = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         class_indices = generator.permutation(np.flatnonzero(labels == label))
         held_out[class_indices[: round(len(class_indices) * fraction)]] = True
     if not held_out.any() or len(np.unique(labels[~held_out])) < len(np.unique(labels)):
         raise UserError(
-            f"data.validation_fraction={fraction}: holds out {int(held_out.sum())} of {len(labels)} images, "
-            "which leaves the validation split or a training class empty",
+            f"data.{split}_fraction={fraction}: holds out {int(held_out.sum())} of {len(labels)} images, "
+            f"which leaves the {split} split or a training class empty",
             "choose another fraction",
         )
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import json
 import os
 import shutil
@@ -18,7 +18,8 @@ from runyard.data.manifest import Manifest, Split
 from runyard.data.prepare import beton_writer, gather
 from runyard.data.prepare.gather import ProgressCallback
 from runyard.errors import UserError
-from runyard.files import file_fix, open_lock, sha256, sync_folder
+from runyard.file_lock import exclusive_lock
+from runyard.files import file_fix, sha256, sync_folder
 
 
 def prepare_dataset(data: DataConfig, *, progress: bool) -> Manifest:
@@ -26,6 +27,7 @@ def prepare_dataset(data: DataConfig, *, progress: bool) -> Manifest:
 
     Everything is written into a hidden folder next to the target, read back, checked and synced. Then that folder is
     renamed to the target. If two processes prepare the same data set, the second waits for the first, and verifies.
+    Where everything exists, nothing is opened for writing: a read-only or another user's folder is verified as well.
 
     Args:
         progress: Show a progress bar on standard error.
@@ -35,22 +37,29 @@ def prepare_dataset(data: DataConfig, *, progress: bool) -> Manifest:
     """
     check_data(data)
     target = manifest.dataset_dir(data)
+    with _progress_bar(progress) as report_progress:
+        if _is_there(target):
+            return _verify_existing(data, target, report_progress)
+        return _write(data, target, report_progress)
+
+
+def _write(data: DataConfig, target: Path, report_progress: ProgressCallback) -> Manifest:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _progress_bar(progress) as report_progress, _lock(target, report_progress):
-            work = target.with_name(f".{target.name}.making")
-            _remove(work)  # left by a killed process: this one has the lock, so that one is dead
-            if target.exists() or target.is_symlink():
+        with _work_folder(target, report_progress) as work:
+            if _is_there(target):  # written by another process meanwhile
                 return _verify_existing(data, target, report_progress)
+            work.mkdir()
+            prepared = _write_dataset(data, work, report_progress)
+            _sync(work)
             try:
-                work.mkdir()
-                prepared = _write_dataset(data, work, report_progress)
-                _sync(work)
                 work.rename(target)
-                sync_folder(target.parent)
-                return prepared
-            finally:
-                _remove(work)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                return _verify_existing(data, target, report_progress)
+            sync_folder(target.parent)
+            return prepared
     except OSError as error:
         raise UserError(
             f"data.root={data.root}: cannot write {target} ({error.strerror or error})",
@@ -58,7 +67,24 @@ def prepare_dataset(data: DataConfig, *, progress: bool) -> Manifest:
         ) from None
 
 
+def _is_there(target: Path) -> bool:
+    try:
+        target.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UserError(f"{target}: cannot read it ({error.strerror})", file_fix(error)) from None
+    return True
+
+
 def _verify_existing(data: DataConfig, target: Path, report_progress: ProgressCallback) -> Manifest:
+    try:
+        return _verify(data, target, report_progress)
+    except OSError as error:
+        raise UserError(f"{error.filename or target}: cannot read it ({error.strerror})", file_fix(error)) from None
+
+
+def _verify(data: DataConfig, target: Path, report_progress: ProgressCallback) -> Manifest:
     if not (target / manifest.MANIFEST_FILE).exists():
         raise UserError(
             f"{target}: exists, but was not made by runyard prepare (no {manifest.MANIFEST_FILE})",
@@ -92,7 +118,14 @@ def _write_dataset(data: DataConfig, work: Path, report_progress: ProgressCallba
             file.unlink()
     settings = {
         key: getattr(data, key)
-        for key in ("write_mode", "max_resolution", "jpeg_quality", "validation_fraction", "split_seed")
+        for key in (
+            "write_mode",
+            "max_resolution",
+            "jpeg_quality",
+            "validation_fraction",
+            "test_fraction",
+            "split_seed",
+        )
     }
     mean, std = gather.channel_mean_std(layout.histogram)
     prepared = Manifest(
@@ -134,15 +167,21 @@ def _sync(folder: Path) -> None:
 
 
 @contextmanager
-def _lock(target: Path, report_progress: ProgressCallback) -> Iterator[None]:
-    """Let one process at a time prepare a target. The kernel releases the lock of a process that dies."""
-    with open_lock(target.with_name(f".{target.name}.lock")) as f:
+def _work_folder(target: Path, report_progress: ProgressCallback) -> Iterator[Path]:
+    """Yield a folder to write into, which is removed at the end. A lock lets one process at a time prepare a target.
+
+    Without locks each process has a folder of its own, and the one that is complete first becomes the target.
+    """
+    work = target.with_name(f".{target.name}.making")
+    lock_file = target.with_name(f".{target.name}.lock")
+    with exclusive_lock(lock_file, on_wait=lambda: report_progress(f"wait for lock {target.name}", 0, 0)) as lock:
+        if lock is None:
+            work = work.with_name(f"{work.name}-{os.uname().nodename}-{os.getpid()}")
+        _remove(work)  # left by a killed process: this one has the lock or its process id, so that one is dead
         try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report_progress(f"wait for lock {target.name}", 0, 0)
-            fcntl.flock(f, fcntl.LOCK_EX)
-        yield
+            yield work
+        finally:
+            _remove(work)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from runyard.config.schema import Config
 from runyard.data.manifest import Manifest
 from runyard.data.verified import files_read
+from runyard.file_lock import exclusive_lock
 from runyard.files import open_regular, sha256, write_atomic
 from runyard.ownership import per_user_name, private_folder
 
@@ -37,14 +37,14 @@ def stage_data(config: Config, manifest: Manifest, folder: Path, start_id: str) 
     try:
         disk.mkdir(parents=True, exist_ok=True)
         private_folder(copy)  # other users may have created a directory of that name on this shared disk
-        with open(copy / "lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with exclusive_lock(copy / "lock") as lock:
+            making = ".making" if lock is not None else f".making-{os.getpid()}"  # without locks each task copies
             verified_file = copy / f"verified-{start_id}"
             if not (
                 verified_file.exists() and json.loads(verified_file.read_text()) == files and _all_exist(copy, files)
             ):
                 for name, digest in files.items():
-                    _copy_verified(folder / name, copy / name, digest)
+                    _copy_verified(folder / name, copy / name, digest, making)
                 write_atomic(verified_file, json.dumps(files))
     except OSError as error:
         return folder, f"cluster.stage_data={location}: {error.strerror or error}; reading {folder}"
@@ -55,7 +55,7 @@ def _all_exist(copy: Path, files: dict[str, str]) -> bool:
     return all((copy / name).exists() for name in files)
 
 
-def _copy_verified(source: Path, target: Path, digest: str) -> None:
+def _copy_verified(source: Path, target: Path, digest: str, making: str) -> None:
     if target.exists() and sha256(target) == digest:
         return
     with open_regular(source) as file:  # a device in its place would be copied forever
@@ -63,7 +63,7 @@ def _copy_verified(source: Path, target: Path, digest: str) -> None:
     free_bytes = shutil.disk_usage(target.parent).free
     if free_bytes < FREE_SPACE_FACTOR * size:
         raise OSError(f"{free_bytes / 1e9:.1f} GB free in {target.parent}, and {source.name} takes {size / 1e9:.1f} GB")
-    tmp_path = target.with_suffix(".making")
+    tmp_path = target.with_suffix(making)
     try:
         shutil.copyfile(source, tmp_path)
         with open(tmp_path, "rb") as file:
