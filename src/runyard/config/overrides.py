@@ -103,7 +103,7 @@ def points(override: str) -> list[str]:
     if isinstance(value, Glob | IntervalSweep):
         called = "glob()" if isinstance(value, Glob) else "interval()"
         raise UserError(
-            f"{_short(override)}: expected the values themselves, such as {name}=A,B; {called} is not supported"
+            f"{_short(override)}: expected the values themselves, such as {name}=A,B", f"{called} is not supported"
         )
     if isinstance(value, RangeSweep) and not 0 < (count := _count(value)) <= MAX_POINTS:
         fix = (

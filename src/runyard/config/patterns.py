@@ -27,7 +27,7 @@ FEATURES = Pattern(
 GRES = Pattern(f"{GRES_REGEX}(,{GRES_REGEX})*", "NAME:COUNT or NAME:KIND:COUNT, such as gpu:rtx8000:2")
 COMMENT = Pattern(r"[A-Za-z0-9_][A-Za-z0-9_.,:;=+/@ -]*", "letters, digits, space and . , : ; = + / @ _ -")
 OPTION = Pattern(
-    r"[A-Za-z0-9_+./@][A-Za-z0-9_.,:;=+/@()\[\]*|&% -]*",
+    r"-?[A-Za-z0-9_+./@][A-Za-z0-9_.,:;=+/@()\[\]*|&% -]*",
     "letters, digits, space and . , : ; = + / @ ( ) [ ] * | & % _ -",
 )
 HOSTS = Pattern(f"{HOST_REGEX}(,{HOST_REGEX})*", "node names, such as node[1-3,7]")

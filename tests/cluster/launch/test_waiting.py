@@ -86,7 +86,7 @@ def test_here_is_no_queue_to_wait_for(small: list[str], capsys: pytest.CaptureFi
 
 
 def test_the_wait_is_told_at_longer_and_longer_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, said = [0.0], []
+    now, said = [0.0], list[str]()
     monkeypatch.setattr("runyard.cluster.launch.waiting.time.monotonic", lambda: now[0])
     monkeypatch.setattr("runyard.cluster.launch.waiting.time.sleep", lambda s: now.__setitem__(0, now[0] + s))
     tries = iter([SubmissionDelayed("no room")] * 40)

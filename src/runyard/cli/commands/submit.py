@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     local = plan.config.cluster.launcher == "local"
     if local and args.wait:
-        raise UserError("--wait: cluster=local has no queue to wait for: leave it out")
+        raise UserError("--wait: cluster=local has no queue to wait for", "leave it out")
     if local and len(plan.configs) > 1:
         return run_sequentially(plan, args)
     if args.attach and len(plan.configs) > 1:

@@ -34,7 +34,7 @@ def test_one_image_a_rank_is_fine_where_the_map_is_larger() -> None:
 
 @pytest.mark.parametrize("overrides", [["batch_size=4"], ["batch_size=2", "sync_batch_norm=true"]])
 def test_with_more_images_nothing_is_loaded(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network.sys, "executable", "/nowhere")
+    monkeypatch.setattr("runyard.cluster.launch.checks.network.sys.executable", "/nowhere")
     assert network.network_trains(subject(*overrides)) == "2 images at once"
 
 
