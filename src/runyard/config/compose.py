@@ -240,7 +240,7 @@ def _time_of_profile(values: dict[str, Any], overridden: set[str]) -> None:
     Raises:
         UserError: the profile gives both, and they differ.
     """
-    time = values["cluster"].pop("time", None)
+    time = values["cluster"].pop("time", None) if isinstance(values.get("cluster"), dict) else None
     if time is None or TIMEOUT_SETTING in overridden:
         return
     minutes = minutes_of(str(time), f"{TIME_SETTING}={time}")

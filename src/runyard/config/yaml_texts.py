@@ -23,8 +23,8 @@ def restore_texts(values: dict[str, Any]) -> None:
         *groups, leaf = name.split(".")
         holder: Any = values
         for group in groups:
-            holder = holder.get(group, {})
-        if leaf not in holder:
+            holder = holder.get(group) if isinstance(holder, dict) else None
+        if not isinstance(holder, dict) or leaf not in holder:
             continue
         if isinstance(entries := holder[leaf], dict):
             for key, value in entries.items():
