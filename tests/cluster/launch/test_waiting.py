@@ -17,7 +17,7 @@ from runyard.errors import UserError
 from runyard.runs.run import Run
 from tests.support.fake_slurm import SBATCH, FakeSlurm
 
-# As MaxSubmitJobs=4: a refusal says so, and by then a job has left the queue.
+# As MaxSubmitJobs=4: a refusal says so, and after that of a single job one has left the queue.
 LIMITED = """
 case $1 in --version | --test-only) exit ;; esac
 size=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
@@ -25,7 +25,7 @@ queued=$(awk -F'|' '{ n += $3 + 1 } END { print n + 0 }' "$here/queue" 2>/dev/nu
 if [ $((${queued:-0} + ${size:-0} + 1)) -gt 4 ]; then
     echo "sbatch: error: AssocMaxSubmitJobLimit" >&2
     echo "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy" >&2
-    [ -e "$here/no end" ] || [ ! -e "$here/queue" ] || sed -i 1d "$here/queue"
+    [ -n "$size" ] || [ ! -e "$here/queue" ] || sed -i 1d "$here/queue"
     exit 1
 fi
 """
@@ -33,7 +33,7 @@ fi
 
 @pytest.fixture
 def limited(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    """A SLURM that takes four jobs of a user's, on which a job ends each time that one is refused."""
+    """A SLURM that takes four jobs of a user's, on which one ends each time that a single one is refused."""
     slurm.program("sbatch", LIMITED + SBATCH)
     monkeypatch.setattr(waiting, "TRY_INTERVAL_S", 0.0)
     return slurm
@@ -61,11 +61,10 @@ def test_a_grid_of_six_goes_through_where_four_jobs_are_allowed(
 def test_a_wait_that_is_interrupted_keeps_the_jobs_that_were_taken_and_no_other_run(
     small: list[str], limited: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(_: float) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    limited.says("no end")
-    monkeypatch.setattr("runyard.cluster.launch.waiting.time.sleep", interrupted)
+    monkeypatch.setattr(Waiting, "refused", interrupted)
     words = ["submit", *small, "experiment=null", "cluster=slurm", "-m", "seed=0,1,2,3,4,5", "--wait"]
     assert main(words) == 130
     runs = [Run.open(path.parent) for path in (tmp_path / "runs").glob("[!.]*/run.json")]
