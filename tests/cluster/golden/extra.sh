@@ -23,6 +23,7 @@ umask 077
 case $(stat -c %u /RUNS/RUN/code 2>/dev/null) in UID|'') ;; *) echo runyard: not run, another user owns it now: /RUNS/RUN/code >&2; exit 2 ;; esac
 export PYTHONPATH=/RUNS/RUN/code"${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 export RUNYARD_ROOT=/CHECKOUT
+export RUNYARD_BIND=/CHECKOUT:/RUNS:/DATA
 . /RUNS/RUN/code/slurm/begin.sh
 ln -sf submission_TOKEN"${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".pkl /RUNS/RUN/slurm/"$job"_submitted.pkl
 
