@@ -52,6 +52,8 @@ EXAMPLES: list[tuple[str, str, str | None]] = [
     ("RuntimeError", "unable to open shared memory object </torch_12_34_5> in read-write mode: No space left on device "
      "(28)", "shared memory full"),
     ("OSError", "3.00 MB are free in /dev/shm, but loader=torch needs 60.00 MB there", "shared memory full"),
+    ("ValueError", "Expected more than 1 value per channel when training, got input size torch.Size([1, 512, 1, 1])",
+     "one value to normalize"),
     ("MemoryError", "", "host out of memory"),
     ("OSError", "[Errno 12] Cannot allocate memory", "host out of memory"),
     ("RuntimeError", "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you "

@@ -18,7 +18,9 @@ from submitit.slurm.slurm import _make_sbatch_string
 from runyard import slurm_client
 from runyard.cluster.job.train_job import TrainJob, tasks_per_node
 from runyard.cluster.launch.job_environment import bind_line, checked_lines, container_options, journal_command
+from runyard.cluster.launch.refusals import LATER, SubmissionDelayed, refusal
 from runyard.cluster.slurm.submission import script_name
+from runyard.config.sbatch_options import given_options
 from runyard.config.schema import ClusterConfig
 from runyard.config.setting import settings_of
 from runyard.errors import UserError
@@ -40,6 +42,10 @@ SBATCH_VARIABLES = {
     "time": ("TIMELIMIT",),
     "mem": ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"),
     "array": ("ARRAY_INX",),
+    "mem-per-cpu": ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"),
+    "mem-per-gpu": ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"),
+    "bb": ("BURST_BUFFER",),
+    "cpu-freq": ("CPU_FREQ_REQ",),
     "requeue": ("REQUEUE", "NO_REQUEUE"),
     "no-requeue": ("REQUEUE", "NO_REQUEUE"),
 }
@@ -106,6 +112,7 @@ class SbatchJob:
             held_locks: Descriptors of open lock files that sbatch holds as well, for it may outlive this command.
 
         Raises:
+            SubmissionDelayed: the same, for a reason that passes by itself.
             UserError: sbatch refused it. Nothing is on the queue then.
             SubmissionUnknown: it may be on the queue, and SLURM does not say.
         """
@@ -121,7 +128,7 @@ class SbatchJob:
             number = self._run_sbatch(held_locks)
         except QueryError as error:
             self.cancel_submission(error)
-            raise UserError(f"SLURM does not answer ({error}): nothing was submitted", "try again later") from None
+            raise SubmissionDelayed(f"SLURM does not answer ({error}): nothing was submitted", LATER) from None
         except BaseException as error:  # such as Ctrl-C: the job may be on the queue all the same
             self.cancel_submission(error)
             raise
@@ -152,28 +159,26 @@ class SbatchJob:
         """Submit and return the job's number by the queue: sbatch may print other numbers, too, or lose the answer."""
         env, deadline = _environment(self.path.read_text()), time.monotonic() + slurm_client.RETRY_TIMEOUT_S
         while True:
-            output, refusal = "", None
+            output, failure = "", None
             try:
                 output = run_query(
                     "sbatch", str(self.path), timeout_s=SBATCH_SUBMIT_TIMEOUT_S, env=env, keep_open=held_locks
                 )
             except QueryError as error:
-                refusal = error
+                failure = error
             if numbers := self._queued_job_ids():
                 if len(numbers) > 1:  # SLURM took the script twice
                     run_with_retry("scancel", *numbers[1:])
                 return numbers[0]
-            if refusal is None:
+            if failure is None:
                 raise UserError(
                     f"sbatch printed {error_line(output)!r}, but no job of this submission is on the queue: check "
                     "which program sbatch is on this machine, and try again"
                 )
-            if not isinstance(refusal, SlurmUnavailable):
-                raise UserError(f"sbatch refused the job: {refusal}") from None
+            if not isinstance(failure, SlurmUnavailable):
+                raise refusal(self.cluster, str(failure)) from None
             if time.monotonic() + RETRY_INTERVAL_S > deadline:
-                raise UserError(
-                    f"SLURM does not answer ({refusal}): nothing was submitted", "try again later"
-                ) from None
+                raise SubmissionDelayed(f"SLURM does not answer ({failure}): nothing was submitted", LATER) from None
             time.sleep(RETRY_INTERVAL_S)
 
     def _queued_job_ids(self, wait_s: float | None = None) -> list[str]:
@@ -241,7 +246,8 @@ class SbatchJob:
 
     def _required_directives(self) -> list[str]:
         own = {"setup", "teardown", "signal_delay_s", "array_parallelism", "additional_parameters", "srun_args"}
-        names = {k: v for k, v in self.parameters.items() if k not in own} | self.parameters["additional_parameters"]
+        names = {k: v for k, v in self.parameters.items() if k not in own and v is not None}
+        names |= self.parameters["additional_parameters"]
         lines = [f"#SBATCH --{name.replace('_', '-')}" for name in names]
         return [*lines, f"#SBATCH --signal=USR2@{self.cluster.signal_delay_s}"]
 
@@ -274,11 +280,15 @@ def _parameters(cluster: ClusterConfig, after: str | None) -> dict[str, Any]:
     srun_args = ["--kill-on-bad-exit=1", "--open-mode=append"]
     srun_args += [f"--cpus-per-task={cluster.cpus_per_task}"] if cluster.cpus_per_task else []
     return {name: value for name, value in options.items() if value is not None} | {
-        "wckey": "",
+        "wckey": None,  # submitit would give its own
         "signal_delay_s": cluster.signal_delay_s,
         "array_parallelism": cluster.array_parallelism,
         "srun_args": srun_args,
-        "additional_parameters": {"requeue" if cluster.requeue else "no-requeue": True, "kill-on-invalid-dep": "yes"},
+        "additional_parameters": {
+            "requeue" if cluster.requeue else "no-requeue": True,
+            "kill-on-invalid-dep": "yes",
+            **given_options(cluster.extra),
+        },
     }
 
 

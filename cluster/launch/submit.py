@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shlex
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +25,15 @@ from runyard.cluster.launch.checks.preflight import (
     require_resumable,
     skipped_checkpoints_warning,
 )
-from runyard.cluster.launch.local import LocalExecutor
+from runyard.cluster.launch.local import LocalExecutor, job_environment
+from runyard.cluster.launch.waiting import Waiting, in_parts
 from runyard.cluster.monitor.attach import JobHandle, LocalJobHandle, SlurmJobHandle
 from runyard.cluster.slurm import queue
 from runyard.cluster.slurm.submission import finish_submission, record_submission, submission_lock
 from runyard.config import schema
-from runyard.config.compose import Composed, compose, expand, gpu_count, visible_gpus
+from runyard.config.compose import Composed, compose, compose_grid, gpu_count, visible_gpus
 from runyard.config.fields import format_literal
+from runyard.config.overrides import translate_time
 from runyard.config.schema import ClusterConfig, Config
 from runyard.data import manifest
 from runyard.errors import UserError
@@ -42,7 +44,6 @@ from runyard.runs.identity import changeable_settings, changed_settings, is_chan
 from runyard.runs.record import JobRecord
 from runyard.runs.run import Run, new_id, sweeps_dir
 from runyard.tracking.wandb.agent import SweepAssignment
-from runyard.training.stop_signals import STOP_SIGNALS
 
 
 @dataclass(frozen=True)
@@ -79,52 +80,73 @@ def plan_submission(
     Raises:
         UserError: the configuration, the data or this machine does not allow it. Nothing was created.
     """
-    grid = expand(overrides) if sweep else [overrides]
-    first = compose(grid[0])
+    points = compose_grid(overrides) if sweep else [compose(overrides)]
+    first = points[0]
     if after is not None and first.config.cluster.launcher == "local":
         raise UserError(f"--after {after}: cluster=local has no queue to wait in", "submit when that has ended")
     if first.config.cluster.launcher == "slurm" and not dry_run:
         require_sbatch()
     needs_data = after is None and not dry_run
     prepare = manifest.prepare_command(first.overrides)
-    # The first point stands for all: to compose a thousand takes a minute, and SLURM would refuse all or none.
+    # The first point stands for all: SLURM would refuse all or none.
     preflight(
-        check_context([first.config] * len(grid), prepare, after, needs_data=needs_data), include_slurm=not dry_run
+        check_context([first.config] * len(points), prepare, after, needs_data=needs_data), include_slurm=not dry_run
     )
     if (warning := python_warning(first.config)) is not None:
         print(f"runyard: warning: {warning}", file=sys.stderr, flush=True)
-    points = [first, *map(compose, grid[1:])]
     if len({repr(point.config.cluster) for point in points}) > 1:
         raise UserError("a sweep is one array of equal jobs", "leave the cluster's settings out of what it varies")
     for point in points[1:]:
         context = check_context([point.config], manifest.prepare_command(point.overrides), needs_data=needs_data)
-        preflight(context, include_slurm=False)
+        preflight(dataclasses.replace(context, script=None), include_slurm=False)
     return SubmissionPlan(points, after, assignment)
 
 
-def submit(plan: SubmissionPlan) -> list[tuple[Run, JobHandle]]:
+def submit(plan: SubmissionPlan, waiting: Waiting | None = None) -> list[tuple[Run, JobHandle]]:
     """Create the runs and submit them to SLURM, several as one array; or start the first on this machine.
 
+    Args:
+        waiting: Wait while the job is refused for a reason that passes, and submit a grid in parts that are taken.
+
     Raises:
-        UserError: sbatch is missing or refused the job. The runs were deleted again.
+        UserError: sbatch is missing or refused the job. The runs without a job were deleted again.
     """
     if plan.config.cluster.launcher == "local":
         return [start_local(point, assignment=plan.handed) for point in plan.configs[:1]]
     require_sbatch()
     sweep = new_id(plan.config.name) if len(plan.configs) > 1 else None
     runs: list[Run] = []
+    jobs: list[JobHandle] = []
     try:
         for point in plan.configs:
             runs.append(create_run(point, sweep, plan.handed))
-        if sweep is None:
-            return [(runs[0], launch(runs[0], plan.after))]
-        return list(zip(runs, enqueue(runs, sweep, sweeps_dir(plan.config.runs_dir) / sweep, plan.after), strict=True))
+
+        def enqueue_part(part: slice) -> list[JobHandle]:
+            return _enqueue_part(runs, part, sweep, plan.after)
+
+        if waiting is None:
+            jobs += enqueue_part(slice(len(runs)))
+        else:
+            waiting.until_accepted(lambda: jobs.extend(in_parts(slice(len(jobs), len(runs)), enqueue_part)))
     except SubmissionUnknown:
         raise
     except BaseException:
-        for path in [run.path for run in runs] + ([sweeps_dir(plan.config.runs_dir) / sweep] if sweep else []):
+        leftover = [run.path for run in runs[len(jobs) :]]
+        for path in leftover + ([sweeps_dir(plan.config.runs_dir) / sweep] if sweep and not jobs else []):
             shutil.rmtree(path, ignore_errors=True)
         raise
+    return list(zip(runs, jobs, strict=True))
+
+
+def _enqueue_part(runs: list[Run], part: slice, sweep: str | None, after: str | None) -> list[JobHandle]:
+    """Put a part of the runs on SLURM's queue: all of a grid as one array with the sweep's name, or a part of it."""
+    if sweep is None:
+        return [launch(runs[0], after)]
+    folder, chosen = sweeps_dir(runs[0].config.runs_dir) / sweep, runs[part]
+    if len(chosen) == len(runs):
+        return enqueue(chosen, sweep, folder, after)
+    name = f"{sweep}-{part.start}"
+    return enqueue(chosen, name, folder / name, after)
 
 
 def start_local(
@@ -164,7 +186,7 @@ def _launch_locked(run: Run, lock: int | None, after: str | None = None) -> JobH
         signal_delay_s=run.config.cluster.signal_delay_s,
         nodes=1,
     )
-    with _job_environment(run):
+    with job_environment(run):
         job = executor.submit(TrainJob(str(run.path)))
     run.add_job({**job_record(run, run.path / "slurm"), "id": str(job.job_id)})
     return LocalJobHandle(job)
@@ -228,7 +250,7 @@ def _apply_overrides(run: Run, overrides: list[str]) -> tuple[Config, list[str]]
     Raises:
         UserError: one of ``overrides`` changes what the run learns.
     """
-    earlier = run.record["overrides"]
+    earlier, overrides = run.record["overrides"], translate_time(overrides)
     previous = compose(earlier).values
     if any(override.lstrip("+").startswith("cluster=") for override in overrides):
         # Another cluster: the settings of the previous one do not apply to it.
@@ -348,38 +370,6 @@ def job_record(run: Run, logs: Path) -> JobRecord:
         "submitted": time.time(),
         "logs": os.path.relpath(logs, run.path),
     }
-
-
-@contextlib.contextmanager
-def _job_environment(run: Run) -> Iterator[None]:
-    """Set up what a local job inherits: the code snapshot, a log for submitit's messages, no Ctrl-C and no hang-up.
-
-    Signals that ask to stop are blocked until the job can answer them. Ctrl-C reaches a terminal's whole process group,
-    but only the attached command may act on it, by asking the job to save. A job that kept the command's output open
-    would keep ``$(runyard submit --detach --json)`` waiting for its end.
-    """
-    saved_env = dict(os.environ)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(run.code_path), saved_env.get("PYTHONPATH")]))
-    os.environ["PYTHONSAFEPATH"] = "1"  # else `python -m` would find the checkout in the working directory first
-    handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    outputs = {number: os.dup(number) for number in (0, 1, 2)}
-    with open(os.devnull) as null, open(run.path / "slurm" / "controller.log", "a") as log:
-        sys.stdout.flush()
-        os.dup2(null.fileno(), 0)
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    try:
-        yield
-    finally:
-        for number, saved_output in outputs.items():
-            os.dup2(saved_output, number)
-            os.close(saved_output)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        os.environ.clear()
-        os.environ.update(saved_env)
 
 
 def persistent_overrides(composed: Composed) -> list[str]:

@@ -73,7 +73,7 @@ def read_range(override: str) -> BaseDistribution | None:
     parser.functions.register("int", lambda *ends: cast(*ends) if len(ends) == 1 else _distribution("int", ends))
     try:
         parsed = parser.parse_override(override.lstrip("+"))
-    except HydraException as error:
+    except (HydraException, ValueError, RecursionError) as error:
         if isinstance(cause := error.__cause__, UserError):
             raise UserError(f"{override}: {cause.problem}", cause.fix) from None
         raise UserError(f"{override}: expected {EXPECTED[range_start[1]]}") from None

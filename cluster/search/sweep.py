@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,11 +19,14 @@ from rich.console import Console
 
 from runyard.cluster.launch import submit as launcher
 from runyard.cluster.launch.checks.preflight import preflight
+from runyard.cluster.launch.refusals import SubmissionDelayed
+from runyard.cluster.launch.waiting import Waiting, in_parts
 from runyard.cluster.monitor.attach import JobHandle
 from runyard.cluster.monitor.cancel import CancelResult, cancel
 from runyard.cluster.monitor.run_status import RunStatus, derive_status, query_slurm, run_status
 from runyard.cluster.search.space import format_point
 from runyard.cluster.search.study import Study, runs_by_trial
+from runyard.cluster.slurm import queue
 from runyard.cluster.slurm.submission import submission_lock
 from runyard.config.compose import compose
 from runyard.data import manifest
@@ -53,6 +57,9 @@ class Search:
         self._jobs: list[JobHandle] = []  # local jobs, kept because a forgotten one leaves a zombie process
         self._stopping: dict[int, Future[CancelResult]] = {}
         self._ended_polls: dict[int, int] = {}
+        self._unsubmitted: list[Run] = []  # refused for a reason that passes
+        self._leaving: set[str] = set()  # jobs of finished trials, which SLURM counts until they have left the queue
+        self._waiting = Waiting(report)
         self._threads = ThreadPoolExecutor(max_workers=max(1, parallel))
 
     def run(self, trials: int) -> None:
@@ -65,11 +72,15 @@ class Search:
         while True:
             self._poll_trials()
             open_count = len(self._study.open_trials)
-            free_slots = min(self._parallel - open_count, trials - len(self._study.trials))
+            self._leaving = self._still_queued(self._leaving)
+            unasked = trials - len(self._study.trials)
+            free_slots = min(self._parallel - open_count - len(self._leaving), unasked)
             if free_slots > 0:
                 self._start_trials([self._study.ask() for _ in range(free_slots)])
-            elif not open_count:
+            elif not open_count and unasked <= 0:
                 return
+            elif self._unsubmitted and self._waiting.is_due:
+                self._submit()
             time.sleep(SEARCH_POLL_S)
 
     def detach(self) -> None:
@@ -100,17 +111,45 @@ class Search:
         runs = [run for trial in trials if (run := self._run_of(trial)) is not None]
         if self._local:
             self._jobs += [launcher.launch(run) for run in runs]
-        elif runs:
-            name = f"{self._study.id}-t{runs[0].record['trial']}"
-            while (self._folder / name).exists():  # the same trials were started before
-                name += "x"
-            (self._folder / name).mkdir()
-            with contextlib.ExitStack() as stack:
-                locks = [stack.enter_context(submission_lock(run.path, run.cli_reference)) for run in runs]
+            self._report_start(runs)
+        else:
+            self._unsubmitted += runs
+            self._submit()
+
+    def _submit(self) -> None:
+        """Put what is not submitted yet on SLURM's queue, in as large parts as it takes now."""
+        submitted: list[Run] = []
+        try:
+            for run in in_parts(slice(0, len(self._unsubmitted)), lambda part: self._enqueue(self._unsubmitted[part])):
+                submitted.append(run)
+        except SubmissionDelayed as error:
+            self._waiting.refused(error)
+        else:
+            self._waiting.accepted()
+        self._unsubmitted = self._unsubmitted[len(submitted) :]
+        self._report_start(submitted)
+
+    def _enqueue(self, runs: list[Run]) -> list[Run]:
+        name = f"{self._study.id}-t{runs[0].record['trial']}"
+        while (self._folder / name).exists():  # the same trials were started before
+            name += "x"
+        (self._folder / name).mkdir()
+        with contextlib.ExitStack() as stack:
+            locks = [stack.enter_context(submission_lock(run.path, run.cli_reference)) for run in runs]
+            try:
                 launcher.enqueue(runs, name, self._folder / name, hold=locks)
+            except SubmissionDelayed:
+                shutil.rmtree(self._folder / name, ignore_errors=True)
+                raise
+        return runs
+
+    def _report_start(self, runs: list[Run]) -> None:
         for run in runs:
             number = run.record["trial"]
             self._report(f"trial {number}: {format_point(self._study.trials[number].params)}, run {run.id}")
+
+    def _still_queued(self, jobs: set[str]) -> set[str]:
+        return {number for number, job in queue.squeue(jobs).jobs.items() if number in jobs and job.active}
 
     def _run_of(self, trial: FrozenTrial) -> Run | None:
         """Return the trial's existing or new run; None if its settings are refused, which fails the trial."""
@@ -131,7 +170,8 @@ class Search:
         return run
 
     def _run_statuses(self) -> list[tuple[FrozenTrial, RunStatus]]:
-        trials = [trial for trial in self._study.open_trials if trial.number in self._runs]
+        waiting = {run.record["trial"] for run in self._unsubmitted}
+        trials = [t for t in self._study.open_trials if t.number in self._runs and t.number not in waiting]
         runs = [RunSummary(self._runs[trial.number]) for trial in trials]
         answers = query_slurm(runs)
         return [(t, derive_status(run, *answers, time.time())) for t, run in zip(trials, runs, strict=True)]
@@ -156,6 +196,7 @@ class Search:
         self._stopping[status.run.record["trial"]] = self._threads.submit(cancel, status.run, SAVE_TIMEOUT_S, quiet)
 
     def _finish_trial(self, trial: FrozenTrial, status: RunStatus) -> None:
+        self._leaving.update(status.run.slurm_jobs)
         scores = self._study.scores(status.run)
         ended_polls = self._ended_polls[trial.number] = self._ended_polls.get(trial.number, 0) + 1
         if status.state == "finished" and scores:

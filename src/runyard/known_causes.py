@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from runyard.errors import UserError
 
 OUT_OF_MEMORY = "OutOfMemory"  # the exit description when the kernel or SLURM reports it
+SINGLE_VALUE = "one value to normalize"  # in a batch norm, for want of images
 MAX_MESSAGE_CHARACTERS = 400  # longer messages are cut: a person reads one line
 # From here on a message of torch is about its own C++ code, and about how to debug it.
 TORCH_FRAMES = re.compile(
@@ -103,6 +104,8 @@ KNOWN_CAUSES: tuple[Cause, ...] = (
     _cause("import error", RetryAdvice.ONCE_ELSEWHERE,
            "run `make setup`; if only this node fails, a disk is not mounted there",
            r"^(ModuleNotFoundError|ImportError)\b|cannot open shared object file|undefined symbol"),
+    _cause(SINGLE_VALUE, RetryAdvice.NO, "set a larger batch_size, or fewer ranks or micro-batches",
+           r"Expected more than 1 value per channel"),
     _cause("damaged data", RetryAdvice.NO, "`runyard prepare` writes it anew",
            r"^(DataError|BadSample|UnpicklingError|zlib\.error)\b|\bsample \d+\b.*(damaged|decode|truncated|corrupt)"),
     _cause("connection lost", RetryAdvice.AGAIN, "another rank or its node ended: the ranks' logs say of what",

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import pwd
+import shlex
 import stat
 import tempfile
 from pathlib import Path
@@ -75,7 +76,9 @@ def private_folder(folder: Path, *, group_reads: bool = False) -> Path:
     for path in (parent, *parent.parents):
         mode = path.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            message = f"any user can replace the files in {path}; choose another place, or: chmod +t {path}"
+            message = (
+                f"any user can replace the files in {path}; choose another place, or: chmod +t {shlex.quote(str(path))}"
+            )
             raise OSError(errno.EPERM, message, str(path))
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -85,7 +88,7 @@ def private_folder(folder: Path, *, group_reads: bool = False) -> Path:
         if (owner_name := _other_user(folder_stat.st_uid)) is not None:
             raise OSError(errno.EPERM, f"{folder} belongs to {owner_name}; choose another place", str(folder))
         if folder_stat.st_mode & WRITABLE_BY_OTHERS:
-            message = f"others can write {folder}; check its files, then: chmod go-w {folder}"
+            message = f"others can write {folder}; check its files, then: chmod go-w {shlex.quote(str(folder))}"
             raise OSError(errno.EPERM, message, str(folder))
         if group_reads and not folder_stat.st_mode & stat.S_IRGRP:
             os.fchmod(descriptor, stat.S_IMODE(folder_stat.st_mode) | 0o050)
@@ -120,7 +123,7 @@ def writable_by_others(folder: Path) -> tuple[str, str] | None:
         if stat.S_ISLNK(path_stat.st_mode):
             return f"{path} is a symbolic link", ""
         if path_stat.st_mode & WRITABLE_BY_OTHERS:
-            return f"others can write {path}", f"check its files, then: chmod -R go-w {folder}"
+            return f"others can write {path}", f"check its files, then: chmod -R go-w {shlex.quote(str(folder))}"
     return None
 
 

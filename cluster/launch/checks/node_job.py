@@ -22,9 +22,10 @@ from typing import Any
 from runyard.cluster.launch.checks.check import CheckContext
 from runyard.cluster.launch.checks.node_probe import OUTPUT_PREFIX
 from runyard.cluster.launch.checks.preflight import nearest_existing_dir
-from runyard.cluster.launch.checks.slurm_checks import refusal
 from runyard.cluster.launch.job_environment import bind_line, checked_lines, container_options
+from runyard.cluster.launch.refusals import refusal
 from runyard.config.cluster_validation import gres_counts
+from runyard.config.sbatch_options import PLACE_AND_PAYER, given_options
 from runyard.config.setting import settings_of
 from runyard.data import manifest
 from runyard.errors import UserError
@@ -108,6 +109,7 @@ class NodeJob:
     def _srun(self, name: str, probe: list[str]) -> list[str]:
         config, c = self._context.config, self._context.config.cluster
         same = {name: getattr(c, name) for name, known in settings_of(type(c)).items() if known.sbatch == "all"}
+        same |= {name: value for name, value in given_options(c.extra).items() if name in PLACE_AND_PAYER}
         options = [f"--{name.replace('_', '-')}={value}" for name, value in same.items() if value is not None]
         if c.gpus_per_node:
             kind = gres_counts(c.gres)["gpu"][0] if c.gres else ""

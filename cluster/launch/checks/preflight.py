@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from runyard.cluster.launch.batch_script import SbatchJob
 from runyard.cluster.launch.checks.check import CheckContext, Question
+from runyard.cluster.launch.checks.network import network_trains
 from runyard.cluster.launch.checks.slurm_checks import SLURM_CHECKS
 from runyard.cluster.monitor.run_status import run_status
 from runyard.config import compose
@@ -73,8 +75,8 @@ def disk_space(context: CheckContext) -> str:
 
 def script_parses(context: CheckContext) -> str:
     """Check that bash can parse the batch script: an unclosed line of env_setup would swallow the lines after it."""
-    if context.script is None:
-        raise QueryError("there is no batch script")
+    if context.script is None or shutil.which("bash") is None:
+        raise QueryError("there is no batch script, or no bash to read it")
     parsed = subprocess.run(["bash", "-n"], input=context.script(), capture_output=True, text=True)
     if errors := parsed.stderr.strip():
         lines = format_literal(context.config.cluster.env_setup)
@@ -99,6 +101,7 @@ TRAINING_CHECKS: list[tuple[str, Question]] = [
     ("ranks", ranks),
     ("data", data_prepared),
     ("precision", precision),
+    ("network", network_trains),
     ("room", disk_space),
 ]
 
@@ -112,12 +115,12 @@ def questions(context: CheckContext) -> list[tuple[str, Question]]:
 def preflight(context: CheckContext, *, include_slurm: bool = True) -> None:
     """Run the quick checks.
 
-    Without ``include_slurm`` check only the training itself, as for further points of a sweep.
+    Without ``include_slurm`` SLURM is not asked, as for a dry run, and for further points of a sweep.
 
     Raises:
         UserError: a check failed. One without an answer does not stop a submission.
     """
-    for _, question in questions(context) if include_slurm else TRAINING_CHECKS:
+    for _, question in questions(context) if include_slurm else [*TRAINING_CHECKS, ("script", script_parses)]:
         try:
             question(context)
         except QueryError:
@@ -192,7 +195,7 @@ def require_own_run(run: Run, *, trusted: bool = False) -> None:
     if not os.access(run.path, os.W_OK | os.X_OK):
         raise UserError(
             f"run {run.id}: its directory cannot be written ({stat.filemode(run.path.stat().st_mode)})",
-            f"fix it with: chmod u+rwx {run.path}",
+            f"fix it with: chmod u+rwx {shlex.quote(str(run.path))}",
         )
 
 

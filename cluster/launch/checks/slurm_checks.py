@@ -6,34 +6,19 @@ beyond the partition's.
 
 from __future__ import annotations
 
-import re
-
 from runyard.cluster.launch.batch_script import require_sbatch
 from runyard.cluster.launch.checks.check import CheckContext, Question, suggestion
 from runyard.cluster.launch.checks.node_fit import constraint, nodes_fit
+from runyard.cluster.launch.refusals import LATER, SubmissionDelayed, names_no_limit, refusal
 from runyard.cluster.slurm import queue
 from runyard.config.fields import format_literal
-from runyard.config.schema import ClusterConfig
 from runyard.errors import UserError
-from runyard.slurm_client import QueryError, SlurmRejected, run_query
+from runyard.slurm_client import QueryError, SlurmRejected, SlurmUnavailable, run_query
 
 SBATCH_TIMEOUT_S = 30.0
 IN_SERVICE_STATES = {"idle", "mix", "alloc", "comp", "plnd"}
 # What --test-only says, also of nodes that will come back.
 UNAVAILABLE_NODES = "Requested node configuration is not available"
-# A pattern in sbatch's message, the settings that it is about, and how to fix them.
-REFUSALS = [
-    (r"[Pp]artition (name|specified)|invalid partition", ("partition",), "`sinfo` lists the partitions"),
-    (r"MaxWall|[Tt]ime ?limit|TimeLimit", ("timeout_min", "qos", "partition"), "set a smaller cluster.timeout_min"),
-    (r"[Qq]os|QOS", ("qos", "account"), "`sacctmgr show assoc user=$USER` lists what you may use"),
-    (r"[Aa]ccount", ("account", "partition"), "`sacctmgr show assoc user=$USER` lists your accounts"),
-    (r"[Ff]eature", ("constraint",), "`sinfo -o %f` lists the features"),
-    (r"\(gres\)|[Gg][Rr][Ee][Ss]", ("gres", "gpus_per_node"), "`sinfo -o %G` lists what nodes have"),
-    (r"[Nn]ode name", ("nodelist", "exclude"), "`sinfo -N` lists the nodes"),
-    (r"mail", ("mail_type", "mail_user"), "see `man sbatch`"),
-    (r"node configuration|[Mm]emory|CPU", ("nodes", "nodelist", "constraint", "gres", "gpus_per_node", "tasks_per_node",
-                                           "cpus_per_task", "mem_gb"), "ask for less: `sinfo -o '%P %D %c %m %G'`"),
-]  # fmt: skip
 
 
 def slurm_responds(context: CheckContext) -> str:
@@ -41,6 +26,8 @@ def slurm_responds(context: CheckContext) -> str:
     require_sbatch()
     try:
         return f"version {context.cluster_info.version}, {len(context.cluster_info.partitions)} partitions"
+    except SlurmUnavailable as error:
+        raise SubmissionDelayed(f"SLURM does not answer ({error})", f"{LATER}, or ask the cluster's support") from None
     except QueryError as error:
         if "configuration source" in str(error):  # SLURM's packages on a machine that belongs to no cluster
             fix = "submit from a cluster's login node, or in the shell of one here: runyard slurm up"
@@ -184,6 +171,8 @@ def sbatch_accepts(context: CheckContext) -> str:
             raise QueryError(
                 f"{unavailable} nodes are down, drained or reserved, and sbatch counts only the rest"
             ) from None
+        if names_no_limit(str(error)):
+            raise QueryError(f"{error}: only a submission is told which limit") from None
         raise refusal(context.config.cluster, str(error)) from None
     return "sbatch --test-only accepts the script"
 
@@ -209,13 +198,3 @@ def count_unavailable(text: str) -> int:
     """
     states = [line.split("|") for line in text.splitlines()]
     return sum(int(count) for state, count in states if state.rstrip("~#%$@^!-+") not in IN_SERVICE_STATES)
-
-
-def refusal(cluster: ClusterConfig, message: str) -> UserError:
-    """Return sbatch's message as an error that names the setting, and the fix."""
-    for pattern, names, fix in REFUSALS:
-        if re.search(pattern, message):
-            settings = [f"cluster.{n}={format_literal(v)}" for n in names if (v := getattr(cluster, n)) is not None]
-            named = " ".join(settings) or f"cluster.{names[0]}=null"
-            return UserError(f"{named}: sbatch refuses it ({message})", fix)
-    return UserError(f"sbatch refuses the job ({message})", "fix what it names, or ask the cluster's support")

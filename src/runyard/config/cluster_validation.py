@@ -11,6 +11,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from runyard.config.fields import format_literal
+from runyard.config.sbatch_options import check_extra
 from runyard.config.setting import settings_of
 from runyard.errors import UserError
 
@@ -32,6 +33,7 @@ def check_cluster(cluster: ClusterConfig) -> None:
     """
     _check_mail(cluster)
     _check_env_setup(cluster.env_setup)
+    check_extra(cluster)
     if cluster.launcher == "local":
         _check_local(cluster)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -16,16 +17,27 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runyard.config import schema
 from runyard.config.fields import format_literal
+from runyard.config.overrides import (
+    MAX_POINTS,
+    TIME_SETTING,
+    TIMEOUT_SETTING,
+    as_typed,
+    in_mapping,
+    minutes_of,
+    name_of,
+    parse_override,
+    points,
+    translate_time,
+)
 from runyard.config.schema import Config
 from runyard.config.secrets import refuse_secrets
+from runyard.config.yaml_texts import restore_texts
 from runyard.errors import UserError
 from runyard.installation import CONFIGS
 
@@ -34,13 +46,15 @@ from runyard.installation import CONFIGS
 class Composed:
     """A configuration and the overrides that it was made from, with ``experiment=auto`` replaced by the choice.
 
-    ``choice`` says what that is and why; "" without ``experiment=auto``.
+    ``choice`` says what that is and why; "" without ``experiment=auto``. ``references`` are the values that refer to
+    other settings.
     """
 
     config: Config
     values: dict[str, Any]
     overrides: list[str]
     choice: str = ""
+    references: str = ""
 
 
 def compose(overrides: list[str]) -> Composed:
@@ -51,7 +65,9 @@ def compose(overrides: list[str]) -> Composed:
     """
     override_values = {o.partition("=")[0]: o.partition("=")[2] for o in overrides}
     refuse_secrets(override_values, override_values, os.environ)  # before any message can contain a value
-    overrides = [o for o in map(_checked_override, overrides) if o != "experiment=null"]  # null is the default
+    overrides = [
+        o for o in map(_checked_override, translate_time(overrides)) if o != "experiment=null"
+    ]  # null is the default
     if "experiment=auto" in overrides:
         other_overrides = [o for o in overrides if not o.startswith("experiment=")]
         picked, reason = pick_recipe(compose(other_overrides).config.cluster)
@@ -61,7 +77,7 @@ def compose(overrides: list[str]) -> Composed:
         return dataclasses.replace(compose([*picked, *other_overrides]), choice=choice)
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            composed = hydra_compose("train", overrides=overrides)
+            composed = hydra_compose("train", overrides=[f"++{o}" if in_mapping(name_of(o)) else o for o in overrides])
             unresolved = OmegaConf.to_container(composed)
             values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -69,13 +85,17 @@ def compose(overrides: list[str]) -> Composed:
         raise UserError(problem, f"give it a value: {error.full_key}=VALUE") from None
     except HydraException as error:
         raise UserError(*_hydra_message(str(error))) from None
+    except RecursionError:
+        raise UserError("a setting's brackets are too deeply nested", "give it a plain value") from None
     assert isinstance(values, dict)
     assert isinstance(unresolved, dict)
     resolved = {str(k): v for k, v in values.items()}
     refuse_secrets({str(k): v for k, v in unresolved.items()}, resolved, os.environ)
+    restore_texts(resolved)
+    _time_of_profile(resolved, {name_of(override) for override in overrides})
     config = schema.config_from_dict(resolved)
     _check_model(config.model)
-    return Composed(config, resolved, overrides)
+    return Composed(config, resolved, overrides, references=_references(unresolved))
 
 
 def expand(overrides: list[str]) -> list[list[str]]:
@@ -84,7 +104,41 @@ def expand(overrides: list[str]) -> list[list[str]]:
     Raises:
         UserError: an override cannot be parsed.
     """
-    return [list(point) for point in itertools.product(*map(_sweep_values, overrides))]
+    dimensions = [points(override) for override in map(_named, overrides)]
+    if (count := math.prod(map(len, dimensions))) > MAX_POINTS:
+        raise UserError(f"a grid of {count:,} points: expected {MAX_POINTS:,} at most", "submit it in parts")
+    return [list(point) for point in itertools.product(*dimensions)]
+
+
+def compose_grid(overrides: list[str]) -> list[Composed]:
+    """Compose every point of the grid, in the order of ``expand``.
+
+    Only the first is composed by Hydra, which takes some hundredths of a second, if the others differ from it in plain
+    settings alone.
+
+    Raises:
+        UserError: as ``compose`` and ``expand`` do.
+    """
+    grid = expand(overrides)
+    first = compose(grid[0])
+    return [first, *(_varied(first, grid[0], point) for point in grid[1:])]
+
+
+def _varied(first: Composed, first_point: list[str], point: list[str]) -> Composed:
+    """Return what ``compose(point)`` returns, made from ``first`` where a plain setting is all that differs."""
+    values, overrides = copy.deepcopy(first.values), first.overrides
+    for old, new in zip(first_point, point, strict=True):
+        if old == new:
+            continue
+        *groups, leaf = (name := name_of(new)).split(".")
+        if name not in schema.SETTINGS or groups == ["cluster"] or leaf in first.references or "$" in new:
+            return compose(point)
+        parsed = parse_override(new)
+        value, typed = parsed.value(), as_typed(new, parsed)
+        refuse_secrets({name: value}, {name: value}, os.environ)
+        functools.reduce(dict.__getitem__, groups, values)[leaf] = value
+        overrides = [typed if name_of(override) == name else override for override in overrides]
+    return dataclasses.replace(first, config=schema.config_from_dict(values), values=values, overrides=overrides)
 
 
 def pick_recipe(cluster: schema.ClusterConfig) -> tuple[list[str], str]:
@@ -146,15 +200,9 @@ def _checked_override(override: str) -> str:
         )
     if not name or not equals:
         raise UserError(f"{override or repr(override)}: expected SETTING=VALUE, as epochs=10 or model=starter")
-    if name not in (known := _known_names()):
+    if name not in (known := _known_names()) and not in_mapping(name):
         raise UserError(schema.unknown_name_message(name, known))
-    try:
-        parsed = OverridesParser.create().parse_override(override.lstrip("+"))
-    except HydraException:
-        raise UserError(
-            f"{override}: cannot be read",
-            f"put a value with special characters into two kinds of quotes, such as '{name}=\"/a (1)/b\"'",
-        ) from None
+    parsed = parse_override(override)
     if parsed.is_sweep_override():
         raise UserError(
             f"{override}: expected one value",
@@ -162,20 +210,7 @@ def _checked_override(override: str) -> str:
         )
     if name in config_groups():
         return _check_options(name, parsed.value(), override.lstrip("+"))
-    return override.lstrip("+")
-
-
-def _sweep_values(override: str) -> list[str]:
-    name = override.lstrip("+").partition("=")[0]
-    try:
-        parsed = OverridesParser.create().parse_override(override.lstrip("+"))
-    except HydraException:
-        return [_checked_override(override)]  # raises an error that says what is wrong
-    if not parsed.is_sweep_override():
-        return [override]
-    if isinstance(parsed.value(), Glob):
-        raise UserError(f"{override}: expected the values themselves, such as {name}=A,B", "glob() is not supported")
-    return [f"{name}={value}" for value in parsed.sweep_string_iterator()]
+    return as_typed(override, parsed)
 
 
 @functools.cache  # every override asks
@@ -183,6 +218,37 @@ def _known_names() -> list[str]:
     known = [*schema.setting_names(schema.Config), *config_groups(), *network_settings()]
     known.remove("model.options")  # the schema's field for the settings that a network's file adds
     return known
+
+
+def _named(override: str) -> str:
+    """Return the override if it gives a known name a value; else raise the error that says what is wrong."""
+    name = name_of(override)
+    known = name in _known_names() or name == TIME_SETTING or in_mapping(name)
+    return override if known and "=" in override else _checked_override(override)
+
+
+def _references(values: object) -> str:
+    """Return all texts that refer to other settings, as one."""
+    if isinstance(values, dict | list):
+        return " ".join(filter(None, map(_references, values.values() if isinstance(values, dict) else values)))
+    return values if isinstance(values, str) and "${" in values else ""
+
+
+def _time_of_profile(values: dict[str, Any], overridden: set[str]) -> None:
+    """Make ``cluster.timeout_min`` of a profile's ``time``, unless the command line gives a time limit.
+
+    Raises:
+        UserError: the profile gives both, and they differ.
+    """
+    time = values["cluster"].pop("time", None) if isinstance(values.get("cluster"), dict) else None
+    if time is None or TIMEOUT_SETTING in overridden:
+        return
+    minutes = minutes_of(str(time), f"{TIME_SETTING}={time}")
+    for file in (CONFIGS / "cluster").glob("*.yaml"):
+        given = _settings_of(file)
+        if "time" in given and given.get("timeout_min", minutes) != minutes and values["cluster"]["name"] == file.stem:
+            raise UserError(f"{file}: time and timeout_min are two time limits", "leave one out")
+    values["cluster"]["timeout_min"] = minutes
 
 
 def _check_options(group: str, value: object, override: str) -> str:

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from runyard.config.setting import Setting, setting_of
+from runyard.config.setting import Setting, setting_of, type_hints
 from runyard.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def config_to_dict(config: DataclassInstance) -> dict[str, Any]:
 
 def read_dataclass(cls: type[_T], values: Mapping[str, object], path: str = "") -> _T:
     """Build dataclass ``cls`` from plain values, checking names, types and ranges. ``path`` is put before names."""
-    hints = typing.get_type_hints(cls)
+    hints = type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     known = {name: setting_of(f) for name, f in fields.items()}
     rest_field = next((name for name, s in known.items() if s is not None and s.rest), None)
@@ -75,7 +75,7 @@ def unknown_name_message(key: str, known: list[str]) -> str:
 def setting_names(cls: type, path: str = "") -> list[str]:
     """Return the dotted name of every setting."""
     out: list[str] = []
-    for name, hint in typing.get_type_hints(cls).items():
+    for name, hint in type_hints(cls).items():
         out.append(path + name)
         if dataclasses.is_dataclass(hint):
             out += setting_names(hint, f"{path}{name}.")  # type: ignore[arg-type]

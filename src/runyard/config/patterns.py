@@ -26,6 +26,10 @@ FEATURES = Pattern(
 )
 GRES = Pattern(f"{GRES_REGEX}(,{GRES_REGEX})*", "NAME:COUNT or NAME:KIND:COUNT, such as gpu:rtx8000:2")
 COMMENT = Pattern(r"[A-Za-z0-9_][A-Za-z0-9_.,:;=+/@ -]*", "letters, digits, space and . , : ; = + / @ _ -")
+OPTION = Pattern(
+    r"-?[A-Za-z0-9_+./@][A-Za-z0-9_.,:;=+/@()\[\]*|&% -]*",
+    "letters, digits, space and . , : ; = + / @ ( ) [ ] * | & % _ -",
+)
 HOSTS = Pattern(f"{HOST_REGEX}(,{HOST_REGEX})*", "node names, such as node[1-3,7]")
 MAIL_ADDRESS = Pattern(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(@[A-Za-z0-9.-]+)?", "a mail address")
 PROGRAM = Pattern(r"[A-Za-z0-9_./][A-Za-z0-9_./+@=-]*", "the path of one program, without spaces or quotes")

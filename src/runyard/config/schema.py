@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from runyard.config import patterns
 from runyard.config.fields import config_to_dict, read_dataclass, setting_names, unknown_name_message
+from runyard.config.sbatch_options import OptionValue
 from runyard.config.setting import (
     REFUSED,
     Kind,
@@ -219,6 +220,13 @@ class ClusterConfig:
     )
     mail_user: str | None = slurm("Address for mail from SLURM", sbatch="run", pattern=patterns.MAIL_ADDRESS)
     mail_type: str | None = slurm("When SLURM sends mail, such as END,FAIL", sbatch="run")
+    extra: dict[str, OptionValue] = slurm(
+        "Any other option of sbatch, by its long name: {reservation: course, exclusive: true, mem-per-gpu: 20G}; null "
+        "leaves out what a profile gives",
+        unset={},
+        legacy_default={},
+        rehearsed=REFUSED,
+    )
     requeue: bool = slurm(
         "Requeue automatically after a time limit, a preemption, a crash or a node failure", unset=False
     )
@@ -313,8 +321,8 @@ def kind_of(name: str) -> Kind:
 
     A group of settings, and a setting of a network or of another version, is of the first kind that is in its group.
     """
-    if name in SETTINGS:
-        return SETTINGS[name].kind
+    if (known := SETTINGS.get(name) or SETTINGS.get(name.rpartition(".")[0])) is not None:  # or a name in a mapping
+        return known.kind
     group = name if any(other.startswith(f"{name}.") for other in SETTINGS) else name.rpartition(".")[0]
     kinds = {known.kind for other, known in SETTINGS.items() if group and other.startswith(f"{group}.")}
     return next((kind for kind in typing.get_args(Kind) if kind in kinds), "recipe")

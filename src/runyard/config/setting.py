@@ -37,7 +37,10 @@ def setting(kind: Kind, doc: str, *, legacy_default: object = dataclasses.MISSIN
 
     ``legacy_default`` is the value for runs from before this setting existed: what the code did then.
     """
-    return field(metadata={"setting": Setting(kind=kind, doc=doc, **facts)}, default=legacy_default)
+    metadata = {"setting": Setting(kind=kind, doc=doc, **facts)}
+    if isinstance(legacy_default, dict):
+        return field(metadata=metadata, default_factory=legacy_default.copy)
+    return field(metadata=metadata, default=legacy_default)
 
 
 recipe = functools.partial(setting, "recipe")  # what is learned
@@ -54,6 +57,12 @@ def setting_of(f: dataclasses.Field[object]) -> Setting | None:
     return f.metadata.get("setting")
 
 
+@functools.cache  # a grid of a thousand asks ten thousand times
+def type_hints(cls: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields."""
+    return typing.get_type_hints(cls)
+
+
 def settings_of(cls: type, path: str = "") -> dict[str, Setting]:
     """Return every setting of dataclass ``cls`` and of the groups in it, by dotted name, but for a network's own.
 
@@ -61,7 +70,7 @@ def settings_of(cls: type, path: str = "") -> dict[str, Setting]:
         TypeError: a field says nothing of itself.
     """
     found: dict[str, Setting] = {}
-    hints = typing.get_type_hints(cls)
+    hints = type_hints(cls)
     for f in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hint := hints[f.name]):
             found |= settings_of(typing.cast(type, hint), f"{path}{f.name}.")

@@ -27,7 +27,7 @@ from runyard.runs.events import parse_event
 from runyard.runs.lease import Lease, lease_holder, successor_text
 from runyard.runs.record import RUN_FORMAT, RUN_HINT, JobRecord, RunRecord, WandbAssignment, editing_record, read_record
 from runyard.runs.state import JournalState, RunState
-from runyard.runs.store import find_run_dir
+from runyard.runs.store import find_run_dir, reference_to
 
 UNWRITABLE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -70,8 +70,8 @@ class Run:
 
     @property
     def cli_reference(self) -> str:
-        """What names this run on a command line in this directory: its id if it is in ./runs, else its path."""
-        return self.id if self.path == Path("runs", self.id).absolute() else str(self.path)
+        """What names this run on a command line in this directory."""
+        return reference_to(self.path)
 
     @property
     def is_finished(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def run_dirs(runs_dir: Path | str) -> list[Path]:
         raise UserError(f"{runs_dir}: cannot read it ({error.strerror})", "give another --runs-dir") from None
     folders = [os.path.join(runs_dir, name) for name in sorted(names) if not name.startswith(".")]
     return [Path(folder) for folder in folders if os.path.exists(os.path.join(folder, "run.json"))]
+
+
+def reference_to(run: Path) -> str:
+    """Return what names the run in this directory on a command line here: its id in ./runs, else its path, quoted."""
+    return run.name if run == Path("runs", run.name).absolute() else shlex.quote(str(run))
 
 
 def matching(reference: str, ids: Sequence[str]) -> list[str]:

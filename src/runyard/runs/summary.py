@@ -25,6 +25,7 @@ from runyard.runs.journal import JournalReader, decode_line
 from runyard.runs.lease_holder import LeaseHolder
 from runyard.runs.record import JOB_ID, JobRecord, read_record
 from runyard.runs.state import JournalState, RunState
+from runyard.runs.store import reference_to
 
 # How the most frequent lines of the journal begin: they are parsed only when they are needed.
 DEFERRED_EVENTS = {b'{"event": "epoch"': "epoch", b'{"event": "checkpoint"': "checkpoint"}
@@ -93,7 +94,7 @@ class RunSummary:
     @property
     def reference(self) -> str:
         """What names this run on a command line in this directory."""
-        return self.id if self.path == Path("runs", self.id).absolute() else str(self.path)
+        return reference_to(self.path)
 
     @property
     def starts(self) -> list[StartEvent]:

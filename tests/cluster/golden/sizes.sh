@@ -14,7 +14,6 @@
 #SBATCH --output=/RUNS/RUN/slurm/%j_0_log.out
 #SBATCH --signal=USR2@180
 #SBATCH --time=600
-#SBATCH --wckey=''
 
 # setup
 setup_failed() { setup_message="cluster.env_setup ended the job with exit code $?: $setup_line"; echo "runyard: $setup_message" >&2; umask 077; setup_message=${setup_message//\\/\\\\}; setup_message=${setup_message//\"/\\\"}; printf '\n{"event": "stop", "t": %s, "reason": "failed", "user_error": true, "retry": false, "message": "%s"}\n' $(date +%s.%N) "$setup_message" >>/RUNS/RUN/metrics.jsonl; exit 2; }

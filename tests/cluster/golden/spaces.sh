@@ -11,7 +11,6 @@
 #SBATCH --requeue
 #SBATCH --signal=USR2@90
 #SBATCH --time=60
-#SBATCH --wckey=''
 
 # setup
 set +e

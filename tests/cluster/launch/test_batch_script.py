@@ -43,6 +43,8 @@ SCRIPTS = {
               "cluster.constraint=a100|h100", "cluster.comment='a b; c=d'", "cluster.exclude='node[1-3,7]'",
               "cluster.nodelist=node9", "cluster.mail_user=me@example.org", "cluster.mail_type='END,FAIL'",
               "cluster.python=/opt/env/bin/python"],
+    "extra": ["cluster=slurm", "cluster.extra={reservation: course, exclusive: true, mem: 0, licenses: 'a:1,b:2'}",
+              "cluster.extra.wckey=lab", "cluster.extra.hint=null"],
     "spaces": ["cluster=slurm", "runs_dir='/tmp/my runs'"],
 }  # fmt: skip
 
@@ -194,10 +196,11 @@ def test_variables_that_would_override_the_script_do_not_reach_sbatch(
            "WAIT": "1", "ARRAY_INX": "0-2", "TEST_ONLY": "1"}  # fmt: skip
     for name, value in own.items():
         monkeypatch.setenv(f"SBATCH_{name}", value)
-    monkeypatch.setenv("SBATCH_ACCOUNT", "physics")
-    submitted(small, "cluster.partition=short", "cluster.mem_gb=8")
+    for name in ("ACCOUNT", "WCKEY", "RESERVATION", "HINT"):
+        monkeypatch.setenv(f"SBATCH_{name}", "physics")
+    submitted(small, "cluster.partition=short", "cluster.mem_gb=8", "cluster.extra.reservation=course")
     handed_on = {name for name in slurm.env("sbatch.env") if name.startswith("SBATCH_")}
-    assert handed_on == {"SBATCH_ACCOUNT"}, "which no setting says"
+    assert handed_on == {"SBATCH_ACCOUNT", "SBATCH_WCKEY", "SBATCH_HINT"}, "which no setting says"
     assert all(os.environ[f"SBATCH_{name}"] == value for name, value in own.items()), "ours are ours again"
 
 

@@ -20,10 +20,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from runyard.config.compose import compose, expand
+    from runyard.config.compose import compose, compose_grid
     from runyard.runs.run import Run, new_id
 
-    points = [compose(point) for point in (expand(args.overrides) if args.multirun else [args.overrides])]
+    points = compose_grid(args.overrides) if args.multirun else [compose(args.overrides)]
     sweep = new_id(points[0].config.name) if len(points) > 1 else None
     runs = [Run.create(point.config, point.overrides, sweep) for point in points]
     if args.json:

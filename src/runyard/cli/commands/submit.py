@@ -36,6 +36,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN|JOB",
         help="start after this run or job has succeeded; afterany:RUN|JOB has ended, afternotok:RUN|JOB has failed",
     )
+    parser.add_argument(
+        "--wait", action="store_true", help="wait while SLURM is away or has as many jobs of yours as it allows"
+    )
     parser.add_argument("--cfg", choices=["job"], help="print the composed configuration and submit nothing")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--attach", action="store_true", help="stay attached until the run ends (default: cluster=local)")
@@ -48,6 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from runyard.cluster.launch import submit as launcher
     from runyard.cluster.launch.dry_run import print_plan
+    from runyard.cluster.launch.waiting import Waiting
     from runyard.config.compose import compose
     from runyard.tracking.wandb.agent import sweep_assignment
 
@@ -70,24 +74,35 @@ def run(args: argparse.Namespace) -> int:
         if args.multirun or args.detach:
             raise UserError("the W&B agent assigns one run and waits until it ends", "leave out -m and --detach")
         overrides = [*overrides, *assignment.overrides(overrides, compose(overrides).config)]
-    plan = launcher.plan_submission(
-        overrides, sweep=args.multirun, after=after, dry_run=args.dry_run, assignment=assignment
-    )
+    waiting = Waiting(print_event) if args.wait and not args.dry_run else None
+
+    def make_plan() -> SubmissionPlan:
+        return launcher.plan_submission(
+            overrides, sweep=args.multirun, after=after, dry_run=args.dry_run, assignment=assignment
+        )
+
+    plan = make_plan() if waiting is None else waiting.until_accepted(make_plan)
     if args.dry_run:
         print_plan(plan, as_json=args.json)
         return 0
     local = plan.config.cluster.launcher == "local"
+    if local and args.wait:
+        raise UserError("--wait: cluster=local has no queue to wait for", "leave it out")
     if local and len(plan.configs) > 1:
         return run_sequentially(plan, args)
     if args.attach and len(plan.configs) > 1:
         raise UserError(f"--attach follows a single run, and this submission has {len(plan.configs)}", "leave it out")
     with sigterm_as_interrupt():
-        started = [resumed] if (resumed := resume_assignment(plan)) is not None else launcher.submit(plan)
+        started = [resumed] if (resumed := resume_assignment(plan)) is not None else launcher.submit(plan, waiting)
     print_choice(plan, args)
     if args.detach or not (local or args.attach or assignment):
         announce(started, as_json=args.json)
         return 0
     return follow_job(*started[0], as_json=args.json)
+
+
+def print_event(line: str) -> None:
+    print(f"runyard: {line}", file=sys.stderr, flush=True)
 
 
 def print_choice(plan: SubmissionPlan, args: argparse.Namespace) -> None:

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from runyard.cluster.launch import submit as launcher
+    from runyard.cluster.launch.waiting import Waiting
     from runyard.cluster.search.space import lowest_point, split_search_space
     from runyard.cluster.search.study import Study, search_lock
     from runyard.cluster.search.sweep import Search
@@ -54,13 +55,17 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} {getattr(args, name)}: expected a number from 1")
     folder, settings = _load_or_create(args)
     fixed, space = split_search_space([*settings.overrides, *settings.space])
-    config = launcher.plan_submission([*fixed, *lowest_point(space)]).config
-    local = config.cluster.launcher == "local"
     console = Console(stderr=args.json, soft_wrap=True, highlight=False)
+
+    def report(line: str) -> None:
+        console.print(printable(line))
+
+    plan = Waiting(report).until_accepted(lambda: launcher.plan_submission([*fixed, *lowest_point(space)]))
+    config, local = plan.config, plan.config.cluster.launcher == "local"
     with search_lock(folder) as locks:
         settings.save(folder)
         study = Study(folder, settings, space, config.epochs, locks=locks)
-        search = Search(study, folder, args.parallel, local, lambda line: console.print(printable(line)))
+        search = Search(study, folder, args.parallel, local, report)
         title = f"sweep {study.id}: {args.trials} trials, {args.parallel} at once; runyard status -w"
         try:
             with sigterm_as_interrupt(), console.status(title):

@@ -23,7 +23,7 @@ from runyard.cluster.launch.checks.preflight import (
     require_own_run,
     require_resumable,
 )
-from runyard.cluster.launch.checks.slurm_checks import refusal
+from runyard.cluster.launch.refusals import refusal
 from runyard.cluster.slurm.cluster_info import Association, ClusterInfo, NodeGroup, parse_gres, parse_sinfo
 from runyard.config.schema import Config
 from runyard.errors import UserError
