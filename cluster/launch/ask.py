@@ -87,21 +87,28 @@ def _asked(option: Option, after: str | None) -> Option:
 def _alternatives(config: Config) -> Iterator[Option]:
     """Yield what may start sooner: other numbers of nodes, shorter limits, other partitions and constraints."""
     cluster = config.cluster
-    changes = [("nodes", count) for count in NODE_COUNTS if count != cluster.nodes and cluster.nodelist is None]
+    counts = [count for count in NODE_COUNTS if count != cluster.nodes and cluster.nodelist is None]
     shorter = [cluster.timeout_min // divisor for divisor in TIME_DIVISORS]
-    changes += [("timeout_min", minutes) for minutes in shorter if minutes >= MIN_TIMEOUT_MIN]
-    texts = [("partition", name) for name in _partitions(cluster.partition)]
-    # h200|l40s: a node of either is asked for, and one of them alone may be slower to come, or cheaper
-    kinds = (cluster.constraint or "").split("|")
-    texts += [("constraint", kind) for kind in kinds if len(kinds) > 1 and kind.isidentifier()]
-    for name, value in [*changes, *texts]:
-        other = dataclasses.replace(config, cluster=dataclasses.replace(cluster, **{name: value}))
+    # h200|l40s: a node of either is asked for; one kind alone costs another amount, and SLURM says when it comes
+    features = (cluster.constraint or "").split("|")
+    kinds = [feature for feature in features if len(features) > 1 and feature.isidentifier()]
+    changes = [(f"nodes={count}", dataclasses.replace(cluster, nodes=count)) for count in counts]
+    changes += [
+        (f"timeout_min={minutes}", dataclasses.replace(cluster, timeout_min=minutes))
+        for minutes in shorter
+        if minutes >= MIN_TIMEOUT_MIN
+    ]
+    partitions = _partitions(cluster.partition)
+    changes += [(f"partition={name}", dataclasses.replace(cluster, partition=name)) for name in partitions]
+    changes += [(f"constraint={kind}", dataclasses.replace(cluster, constraint=kind)) for kind in kinds]
+    for change, changed in changes:
+        other = dataclasses.replace(config, cluster=changed)
         try:
             check_rules(other)
             check_world_size(other, tasks_and_gpus(other.cluster)[0] * other.cluster.nodes)
         except UserError:  # as a batch that does not divide among so many ranks
             continue
-        yield Option(f"cluster.{name}={value}", other)
+        yield Option(f"cluster.{change}", other)
 
 
 def _partitions(named: str | None) -> list[str]:
