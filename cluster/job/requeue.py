@@ -33,6 +33,7 @@ from runyard.runs.events import (
 from runyard.runs.journal import Journal, read_events
 from runyard.runs.run import Run
 from runyard.runs.state import JournalState
+from runyard.tracking.notify import notify_end
 from runyard.training.stop_signals import HANG_EXIT_MARGIN_S, StopReason
 
 MAX_RESTARTS_WITHOUT_PROGRESS = 3  # crashes and time limits in a row; then the run is given up
@@ -276,7 +277,7 @@ if __name__ == "__main__":
     run_dir, code, ending, *rest = sys.argv[1:]
     try:
         if ending == "cancelled":
-            tell_end(Run.open(run_dir), "SLURM ended the job: it was cancelled", given_up=False)
+            notify_end(Run.open(run_dir), "SLURM ended the job before it could save", "cancelled")
             sys.exit(int(code))
         if ending == "refused":
             sys.exit(record_requeue_refusal(run_dir, int(code), *rest))

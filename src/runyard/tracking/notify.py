@@ -84,11 +84,11 @@ def _read_secret(name: str, run_dirs: Path) -> str:
         raise UserError(f"notify.url_file={name}: not text") from None
 
 
-def notify_end(run: Run, message: str = "") -> None:
+def notify_end(run: Run, message: str = "", state: str = "failed") -> None:
     """Tell how ``run`` ended, once, within seconds. What fails becomes one warning in the journal.
 
     Args:
-        message: Why it ended, if its journal does not say.
+        message, state: Why and how it ended, if its journal does not say.
     """
     notify = run.config.notify
     if (notify.url_env, notify.url_file, notify.command) == (None, None, None):
@@ -96,7 +96,7 @@ def notify_end(run: Run, message: str = "") -> None:
     events = read_events(run.journal_path)
     if _was_told(events):
         return
-    facts = end_facts(run, events, message)
+    facts = _end_facts(run, events, message, state)
     journal = Journal(run.journal_path)
     with contextlib.suppress(OSError):  # the disk may be full
         journal.write("notified", state=facts["state"])
@@ -116,11 +116,11 @@ def _was_told(events: list[Event]) -> bool:
     return False
 
 
-def end_facts(run: Run, events: list[Event], message: str = "") -> dict[str, str | int | float]:
+def _end_facts(run: Run, events: list[Event], message: str, state: str) -> dict[str, str | int | float]:
     """Return what is told of a run's end: ``text``, a sentence, and the facts in it by their names."""
     journal = JournalState.of(events)
     stop = journal.last if isinstance(journal.last, StopEvent) else None
-    state = "failed" if stop is None else _end_word(stop)
+    state = state if stop is None else _end_word(stop)
     message = (stop.message if stop is not None else "") or ("" if state == "finished" else message)
     newest = next((event for event in reversed(events) if isinstance(event, EpochEvent)), None)
     final = journal.final if state == "finished" else None
