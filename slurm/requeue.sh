@@ -15,7 +15,12 @@ case $shown in
 *" PreemptTime="[0-9]*) ending=1 ;;
 *" Reason=TimeLimit "*) ending=limit ;;
 # Ended by SLURM for neither reason: a person's scancel, unless a task calls this because the batch script's shell was killed.
-*JobState=COMPLETING*) [ -n "${RUNYARD_BATCH_SHELL_KILLED:-}" ] || exit "$ended"; ending=0 ;;
+*JobState=COMPLETING*)
+    if [ -z "${RUNYARD_BATCH_SHELL_KILLED:-}" ]; then
+        [ "${restarts:-0}" -gt "${SLURM_RESTART_COUNT:-0}" ] || "$python" -m runyard.cluster.job.requeue "$run" "$ended" cancelled
+        exit "$ended"
+    fi
+    ending=0 ;;
 *) ending=0 ;;
 esac
 # SLURM itself has requeued the job already.

@@ -1,4 +1,4 @@
-"""Sends a W&B alert for a run that was given up after its training process ended.
+"""Tells people that a run has ended: its webhook and command, and W&B of a run that was given up.
 
 ``python -m runyard.cluster.job.alert RUN`` sends what the server does not have yet, as `runyard sync` does, the alert
 included. It is a separate process: whatever W&B's client does there, the batch script waits no longer than
@@ -12,8 +12,16 @@ import sys
 
 from runyard.errors import ExitCode, UserError
 from runyard.runs.run import Run
+from runyard.tracking.notify import notify_end
 
 ALERT_TIMEOUT_S = 60.0  # the job holds its nodes meanwhile
+
+
+def tell_end(run: Run, message: str, *, given_up: bool) -> None:
+    """Tell that ``run`` has ended and its job will not be requeued. ``message`` is why, if its journal does not say."""
+    notify_end(run, message)
+    if given_up:
+        send_alert(run)
 
 
 def send_alert(run: Run) -> None:

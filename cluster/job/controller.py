@@ -20,9 +20,12 @@ from pathlib import Path
 from types import FrameType
 
 from runyard import known_causes, out_of_memory
+from runyard.cluster.job.alert import tell_end
 from runyard.cluster.job.task_ends import last_line
+from runyard.errors import UserError
 from runyard.runs import journal, lease
 from runyard.runs.events import StopEvent
+from runyard.runs.run import Run
 from runyard.runs.state import JournalState
 
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # each asks the tasks to save and stop
@@ -65,6 +68,8 @@ class Controller:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED_SIGNALS)
         self._watch()
         self._record_end()
+        with contextlib.suppress(UserError):  # a damaged record: its next reader says so
+            tell_end(Run.open(self._folder.parent), "; ".join(self._failures.values()), given_up=False)
         self._ended_file.unlink(missing_ok=True)
 
     def _start_task(self, rank: int) -> subprocess.Popen[bytes]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from runyard import known_causes
 from runyard.cluster.job import sick_nodes, task_ends
-from runyard.cluster.job.alert import send_alert
+from runyard.cluster.job.alert import tell_end
 from runyard.errors import ExitCode, UserError
 from runyard.files import read_regular
 from runyard.runs.events import (
@@ -33,6 +33,7 @@ from runyard.runs.events import (
 from runyard.runs.journal import Journal, read_events
 from runyard.runs.run import Run
 from runyard.runs.state import JournalState
+from runyard.tracking.notify import notify_end
 from runyard.training.stop_signals import HANG_EXIT_MARGIN_S, StopReason
 
 MAX_RESTARTS_WITHOUT_PROGRESS = 3  # crashes and time limits in a row; then the run is given up
@@ -219,8 +220,9 @@ def finish_job(
         fields = replace(verdict.failure, message=verdict.given_up, before_first_step=False).fields()
         _write_or_report(run_journal, "stop", reason="failed", user_error=False, retry=False, given_up=True, **fields)
         print(f"runyard: {verdict.given_up}", file=sys.stderr, flush=True)
-        send_alert(run)
     if verdict.requeue_cause is None or not run.config.cluster.requeue:
+        message = verdict.failure.message or f"srun ended with {exit_code}"
+        tell_end(run, message, given_up=verdict.given_up is not None)
         return verdict.exit_code
     row: Row = {"cause": verdict.requeue_cause, "step": step, "without_progress": verdict.without_progress}
     row |= {"evaluated": evaluated} if evaluated else {}
@@ -252,6 +254,7 @@ def record_requeue_refusal(run_dir: str, exit_code: int, reason: str) -> int:
     message = f"this job could not be requeued ({reason}); continue with: runyard resume {run.cli_reference}"
     _write_or_report(Journal(run.journal_path), "warning", message=message)
     print(f"runyard: {message}", file=sys.stderr, flush=True)
+    tell_end(run, message, given_up=False)
     return exit_code or ExitCode.FAILED
 
 
@@ -273,6 +276,9 @@ def newest_evaluated(run: Run) -> int:
 if __name__ == "__main__":
     run_dir, code, ending, *rest = sys.argv[1:]
     try:
+        if ending == "cancelled":
+            notify_end(Run.open(run_dir), "SLURM ended the job before it could save", "cancelled")
+            sys.exit(int(code))
         if ending == "refused":
             sys.exit(record_requeue_refusal(run_dir, int(code), *rest))
         slurm_output = "" if sys.stdin.isatty() else sys.stdin.read()

@@ -29,6 +29,7 @@ from runyard.cluster.launch.local import LocalExecutor, job_environment
 from runyard.cluster.launch.waiting import Waiting, in_parts
 from runyard.cluster.monitor.attach import JobHandle, LocalJobHandle, SlurmJobHandle
 from runyard.cluster.slurm import queue
+from runyard.cluster.slurm.estimate import StartEstimate
 from runyard.cluster.slurm.submission import finish_submission, record_submission, submission_lock
 from runyard.config import schema
 from runyard.config.compose import Composed, compose, compose_grid, gpu_count, visible_gpus
@@ -43,6 +44,7 @@ from runyard.runs.code import own_code
 from runyard.runs.identity import changeable_settings, changed_settings, is_changeable
 from runyard.runs.record import JobRecord
 from runyard.runs.run import Run, new_id, sweeps_dir
+from runyard.slurm_client import QueryError
 from runyard.tracking.wandb.agent import SweepAssignment
 
 
@@ -54,11 +56,13 @@ class SubmissionPlan:
         configs: The run's configuration, or those of a sweep's points.
         after: The job that must succeed first, or must end or fail, as ``SbatchJob`` takes it; None for none.
         handed: The run of a W&B sweep that this is, None for a run of runyard's own.
+        expected_start: When SLURM would start it, None if it was not asked or does not say.
     """
 
     configs: list[Composed]
     after: str | None
     handed: SweepAssignment | None = None
+    expected_start: StartEstimate | None = None
 
     @property
     def config(self) -> Config:
@@ -89,9 +93,8 @@ def plan_submission(
     needs_data = after is None and not dry_run
     prepare = manifest.prepare_command(first.overrides)
     # The first point stands for all: SLURM would refuse all or none.
-    preflight(
-        check_context([first.config] * len(points), prepare, after, needs_data=needs_data), include_slurm=not dry_run
-    )
+    first_context = check_context([first.config] * len(points), prepare, after, needs_data=needs_data)
+    preflight(first_context, include_slurm=not dry_run)
     if (warning := python_warning(first.config)) is not None:
         print(f"runyard: warning: {warning}", file=sys.stderr, flush=True)
     if len({repr(point.config.cluster) for point in points}) > 1:
@@ -99,7 +102,11 @@ def plan_submission(
     for point in points[1:]:
         context = check_context([point.config], manifest.prepare_command(point.overrides), needs_data=needs_data)
         preflight(dataclasses.replace(context, script=None), include_slurm=False)
-    return SubmissionPlan(points, after, assignment)
+    expected_start = None
+    if first_context.script is not None and not dry_run:
+        with contextlib.suppress(QueryError):
+            expected_start = first_context.expected_start
+    return SubmissionPlan(points, after, assignment, expected_start)
 
 
 def submit(plan: SubmissionPlan, waiting: Waiting | None = None) -> list[tuple[Run, JobHandle]]:

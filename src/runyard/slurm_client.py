@@ -46,13 +46,14 @@ def clean_environment() -> dict[str, str]:
 
 def run_query(
     *command: str, timeout_s: float | None = None, stdin: str = "", env: dict[str, str] | None = None,
-    keep_open: Sequence[int] = (),
+    keep_open: Sequence[int] = (), with_stderr: bool = False,
 ) -> str:  # fmt: skip
     """Run a SLURM command and return its standard output.
 
     Args:
         timeout_s: Time limit in seconds, ``COMMAND_TIMEOUT_S`` if None.
         env: Its environment, ``clean_environment()`` if None.
+        with_stderr: Also return its error output, where sbatch --test-only prints its answer.
         keep_open: Descriptors that it keeps open as long as it runs, even if this process ends first.
 
     Raises:
@@ -75,7 +76,7 @@ def run_query(
         if any(text in message for text in UNAVAILABLE_MESSAGES) or not _controller_is_up(env):
             raise SlurmUnavailable(f"{command[0]}: {message}")
         raise JobEnded(message) if any(text in message for text in JOB_ENDED_MESSAGES) else SlurmRejected(message)
-    return result.stdout
+    return result.stdout + result.stderr if with_stderr else result.stdout
 
 
 def run_with_retry(*command: str, wait_s: float | None = None, env: dict[str, str] | None = None) -> str:

@@ -16,7 +16,7 @@ SECRET = "5ec7e75ec7e75ec7"
     ("model=${oc.env:WANDB_API_KEY}", "model"), ("epochs=${oc.env:SHORT_TOKEN}", "epochs"),
     ("name=${oc.env:NO_SUCH_PASSWORD,x}", "name"), ("name=${oc.env:'DB_PASS'}", "name"),
     ("name=${oc.env:MYSQL_PWD,x}", "name"), ("name=${oc.env:GITHUB_PAT,x}", "name"),
-    (f"+{SECRET}=1", "a name of a setting"),
+    (f"+{SECRET}=1", "a name of a setting"), ("notify.command='curl ${oc.env:SLACK_WEBHOOK}'", "notify.command"),
 ])  # fmt: skip
 def test_a_configuration_that_holds_a_secret_is_refused_without_saying_it(
     override: str, setting: str, monkeypatch: pytest.MonkeyPatch

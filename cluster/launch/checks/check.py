@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Literal
 
 from runyard.cluster.slurm.cluster_info import ClusterInfo, Partition
+from runyard.cluster.slurm.estimate import StartEstimate, estimate_start
 from runyard.config.schema import Config
 from runyard.errors import UserError
 from runyard.slurm_client import QueryError
@@ -39,6 +40,18 @@ class CheckContext:
     @cached_property
     def cluster_info(self) -> ClusterInfo:
         return ClusterInfo()
+
+    @cached_property
+    def expected_start(self) -> StartEstimate | None:
+        """When sbatch would start the script, None if it takes it and does not say.
+
+        Raises:
+            SlurmRejected: it would refuse the script.
+            QueryError: there is no script, or no answer.
+        """
+        if self.script is None:
+            raise QueryError("there is no batch script")
+        return estimate_start(self.script())
 
     @property
     def asked_partitions(self) -> list[str]:

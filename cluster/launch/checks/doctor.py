@@ -12,6 +12,7 @@ from runyard.cluster.monitor.run_status import CLOCK_SKEW_S
 from runyard.data import manifest
 from runyard.errors import UserError
 from runyard.slurm_client import QueryError
+from runyard.tracking.route import route_to
 from runyard.tracking.wandb import connection
 
 REPORTED_PACKAGES = ("torch", "torchvision", "ffcv", "numpy", "wandb")  # whose versions are shown
@@ -29,7 +30,7 @@ def run_all_checks(
     """
     checks = [*preflight.questions(context), *slow_checks()]
     if job:
-        checks += node_checks(NodeJob(context, _server(context), wait_s))
+        checks += node_checks(NodeJob(context, wait_s))
     for name, question in checks:
         on_start(name)
         yield run_check(name, question, context)
@@ -63,7 +64,7 @@ def wandb_reachable(context: CheckContext) -> str:
         return "not asked (tracking=offline): `runyard sync` sends it"
     problem = connection.connection_problem()
     if problem is None:
-        return f"a key, and {connection.base_url()} answers"
+        return f"a key, and {connection.base_url()} answers {route_to(connection.base_url()).text}"
     if mode == "online":
         raise UserError(f"tracking.mode=online: {problem}", "or set tracking=offline")
     return f"offline for now (tracking=auto): {problem}"
@@ -132,18 +133,18 @@ def shared_folders(context: CheckContext, report: dict[str, Any]) -> str:
 
 
 def internet(context: CheckContext, report: dict[str, Any]) -> str:
-    """Check that the node can reach W&B's server, if the run needs it."""
-    mode, reached = context.config.tracking.mode, report["reached"]
-    if reached is None:
+    """Check that the node can send to W&B's server, if the run needs it."""
+    mode, problem = context.config.tracking.mode, report["wandb"]
+    if problem is None:
         return f"not asked (tracking={mode})"
-    if reached:
+    if not problem:
         return f"W&B's server answers on {report['host']}"
     if mode == "online":
         raise UserError(
-            f"tracking.mode=online: W&B's server does not answer on {report['host']}",
+            f"tracking.mode=online: on {report['host']}: {problem}",
             "set tracking=auto or offline, and send the record afterwards with `runyard sync`",
         )
-    return f"W&B's server does not answer on {report['host']}: the run logs offline, `runyard sync` sends it"
+    return f"on {report['host']}: {problem}: the run logs offline, `runyard sync` sends it"
 
 
 def local_disk(context: CheckContext, report: dict[str, Any]) -> str:
@@ -182,12 +183,3 @@ def clock_skew(context: CheckContext, report: dict[str, Any]) -> str:
             "clock (NTP): a run that seems to be silent is taken over by another process",
         )
     return f"within {max(abs(seconds) for seconds in measured.values()):.1f} s of each other"
-
-
-def _server(context: CheckContext) -> tuple[str, int] | None:
-    if context.config.tracking.mode not in ("auto", "online"):
-        return None
-    try:
-        return connection.first_stop(connection.base_url())
-    except (ValueError, KeyError):  # it is not an address
-        return None

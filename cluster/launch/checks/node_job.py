@@ -41,12 +41,11 @@ class NodeJob:
     """Runs ``node_probe`` once, when its report is first needed: by srun with the run's own settings, or here.
 
     Args:
-        server: Host and port that the node has to reach; None to skip this.
         wait_s: How long the job may wait for a node.
     """
 
-    def __init__(self, context: CheckContext, server: tuple[str, int] | None, wait_s: float) -> None:
-        self._context, self._server, self._wait_s = context, server, wait_s
+    def __init__(self, context: CheckContext, wait_s: float) -> None:
+        self._context, self._wait_s = context, wait_s
 
     @cached_property
     def _outcome(self) -> dict[str, Any] | UserError | QueryError:
@@ -79,10 +78,10 @@ class NodeJob:
 
     def _run(self, folder: Path | None) -> dict[str, Any]:
         config = self._context.config
-        host, port = self._server or (None, None)
+        needs_wandb = config.tracking.mode in ("auto", "online")
         data, stage = str(manifest.dataset_dir(config.data).absolute()), config.cluster.stage_data
         shared_folder = folder and str(folder)
-        request = json.dumps({"shared_folder": shared_folder, "data": data, "host": host, "port": port, "stage": stage})
+        request = json.dumps({"shared_folder": shared_folder, "data": data, "wandb": needs_wandb, "stage": stage})
         name = f"runyard-doctor-{secrets.token_hex(4)}"
         probe = ["-m", "runyard.cluster.launch.checks.node_probe", request]
         command = self._srun(name, probe) if config.cluster.launcher == "slurm" else [sys.executable, *probe]

@@ -12,28 +12,26 @@ import os
 import shutil
 import socket
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 OUTPUT_PREFIX = "runyard-probe: "  # marks the line, since what starts Python may print other lines
 MODULES = ("torch", "torchvision", "ffcv", "numba", "numpy", "cv2", "wandb", "submitit", "runyard.training.trainer")
-CONNECT_CHECK_TIMEOUT_S = 3.0
 
 
 def probe(request: dict[str, Any]) -> dict[str, object]:
     """Return the report.
 
     Args:
-        request: ``shared_folder``, a folder in which this node creates a file; ``data``, a folder to read; ``host`` and
-            ``port`` of a server to reach, or null; ``stage``, a folder on the node's own disk, or null.
+        request: ``shared_folder``, a folder in which this node creates a file; ``data``, a folder to read; ``wandb``,
+            whether W&B is to be reached; ``stage``, a folder on the node's own disk, or null.
     """
     report: dict[str, object] = {"host": socket.gethostname(), "cpus": len(os.sched_getaffinity(0))}
     report |= {"python": sys.version.split()[0], "executable": sys.executable} | _imports() | _gpus()
     report["shared_folder"] = _check_shared_folder(Path(request["shared_folder"])) if request["shared_folder"] else None
     report["data"] = _read_problem(Path(request["data"]))
-    report["reached"] = _can_connect(request["host"], request["port"]) if request["host"] else None
+    report["wandb"] = _wandb_problem() if request["wandb"] else None
     for name, folder in {"tmpdir": os.environ.get("SLURM_TMPDIR"), "stage": request["stage"]}.items():
         report[name] = None if folder is None else _disk(os.path.expandvars(folder))
     report["time"] = time.time()  # last, since the line is read at once
@@ -102,19 +100,14 @@ def _disk(folder: str) -> dict[str, object]:
         return {"path": folder, "free_gb": 0, "error": error.strerror}
 
 
-def _can_connect(host: str, port: int) -> bool:
-    """Return whether the server can be reached. The thread may be left behind: name resolution knows no time limit."""
-    answered = threading.Event()
+def _wandb_problem() -> str:
+    """Return why this node cannot send to W&B; "" if it can."""
+    try:
+        from runyard.tracking.wandb.connection import connection_problem
 
-    def connect() -> None:
-        try:
-            socket.create_connection((host, port), timeout=CONNECT_CHECK_TIMEOUT_S).close()
-            answered.set()
-        except OSError:
-            pass
-
-    threading.Thread(target=connect, daemon=True).start()
-    return answered.wait(CONNECT_CHECK_TIMEOUT_S)
+        return connection_problem() or ""
+    except Exception as error:  # a library that cannot be imported is reported as such, too
+        return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from runyard.cluster.launch.batch_script import SbatchJob
 from runyard.cluster.launch.checks.check import CheckContext, Question
@@ -25,6 +26,7 @@ from runyard.runs.record import blank_record
 from runyard.runs.run import Run, sweeps_dir
 from runyard.runs.summary import RunSummary
 from runyard.slurm_client import RETRY_TIMEOUT_S, QueryError
+from runyard.tracking.notify import webhook_url
 
 MIN_FREE_MB = 500
 MAX_HASHED_BYTES = 1 << 30  # on the login node; the job hashes larger files
@@ -97,12 +99,22 @@ def python_warning(config: Config) -> str | None:
     )
 
 
+def notification(context: CheckContext) -> str:
+    """Check that the address of the webhook is where the configuration says, and that nobody else can read it."""
+    notify = context.config.notify
+    url = webhook_url(notify, os.environ, Path(context.config.runs_dir))
+    ways = [f"the webhook at {urlsplit(url).hostname}"] if url is not None else []
+    ways += ["a command"] if notify.command is not None else []
+    return f"{' and '.join(ways)} when the run ends" if ways else "nobody (notify.url_file, url_env, command)"
+
+
 TRAINING_CHECKS: list[tuple[str, Question]] = [
     ("ranks", ranks),
     ("data", data_prepared),
     ("precision", precision),
     ("network", network_trains),
     ("room", disk_space),
+    ("notify", notification),
 ]
 
 

@@ -15,7 +15,6 @@ from runyard.config.fields import format_literal
 from runyard.errors import UserError
 from runyard.slurm_client import QueryError, SlurmRejected, SlurmUnavailable, run_query
 
-SBATCH_TIMEOUT_S = 30.0
 IN_SERVICE_STATES = {"idle", "mix", "alloc", "comp", "plnd"}
 # What --test-only says, also of nodes that will come back.
 UNAVAILABLE_NODES = "Requested node configuration is not available"
@@ -160,10 +159,8 @@ def dependency(context: CheckContext) -> str:
 
 def sbatch_accepts(context: CheckContext) -> str:
     """Check that sbatch would accept this exact script."""
-    if context.script is None:
-        raise QueryError("there is no batch script")
     try:
-        run_query("sbatch", "--test-only", timeout_s=SBATCH_TIMEOUT_S, stdin=context.script())
+        estimate = context.expected_start
     except SlurmRejected as error:
         if UNAVAILABLE_NODES in str(error) and (
             unavailable := count_unavailable(run_query("sinfo", "--noheader", "--format=%t|%D"))
@@ -174,7 +171,8 @@ def sbatch_accepts(context: CheckContext) -> str:
         if names_no_limit(str(error)):
             raise QueryError(f"{error}: only a submission is told which limit") from None
         raise refusal(context.config.cluster, str(error)) from None
-    return "sbatch --test-only accepts the script"
+    when = f": it would start {estimate.text}" if estimate is not None else ""
+    return f"sbatch --test-only accepts the script{when}"
 
 
 SLURM_CHECKS: list[tuple[str, Question]] = [

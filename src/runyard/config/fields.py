@@ -39,7 +39,7 @@ def config_to_dict(config: DataclassInstance) -> dict[str, Any]:
 
 def read_dataclass(cls: type[_T], values: Mapping[str, object], path: str = "") -> _T:
     """Build dataclass ``cls`` from plain values, checking names, types and ranges. ``path`` is put before names."""
-    hints = type_hints(cls)
+    hints = type_hints(cls)  # type: ignore[arg-type]  # mypy: a type variable's class is not hashable
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     known = {name: setting_of(f) for name, f in fields.items()}
     rest_field = next((name for name, s in known.items() if s is not None and s.rest), None)

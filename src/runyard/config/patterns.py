@@ -38,5 +38,8 @@ FOLDER = Pattern(
     r"(/|\$[A-Za-z_][A-Za-z0-9_]*|\$\{[A-Za-z_][A-Za-z0-9_]*\})[A-Za-z0-9_./+@=-]*",
     "a folder that begins with / or a variable, such as $SLURM_TMPDIR or /tmp",
 )
+VARIABLE = Pattern(
+    r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable, as the address itself would be saved in the run"
+)
 RUN_NAME = Pattern(r"[^\W_][\w.-]*", "letters, digits, '-', '_' and '.', beginning with a letter or digit")
 DATA_NAME = Pattern(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "letters, digits, '-', '_' and '.', because it names a folder")

@@ -178,6 +178,21 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NotifyConfig:
+    """Who is told how the run ended. A webhook's address is a secret: it is not written here, but where it is found."""
+
+    url_file: str | None = location(
+        "File that only you can read, whose first line is the address of a webhook", legacy_default=None
+    )
+    url_env: str | None = location(
+        "Environment variable that holds the address of a webhook", pattern=patterns.VARIABLE, legacy_default=None
+    )
+    command: str | None = location(
+        "Shell command that is run with the facts in $RUN_TEXT, $RUN_ID, $RUN_STATE and others", legacy_default=None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
     """Where and how the tasks of the run are started."""
 
@@ -310,6 +325,7 @@ class Config:
     schedule: ScheduleConfig
     checkpoint: CheckpointConfig
     tracking: TrackingConfig
+    notify: NotifyConfig = NotifyConfig()
     cluster: ClusterConfig
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from runyard.errors import UserError
 
 # As separate words: TOKENIZERS_PARALLELISM is not a secret, nor is PWD, the shell's directory.
-SECRET_WORDS = "KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PASS|PAT|AUTH|CREDENTIAL"
+SECRET_WORDS = "KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PASS|PAT|AUTH|CREDENTIAL|WEBHOOK"
 SECRET_NAME = re.compile(rf"(^|_)(API|ACCESS|PRIVATE)?({SECRET_WORDS})S?($|_)|_PWD($|_)", re.IGNORECASE)
 FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*['\"]?([^,}\s'\"]+)")
 MIN_SECRET_LENGTH = 8  # characters; a shorter value could occur in a text by chance

@@ -26,6 +26,8 @@ def check_rules(config: Config) -> None:
     _check_schedule(c.schedule, c.epochs)
     _check_augment(c.augment, c.data.image_size)
     _check_tracking(c.tracking)
+    if c.notify.url_file is not None and c.notify.url_env is not None:
+        raise UserError(f"notify.url_file={c.notify.url_file}: notify.url_env is set, too; leave one of them out")
     if c.batch_size % c.accumulate:
         raise UserError(f"batch_size={c.batch_size} does not divide by accumulate={c.accumulate}", "change one of them")
     if c.loader != "ffcv" and not c.data.arrays:

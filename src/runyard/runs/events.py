@@ -132,6 +132,18 @@ class WarningEvent(Event):
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class TrackingEvent(Event):
+    """Whether ``tracking.mode=auto`` sends to W&B now, by which way, and why not."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotifiedEvent(Event):
+    """The run's end is told to people (``tracking.notify``)."""
+
+
 def parse_event(row: Row) -> Event:
     """Return the event of a journal's row, which has an ``event``."""
     t = finite_or_none(row, "t")
@@ -161,6 +173,10 @@ def parse_event(row: Row) -> Event:
             return ExcludeEvent(t, row, _text(row, "node") or "", _text(row, "why") or "")
         case "warning":
             return WarningEvent(t, row, _text(row, "message") or "")
+        case "tracking":
+            return TrackingEvent(t, row, _text(row, "message") or "")
+        case "notified":
+            return NotifiedEvent(t, row)
     return Event(t, row)
 
 

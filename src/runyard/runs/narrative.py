@@ -9,6 +9,7 @@ from runyard.runs.events import (
     FinalEvent,
     RequeueEvent,
     StartEvent,
+    TrackingEvent,
     WarningEvent,
 )
 
@@ -43,6 +44,8 @@ def format_event(event: Event, epochs: int) -> str | None:
             return f"{event.node} is left out from now on: {event.why}"
         case WarningEvent():
             return f"warning: {event.message}"
+        case TrackingEvent():
+            return event.message
     return None
 
 

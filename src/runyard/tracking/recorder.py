@@ -41,7 +41,7 @@ class Recorder:
         if self._active and self._run.config.tracking.mode != "none":
             from runyard.tracking.wandb.live import WandbRun
 
-            self._wandb = WandbRun.start(self._run, metadata, self.warning)
+            self._wandb = WandbRun.start(self._run, metadata, self._log_message)
 
     def log_event(self, event: str, **fields: object) -> None:
         """Write one event to the journal, the log and W&B."""
@@ -54,7 +54,10 @@ class Recorder:
 
     def warning(self, message: str) -> None:
         """Record something that the user should see and that does not stop the run."""
-        self.log_event("warning", message=message)
+        self._log_message("warning", message)
+
+    def _log_message(self, event: str, message: str) -> None:
+        self.log_event(event, message=message)
 
     def progress(self, **fields: object) -> None:
         """Replace the progress file, which says how far the run is; at most twice a second."""

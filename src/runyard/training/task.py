@@ -10,7 +10,11 @@ import os
 from runyard.errors import ExitCode
 from runyard.runs.run import Run
 from runyard.surroundings import settle
+from runyard.tracking.notify import notify_end
 from runyard.training.stop_signals import StopFlag
+
+# Set by the batch scripts and by the controller of a local job, which know better how the run ends, and tell it.
+SUPERVISORS = {"RUNYARD_BEGAN", "SUBMITIT_LOCAL_JOB_ID"}
 
 
 def train_task(run: Run, expected_tasks: int | None = None) -> tuple[str, ExitCode]:
@@ -23,18 +27,21 @@ def train_task(run: Run, expected_tasks: int | None = None) -> tuple[str, ExitCo
         UserError, TrainingFailed: see ``trainer.train``.
     """
     run.set_umask()
-    stop = StopFlag()
+    stop, is_last = StopFlag(), False
     try:
         settle(needs_tmpdir=True)
         from runyard.training.distributed.launcher import from_environment
         from runyard.training.trainer import Outcome, train
 
         rank = from_environment(os.environ, expected_tasks).rank
+        is_last = rank == 0 and os.environ.keys().isdisjoint(SUPERVISORS)
         if rank == 0:
             stop.watch_time_limit(os.environ, run.config.cluster.signal_delay_s)
         outcome = train(run, stop)
     finally:
         stop.ignore_signals()  # all is saved: a signal while Python exits would look like a crash
+        if is_last:
+            notify_end(run)
     # Only rank 0 returns 130: with --kill-on-bad-exit=1 another rank's 130 would kill rank 0 while it saves.
     interrupted = outcome is Outcome.INTERRUPTED and rank == 0
     return str(outcome), ExitCode.INTERRUPTED if interrupted else ExitCode.DONE

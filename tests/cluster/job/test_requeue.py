@@ -258,6 +258,21 @@ def test_what_slurm_itself_ends_is_left_to_it_but_for_the_time_limit(
     assert job.calls()[-1] == "scontrol requeue 12"
 
 
+def test_a_cancelled_job_is_told_to_its_people_and_one_that_slurm_requeues_is_not(
+    job: FakeSlurm, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    heard = f"notify.command='echo $RUN_STATE >> {tmp_path / 'heard'}'"
+    run = Run.create(make_config("experiment=starter", "cluster=slurm", f"runs_dir={tmp_path / 'runs'}", heard), [])
+    job.says("shown", COMPLETING.format("None", 3))
+    assert end(run, 143).returncode == 143
+    assert not (tmp_path / "heard").exists(), "the control: SLURM itself has requeued it"
+    job.says("shown", COMPLETING.format("None", 2))
+    assert [end(run, 143).returncode for _ in range(2)] == [143, 143]
+    assert (tmp_path / "heard").read_text() == "cancelled\n"
+    assert [row["event"] for row in told(run)] == ["notified"]
+
+
 def test_a_job_whose_time_has_come_is_judged_so_before_slurm_sees_it(
     run: Run, job: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:

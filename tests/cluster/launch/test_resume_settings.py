@@ -126,7 +126,7 @@ def test_a_setting_that_changes_what_is_learned_is_refused_with_both_values(
     assert main(["resume", str(run.path), "cluster.nodes=1", *overrides.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("runyard: " + UNSAFE[overrides].format(id=run.id))
-    assert line.endswith("data.path, checkpoint, tracking, cluster; start a new run for the rest")
+    assert line.endswith("data.path, checkpoint, tracking, notify, cluster; start a new run for the rest")
     assert contents(run) == before
     assert slurm.submissions == []
 

@@ -214,6 +214,31 @@ def test_a_machine_without_wandb_is_a_warning(make_run: MakeRun, monkeypatch: py
     assert "W&B did not start" in warnings(run)[0]
 
 
+def way(run: Run) -> list[str]:
+    return [row["message"] for row in journal.read_journal(run.journal_path)[0] if row["event"] == "tracking"]
+
+
+@pytest.mark.slow
+def test_the_journal_says_which_way_auto_went_and_why(
+    server: WandbServer, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run("tracking.mode=auto")
+    live(run, begin(), *epochs(1, 1), INTERRUPTED)
+    assert way(run) == [f"W&B online: {server.url} answers directly"]
+    monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.invalid")
+    for name in ("HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    live(run, begin(1), *epochs(2, 4), *FINISHED)
+    assert way(run)[1].startswith("W&B offline: the proxy http://127.0.0.1:9 (HTTP_PROXY) does not answer")
+    assert f"`runyard sync {run.cli_reference}` sends the record" in way(run)[1]
+    assert warnings(run) == []
+    online = make_run("tracking.mode=online")
+    live(online, begin(), *epochs(1, 1), INTERRUPTED)
+    assert way(online) == [], "the control: it was told which way"
+    assert len(warnings(online)) == 1
+
+
 @pytest.mark.parametrize(("active", "mode"), [(False, "offline"), (True, "none")])
 def test_only_rank_0_opens_a_record_and_only_where_it_is_wanted(make_run: MakeRun, active: bool, mode: str) -> None:
     run = make_run(f"tracking.mode={mode}")

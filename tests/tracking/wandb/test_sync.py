@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from runyard.runs.run import Run
-from runyard.tracking.wandb import connection
 from tests.support.life import FAILED, FINISHED, INTERRUPTED, KEY, begin, epochs, live, write
+from tests.support.proxy import NAME, a_proxy
 from tests.support.settings import PATIENCE_S
 from tests.support.waiting import until
 from tests.support.wandb_server import WandbServer, is_one_history, sync, synced
@@ -266,7 +267,7 @@ def test_where_wandb_is_reached_through_a_proxy_alone_a_run_is_sent_through_it(
     monkeypatch.setenv("WANDB_BASE_URL", server.gives)
     assert "wandb.invalid does not answer" in refusal(str(run.path)), "the control"
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    assert "the proxy before it does not answer" in refusal(str(run.path))
+    assert "the proxy http://127.0.0.1:9 (HTTP_PROXY) does not answer" in refusal(str(run.path))
     monkeypatch.setenv("HTTP_PROXY", server.url)
     sync(str(run.path))
     is_one_history(server.runs[run.id], 4)
@@ -277,28 +278,25 @@ def test_where_wandb_is_reached_through_a_proxy_alone_a_run_is_sent_through_it(
     sync(str(run.path), "--dry-run")  # a server on this machine is not behind a proxy
 
 
-@pytest.mark.parametrize(
-    ("proxies", "url", "first"),
-    [
-        ({}, "https://wandb.example", ("wandb.example", 443)),
-        ({"HTTPS_PROXY": "http://proxy.example:3128"}, "https://wandb.example", ("proxy.example", 3128)),
-        ({"https_proxy": "proxy.example:3128"}, "https://wandb.example:8443", ("proxy.example", 3128)),
-        ({"HTTPS_PROXY": "http://proxy.example"}, "http://wandb.example", ("wandb.example", 80)),
-        ({"HTTPS_PROXY": "http://proxy.example", "NO_PROXY": "wandb.example"}, "https://wandb.example",
-         ("wandb.example", 443)),
-        ({"HTTPS_PROXY": "http://proxy.example"}, "https://localhost", ("localhost", 443)),
-        ({"HTTPS_PROXY": "socks5://proxy.example"}, "https://wandb.example", ("proxy.example", 1080)),
-    ],
-)  # fmt: skip
-def test_a_request_goes_first_to_the_proxy_that_the_environment_names_for_it(
-    monkeypatch: pytest.MonkeyPatch, proxies: dict[str, str], url: str, first: tuple[str, int]
+def test_a_run_is_sent_through_a_proxy_that_all_proxy_names_and_that_wants_a_password(
+    server: WandbServer, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("http_proxy", "https_proxy", "no_proxy"):
+    run = restarted(make_run)
+    server.gives = f"http://{NAME}"
+    for name in ("no_proxy", "NO_PROXY", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    for name, value in proxies.items():
-        monkeypatch.setenv(name, value)
-    assert connection.first_stop(url) == first
+    monkeypatch.setenv("WANDB_BASE_URL", server.gives)
+    with a_proxy({NAME: urlsplit(server.url).port or 0}) as proxy:
+        monkeypatch.setenv("ALL_PROXY", proxy.url.replace("://", f"://me:{KEY}@"))
+        sync(str(run.path))
+        assert len({login for _, _, login in proxy.asked}) == 1, "each request gives the login"
+        assert len(proxy.asked) > len(server.received) > 0
+        proxy.refusal = (407, "Proxy Authentication Required")
+        said = refusal(str(run.path))
+    assert f"the proxy {proxy.url} (ALL_PROXY) does not let requests to {NAME} pass: 407" in said
+    assert KEY not in said
+    is_one_history(server.runs[run.id], 4)
+    assert not [p for p in run.path.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
 
 
 @pytest.mark.parametrize("words", [[], ["--all", "@last"]])

@@ -31,6 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "-m", "--multirun", action="store_true", help="run a grid over comma-separated values: seed=0,1,2"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the batch script and the cost; submit nothing")
+    parser.add_argument("--ask", action="store_true", help="print when SLURM would start it, also in other sizes")
     parser.add_argument(
         "--after",
         metavar="RUN|JOB",
@@ -74,14 +75,19 @@ def run(args: argparse.Namespace) -> int:
         if args.multirun or args.detach:
             raise UserError("the W&B agent assigns one run and waits until it ends", "leave out -m and --detach")
         overrides = [*overrides, *assignment.overrides(overrides, compose(overrides).config)]
-    waiting = Waiting(print_event) if args.wait and not args.dry_run else None
+    if args.ask and args.multirun:
+        raise UserError("--ask: asks about one run", "leave out -m")
+    waiting = Waiting(print_event) if args.wait and not (args.dry_run or args.ask) else None
 
     def make_plan() -> SubmissionPlan:
         return launcher.plan_submission(
-            overrides, sweep=args.multirun, after=after, dry_run=args.dry_run, assignment=assignment
+            overrides, sweep=args.multirun, after=after, dry_run=args.dry_run or args.ask, assignment=assignment
         )
 
     plan = make_plan() if waiting is None else waiting.until_accepted(make_plan)
+    if args.ask:
+        print_options(plan, as_json=args.json)
+        return 0
     if args.dry_run:
         print_plan(plan, as_json=args.json)
         return 0
@@ -97,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
     print_choice(plan, args)
     if args.detach or not (local or args.attach or assignment):
         announce(started, as_json=args.json)
+        if plan.expected_start is not None and not args.json:
+            print(f"expected start:   {plan.expected_start.text}, by SLURM's estimate")
         return 0
     return follow_job(*started[0], as_json=args.json)
 
@@ -109,6 +117,30 @@ def print_choice(plan: SubmissionPlan, args: argparse.Namespace) -> None:
     """Print which recipe ``experiment=auto`` took; a submission that is refused is one line without it."""
     if plan.configs[0].choice and not args.json:
         print(f"runyard: {plan.configs[0].choice}", file=sys.stderr, flush=True)
+
+
+def print_options(plan: SubmissionPlan, *, as_json: bool) -> None:
+    """Print when SLURM would start the plan and its alternatives, and submit nothing."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from runyard.cluster.launch.ask import ask
+    from runyard.printable import printable
+
+    options = ask(plan)
+    if as_json:
+        print(json.dumps([option.row() for option in options], indent=1))
+        return
+    table = Table("change", "nodes", "limit", "GPU-hours", "SLURM would start it", box=None, pad_edge=False)
+    for option in options:
+        told = "it does not say when" if option.estimate is None else option.estimate.text
+        answer = f"never: {option.problem}" if option.problem is not None else told
+        cluster = option.config.cluster
+        size = (str(cluster.nodes), f"{cluster.timeout_min} min", f"{option.gpu_hours:g}")
+        table.add_row(escape(option.change) or "as asked", *size, escape(printable(answer)))
+    Console(highlight=False).print(table)
+    print("nothing was submitted (--ask)")
 
 
 def resume_assignment(plan: SubmissionPlan) -> tuple[Run, JobHandle] | None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import http.client
 import json
 import netrc
 import os
-import socket
-import threading
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -17,10 +14,10 @@ from urllib.parse import urlsplit
 
 from runyard.errors import UserError
 from runyard.runs.run import Run
+from runyard.tracking.route import route_to
 from runyard.tracking.wandb.agent import clear_agent_environment
 
-PORTS = {"http": 80, "https": 443}
-REACH_TIMEOUT_S, ANSWER_TIMEOUT_S = 3.0, 20.0
+ANSWER_TIMEOUT_S = 20.0
 DEFAULT_HOST = "api.wandb.ai"  # W&B's client reads this netrc entry for W&B's servers of other names, too
 # The part of the query by which W&B's client resumes a run that is needed here.
 RESUME_QUERY = """query RunResumeStatus($project: String, $entity: String, $name: String!) {
@@ -31,46 +28,15 @@ RESUME_QUERY = """query RunResumeStatus($project: String, $entity: String, $name
 
 
 def connection_problem() -> str | None:
-    """Return why this machine cannot send to W&B: no address, no key, or no answer. None if it can."""
+    """Return why this machine cannot send to W&B: no address, no key, or no answer by the way taken. None if it can."""
     url = base_url()
     try:
-        host, port = first_stop(url)
-    except (ValueError, KeyError):
+        route = route_to(url)
+    except ValueError:
         return f"WANDB_BASE_URL={url} is not an address: expected https://HOST or http://HOST:PORT"
     if api_key() is None:
         return f"there is no key for {url}: run `wandb login`, or set WANDB_API_KEY"
-    if not _can_connect(host, port):
-        server = "the proxy before it" if _proxy(url) else url
-        return f"{server} does not answer within {REACH_TIMEOUT_S:g} s: try again from a machine with a network"
-    return None
-
-
-def first_stop(url: str) -> tuple[str, int]:
-    """Return the host and port that a request to ``url`` goes to first: the proxy's, if there is one.
-
-    Raises:
-        ValueError, KeyError: it is not an address.
-    """
-    parts = urlsplit(url)
-    direct = parts.hostname or "", parts.port or PORTS[parts.scheme]
-    if (proxy_url := _proxy(url)) is None:
-        return direct
-    proxy = urlsplit(proxy_url)
-    return proxy.hostname or "", proxy.port or PORTS.get(proxy.scheme, 1080)
-
-
-def _proxy(url: str) -> str | None:
-    """Return the proxy for ``url`` by HTTPS_PROXY, HTTP_PROXY and NO_PROXY, None for a direct connection.
-
-    This machine itself is reached directly, as by W&B's client, whose Go library never uses a proxy for loopback.
-    """
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    is_loopback = host == "localhost" or host.startswith("127.") or host == "::1"
-    if not proxy or is_loopback or urllib.request.proxy_bypass(parts.netloc):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    return route.obstacle()
 
 
 def base_url() -> str:
@@ -126,9 +92,7 @@ def server_state(run: Run) -> ServerState:
     headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
     try:
         request = urllib.request.Request(f"{url}/graphql", json.dumps(body).encode(), headers)
-        proxy_url = _proxy(url)
-        proxies = urllib.request.ProxyHandler({urlsplit(url).scheme: proxy_url} if proxy_url else {})
-        with urllib.request.build_opener(proxies).open(request, timeout=ANSWER_TIMEOUT_S) as response:
+        with route_to(url).opener().open(request, timeout=ANSWER_TIMEOUT_S) as response:
             reply = json.load(response)
         bucket = ((reply["data"] or {}).get("model") or {}).get("bucket")
         if bucket is None:
@@ -142,18 +106,3 @@ def server_state(run: Run) -> ServerState:
         raise ServerError(f"W&B: no answer from {url} ({error}): try again later", "nothing is lost") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ServerError(f"W&B: {url} gave an answer that does not look like W&B's", "check WANDB_BASE_URL") from None
-
-
-def _can_connect(host: str, port: int) -> bool:
-    """Return whether something listens there. The thread may be left behind: name resolution knows no time limit."""
-    answered = threading.Event()
-
-    def connect() -> None:
-        with contextlib.suppress(OSError):
-            socket.create_connection((host, port), timeout=REACH_TIMEOUT_S).close()
-            answered.set()
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(REACH_TIMEOUT_S)
-    return answered.is_set()

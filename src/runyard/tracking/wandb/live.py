@@ -20,7 +20,8 @@ from runyard.runs.events import Row, StartEvent
 from runyard.runs.journal import JournalReader, read_events
 from runyard.runs.run import Run
 from runyard.runs.state import JournalState
-from runyard.tracking.wandb.connection import connection_problem
+from runyard.tracking.route import route_to
+from runyard.tracking.wandb.connection import base_url, connection_problem
 from runyard.tracking.wandb.record import WandbRecord, first_line, helper_died, teardown
 
 FINISH_TIMEOUT_S = 60.0
@@ -33,30 +34,31 @@ MAX_HELPERS = 3  # records opened in one process at most: the first, and those i
 class WandbRun:
     """An open record. Create it by ``start``."""
 
-    def __init__(self, run: Run, metadata: Row, warn: Callable[[str], None]) -> None:
-        self._run, self._metadata, self._warn = run, metadata, warn
+    def __init__(self, run: Run, metadata: Row, report: Callable[[str, str], None]) -> None:
+        self._run, self._metadata, self._report = run, metadata, report
         # None: the journal has news; a bool: the run has ended, and whether it failed.
         self._wakeups: queue.SimpleQueue[bool | None] = queue.SimpleQueue()
-        self._warnings: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()  # a journal event, and its message
         self._interrupted = self._abandoned = False
         self._record: WandbRecord | None = None
         self._thread = threading.Thread(target=self._work, name="W&B", daemon=True)
 
     @classmethod
-    def start(cls, run: Run, metadata: Row, warn: Callable[[str], None]) -> WandbRun:
+    def start(cls, run: Run, metadata: Row, report: Callable[[str, str], None]) -> WandbRun:
         """Start the record, or resume it after a restart, without waiting for it.
 
-        ``warn`` is called only by ``log`` and ``finish``, in the thread that calls those.
+        ``report`` gets the event and the message of a line for the journal, a ``warning`` or ``tracking``. It is called
+        only by ``log`` and ``finish``, in the thread that calls those.
         """
-        started = cls(run, metadata, warn)
+        started = cls(run, metadata, report)
         started._thread.start()
         return started
 
     def log(self, event: str, fields: Row) -> None:
-        """Wake the thread for the journal's new line, and pass on its warnings so far."""
+        """Wake the thread for the journal's new line, and pass on its messages so far."""
         self._interrupted |= event == "stop" and fields.get("reason") == "interrupted"
-        if event != "warning":
-            self._forward_warnings()
+        if event not in ("warning", "tracking"):
+            self._forward_messages()
         self._wakeups.put(None)
 
     def finish(self, failed: bool) -> None:
@@ -68,14 +70,17 @@ class WandbRun:
         self._thread.join(limit_s)
         if self._thread.is_alive():
             self._abandoned = True
-            self._warnings.put(f"W&B did not finish within {limit_s:g} s; {self._recovery_hint()}")
+            self._warn(f"W&B did not finish within {limit_s:g} s; {self._recovery_hint()}")
             teardown(kill=True) if self._record is None else self._record.abandon()
-        self._forward_warnings()
+        self._forward_messages()
 
-    def _forward_warnings(self) -> None:
+    def _forward_messages(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
-                self._warn(self._warnings.get_nowait())
+                self._report(*self._messages.get_nowait())
+
+    def _warn(self, message: str) -> None:
+        self._messages.put(("warning", message))
 
     def _work(self) -> None:
         """Run in the thread: open one record after another, until one is closed well or another would not help."""
@@ -96,15 +101,17 @@ class WandbRun:
                 teardown(kill=True) if record is None else record.abandon()
                 if not died or not remaining:
                     what = "did not start" if record is None else "went wrong"
-                    self._warnings.put(f"W&B {what} ({first_line(error)}); {self._recovery_hint()}")
+                    self._warn(f"W&B {what} ({first_line(error)}); {self._recovery_hint()}")
                     return
 
     def _open(self) -> WandbRecord | None:
         tracking = self._run.config.tracking
         problem = connection_problem() if tracking.mode != "offline" else None
         if tracking.mode == "online" and problem is not None:
-            self._warnings.put(f"W&B did not start ({problem}); {self._recovery_hint()}")
+            self._warn(f"W&B did not start ({problem}); {self._recovery_hint()}")
             return None
+        if tracking.mode == "auto":
+            self._messages.put(("tracking", self._way_text(problem)))
         return WandbRecord(
             self._run,
             online=tracking.mode != "offline" and problem is None,
@@ -113,7 +120,7 @@ class WandbRun:
             folder=self._run.path,
             metadata=self._metadata,
             finish_timeout_s=ARTIFACTS_TIMEOUT_S if tracking.artifacts else FINISH_TIMEOUT_S,
-            warn=self._warnings.put,
+            warn=self._warn,
         )
 
     def _sync_until_closed(self, record: WandbRecord, starts: int) -> None:
@@ -138,6 +145,12 @@ class WandbRun:
         if wakeup is not None:
             self._wakeups.put(wakeup)  # for the record that replaces this one, if its helper dies while it closes
         return wakeup
+
+    def _way_text(self, problem: str | None) -> str:
+        """Say which way ``auto`` goes, and why."""
+        if problem is None:
+            return f"W&B online: {base_url()} answers {route_to(base_url()).text}"
+        return f"W&B offline: {problem}; `runyard sync {self._run.cli_reference}` sends the record"
 
     def _recovery_hint(self) -> str:
         return f"metrics.jsonl holds everything, and `runyard sync {self._run.cli_reference}` sends it"

@@ -15,6 +15,7 @@ from runyard.config import schema
 from runyard.runs.events import Event, Row, StopEvent
 from runyard.runs.run import Run
 from runyard.runs.state import RunState
+from runyard.tracking.route import export_all_proxy
 from runyard.tracking.wandb import files
 from runyard.tracking.wandb.agent import clear_agent_environment
 from runyard.tracking.wandb.connection import server_state
@@ -62,6 +63,7 @@ class WandbRecord:
             Exception: W&B's own, the network's or its helper's.
         """
         clear_agent_environment()
+        export_all_proxy()
         import wandb
 
         assignment = run.record.get("wandb") or {}

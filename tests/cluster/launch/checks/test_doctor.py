@@ -28,7 +28,7 @@ HERE = {"node_seen": True, "server_ahead_s": 0.01}
 NODE: dict[str, Any] = {  # a node on which all is well
     "host": "node1", "cpus": 8, "python": "3.11.7", "executable": "/env/bin/python", "errors": {}, "cuda": "13.0",
     "versions": dict.fromkeys(doctor.REPORTED_PACKAGES, "1.0"), "gpus": ["NVIDIA H200"], "data": None,
-    "reached": True, "stage": None,
+    "wandb": "", "stage": None,
     "shared_folder": {"seen": True, "error": None, "server_ahead_s": 0.0}, "tmpdir": None, "ahead_s": 0.2, "here": HERE,
 }  # fmt: skip
 
@@ -113,7 +113,7 @@ def test_the_job_on_a_node_asks_slurm_for_little_of_what_the_run_asks(slurm: Fak
     asked = subject("cluster.account=lab", "cluster.gres='gpu:a100:4'", "cluster.gpus_per_node=4", "cluster.mem_gb=64",
                     "cluster.cpus_per_task=8", "cluster.python=/env/py", "cluster.env_setup=[module load x]",
                     f"runs_dir={tmp_path}/runs", "cluster.nodes=4", "batch_size=16")  # fmt: skip
-    facts = NodeJob(asked, ("wandb.example", 443), 30).report()
+    facts = NodeJob(asked, 30).report()
     assert facts["host"] == "n1"
     assert abs(facts["ahead_s"]) < 5
     call = "\n".join(slurm.calls())
@@ -131,7 +131,7 @@ def test_the_job_on_a_node_asks_slurm_for_little_of_what_the_run_asks(slurm: Fak
         "\nexec /env/py",
     ):
         assert word in call
-    assert '"host": "wandb.example", "port": 443' in call
+    assert '"wandb": false' in call
     assert not list(tmp_path.glob(".runyard-doctor*"))
 
 
@@ -151,7 +151,7 @@ def test_why_the_job_on_a_node_told_nothing_is_told_once(
     slurm: FakeSlurm, tmp_path: Path, said: str, kind: type[Exception], told: str
 ) -> None:
     slurm.program("srun", f"echo '{said}' >&2; exit 1")
-    node = NodeJob(subject("cluster.account=lab", f"runs_dir={tmp_path}"), None, 30)
+    node = NodeJob(subject("cluster.account=lab", f"runs_dir={tmp_path}"), 30)
     with pytest.raises(kind) as error:
         node.report()
     assert str(error.value).startswith(told)
@@ -208,7 +208,7 @@ def test_a_node_on_which_all_is_well_passes() -> None:
             ["data.root=/d"],
             "data.root=/d: cannot be read on node1 (/d: No such",
         ),
-        ("internet", {"reached": False}, ["tracking=online"], "W&B's server does not answer on node1"),
+        ("internet", {"wandb": "no answer"}, ["tracking=online"], "tracking.mode=online: on node1: no answer"),
         (
             "local disk",
             {"stage": {"path": "/l", "free_gb": 0, "error": "No space left"}},
@@ -236,18 +236,22 @@ def test_what_is_wrong_on_a_node_is_told_with_its_mend(
 
 
 def test_a_node_without_a_network_is_no_fault_where_the_run_can_do_without() -> None:
-    assert "the run logs offline" in on_a_node({"reached": False}, "tracking=auto")["internet"].result
+    assert "the run logs offline" in on_a_node({"wandb": "no answer"}, "tracking=auto")["internet"].result
 
 
 @pytest.mark.slow
 def test_the_probe_tells_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "login").touch()
     monkeypatch.setenv("MINE", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.invalid")
+    monkeypatch.setenv("WANDB_API_KEY", "5ec7e7" * 6)
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("SLURM_TMPDIR", "/nowhere")
     monkeypatch.setattr("runyard.cluster.launch.checks.node_probe.MODULES", ("numpy", "no_such_library"))
-    request = {"shared_folder": str(tmp_path), "data": "/nowhere", "host": "127.0.0.1", "port": 1, "stage": "$MINE"}
+    request = {"shared_folder": str(tmp_path), "data": "/nowhere", "wandb": True, "stage": "$MINE"}
     facts = probe(request)
-    assert (facts["shared_folder"]["seen"], facts["shared_folder"]["error"], facts["reached"]) == (True, None, False)
+    assert (facts["shared_folder"]["seen"], facts["shared_folder"]["error"]) == (True, None)
+    assert "(HTTPS_PROXY) does not answer" in facts["wandb"], "it is asked as the run would ask"
     assert facts["errors"] == {"no_such_library": "ModuleNotFoundError: No module named 'no_such_library'"}
     assert facts["data"] == "/nowhere: No such file or directory"
     assert (facts["stage"]["path"], facts["stage"]["error"]) == (str(tmp_path), None)
@@ -327,7 +331,7 @@ def test_a_disk_that_takes_no_more_files_is_told(monkeypatch: pytest.MonkeyPatch
         ("offline", "x", "passed", "not asked"),
         ("auto", "no key", "passed", "offline for now (tracking=auto): no key"),
         ("online", "no key: log in", "failed", "tracking.mode=online: no key"),
-        ("online", None, "passed", "a key, and"),
+        ("online", None, "passed", "a key, and http://127.0.0.1:1 answers directly"),
     ],
 )
 def test_wandb_is_asked_for_where_it_is_used(
