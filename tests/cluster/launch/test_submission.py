@@ -228,8 +228,8 @@ def test_a_sweep_on_slurm_is_not_followed_and_nothing_is_submitted(
 
 GRIDS: list[tuple[list[str], list[list[str]]]] = [
     (["seed=1"], [["seed=1"]]),
-    (["a=1,2", "b=x,y", "c=3"], [["a=1", "b=x", "c=3"], ["a=1", "b=y", "c=3"], ["a=2", "b=x", "c=3"],
-                                 ["a=2", "b=y", "c=3"]]),
+    (["epochs=1,2", "name=x,y", "seed=3"], [["epochs=1", "name=x", "seed=3"], ["epochs=1", "name=y", "seed=3"],
+                                            ["epochs=2", "name=x", "seed=3"], ["epochs=2", "name=y", "seed=3"]]),
     (["seed=range(0,3)"], [["seed=0"], ["seed=1"], ["seed=2"]]),
     (["data.samples=[4,2],[8,2]"], [["data.samples=[4,2]"], ["data.samples=[8,2]"]]),
     (["data.samples=[4,2]"], [["data.samples=[4,2]"]]),

@@ -127,7 +127,7 @@ def test_the_job_on_a_node_asks_slurm_for_little_of_what_the_run_asks(slurm: Fak
         "--time=2",
         "--immediate=30",
         "--job-name=runyard-doctor-",
-        "bash -c module load x\n",
+        "module load x",
         "\nexec /env/py",
     ):
         assert word in call

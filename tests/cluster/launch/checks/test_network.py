@@ -10,8 +10,8 @@ from runyard.errors import UserError
 from runyard.slurm_client import QueryError
 from tests.support.settings import SMALL, compose
 
-# Two stages halve 8 px to a map of 1x1 behind the stem and its pooling.
-ONE_PIXEL = ("data.image_size=8", "augment.crop_padding_px=2", "model=paper_resnet", "model.widths=[8,8,8,8]")
+# Three of four stages halve the map, of 8 px to one of 1x1.
+ONE_PIXEL = ("data.image_size=8", "augment.crop_padding_px=2", "model=paper_resnet", "model.widths=[8,16,32,64]")
 
 
 def subject(*overrides: str) -> CheckContext:

@@ -255,7 +255,7 @@ SAID = [  # as sbatch 22.05.8 said it
     (
         "sbatch: error: QOSMaxWallDurationPerJobLimit\nallocation failure: Job violates accounting/QOS policy (job "
         "submit limit, user's size and/or time limits)",
-        "cluster.timeout_min=10 cluster.qos=short cluster.partition=gup: ",
+        "cluster.timeout_min=10 cluster.qos=short: ",
     ),
     ("allocation failure: Requested node configuration is not available", "cluster.nodes=1 cluster.nodelist=node9"),
     ("sbatch: error: Invalid generic resource (gres) specification", "cluster.gpus_per_node=0: sbatch refuses it ("),
