@@ -20,9 +20,10 @@ from runyard.data.datasets import synthetic
 from runyard.data.prepare import beton_writer, gather
 from runyard.data.prepare.pipeline import prepare_dataset
 from runyard.errors import UserError
-from tests.support.second_user import as_nobody, needs_root
+from tests.support.second_user import as_nobody, needs_root, shared_place
 from tests.support.settings import PATIENCE_S, ROOT
 
+__all__ = ["shared_place"]
 Settings = Callable[..., DataConfig]
 PREPARE = """
 import sys
