@@ -73,6 +73,7 @@ class ClusterInfo:
 
     def __init__(self) -> None:
         user = user_name() or str(os.getuid())
+        self._user = user
         with ThreadPoolExecutor(3) as pool:
             self._sinfo = pool.submit(run_query, "sinfo", "--noheader", "--exact", f"--format={SINFO_FIELDS}",
                                       timeout_s=QUERY_TIMEOUT_S)  # fmt: skip
@@ -102,6 +103,23 @@ class ClusterInfo:
     @cached_property
     def associations(self) -> list[Association]:
         return parse_associations(self._accounts.result())
+
+    @cached_property
+    def default_account(self) -> str:
+        """The account that is charged where a job names none; "" if accounting gives none."""
+        answer = run_query("sacctmgr", "--noheader", "--parsable2", "show", "user", f"name={self._user}",
+                           "format=DefaultAccount", timeout_s=ACCOUNTS_TIMEOUT_S)  # fmt: skip
+        return next(iter(answer.split()), "")
+
+    @cached_property
+    def requeues_by_default(self) -> bool:
+        """JobRequeue: whether a job that does not say otherwise may be requeued."""
+        return self._setting("JobRequeue", r"\d") != "0"
+
+    @cached_property
+    def partition_options(self) -> dict[str, dict[str, str]]:
+        """What scontrol shows of each partition, as {"main": {"OverSubscribe": "EXCLUSIVE"}}."""
+        return parse_partitions(run_query("scontrol", "--oneliner", "show", "partition", timeout_s=QUERY_TIMEOUT_S))
 
     def _setting(self, name: str, pattern: str) -> str:
         match = re.search(rf"^{name}\s*= ({pattern})", self._config.result(), re.MULTILINE)
@@ -133,6 +151,12 @@ def parse_sinfo(text: str) -> dict[str, Partition]:
             int(max_nodes) if max_nodes.isdigit() else None, (*earlier_nodes, nodes),
         )  # fmt: skip
     return partitions
+
+
+def parse_partitions(text: str) -> dict[str, dict[str, str]]:
+    """Return the options of each partition from the lines of ``scontrol --oneliner show partition``."""
+    lines = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines()]
+    return {options["PartitionName"]: options for options in lines if "PartitionName" in options}
 
 
 def parse_gres(text: str) -> dict[str, dict[str, int]]:

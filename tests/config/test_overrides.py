@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from runyard import installation
 from runyard.config import compose as composing
 from runyard.config import yaml_texts
 from runyard.config.compose import compose, compose_grid, expand
@@ -36,7 +37,7 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """configs/ with a profile of one's own, cluster=mine."""
     configs = tmp_path / "configs"
     shutil.copytree(CONFIGS, configs)
-    for module in (composing, yaml_texts):
+    for module in (composing, yaml_texts, installation):
         monkeypatch.setattr(module, "CONFIGS", configs)
     composing.config_groups.cache_clear()
     mine = configs / "cluster" / "mine.yaml"

@@ -16,6 +16,8 @@ def test_options_are_taken_as_typed_and_null_leaves_one_out() -> None:
     assert given_options(extra) == {
         "reservation": "0123", "exclusive": True, "mem": "0", "mem-per-gpu": "20G", "nice": "-5"
     }  # fmt: skip
+    one = compose(["cluster=slurm", "cluster.mem_gb=9", "cluster.extra.mem=null"]).config.cluster
+    assert (one.mem_gb, given_options(one.extra)) == (9, {}), "what is left out says nothing twice"
     assert compose(["cluster=slurm"]).config.cluster.extra == {}
     assert kind_of("cluster.extra.wckey") == "execution", "resume takes another"
 
@@ -27,7 +29,7 @@ def test_options_are_taken_as_typed_and_null_leaves_one_out() -> None:
     (["cluster.extra={ntasks: 5}"], "use cluster.tasks_per_node for it"),
     (["cluster.extra={gpus-per-task: 1}"], "use cluster.gpus_per_node for it"),
     (["cluster.extra={output: /x}"], "use runs_dir for it"),
-    (["cluster.extra={mem: 0}", "cluster.mem_gb=4"], "cluster.mem_gb=4 says it already; leave one out"),
+    (["cluster.extra={mem: 0}", "cluster.mem_gb=4"], "leave one out: cluster.mem_gb=null, or cluster.extra.mem=null"),
     (["cluster.extra={reservatoin: x}"], "sbatch has no option --reservatoin; did you mean reservation?"),
     (["cluster.extra={mem_per_gpu: 2G}"], "did you mean mem-per-gpu?"),
     (["cluster.extra={reservation: [a]}"], "expected text, a number, true for an option without a value"),

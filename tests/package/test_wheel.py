@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.fake_slurm import FakeSlurm
 from tests.support.settings import PATIENCE_S, SMALL, SMALL_DATA
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,6 +171,12 @@ def test_an_installed_package_prepares_trains_and_compares_outside_the_checkout(
     installed.say("report", "@last")
     script = installed.say("submit", *TINY, "cluster=slurm", "cluster.nodes=2", "--dry-run")
     assert str(installed.environment / "bin" / "python") in script
+
+    slurm = FakeSlurm(installed.folder.parent / "slurm")
+    done = installed.run("runyard", "profile", "new", "mine", PATH=slurm.path)
+    assert done.returncode == 0, done.stderr
+    script = installed.say("submit", *TINY, "cluster=mine", "cluster.gpus_per_node=2", "--dry-run")
+    assert "#SBATCH --gres=gpu:h200:2\n" in script
 
     assert installed.files() == before, "nothing is written into the environment"
 

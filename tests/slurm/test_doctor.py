@@ -128,6 +128,35 @@ def test_what_this_slurm_says_of_itself_is_read(site: Cluster, monkeypatch: pyte
     assert "lab" in {row.account for row in found.associations}
 
 
+def test_a_profile_of_this_slurm_gets_a_job_its_share_of_a_node(site: Cluster, data_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "configs" / "cluster").mkdir(parents=True)
+
+    def say(*words: str) -> str:
+        env = {k: v for k, v in site.sandbox.environment.items() if k != "PYTHONPATH"}
+        done = subprocess.run([sys.executable, "-m", "runyard", *words], cwd=tmp_path, env=env, capture_output=True,
+                              text=True, timeout=PATIENCE_S)  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    file = "configs/cluster/thrown_away.yaml"  # not into the checkout
+    written = json.loads(say("profile", "new", "thrown_away", "--out", file, "--json"))["settings"]
+    assert (written["account"], written["partition"], written["gpus_per_node"]) == ("lab", "main", 1)
+    assert (written["cpus_per_task"], written["requeue"]) == (32, True)
+    places = [f"data.root={data_root}", f"runs_dir={tmp_path / 'runs'}"]
+    words = ["experiment=null", *SMALL, *places, "cluster=thrown_away"]
+    checks = json.loads(say("doctor", *words, "--no-job", "--json"))
+    assert [check for check in checks if check["state"] == "failed"] == []
+    for gpus in (1, 2):
+        script = json.loads(say("submit", *words, f"cluster.gpus_per_node={gpus}", "--dry-run", "--json"))["script"]
+        (tmp_path / "script").write_text(script)
+        job = site.sandbox.run("sbatch", "--parsable", "--hold", "--output=/dev/null", str(tmp_path / "script")).strip()
+        shown = site.sandbox.run("scontrol", "show", "job", job)
+        site.sandbox.run("scancel", job)
+        assert f"cpu={32 * gpus}," in shown, shown
+        assert "Account=lab" in shown
+        assert f"MemPerTres=gres/gpu:{125 * 1024}" in shown or f"mem={125 * gpus}G" in shown, shown
+
+
 @pytest.mark.parametrize("value", ["preemption=yes;requeue=true", "a b, c: d=/e@f+g_h"])
 def test_a_comment_arrives_as_it_was_given(site: Cluster, settings: list[str], value: str) -> None:
     done = runyard(site, "submit", *settings, f'cluster.comment="{value}"', "--dry-run", "--json")

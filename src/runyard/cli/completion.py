@@ -40,6 +40,8 @@ def completions(line: str) -> list[str]:
     if tokens[0] == "slurm":
         actions = ("up", "down", "shell", "status") if len(tokens) == 2 else ()
         return [action for action in actions if action.startswith(current)]
+    if tokens[0] == "profile":
+        return ["new"] if len(tokens) == 2 and "new".startswith(current) else []
     if tokens[0] not in COMMANDS:
         return []
     argument_names = positionals(tokens[0])

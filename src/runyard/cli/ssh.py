@@ -24,7 +24,7 @@ from runyard.installation import IN_CHECKOUT, SCRIPTS
 from runyard.ownership import per_user_name, private_folder
 
 # Commands that compose a configuration or run code: the project is sent first.
-SENDING = ("prepare", "submit", "sweep", "resume", "create", "doctor", "settings")
+SENDING = ("prepare", "submit", "sweep", "resume", "create", "doctor", "settings", "profile")
 READING = ("status", "logs", "cancel", "report", "compare", "leaderboard", "export", "slurm")
 # Options by command that name a file or folder to write: it is written there, and brought here.
 OUTPUTS = {"compare": ("--html", "--png"), "export": ("--to",)}

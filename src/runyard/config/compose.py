@@ -39,7 +39,7 @@ from runyard.config.schema import Config
 from runyard.config.secrets import refuse_secrets
 from runyard.config.yaml_texts import restore_texts
 from runyard.errors import UserError
-from runyard.installation import CONFIGS
+from runyard.installation import CONFIGS, cluster_profiles, own_configs
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def compose(overrides: list[str]) -> Composed:
         return dataclasses.replace(compose([*picked, *other_overrides]), choice=choice)
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            composed = hydra_compose("train", overrides=[f"++{o}" if in_mapping(name_of(o)) else o for o in overrides])
+            words = [f"++{o}" if in_mapping(name_of(o)) else o for o in overrides]
+            composed = hydra_compose("train", overrides=[*_search_path(overrides), *words])
             unresolved = OmegaConf.to_container(composed)
             values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -179,13 +180,23 @@ def visible_gpus() -> tuple[int, ...]:
 @functools.cache
 def config_groups() -> dict[str, list[str]]:
     """Return each configuration group with its options."""
-    return {g.name: sorted(p.stem for p in g.glob("*.yaml")) for g in sorted(CONFIGS.iterdir()) if g.is_dir()}
+    groups = {g.name: sorted(p.stem for p in g.glob("*.yaml")) for g in sorted(CONFIGS.iterdir()) if g.is_dir()}
+    return groups | {"cluster": sorted({file.stem for file in cluster_profiles()})}
 
 
 def network_settings() -> list[str]:
     """Return the settings of all network files in configs/model, such as model.widths."""
     files = sorted((CONFIGS / "model").glob("*.yaml"))
     return list(dict.fromkeys(f"model.{key}" for file in files for key in _settings_of(file)))
+
+
+def _search_path(overrides: list[str]) -> list[str]:
+    """Return the override that has Hydra look for a cluster profile in the working folder, too, where one is named."""
+    own, names = own_configs(), [o.partition("=")[2] for o in overrides if o.startswith("cluster=")]
+    if own is None or all((CONFIGS / "cluster" / f"{name}.yaml").exists() for name in names):
+        return []
+    quoted = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + "\\'" * bool(m[2]), f"file://{own}")
+    return [f"hydra.searchpath=['{quoted}']"]
 
 
 def _checked_override(override: str) -> str:
@@ -244,7 +255,7 @@ def _time_of_profile(values: dict[str, Any], overridden: set[str]) -> None:
     if time is None or TIMEOUT_SETTING in overridden:
         return
     minutes = minutes_of(str(time), f"{TIME_SETTING}={time}")
-    for file in (CONFIGS / "cluster").glob("*.yaml"):
+    for file in cluster_profiles():
         given = _settings_of(file)
         if "time" in given and given.get("timeout_min", minutes) != minutes and values["cluster"]["name"] == file.stem:
             raise UserError(f"{file}: time and timeout_min are two time limits", "leave one out")

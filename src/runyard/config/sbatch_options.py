@@ -83,10 +83,11 @@ def check_extra(cluster: ClusterConfig) -> None:
     for name, value in cluster.extra.items():
         entry = f"cluster.extra.{name}={format_literal(value)}"
         owner = OWNED.get(name) or (f"cluster.{settings[name]}" if name in settings else None)
-        if (other := OWNED_IF_SET.get(name)) is not None and getattr(cluster, other) is not None:
+        other = OWNED_IF_SET.get(name) if name in given_options({name: value}) else None
+        if other is not None and getattr(cluster, other) is not None:
             raise UserError(
                 f"{entry}: cluster.{other}={getattr(cluster, other)} says it already",
-                f"leave one out: cluster.{other}=null",
+                f"leave one out: cluster.{other}=null, or cluster.extra.{name}=null",
             )
         if owner is not None:
             raise UserError(f"{entry}: not an extra option", f"use {owner} for it")

@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from runyard.config.overrides import TIME_SETTING, setting_types
-from runyard.installation import CONFIGS
+from runyard.installation import CONFIGS, cluster_profiles
 
 
 def restore_texts(values: dict[str, Any]) -> None:
@@ -50,7 +50,8 @@ def _nodes(path: list[str]) -> Iterator[yaml.Node]:
     """Yield what stands at ``path`` in the files that may give it, the last that is merged first."""
     for file in sorted((CONFIGS / "experiment").glob("*.yaml")):
         yield from _nodes_of(file, path)
-    for file in sorted((CONFIGS / path[0]).glob("*.yaml")) if len(path) > 1 else ():
+    group = cluster_profiles() if path[0] == "cluster" else sorted((CONFIGS / path[0]).glob("*.yaml"))
+    for file in group if len(path) > 1 else ():
         yield from _nodes_of(file, path[1:])
     yield from _nodes_of(CONFIGS / "train.yaml", path)
 

@@ -22,6 +22,7 @@ COMMANDS = (  # in the order of `runyard --help`
     "export",
     "rehearse",
     "slurm",
+    "profile",
     "doctor",
     "predict",
     "inspect",
@@ -35,5 +36,6 @@ SHARED_OUTPUT_COMMANDS = (
     "export",
     "compare",
     "leaderboard",
+    "profile",
     "slurm",  # a shell
 )
