@@ -30,9 +30,16 @@ if [ -z "${RUNYARD_BATCH_SHELL_KILLED:-}" ] && end=$(end_time "$shown"); then ex
 
 field() { printf '%s\n' "$shown" | sed -n "s/.* $1=\([^ ]*\).*/\1/p" | sed 's/(null)//'; }
 nodes() { ask sinfo --noheader --Node ${SLURM_JOB_PARTITION:+--partition="$SLURM_JOB_PARTITION"} --format='%N|%t|%f|%G'; }
+# Whether a later job of the chain goes on (runyard.cluster.job.chain).
+job_follows() { [ "${RUNYARD_CHAIN:-}" = "${SLURM_ARRAY_JOB_ID:-none}" ] && [ "$SLURM_ARRAY_TASK_ID" -lt "$SLURM_ARRAY_TASK_MAX" ]; }
 # requeue NODES: requeues the job; NODES are all nodes that it is to exclude from now on, or "" to change nothing. SLURM
 # changes this list for a pending job, not for a running one. Returns only if SLURM refuses; its message is in $refusal.
+# In a chain the next job goes on instead, and this one has done its part.
 requeue() {
+    if job_follows; then
+        [ -z "$1" ] || ask scontrol update JobId="$SLURM_ARRAY_JOB_ID" ExcNodeList="$1" >&2
+        exit 0
+    fi
     refusal=$(ask scontrol requeue "$job") || return 1
     [ -z "$1" ] || ask scontrol update JobId="$job" ExcNodeList="$1" >&2
     exit 75
@@ -45,12 +52,14 @@ if [ "$ended" -ne 0 ] && ! "$python" -c 'import runyard.cluster.job.requeue'; th
     up=$(nodes | grep -Ec '^[^|]*\|(idle|mix|alloc|comp|resv|plnd|pow)[^|*]*\|')
     said="runyard: Python failed on $node"
     if [ "${tried:-${SLURM_RESTART_COUNT:-0}}" -ge 3 ]; then said="$said, as on other nodes before"
-    elif [ "$(field Requeue)" = 0 ] || [ -n "$(field ReqNodeList)" ]; then said="$said, and the job may not move to another node"
+    elif { [ "$(field Requeue)" = 0 ] && ! job_follows; } || [ -n "$(field ReqNodeList)" ]; then
+        said="$said, and the job may not move to another node"
     elif [ "$up" -le "${SLURM_JOB_NUM_NODES:-1}" ]; then said="$said, and no other node is up"
     else
         printf '\n{"event": "exclude", "t": %s, "node": "%s", "why": "Python itself failed there", "job": "%s"}\n' \
             "$(date +%s)" "$node" "$SLURM_JOB_ID" >>"$run/metrics.jsonl"
-        echo "$said: back into the queue, for other nodes" >&2
+        if job_follows; then echo "$said: the next job of the chain takes other nodes" >&2
+        else echo "$said: back into the queue, for other nodes" >&2; fi
         requeue "${list:+$list,}$node"
         said="$said, and the job could not be requeued (${refusal:-no reason given})"
     fi

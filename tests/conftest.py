@@ -18,7 +18,7 @@ from tests.support.settings import SMALL_DATA, compose
 TOGETHER = {
     "faults.py": "runs", "environments.py": "runs", "plain_scripts.py": "runs",
     "rehearsal.py": "cluster", "rehearse.py": "cluster", "doctor.py": "cluster", "wandb_agent.py": "cluster",
-    "submission.py": "queue", "sweep.py": "queue", "watching.py": "queue",
+    "submission.py": "queue", "chain.py": "queue", "sweep.py": "queue", "watching.py": "queue",
 }  # fmt: skip
 
 

@@ -1,9 +1,10 @@
 """Decides whether a job is requeued, for slurm/requeue.sh: ``python -m runyard.cluster.job.requeue ...``.
 
 A job is requeued after every preemption. After a time limit or a crash it is requeued as long as the run makes
-progress, without a node that is at fault. All tasks have ended by then, so nothing that they write is lost. SLURM's
-commands are not called here, because a container may have none: what they print about the job comes on standard input,
-and the nodes that the job is to exclude are written to the file EXCLUDE.
+progress, without a node that is at fault. In a chain (``chain``) its next job goes on instead. All tasks have ended by
+then, so nothing that they write is lost. SLURM's commands are not called here, because a container may have none: what
+they print about the job comes on standard input, and the nodes that the job is to exclude are written to the file
+EXCLUDE.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from runyard import known_causes
-from runyard.cluster.job import sick_nodes, task_ends
+from runyard.cluster.job import chain, sick_nodes, task_ends
 from runyard.cluster.job.alert import tell_end
 from runyard.errors import ExitCode, UserError
 from runyard.files import read_regular
@@ -220,7 +221,7 @@ def finish_job(
         fields = replace(verdict.failure, message=verdict.given_up, before_first_step=False).fields()
         _write_or_report(run_journal, "stop", reason="failed", user_error=False, retry=False, given_up=True, **fields)
         print(f"runyard: {verdict.given_up}", file=sys.stderr, flush=True)
-    if verdict.requeue_cause is None or not run.config.cluster.requeue:
+    if verdict.requeue_cause is None or not (run.config.cluster.requeue or chain.job_follows()):
         message = verdict.failure.message or f"srun ended with {exit_code}"
         tell_end(run, message, given_up=verdict.given_up is not None)
         return verdict.exit_code
@@ -235,7 +236,8 @@ def finish_job(
         )
         print(f"runyard: {node} is left out from now on: {verdict.exclude_reason}", file=sys.stderr, flush=True)
     _write_or_report(run_journal, "requeue", **row)
-    print(f"runyard: {verdict.requeue_cause}: back into the queue, to go on at step {step}", flush=True)
+    where = "the next job of the chain is" if chain.job_follows() else "back into the queue,"
+    print(f"runyard: {verdict.requeue_cause}: {where} to go on at step {step}", flush=True)
     return ExitCode.REQUEUE
 
 
@@ -252,10 +254,23 @@ def record_requeue_refusal(run_dir: str, exit_code: int, reason: str) -> int:
     run = Run.open(run_dir)
     reason = " ".join(reason.split())
     message = f"this job could not be requeued ({reason}); continue with: runyard resume {run.cli_reference}"
+    if "disabled" in reason:
+        message += ", with cluster.requeue=false cluster.chain=5 for five jobs, one after another"
     _write_or_report(Journal(run.journal_path), "warning", message=message)
     print(f"runyard: {message}", file=sys.stderr, flush=True)
     tell_end(run, message, given_up=False)
     return exit_code or ExitCode.FAILED
+
+
+def record_cancellation(run_dir: str, exit_code: int) -> int:
+    """Tell that SLURM ended this job before it could save. Returns the exit code."""
+    run, message = Run.open(run_dir), "SLURM ended the job before it could save"
+    notify_end(run, message, "cancelled")
+    began = float(os.environ.get("RUNYARD_BEGAN") or 0)
+    if chain.job_follows() and _stop(read_events(run.journal_path), began) is None:
+        cause = StopReason.TERM.journal_text  # by which the chain's other jobs know
+        _write_or_report(Journal(run.journal_path), "stop", reason="interrupted", message=message, cause=cause)
+    return exit_code
 
 
 def newest_step(run: Run) -> int:
@@ -277,8 +292,7 @@ if __name__ == "__main__":
     run_dir, code, ending, *rest = sys.argv[1:]
     try:
         if ending == "cancelled":
-            notify_end(Run.open(run_dir), "SLURM ended the job before it could save", "cancelled")
-            sys.exit(int(code))
+            sys.exit(record_cancellation(run_dir, int(code)))
         if ending == "refused":
             sys.exit(record_requeue_refusal(run_dir, int(code), *rest))
         slurm_output = "" if sys.stdin.isatty() else sys.stdin.read()

@@ -16,6 +16,7 @@ import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
 from runyard import slurm_client
+from runyard.cluster.job import chain
 from runyard.cluster.job.train_job import TrainJob, tasks_per_node
 from runyard.cluster.launch.job_environment import bind_line, checked_lines, container_options, journal_command
 from runyard.cluster.launch.refusals import LATER, SubmissionDelayed, refusal
@@ -61,6 +62,8 @@ class SubmissionUnknown(UserError):
 class SbatchJob:
     """One submission: a run, or the points of a sweep as one array, and the batch script that starts them.
 
+    The jobs of a run with ``cluster.chain`` are an array, too, of which one runs at a time.
+
     Args:
         name: The job's name in SLURM: the run's id, or the sweep's.
         folder: Where submitit puts its files, the script and the tasks' logs.
@@ -97,16 +100,16 @@ class SbatchJob:
             raise UserError(f"runs_dir: SLURM would expand the % in {self.folder}, where logs go", "set one without it")
         if character := next((c for c in str(self.folder) if c in "'\"\\" or not c.isprintable()), None):
             raise UserError(f"runs_dir: sbatch would misread the {character!r} in {self.folder}", "set one without it")
-        count = len(self.runs) if len(self.runs) > 1 else None
+        count = max(len(self.runs), self.cluster.chain)
         command = (
             f"{self._python} -m runyard.cluster.job.task -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
         )
-        text = str(_make_sbatch_string(command, self.folder, map_count=count, **self.parameters))
+        text = str(_make_sbatch_string(command, self.folder, map_count=count if count > 1 else None, **self.parameters))
         _check_script(text, self._required_directives())
         return text
 
     def submit(self, held_locks: Sequence[int] = ()) -> list[str]:
-        """Put the job on the queue. Returns one id per run: ``12``, or ``12_0``, ``12_1``, ... of an array.
+        """Put the job on the queue. Returns one id per run: ``12``, or ``12_0``, ``12_1``, ... of a sweep's array.
 
         Args:
             held_locks: Descriptors of open lock files that sbatch holds as well, for it may outlive this command.
@@ -215,11 +218,22 @@ class SbatchJob:
         # set +e: if a line of env_setup set -e, the script would end with srun, and requeue nothing.
         begin = f". {shlex.quote(str(self._scripts / 'begin.sh'))}"
         # Each task reads its pickle by the job's number, which is not known before sbatch answers, if it does.
-        element = "${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
-        pickle = f'ln -sf {self.path.stem}"{element}".pkl {shlex.quote(str(self.folder))}/"$job"_submitted.pkl'
+        element = "" if self.cluster.chain > 1 else '"${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"'
+        pickle = f'ln -sf {self.path.stem}{element}.pkl {shlex.quote(str(self.folder))}/"$job"_submitted.pkl'
         env_setup = checked_lines(self.cluster.env_setup, f"{private}; {journal_command(self._run)}")
         binds = bind_line(self.runs[0].config)
-        return [*env_setup, "set +e", private, owner_check, snapshot, find_python_line(), binds, begin, pickle]
+        return [
+            *env_setup, "set +e", private, owner_check, snapshot, find_python_line(), binds, begin, pickle,
+            *self._chain_lines(),
+        ]  # fmt: skip
+
+    def _chain_lines(self) -> list[str]:
+        """Return the lines with which a later job of a chain ends at once if the run is over."""
+        if self.cluster.chain == 1:
+            return []
+        exports, python = self._python_outside
+        over = f'[ "$SLURM_ARRAY_TASK_ID" -gt 0 ] && {python} -m runyard.cluster.job.chain {self._run}'
+        return [f'export {chain.VARIABLE}="$SLURM_ARRAY_JOB_ID"', f"{exports}if {over}; then exit 0; fi"]
 
     @property
     def _code_owner_uid(self) -> int:
@@ -229,13 +243,18 @@ class SbatchJob:
 
     def _teardown(self) -> list[str]:
         """Return the lines after srun: they requeue the job if the run can continue, and report how it ended."""
-        python, before = self._python, ""
-        if options := container_options(self.runs[0].config):  # this shell is outside of the image
-            image, mounts = (shlex.quote(option.partition("=")[2]) for option in options)
-            before = f"export RUNYARD_TASK_PYTHON={python} RUNYARD_IMAGE={image} RUNYARD_MOUNTS={mounts}; "
-            python = shlex.quote(str(self._scripts / "in_container.sh"))
+        exports, python = self._python_outside
         requeue = shlex.quote(str(self._scripts / "requeue.sh"))
-        return [f"ended=$?; {before}exec {requeue} {python} {self._run} $ended"]
+        return [f"ended=$?; {exports}exec {requeue} {python} {self._run} $ended"]
+
+    @property
+    def _python_outside(self) -> tuple[str, str]:
+        """What the batch script's shell, which is outside of the job's image, exports for Python, and calls it by."""
+        if not (options := container_options(self.runs[0].config)):
+            return "", self._python
+        image, mounts = (shlex.quote(option.partition("=")[2]) for option in options)
+        exports = f"export RUNYARD_TASK_PYTHON={self._python} RUNYARD_IMAGE={image} RUNYARD_MOUNTS={mounts}; "
+        return exports, shlex.quote(str(self._scripts / "in_container.sh"))
 
     @property
     def _run(self) -> str:
@@ -274,7 +293,7 @@ def _parameters(cluster: ClusterConfig, after: str | None) -> dict[str, Any]:
         "ntasks_per_node": tasks_per_node(cluster),
         "mem": f"{cluster.mem_gb}GB" if cluster.mem_gb else None,
         "time": cluster.timeout_min,
-        "dependency": after if after is None or ":" in after else f"afterok:{after}",
+        "dependency": ",".join(_dependencies(cluster, after)) or None,
     }
     # Kill on a bad exit: a job would hang without its dead rank. CPUs again: since SLURM 22.05 srun inherits none.
     srun_args = ["--kill-on-bad-exit=1", "--open-mode=append"]
@@ -282,7 +301,7 @@ def _parameters(cluster: ClusterConfig, after: str | None) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None} | {
         "wckey": None,  # submitit would give its own
         "signal_delay_s": cluster.signal_delay_s,
-        "array_parallelism": cluster.array_parallelism,
+        "array_parallelism": cluster.array_parallelism if cluster.chain == 1 else 1,
         "srun_args": srun_args,
         "additional_parameters": {
             "requeue" if cluster.requeue else "no-requeue": True,
@@ -290,6 +309,16 @@ def _parameters(cluster: ClusterConfig, after: str | None) -> dict[str, Any]:
             **given_options(cluster.extra),
         },
     }
+
+
+def _dependencies(cluster: ClusterConfig, after: str | None) -> list[str]:
+    """Return what a job waits for: ``after``, and if it is of a chain, any other job of its run's name.
+
+    Singleton does not keep the elements of one array from running at the same time (seen in SLURM 22.05): the array's
+    own limit does.
+    """
+    earlier = [] if after is None else [after if ":" in after else f"afterok:{after}"]
+    return earlier if cluster.chain == 1 else [*earlier, "singleton"]
 
 
 def _check_script(text: str, expected: list[str]) -> None:

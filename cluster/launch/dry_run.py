@@ -18,7 +18,8 @@ def print_plan(plan: SubmissionPlan, *, as_json: bool) -> None:
     on_slurm = plan.config.cluster.launcher == "slurm"
     script = planned_job([point.config for point in plan.configs], plan.after).script() if on_slurm else None
     tasks, gpus = tasks_and_gpus(plan.config.cluster)
-    hours = plan.config.cluster.timeout_min / 60 * plan.config.cluster.nodes * len(plan.configs)
+    jobs = len(plan.configs) * plan.config.cluster.chain
+    hours = plan.config.cluster.timeout_min / 60 * plan.config.cluster.nodes * jobs
     if as_json:
         facts = {"script": script, "config": config_to_dict(plan.config), "differences": differing}
         cost = {"points": len(plan.configs), "node_hours": hours, "gpu_hours": hours * gpus}
@@ -46,6 +47,6 @@ def _describe_size(plan: SubmissionPlan, tasks: int, gpus: int, hours: float) ->
     return (
         f"{points}{nodes}, {tasks} task{'s' * (tasks > 1)} and {gpus} GPU{'s' * (gpus != 1)} on each, "
         f"{images_per_task} images of the global batch {plan.config.batch_size} per task; "
-        f"at most {c.timeout_min} min and {cost}"
+        f"at most {f'{c.chain} jobs, one after another, of ' if c.chain > 1 else ''}{c.timeout_min} min and {cost}"
         f"{' until the first time limit' if c.requeue else ''}"
     )

@@ -97,6 +97,7 @@ def plan_submission(
     preflight(first_context, include_slurm=not dry_run)
     if (warning := python_warning(first.config)) is not None:
         print(f"runyard: warning: {warning}", file=sys.stderr, flush=True)
+    require_no_chain(first.config.cluster, several=len(points) > 1)
     if len({repr(point.config.cluster) for point in points}) > 1:
         raise UserError("a sweep is one array of equal jobs", "leave the cluster's settings out of what it varies")
     for point in points[1:]:
@@ -107,6 +108,16 @@ def plan_submission(
         with contextlib.suppress(QueryError):
             expected_start = first_context.expected_start
     return SubmissionPlan(points, after, assignment, expected_start)
+
+
+def require_no_chain(cluster: ClusterConfig, *, several: bool = True) -> None:
+    """Refuse ``cluster.chain`` for several runs, which are one array already.
+
+    Raises:
+        UserError: it is set.
+    """
+    if several and cluster.chain > 1:
+        raise UserError(f"cluster.chain={cluster.chain}: is for a single run", "submit the runs one by one")
 
 
 def submit(plan: SubmissionPlan, waiting: Waiting | None = None) -> list[tuple[Run, JobHandle]]:
@@ -329,6 +340,8 @@ def enqueue(
     batch = SbatchJob(name, folder, runs, after)
     for run in runs:
         job = job_record(run, folder)
+        if config.cluster.chain > 1:
+            job["chain"] = config.cluster.chain
         record_submission(run, batch.token, job if name == run.id else {**job, "name": name})
     try:
         ids = batch.submit([lock for lock in hold if lock is not None])
@@ -358,7 +371,7 @@ def _require_first_job(run: Run, job_id: str) -> None:
     """
     jobs = queue.all_user_jobs([job_id], slurm_client.RETRY_TIMEOUT_S).jobs_of(run.path)
     first = next((job for job in reversed(jobs) if job.active), None)
-    if first is not None and first.id != job_id:
+    if first is not None and first.id.partition("_")[0] != job_id:  # no element: this is of one run
         raise UserError(
             f"run {run.id} already has job {first.id}, from another command", f"see: runyard status {run.id}"
         )

@@ -93,7 +93,8 @@ class SlurmJobHandle:
         if not self._over and time.monotonic() - self._asked_at >= QUEUE_POLL_S:
             self._asked_at = time.monotonic()
             answer = queue.squeue([self.id])
-            states = {job.state for job in answer.jobs.values() if job.id == self.id}
+            # Of a chain all jobs. They have the array's number, which no other job has.
+            states = {job.state for job in answer.jobs.values() if self.id in (job.id, job.id.partition("_")[0])}
             self._over = answer.error is None and states <= FINAL_STATES
         return self._over
 

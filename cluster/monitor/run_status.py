@@ -148,9 +148,17 @@ def _needs_accounting(run: RunSummary, squeue_answer: JobAnswer) -> bool:
 def derive_status(run: RunSummary, squeue_answer: JobAnswer, sacct_answer: JobAnswer, now: float) -> RunStatus:
     """Return the status of ``run`` from the answers of squeue and sacct at ``now``, unix seconds."""
     status = _derive(run, squeue_answer, sacct_answer, now)
+    if status.job is not None and status.active:
+        status = replace(status, message=status.message + _chain_text(status.job, squeue_answer.jobs_of(run.path)))
     if run.record.get("pruned") is True and status.state in (RunState.INTERRUPTED, RunState.KILLED):
         return replace(status, state=RunState.PRUNED, message=f"its search stopped it; {status.message}")
     return status
+
+
+def _chain_text(job: JobInfo, jobs: Sequence[JobInfo]) -> str:
+    """Return how many more jobs of a chain wait besides ``job``; else ""."""
+    count = sum(other.pending and other.id != job.id for other in jobs)
+    return f"; {count} more job{'s' * (count > 1)} of its chain wait{'s' * (count == 1)}" if count else ""
 
 
 def _derive(run: RunSummary, squeue_answer: JobAnswer, sacct_answer: JobAnswer, now: float) -> RunStatus:
@@ -197,6 +205,10 @@ def _derive(run: RunSummary, squeue_answer: JobAnswer, sacct_answer: JobAnswer, 
 
 def _status_of_pending_job(run: RunSummary, job: JobInfo, accounted: JobInfo | None, now: float) -> RunStatus:
     code, meaning = job_states.pending_reason(job)
+    if len(run.chain) > 1 and (end := run.recorded_end) is not None and end.is_final:
+        cancel = f"runyard cancel {run.reference}"
+        message = f"{end.message or end.reason}; the jobs left in its chain will end at once, or end them now: {cancel}"
+        return RunStatus(run, RunState.WAITING, message, code, job)
     resume_text = ""
     if run.starts:
         cause = job_states.previous_end_reason(accounted) if accounted else None
@@ -218,7 +230,7 @@ def _status_of_running_job(run: RunSummary, job: JobInfo, now: float) -> RunStat
         last = None  # of an earlier start
     state, message = RunState.RUNNING if last else RunState.STARTING, ""
     if isinstance(last, RequeueEvent):
-        state, message = RunState.STOPPING, f"{REQUEUE_CAUSE_TEXT.get(last.cause, last.cause)}: about to be requeued"
+        state, message = RunState.STOPPING, f"{REQUEUE_CAUSE_TEXT.get(last.cause, last.cause)}: about to go on"
     elif isinstance(last, StopEvent):
         failed = run.journal.state is RunState.FAILED
         reason = known_causes.describe_failure(last.failure.fields()) if failed else last.message or last.reason
@@ -300,12 +312,13 @@ def _status_of_vanished_job(run: RunSummary, job: JobInfo | None, nodes: tuple[s
 
 
 def current_job(run: RunSummary, squeue_answer: JobAnswer) -> JobInfo | None:
-    """Return the run's job that squeue shows: a running one, else a pending one, else the newest.
+    """Return the run's job that squeue shows: a running one, else the first pending one, else the newest.
 
     SLURM decides which jobs are the run's, and not the run's record: job ids are reused, and a record may be copied.
     """
     jobs = squeue_answer.jobs_of(run.path)
-    active = next((job for job in jobs if job.running), None) or next((job for job in jobs if job.pending), None)
+    next_job = next((job for job in reversed(jobs) if job.pending), None)  # a chain has several
+    active = next((job for job in jobs if job.running), None) or next_job
     return active or next((job for job in jobs if not run.slurm_jobs or job.id == run.slurm_jobs[-1]), None)
 
 

@@ -18,7 +18,8 @@ PENDING_REASONS = {
     "`runyard cancel` this one",
     "BeginTime": "its time to start has not come; a job that was put back into the queue waits about two minutes",
     "Cleaning": "what is left of its last attempt is being cleared away",
-    "JobArrayTaskLimit": "the sweep already runs as many points at a time as it may (cluster.array_parallelism)",
+    "JobArrayTaskLimit": "the sweep already runs as many points at a time as it may (cluster.array_parallelism), or "
+    "the chain its one job",
     "JobHeldUser": "held by its owner: `scontrol release {id}` lets it go",
     "JobHeldAdmin": "held by an administrator, or by SLURM after it could not be started: ask them; "
     "`scontrol show job {id}` may say why",

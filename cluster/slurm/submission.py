@@ -64,15 +64,20 @@ def record_submission(run: Run, token: str, job: JobRecord) -> None:
 
 
 def finish_submission(run: Run, job_id: str | None) -> None:
-    """Record the result of the submission: the job's id, or None for no job."""
+    """Record the result of the submission: the job's id, of a chain the number of any of its jobs; None for no job."""
     with run.editing_record() as record:
         _conclude(record, job_id)
 
 
 def _conclude(record: RunRecord, job_id: str | None) -> None:
     job = record.pop("submission", None)
-    if job is not None and job_id is not None and job_id not in [recorded["id"] for recorded in record["jobs"]]:
-        record["jobs"].append({**job, "id": job_id})
+    if job is None or job_id is None:
+        return
+    ids = [job_id]
+    if (count := job.pop("chain", 1)) > 1:
+        ids = [f"{job_id.partition('_')[0]}_{k}" for k in range(count)]
+    known = [recorded["id"] for recorded in record["jobs"]]
+    record["jobs"] += [{**job, "id": number} for number in ids if number not in known]
 
 
 def resolve_pending(run: Path, squeue_answer: JobAnswer, starts: list[StartEvent], *, held: bool = False) -> None:

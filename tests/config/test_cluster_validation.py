@@ -198,6 +198,7 @@ LOCALLY_IGNORED: dict[str, Any] = {
     "stage_data": "/tmp",
     "requeue": True,
     "array_parallelism": 4,
+    "chain": 5,
 }
 
 
@@ -216,6 +217,10 @@ def test_what_this_machine_would_ignore_is_refused(name: str) -> None:
         ({"gres": "tmpdisk:5", "gpus_per_node": 4}, "asks for 0 GPUs"),
         ({"gpus_per_node": 4, "tasks_per_node": 6}, "cluster.tasks_per_node=6: does not divide among"),
         ({"timeout_min": 2, "signal_delay_s": 100}, "cluster.timeout_min=2: .* set cluster.timeout_min=3 at least"),
+        (
+            {"chain": 5, "requeue": True},
+            "cluster.chain=5: takes the place of requeueing, and cluster.requeue=true; set",
+        ),
         ({"mail_user": "ada"}, "without cluster.mail_type no mail is sent"),
         ({"mail_type": "END,FALL"}, "SLURM knows no 'FALL'"),
         ({"mail_type": "FA\u0131L"}, "SLURM knows no 'FA"),  # whose capital letter is I

@@ -113,14 +113,16 @@ def qos(context: CheckContext) -> str:
 
 
 def array_size(context: CheckContext) -> str:
-    """Check that SLURM's arrays can have as many elements as the sweep has points."""
+    """Check that SLURM's arrays can have as many elements as the sweep has points, or the chain jobs."""
     maximum = context.cluster_info.max_array_size
     if context.sweep_size > maximum:
         raise UserError(
             f"a sweep of {context.sweep_size} points: this SLURM's arrays hold at most {maximum}",
             "submit it in parts of that size",
         )
-    return f"{context.sweep_size} of at most {maximum}"
+    if (chain := context.config.cluster.chain) > maximum:
+        raise UserError(f"cluster.chain={chain}: this SLURM's arrays hold at most {maximum}", "set that at most")
+    return f"{max(context.sweep_size, chain)} of at most {maximum}"
 
 
 def dependency(context: CheckContext) -> str:

@@ -39,6 +39,7 @@ def check_cluster(cluster: ClusterConfig) -> None:
     else:
         _check_gpus(cluster)
         _check_time(cluster)
+        _check_chain(cluster)
 
 
 def gres_counts(gres: str) -> dict[str, tuple[str, int]]:
@@ -126,4 +127,12 @@ def _check_time(cluster: ClusterConfig) -> None:
             f"cluster.timeout_min={cluster.timeout_min}: the job is asked to save cluster.signal_delay_s="
             f"{cluster.signal_delay_s} s before its end, and needs {START_AND_SAVE_S} s to start and save",
             f"set cluster.timeout_min={minimum_min} at least, or a shorter signal_delay_s",
+        )
+
+
+def _check_chain(cluster: ClusterConfig) -> None:
+    if cluster.chain > 1 and cluster.requeue:
+        raise UserError(
+            f"cluster.chain={cluster.chain}: takes the place of requeueing, and cluster.requeue=true",
+            "set cluster.requeue=false, or leave cluster.chain out",
         )

@@ -245,6 +245,14 @@ class ClusterConfig:
     requeue: bool = slurm(
         "Requeue automatically after a time limit, a preemption, a crash or a node failure", unset=False
     )
+    chain: int = slurm(
+        "Jobs that are submitted at once for a run, each of which goes on where the one before it stopped, for "
+        "clusters without requeueing; needs requeue=false",
+        minimum=1,
+        maximum=100,
+        unset=1,
+        legacy_default=1,
+    )
     array_parallelism: int = slurm("Points of a sweep that run at the same time", minimum=1, unset=16)
     python: str | None = slurm(
         "Program that starts Python in a job; null: slurm/python.sh of this checkout", pattern=patterns.PROGRAM

@@ -105,6 +105,11 @@ class StopEvent(Event):
         """Whether the batch script may put the job back into the queue after this."""
         return self.reason == "interrupted" or (self.reason == "failed" and self.retry and not self.given_up)
 
+    @property
+    def is_final(self) -> bool:
+        """Whether no job goes on by itself after this: finished, failed for good or given up, stopped by a person."""
+        return not self.may_be_requeued or self.cause == "TERM"
+
 
 @dataclass(frozen=True, slots=True)
 class RequeueEvent(Event):

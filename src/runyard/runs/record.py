@@ -24,13 +24,16 @@ RUN_HINT = "restore it, or start another run with `runyard submit`"
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")  # SLURM's, or a process id on this machine
 Kind = type | tuple[type, ...]
 JOB_KINDS: dict[str, Kind] = {"launcher": str, "logs": str, "submitted": (int, float), "nodes": int, "name": str,
-                              "tasks_per_node": int, "tasks": int}  # fmt: skip
+                              "tasks_per_node": int, "tasks": int, "chain": int}  # fmt: skip
 RECORD_KINDS: dict[str, Kind] = {"name": str, "overrides": list, "wandb": dict, "trial": int,
                                  "from_scratch": (int, float), "sweep": (str, type(None))}  # fmt: skip
 
 
 class JobRecord(TypedDict, total=False):
-    """A job of a run; all of it but ``id`` may be missing. A ``submission`` is one that has no id yet."""
+    """A job of a run; all of it but ``id`` may be missing. A ``submission`` is one that has no id yet.
+
+    That of a chain says of how many jobs, ``chain``; these then have one ``token``.
+    """
 
     id: str
     launcher: str
@@ -43,6 +46,7 @@ class JobRecord(TypedDict, total=False):
     logs: str
     token: str
     name: str
+    chain: int
 
 
 class WandbAssignment(TypedDict, total=False):

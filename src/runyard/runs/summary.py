@@ -108,12 +108,20 @@ class RunSummary:
         """
         recorded: JobRecord = self.record["jobs"][-1] if self.record["jobs"] else {}
         start = self.starts[-1] if self.starts else None
+        if start is not None and (of_chain := [job for job in self.chain if job["id"] == start.job_id]):
+            return of_chain[0]
         if start is None or start.job_id in (None, recorded.get("id")) or start.launcher == "submitit, local":
             return recorded
         if start.t > recorded.get("submitted", 0) and JOB_ID.fullmatch(str(start.job_id)):
             job: JobRecord = {"id": str(start.job_id), "launcher": "slurm", "submitted": start.t}
             return job if start.nodes is None else {**job, "nodes": start.nodes}
         return recorded
+
+    @property
+    def chain(self) -> list[JobRecord]:
+        """The jobs of the newest submission, oldest first: several are a chain (``cluster.chain``)."""
+        jobs = self.record["jobs"]
+        return [job for job in jobs if job is jobs[-1] or ("token" in job and job["token"] == jobs[-1].get("token"))]
 
     @property
     def pending_submission(self) -> JobRecord | None:

@@ -45,6 +45,7 @@ SCRIPTS = {
               "cluster.python=/opt/env/bin/python"],
     "extra": ["cluster=slurm", "cluster.extra={reservation: course, exclusive: true, mem: 0, licenses: 'a:1,b:2'}",
               "cluster.extra.wckey=lab", "cluster.extra.hint=null"],
+    "chain": ["cluster=slurm", "cluster.requeue=false", "cluster.chain=5"],
     "spaces": ["cluster=slurm", "runs_dir='/tmp/my runs'"],
 }  # fmt: skip
 

@@ -197,7 +197,8 @@ def dependency_job_id(reference: str, runs_dir: Callable[[], str]) -> str:
         prefix = ""
     if re.fullmatch(r"[0-9]{1,11}(_[0-9]{1,11})?", reference):
         return prefix + reference
-    jobs = run_status(RunSummary(find_run_dir(reference, runs_dir()))).run.slurm_jobs
-    if not jobs:
+    run = run_status(RunSummary(find_run_dir(reference, runs_dir()))).run
+    if not run.slurm_jobs:
         raise UserError(f"--after {reference}: that run has no job on SLURM", "give a job number or another run")
-    return prefix + jobs[-1]
+    newest = run.slurm_jobs[-1]
+    return prefix + (newest.partition("_")[0] if len(run.chain) > 1 else newest)  # of a chain all jobs

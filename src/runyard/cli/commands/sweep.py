@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         console.print(printable(line))
 
     plan = Waiting(report).until_accepted(lambda: launcher.plan_submission([*fixed, *lowest_point(space)]))
+    launcher.require_no_chain(plan.config.cluster)
     config, local = plan.config, plan.config.cluster.launcher == "local"
     with search_lock(folder) as locks:
         settings.save(folder)
