@@ -47,7 +47,7 @@ def test_nothing_is_asked_at_first() -> None:
 
 @pytest.mark.parametrize(("sent", "heard", "words"), [
     ([signal.SIGUSR2], StopReason.USR2, "USR2"),
-    ([signal.SIGUSR1], StopReason.USR2, "USR2"),
+    ([signal.SIGUSR1], StopReason.USR1, "USR1"),
     ([signal.SIGTERM], StopReason.TERM, "TERM"),
     ([signal.SIGUSR2, signal.SIGTERM], StopReason.TERM, "TERM"),
     ([signal.SIGTERM, signal.SIGUSR2], StopReason.TERM, "TERM"),
