@@ -135,6 +135,7 @@ def site(request: pytest.FixtureRequest, slurm: FakeSlurm, monkeypatch: pytest.M
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", SITES, indirect=True)
 def test_a_run_is_submitted_trained_resumed_and_cancelled(
     site: Site, slurm: FakeSlurm, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
