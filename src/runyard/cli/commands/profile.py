@@ -8,7 +8,7 @@ import json
 from runyard.errors import UserError
 
 HELP = "write a cluster's profile, configs/cluster/NAME.yaml, from what its SLURM says"
-EXAMPLE = "runyard profile new mycluster --partition gpu    (then: runyard doctor cluster=mycluster)"
+EXAMPLE = "runyard profile new mycluster --partition gpu"
 PROFILE_DETAILS = """
 Asks sinfo, scontrol and sacctmgr for partitions, GPUs, CPUs, memory, limits and your accounts, and writes a file in
 which each setting has a comment of what SLURM said; it submits nothing. In a checkout the file goes into its
