@@ -101,8 +101,7 @@ def test_a_sweep_is_one_array_with_a_run_per_point(
 
 
 def test_points_that_differ_in_the_cluster_are_no_array(refused: Refused, small: list[str], slurm: FakeSlurm) -> None:
-    said = refused("submit", *small, "-m", "cluster=slurm", "cluster.nodes=1,2")
-    assert said.startswith("a sweep is one array of equal jobs")
+    assert refused("submit", *small, "-m", "cluster=slurm", "cluster.nodes=1,2").startswith("-m: ")
     assert slurm.submissions == []
 
 
