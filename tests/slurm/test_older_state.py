@@ -37,6 +37,6 @@ def test_a_job_whose_start_the_controller_has_forgotten_starts_anew_and_finishes
         gate.touch()
         sandbox.start_controller()
         assert "State=RUNNING" not in sandbox.run("scontrol", "show", "job", job(run)), "it was to forget the start"
-        sandbox.run("scontrol", "update", "NodeName=node1", "State=RESUME", check=False)  # where it remembers the drain
+        sandbox.restore()  # the drain, which it remembers
         until_finished(run)
         assert (len(rows(run, "start")), rows(run, "requeue"), rows(run, "warning")) == (1, [], []), said(run)
