@@ -138,17 +138,13 @@ def test_a_run_that_was_never_trained_can_be_reported_but_not_used(
 
 @pytest.mark.parametrize("out", ["/dev/null", "/dev/full", ".", "nosuch/o.csv", ""])
 def test_predict_writes_no_file_over_a_device_or_a_folder(refused: Refused, run: Path, out: str) -> None:
-    assert "expected a file name in a folder that exists" in refused(
-        "predict", str(run), "--images", "x.npy", "--out", out
-    )
+    assert "--out " in refused("predict", str(run), "--images", "x.npy", "--out", out)
     assert Path("/dev/null").is_char_device()
 
 
 @pytest.mark.parametrize("columns", ["a", "a,b,c", ",", "a,a"])
 def test_predict_takes_two_names_for_two_columns(refused: Refused, run: Path, columns: str) -> None:
-    assert "expected two different names" in refused(
-        "predict", str(run), "--images", "x", "--out", "o.csv", "--columns", columns
-    )
+    assert "--columns " in refused("predict", str(run), "--images", "x", "--out", "o.csv", "--columns", columns)
 
 
 TRAIN_ON_A_FULL_DISK = """

@@ -127,7 +127,7 @@ def record(**values: Any) -> str:
         ("run.json", None, "no run directory"),
         ("run.json", "", "run.json: damaged"),
         ("run.json", "[]", "no mapping"),
-        ("run.json", '{"format": "other"}', "format 'other', expected 'runyard-run-1'"),
+        ("run.json", '{"format": "other"}', "format 'other'"),
         ("run.json", '{"format": "runyard-run-1"}', "no plain name"),
         ("run.json", record(id="../victim"), r"run.json: damaged \(id '../victim': no plain name\)"),
         ("run.json", record(id=".code"), "no plain name"),

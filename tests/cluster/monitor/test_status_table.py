@@ -110,7 +110,7 @@ def test_a_sweep_is_shown_alone(folder: Folder, status: Any) -> None:
     assert [run["sweep"] for run in json.loads(status("--sweep", "@last", "--json")[1])] == ["20260922-grid"]
     code, _, err = status("--sweep", "20260921")
     assert (code, err.count("\n")) == (2, 1)
-    assert "fits 2 in" in err
+    assert "--sweep 20260921: " in err
 
 
 def test_a_named_run_that_failed_gives_exit_code_1_and_the_table_of_all_does_not(folder: Folder, status: Any) -> None:
