@@ -173,10 +173,15 @@ get_browser() {
         apt_install chromium fonts-dejavu || say "no browser here, so tests of pages are skipped; as root: apt-get install chromium"
 }
 
-mkdir -p build
-if have flock; then
-    exec 9>build/setup.lock
-    flock -n 9 || { say "waiting for another set-up in this folder"; flock 9; }
+# A checkout that cannot be written, such as another's on a share, may have all that is needed.
+if [ -w . ]; then
+    mkdir -p build
+    if have flock; then
+        exec 9>build/setup.lock
+        if flock -n 9 2>/dev/null; then :
+        elif [ $? = 1 ]; then say "waiting for another set-up in this folder"; flock 9
+        else say "warning: this disk has no file locks; going on without them"; fi
+    fi
 fi
 export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}" UV_PYTHON_DOWNLOADS=never # seconds without a byte; never a Python of uv's own
 if [ -t 2 ]; then quiet=; else quiet=-q; fi
@@ -196,6 +201,7 @@ if [ "$target" = browser ]; then
     exit
 fi
 if ! ready; then
+    [ -w . ] || { say "not set up, and $PWD cannot be written: run make setup where it can, or copy the checkout"; exit 2; }
     find_python
     get_libraries
     get_uv

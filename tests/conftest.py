@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from runyard.config.schema import Config
-from tests.support.settings import SMALL_DATA, compose
+from tests.support.settings import ROOT, SMALL_DATA, compose
 
 # Files of tests/slurm that share clusters and runs.
 TOGETHER = {
@@ -63,6 +65,17 @@ def data_root(shared: Path) -> Path:
     root.mkdir(exist_ok=True)
     prepare_dataset(compose(*SMALL_DATA, f"data.root={root}").data, progress=False)
     return root
+
+
+@pytest.fixture(scope="session")
+def no_locks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library for LD_PRELOAD with which a disk has no file locks; NO_LOCKS is the number of its error."""
+    if shutil.which("gcc") is None:
+        pytest.skip("needs gcc")
+    built = tmp_path_factory.mktemp("no_locks") / "no_locks.so"
+    source = ROOT / "tests" / "support" / "no_locks.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", built, source, "-ldl"], check=True)
+    return built
 
 
 class Together(LoadScopeScheduling):

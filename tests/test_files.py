@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,15 @@ def test_an_error_that_may_pass_is_answered_with_try_again(number: int | None) -
 def test_an_errno_has_one_fix() -> None:
     numbers = [number for numbers in FIXES.values() for number in numbers]
     assert len(numbers) == len(set(numbers))
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFSOCK], ids=["FIFO", "socket"])
+def test_what_is_no_file_is_not_replaced_by_one(kind: int, tmp_path: Path) -> None:
+    os.mknod(tmp_path / "special", 0o600 | kind)
+    with pytest.raises(OSError, match="not a regular file"):
+        write_atomic(tmp_path / "special", "x")
+    assert stat.S_IFMT((tmp_path / "special").lstat().st_mode) == kind
+    assert [path.name for path in tmp_path.iterdir()] == ["special"]
+    (tmp_path / "file").write_text("old")
+    write_atomic(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "new", "the control"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import errno
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,36 +45,26 @@ with search_lock(folder) as locks:
 """
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("gcc") is None:
-        pytest.skip("needs gcc")
-    built = tmp_path_factory.mktemp("no_locks") / "no_locks.so"
-    source = ROOT / "tests" / "support" / "no_locks.c"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", built, source, "-ldl"], check=True)
-    return built
-
-
-def start(library: Path, number: int, program: str, *args: object) -> subprocess.Popen[str]:
-    env = {**os.environ, "LD_PRELOAD": str(library), "NO_LOCKS": str(number), "PYTHONPATH": str(ROOT)}
+def start(no_locks: Path, number: int, program: str, *args: object) -> subprocess.Popen[str]:
+    env = {**os.environ, "LD_PRELOAD": str(no_locks), "NO_LOCKS": str(number), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", program, *map(str, args)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("number", ERRNOS)
-def test_prepare_goes_on_without_locks_and_warns_once(library: Path, tmp_path: Path, number: int) -> None:
+def test_prepare_goes_on_without_locks_and_warns_once(no_locks: Path, tmp_path: Path, number: int) -> None:
     """The control: a locked disk gives the same files without a warning (tests/data/prepare)."""
-    out, err = start(library, number, PREPARE, tmp_path).communicate(timeout=PATIENCE_S)
+    out, err = start(no_locks, number, PREPARE, tmp_path).communicate(timeout=PATIENCE_S)
     folder = manifest.dataset_dir(data_config(root=str(tmp_path)))
     assert out.strip() == manifest.load_manifest(folder).sha256, err
     assert err.splitlines() == [f"runyard: warning: {tmp_path}: {WARNING}"]
-    again, nothing = start(library, number, PREPARE, tmp_path).communicate(timeout=PATIENCE_S)
+    again, nothing = start(no_locks, number, PREPARE, tmp_path).communicate(timeout=PATIENCE_S)
     assert (again, nothing) == (out, "")  # what exists is verified, and nothing is opened for writing
 
 
 @pytest.mark.slow
-def test_several_that_prepare_at_once_without_locks_make_one_whole_set(library: Path, tmp_path: Path) -> None:
-    several = [start(library, errno.ENOSYS, PREPARE, tmp_path) for _ in range(3)]
+def test_several_that_prepare_at_once_without_locks_make_one_whole_set(no_locks: Path, tmp_path: Path) -> None:
+    several = [start(no_locks, errno.ENOSYS, PREPARE, tmp_path) for _ in range(3)]
     said = [process.communicate(timeout=PATIENCE_S) for process in several]
     assert [process.returncode for process in several] == [0] * 3, said
     assert len({out for out, _ in said}) == 1
@@ -84,9 +73,9 @@ def test_several_that_prepare_at_once_without_locks_make_one_whole_set(library: 
 
 @pytest.mark.parametrize("number", ERRNOS)
 def test_a_search_goes_on_without_locks_and_a_second_is_refused_in_one_line(
-    library: Path, tmp_path: Path, number: int
+    no_locks: Path, tmp_path: Path, number: int
 ) -> None:
-    process = start(library, number, SEARCH, tmp_path, "told")
+    process = start(no_locks, number, SEARCH, tmp_path, "told")
     out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     trial, second = out.splitlines()
@@ -95,8 +84,8 @@ def test_a_search_goes_on_without_locks_and_a_second_is_refused_in_one_line(
     assert err.count(WARNING) == 1
 
 
-def test_the_control_with_locks_asked_for_the_database_is_refused(library: Path, tmp_path: Path) -> None:
-    _, err = start(library, errno.ENOSYS, SEARCH, tmp_path, "not told").communicate(timeout=PATIENCE_S)
+def test_the_control_with_locks_asked_for_the_database_is_refused(no_locks: Path, tmp_path: Path) -> None:
+    _, err = start(no_locks, errno.ENOSYS, SEARCH, tmp_path, "not told").communicate(timeout=PATIENCE_S)
     assert "study.db: cannot be read" in err.splitlines()[-1]
 
 

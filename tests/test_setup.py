@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.second_user import needs_root
 from tests.support.settings import ROOT
 
 REAL_TOOLS = [
@@ -88,16 +90,18 @@ class Machine:
     def gains(self, name: str) -> None:
         (self.fakes / "lacks" / name).unlink()
 
-    def make(self, target: str = "setup") -> subprocess.CompletedProcess[str]:
+    def make(self, target: str = "setup", *before: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run ``make``, as the argument of the program ``before`` if there is one."""
         (self.fakes / "calls").write_text("")
         environment = {
             "PATH": str(self.bin),
             "HOME": str(self.folder),
             "FAKES": str(self.fakes),
             "POLICY_RC_D": str(self.fakes / "policy-rc.d"),
+            **variables,
         }
         return subprocess.run(
-            [self.bin / "make", target],
+            [*before, self.bin / "make", target],
             cwd=self.folder,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -313,3 +317,29 @@ def test_only_one_set_up_at_a_time_works_on_a_checkout(machine: Machine) -> None
     holder.communicate("\n")
     second.communicate()
     assert len(machine.calls("uv")) == 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_set_up_with_a_warning(machine: Machine, no_locks: Path, number: int) -> None:
+    done = machine.make("data", LD_PRELOAD=str(no_locks), NO_LOCKS=str(number))
+    assert done.returncode == 0, done.stderr
+    assert "setup: warning: this disk has no file locks" in done.stderr
+    assert "waiting" not in done.stderr
+    assert machine.calls("runyard") == ["prepare data=cifar10"]
+    assert "no file locks" not in machine.make("data").stderr  # the control: with locks
+
+
+@needs_root
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_checkout_that_cannot_be_written_is_enough_if_it_has_everything(machine: Machine, complete: bool) -> None:
+    if complete:
+        machine.make()
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && cd "$0" && exec "$@"'
+    mounted = [str(shutil.which("unshare")), "--mount", str(shutil.which("sh")), "-c", mount, str(machine.folder)]
+    done = machine.make("data", *mounted, PATH=f"{machine.bin}:{os.environ['PATH']}")
+    assert machine.calls("uv") == []
+    if complete:
+        assert (done.returncode, machine.calls("runyard")) == (0, ["prepare data=cifar10"]), done.stderr
+    else:
+        assert done.returncode == 2
+        assert f"not set up, and {machine.folder} cannot be written" in done.stderr

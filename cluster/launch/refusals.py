@@ -16,9 +16,9 @@ from runyard.errors import UserError
 
 OWN_LIMITS = "`sacctmgr show assoc user=$USER` lists your limits"
 QOS_LIMITS = "`sacctmgr show qos` lists its limits"
-OWN_ACCOUNTS = "`sacctmgr show assoc user=$USER` lists your accounts"
-OWN_QOS = "`sacctmgr show assoc user=$USER` lists what you may use"
-WAIT = "wait until some have ended (`runyard submit --wait` does), or cancel some (`squeue --me`)"
+OWN_ACCOUNTS = "set one of your accounts: `sacctmgr show assoc user=$USER` lists them"
+OWN_QOS = "set one that you may use: `sacctmgr show assoc user=$USER` lists them"
+WAIT = "wait until some jobs have ended (`runyard submit --wait` does), or cancel some (`squeue --me` lists yours)"
 LATER = "try again later (`runyard submit --wait` does)"
 SIZE = ("nodes", "gpus_per_node", "gres", "tasks_per_node", "cpus_per_task", "mem_gb")
 # The sentence of every limit in accounting; without a code before it, it does not say which.
@@ -91,8 +91,10 @@ REFUSALS = (
         ("timeout_min",),
         "set a cluster.timeout_min that ends before it begins (`scontrol show reservation`), or submit after it",
     ),
-    Refusal(r"[Rr]eservation", ("extra.reservation",), "`scontrol show reservation` lists them, and who may use each"),
-    Refusal(r"[Ll]icen[cs]e", ("extra.licenses",), "`scontrol show lic` lists them"),
+    Refusal(
+        r"[Rr]eservation", ("extra.reservation",), "set one that you may use: `scontrol show reservation` lists them"
+    ),
+    Refusal(r"[Ll]icen[cs]e", ("extra.licenses",), "set one that there is: `scontrol show lic` lists them"),
     Refusal(
         r"ubmissions disabled|temporarily unable|create job record, try again|standby mode|in a bit",
         (),
@@ -102,7 +104,7 @@ REFUSALS = (
     Refusal(
         r"[Pp]artition (name|specified|configuration|not available|in DOWN)|invalid partition|this partition",
         ("partition",),
-        "`sinfo` lists the partitions",
+        "set another: `sinfo` lists them",
     ),
     Refusal(
         ANY_LIMIT,
@@ -117,9 +119,9 @@ REFUSALS = (
     ),
     Refusal(r"[Qq]os|QOS", ("qos", "account"), OWN_QOS),
     Refusal(r"[Aa]ccount", ("account", "partition"), OWN_ACCOUNTS),
-    Refusal(r"[Ff]eature", ("constraint",), "`sinfo -o %f` lists the features"),
-    Refusal(r"\(gres\)|[Gg][Rr][Ee][Ss]", ("gres", "gpus_per_node"), "`sinfo -o %G` lists what nodes have"),
-    Refusal(r"[Nn]ode name", ("nodelist", "exclude"), "`sinfo -N` lists the nodes"),
+    Refusal(r"[Ff]eature", ("constraint",), "set one that nodes have: `sinfo -o %f` lists them"),
+    Refusal(r"\(gres\)|[Gg][Rr][Ee][Ss]", ("gres", "gpus_per_node"), "set what nodes have: `sinfo -o %G` lists it"),
+    Refusal(r"[Nn]ode name", ("nodelist", "exclude"), "set one that there is: `sinfo -N` lists them"),
     Refusal(r"mail", ("mail_type", "mail_user"), "see `man sbatch`"),
     Refusal(r"dependency", (), "give another --after: `squeue --me` lists your jobs"),
     Refusal(r"array", ("array_parallelism",), "submit the grid in parts: `scontrol show config` says MaxArraySize"),

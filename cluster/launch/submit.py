@@ -99,7 +99,10 @@ def plan_submission(
         print(f"runyard: warning: {warning}", file=sys.stderr, flush=True)
     require_no_chain(first.config.cluster, several=len(points) > 1)
     if len({repr(point.config.cluster) for point in points}) > 1:
-        raise UserError("a sweep is one array of equal jobs", "leave the cluster's settings out of what it varies")
+        raise UserError(
+            "-m: the points of a sweep are one array of equal jobs, and their cluster.* settings differ",
+            "give each cluster.* setting one value",
+        )
     for point in points[1:]:
         context = check_context([point.config], manifest.prepare_command(point.overrides), needs_data=needs_data)
         preflight(dataclasses.replace(context, script=None), include_slurm=False)
@@ -298,7 +301,9 @@ def tasks_and_gpus(cluster: ClusterConfig) -> tuple[int, int]:
     available = gpu_count()
     gpus = available if cluster.gpus_per_node is None else cluster.gpus_per_node
     if gpus > available:
-        raise UserError(f"cluster.gpus_per_node={gpus}: this machine shows {available}", f"set {available} at most")
+        raise UserError(
+            f"cluster.gpus_per_node={gpus}: this machine shows {available} GPUs", f"set {available} at most"
+        )
     if cluster.nodes > 1:
         raise UserError(f"cluster.nodes={cluster.nodes}: cluster=local is this one machine", "set cluster.nodes=1")
     tasks = cluster.tasks_per_node or gpus or 2

@@ -67,13 +67,13 @@ def cancel(run: RunSummary, wait_s: float, console: Console) -> CancelResult:
     if status.error:
         raise UserError(f"run {run.id}: {status.error}")
     if not status.active:
-        raise UserError(f"run {run.id} is neither pending nor running, there is nothing to cancel: {status.message}")
+        raise UserError(f"run {run.id} is neither pending nor running: there is nothing to cancel ({status.message})")
     if status.job is not None:
         job: _Target = _SlurmJobs(run)
     elif (pid := run.local_pid()) is not None:
         job = _LocalProcess(pid, run)
     else:
-        raise UserError(f"run {run.id} cannot be reached from here, cancel it where it runs: {status.message}")
+        raise UserError(f"run {run.id} cannot be reached from here ({status.message})", "cancel it where it runs")
     start_time = time.monotonic()
     with _progress(console, run.id) as report_progress:
         while not (ended := job.request_stop()) and time.monotonic() - start_time < wait_s:

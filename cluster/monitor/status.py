@@ -18,7 +18,7 @@ from runyard.errors import UserError
 from runyard.printable import printable
 from runyard.runs.narrative import format_duration
 from runyard.runs.state import RunState
-from runyard.runs.store import matching, run_dirs
+from runyard.runs.store import NO_RUN_HINT, matching, run_dirs, unknown_sweep
 from runyard.runs.summary import RunSummary
 
 TABLE_REFRESH_S = 2.0
@@ -105,13 +105,10 @@ class StatusView:
             ids = list(dict.fromkeys(sweep for run in old_first if (sweep := run.record["sweep"])))
             matches = matching(self._sweep, ids)
             if len(matches) != 1:
-                known = f"there are {', '.join(ids[-3:])}" if ids else "no run there belongs to one"
-                raise UserError(f"--sweep {self._sweep}: fits {len(matches) or 'none'} in {self._folder}, {known}")
+                raise unknown_sweep(self._sweep, ids, self._folder)
             return [run for run in runs if run.record["sweep"] == matches[0]]
         if not runs and not self.unreadable:
-            raise UserError(
-                f"no run in {self._folder}", "create one with `runyard submit`, or name another folder with --runs-dir"
-            )
+            raise UserError(f"no run in {self._folder}", NO_RUN_HINT)
         return runs
 
 

@@ -24,6 +24,7 @@ from types import FrameType, TracebackType
 from runyard.cluster.rehearsal import accounting, slurm_conf, supervisor
 from runyard.cluster.rehearsal.slurm_conf import CONTROLLER_HOST
 from runyard.errors import UserError
+from runyard.slurm_client import clean_environment
 
 SLURM_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", *supervisor.NAMESPACE_PROGRAMS)
 PACKAGES = "slurm-wlm munge slurmdbd mariadb-server-core"  # of those of slurm/setup.sh
@@ -108,8 +109,8 @@ class SlurmSandbox:
         """
         errors = None if check else subprocess.STDOUT
         return subprocess.run(
-            command, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
-            timeout=timeout_s, check=check,
+            command, env=clean_environment(self.environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=errors, text=True, timeout=timeout_s, check=check,
         ).stdout  # fmt: skip
 
     def power_off(self, node: str) -> None:

@@ -44,7 +44,13 @@ def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o666) -> None
 
     Args:
         mode: Permissions of the file, restricted by the umask.
+
+    Raises:
+        OSError: it cannot be written; or a device, a FIFO or a socket is there, as /dev/null, which root could replace.
     """
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_IFMT(there := os.lstat(path).st_mode) not in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR):
+            raise _not_regular(there, path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)  # left by a process that died and had the same process id
     try:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from runyard.errors import ExplainedError
 
@@ -36,12 +36,17 @@ class JobEnded(SlurmRejected):
     """The request was about a job that has ended or is just ending."""
 
 
-def clean_environment() -> dict[str, str]:
-    """Return this process's environment without variables that change SLURM commands: user preferences, allocation."""
+def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return ``environment`` without variables that change SLURM commands: user preferences, allocation.
+
+    Args:
+        environment: This process's if None.
+    """
+    environment = os.environ if environment is None else environment
     excluded_prefixes = (
-        (*USER_PREFERENCE_PREFIXES, "SLURM_") if "SLURM_JOB_ID" in os.environ else USER_PREFERENCE_PREFIXES
+        (*USER_PREFERENCE_PREFIXES, "SLURM_") if "SLURM_JOB_ID" in environment else USER_PREFERENCE_PREFIXES
     )  # SLURM_*: of the allocation that this process runs in
-    return {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(excluded_prefixes)}
+    return {k: v for k, v in environment.items() if k == "SLURM_CONF" or not k.startswith(excluded_prefixes)}
 
 
 def run_query(

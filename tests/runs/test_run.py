@@ -85,15 +85,15 @@ def test_a_run_goes_by_its_id_the_beginning_of_it_last_or_its_path(create: Calla
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("", "RUN is empty"),
-        ("20", "matches 2 runs"),
-        ("nosuch", "no run nosuch in .*the newest there is"),
-        ("./nosuch", "no run directory"),
-        ("x" * 5000, "no run xxx"),
-        ("/" + "x" * 5000, "cannot read it"),
-        (".code", "no run .code"),
-        ("\0", "no run"),
-        (f"{ROOT}/tests", "no run directory"),
+        ("", "RUN"),
+        ("20", "20 "),
+        ("nosuch", " nosuch "),
+        ("./nosuch", "nosuch: "),
+        ("x" * 5000, " xxx"),
+        ("/" + "x" * 5000, "/xxx"),
+        (".code", r" \.code "),
+        ("\0", r"\\x00"),
+        (f"{ROOT}/tests", f"{ROOT}/tests: "),
     ],
 )
 def test_a_reference_that_names_no_run_or_several_is_refused(
@@ -106,14 +106,14 @@ def test_a_reference_that_names_no_run_or_several_is_refused(
 
 
 def test_without_runs_there_is_no_last(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no run @last in .*there are none there yet"):
+    with pytest.raises(UserError, match="@last"):
         Run.find("@last", tmp_path)
 
 
 def test_a_run_in_the_making_is_not_found(create: Callable[..., Run], tmp_path: Path) -> None:
     made = create()
     made.path.rename(made.path.with_name(f".making-{made.id}"))
-    with pytest.raises(UserError, match="there are none there yet"):
+    with pytest.raises(UserError, match="@last"):
         Run.find("@last", tmp_path / "runs")
 
 
@@ -127,7 +127,7 @@ def record(**values: Any) -> str:
         ("run.json", None, "no run directory"),
         ("run.json", "", "run.json: damaged"),
         ("run.json", "[]", "no mapping"),
-        ("run.json", '{"format": "other"}', "format 'other', expected 'runyard-run-1'"),
+        ("run.json", '{"format": "other"}', "format 'other'"),
         ("run.json", '{"format": "runyard-run-1"}', "no plain name"),
         ("run.json", record(id="../victim"), r"run.json: damaged \(id '../victim': no plain name\)"),
         ("run.json", record(id=".code"), "no plain name"),

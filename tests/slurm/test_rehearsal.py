@@ -128,8 +128,8 @@ with SlurmSandbox(Path(sys.argv[1]), nodes=2, accounting=True) as lab:
     try:
         (folder / "runyard").mkdir()
         shutil.copytree(ROOT / "cluster", folder / "runyard" / "cluster", ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("__init__.py", "errors.py"):
-            shutil.copy(ROOT / "src" / "runyard" / name, folder / "runyard")
+        for module in (ROOT / "src" / "runyard").glob("*.py"):
+            shutil.copy(module, folder / "runyard")
         folder.chmod(0o777)
         done = subprocess.run(
             ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", os.path.realpath(sys.executable), "-c",

@@ -50,8 +50,8 @@ def check_world_size(config: Config, world_size: int) -> None:
     micro_batch = config.batch_size // pieces
     if (config.loss.mixup_alpha or config.loss.cutmix_alpha) and micro_batch % 2:
         raise UserError(
-            f"batch_size={config.batch_size}: mixup and cutmix pair neighbours, so each micro-batch must be even",
-            f"it is {micro_batch}",
+            f"batch_size={config.batch_size}: mixup and cutmix pair the {micro_batch} images of a micro-batch",
+            f"set a multiple of {2 * pieces}, for an even number",
         )
 
 

@@ -94,7 +94,10 @@ def read_record(run: Path) -> RunRecord:
         if not isinstance(values, dict):
             raise ValueError("no mapping of names to values")
         if values.get("format") != RUN_FORMAT:
-            raise ValueError(f"format {values.get('format')!r}, expected {RUN_FORMAT!r}: not of this version")
+            raise UserError(
+                f"{file}: format {values.get('format')!r}, and this version reads {RUN_FORMAT!r}",
+                "use the version of runyard that created the run",
+            )
         blank = blank_record("")
         record = cast(RunRecord, values | {k: v for k, v in blank.items() if k not in values})  # in the file's order
         record["created"] = finite_or_none(values, "created") or 0.0  # it decides nothing but an order

@@ -9,6 +9,10 @@ from pathlib import Path
 
 from runyard.errors import UserError
 
+REFERENCE_HINT = "give an id, its beginning, @last, or a path"
+NO_RUN_HINT = "create one with `runyard submit`, or name another folder with --runs-dir"
+NAMED_SWEEPS = 3  # a refusal names so many, the newest first
+
 
 def run_dirs(runs_dir: Path | str) -> list[Path]:
     """Return the directories of all runs in ``runs_dir``, by id, which begins with the time of its creation.
@@ -47,16 +51,31 @@ def find_run_dir(reference: str, runs_dir: Path | str = "runs") -> Path:
     if os.path.exists(os.path.join(reference, "run.json")) or "/" in reference:
         return Path(reference)
     if not reference:
-        raise UserError("RUN is empty: give an id, its beginning, @last, or a path")
+        raise UserError("RUN is empty", REFERENCE_HINT)
     folder = Path(runs_dir)
     ids = [path.name for path in run_dirs(folder)]
     matches = matching(reference, ids)
     if not matches:
-        newest = f"the newest there is {ids[-1]}" if ids else "there are none there yet"
-        raise UserError(f"no run {reference} in {folder}: {newest}", "give an id, its beginning, @last, or a path")
+        if not ids:
+            raise UserError(f"no run {reference} in {folder}: there are none there yet", NO_RUN_HINT)
+        raise UserError(f"no run {reference} in {folder}: the newest there is {ids[-1]}", REFERENCE_HINT)
     if len(matches) > 1:
         raise UserError(
             f"{reference} matches {len(matches)} runs in {folder}, {matches[0]} and {matches[1]} among them",
             "give more of the id",
         )
     return folder / matches[0]
+
+
+def unknown_sweep(requested: str, known: Sequence[str], runs_dir: Path | str) -> UserError:
+    """Return why ``requested`` names no sweep or several of ``known``, which ``runs_dir`` has, oldest first."""
+    if matches := matching(requested, known):
+        return UserError(
+            f"--sweep {requested}: fits {len(matches)} sweeps, as {matches[0]} and {matches[1]}", "give more of it"
+        )
+    if not known:
+        return UserError(f"--sweep {requested}: no run in {runs_dir} belongs to a sweep", "leave --sweep out")
+    return UserError(
+        f"--sweep {requested}: no such sweep in {runs_dir}",
+        f"the newest there: {', '.join(known[: -NAMED_SWEEPS - 1 : -1])}",
+    )

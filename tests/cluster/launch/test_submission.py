@@ -101,8 +101,7 @@ def test_a_sweep_is_one_array_with_a_run_per_point(
 
 
 def test_points_that_differ_in_the_cluster_are_no_array(refused: Refused, small: list[str], slurm: FakeSlurm) -> None:
-    said = refused("submit", *small, "-m", "cluster=slurm", "cluster.nodes=1,2")
-    assert said.startswith("a sweep is one array of equal jobs")
+    assert refused("submit", *small, "-m", "cluster=slurm", "cluster.nodes=1,2").startswith("-m: ")
     assert slurm.submissions == []
 
 
@@ -130,8 +129,8 @@ def test_what_sbatch_refuses_is_gone_again(
 
 
 AFTER: list[tuple[str, str]] = [
-    ("cluster=local", "--after 7: cluster=local has no queue to wait in"),
-    ("cluster=nyu_torch cluster.gpus_per_node=3", "does not divide among 3 ranks"),
+    ("cluster=local", "--after 7: "),
+    ("cluster=nyu_torch cluster.gpus_per_node=3", "batch_size=32 "),
 ]
 
 
@@ -175,7 +174,7 @@ def test_after_can_also_mean_once_it_has_ended_or_failed(
 
 def test_after_a_run_that_has_no_job_is_refused(refused: Refused, tmp_path: Path, slurm: FakeSlurm) -> None:
     run = Run.create(compose([f"runs_dir={tmp_path / 'elsewhere'}"]).config, [])
-    assert "that run has no job on SLURM" in refused("submit", "cluster=slurm", "--after", str(run.path))
+    assert f"--after {run.path}: " in refused("submit", "cluster=slurm", "--after", str(run.path))
     for odd in ("7x", "before:7", "\u00b2", "5_", "1_2_3"):
         assert f"no run {odd} in runs" in refused("submit", "cluster=slurm", "--after", odd)
 

@@ -110,7 +110,7 @@ def test_a_sweep_is_shown_alone(folder: Folder, status: Any) -> None:
     assert [run["sweep"] for run in json.loads(status("--sweep", "@last", "--json")[1])] == ["20260922-grid"]
     code, _, err = status("--sweep", "20260921")
     assert (code, err.count("\n")) == (2, 1)
-    assert "fits 2 in" in err
+    assert "--sweep 20260921: " in err
 
 
 def test_a_named_run_that_failed_gives_exit_code_1_and_the_table_of_all_does_not(folder: Folder, status: Any) -> None:
@@ -215,15 +215,15 @@ def test_watching_shows_what_comes_until_ctrl_c(folder: Folder, terminal: bool) 
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
-    [(["nothing"], "no run nothing in"), (["--json", "-w"], "take one of them"), (["@last", "--all"], "take one"),
-     (["--sweep", "x"], "fits none in"), (["--wide"], "takes no such argument")],
-)  # fmt: skip
-def test_mistakes_cost_a_line(folder: Folder, status: Any, argv: list[str], said: str) -> None:
+    "argv",
+    [["nothing"], ["--json", "-w"], ["--all", "@last"], ["--sweep", "x"], ["--wide"]],
+    ids=" ".join,
+)
+def test_mistakes_cost_a_line(folder: Folder, status: Any, argv: list[str]) -> None:
     folder.run(start(1), stop(9, "finished"))
     code, out, err = status(*argv)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert said in err
+    assert argv[0] in err
 
 
 def test_no_runs_at_all_cost_a_line(folder: Folder, status: Any) -> None:

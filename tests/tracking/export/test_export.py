@@ -208,8 +208,8 @@ def test_of_two_runs_with_one_id_the_second_is_skipped_and_named(
 
 
 def test_what_cannot_be_is_one_line(export: Callable[..., str], runs_dir: Path, tmp_path: Path) -> None:
-    assert "no runs were named" in export("csv", "--json", code=2)
-    assert "no run 2020" in export("csv", "2020", code=2)
+    assert "--all" in export("csv", "--json", code=2)
+    assert " 2020 " in export("csv", "2020", code=2)
     (tmp_path / "to").write_text("a file")
     assert "cannot be written" in export("csv", code=2)
     assert "cannot be written" in export("tensorboard", code=2)

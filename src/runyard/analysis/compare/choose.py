@@ -13,7 +13,7 @@ from runyard.files import read_regular
 from runyard.runs.record import read_record
 from runyard.runs.results.history import RunHistory
 from runyard.runs.results.reading import load_history
-from runyard.runs.store import find_run_dir, matching, run_dirs
+from runyard.runs.store import NO_RUN_HINT, find_run_dir, matching, run_dirs, unknown_sweep
 
 MAX_NAMED_RUNS = 3  # a note names so many runs or lines and counts the others
 
@@ -58,7 +58,7 @@ def select_runs(
     if not directories:
         if reason := _without_runs(sweep, runs_dir):
             raise UserError(reason)
-        raise UserError(f"no runs in {runs_dir}: `runyard submit` makes one", "--runs-dir looks elsewhere")
+        raise UserError(f"no run in {runs_dir}", NO_RUN_HINT)
     if sweep is not None:
         sweep, directories = _of_sweep(sweep, directories, runs_dir, notes)
     runs = _loaded(directories, notes)
@@ -113,14 +113,9 @@ def _of_sweep(
     matches = matching(requested, known)
     if len(matches) == 1:
         return matches[0], members[matches[0]]
-    if matches:
-        raise UserError(
-            f"--sweep {requested}: fits {len(matches)} sweeps, as {matches[0]} and {matches[1]}", "give more of it"
-        )
-    if reason := _without_runs(requested, runs_dir):
+    if not matches and (reason := _without_runs(requested, runs_dir)):
         raise UserError(reason)
-    hint = f"the newest there is {known[-1]}" if known else "no run there belongs to one"
-    raise UserError(f"--sweep {requested}: no such sweep in {runs_dir}: {hint}")
+    raise unknown_sweep(requested, known, runs_dir)
 
 
 def _without_runs(requested: str | None, runs_dir: Path | str) -> str:

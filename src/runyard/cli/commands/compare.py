@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     from runyard.analysis.compare.pairs import compare_groups
 
     if args.report is not None and args.wandb is None:
-        raise UserError(f"--report {args.report}: a W&B Report needs runs from W&B: add --wandb ENTITY/PROJECT")
+        raise UserError(f"--report {args.report}: a W&B Report needs runs from W&B", "add --wandb ENTITY/PROJECT")
     target = parse_accuracy(args.target) if args.target is not None else None
     runs_dir, skipped = (args.runs_dir, []) if args.wandb is None else _from_wandb(args)
     selection = select_runs(

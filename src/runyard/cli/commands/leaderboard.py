@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from runyard.analysis.compare.text import as_csv, markdown, terminal_width, text_table
 
     if args.top < 1:
-        raise UserError(f"--top {args.top}: expected a whole number from 1")
+        raise UserError(f"--top {args.top}: expected a whole number at least 1")
     limit = None if args.max_parameters is None else _count(args.max_parameters)
     selection = select_runs([], everything=True, runs_dir=args.runs_dir)
     boards = leaderboard.make_leaderboards(

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.follow:
         printer.show(deque(run_logs.read_new(), args.lines))
         if not run_logs.found:
-            raise UserError(f"run {summary.id} has no such log yet: {run_status(summary).message}")
+            raise UserError(f"run {summary.id} has no such log yet", f"its state: {run_status(summary).message}")
         return 0
     end = logs.follow_logs(run_logs, printer, sys.stderr, args.lines)
     print(f"runyard: run {summary.id}: {end.message}", file=sys.stderr)

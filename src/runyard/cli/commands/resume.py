@@ -66,7 +66,7 @@ def resume_failed(args: argparse.Namespace, overrides: list[str]) -> int:
     if not args.failed or args.sweep is None:
         raise UserError("--failed and --sweep: resume takes both or neither", f"example: {EXAMPLE}")
     if odd := next((word for word in overrides if "=" not in word), None):
-        raise UserError(f"{odd}: RUN, and --failed --sweep: take one of them")
+        raise UserError(f"{odd} and --failed exclude each other", "name a run, or give --failed --sweep ID")
     if args.attach:
         raise UserError("--attach follows a single run", "leave it out; see: runyard status -w")
     view = StatusView(Path(args.runs_dir), sweep=args.sweep)

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             "a command for its shell: runyard slurm shell -- COMMAND",
         )
     if args.nodes is not None and (args.action != "up" or not 1 <= args.nodes <= 64):
-        raise UserError(f"--nodes {args.nodes}: expected with up, and 1 to 64")
+        raise UserError(f"--nodes {args.nodes}: expected 1 to 64", f"give it to up: {playground.UP}")
     if args.action == "shell":
         playground.require_up()
         return _shell(command, playground.environment())

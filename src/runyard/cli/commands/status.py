@@ -38,9 +38,12 @@ def run(args: argparse.Namespace) -> int:
     from runyard.runs.store import find_run_dir
 
     if args.watch and args.json:
-        raise UserError("-w and --json: take one of them", "call `runyard status --json` again for new values")
+        raise UserError("-w and --json exclude each other", "call `runyard status --json` again for new values")
     if args.runs and (args.sweep or args.all):
-        raise UserError("RUN, and --all or --sweep: take one of them")
+        raise UserError(
+            f"{args.runs[0]} and {'--sweep' if args.sweep else '--all'} exclude each other",
+            "name runs, or give --all or --sweep",
+        )
     directories = [find_run_dir(reference, args.runs_dir) for reference in args.runs]
     view = status.StatusView(Path(args.runs_dir), directories, args.sweep)
     console = Console(highlight=False)

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     for name in ("trials", "parallel"):
         if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: expected a number from 1")
+            raise UserError(f"--{name} {getattr(args, name)}: expected a whole number at least 1")
     folder, settings = _load_or_create(args)
     fixed, space = split_search_space([*settings.overrides, *settings.space])
     console = Console(stderr=args.json, soft_wrap=True, highlight=False)
@@ -101,8 +101,10 @@ def _load_or_create(args: argparse.Namespace) -> tuple[Path, SearchSettings]:
     if not args.overrides:
         if stored is None:
             if args.name:
-                raise UserError(f"no search of that name in {runs_dir}", f"start one: {EXAMPLE}")
-            raise UserError(RANGE_SYNTAX, f"example: {EXAMPLE}")
+                raise UserError(f"--name {args.name}: no search of that name in {runs_dir}", f"start one: {EXAMPLE}")
+            raise UserError(
+                f"no setting was given, so there is nothing to search; {RANGE_SYNTAX}", f"example: {EXAMPLE}"
+            )
         _require_unchanged(args, stored, provided)
         return folder, stored
     ranges = [o for o in args.overrides if read_range(o) is not None]

@@ -77,7 +77,9 @@ def read_cifar(data: DataConfig, work: Path, report_progress: Callable[[str], No
             if source == "disk":
                 raise
             reasons.append(f"{source}: {error}")
-    raise UserError(f"{data.kind}: no source has it: {'; '.join(reasons)}. Fix one of these, or set data.path=ARCHIVE")
+    raise UserError(
+        f"{data.kind}: no source has it ({'; '.join(reasons)})", "fix one of these, or set data.path=ARCHIVE"
+    )
 
 
 def _on_disk(data: DataConfig, names: tuple[str, ...]) -> Path | None:

@@ -34,7 +34,7 @@ def restore_code(run: Run, *, trusted: bool = False) -> str | None:
         snapshot.verify_snapshot(run.code_path, expected_sha256, trusted=trusted)
         return None
     if expected_sha256 is None or snapshot.content_hash(snapshot.checkout_files()) != expected_sha256:
-        raise UserError(f"run {run.id}: its code is missing ({link} leads nowhere): {_restore_hint(run)}")
+        raise UserError(f"run {run.id}: its code is missing ({link} leads nowhere)", _restore_hint(run))
     store = run.path.parent / snapshot.CODE_STORE
     with run.reporting_write_errors():
         snapshot.take_snapshot(store, group_reads=run.config.runs_group_readable)
