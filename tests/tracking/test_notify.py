@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -231,6 +232,13 @@ def test_the_address_comes_from_a_file_that_nobody_else_can_read(tmp_path: Path,
     assert TOKEN not in str(refused.value)
     file.unlink()
     with pytest.raises(UserError, match="No such file"):
+        webhook_url(settings.notify, {}, runs_dir)
+    os.mkfifo(file, 0o600)  # to open one for reading waits for a writer
+    with pytest.raises(UserError, match=r"a FIFO \(named pipe\), not a regular file"):
+        webhook_url(settings.notify, {}, runs_dir)
+    file.unlink()
+    file.symlink_to(file.name)
+    with pytest.raises(UserError, match="Too many levels of symbolic links"):
         webhook_url(settings.notify, {}, runs_dir)
 
 
