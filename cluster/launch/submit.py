@@ -243,7 +243,8 @@ def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, truste
                 "or with a checkout of that version",
             )
         config, all_overrides = _apply_overrides(run, overrides)
-        preflight(check_context([config], manifest.prepare_command(all_overrides)))
+        here = dataclasses.replace(config, runs_dir=str(run.path.parent))  # it may have been moved
+        preflight(check_context([here], manifest.prepare_command(all_overrides)))
         if config == run.config:
             return _launch_locked(run, lock)
         previous_record, text = run.record.copy(), (run.path / "config.yaml").read_bytes()
