@@ -118,7 +118,8 @@ def test_a_run_that_is_resumed_in_another_working_directory_is_bound_where_it_li
         (tmp_path / name).mkdir()
     settings = ["experiment=null", *small, "cluster=slurm", "runs_dir=runs"]
     monkeypatch.chdir(tmp_path / "here")
-    run = Run.create(compose(*settings), settings)
+    (point,) = launcher.plan_submission(settings).configs
+    run = launcher.create_run(point, None, None)
     monkeypatch.chdir(tmp_path / "there")
     launcher.resume(run, [])
     slurm.run_script()
