@@ -379,7 +379,7 @@ def _require_first_job(run: Run, job_id: str) -> None:
     first = next((job for job in reversed(jobs) if job.active), None)
     if first is not None and first.id.partition("_")[0] != job_id:  # no element: this is of one run
         raise UserError(
-            f"run {run.id} already has job {first.id}, from another command", f"see: runyard status {run.id}"
+            f"run {run.id} already has job {first.id}, from another command", f"see: runyard status {run.cli_reference}"
         )
 
 

@@ -216,11 +216,11 @@ def test_a_command_that_hangs_is_ended(make_run: MakeRun, monkeypatch: pytest.Mo
 
 
 def test_the_address_comes_from_a_file_that_nobody_else_can_read(tmp_path: Path, make_config: MakeRun) -> None:
-    file, runs_dir = tmp_path / "hook", tmp_path / "runs"
-    settings: Any = make_config(f"notify.url_file={file}")
+    file, runs_dir = tmp_path / "my hook", tmp_path / "runs"
+    settings: Any = make_config(f"notify.url_file='{file}'")
     file.write_text("https://hooks.example/T/B\n")
     file.chmod(0o640)
-    with pytest.raises(UserError, match="not yours alone to read; chmod 600"):
+    with pytest.raises(UserError, match=f"not yours alone to read; chmod 600 '{file}'$"):
         webhook_url(settings.notify, {}, runs_dir)
     file.chmod(0o600)
     assert webhook_url(settings.notify, {}, runs_dir) == "https://hooks.example/T/B"

@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -73,7 +74,10 @@ def _read_secret(name: str, run_dirs: Path) -> str:
         with open_regular(path) as file:
             status = os.fstat(file.fileno())
             if status.st_mode & 0o077 or status.st_uid != os.getuid():
-                raise UserError(f"notify.url_file={name}: not yours alone to read", f"chmod 600 {name}")
+                raise UserError(
+                    f"notify.url_file={name}: not yours alone to read",
+                    f"chmod 600 {shlex.quote(os.path.expanduser(name))}",
+                )
             return file.readline(4096).decode().strip()
     except OSError as error:
         raise UserError(f"notify.url_file={name}: {error.strerror}", file_fix(error)) from None
