@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import secrets
@@ -83,12 +84,14 @@ class SbatchJob:
         self.token = secrets.token_hex(4) if token is None else token
         self.path = folder / script_name(self.token)
         self.cluster = runs[0].config.cluster
+        # A run may have been moved, or be resumed in another working directory: what counts is where it lies.
+        self._config = dataclasses.replace(runs[0].config, runs_dir=str(runs[0].path.parent))
         self.parameters = _parameters(self.cluster, after) | {
             "job_name": name,
             "setup": self._setup(),
             "teardown": self._teardown(),
         }
-        self.parameters["srun_args"] += container_options(runs[0].config)
+        self.parameters["srun_args"] += container_options(self._config)
 
     def script(self) -> str:
         """Return the exact text that sbatch will be given.
@@ -221,7 +224,7 @@ class SbatchJob:
         element = "" if self.cluster.chain > 1 else '"${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"'
         pickle = f'ln -sf {self.path.stem}{element}.pkl {shlex.quote(str(self.folder))}/"$job"_submitted.pkl'
         env_setup = checked_lines(self.cluster.env_setup, f"{private}; {journal_command(self._run)}")
-        binds = bind_line(self.runs[0].config)
+        binds = bind_line(self._config)
         return [
             *env_setup, "set +e", private, owner_check, snapshot, find_python_line(), binds, begin, pickle,
             *self._chain_lines(),
@@ -250,7 +253,7 @@ class SbatchJob:
     @property
     def _python_outside(self) -> tuple[str, str]:
         """What the batch script's shell, which is outside of the job's image, exports for Python, and calls it by."""
-        if not (options := container_options(self.runs[0].config)):
+        if not (options := container_options(self._config)):
             return "", self._python
         image, mounts = (shlex.quote(option.partition("=")[2]) for option in options)
         exports = f"export RUNYARD_TASK_PYTHON={self._python} RUNYARD_IMAGE={image} RUNYARD_MOUNTS={mounts}; "

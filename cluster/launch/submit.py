@@ -243,7 +243,8 @@ def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, truste
                 "or with a checkout of that version",
             )
         config, all_overrides = _apply_overrides(run, overrides)
-        preflight(check_context([config], manifest.prepare_command(all_overrides)))
+        here = dataclasses.replace(config, runs_dir=str(run.path.parent))  # it may have been moved
+        preflight(check_context([here], manifest.prepare_command(all_overrides)))
         if config == run.config:
             return _launch_locked(run, lock)
         previous_record, text = run.record.copy(), (run.path / "config.yaml").read_bytes()
@@ -378,7 +379,7 @@ def _require_first_job(run: Run, job_id: str) -> None:
     first = next((job for job in reversed(jobs) if job.active), None)
     if first is not None and first.id.partition("_")[0] != job_id:  # no element: this is of one run
         raise UserError(
-            f"run {run.id} already has job {first.id}, from another command", f"see: runyard status {run.id}"
+            f"run {run.id} already has job {first.id}, from another command", f"see: runyard status {run.cli_reference}"
         )
 
 

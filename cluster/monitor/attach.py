@@ -23,6 +23,7 @@ from runyard.runs.journal import JournalReader
 from runyard.runs.narrative import format_duration, format_event
 from runyard.runs.run import Run
 from runyard.runs.state import JournalState, RunState
+from runyard.runs.store import reference_to
 from runyard.runs.summary import RunSummary, read_progress
 
 FOLLOW_POLL_S = 0.5
@@ -99,7 +100,8 @@ class SlurmJobHandle:
         return self._over
 
     def on_ctrl_c(self) -> str:
-        return f"job {self.id} continues; follow it with `runyard logs -f`, stop it with `runyard cancel`"
+        run = reference_to(self.logs.parent)  # a job of several runs is not followed
+        return f"job {self.id} continues; follow it with `runyard logs -f {run}`, stop it with `runyard cancel {run}`"
 
     def forward_warning(self) -> None:
         """Do nothing: SLURM has warned the job itself."""

@@ -18,7 +18,7 @@ from runyard.errors import UserError
 from runyard.printable import printable
 from runyard.runs.narrative import format_duration
 from runyard.runs.state import RunState
-from runyard.runs.store import NO_RUN_HINT, matching, run_dirs, unknown_sweep
+from runyard.runs.store import NO_RUN_HINT, matching, run_dirs, runs_dir_option, unknown_sweep
 from runyard.runs.summary import RunSummary
 
 TABLE_REFRESH_S = 2.0
@@ -85,7 +85,8 @@ class StatusView:
         displayed = fit_to_lines(self.statuses, None if self._named else lines)
         text = status_table(displayed, [path.name for path in run_dirs(self._folder)], width)
         if len(displayed) < len(self.statuses):
-            text.append(f"\n{len(self.statuses) - len(displayed)} older ones: runyard status --all", "dim")
+            command = f"runyard status --all{runs_dir_option(self._folder)}"
+            text.append(f"\n{len(self.statuses) - len(displayed)} older ones: {command}", "dim")
         return text
 
     @property

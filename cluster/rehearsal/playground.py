@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import select
 import shutil
 import signal
@@ -30,6 +31,7 @@ from runyard.ownership import per_user_name, private_folder
 LOCK_WAIT_S, END_WAIT_S = 120.0, 120.0
 POLL_S = 0.1
 RECORD, LOG, LOCK = "playground.json", "log", "lock"
+CLUSTER = "slurm-"  # of its folder's name, which is short: sockets lie in it
 UP = "runyard slurm up"
 
 
@@ -42,16 +44,31 @@ class Playground:
         start_ticks: When that process started, as /proc tells it.
         nodes: Its nodes' names.
         since: When it was up, in unix seconds.
+        folder: The cluster's files. Each cluster has its own: what ends one whose process was killed, and deletes its
+            folder, may still be at work when the next one starts.
     """
 
     pid: int
     start_ticks: int
     nodes: list[str]
     since: float
+    folder: str
 
     @property
     def alive(self) -> bool:
         return start_ticks(self.pid) == self.start_ticks
+
+    @property
+    def sandbox(self) -> SlurmSandbox:
+        """Its cluster, for SLURM's commands."""
+        return SlurmSandbox(Path(self.folder))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment in which SLURM's commands, and this ``runyard``, use it."""
+        own = {"OMP_NUM_THREADS": "1", "RUNYARD_PYTHON": sys.executable}  # all nodes share this machine's cores
+        path = f"{Path(sys.executable).parent}:{search_path()}"
+        return own | self.sandbox.environment | {"PATH": path}
 
 
 def state_folder() -> Path:
@@ -65,18 +82,6 @@ def state_folder() -> Path:
         return private_folder(folder)
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}", "set TMPDIR to a folder of yours with a short path") from None
-
-
-def sandbox() -> SlurmSandbox:
-    """Return the cluster of the playground, without starting it."""
-    return SlurmSandbox(state_folder() / "slurm")
-
-
-def environment() -> dict[str, str]:
-    """Return the environment in which SLURM's commands, and this ``runyard``, use the playground."""
-    own = {"OMP_NUM_THREADS": "1", "RUNYARD_PYTHON": sys.executable}  # all nodes share this machine's cores
-    path = f"{Path(sys.executable).parent}:{search_path()}"
-    return own | sandbox().environment | {"PATH": path}
 
 
 def find() -> Playground | None:
@@ -111,7 +116,6 @@ def up(nodes: int) -> tuple[Playground, bool]:
     with _locked(folder):
         if (found := find()) is not None:
             return found, False
-        _wait_for_cleaner(folder)
         with open(folder / LOG, "wb") as log:
             holder = subprocess.Popen(
                 [sys.executable, "-m", "runyard.cluster.rehearsal.playground", str(nodes)],
@@ -145,7 +149,7 @@ def down() -> bool:
         found = find()
         if found is not None and not _end(found):
             raise UserError(f"process {found.pid}, which holds the SLURM, does not end", f"kill -KILL {found.pid}")
-        _wait_for_cleaner(folder)
+        _wait_until_deleted(folder)
         for name in (RECORD, LOG):
             (folder / name).unlink(missing_ok=True)
         return found is not None
@@ -177,12 +181,13 @@ def _end(found: Playground) -> bool:
         os.close(process)
 
 
-def _wait_for_cleaner(folder: Path) -> None:
-    """Wait until nothing is left of a cluster whose process was killed: ``Supervisor.start_cleaner`` sees to that."""
+def _wait_until_deleted(folder: Path) -> None:
+    """Wait until nothing is left of clusters whose process was killed: ``Supervisor.start_cleaner`` sees to that."""
     deadline = time.monotonic() + END_WAIT_S
-    while (folder / "slurm").exists():
-        if time.monotonic() > deadline:  # the cleaner was killed as well, and with it its processes: a reboot
-            shutil.rmtree(folder / "slurm", ignore_errors=True)
+    while left := list(folder.glob(f"{CLUSTER}*")):
+        if time.monotonic() > deadline:  # what would delete them was killed as well: a reboot
+            for cluster in left:
+                shutil.rmtree(cluster, ignore_errors=True)
             return
         time.sleep(POLL_S)
 
@@ -202,10 +207,10 @@ def _locked(folder: Path) -> Iterator[None]:
 def _hold(nodes: int) -> None:
     """Start the cluster, record this process, and wait for SIGTERM, which ends it."""
     folder = state_folder()
-    with SlurmSandbox(folder / "slurm", nodes=nodes) as cluster:
+    with SlurmSandbox(folder / f"{CLUSTER}{secrets.token_hex(3)}", nodes=nodes) as cluster:
         ticks = start_ticks(os.getpid())
         assert ticks is not None
-        record = Playground(os.getpid(), ticks, cluster.nodes, time.time())
+        record = Playground(os.getpid(), ticks, cluster.nodes, time.time(), str(cluster.folder))
         write_atomic(folder / RECORD, json.dumps(asdict(record)))
         while True:
             signal.pause()

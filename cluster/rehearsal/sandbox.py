@@ -174,10 +174,7 @@ class SlurmSandbox:
         for node in self.nodes:
             if node not in self._supervisor:
                 self.power_on(node)
-        for node, state in zip(self.nodes, self._states(), strict=True):
-            if state in ("down", "drain", "drng"):  # set by an administrator
-                self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
-        self._supervisor.wait_until(CONTROLLER_HOST, self._all_in_service)
+        self._supervisor.wait_until(CONTROLLER_HOST, self._resumed)
 
     def _write_files(self) -> None:
         self.folder.mkdir(parents=True)
@@ -240,8 +237,15 @@ class SlurmSandbox:
         states = dict(line.partition("=")[::2] for line in self.run(*command, check=False).split())
         return [states.get(node, "unk") for node in self.nodes]
 
-    def _all_in_service(self) -> bool:
-        return set(self._states()) <= {"idle", "mix", "alloc", "comp"}
+    def _resumed(self) -> bool:
+        """Resume the nodes that an administrator took out of service. Returns whether all are in service.
+
+        SLURM refuses it to a node that is back by itself meanwhile, and may forget it while a node registers.
+        """
+        states = dict(zip(self.nodes, self._states(), strict=True))
+        for node in (node for node, state in states.items() if state in ("down", "drain", "drng")):
+            self.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
+        return set(states.values()) <= {"idle", "mix", "alloc", "comp"}
 
     def _nodes_known(self) -> bool:
         return not any(state.startswith("unk") for state in self._states())

@@ -18,6 +18,7 @@ from runyard.config.schema import kind_of
 from runyard.errors import UserError
 
 RANGE_START = re.compile(r"\+*[\w.]+=(log|uniform|int|logint|choice)\(")
+HYDRAS_RANGE_START = re.compile(r"\+*[\w.]+=(range|interval|tag|glob|shuffle|sort)\(")
 EXPECTED = {
     "log": "two numbers, as optim.lr=log(1e-3,1)",
     "uniform": "two numbers, as uniform(0,0.2)",
@@ -61,6 +62,8 @@ def read_range(override: str) -> BaseDistribution | None:
         UserError: the range is invalid.
     """
     range_start = RANGE_START.match(override)
+    if (hydras := HYDRAS_RANGE_START.match(override)) is not None:
+        raise UserError(f"{override}: {hydras[1]}() is no range of a search", f"ranges are {', '.join(EXPECTED)}")
     if range_start is None:
         return None
     parser = OverridesParser.create()

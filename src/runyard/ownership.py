@@ -72,7 +72,7 @@ def private_folder(folder: Path, *, group_reads: bool = False) -> Path:
         OSError: it cannot be created; or, as ``strerror`` says, it is a link, belongs to another user, or is writable
             by others, so that its content may not be this user's; or anybody can replace it, or a directory above it.
     """
-    parent = folder.parent.resolve()
+    parent = Path(os.path.realpath(folder.parent))
     for path in (parent, *parent.parents):
         mode = path.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from runyard.data import manifest
 from runyard.data.arrays import ArrayFile, load_npy
-from runyard.data.datasets.image_tree import is_utf8, no_image_by_name
+from runyard.data.datasets.image_tree import no_image_by_name, utf8_name
 from runyard.data.datasets.imagefolder import BrokenImageError, cpus, decode_image, printable_path, resize_and_crop
 from runyard.data.loading.batch import Normalize
 from runyard.errors import UserError
@@ -95,7 +95,7 @@ def predict_to_csv(
         for name, index in zip(source.ids, class_indices, strict=True)
     )
     try:
-        write_atomic(out, table.getvalue().encode(errors="surrogateescape"))  # a file's name need not be UTF-8
+        write_atomic(out, table.getvalue().encode(errors="surrogateescape"))  # of a given array of IDs
     except OSError as error:
         raise UserError(
             f"--out {printable_path(out)}: cannot write it ({error.strerror})", "choose another file"
@@ -191,8 +191,11 @@ def _data(run: Run) -> manifest.Manifest:
 
 def _folder(folder: Path, image_size: int) -> Images:
     files = sorted((p for p in folder.iterdir() if no_image_by_name(p.name) is None and not p.is_dir()), key=_natural)
-    if odd := [path.name for path in files if not is_utf8(path.name)]:
-        raise UserError(f"--images {printable_path(folder)}: {odd[0]}: its name is not UTF-8", "rename it")
+    ids = []
+    for path in files:
+        if (name := utf8_name(path.stem)) is None:
+            raise UserError(f"--images {printable_path(path)}: its name is not UTF-8", "rename it")
+        ids.append(name)
     if not files:
         raise UserError(
             f"--images {printable_path(folder)}: no files in it", "expected a folder that holds the image files itself"
@@ -210,7 +213,7 @@ def _folder(folder: Path, image_size: int) -> Images:
     def read(start: int, stop: int) -> np.ndarray:
         return np.stack(list(pool.map(load, files[start:stop])))
 
-    return Images([path.stem for path in files], read)
+    return Images(ids, read)
 
 
 def _natural(path: Path) -> tuple[list[str | int], str]:

@@ -85,6 +85,29 @@ def test_a_submission_that_cannot_work_creates_no_run(refused: Refused, small: l
     assert "runs_dir=/proc/runs: " in refused("submit", *small, "runs_dir=/proc/runs")
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a" * 300, "File name too long"),
+        ("file", "not a directory"),
+        ("file/runs", "Not a directory"),
+        ("loop", "Too many levels of symbolic links"),
+        ("dangling", "a link that leads nowhere"),
+    ],
+)
+def test_a_dry_run_too_refuses_a_place_where_no_run_can_be_created(
+    refused: Refused, small: list[str], tmp_path: Path, name: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    dry_run = ["submit", "--dry-run", *small, "experiment=null", "cluster=slurm"]
+    said = refused(*dry_run, f"runs_dir={tmp_path / name}")
+    assert said.endswith(f": cannot create a run there ({reason}); set runs_dir to a folder you can write")
+    assert main([*dry_run, f"runs_dir={tmp_path / 'new' / 'runs'}"]) == 0, "the control"
+    assert "nothing was submitted" in capsys.readouterr().out
+
+
 def test_data_that_is_not_prepared_is_answered_with_the_command_that_prepares_it(
     refused: Refused, small: list[str], tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_time_limit_in_sbatchs_way_is_the_same_fact(profile: Path) -> None:
     ("seed=range(0,1,nan)", "holds no value"),
     ("seed=range(0,1000000000)", "holds 1,000,000,000 values; at most 10,000"),
     ("seed=shuffle(range(0,1000000000))", "holds 1,000,000,000 values"),
+    ("optim.lr=range(0,1,1e-300)", "holds over 1,000,000,000,000 values; at most 10,000"),
     ("seed=interval(0,1)", "expected the values themselves"),
     ("seed=" + "9" * 5000, "(5005 characters): cannot be read; expected a shorter number"),
     ("tracking.tags=" + "[" * 3000, "cannot be read"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -215,11 +216,11 @@ def test_a_command_that_hangs_is_ended(make_run: MakeRun, monkeypatch: pytest.Mo
 
 
 def test_the_address_comes_from_a_file_that_nobody_else_can_read(tmp_path: Path, make_config: MakeRun) -> None:
-    file, runs_dir = tmp_path / "hook", tmp_path / "runs"
-    settings: Any = make_config(f"notify.url_file={file}")
+    file, runs_dir = tmp_path / "my hook", tmp_path / "runs"
+    settings: Any = make_config(f"notify.url_file='{file}'")
     file.write_text("https://hooks.example/T/B\n")
     file.chmod(0o640)
-    with pytest.raises(UserError, match="not yours alone to read; chmod 600"):
+    with pytest.raises(UserError, match=f"not yours alone to read; chmod 600 '{file}'$"):
         webhook_url(settings.notify, {}, runs_dir)
     file.chmod(0o600)
     assert webhook_url(settings.notify, {}, runs_dir) == "https://hooks.example/T/B"
@@ -231,6 +232,13 @@ def test_the_address_comes_from_a_file_that_nobody_else_can_read(tmp_path: Path,
     assert TOKEN not in str(refused.value)
     file.unlink()
     with pytest.raises(UserError, match="No such file"):
+        webhook_url(settings.notify, {}, runs_dir)
+    os.mkfifo(file, 0o600)  # to open one for reading waits for a writer
+    with pytest.raises(UserError, match=r"a FIFO \(named pipe\), not a regular file"):
+        webhook_url(settings.notify, {}, runs_dir)
+    file.unlink()
+    file.symlink_to(file.name)
+    with pytest.raises(UserError, match="Too many levels of symbolic links"):
         webhook_url(settings.notify, {}, runs_dir)
 
 

@@ -12,6 +12,7 @@ from runyard.cluster.slurm.cluster_info import ClusterInfo, Partition
 from runyard.cluster.slurm.estimate import StartEstimate, estimate_start
 from runyard.config.schema import Config
 from runyard.errors import UserError
+from runyard.files import file_fix
 from runyard.slurm_client import QueryError
 
 
@@ -92,6 +93,8 @@ def run_check(name: str, question: Question, context: CheckContext) -> Check:
         return Check(name, "failed", error.problem, error.fix)
     except QueryError as error:
         return Check(name, "unknown", error.problem, error.fix)
+    except OSError as error:
+        return Check(name, "failed", f"{error.filename or name}: {error.strerror}", file_fix(error))
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

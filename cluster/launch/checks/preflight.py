@@ -64,7 +64,8 @@ def precision(context: CheckContext) -> str:
 
 
 def disk_space(context: CheckContext) -> str:
-    """Check that the disk of ``runs_dir`` has space for checkpoints."""
+    """Check that ``runs_dir`` can hold a run, and that its disk has space for checkpoints."""
+    _require_usable(context.config.runs_dir)
     folder = nearest_existing_dir(Path(context.config.runs_dir))
     free_mb = shutil.disk_usage(folder).free / 1e6
     if free_mb < MIN_FREE_MB:
@@ -204,6 +205,8 @@ def require_own_run(run: Run, *, trusted: bool = False) -> None:
         UserError: the message names the owner, or the command that fixes the permissions.
     """
     run.require_own(trusted=trusted, instead=f"{OWN_RUN_HINT}; or --trust, if you would run anything that they wrote")
+    if os.statvfs(run.path).f_flag & os.ST_RDONLY:
+        raise UserError(f"run {run.id}: its disk is mounted read-only", "copy its directory to a disk you can write")
     if not os.access(run.path, os.W_OK | os.X_OK):
         raise UserError(
             f"run {run.id}: its directory cannot be written ({stat.filemode(run.path.stat().st_mode)})",
@@ -214,4 +217,26 @@ def require_own_run(run: Run, *, trusted: bool = False) -> None:
 def nearest_existing_dir(path: Path) -> Path:
     """Return ``path`` if it exists, else the nearest folder above it that does."""
     path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())
+    return next(folder for folder in (path, *path.parents) if os.path.isdir(folder))
+
+
+def _require_usable(runs_dir: str) -> None:
+    """Refuse a folder that is there and cannot be written, or that can never be made.
+
+    Raises:
+        UserError: the message says why.
+    """
+    path = Path(runs_dir).absolute()
+    try:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            reason: str | None = "not a directory"
+        else:
+            reason = None if os.access(path, os.W_OK | os.X_OK) else "it cannot be written"
+    except FileNotFoundError:
+        reason = "a link that leads nowhere" if path.is_symlink() else None
+    except OSError as error:
+        reason = error.strerror
+    if reason is not None:
+        raise UserError(
+            f"runs_dir={runs_dir}: cannot create a run there ({reason})", "set runs_dir to a folder you can write"
+        )

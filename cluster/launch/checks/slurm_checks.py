@@ -9,7 +9,7 @@ from __future__ import annotations
 from runyard.cluster.launch.batch_script import require_sbatch
 from runyard.cluster.launch.checks.check import CheckContext, Question, suggestion
 from runyard.cluster.launch.checks.node_fit import constraint, nodes_fit
-from runyard.cluster.launch.refusals import LATER, SubmissionDelayed, names_no_limit, refusal
+from runyard.cluster.launch.refusals import LATER, JobLimitReached, SubmissionDelayed, names_no_limit, refusal
 from runyard.cluster.slurm import queue
 from runyard.config.fields import format_literal
 from runyard.errors import UserError
@@ -172,7 +172,10 @@ def sbatch_accepts(context: CheckContext) -> str:
             ) from None
         if names_no_limit(str(error)):
             raise QueryError(f"{error}: only a submission is told which limit") from None
-        raise refusal(context.config.cluster, str(error)) from None
+        refused = refusal(context.config.cluster, str(error))
+        if isinstance(refused, JobLimitReached):  # by now; and a grid can be submitted in parts
+            raise QueryError(refused.problem) from None
+        raise refused from None
     when = f": it would start {estimate.text}" if estimate is not None else ""
     return f"sbatch --test-only accepts the script{when}"
 

@@ -96,7 +96,7 @@ def purge_risk(context: CheckContext) -> str:
     """Check that no file on a scratch disk has been idle for so long that it will be deleted soon."""
     idle: dict[str, tuple[float, Path]] = {}
     for name, path in run_folders(context).items():
-        if path.exists() and is_scratch(path) and (oldest := _longest_idle(path)) is not None:
+        if os.path.exists(path) and is_scratch(path) and (oldest := _longest_idle(path)) is not None:
             idle[name] = oldest
     if not idle:
         return "no folder is on a scratch disk, going by the names"
@@ -111,9 +111,9 @@ def purge_risk(context: CheckContext) -> str:
 
 def is_scratch(path: Path) -> bool:
     """Return whether ``path`` is on a scratch disk by convention: in $SCRATCH, or in a folder called scratch."""
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
     scratch = os.environ.get("SCRATCH")
-    return (scratch is not None and path.is_relative_to(Path(scratch).resolve())) or "scratch" in path.parts
+    return (scratch is not None and path.is_relative_to(os.path.realpath(scratch))) or "scratch" in path.parts
 
 
 def _longest_idle(root: Path) -> tuple[float, Path] | None:

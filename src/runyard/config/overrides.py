@@ -29,6 +29,7 @@ if typing.TYPE_CHECKING:
     from hydra._internal.grammar.functions import Functions
 
 MAX_POINTS = 10_000  # of a grid: each is a run directory
+_MANY = 10**12  # values of a range that are not counted exactly: range(0,1,1e-300) has a number of 300 digits
 TIME_SETTING, TIMEOUT_SETTING = "cluster.time", "cluster.timeout_min"
 # sbatch's: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds
 TIME_REGEX = re.compile(
@@ -111,7 +112,8 @@ def points(override: str) -> list[str]:
             if count
             else f"give one that does, such as {name}=range(0,3) for 0,1,2"
         )
-        raise UserError(f"{_short(override)}: holds {count:,} values" if count else f"{override}: holds no value", fix)
+        held = f"{'over ' * (count > _MANY)}{min(count, _MANY):,} values" if count else "no value"
+        raise UserError(f"{_short(override)}: holds {held}", fix)
     return [f"{name}={value}" for value in parsed.sweep_string_iterator()]
 
 

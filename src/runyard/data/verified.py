@@ -109,7 +109,7 @@ def _as_user_error(path: Path) -> Iterator[None]:
 
 def _cache_files(folder: Path) -> list[Path]:
     """Return the possible cache files: next to the data if this user owns them, then in this user's cache folder."""
-    name = f"verified-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.json"
+    name = f"verified-{hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]}.json"
     user_files = [] if (home := cache_home()) is None else [home / "runyard" / name]
     return [folder / VERIFIED_FILE, *user_files] if folder.stat().st_uid == os.getuid() else user_files
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import secrets
 import shutil
 import time
@@ -66,7 +67,7 @@ class Run:
     @property
     def code_path(self) -> Path:
         """The snapshot of the sources that this run was created from; it comes first on a job's PYTHONPATH."""
-        return (self.path / "code").resolve()
+        return Path(os.path.realpath(self.path / "code"))
 
     @property
     def cli_reference(self) -> str:

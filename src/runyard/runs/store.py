@@ -35,6 +35,12 @@ def reference_to(run: Path) -> str:
     return run.name if run == Path("runs", run.name).absolute() else shlex.quote(str(run))
 
 
+def runs_dir_option(runs_dir: Path | str) -> str:
+    """Return the option, a space first, by which a command typed here looks in this folder of runs; "" for ./runs."""
+    folder = Path(runs_dir)
+    return "" if folder.absolute() == Path("runs").absolute() else f" --runs-dir {shlex.quote(str(folder))}"
+
+
 def matching(reference: str, ids: Sequence[str]) -> list[str]:
     """Return those of ``ids``, oldest first, that a reference names: ``@last``, an id, or the beginning of ids."""
     if reference == "@last":

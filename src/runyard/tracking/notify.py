@@ -11,9 +11,9 @@ import contextlib
 import http.client
 import json
 import os
+import shlex
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import threading
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from runyard.errors import UserError
-from runyard.files import file_fix
+from runyard.files import file_fix, open_regular
 from runyard.runs.events import EpochEvent, Event, NotifiedEvent, RequeueEvent, StartEvent, StopEvent
 from runyard.runs.journal import Journal, read_events
 from runyard.runs.narrative import format_duration
@@ -67,17 +67,18 @@ def webhook_url(notify: NotifyConfig, env: Mapping[str, str], run_dirs: Path) ->
 
 
 def _read_secret(name: str, run_dirs: Path) -> str:
-    path = Path(name).expanduser()
-    if path.resolve().is_relative_to(run_dirs.resolve()):
+    path = os.path.expanduser(name)
+    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(run_dirs)):
         raise UserError(f"notify.url_file={name}: lies in runs_dir, whose files are shared", "keep it in your home")
     try:
-        with open(path) as file:
+        with open_regular(path) as file:
             status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise UserError(f"notify.url_file={name}: not a regular file")
             if status.st_mode & 0o077 or status.st_uid != os.getuid():
-                raise UserError(f"notify.url_file={name}: not yours alone to read", f"chmod 600 {name}")
-            return file.readline(4096).strip()
+                raise UserError(
+                    f"notify.url_file={name}: not yours alone to read",
+                    f"chmod 600 {shlex.quote(os.path.expanduser(name))}",
+                )
+            return file.readline(4096).decode().strip()
     except OSError as error:
         raise UserError(f"notify.url_file={name}: {error.strerror}", file_fix(error)) from None
     except ValueError:

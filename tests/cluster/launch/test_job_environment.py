@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from runyard.cluster.launch import submit as launcher
 from runyard.cluster.launch.job_environment import bound_folders, checked_lines, container_options
 from runyard.cluster.monitor.run_status import run_status
 from runyard.errors import UserError
@@ -108,6 +109,23 @@ def test_a_folder_that_is_a_link_is_bound_by_both_its_names(tmp_path: Path) -> N
     (tmp_path / "runs").symlink_to(tmp_path / "disk")
     config = compose("cluster=slurm", f"runs_dir={tmp_path / 'runs'}")
     assert {str(tmp_path / "runs"), str(tmp_path / "disk")} <= set(bound_folders(config))
+
+
+def test_a_run_that_is_resumed_in_another_working_directory_is_bound_where_it_lies(
+    small: list[str], slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    settings = ["experiment=null", *small, "cluster=slurm", "runs_dir=runs"]
+    monkeypatch.chdir(tmp_path / "here")
+    (point,) = launcher.plan_submission(settings).configs
+    run = launcher.create_run(point, None, None)
+    monkeypatch.chdir(tmp_path / "there")
+    launcher.resume(run, [])
+    slurm.run_script()
+    bound = slurm.env("srun.env")["RUNYARD_BIND"].split(":")
+    assert str(tmp_path / "here" / "runs") in bound
+    assert str(tmp_path / "there" / "runs") not in bound
 
 
 def test_pyxis_gets_the_image_and_the_folders_and_the_judge_runs_in_it_too(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -98,6 +99,22 @@ def test_a_sweep_is_one_array_with_a_run_per_point(
     assert len(list(folder.glob("submission_*.pkl"))) == 6
     assert len(slurm.submissions) == 1, "one array"
     assert slurm.queue == [sweep]
+
+
+def test_the_commands_that_are_printed_after_a_grid_find_its_runs_wherever_they_lie(
+    small: list[str], slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = ["submit", "-m", *small, "experiment=null", "cluster=slurm", "seed=0,1"]
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "runs_dir='two words'"]) == 0
+    printed = [line.partition(": ")[2].strip() for line in capsys.readouterr().out.splitlines()]
+    status, compare, cancel = [shlex.split(line) for line in printed if line.startswith("runyard ")]
+    assert [command[-2:] for command in (compare, cancel)] == [["--runs-dir", str(tmp_path / "two words")]] * 2
+    assert main(status[1:]) == 0
+    assert capsys.readouterr().out.count("custom: waiting") == 2
+    assert main([*words, "runs_dir=runs"]) == 0
+    assert "--runs-dir" not in capsys.readouterr().out, "the control"
 
 
 def test_points_that_differ_in_the_cluster_are_no_array(refused: Refused, small: list[str], slurm: FakeSlurm) -> None:
@@ -299,7 +316,8 @@ def test_the_points_of_a_sweep_here_run_one_after_the_other_and_can_be_compared(
     assert main(["submit", *small, "experiment=null", "-m", "seed=3,1,2"]) == code
     assert here.seeds == seeds
     (sweep,) = set(here.sweeps)
-    assert capsys.readouterr().out.splitlines()[-1] == f"compare them: runyard compare --sweep {sweep}"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"compare them: runyard compare --sweep {sweep} --runs-dir ")
 
 
 def test_the_points_of_a_sweep_here_are_one_json_document(

@@ -64,6 +64,8 @@ def test_a_corner_is_a_point_of_the_space() -> None:
     (["runs_dir=choice(a,b)"], "runs_dir is the same for all of a search"),
     (["optim.lr=log(0.1,1)", "optim.lr=log(0.1,2)"], "was given twice"),
     (["optim.lr=log(0.1,1)", "optim.lr=0.5"], "optim.lr=0.5: it is searched as well"),
+    (["optim.lr=interval(0.1,1)"], r"interval\(\) is no range of a search; ranges are log, uniform, int"),
+    (["epochs=range(1,5)", "optim.lr=log(0.1,1)"], r"range\(\) is no range of a search"),
     (["optim.lr=0.5"], "nothing to search; give at least one setting a range"),
     ([], "nothing to search"),
 ])  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from runyard.cli.commands import sweep as verb
 from runyard.cli.main import main
 from runyard.cluster.search.space import split_search_space
 from runyard.cluster.search.study import SearchSettings, Study, runs_by_trial, search_lock
+from runyard.cluster.search.sweep import Search
 from runyard.errors import UserError
 from runyard.runs import journal
 from runyard.runs.run import sweeps_dir
@@ -118,6 +118,26 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("where", [["--runs-dir", "two words"], ["+runs_dir='two words'"]], ids=["option", "setting"])
+def test_the_command_that_comes_next_finds_the_search_wherever_its_runs_are(
+    where: list[str], small: list[str], slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Search, "run", interrupted)
+    settings = [word for word in small if not word.startswith(("optim.lr=", "runs_dir="))]
+    words = ["sweep", "--name", "q", *settings, "experiment=null", "cluster=slurm", *WORDS]
+    assert main([*words, *where]) == 130
+    assert (sweeps_dir(tmp_path / "two words") / "q").is_dir()
+    following = capsys.readouterr().err.partition("continue with: ")[2]
+    assert main(shlex.split(following)[1:]) == 130, "the same search is found, and interrupted again"
+    assert main(words) == 130
+    assert "--runs-dir" not in capsys.readouterr().err.splitlines()[-1], "the control"
+
+
 @pytest.mark.parametrize(("option", "told"), [
     (["--seed", "5"], "was started with seed 0, not with 5"),
     (["--sampler", "random"], "was started with sampler tpe, not with random"),
@@ -133,15 +153,6 @@ def test_a_search_goes_on_with_nothing_else_than_it_was_begun_with(
     begun.save(sweeps_dir(runs) / "q")
     assert main(["sweep", "--name", "q", "--runs-dir", str(runs), *option, *words]) == 2
     assert told in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("where", [["--runs-dir", "there is"], ["+runs_dir=there is"]], ids=["option", "setting"])
-def test_the_commands_that_come_next_say_where_the_runs_are(where: list[str]) -> None:
-    parser = argparse.ArgumentParser()
-    verb.arguments(parser)
-    args = parser.parse_args([*where, *WORDS])
-    assert verb._runs_dir_option(args) == " --runs-dir 'there is'"
-    assert verb._runs_dir_option(parser.parse_args(WORDS)) == "", "the control"
 
 
 class Searches:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -253,3 +256,29 @@ def test_a_validation_fraction_beside_a_validation_split_and_a_path_that_is_not_
         prepare_dataset(settings(**{**vars(folder_config(settings, tree)), "path": None}), progress=False)
     with pytest.raises(UserError, match=r"data\.test_fraction=0\.2: belongs to data\.kind=imagefolder"):
         check_data(settings(test_fraction=0.2))
+
+
+NAMES = """
+import sys
+from pathlib import Path
+from runyard.data.datasets.image_tree import scan_tree
+from runyard.predict import open_images
+
+tree = scan_tree(Path(sys.argv[1]))
+print(ascii((tree.classes, tree.splits["test"][1].tolist(), open_images(Path(sys.argv[1]) / "test", 8).ids)))
+print(sys.getfilesystemencoding())
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_names_are_what_their_bytes_say_whatever_the_locale(tree: Path, encoding: str) -> None:
+    (tree / "train" / "zebra").rename(tree / "train" / "zébra")
+    (tree / "test" / "zebra" / "0.png").rename(tree / "test" / "größe.png")
+    for name in ("ant", "zebra"):
+        shutil.rmtree(tree / "test" / name)
+    (tree / "test" / "test_annotations.txt").write_text("größe.png\tzébra\n", "utf-8")
+    locale = {"LC_ALL": "C", "PYTHONUTF8": str(int(encoding == "utf-8")), "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", NAMES, str(tree)]
+    done = subprocess.run(command, env=os.environ | locale, capture_output=True, text=True)
+    said, used = done.stdout.splitlines() or [done.stderr, ""]
+    assert (ast.literal_eval(said), used) == ((("ant", "zébra"), [1], ["größe"]), encoding)

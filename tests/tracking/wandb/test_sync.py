@@ -243,6 +243,20 @@ def test_an_address_that_is_none_is_one_line(
     assert f"WANDB_BASE_URL={url} is not an address" in refusal(str(run.path)), "the key is looked up by it"
 
 
+@pytest.mark.parametrize(("name", "value"), [("WANDB_MODE", ""), ("WANDB_BASE_URL", "")])
+def test_a_variable_that_wandbs_client_refuses_is_named_in_one_line(
+    name: str, value: str, server: WandbServer, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = restarted(make_run)
+    monkeypatch.setenv(name, value)
+    said = refusal(str(run.path))
+    assert f"{name}={value}: W&B's client refuses it" in said
+    assert f"unset {name}" in said
+    monkeypatch.delenv("WANDB_BASE_URL")  # the address is asked of the client, too
+    monkeypatch.setenv(name, value)
+    assert said.removeprefix("runyard: ") in refusal(str(run.path))
+
+
 def test_a_server_that_never_answers_is_waited_for_within_a_limit(server: WandbServer, make_run: MakeRun) -> None:
     run = restarted(make_run)
     server.stall.set()

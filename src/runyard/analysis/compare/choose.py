@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +86,9 @@ def select_runs(
 
 
 def _loaded(directories: Iterable[Path], notes: list[str]) -> list[RunHistory]:
-    runs: dict[Path, RunHistory] = {}
+    runs: dict[str, RunHistory] = {}
     for directory in directories:
-        if (path := directory.resolve()) not in runs:
+        if (path := os.path.realpath(directory)) not in runs:
             try:
                 runs[path] = load_history(directory)
             except UserError as error:

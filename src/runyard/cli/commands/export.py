@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -95,8 +96,8 @@ def _writer(program: str, to: str) -> Callable[[RunHistory], str]:
 
 def _next_step(program: str, to: str) -> str:
     if program == "tensorboard":
-        return f"; view them with: tensorboard --logdir {to}"
+        return f"; view them with: tensorboard --logdir {shlex.quote(to)}"
     if program == "mlflow" and "://" not in to:
         needs = "" if find_spec("flask") else " (which needs pip install mlflow: mlflow-skinny only writes)"
-        return f"; view them with: mlflow ui --backend-store-uri sqlite:///{to}/mlflow.db{needs}"
+        return f"; view them with: mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{to}/mlflow.db')}{needs}"
     return ""

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from runyard.errors import ExitCode
+from runyard.runs.store import runs_dir_option
 
 if TYPE_CHECKING:
     from runyard.cluster.monitor.attach import JobEnd, JobHandle
@@ -24,10 +25,10 @@ def announce(started: list[tuple[Run, JobHandle]], *, as_json: bool) -> None:
         print(f"run {run.id}, job {job.id}, in {run.path}")
     first = started[0][0]
     if len(rows) > 1:
-        sweep = first.record["sweep"]
+        sweep, option = first.record["sweep"], runs_dir_option(first.path.parent)
         print(
-            f"sweep {sweep}: {len(rows)} points\ncheck status:     runyard status\n"
-            f"compare them:     runyard compare --sweep {sweep}\nstop one:         runyard cancel RUN"
+            f"sweep {sweep}: {len(rows)} points\ncheck status:     runyard status{option}\n"
+            f"compare them:     runyard compare --sweep {sweep}{option}\nstop one:         runyard cancel RUN{option}"
         )
         return
     print(

@@ -43,8 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if args.nodes is not None and (args.action != "up" or not 1 <= args.nodes <= 64):
         raise UserError(f"--nodes {args.nodes}: expected 1 to 64", f"give it to up: {playground.UP}")
     if args.action == "shell":
-        playground.require_up()
-        return _shell(command, playground.environment())
+        return _shell(command, playground.require_up().environment)
     started = ended = False
     if args.action == "up":
         found, started = playground.up(args.nodes or 2)
@@ -57,12 +56,12 @@ def run(args: argparse.Namespace) -> int:
         message = "SLURM is down" if ended else "no SLURM of yours was up"
     else:
         up = playground.find()
-        message = f"{_described(up)}; {_jobs()}" if up else f"no SLURM of yours is up; start one: {playground.UP}"
+        message = f"{_described(up)}; {_jobs(up)}" if up else f"no SLURM of yours is up; start one: {playground.UP}"
     current = playground.find()
     if args.json:
         answer = {"up": current is not None, "started": started, "ended": ended}
         details = {} if current is None else {"nodes": current.nodes, "pid": current.pid, "since": current.since}
-        conf = {} if current is None else {"slurm_conf": playground.environment()["SLURM_CONF"]}
+        conf = {} if current is None else {"slurm_conf": current.environment["SLURM_CONF"]}
         print(json.dumps(answer | details | conf))
     else:
         print(message)
@@ -74,10 +73,8 @@ def _described(found: Playground) -> str:
     return f"a SLURM of {len(found.nodes)} nodes, up since {since} (process {found.pid})"
 
 
-def _jobs() -> str:
-    from runyard.cluster.rehearsal import playground
-
-    states = playground.sandbox().run("squeue", "--noheader", "--array", "--format=%T", check=False).split()
+def _jobs(up: Playground) -> str:
+    states = up.sandbox.run("squeue", "--noheader", "--array", "--format=%T", check=False).split()
     return f"{states.count('RUNNING')} jobs running, {states.count('PENDING')} waiting"
 
 

@@ -159,6 +159,7 @@ def run_sequentially(plan: SubmissionPlan, args: argparse.Namespace) -> int:
     """Run the points of a sweep one after another on this machine. A failed point does not stop the others."""
     from runyard.cluster.launch import submit as launcher
     from runyard.runs.run import new_id
+    from runyard.runs.store import runs_dir_option
 
     if args.detach:
         raise UserError("--detach: the points of a sweep on this machine run one after the other", "leave it out")
@@ -173,7 +174,8 @@ def run_sequentially(plan: SubmissionPlan, args: argparse.Namespace) -> int:
         exit_code = max(exit_code, code)
         if exit_code == ExitCode.INTERRUPTED:  # Ctrl-C stops the whole sweep
             break
-    print(json.dumps(rows) if args.json else f"compare them: runyard compare --sweep {sweep}")
+    option = runs_dir_option(plan.config.runs_dir)
+    print(json.dumps(rows) if args.json else f"compare them: runyard compare --sweep {sweep}{option}")
     return exit_code
 
 

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from runyard.cluster.search.study import Study, search_lock
     from runyard.cluster.search.sweep import Search
     from runyard.printable import printable
+    from runyard.runs.store import runs_dir_option
 
     for name in ("trials", "parallel"):
         if getattr(args, name) < 1:
@@ -67,16 +68,17 @@ def run(args: argparse.Namespace) -> int:
         settings.save(folder)
         study = Study(folder, settings, space, config.epochs, locks=locks)
         search = Search(study, folder, args.parallel, local, report)
-        title = f"sweep {study.id}: {args.trials} trials, {args.parallel} at once; runyard status -w"
+        option = runs_dir_option(folder.parents[1])
+        title = f"sweep {study.id}: {args.trials} trials, {args.parallel} at once; runyard status -w{option}"
         try:
             with sigterm_as_interrupt(), console.status(title):
                 search.run(args.trials)
         except KeyboardInterrupt:
             search.detach()
             state = "its runs were saved and stopped" if local else "its jobs continue"
-            print(f"interrupted: {state}; continue with: {_resume_command(args, study.id)}", file=sys.stderr)
+            print(f"interrupted: {state}; continue with: {_resume_command(args, study.id, option)}", file=sys.stderr)
             return ExitCode.INTERRUPTED
-        return _print_result(study, fixed, folder, _runs_dir_option(args), as_json=args.json)
+        return _print_result(study, fixed, folder, option, as_json=args.json)
 
 
 def _load_or_create(args: argparse.Namespace) -> tuple[Path, SearchSettings]:
@@ -89,10 +91,12 @@ def _load_or_create(args: argparse.Namespace) -> tuple[Path, SearchSettings]:
 
     from runyard.cluster.search.space import read_range
     from runyard.cluster.search.study import SearchSettings
+    from runyard.config.overrides import parse_override
     from runyard.runs.run import new_id, sweeps_dir
 
     runs_dir_overrides = [o for o in args.overrides if _is_runs_dir(o)]
-    runs_dir = Path(runs_dir_overrides[-1].partition("=")[2] if runs_dir_overrides else args.runs_dir).absolute()
+    given = parse_override(runs_dir_overrides[-1]).value() if runs_dir_overrides else args.runs_dir
+    runs_dir = Path(str(given)).absolute()
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", args.name):
         raise UserError(f"--name {args.name!r}: expected letters, digits and . _ -, at most 61")
     folder = sweeps_dir(runs_dir) / (args.name or new_id("sweep"))
@@ -130,18 +134,11 @@ def _is_runs_dir(override: str) -> bool:
     return override.lstrip("+").startswith("runs_dir=")
 
 
-def _resume_command(args: argparse.Namespace, name: str) -> str:
-    return f"runyard sweep --name {name} --trials {args.trials} --parallel {args.parallel}{_runs_dir_option(args)}"
+def _resume_command(args: argparse.Namespace, name: str, option: str) -> str:
+    return f"runyard sweep --name {name} --trials {args.trials} --parallel {args.parallel}{option}"
 
 
-def _runs_dir_option(args: argparse.Namespace) -> str:
-    """Return the --runs-dir option that the next command needs, or an empty string."""
-    values = [o.partition("=")[2] for o in args.overrides if _is_runs_dir(o)]
-    runs_dir = values[-1] if values else args.runs_dir
-    return "" if runs_dir == "runs" else f" --runs-dir {shlex.quote(runs_dir)}"
-
-
-def _print_result(study: Study, fixed: list[str], folder: Path, runs_dir_option: str, *, as_json: bool) -> int:
+def _print_result(study: Study, fixed: list[str], folder: Path, option: str, *, as_json: bool) -> int:
     from runyard.cluster.search.study import runs_by_trial
 
     runs, best = runs_by_trial(study.id, folder.parents[1]), study.best
@@ -156,7 +153,7 @@ def _print_result(study: Study, fixed: list[str], folder: Path, runs_dir_option:
         }
         for trial in study.trials
     ]
-    overrides = [o for o in fixed if runs_dir_option or not _is_runs_dir(o)]
+    overrides = [o for o in fixed if option or not _is_runs_dir(o)]
     command = shlex.join([*overrides, *study.sampled_overrides(best)]) if best else ""
     if as_json:
         number = None if best is None else best.number
@@ -172,5 +169,5 @@ def _print_result(study: Study, fixed: list[str], folder: Path, runs_dir_option:
     bias_note = f"chosen among {len(trials)}, so this estimate is optimistic: confirm it with other seeds"
     print(f"best: trial {best.number}, {100 * (best.value or 0):.2f} %, {bias_note}")
     print(f"train it:               runyard submit {command} seed=1")
-    print(f"importance of settings: runyard compare --sweep {study.id}{runs_dir_option}")
+    print(f"importance of settings: runyard compare --sweep {study.id}{option}")
     return 0

@@ -50,9 +50,12 @@ def no_image_by_name(name: str) -> str | None:
     return "text file" if os.path.splitext(name)[1].lower() in TEXT_SUFFIXES else None
 
 
-def is_utf8(name: str) -> bool:
-    """Return whether a file's name is UTF-8: of one that is not Python keeps the bytes as surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
+def utf8_name(name: str) -> str | None:
+    """Return a file's name as its bytes are in UTF-8, whatever the locale has made of them; None if they are not."""
+    try:
+        return os.fsencode(name).decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def scan_tree(root: Path, *, test_fraction: float = 0.0) -> ImageTree:
@@ -142,8 +145,11 @@ def _scan(walk: _Walk, test_fraction: float) -> ImageTree:
         raise UserError(
             f"{printable_path(train)}: {len(classes)} class folders; expected at least {MIN_CLASSES}", f"give {LAYOUTS}"
         )
-    if odd := [name for name in classes if not is_utf8(name)]:
-        raise UserError(f"{printable_path(train / odd[0])}: the name of this class is not UTF-8", "rename the folder")
+    class_names = []
+    for name in classes:
+        if (class_name := utf8_name(name)) is None:
+            raise UserError(f"{printable_path(train / name)}: the name of this class is not UTF-8", "rename the folder")
+        class_names.append(class_name)
     splits = {"train": _by_class(walk, train, classes)}
     if train != root:
         splits |= _other_splits(walk, root, classes)
@@ -161,7 +167,7 @@ def _scan(walk: _Walk, test_fraction: float) -> ImageTree:
         empty = train / classes[int(np.argmin(counts))]
         raise UserError(f"{printable_path(empty)}: a class without files", "fill or remove the folder")
     left_out = [(printable_path(path.relative_to(walk.root)), kind) for path, kind in sorted(walk.left_out.items())]
-    return ImageTree(classes, splits, left_out)
+    return ImageTree(tuple(class_names), splits, left_out)
 
 
 def _inner_root(walk: _Walk) -> Path:
@@ -239,7 +245,7 @@ def _annotation_file(folder: Path) -> Path | None:
 def _annotated(walk: _Walk, folder: Path, annotations: Path, classes: tuple[str, ...]) -> tuple[list[Path], np.ndarray]:
     images = walk.images(folder)
     by_name = {path.name: path for path in images} | {path.stem: path for path in images}
-    text = read_regular(annotations).decode(errors="backslashreplace")
+    text = os.fsdecode(read_regular(annotations))  # as the names of files are read
     separator = "\t" if annotations.suffix == ".txt" else ","
     rows = [row for row in csv.reader(text.splitlines(), delimiter=separator, quoting=csv.QUOTE_NONE) if row]
     if rows and rows[0][0] == "ImageId":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import netrc
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -29,7 +31,10 @@ RESUME_QUERY = """query RunResumeStatus($project: String, $entity: String, $name
 
 def connection_problem() -> str | None:
     """Return why this machine cannot send to W&B: no address, no key, or no answer by the way taken. None if it can."""
-    url = base_url()
+    try:
+        url = base_url()
+    except ServerError as error:
+        return str(error)
     try:
         route = route_to(url)
     except ValueError:
@@ -40,13 +45,18 @@ def connection_problem() -> str | None:
 
 
 def base_url() -> str:
-    """Return the server that W&B's client uses, by the environment, its settings file, or its default."""
+    """Return the server that W&B's client uses, by the environment, its settings file, or its default.
+
+    Raises:
+        ServerError: the client refuses one of its settings.
+    """
     clear_agent_environment()
     if url := os.environ.get("WANDB_BASE_URL"):
         return url.rstrip("/")
     import wandb
 
-    return str(wandb.setup().settings.base_url)
+    with naming_refused_settings():
+        return str(wandb.setup().settings.base_url)
 
 
 def api_key() -> str | None:
@@ -73,6 +83,26 @@ class ServerState:
 
 class ServerError(UserError):
     """W&B's server cannot be asked, or does not answer: no run can be sent."""
+
+
+@contextlib.contextmanager
+def naming_refused_settings() -> Iterator[None]:
+    """Name the variable or setting that W&B's client refuses, such as an empty WANDB_MODE.
+
+    Raises:
+        ServerError: it does.
+    """
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except ValidationError as error:
+        refused = error.errors()[0]
+        name = "_".join(map(str, refused["loc"]))
+        variable = f"WANDB_{name.upper()}"
+        given = f"{variable}={os.environ[variable]}" if variable in os.environ else f"W&B's setting {name}"
+        fix = f"unset {variable}" if variable in os.environ else "see its settings file (`wandb status`)"
+        raise ServerError(f"{given}: W&B's client refuses it ({refused['msg']})", fix) from None
 
 
 def server_state(run: Run) -> ServerState:

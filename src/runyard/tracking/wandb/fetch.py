@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from runyard.errors import UserError
 from runyard.files import write_atomic
 from runyard.surroundings import cache_home
-from runyard.tracking.wandb.connection import ANSWER_TIMEOUT_S, base_url, connection_problem
+from runyard.tracking.wandb.connection import ANSWER_TIMEOUT_S, base_url, connection_problem, naming_refused_settings
 from runyard.tracking.wandb.files import RUN_FILES, WANDB_FOLDER
 from runyard.tracking.wandb.record import first_line
 
@@ -38,7 +38,8 @@ def fetch(project: str, progress: Callable[[int, int], None]) -> tuple[Path, lis
         raise UserError(f"W&B: {problem}")
     import wandb
 
-    wandb.setup(wandb.Settings(silent=True))
+    with naming_refused_settings():
+        wandb.setup(wandb.Settings(silent=True))
     try:
         api = wandb.Api(timeout=int(ANSWER_TIMEOUT_S))
         entity, _, name = project.rpartition("/")

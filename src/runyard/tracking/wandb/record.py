@@ -18,7 +18,7 @@ from runyard.runs.state import RunState
 from runyard.tracking.route import export_all_proxy
 from runyard.tracking.wandb import files
 from runyard.tracking.wandb.agent import clear_agent_environment
-from runyard.tracking.wandb.connection import server_state
+from runyard.tracking.wandb.connection import naming_refused_settings, server_state
 from runyard.tracking.wandb.history import BEST_BY, STEP_METRICS, Point, WandbHistory
 
 INIT_TIMEOUT_S = 60.0
@@ -36,6 +36,7 @@ class WandbRecord:
         url: The address of the run's page, None offline.
     """
 
+    @naming_refused_settings()
     def __init__(
         self,
         run: Run,

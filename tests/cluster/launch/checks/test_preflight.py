@@ -9,6 +9,7 @@ import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -416,6 +417,15 @@ def test_another_users_run_is_refused_unless_a_person_trusts_it(run: Run) -> Non
 def test_a_run_that_cannot_be_written_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anything
     with pytest.raises(UserError, match=r"its directory cannot be written \(d.*\); fix it with: chmod u\+rwx "):
+        require_own_run(run)
+
+
+def test_a_run_on_a_disk_that_is_mounted_read_only_is_refused_with_that_cause(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_own_run(run)  # the control
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    with pytest.raises(UserError, match="its disk is mounted read-only; copy its directory"):
         require_own_run(run)
 
 
