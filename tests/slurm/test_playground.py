@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -83,13 +84,17 @@ def test_what_is_learned_on_it_is_submit_status_logs_and_cancel_and_nothing_is_l
     assert (status.returncode, "runyard slurm up" in status.stdout) == (1, True)
 
 
-def test_one_whose_process_was_killed_counts_as_down_and_can_be_started_again(runyard: Runyard) -> None:
+def test_one_whose_process_was_killed_counts_as_down_and_its_end_spares_the_next(runyard: Runyard) -> None:
+    """What ended the first deleted the second's files and killed its daemons when both had one folder."""
     first = said(runyard("slurm", "up", "--json", "--nodes", "1"))
-    os.kill(first["pid"], signal.SIGKILL)
-    until(lambda: runyard("slurm", "status").returncode == 1)
+    with open(os.pidfd_open(first["pid"])) as process:
+        os.kill(first["pid"], signal.SIGKILL)
+        select.select([process], [], [], PATIENCE_S)
     second = said(runyard("slurm", "up", "--json", "--nodes", "1"))
     assert second["started"]
-    assert second["pid"] != first["pid"]
+    until(lambda: not Path(first["slurm_conf"]).parent.exists())
+    assert said(runyard("slurm", "status", "--json"))["pid"] == second["pid"]
+    assert "node1" in runyard("slurm", "shell", "--", "sinfo", "--noheader", "--Node").stdout
 
 
 def test_down_spares_a_process_that_has_got_its_id_since(runyard: Runyard, folder: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_record_counts_as_long_as_its_very_process_lives(folder: Path) -> None
     playground.state_folder()
     with subprocess.Popen(["sleep", "900"]) as process:
         ticks = playground.start_ticks(process.pid)
-        record = {"pid": process.pid, "start_ticks": ticks, "nodes": ["node1"], "since": 0.0, "folder": str(folder / "slurm-1")}
+        record = {"pid": process.pid, "start_ticks": ticks, "nodes": ["node1"], "since": 0.0, "folder": "slurm-1"}
         (folder / playground.RECORD).write_text(json.dumps(record))
         assert playground.find() is not None
         (folder / playground.RECORD).write_text(json.dumps(record | {"start_ticks": 1}))
