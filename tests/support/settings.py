@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from pathlib import Path
 
-from runyard.config.schema import Config, config_from_dict
+from runyard.config.schema import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 900.0  # guards against hangs alone: no test may depend on how fast the machine is
@@ -29,15 +27,7 @@ SMALL = (
 
 
 def compose(*overrides: str) -> Config:
-    """The configuration that ``runyard submit OVERRIDES`` would freeze, made by Hydra itself and then checked."""
-    return config_from_dict(json.loads(_composed(overrides)))
+    """The configuration that ``runyard submit OVERRIDES`` would freeze."""
+    from runyard.config.compose import compose as composed
 
-
-@functools.cache  # a sixth of a second, and many tests want the same
-def _composed(overrides: tuple[str, ...]) -> str:
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from omegaconf import OmegaConf
-
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return json.dumps(OmegaConf.to_container(hydra_compose("train", overrides=list(overrides)), resolve=True))
+    return composed(list(overrides)).config
