@@ -23,7 +23,6 @@ from runyard.config.compose import compose
 from runyard.config.schema import Config
 from runyard.data import manifest
 from runyard.data.loading import loaders
-from runyard.data.loading.batch import Batch
 from runyard.training.distributed import process_group
 from runyard.training.train_state import TrainState
 
@@ -40,10 +39,7 @@ def measure(config: Config) -> dict[str, Any]:
     train_state.wrap_ddp()
     began = time.perf_counter()
     if config.compile != "none":
-        size = data.image_size
-        images = torch.zeros((config.batch_size, size, size, 3), dtype=torch.uint8, device=rank_info.device)
-        labels = torch.zeros(config.batch_size, dtype=torch.int64, device=rank_info.device)
-        train_state.warm_up(Batch(images, labels, labels))
+        train_state.warm_up(data.image_size)
     epoch = loader.epoch(0)
     batches = [next(epoch) for _ in range(WARM_UP_STEPS)]
     for batch in batches:

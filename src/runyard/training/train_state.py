@@ -15,7 +15,7 @@ from runyard import models
 from runyard.config.schema import Config
 from runyard.data.loading.batch import Batch, Normalize
 from runyard.data.manifest import Manifest
-from runyard.errors import TrainingFailed
+from runyard.errors import TrainingFailed, UserError
 from runyard.models.layers import sync_batch_norm
 from runyard.models.layers.dropout import SampleDropout, step_seed
 from runyard.ownership import compiler_cache
@@ -185,25 +185,41 @@ class TrainState:
     def parameters(self) -> int:
         return models.trainable_parameters(self.network)
 
-    def warm_up(self, batch: Batch) -> None:
-        """Run a forward and a backward pass over a dummy ``batch`` before the clock starts; the state does not change.
+    def warm_up(self, image_size: int) -> None:
+        """Run a forward and a backward pass over dummy images before the clock starts, if anything depends on it.
+
+        The state does not change.
 
         DistributedDataParallel rebuilds its gradient buckets after the first backward pass of a process, and the order
         in which a ring sums over the ranks depends on an element's position in its bucket. This is the first backward
         pass, so that every training step of every start sums in the same order. With ``compile``, both modes are
         compiled.
+
+        Raises:
+            UserError: with ``deterministic``, the network needs a kernel that has no deterministic version.
         """
+        compiles, world_size = self.config.compile != "none", self.rank_info.world_size
+        if not compiles and world_size == 1 and not self.config.deterministic:
+            return
+        count = self.config.batch_size // world_size // self.config.accumulate if compiles else 2
+        images = torch.zeros((count, image_size, image_size, 3), dtype=torch.uint8, device=self.device)
+        labels = torch.zeros(count, dtype=torch.int64, device=self.device)
         saved_state = {k: v.clone() for k, v in self.network.state_dict().items()}
         self.network.train()
         if self.dropout is not None:
-            self.dropout.set_step(self.config.seed, 0, batch.indices)
-        with self._autocast():
-            logits = (self._ddp or self._compiled_network)(self._to_memory_format(self.normalize(batch.images)))
-        self.loss(logits, batch.labels).backward()
+            self.dropout.set_step(self.config.seed, 0, labels)
+        try:
+            with self._autocast():
+                logits = (self._ddp or self._compiled_network)(self._to_memory_format(self.normalize(images)))
+            self.loss(logits, labels).backward()
+        except RuntimeError as error:
+            if "deterministic implementation" not in str(error):
+                raise
+            raise UserError(f"deterministic=true: {str(error).partition(',')[0]}", "set deterministic=false") from error
         self.optimizer.zero_grad(set_to_none=True)
-        if self.config.compile != "none":
+        if compiles:
             with torch.no_grad():
-                self.logits(batch.images[:1].expand(self.config.eval_batch_size, -1, -1, -1))
+                self.logits(images[:1].expand(self.config.eval_batch_size, -1, -1, -1))
         self.network.load_state_dict(saved_state)
 
     def _autocast(self) -> torch.autocast:

@@ -21,7 +21,6 @@ from runyard import known_causes
 from runyard.config.schema import check_world_size
 from runyard.data import manifest
 from runyard.data.loading import loaders
-from runyard.data.loading.batch import Batch
 from runyard.data.prepare.stage import stage_data
 from runyard.data.verified import check_content, files_read
 from runyard.errors import UserError
@@ -96,15 +95,10 @@ def train(run: Run, get_stop_reason: Callable[[], StopReason] = lambda: StopReas
         return Outcome.INTERRUPTED
     except BaseException as error:
         failure = peer_failure.failure_record(error, rank_info.rank)
-        # These would fail again.
-        not_retryable = isinstance(error, (UserError, DivergenceError)) or not known_causes.retry_can_help(failure)
-        failure_fields = {
-            "message": known_causes.error_text(error),
-            "user_error": isinstance(error, UserError),
-            "retry": not not_retryable,
-        }
+        retry = not isinstance(error, (UserError, DivergenceError)) and known_causes.retry_can_help(failure)
+        message, user_error = known_causes.error_text(error), isinstance(error, UserError)
         with contextlib.suppress(OSError):  # a full disk has no room for this row either
-            record.log_event("stop", reason="failed", **failure_fields, **failure)
+            record.log_event("stop", reason="failed", message=message, user_error=user_error, retry=retry, **failure)
         record.close(failed=True)
         raise
     finally:
@@ -217,20 +211,16 @@ class Trainer:
             self.run, self.train_state, self.evaluation, samples, self.record.warning
         )
         if resumed is None and hasattr(self.train_state.network, "init_from_data"):
-            images = loaders.sample_images(
-                self.config,
-                self.data,
-                self.folder,
-                "train",
-                np.arange(min(INIT_IMAGES, self.data.splits["train"].samples)),
-            )
+            indices = np.arange(min(INIT_IMAGES, self.data.splits["train"].samples))
+            images = loaders.sample_images(self.config, self.data, self.folder, "train", indices)
             with torch.no_grad():
                 self.train_state.network.init_from_data(
                     self.train_state.normalize(torch.from_numpy(images).to(self.rank_info.device))
                 )
         with interruptible(self.get_stop_reason):  # no progress can be lost here
             self.train_state.wrap_ddp()
-            self._warm_up()
+            self.train_state.warm_up(self.data.image_size)
+            process_group.finish_warm_up(self.rank_info)
         resumed_from = resumed.path.name if resumed else None
         metadata = run_metadata.run_metadata(self.run, self.train_state, resumed_from)
         self.record.log_event("start", **metadata)
@@ -315,10 +305,9 @@ class Trainer:
         return False
 
     def step_times_by_rank(self) -> dict[str, object]:
-        wait_s, steps = self.loader.wait_s - self.epoch_start_wait_s, max(self.train_state.step - self.first_step, 1)
-        return step_timer.step_times_by_rank(
-            self.train_state.timer.mean_ms(self.config.accumulate), 1000 * wait_s / steps
-        )
+        steps = max(self.train_state.step - self.first_step, 1)
+        wait_ms = 1000 * (self.loader.wait_s - self.epoch_start_wait_s) / steps
+        return step_timer.step_times_by_rank(self.train_state.timer.mean_ms(self.config.accumulate), wait_ms)
 
     def finalize(self) -> bool:
         """Log the final results and save all test predictions, of the weights saved last. Returns True if stopped."""
@@ -407,25 +396,3 @@ class Trainer:
             eta_s=eta_s,
             clock_s=train_state.clock_s + elapsed_s,
         )
-
-    def _warm_up(self) -> None:
-        """Warm up the network if it needs it (``TrainState.warm_up``).
-
-        Raises:
-            UserError: with ``deterministic``, the network needs a kernel that has no deterministic version.
-        """
-        if self.config.compile == "none" and self.rank_info.world_size == 1 and not self.config.deterministic:
-            return
-        size = self.data.image_size
-        micro_batch_size = self.config.batch_size // self.rank_info.world_size // self.config.accumulate
-        if self.config.compile == "none":  # then any number of images will do
-            micro_batch_size = 2
-        dummy = torch.zeros((micro_batch_size, size, size, 3), dtype=torch.uint8, device=self.rank_info.device)
-        labels = torch.zeros(micro_batch_size, dtype=torch.int64, device=self.rank_info.device)
-        try:
-            self.train_state.warm_up(Batch(dummy, labels, labels))
-        except RuntimeError as error:
-            if "deterministic implementation" not in str(error):
-                raise
-            raise UserError(f"deterministic=true: {str(error).partition(',')[0]}", "set deterministic=false") from error
-        process_group.finish_warm_up(self.rank_info)
