@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shlex
 import shutil
@@ -238,9 +239,8 @@ def resume(run: Run, overrides: list[str], *, from_scratch: bool = False, truste
         if not (run.code_path / "runyard" / "cluster").is_dir():
             raise UserError(
                 f"run {run.id} was created by a version before 0.2, whose jobs this one cannot start",
-                "continue it here "
-                f"with `runyard train {run.cli_reference}`, which runs the run's own code, "
-                "or with a checkout of that version",
+                f"continue it here with `runyard train {run.cli_reference}`, which runs the run's own code, or with a "
+                "checkout of that version",
             )
         config, all_overrides = _apply_overrides(run, overrides)
         here = dataclasses.replace(config, runs_dir=str(run.path.parent))  # it may have been moved
@@ -288,10 +288,7 @@ def _apply_overrides(run: Run, overrides: list[str]) -> tuple[Config, list[str]]
     values = schema.config_to_dict(run.config)
     for name, (_, new) in changed.items():
         *groups, leaf = name.split(".")
-        inner = values
-        for group in groups:
-            inner = inner[group]
-        inner[leaf] = new
+        functools.reduce(dict.__getitem__, groups, values)[leaf] = new
     return schema.config_from_dict(values), [*earlier, *overrides]
 
 

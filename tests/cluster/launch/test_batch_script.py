@@ -1,4 +1,4 @@
-"""The batch script: exactly what sbatch is given, what running it does, and what becomes of a job sbatch got wrong.
+"""The batch script: exactly what sbatch is given, and what running it does.
 
 The scripts in golden/ are what was read and found right. After a change that is meant: WRITE_GOLDEN=1 pytest this file.
 """
@@ -19,13 +19,11 @@ import pytest
 from runyard.cluster.launch import batch_script, dry_run
 from runyard.cluster.launch import submit as launcher
 from runyard.cluster.launch.batch_script import SbatchJob
-from runyard.cluster.monitor.run_status import run_status
 from runyard.config.compose import compose
 from runyard.errors import ExitCode, UserError
 from runyard.runs.run import Run
-from runyard.runs.summary import RunSummary
 from tests.support.commands import API_KEY
-from tests.support.fake_slurm import NUMBER, SBATCH, FakeSlurm
+from tests.support.fake_slurm import NUMBER, FakeSlurm
 from tests.support.settings import ROOT
 
 IN_AN_HOUR = str(int(time.time()) + 3600)
@@ -334,73 +332,6 @@ def test_how_a_person_likes_squeue_to_look_never_reaches_a_jobs_own_questions(
         seen = slurm.env(f"{program}.env")
         assert not own.keys() & seen.keys()
         assert seen["SLURM_CONF"] == "/etc/slurm.conf"
-
-
-ANSWERS = {
-    "a banner that names a job": ("banner", "Downtime: job 42 and later will be held\n"),
-    "no word at all": ("silent", ""),
-    "an error after the job was queued": ("queues anyway", ""),
-}
-
-
-@pytest.mark.parametrize(("file", "content"), ANSWERS.values(), ids=ANSWERS)
-def test_whatever_sbatch_says_the_job_that_runs_the_submissions_script_is_the_runs(
-    small: list[str], slurm: FakeSlurm, file: str, content: str
-) -> None:
-    slurm.says(file, content)
-    if file == "queues anyway":
-        slurm.says("refusal", "sbatch: error: Socket timed out on send/recv operation\n")
-    (run,) = submitted(small)
-    assert [job["id"] for job in run.record["jobs"]] == [NUMBER]
-    assert len(slurm.submissions) == 1
-    assert slurm.queue == [run.id]
-
-
-def test_a_job_that_nobody_can_tell_of_keeps_its_run_which_finds_it_later(
-    small: list[str], slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The controller is gone when sbatch has been heard, for longer than anybody waits."""
-    monkeypatch.setattr("runyard.slurm_client.RETRY_TIMEOUT_S", 0.0)
-    slurm.program("sbatch", SBATCH.replace('echo "Submitted', 'touch "$here/down"; echo "Submitted'))
-    with pytest.raises(UserError, match="may be on the queue, and SLURM does not say"):
-        submitted(small)
-    (path,) = (tmp_path / "runs").glob("2*")
-    assert Run.open(path).record["jobs"] == []
-    (slurm.folder / "down").unlink()
-    now = run_status(RunSummary(path))
-    assert (now.state, now.job and now.job.id) == ("waiting", NUMBER)
-    assert [job["id"] for job in Run.open(path).record["jobs"]] == [NUMBER]
-    assert "submission" not in Run.open(path).record
-
-
-def test_a_submission_that_sbatch_heard_twice_is_one_job(
-    small: list[str], slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    twice = "; ".join([f'printf \'%s|twice||%s\\n\' {number} "$1" >> "$here/queue"' for number in (21, 20)])
-    slurm.program("sbatch", f"case $1 in --*) exit ;; esac; {twice}\n")
-    (run,) = submitted(small)
-    assert [job["id"] for job in run.record["jobs"]] == ["20"]
-    assert slurm.calls("scancel") == ["scancel 21"]
-
-
-def test_a_job_that_cannot_be_noted_is_taken_off_the_queue_again(
-    small: list[str], slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(run: Run, job_id: str | None) -> None:
-        raise UserError("No space left on device")
-
-    monkeypatch.setattr(launcher, "finish_submission", full)
-    with pytest.raises(UserError, match="No space left"):
-        submitted(small)
-    assert slurm.submissions, "the control: it was submitted"
-    assert slurm.queue == []
-    assert not list((tmp_path / "runs").glob("2*"))
-
-
-def test_a_job_that_was_named_rightly_stays(small: list[str], slurm: FakeSlurm) -> None:
-    (run,) = submitted(small)
-    assert slurm.queue == [run.id]
-    assert slurm.calls("scancel") == []
 
 
 def test_a_submission_from_within_a_job_does_not_pass_that_jobs_sizes_on(
