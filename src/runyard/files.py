@@ -8,9 +8,12 @@ import hashlib
 import os
 import stat
 import weakref
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
+
+from runyard.errors import UserError
 
 MAX_RECORD_BYTES = 2**24  # limit for a record or a configuration; real ones have some thousand bytes
 _KINDS = {
@@ -156,6 +159,15 @@ def open_append(path: Path) -> BinaryIO:
         OSError: it cannot be created, or is not a regular file.
     """
     return open(_open_or_create(path, os.O_APPEND), "ab+")
+
+
+@contextlib.contextmanager
+def explaining_unreadable(path: Path) -> Iterator[None]:
+    """Raise UserError, with what a user can do, instead of OSError within the block: ``path`` cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it ({error.strerror})", file_fix(error)) from None
 
 
 def file_fix(error: OSError) -> str:

@@ -29,13 +29,14 @@ def separates_runs(name: str) -> bool:
 
 def identity_settings(config: Config) -> dict[str, object]:
     """Return the settings that decide what is learned, by dotted name: neither changeable nor mere names."""
-    return {name: v for name, v in _flat(config_to_dict(config)) if kind_of(name) in ("recipe", "dataset")}
+    return {name: v for name, v in flatten(config_to_dict(config)) if kind_of(name) in ("recipe", "dataset")}
 
 
-def _flat(values: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:
+def flatten(values: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:
+    """Yield nested settings by dotted name."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{path}{name}.")
+            yield from flatten(value, f"{path}{name}.")
         else:
             yield path + name, value
 

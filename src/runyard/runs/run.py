@@ -20,13 +20,22 @@ import yaml
 from runyard.config import schema
 from runyard.config.schema import Config
 from runyard.errors import UserError
-from runyard.files import file_fix, read_regular, read_within, sha256, write_atomic
+from runyard.files import read_regular, sha256, write_atomic
 from runyard.ownership import per_user_name, private_folder, require_owner, set_umask
 from runyard.runs import journal
 from runyard.runs.code.snapshot import CODE_STORE, take_snapshot
 from runyard.runs.events import parse_event
 from runyard.runs.lease import Lease, lease_holder, successor_text
-from runyard.runs.record import RUN_FORMAT, RUN_HINT, JobRecord, RunRecord, WandbAssignment, editing_record, read_record
+from runyard.runs.record import (
+    RUN_FORMAT,
+    RUN_HINT,
+    JobRecord,
+    RunRecord,
+    WandbAssignment,
+    editing_record,
+    read_record,
+    read_settings,
+)
 from runyard.runs.state import JournalState, RunState
 from runyard.runs.store import find_run_dir, reference_to
 
@@ -157,7 +166,7 @@ class Run:
         """
         path = Path(path).absolute()
         record = read_record(path)
-        return cls(path, _read_config(path / "config.yaml"), record)
+        return cls(path, _read_config(path), record)
 
     @classmethod
     def find(cls, reference: str, runs_dir: Path | str = "runs") -> Run:
@@ -282,18 +291,10 @@ def new_id(name: str) -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{secrets.token_hex(2)}"
 
 
-def _read_config(file: Path) -> Config:
+def _read_config(run: Path) -> Config:
+    values, _ = read_settings(run)
     try:
-        values = yaml.safe_load(read_within(file.parent, file.name).decode())
-        if not isinstance(values, dict):
-            raise ValueError("no mapping of names to values")
         return schema.config_from_dict(values)
-    except FileNotFoundError:
-        raise UserError(f"{file.parent}: no run directory (it lacks {file.name})", RUN_HINT) from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot read it ({error.strerror})", file_fix(error)) from None
     except UserError as error:
         fixes = "; ".join(filter(None, (error.fix, RUN_HINT)))
-        raise UserError(f"{file}: {error.problem}", fixes) from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: damaged ({(str(error).splitlines() or ['?'])[0]})", RUN_HINT) from None
+        raise UserError(f"{run / 'config.yaml'}: {error.problem}", fixes) from None

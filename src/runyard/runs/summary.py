@@ -9,8 +9,7 @@ import re
 from pathlib import Path
 from typing import BinaryIO
 
-from runyard.errors import UserError
-from runyard.files import file_fix, open_within, read_within
+from runyard.files import explaining_unreadable, open_within, read_within
 from runyard.runs import journal, lease, saved_checkpoints
 from runyard.runs.events import (
     EpochEvent,
@@ -60,11 +59,9 @@ class RunSummary:
     def refresh(self) -> None:
         """Read the run again. Raises as the constructor does."""
         self.record = read_record(self.path)
-        try:
+        with explaining_unreadable(self.journal_path):
             for line in self._reader.new_lines(whole=False):
                 self._take(line)
-        except OSError as error:
-            raise UserError(f"{self.journal_path}: cannot read it ({error.strerror})", file_fix(error)) from None
         if self.journal.final is not None:
             del self._epoch_lines[:-1]
         self.progress = read_progress(self.path)

@@ -11,8 +11,9 @@ import numpy as np
 
 from runyard.data import manifest
 from runyard.errors import UserError
-from runyard.files import open_regular, open_within, read_within
+from runyard.files import open_regular, read_within
 from runyard.runs.results.facts import ReportData
+from runyard.runs.results.history import read_predictions
 
 MAX_PAIRS, MAX_SAMPLES_PER_PAIR = 8, 6
 MAX_SAMPLE_PX = 96  # larger images are scaled down
@@ -49,16 +50,16 @@ def confused_pairs(report_data: ReportData) -> tuple[list[ConfusedPair], str]:
     counted = [(true, predicted, int(mistakes[true, predicted])) for true, predicted in cells]
     counted = [pair for pair in counted if pair[2]]
     try:
-        predictions = _predictions(report_data)
+        predictions = read_predictions(report_data.run.path)
         prepared = manifest.dataset_dir(report_data.run.config.data)
-        images = test_images(prepared, report_data.run.path / "data.json", predictions["index"], predictions["label"])
+        images = test_images(prepared, report_data.run.path / "data.json", predictions.index, predictions.label)
     except UserError as error:
         return [ConfusedPair(*pair, []) for pair in counted], str(error)
     pairs = []
     for true, predicted, count in counted:
-        rows = np.flatnonzero((predictions["label"] == true) & (predictions["predicted"] == predicted))
-        rows = rows[np.argsort(-predictions["confidence"][rows], kind="stable")][:MAX_SAMPLES_PER_PAIR]
-        chosen = zip(predictions["index"][rows], predictions["confidence"][rows], strict=True)
+        rows = np.flatnonzero((predictions.label == true) & (predictions.predicted == predicted))
+        rows = rows[np.argsort(-predictions.confidence[rows], kind="stable")][:MAX_SAMPLES_PER_PAIR]
+        chosen = zip(predictions.index[rows], predictions.confidence[rows], strict=True)
         samples = [Sample(int(index), float(confidence), png(images[index])) for index, confidence in chosen]
         pairs.append(ConfusedPair(true, predicted, count, samples))
     return pairs, ""
@@ -73,23 +74,6 @@ def png(image: np.ndarray) -> bytes:
     out = io.BytesIO()
     picture.save(out, "PNG")
     return out.getvalue()
-
-
-def _predictions(report_data: ReportData) -> dict[str, np.ndarray]:
-    """Return the run's predictions on the test set: index, label, predicted int64 [N], confidence float32 [N]."""
-    try:
-        with (
-            open_within(report_data.run.path, "predictions.npz") as opened,
-            np.load(opened, allow_pickle=False) as file,
-        ):
-            arrays = {key: file[key] for key in ("index", "label", "predicted", "confidence")}
-    except FileNotFoundError:
-        raise UserError("the run left no predictions.npz") from None
-    except Exception as error:  # zipfile, zlib and numpy raise different exceptions for a damaged file
-        raise UserError(f"predictions.npz cannot be read ({error})") from None
-    if len({array.shape for array in arrays.values()}) != 1 or arrays["index"].ndim != 1:
-        raise UserError("predictions.npz is damaged: its arrays differ in length")
-    return arrays
 
 
 def test_images(folder: Path, data_json: Path, index: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runyard.errors import UserError
-from runyard.files import file_fix, read_within
+from runyard.files import explaining_unreadable, read_within
 from runyard.runs import journal
 from runyard.runs.events import Row, WarningEvent, finite_or_none, parse_event
+from runyard.runs.results.history import class_names, confusion_matrix
 from runyard.runs.run import Run
 from runyard.runs.state import JournalState, RunState, state_on_disk
 from runyard.runs.summary import read_progress
@@ -108,10 +108,8 @@ def load_report_data(run: Run) -> ReportData:
     Raises:
         UserError: the journal is there and cannot be read.
     """
-    try:
+    with explaining_unreadable(run.journal_path):
         rows, broken = journal.read_journal(run.journal_path)
-    except OSError as error:
-        raise UserError(f"{run.journal_path}: cannot read it ({error.strerror})", file_fix(error)) from None
     events = [parse_event(row) for row in rows]
     status = JournalState.of(events)
     last_sign = max((event.t for event in events if event.t == event.t), default=0.0)
@@ -120,20 +118,11 @@ def load_report_data(run: Run) -> ReportData:
     start_rows = [start.row for start in status.starts]
     stop_rows = [None if stop is None else stop.row for stop in status.stops]
     final = status.final.row if status.final is not None else {}
-    confusion = _matrix(final.get("confusion"))
+    confusion = confusion_matrix(final.get("confusion"))
     classes = _classes(run, final, confusion)
     epochs = [row for row in journal.epochs(rows) if row["epoch"] >= 1]
     warnings = list(dict.fromkeys(event.message for event in events if isinstance(event, WarningEvent)))
     return ReportData(run, epochs, start_rows, stop_rows, state, message, final, warnings, broken, classes, confusion)
-
-
-def _matrix(cells: object) -> np.ndarray | None:
-    try:
-        matrix = np.array(cells)
-    except ValueError:
-        return None
-    square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
-    return matrix.astype(np.int64) if square and matrix.dtype.kind in "iu" and matrix.min() >= 0 else None
 
 
 def _classes(run: Run, final: Row, confusion: np.ndarray | None) -> list[str]:
@@ -144,6 +133,4 @@ def _classes(run: Run, final: Row, confusion: np.ndarray | None) -> list[str]:
         except (OSError, ValueError, AttributeError):
             names = None
     names = [str(name) for name in names] if isinstance(names, list) else []
-    if confusion is not None and len(names) != len(confusion):
-        names = [f"class {label}" for label in range(len(confusion))]
-    return names
+    return names if confusion is None else list(class_names(names, len(confusion)))

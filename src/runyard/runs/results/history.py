@@ -6,12 +6,14 @@ Times are in seconds, accuracies are fractions from 0 to 1. ``reading.load_histo
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from runyard.errors import UserError
 from runyard.files import open_within
 from runyard.runs.events import Row
 from runyard.runs.state import RunState
@@ -200,37 +202,57 @@ class RunHistory:
 
     def confusion(self) -> np.ndarray | None:
         """Return int64 [classes, classes], rows true, columns predicted; None before the final evaluation."""
-        try:
-            matrix = np.array(self.final.get("confusion"))
-        except ValueError:
-            return None
-        square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
-        return matrix.astype(np.int64) if square and matrix.dtype.kind in "iu" else None
+        return confusion_matrix(self.final.get("confusion"))
 
     def classes_of(self, matrix: np.ndarray) -> tuple[str, ...]:
         """Return the class names for a confusion matrix, or "class 0" and so on if their number does not match."""
-        matches = len(self.classes) == len(matrix)
-        return self.classes if matches else tuple(f"class {label}" for label in range(len(matrix)))
+        return tuple(class_names(self.classes, len(matrix)))
 
     def predictions(self) -> SavedPredictions | None:
         """Read predictions.npz, anew at each call; None if it is missing or damaged."""
-        import zipfile
-        import zlib
-
         try:
-            with open_within(self.directory, "predictions.npz") as opened, np.load(opened, allow_pickle=False) as file:
-                index, label, predicted, confidence = (file[k] for k in ("index", "label", "predicted", "confidence"))
-        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
+            return read_predictions(self.directory)
+        except UserError:
             return None
-        if index.ndim != 1 or not index.shape == label.shape == predicted.shape == confidence.shape:
-            return None
-        order = np.argsort(index, kind="stable")
-        return SavedPredictions(index[order], label[order], predicted[order], confidence[order])
 
     def _best_at(self) -> int | None:
         scores = self.metric(self.selection_metric)
         scores = np.where(np.isfinite(self.metric("test_top1")), scores, np.nan)
         return int(np.nanargmax(scores)) if np.isfinite(scores).any() else None
+
+
+def confusion_matrix(cells: object) -> np.ndarray | None:
+    """Return a confusion matrix of the journal as int64 [classes, classes]; None if it holds no counts in a square."""
+    try:
+        matrix = np.array(cells)
+    except ValueError:
+        return None
+    square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
+    return matrix.astype(np.int64) if square and matrix.dtype.kind in "iu" and matrix.min() >= 0 else None
+
+
+def class_names(names: Sequence[str], count: int) -> Sequence[str]:
+    """Return the names of ``count`` classes: ``names``, or "class 0" and so on if their number does not match."""
+    return names if len(names) == count else [f"class {label}" for label in range(count)]
+
+
+def read_predictions(run: Path) -> SavedPredictions:
+    """Read ``predictions.npz`` of the run in this directory.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        with open_within(run, "predictions.npz") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = [file[name] for name in ("index", "label", "predicted", "confidence")]
+    except FileNotFoundError:
+        raise UserError("the run left no predictions.npz") from None
+    except Exception as error:  # zipfile, zlib and numpy raise different exceptions for a damaged file
+        raise UserError(f"predictions.npz cannot be read ({error})") from None
+    if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != 1:
+        raise UserError("predictions.npz is damaged: its arrays differ in length")
+    order = np.argsort(arrays[0], kind="stable")
+    return SavedPredictions(*(array[order] for array in arrays))
 
 
 def finite_or_nan(value: object) -> float:

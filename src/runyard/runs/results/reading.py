@@ -9,26 +9,23 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from runyard.errors import UserError
-from runyard.files import file_fix, read_within
+from runyard.files import explaining_unreadable, read_within
 from runyard.runs import journal
 from runyard.runs.events import Event, RequeueEvent, Row, StartEvent, StopEvent, parse_event
-from runyard.runs.identity import separates_runs
+from runyard.runs.identity import flatten, separates_runs
 from runyard.runs.journal import JournalReader, decode_line
-from runyard.runs.record import RUN_HINT, read_record
-from runyard.runs.results.history import FlatSettings, RunHistory, Start, finite_or_nan
+from runyard.runs.record import read_record, read_settings
+from runyard.runs.results.history import RunHistory, Start, finite_or_nan
 from runyard.runs.state import JournalState, state_on_disk
 from runyard.runs.summary import read_progress
 
 MAX_COUNT = 2**53  # more than any valid epoch, step or rank; larger integers are not exact as floats
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if libyaml is installed
 
 
 def load_history(directory: Path) -> RunHistory:
@@ -40,12 +37,10 @@ def load_history(directory: Path) -> RunHistory:
     """
     directory = directory.absolute()
     record = read_record(directory)
-    config, config_sha256 = _config(directory / "config.yaml")
-    settings = flatten(config)
-    try:
+    config, config_sha256 = read_settings(directory)
+    settings = dict(flatten(config))
+    with explaining_unreadable(directory / "metrics.jsonl"):
         events, broken_lines, last_line_truncated = _read(directory / "metrics.jsonl")
-    except OSError as error:
-        raise UserError(f"{directory}/metrics.jsonl: cannot read it ({error.strerror})", file_fix(error)) from None
     status = JournalState.of(events)
     segments = _split_by_start(events)
     progress_t = read_progress(directory).get("t", 0.0)
@@ -86,31 +81,6 @@ def load_history(directory: Path) -> RunHistory:
         test_sha256=test_sha256,
         classes=tuple(map(str, classes)) if isinstance(classes, list) else (),
     )
-
-
-def flatten(values: Mapping[str, object], path: str = "") -> FlatSettings:
-    """Return nested settings by dotted name."""
-    flat: FlatSettings = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{path}{key}.")
-        else:
-            flat[f"{path}{key}"] = value
-    return flat
-
-
-def _config(path: Path) -> tuple[dict[str, object], str]:
-    """Return the configuration and the file's sha256."""
-    try:
-        content = read_within(path.parent, path.name)
-        values = yaml.load(content, LOADER)  # a safe loader
-    except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror})", file_fix(error)) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({(str(error).splitlines() or ['?'])[0]})", RUN_HINT) from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: damaged (no mapping of names to values)", RUN_HINT)
-    return values, hashlib.sha256(content).hexdigest()
 
 
 def _read(path: Path) -> tuple[list[Event], tuple[int, ...], bool]:

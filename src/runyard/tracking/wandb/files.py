@@ -18,6 +18,7 @@ from runyard.errors import UserError
 from runyard.files import open_within, read_within
 from runyard.runs.code import snapshot
 from runyard.runs.results import facts
+from runyard.runs.results.history import read_predictions
 from runyard.runs.run import Run
 
 PER_CLASS = ("class", "images", "recall", "precision", "mostly taken for")
@@ -112,17 +113,16 @@ def _samples(run: Run, classes: list[str]) -> list[list[object]]:
     from PIL import Image
 
     try:
-        with open_within(run.path, "predictions.npz") as file, np.load(file, allow_pickle=False) as arrays:
-            index, label, predicted, confidence = (arrays[key] for key in ("index", "label", "predicted", "confidence"))
-        images = test_images(manifest.dataset_dir(run.config.data), run.path / "data.json", index, label)
-    except (UserError, OSError, ValueError, KeyError):  # no predictions, or the data is elsewhere: no table
+        p = read_predictions(run.path)
+        images = test_images(manifest.dataset_dir(run.config.data), run.path / "data.json", p.index, p.label)
+    except UserError:  # no predictions, or the data is elsewhere: no table
         return []
-    wrong, correct = np.flatnonzero(predicted != label), np.flatnonzero(predicted == label)
-    most_confident = wrong[np.argsort(-confidence[wrong], kind="stable")][:SAMPLES_EACH]
+    wrong, correct = np.flatnonzero(p.predicted != p.label), np.flatnonzero(p.predicted == p.label)
+    most_confident = wrong[np.argsort(-p.confidence[wrong], kind="stable")][:SAMPLES_EACH]
     spread = correct[np.unique(np.linspace(0, len(correct) - 1, SAMPLES_EACH).astype(int))] if len(correct) else correct
     return [
-        [wandb.Image(Image.open(io.BytesIO(png(images[index[i]])))), classes[label[i]], classes[predicted[i]],
-         float(confidence[i]), int(index[i])]
+        [wandb.Image(Image.open(io.BytesIO(png(images[p.index[i]])))), classes[p.label[i]], classes[p.predicted[i]],
+         float(p.confidence[i]), int(p.index[i])]
         for i in (*most_confident, *spread)
     ]  # fmt: skip
 

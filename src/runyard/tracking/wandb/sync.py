@@ -15,7 +15,7 @@ from pathlib import Path
 
 from runyard.errors import UserError
 from runyard.file_lock import exclusive_lock
-from runyard.files import file_fix
+from runyard.files import explaining_unreadable
 from runyard.runs import journal, lease
 from runyard.runs.events import Event, Row, StartEvent, parse_event
 from runyard.runs.run import Run
@@ -70,10 +70,8 @@ def plan_sync(run: Run) -> SyncPlan:
     Raises:
         UserError: the journal cannot be read, or there is no key, no server or no answer.
     """
-    try:
+    with explaining_unreadable(run.journal_path):
         rows, damaged_lines = journal.read_journal(run.journal_path)
-    except OSError as error:
-        raise UserError(f"{run.journal_path}: cannot read it ({error.strerror})", file_fix(error)) from None
     history = WandbHistory(run.config)
     events = [parse_event(row) for row in rows]
     history.consume(events)
