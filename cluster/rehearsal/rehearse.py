@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
+
 from runyard.cluster.launch.submit import SubmissionPlan, submit
 from runyard.cluster.rehearsal.sandbox import SlurmSandbox
 from runyard.cluster.rehearsal.scaled import EPOCHS, STEPS_PER_EPOCH, scale_down
@@ -242,18 +244,10 @@ def has_progressed(run: Run) -> bool:
 def tasks_of(run: Run) -> dict[int, int]:
     """Return the process ids, in this machine's namespace, of the tasks that train ``run`` under submitit, by rank."""
     pids = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            arguments = (process / "cmdline").read_bytes().split(b"\0")
-            environment = dict(v.partition("=")[::2] for v in (process / "environ").read_text().split("\0"))
-        except OSError:
-            continue
-        if (
-            b"submitit.core._submit" in arguments
-            and os.fsencode(run.path / "slurm") in arguments
-            and b"srun" not in arguments
-        ):
-            pids[int(environment["SLURM_PROCID"])] = int(process.name)
+    for process in psutil.process_iter(["cmdline", "environ"]):  # None of one that may not be looked into
+        arguments = set(process.info["cmdline"] or ())
+        if "srun" not in arguments and {"submitit.core._submit", str(run.path / "slurm")} <= arguments:
+            pids[int(process.info["environ"]["SLURM_PROCID"])] = process.pid
     return pids
 
 

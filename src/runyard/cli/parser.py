@@ -42,6 +42,31 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def with_experiment(overrides: list[str]) -> list[str]:
+    """Return the overrides with ``experiment=auto`` before them, unless they choose an experiment."""
+    chosen = any(override.lstrip("+").startswith("experiment=") for override in overrides)
+    return overrides if chosen else ["experiment=auto", *overrides]
+
+
+def add_following(parser: argparse.ArgumentParser) -> None:
+    """Add --attach, --detach and --json of a command that starts a job."""
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--attach", action="store_true", help="stay attached until the run ends (default: cluster=local)")
+    mode.add_argument(
+        "--detach", action="store_true", help="return once the job is started or queued (default on SLURM)"
+    )
+    parser.add_argument("--json", action="store_true", help="print run, job and outcome as JSON, and nothing else")
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of a command that reads several finished runs."""
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="paths, ids or their beginnings, or @last")
+    add_runs_dir(parser)
+    parser.add_argument("--all", action="store_true", help="every run of the folder")
+    parser.add_argument("--tag", help="runs that have this tag (tracking.tags)")
+    parser.add_argument("--sweep", metavar="ID", help="the runs of a sweep, by its id or its beginning, or @last")
+
+
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
     """Add the RUN argument of a command that works on one run."""
     parser.add_argument("run", metavar="RUN", help="a path, an id or its beginning, or @last")

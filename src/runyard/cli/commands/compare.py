@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runyard.cli.parser import add_runs_dir
+from runyard.cli.parser import add_selection
 from runyard.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,11 +23,7 @@ EXAMPLE = "runyard compare --sweep @last --target 0.92"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="paths, ids or their beginnings, or @last")
-    add_runs_dir(parser)
-    parser.add_argument("--all", action="store_true", help="every run of the folder")
-    parser.add_argument("--tag", help="runs that have this tag (tracking.tags)")
-    parser.add_argument("--sweep", metavar="ID", help="the runs of a sweep, by its id or its beginning, or @last")
+    add_selection(parser)
     parser.add_argument("--wandb", metavar="PROJECT", help="the runs of a W&B project, ENTITY/PROJECT, not of a folder")
     parser.add_argument(
         "--where",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from runyard.cli.parser import add_runs_dir
+from runyard.cli.parser import add_selection
 from runyard.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,11 +23,7 @@ EXPORT_TARGETS = ("tensorboard", "mlflow", "csv")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("program", choices=EXPORT_TARGETS, help="export format")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="paths, ids or their beginnings, or @last")
-    add_runs_dir(parser)
-    parser.add_argument("--all", action="store_true", help="every run of the folder")
-    parser.add_argument("--tag", help="runs that have this tag (tracking.tags)")
-    parser.add_argument("--sweep", metavar="ID", help="the runs of a sweep, by its id or its beginning, or @last")
+    add_selection(parser)
     parser.add_argument("--to", help="folder, or for MLflow also its tracking URI (default: export/PROGRAM)")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from runyard.cli.commands.following import announce, follow_job, follow_to_end
-from runyard.cli.parser import add_overrides, add_runs_dir
+from runyard.cli.parser import add_following, add_overrides, add_runs_dir
 from runyard.errors import ExitCode, ExplainedError, UserError
 from runyard.training.stop_signals import sigterm_as_interrupt
 
@@ -28,12 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sweep", metavar="ID", help="with --failed: the sweep, by its id or its beginning, or @last")
     parser.add_argument("--from-scratch", action="store_true", help="restart from step 0 if no checkpoint is left")
     parser.add_argument("--trust", action="store_true", help="allow running code that another user owns")
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--attach", action="store_true", help="stay attached until the run ends (default: cluster=local)")
-    mode.add_argument(
-        "--detach", action="store_true", help="return once the job is started or queued (default on SLURM)"
-    )
-    parser.add_argument("--json", action="store_true", help="print run, job and outcome as JSON, and nothing else")
+    add_following(parser)
 
 
 def run(args: argparse.Namespace) -> int:

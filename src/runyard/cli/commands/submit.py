@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from runyard.cli.commands.following import announce, follow_job, follow_to_end
-from runyard.cli.parser import add_overrides
+from runyard.cli.parser import add_following, add_overrides, with_experiment
 from runyard.errors import ExitCode, UserError
 from runyard.training.stop_signals import sigterm_as_interrupt
 
@@ -41,12 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--wait", action="store_true", help="wait while SLURM is away or has as many jobs of yours as it allows"
     )
     parser.add_argument("--cfg", choices=["job"], help="print the composed configuration and submit nothing")
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--attach", action="store_true", help="stay attached until the run ends (default: cluster=local)")
-    mode.add_argument(
-        "--detach", action="store_true", help="return once the job is started or queued (default on SLURM)"
-    )
-    parser.add_argument("--json", action="store_true", help="print run, job and outcome as JSON, and nothing else")
+    add_following(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,8 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from runyard.config.compose import compose
     from runyard.tracking.wandb.agent import sweep_assignment
 
-    has_experiment = any(o.lstrip("+").startswith("experiment=") for o in args.overrides)
-    overrides = args.overrides if has_experiment else ["experiment=auto", *args.overrides]
+    overrides = with_experiment(args.overrides)
     if args.cfg:
         import yaml
 
