@@ -305,7 +305,7 @@ def _check_model(model: schema.ModelConfig) -> None:
     for key, default in defaults.items():
         if not _same_type(default, value := model.options[key]):
             raise UserError(
-                f"model.{key}={format_literal(value)}: expected a value like {format_literal(default)}, "
+                f"model.{key}={format_literal(value, is_text=False)}: expected a value like {format_literal(default)}, "
                 f"its default in configs/model/{model.name}.yaml"
             )
 
