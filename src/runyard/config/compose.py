@@ -78,9 +78,13 @@ def compose(overrides: list[str]) -> Composed:
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             words = [f"++{o}" if in_mapping(name_of(o)) else o for o in overrides]
-            composed = hydra_compose("train", overrides=[*_search_path(overrides), *words])
+            words = [*_search_path(overrides), *words]
+            composed = hydra_compose("train", overrides=words)
             unresolved = OmegaConf.to_container(composed)
             values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            assert isinstance(values, dict)
+            resolved = {str(k): v for k, v in values.items()}
+            restore_texts(resolved, words)
     except OmegaConfBaseException as error:
         problem = f"{error.full_key}: {str(error).splitlines()[0]}"
         raise UserError(problem, f"give it a value: {error.full_key}=VALUE") from None
@@ -88,11 +92,8 @@ def compose(overrides: list[str]) -> Composed:
         raise UserError(*_hydra_message(str(error))) from None
     except RecursionError:
         raise UserError("a setting's brackets are too deeply nested", "give it a plain value") from None
-    assert isinstance(values, dict)
     assert isinstance(unresolved, dict)
-    resolved = {str(k): v for k, v in values.items()}
     refuse_secrets({str(k): v for k, v in unresolved.items()}, resolved, os.environ)
-    restore_texts(resolved)
     _time_of_profile(resolved, {name_of(override) for override in overrides})
     config = schema.config_from_dict(resolved)
     _check_model(config.model)
