@@ -8,6 +8,19 @@ set -u
 trap '' TERM USR1 USR2
 python=$1 run=$2 ended=$3
 . "${BASH_SOURCE[0]%/*}/ask.sh"
+# Whether a later job of the chain may go on (runyard.cluster.job.chain).
+job_follows() { [ "${RUNYARD_CHAIN:-}" = "${SLURM_ARRAY_JOB_ID:-none}" ] && [ "$SLURM_ARRAY_TASK_ID" -lt "$SLURM_ARRAY_TASK_MAX" ]; }
+# finish CODE: this job ends. Once its run is over, the chain's jobs that wait would take nodes only to end: they are cancelled,
+# unless another job waits for the chain, for which a cancelled job counts as a failed one.
+finish() {
+    if job_follows && "$python" -m runyard.cluster.job.chain "$run" >/dev/null &&
+        waited_for=$(ask squeue --me --noheader --format=%E) &&
+        ! printf '%s\n' "$waited_for" | grep -Eq ":$SLURM_ARRAY_JOB_ID([^0-9]|$)"; then
+        ask scancel --state=PENDING "${SLURM_ARRAY_JOB_ID}_[$((SLURM_ARRAY_TASK_ID + 1))-$SLURM_ARRAY_TASK_MAX]" >&2
+    fi
+    exit "$1"
+}
+
 shown=$(ask scontrol show job "$job")
 restarts=$(printf '%s\n' "$shown" | sed -n 's/.* Restarts=\([0-9]*\).*/\1/p')
 case $shown in
@@ -18,7 +31,7 @@ case $shown in
 *JobState=COMPLETING*)
     if [ -z "${RUNYARD_BATCH_SHELL_KILLED:-}" ]; then
         [ "${restarts:-0}" -gt "${SLURM_RESTART_COUNT:-0}" ] || "$python" -m runyard.cluster.job.requeue "$run" "$ended" cancelled
-        exit "$ended"
+        finish "$ended"
     fi
     ending=0 ;;
 *) ending=0 ;;
@@ -30,8 +43,6 @@ if [ -z "${RUNYARD_BATCH_SHELL_KILLED:-}" ] && end=$(end_time "$shown"); then ex
 
 field() { printf '%s\n' "$shown" | sed -n "s/.* $1=\([^ ]*\).*/\1/p" | sed 's/(null)//'; }
 nodes() { ask sinfo --noheader --Node ${SLURM_JOB_PARTITION:+--partition="$SLURM_JOB_PARTITION"} --format='%N|%t|%f|%G'; }
-# Whether a later job of the chain goes on (runyard.cluster.job.chain).
-job_follows() { [ "${RUNYARD_CHAIN:-}" = "${SLURM_ARRAY_JOB_ID:-none}" ] && [ "$SLURM_ARRAY_TASK_ID" -lt "$SLURM_ARRAY_TASK_MAX" ]; }
 # requeue NODES: requeues the job; NODES are all nodes that it is to exclude from now on, or "" to change nothing. SLURM
 # changes this list for a pending job, not for a running one. Returns only if SLURM refuses; its message is in $refusal.
 # In a chain the next job goes on instead, and this one has done its part.
@@ -71,6 +82,6 @@ exclude=$run/slurm/exclude-$job
 rm -f "$exclude"
 { printf '%s\n' "$shown"; nodes; } | "$python" -m runyard.cluster.job.requeue "$run" "$ended" "$ending" "$exclude"
 verdict=$?
-[ "$verdict" -eq 75 ] || exit "$verdict"
+[ "$verdict" -eq 75 ] || finish "$verdict"
 requeue "$(cat "$exclude" 2>/dev/null)"
 exec "$python" -m runyard.cluster.job.requeue "$run" "$ended" refused "${refusal:-no reason given}"

@@ -23,7 +23,7 @@ from runyard.runs.events import RequeueEvent, StopEvent
 from runyard.runs.journal import Journal
 from runyard.runs.state import RunState
 from runyard.runs.summary import RunSummary
-from runyard.slurm_client import RETRY_TIMEOUT_S, JobEnded, QueryError, run_with_retry
+from runyard.slurm_client import RETRY_TIMEOUT_S, JobEnded, QueryError, SlurmRejected, run_with_retry
 
 CANCEL_POLL_S = 1.0
 SIGNAL_INTERVAL_S = 5.0  # while a job starts: a signal is lost until its tasks run
@@ -128,9 +128,18 @@ class _SlurmJobs:
         return not self._active()
 
     def _ask_tasks(self, job: JobInfo) -> None:
-        """Send SIGTERM to the tasks and not to the batch script, which sees how they end and does not requeue."""
-        if self._asking.setdefault((job.id, job.start), _SignalTimer()).is_due(self._run.path, job.start or 0):
+        """Send SIGTERM to the tasks and not to the batch script, which sees how they end and does not requeue.
+
+        In an array its steps are named: while several elements wait, ``scancel --signal`` of the element signals it
+        again and again, and does not return (seen in SLURM 22.05).
+        """
+        if not self._asking.setdefault((job.id, job.start), _SignalTimer()).is_due(self._run.path, job.start or 0):
+            return
+        if "_" not in job.id:
             _scancel("--signal=TERM", job.id)
+        elif steps := queue.srun_steps(job.id):
+            with contextlib.suppress(SlurmRejected):  # one has just ended
+                run_with_retry("scancel", "--signal=TERM", *steps)
 
     def _active(self) -> list[JobInfo]:
         """Return the run's active jobs. An empty answer is checked twice: a requeued job leaves the queue briefly."""

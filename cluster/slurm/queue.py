@@ -152,6 +152,19 @@ def _squeue(selection: str, wait_s: float) -> JobAnswer:
         return _failed_answer("squeue", error)
 
 
+def srun_steps(job: str) -> list[str]:
+    """Return the ids of the job's running steps that srun started, such as ``12_3.0``.
+
+    Raises:
+        QueryError: squeue does not answer, or refuses.
+    """
+    try:
+        said = run_with_retry("squeue", "--steps", "--noheader", f"--jobs={job}", "--format=%i")
+    except JobEnded:
+        return []
+    return [step for step in said.split() if step.rpartition(".")[2].isdigit()]  # not 12_3.batch
+
+
 def sacct(ids: Iterable[str]) -> JobAnswer:
     """Return how these jobs ended, all attempts of a job taken together."""
     if not (numbers := _job_ids(ids)):

@@ -50,6 +50,17 @@ def settle(*, needs_tmpdir: bool = False) -> None:
     _leave_out_foreign_packages()
 
 
+def open_standard_streams() -> None:
+    """Open /dev/null for those that are closed: else the next file opened would get what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, number)
+            if null != number:
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
+
+
 def user_name() -> str | None:
     """Return the user's name by passwd or the environment; None in a container that knows neither."""
     try:

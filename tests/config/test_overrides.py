@@ -59,6 +59,14 @@ def test_text_in_a_profile_is_what_stands_there(profile: Path) -> None:
     assert made.extra == {"reservation": "0123", "hold": True}
     assert yaml.safe_load("0123") == 83, "the control"
     assert in_profile(profile, "account: 2024_07", "cluster.account=lab").account == "lab"
+    other = profile.with_name("another.yaml")
+    other.write_text("defaults: [slurm, _self_]\nname: another\naccount: 0123\ntime: 1:30\nextra: {reservation: 0123}\n")
+    made = in_profile(profile, "account: 83\ntime: 90\nextra: {reservation: 83}")
+    assert (made.account, made.timeout_min, made.extra) == ("83", 90, {"reservation": "83"}), "as this file has it"
+    profile.write_text("defaults: [another, _self_]\nname: mine\nextra: {licenses: 1_0}\n")
+    made = compose(["cluster=mine"]).config.cluster
+    assert (made.account, made.timeout_min) == ("0123", 2), "as the one below it has it"
+    assert made.extra == {"reservation": "0123", "licenses": "1_0"}
 
 
 def test_a_time_limit_in_sbatchs_way_is_the_same_fact(profile: Path) -> None:

@@ -23,7 +23,7 @@ def test_options_are_taken_as_typed_and_null_leaves_one_out() -> None:
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (["cluster.extra={time: 5}"], "cluster.extra.time='5': not an extra option; use cluster.timeout_min for it"),
+    (["cluster.extra={time: 5}"], "cluster.extra.time=5: not an extra option; use cluster.timeout_min for it"),
     (["cluster.extra={account: lab}"], "use cluster.account for it"),
     (["cluster.extra={mail-user: me}"], "use cluster.mail_user for it"),
     (["cluster.extra={ntasks: 5}"], "use cluster.tasks_per_node for it"),
@@ -35,7 +35,7 @@ def test_options_are_taken_as_typed_and_null_leaves_one_out() -> None:
     (["cluster.extra={reservation: [a]}"], "expected text, a number, true for an option without a value"),
     (["cluster.extra={reservation: 'a\"b'}"], "expected letters, digits"),
     (["cluster.extra={reservation: 'a$(b)'}"], "expected letters, digits"),
-    (["cluster.extra=5"], "cluster.extra='5': expected a mapping"),
+    (["cluster.extra=5"], "cluster.extra=5: expected a mapping"),
 ])  # fmt: skip
 def test_what_is_no_option_or_is_given_by_another_setting_is_refused_by_name(words: list[str], said: str) -> None:
     with pytest.raises(UserError) as error:

@@ -43,6 +43,7 @@ for word in "$@"; do
     --jobs=*) cat "$here/known" 2>/dev/null ;;
     esac
 done
+[ "$format" != "%E" ] || { cat "$here/dependencies" 2>/dev/null; exit 0; }
 [ -n "$mine" ] && [ -e "$here/queue" ] || exit 0
 while IFS='|' read -r number name last script; do
     [ "$format" != "%F %o" ] || { echo "$number $script"; continue; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 
 from runyard.cli.commands import SHARED_OUTPUT_COMMANDS
@@ -11,11 +12,12 @@ from runyard.cli.parser import parse
 from runyard.errors import ExitCode, ExplainedError
 from runyard.ownership import keep_others_from_writing, set_umask
 from runyard.printable import PrintableStream
-from runyard.surroundings import settle
+from runyard.surroundings import open_standard_streams, settle
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command, and return its ``ExitCode``."""
+    open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal, or PYTHONIOENCODING
@@ -26,8 +28,33 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str] | None) -> int:
     try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except ExplainedError as error:
+        print(f"runyard: {error}", file=sys.stderr)
+        return error.exit_code
+    except MemoryError as error:
+        print(f"runyard: not enough memory ({error}): ask for less, or free some", file=sys.stderr)
+        return ExitCode.USER_ERROR
+    except BrokenPipeError:  # the reader of the pipe has closed it
+        sys.stderr.close()
+        return ExitCode.FAILED
+    except FileNotFoundError as error:
+        if "temporary directory" not in str(error):
+            raise
+        print(f"runyard: {error.strerror}: set TMPDIR to a folder with room", file=sys.stderr)
+        return ExitCode.USER_ERROR
+    except OSError as error:
+        if not _lose_stdout():
+            raise
+        print(f"runyard: the standard output cannot be written ({error.strerror}): send it elsewhere", file=sys.stderr)
+        return ExitCode.USER_ERROR
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+
+
+def _run(argv: list[str]) -> int:
+    try:
         settle()
-        argv = sys.argv[1:] if argv is None else argv
         args = parse(argv)
         args.argv = argv
         if args.on is not None:
@@ -39,22 +66,19 @@ def _main(argv: list[str] | None) -> int:
         else:
             set_umask(group_reads=False)  # until the run's own setting is known
         return int(args.run_command(args) or 0)
-    except ExplainedError as error:
-        print(f"runyard: {error}", file=sys.stderr)
-        return error.exit_code
-    except MemoryError as error:
-        print(f"runyard: not enough memory ({error}): ask for less, or free some", file=sys.stderr)
-        return ExitCode.USER_ERROR
-    except FileNotFoundError as error:
-        if "temporary directory" not in str(error):
-            raise
-        print(f"runyard: {error.strerror}: set TMPDIR to a folder with room", file=sys.stderr)
-        return ExitCode.USER_ERROR
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    except BrokenPipeError:  # the reader of the pipe has closed it
-        sys.stderr.close()
-        return ExitCode.FAILED
+    finally:
+        sys.stdout.flush()  # else Python does when this program has ended, and prints a traceback where it cannot
+
+
+def _lose_stdout() -> bool:
+    """Return whether what was printed cannot be written. Then the rest is lost, too, without more errors."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), sys.stdout.fileno())
+        return True
+    return False
 
 
 if __name__ == "__main__":

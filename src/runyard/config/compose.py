@@ -93,7 +93,6 @@ def compose(overrides: list[str]) -> Composed:
     assert isinstance(unresolved, dict)
     resolved = {str(k): v for k, v in values.items()}
     refuse_secrets({str(k): v for k, v in unresolved.items()}, resolved, os.environ)
-    restore_texts(resolved)
     _time_of_profile(resolved, {name_of(override) for override in overrides})
     config = schema.config_from_dict(resolved)
     _check_model(config.model)
@@ -200,7 +199,10 @@ def _compose_files(choices: list[str]) -> DictConfig:
 @functools.lru_cache(maxsize=64)  # Hydra takes a tenth of a second
 def _composed_files(choices: tuple[str, ...], versions: frozenset[tuple[Path, int, int]]) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra_compose("train", overrides=list(choices))
+        values = OmegaConf.to_container(hydra_compose("train", overrides=list(choices)))
+        assert isinstance(values, dict)
+        restore_texts(values, list(choices))
+    return OmegaConf.create(values, flags={"struct": True})
 
 
 def _update(composed: DictConfig, override: str) -> None:
@@ -320,7 +322,7 @@ def _check_model(model: schema.ModelConfig) -> None:
     for key, default in defaults.items():
         if not _same_type(default, value := model.options[key]):
             raise UserError(
-                f"model.{key}={format_literal(value)}: expected a value like {format_literal(default)}, "
+                f"model.{key}={format_literal(value, is_text=False)}: expected a value like {format_literal(default)}, "
                 f"its default in configs/model/{model.name}.yaml"
             )
 

@@ -98,7 +98,8 @@ def _checked_type(hint: object, value: object, path: str) -> object:
         return value
     if origin is list:
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{path}={format_literal(value)}: expected a list, such as {path}=[a,b]")
+            given = format_literal(value, is_text=args[0] is str)
+            raise UserError(f"{path}={given}: expected a list, such as {path}=[a,b]")
         return [_checked_type(args[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
     if origin is dict:
         if not isinstance(value, Mapping):
@@ -114,16 +115,23 @@ def _checked_type(hint: object, value: object, path: str) -> object:
         return value
     scalar = typing.cast(type, hint)
     if hint is not Any and (not isinstance(value, scalar) or (isinstance(value, bool) and scalar is not bool)):
-        raise UserError(f"{path}={format_literal(value)}: expected {_TYPE_WORDS.get(scalar, scalar.__name__)}")
+        given = format_literal(value, is_text=False)
+        raise UserError(f"{path}={given}: expected {_TYPE_WORDS.get(scalar, scalar.__name__)}")
     if isinstance(value, str) and (not value or any(ord(c) < 32 for c in value)):
         raise UserError(f"{path}={value!r}: expected text that is not empty and has no control characters")
     return value
 
 
-def format_literal(value: object) -> str:
-    """Format a value for a message as on the command line: null, true, [1, 2]; text is quoted unless it is one word."""
+def format_literal(value: object, *, is_text: bool = True) -> str:
+    """Format a value for a message as on the command line: null, true, [1, 2]; text with special characters is quoted.
+
+    Args:
+        value: What is given.
+        is_text: Whether the setting is text; else text that could be a number is quoted, too.
+    """
     if isinstance(value, str):
-        return value if value.isidentifier() and value not in ("null", "true", "false") else repr(value)
+        plain = re.fullmatch(r"[\w@%+:./-]+", value) if is_text else value.isidentifier()
+        return value if plain and value not in ("null", "true", "false") else repr(value)
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, (list, tuple)):

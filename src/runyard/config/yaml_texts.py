@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 
 from runyard.config.overrides import TIME_SETTING, setting_types
-from runyard.installation import CONFIGS, cluster_profiles
+from runyard.installation import CONFIGS, own_configs
 
 
-def restore_texts(values: dict[str, Any]) -> None:
+def restore_texts(values: dict[Any, Any], words: list[str]) -> None:
     """Put the text as written in place of numbers, and of words like ``on``, in the text settings of ``values``.
 
-    In a mapping, whose values may be true or false, that is done for numbers. What the command line gives is text.
+    In a mapping, whose values may be true or false, that is done for numbers. Hydra must be initialized, and have
+    composed ``values``, in which references stand as written, with the overrides ``words``.
     """
     types = setting_types()
     for name in (*types.texts, *types.mappings, TIME_SETTING):
@@ -29,46 +30,32 @@ def restore_texts(values: dict[str, Any]) -> None:
         if isinstance(entries := holder[leaf], dict):
             for key, value in entries.items():
                 if not isinstance(value, bool):
-                    entries[key] = _as_written(value, [*groups, leaf, key])
+                    entries[key] = _as_written(value, [*groups, leaf, key], words)
         else:
-            holder[leaf] = _as_written(entries, [*groups, leaf])
+            holder[leaf] = _as_written(entries, [*groups, leaf], words)
 
 
-def _as_written(value: object, path: list[str]) -> object:
+def _as_written(value: object, path: list[str], words: list[str]) -> object:
     items = value if isinstance(value, list) else [value]
-    if not any(isinstance(item, int | float) for item in items):
+    if not any(isinstance(item, int | float) for item in items) or (node := _node(path, words)) is None:
         return value
-    for node in _nodes(path):
-        written = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        if [_read(item) for item in written] == items:
-            texts = [n.value if isinstance(i, int | float) else i for n, i in zip(written, items, strict=True)]
-            return texts if isinstance(value, list) else texts[0]
-    return value
+    written = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    texts = [n.value if isinstance(item, int | float) else item for n, item in zip(written, items, strict=True)]
+    return texts if isinstance(value, list) else texts[0]
 
 
-def _nodes(path: list[str]) -> Iterator[yaml.Node]:
-    """Yield what stands at ``path`` in the files that may give it, the last that is merged first."""
-    for file in sorted((CONFIGS / "experiment").glob("*.yaml")):
-        yield from _nodes_of(file, path)
-    group = cluster_profiles() if path[0] == "cluster" else sorted((CONFIGS / path[0]).glob("*.yaml"))
-    for file in group if len(path) > 1 else ():
-        yield from _nodes_of(file, path[1:])
-    yield from _nodes_of(CONFIGS / "train.yaml", path)
-
-
-def _nodes_of(file: Path, path: list[str]) -> Iterator[yaml.Node]:
-    node = yaml.compose(file.read_text(), Loader=yaml.SafeLoader)
-    for key in path:
-        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
-        node = next((value for name, value in pairs if name.value == key), None)
-    if node is not None:
-        yield node
-
-
-def _read(node: yaml.Node) -> object:
-    """Return the value that OmegaConf reads, whose numbers differ from YAML's."""
-    return (
-        OmegaConf.select(OmegaConf.create(f"value: {node.value}"), "value")
-        if isinstance(node, yaml.ScalarNode)
-        else None
-    )
+def _node(path: list[str], words: list[str]) -> yaml.Node | None:
+    """Return what stands at ``path`` in the last of the composed files that has it: it is merged over the others."""
+    composed = GlobalHydra.instance().config_loader().compute_defaults_list("train", words, RunMode.RUN)
+    for part in reversed(composed.defaults):
+        package = part.package.split(".") if part.package else []
+        files = (folder / f"{part.config_path}.yaml" for folder in (CONFIGS, own_configs()) if folder is not None)
+        if path[: len(package)] != package or (file := next(filter(Path.exists, files), None)) is None:
+            continue
+        node = yaml.compose(file.read_text(), Loader=yaml.SafeLoader)
+        for key in path[len(package) :]:
+            pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+            node = next((value for name, value in pairs if name.value == key), None)
+        if node is not None:
+            return node
+    return None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from runyard.cli.commands.submit import dependency_job_id
 from runyard.cli.main import main
 from runyard.cluster.monitor.run_status import query_slurm, run_status
 from runyard.cluster.slurm.submission import resolve_pending
@@ -87,6 +88,9 @@ def test_after_a_chain_means_after_all_of_its_jobs(run: Run, small: list[str], s
     slurm.says("known", f"{NUMBER}_0|RUNNING|None|0:00|10:00|N/A||x\037/\037x\n")
     assert main(["submit", "experiment=null", *small, "cluster=slurm", "--after", str(run.path)]) == 0
     assert f"#SBATCH --dependency=afterok:{NUMBER}\n" in (slurm.folder / "script").read_text()
+    Journal(run.journal_path).write("start", step=0, job_id=JOBS[1])
+    Journal(run.journal_path).write("stop", reason="finished")
+    assert dependency_job_id(str(run.path), lambda: "") == JOBS[1], "what was left of it is cancelled"
 
 
 @pytest.mark.parametrize(
@@ -123,6 +127,7 @@ def test_a_job_that_was_submitted_within_a_chain_is_not_of_it(run: Run, slurm: F
 def test_a_chain_without_progress_is_given_up_and_what_is_left_of_it_ends_at_once(
     small: list[str], slurm: FakeSlurm, tmp_path: Path
 ) -> None:
+    slurm.says("dependencies", f"afterok:{NUMBER}_*(unfulfilled)\n")  # else it is cancelled
     run = submitted(small, tmp_path, "cluster.chain=6")
     results = []
     for k in range(6):
@@ -176,6 +181,10 @@ def test_a_person_who_kills_one_job_of_a_chain_ends_the_run(run: Run, slurm: Fak
     slurm.says("shown", "JobId=12\n   JobState=COMPLETING Reason=None Dependency=(null)\n   Requeue=0 Restarts=0 x=1\n")
     assert start(slurm, 0, srun_ends_with=143).returncode == 143
     assert told(run) == ["TERM"]
+    assert slurm.calls("scancel") == [f"scancel --state=PENDING {NUMBER}_[1-2]"]
+    slurm.says("dependencies", f"(null)\nafterok:{NUMBER}_*(unfulfilled)\n")
+    start(slurm, 0, srun_ends_with=143)
+    assert slurm.calls("scancel") == [], "one that is submitted after the chain would count them as failed"
     assert "was cancelled" in start(slurm, 1).stdout
     assert slurm.calls("srun") == []
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from runyard import slurm_client
 from runyard.cli.main import main
 from runyard.cluster.monitor import cancel
 from runyard.runs.run import Run
@@ -90,6 +91,24 @@ def test_what_trains_is_asked_once_and_says_what_it_saved(folder: Folder, cancel
     words = f"stopped at step 240, saved (cancelled); continue with: runyard resume {run.name}"
     assert json.loads(out) == {"run": run.name, "state": "interrupted", "step": 240, "forced": False, "message": words}
     assert folder.slurm.calls("scancel") == [TERM]
+
+
+# While several elements of an array wait, scancel --signal of one that runs does not return (seen in SLURM 22.05).
+ELEMENT_HANGS = 'case "$*" in "--signal=TERM 12_3") sleep 600 ;; "--signal=TERM 12_3.0") {on_term} ;; *) exit 1 ;; esac'
+STEPS = """
+case "$*" in *--steps*) printf "12_3.%s\\n" 0 batch extern ;; *) cat "$here/squeue.txt" 2>/dev/null || true ;; esac
+"""
+
+
+def test_one_of_an_array_is_asked_by_its_step(folder: Folder, cancelled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm_client, "COMMAND_TIMEOUT_S", 5.0)
+    run = folder.run(start(1), row("checkpoint", 5, step=240), job="12_3")
+    folder.queue(RUNS.replace("12|", "12_3|"))
+    ends = writes(run, stop(9, "interrupted", cause="TERM")) + '; rm "$here/squeue.txt"'
+    folder.slurm.program("squeue", STEPS)
+    folder.slurm.program("scancel", ELEMENT_HANGS.format(on_term=ends))
+    assert cancelled()[0] == 0
+    assert folder.slurm.calls("scancel") == ["scancel --signal=TERM 12_3.0"]
 
 
 def test_what_starts_is_asked_until_it_listens_and_then_once_more(

@@ -182,6 +182,7 @@ def composed_runs_dir(overrides: list[str], sweep: bool) -> str:
 
 def dependency_job_id(reference: str, runs_dir: Callable[[], str]) -> str:
     """Return the job that --after waits for, as ``SbatchJob`` takes it: the given one, or the given run's newest."""
+    from runyard.cluster.job.chain import final_stop
     from runyard.cluster.monitor.run_status import run_status
     from runyard.runs.store import find_run_dir
     from runyard.runs.summary import RunSummary
@@ -197,4 +198,8 @@ def dependency_job_id(reference: str, runs_dir: Callable[[], str]) -> str:
     if not run.slurm_jobs:
         raise UserError(f"--after {reference}: that run has no job on SLURM", "give a job number or another run")
     newest = run.slurm_jobs[-1]
-    return prefix + (newest.partition("_")[0] if len(run.chain) > 1 else newest)  # of a chain all jobs
+    if len(run.chain) > 1:  # of a chain all jobs, or once the run is over the last that ran: those left are cancelled
+        newest = newest.partition("_")[0]
+        if final_stop(run) is not None and run.starts and run.starts[-1].job_id is not None:
+            newest = run.starts[-1].job_id
+    return prefix + newest

@@ -142,7 +142,7 @@ def test_a_submission_that_fits_passes_every_check(site: FakeSlurm) -> None:
             "gres='gpu:a100:1' cluster.gpus_per_node=1",
             "has GPUs of the kind a100; GPUs there have no kind: cluster.gres=gpu:1",
         ),
-        ("gres='fpga:1'", "cluster.gres='fpga:1': "),
+        ("gres='fpga:1'", "cluster.gres=fpga:1: "),
         ("cpus_per_task=65", "cluster.cpus_per_task=64 at most"),
         ("tasks_per_node=2 cluster.cpus_per_task=40", "cluster.cpus_per_task=40: "),
         ("mem_gb=251", "cluster.mem_gb=250 at most"),
