@@ -29,6 +29,7 @@ from runyard.runs.summary import read_progress
 
 MAX_COUNT = 2**53  # more than any valid epoch, step or rank; larger integers are not exact as floats
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if libyaml is installed
+MAX_FAST_BYTES = 1 << 14  # deep nesting, which takes many bytes, crashes libyaml, and raises RecursionError in Python
 
 
 def load_history(directory: Path) -> RunHistory:
@@ -103,7 +104,7 @@ def _config(path: Path) -> tuple[dict[str, object], str]:
     """Return the configuration and the file's sha256."""
     try:
         content = read_within(path.parent, path.name)
-        values = yaml.load(content, LOADER)  # a safe loader
+        values = yaml.load(content, LOADER if len(content) <= MAX_FAST_BYTES else yaml.SafeLoader)
     except OSError as error:
         raise UserError(f"{path}: cannot read it ({error.strerror})", file_fix(error)) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
