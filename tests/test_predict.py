@@ -228,7 +228,7 @@ def test_a_file_name_that_is_not_utf8_is_refused_before_any_work(run, pictures, 
     monkeypatch.setattr("runyard.predict.predict_classes", lambda *_, **__: pytest.fail("labelled first"))
     (folder := tmp_path / "images").mkdir()
     open(os.fsencode(folder) + b"/caf\xe9.png", "wb").close()
-    with pytest.raises(UserError, match=r"its name is not UTF-8; rename it"):
+    with pytest.raises(UserError, match=r"/caf\\udce9\.png: its name is not UTF-8; rename it"):
         predict_to_csv(run, folder, tmp_path / "out.csv")
 
 

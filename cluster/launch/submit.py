@@ -80,7 +80,7 @@ def plan_submission(
 ) -> SubmissionPlan:
     """Compose every point and check it against the data and this machine.
 
-    With ``after`` or ``dry_run`` the data may be missing, as it can be prepared while the job waits.
+    With ``after`` or ``dry_run`` the data may be missing, but not damaged, as it can be prepared while the job waits.
 
     Raises:
         UserError: the configuration, the data or this machine does not allow it. Nothing was created.
@@ -94,7 +94,8 @@ def plan_submission(
     needs_data = after is None and not dry_run
     prepare = manifest.prepare_command(first.overrides)
     # The first point stands for all: SLURM would refuse all or none.
-    first_context = check_context([first.config] * len(points), prepare, after, needs_data=needs_data)
+    prepared = os.path.lexists(manifest.dataset_dir(first.config.data) / manifest.MANIFEST_FILE)
+    first_context = check_context([first.config] * len(points), prepare, after, needs_data=needs_data or prepared)
     preflight(first_context, include_slurm=not dry_run)
     if (warning := python_warning(first.config)) is not None:
         print(f"runyard: warning: {warning}", file=sys.stderr, flush=True)

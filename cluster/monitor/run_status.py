@@ -101,7 +101,7 @@ class RunStatus:
 
 
 def query_slurm(
-    runs: Sequence[RunSummary], *, wait_s: float = 0.0, holds_locks: bool = False
+    runs: Sequence[RunSummary], *, wait_s: float = 0.0, timeout_s: float | None = None, holds_locks: bool = False
 ) -> tuple[JobAnswer, JobAnswer]:
     """Ask squeue and sacct about all ``runs`` at once, each only if needed.
 
@@ -111,6 +111,7 @@ def query_slurm(
     Args:
         runs: The runs to ask about.
         wait_s: Seconds for which to ask again while the controller is down.
+        timeout_s: Time limit in seconds of each question, ``COMMAND_TIMEOUT_S`` if None.
         holds_locks: Whether the caller holds these runs' locks (``runyard.cluster.slurm.submission``).
     """
     queried = [
@@ -119,7 +120,9 @@ def query_slurm(
         if not run.finished_for_good and (run.on_slurm or run.pending_submission or not run.record["jobs"])
     ]
     squeue_answer = (
-        queue.all_user_jobs([n for run in queried for n in run.slurm_jobs], wait_s) if queried else JobAnswer({})
+        queue.all_user_jobs([n for run in queried for n in run.slurm_jobs], wait_s, timeout_s)
+        if queried
+        else JobAnswer({})
     )
     without_end = []
     for run in queried:
@@ -129,7 +132,7 @@ def query_slurm(
             run.refresh()
             if run.slurm_jobs and _needs_accounting(run, squeue_answer):
                 without_end.append(run.slurm_jobs[-1])
-    return squeue_answer, queue.sacct(without_end)
+    return squeue_answer, queue.sacct(without_end, timeout_s)
 
 
 def run_status(run: RunSummary, *, wait_s: float = 0.0, holds_locks: bool = False) -> RunStatus:

@@ -22,6 +22,7 @@ from runyard.runs.store import NO_RUN_HINT, matching, run_dirs, runs_dir_option,
 from runyard.runs.summary import RunSummary
 
 TABLE_REFRESH_S = 2.0
+SLURM_TIMEOUT_S = 6.0  # a person waits for the table, which without SLURM still says most
 TABLE_QUEUE_POLL_S = 15.0  # one SLURM controller serves many users
 WIDE_COLUMNS = 100  # terminal columns from which names get a column of their own
 MAX_RUN_NAME = 24
@@ -58,7 +59,7 @@ class StatusView:
         """Read all runs and ask SLURM about them."""
         self.unreadable: list[str] = []
         runs = [RunSummary(path) for path in self._named] or self._all_runs()
-        self._answers = query_slurm(runs)
+        self._answers = query_slurm(runs, timeout_s=SLURM_TIMEOUT_S)
         self.statuses = []
         for run in runs:
             try:

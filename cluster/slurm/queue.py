@@ -125,27 +125,27 @@ def _inode(folder: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def squeue(ids: Iterable[str], wait_s: float = 0.0) -> JobAnswer:
+def squeue(ids: Iterable[str], wait_s: float = 0.0, timeout_s: float | None = None) -> JobAnswer:
     """Return which of these jobs wait, run, or ended in the last minutes (MinJobAge). Arrays come by element."""
     if not (numbers := _job_ids(ids)):
         return JobAnswer({})
-    return _squeue(f"--jobs={numbers}", wait_s)
+    return _squeue(f"--jobs={numbers}", wait_s, timeout_s)
 
 
-def all_user_jobs(ids: Iterable[str], wait_s: float = 0.0) -> JobAnswer:
+def all_user_jobs(ids: Iterable[str], wait_s: float = 0.0, timeout_s: float | None = None) -> JobAnswer:
     """Return the same for all jobs of this user and for ``ids``. Retries for ``wait_s`` if the controller is away."""
-    own = _squeue("--me", wait_s)
+    own = _squeue("--me", wait_s, timeout_s)
     others = set(ids) - own.jobs.keys() if own.error is None else ()
-    others_answer = squeue(others)
+    others_answer = squeue(others, timeout_s=timeout_s)
     return JobAnswer(
         own.jobs | others_answer.jobs, own.error or others_answer.error, own.unavailable or others_answer.unavailable
     )
 
 
-def _squeue(selection: str, wait_s: float) -> JobAnswer:
+def _squeue(selection: str, wait_s: float, timeout_s: float | None) -> JobAnswer:
     options = ("--noheader", "--array", "--states=all", selection, f"--format={SQUEUE_FIELDS}")
     try:
-        return JobAnswer(parse_squeue(run_with_retry("squeue", *options, wait_s=wait_s)))
+        return JobAnswer(parse_squeue(run_with_retry("squeue", *options, wait_s=wait_s, timeout_s=timeout_s)))
     except JobEnded:  # squeue says so only of a single job, which ended long ago
         return JobAnswer({})
     except QueryError as error:
@@ -165,13 +165,13 @@ def srun_steps(job: str) -> list[str]:
     return [step for step in said.split() if step.rpartition(".")[2].isdigit()]  # not 12_3.batch
 
 
-def sacct(ids: Iterable[str]) -> JobAnswer:
+def sacct(ids: Iterable[str], timeout_s: float | None = None) -> JobAnswer:
     """Return how these jobs ended, all attempts of a job taken together."""
     if not (numbers := _job_ids(ids)):
         return JobAnswer({})
     options = ("--noheader", "--parsable2", "--duplicates", f"--jobs={numbers}", f"--format={SACCT_FIELDS}")
     try:
-        return JobAnswer(parse_sacct(run_with_retry("sacct", *options, wait_s=0)))
+        return JobAnswer(parse_sacct(run_with_retry("sacct", *options, wait_s=0, timeout_s=timeout_s)))
     except QueryError as error:
         return _failed_answer("sacct", error)
 

@@ -69,6 +69,7 @@ def run_query(
     """
     env = clean_environment() if env is None else env
     timeout_s = COMMAND_TIMEOUT_S if timeout_s is None else timeout_s
+    deadline = time.monotonic() + timeout_s
     try:
         result = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True, errors="replace",
                                 timeout=timeout_s, pass_fds=keep_open)  # fmt: skip
@@ -78,13 +79,15 @@ def run_query(
         raise SlurmUnavailable(f"{command[0]} did not answer within {timeout_s:g} s") from None
     if result.returncode:
         message = error_line(result.stderr or result.stdout)
-        if any(text in message for text in UNAVAILABLE_MESSAGES) or not _controller_is_up(env):
+        if any(text in message for text in UNAVAILABLE_MESSAGES) or not _controller_is_up(env, deadline):
             raise SlurmUnavailable(f"{command[0]}: {message}")
         raise JobEnded(message) if any(text in message for text in JOB_ENDED_MESSAGES) else SlurmRejected(message)
     return result.stdout + result.stderr if with_stderr else result.stdout
 
 
-def run_with_retry(*command: str, wait_s: float | None = None, env: dict[str, str] | None = None) -> str:
+def run_with_retry(
+    *command: str, wait_s: float | None = None, timeout_s: float | None = None, env: dict[str, str] | None = None
+) -> str:
     """Run a SLURM command as ``run_query`` does, but retry while the controller is unavailable, and print that it does.
 
     It retries for ``wait_s`` seconds, ``RETRY_TIMEOUT_S`` if None.
@@ -93,7 +96,7 @@ def run_with_retry(*command: str, wait_s: float | None = None, env: dict[str, st
     start_time, reported = time.monotonic(), False
     while True:
         try:
-            return run_query(*command, env=env)
+            return run_query(*command, timeout_s=timeout_s, env=env)
         except SlurmUnavailable as error:
             if time.monotonic() - start_time + RETRY_INTERVAL_S > wait_s:
                 raise
@@ -110,12 +113,11 @@ def error_line(output: str) -> str:
     return ", ".join(dict.fromkeys(filter(None, lines))) or "no error message"
 
 
-def _controller_is_up(env: dict[str, str]) -> bool:
+def _controller_is_up(env: dict[str, str], deadline: float) -> bool:
     """Ask the controller itself: when it is down, commands give many different errors, not all of which say so."""
+    left_s = max(1.0, deadline - time.monotonic())
     try:
-        result = subprocess.run(
-            ["scontrol", "ping"], env=env, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S
-        )
+        result = subprocess.run(["scontrol", "ping"], env=env, capture_output=True, text=True, timeout=left_s)
     except FileNotFoundError:  # without scontrol it cannot be known
         return True
     except subprocess.TimeoutExpired:

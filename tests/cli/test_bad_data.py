@@ -61,6 +61,18 @@ def test_damaged_data_is_refused_with_the_file_named(
     assert "runyard prepare" in said
 
 
+@pytest.mark.parametrize("cluster", ["local", "slurm"])
+def test_a_dry_run_refuses_damaged_data_and_not_data_that_are_still_to_come(
+    refused: Refused, small: list[str], data_root: Path, tmp_path: Path, cluster: str
+) -> None:
+    (folder,) = (p for p in data_root.iterdir() if p.is_dir())
+    mine = shutil.copytree(folder, tmp_path / "mine" / folder.name)
+    (mine / "manifest.json").write_text("{")
+    dry_run = ["submit", "--dry-run", *small, f"cluster={cluster}"]
+    assert "manifest.json: damaged (not JSON)" in refused(*dry_run, f"data.root={tmp_path / 'mine'}")
+    assert main([*dry_run, f"data.root={tmp_path / 'to come'}"]) == 0, "the control"
+
+
 def test_whole_data_is_not_refused(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", *small, "--json"]) == 0
     assert manifest.manifest_from_dict(json.loads(capsys.readouterr().out)).splits["train"].samples == 256

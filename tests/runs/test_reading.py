@@ -192,6 +192,7 @@ def test_runs_of_an_older_and_a_newer_schema_are_read(make: Make) -> None:
         ("config.yaml", None),
         ("config.yaml", "[1"),
         ("config.yaml", "- a"),
+        pytest.param("config.yaml", "[" * 100_000, id="config.yaml, nested so deep that libyaml crashes"),
         ("run.json", None),
         ("run.json", "{"),
         ("run.json", "[]"),

@@ -25,7 +25,8 @@ RECORD_LOCK = ".record-lock"
 RECORD_LOCK_WAIT_S = 60.0  # others hold it for moments
 RUN_HINT = "restore it, or start another run with `runyard submit`"
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")  # SLURM's, or a process id on this machine
-YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if libyaml is installed
+FAST_YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if libyaml is installed
+MAX_FAST_YAML_BYTES = 1 << 14  # deep nesting, which takes many bytes, crashes libyaml, and raises RecursionError in Python
 Kind = type | tuple[type, ...]
 JOB_KINDS: dict[str, Kind] = {"launcher": str, "logs": str, "submitted": (int, float), "nodes": int, "name": str,
                               "tasks_per_node": int, "tasks": int, "chain": int}  # fmt: skip
@@ -126,7 +127,8 @@ def read_settings(run: Path) -> tuple[dict[str, object], str]:
     file = run / "config.yaml"
     try:
         content = read_within(run, file.name)
-        values = yaml.load(content, YAML_LOADER)  # a safe loader
+        fast = len(content) <= MAX_FAST_YAML_BYTES
+        values = yaml.load(content, FAST_YAML_LOADER if fast else yaml.SafeLoader)
         if not isinstance(values, dict):
             raise ValueError("no mapping of names to values")
     except FileNotFoundError:

@@ -17,7 +17,7 @@ from rich.cells import cell_len
 
 from runyard.cli.main import main
 from runyard.cluster.monitor.run_status import unique_prefixes
-from runyard.cluster.monitor.status import StatusView, status_table
+from runyard.cluster.monitor.status import SLURM_TIMEOUT_S, StatusView, status_table
 from runyard.errors import UserError
 from runyard.runs.lease import Lease
 from tests.support.fabricated import BEGAN, Folder, epoch, row, runs, start, stop
@@ -131,6 +131,24 @@ def test_where_slurm_does_not_answer_the_rest_is_shown_and_the_exit_code_says_so
     assert "finished" in out
     assert "unknown" in out
     assert err == "runyard: no squeue on this machine: ask on the cluster's login node\n"
+
+
+@pytest.mark.parametrize(("hanging", "error"), [
+    ("squeue", "squeue did not answer within 0.2 s"),
+    ("sacct", "sacct did not answer within 0.2 s"),
+    ("nothing", ""),  # the control
+])  # fmt: skip
+def test_a_slurm_that_hangs_is_given_seconds_since_a_person_waits(
+    folder: Folder, status: Any, monkeypatch: pytest.MonkeyPatch, hanging: str, error: str
+) -> None:
+    assert SLURM_TIMEOUT_S < 10
+    monkeypatch.setattr("runyard.cluster.monitor.status.SLURM_TIMEOUT_S", 0.2 if error else 60.0)
+    folder.run(start(1))
+    folder.slurm.program(hanging, "exec sleep 60\n")
+    began = time.monotonic()
+    code, _, err = status()
+    assert time.monotonic() - began < 30
+    assert (code, err) == ((2, f"runyard: {error}\n") if error else (0, ""))
 
 
 @pytest.mark.parametrize(("end", "state"), [

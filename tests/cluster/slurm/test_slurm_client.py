@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from runyard import slurm_client
@@ -25,6 +27,15 @@ def test_a_controller_that_is_up_and_too_busy_has_not_answered(slurm: FakeSlurm)
     slurm.program("scancel", "exec sleep 600\n")
     with pytest.raises(SlurmUnavailable, match=r"scancel did not answer within 0\.1 s"):
         run_query("scancel", "1", timeout_s=0.1)
+
+
+def test_the_time_limit_of_a_question_holds_for_the_ping_after_it_too(slurm: FakeSlurm) -> None:
+    slurm.program("scontrol", "exec sleep 30\n")
+    slurm.program("squeue", "echo 'squeue: error: odd' >&2; exit 1\n")
+    began = time.monotonic()
+    with pytest.raises(SlurmUnavailable, match=r"^squeue: odd"):
+        run_query("squeue", timeout_s=0.1)
+    assert time.monotonic() - began < 20
 
 
 def test_a_command_that_is_not_here_is_not_waited_for(slurm: FakeSlurm) -> None:

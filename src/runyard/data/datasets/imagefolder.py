@@ -147,4 +147,4 @@ def inspect_image(path: Path, side: int, max_resolution: int | None) -> tuple[np
 
 def printable_path(path: object) -> str:
     """Return a path as printable text in one line."""
-    return repr(str(path).encode("utf-8", "backslashreplace").decode())[1:-1]
+    return repr(str(path))[1:-1]
