@@ -43,8 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not 1 <= args.wait_s <= 86400:
         raise UserError(f"--wait-s={args.wait_s:g}: expected 1 to 86400 seconds")
-    has_experiment = any(o.lstrip("+").startswith("experiment=") for o in args.overrides)
-    composed = compose(args.overrides if has_experiment else ["experiment=auto", *args.overrides])
+    composed = compose(args.overrides)
     context = check_context([composed.config], manifest.prepare_command(composed.overrides))
     with sigterm_as_interrupt(), Console(stderr=True, quiet=args.json).status("") as spinner:
         checks = list(

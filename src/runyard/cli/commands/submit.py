@@ -56,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from runyard.config.compose import compose
     from runyard.tracking.wandb.agent import sweep_assignment
 
-    has_experiment = any(o.lstrip("+").startswith("experiment=") for o in args.overrides)
-    overrides = args.overrides if has_experiment else ["experiment=auto", *args.overrides]
+    overrides = args.overrides
     if args.cfg:
         import yaml
 
@@ -100,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--attach follows a single run, and this submission has {len(plan.configs)}", "leave it out")
     with sigterm_as_interrupt():
         started = [resumed] if (resumed := resume_assignment(plan)) is not None else launcher.submit(plan, waiting)
-    print_choice(plan, args)
+    print_recipe(plan, args)
     if args.detach or not (local or args.attach or assignment):
         announce(started, as_json=args.json)
         if plan.expected_start is not None and not args.json:
@@ -113,10 +112,21 @@ def print_event(line: str) -> None:
     print(f"runyard: {line}", file=sys.stderr, flush=True)
 
 
-def print_choice(plan: SubmissionPlan, args: argparse.Namespace) -> None:
-    """Print which recipe ``experiment=auto`` took; a submission that is refused is one line without it."""
-    if plan.configs[0].choice and not args.json:
-        print(f"runyard: {plan.configs[0].choice}", file=sys.stderr, flush=True)
+def print_recipe(plan: SubmissionPlan, args: argparse.Namespace) -> None:
+    """Print what will be trained; a submission that is refused is one line without it."""
+    from runyard.config.compose import compose
+    from runyard.config.fields import format_literal
+    from runyard.runs.identity import changed_settings
+
+    if args.json:
+        return
+    point = plan.configs[0]
+    if point.choice:
+        print_event(point.choice)
+    differing = changed_settings(compose([]).values, point.values)
+    settings = ", ".join(f"{name}={format_literal(value)}" for name, (_, value) in differing.items())
+    first = "the first point " if len(plan.configs) > 1 else ""
+    print_event(f"{first}differs from the defaults (`runyard settings`): {settings or 'nothing'}")
 
 
 def print_options(plan: SubmissionPlan, *, as_json: bool) -> None:
@@ -168,7 +178,7 @@ def run_sequentially(plan: SubmissionPlan, args: argparse.Namespace) -> int:
         with sigterm_as_interrupt():
             started = launcher.start_local(point, sweep)
         if point is plan.configs[0]:
-            print_choice(plan, args)
+            print_recipe(plan, args)
         code, row = follow_to_end(*started, quiet=args.json)
         rows.append(row)
         exit_code = max(exit_code, code)

@@ -113,8 +113,6 @@ def _load_or_create(args: argparse.Namespace) -> tuple[Path, SearchSettings]:
         return folder, stored
     ranges = [o for o in args.overrides if read_range(o) is not None]
     fixed = [o for o in args.overrides if o not in ranges and not _is_runs_dir(o)]
-    if not any(o.lstrip("+").startswith("experiment=") for o in fixed):
-        fixed = ["experiment=auto", *fixed]
     requested = SearchSettings(
         [*fixed, f"runs_dir={json.dumps(str(runs_dir))}"], ranges, **(SEARCH_DEFAULTS | provided)
     )
