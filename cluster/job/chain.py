@@ -1,8 +1,8 @@
 """A chain: several jobs of one run on the queue at once, for clusters without requeueing (``cluster.chain``).
 
 They are an array of which one runs at a time. Each goes on at the checkpoint of the one before it. Once the run is
-over, ``python -m runyard.cluster.job.chain RUN`` exits with 0 and says why: slurm/requeue.sh then cancels those that are
-left, and one that starts all the same ends at once.
+over, ``python -m runyard.cluster.job.chain RUN`` exits with 0 and says why: slurm/requeue.sh then cancels those that
+are left, and one that starts all the same ends at once.
 """
 
 from __future__ import annotations

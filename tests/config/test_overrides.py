@@ -60,7 +60,8 @@ def test_text_in_a_profile_is_what_stands_there(profile: Path) -> None:
     assert yaml.safe_load("0123") == 83, "the control"
     assert in_profile(profile, "account: 2024_07", "cluster.account=lab").account == "lab"
     other = profile.with_name("another.yaml")
-    other.write_text("defaults: [slurm, _self_]\nname: another\naccount: 0123\ntime: 1:30\nextra: {reservation: 0123}\n")
+    texts = "account: 0123\ntime: 1:30\nextra: {reservation: 0123}\n"
+    other.write_text(f"defaults: [slurm, _self_]\nname: another\n{texts}")
     made = in_profile(profile, "account: 83\ntime: 90\nextra: {reservation: 83}")
     assert (made.account, made.timeout_min, made.extra) == ("83", 90, {"reservation": "83"}), "as this file has it"
     profile.write_text("defaults: [another, _self_]\nname: mine\nextra: {licenses: 1_0}\n")

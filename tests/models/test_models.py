@@ -178,13 +178,26 @@ def test_a_small_stem_keeps_the_resolution_that_imagenets_gives_away() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arch", "image_size", "small"),
+    [("resnet18", 32, True), ("resnet18", 63, True), ("resnet18", 64, False), ("mobilenet_v2", 32, False)],
+)
+def test_by_itself_torchvisions_stem_is_small_for_a_resnet_of_small_images_and_the_network_says_so(
+    arch: str, image_size: int, small: bool
+) -> None:
+    network = make("torchvision", image_size=image_size, arch=arch)
+    assert getattr(network, "description", None) == (f"{arch} with a small stem" if small else None)
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    assert (first.stride == (1, 1)) is small
+
+
+@pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"arch": "resnt18"}, r"model\.arch=resnt18: .*did you mean resnet18\?"),
         ({"arch": "fasterrcnn_resnet50_fpn"}, r"no such classifier"),
-        ({"arch": "mobilenet_v2"}, r"model\.stem=small: defined for resnet, resnext and wide_resnet"),
+        ({"arch": "mobilenet_v2", "stem": "small"}, r"model\.stem=small: defined for resnet, resnext and wide_resnet"),
         ({"arch": "alexnet", "stem": "imagenet"}, r"model\.arch=alexnet cannot take data\.image_size=32"),
-        ({"stem": "tiny"}, r"model\.stem=tiny: expected one of imagenet, small"),
+        ({"stem": "tiny"}, r"model\.stem=tiny: expected one of auto, imagenet, small"),
     ],
 )
 def test_what_torchvision_has_not_is_refused(changed: dict[str, Any], message: str) -> None:

@@ -42,12 +42,6 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def with_experiment(overrides: list[str]) -> list[str]:
-    """Return the overrides with ``experiment=auto`` before them, unless they choose an experiment."""
-    chosen = any(override.lstrip("+").startswith("experiment=") for override in overrides)
-    return overrides if chosen else ["experiment=auto", *overrides]
-
-
 def add_following(parser: argparse.ArgumentParser) -> None:
     """Add --attach, --detach and --json of a command that starts a job."""
     mode = parser.add_mutually_exclusive_group()

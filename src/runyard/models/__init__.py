@@ -2,7 +2,8 @@
 
 A file has ``Options`` (a dataclass of the settings next to ``name``) and ``build(options, num_classes, image_size)``.
 A network takes normalized float images [b, 3, S, S] and returns logits [b, num_classes]. It may have
-``init_from_data(images)``, which is called once before the first step with some thousand normalized training images.
+``init_from_data(images)``, which is called once before the first step with some thousand normalized training images,
+and a ``description``, which is told at each start.
 """
 
 from __future__ import annotations

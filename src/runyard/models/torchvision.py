@@ -13,13 +13,17 @@ from torch import nn
 from runyard.config.setting import recipe
 from runyard.errors import UserError
 
+SMALL_BELOW_PX = 64  # torchvision's first layers leave 2 x 2 of 64 px at the end
+
 
 @dataclass(frozen=True)
 class Options:
     """The settings next to ``model.name``."""
 
     arch: str = recipe("torchvision's name of the network")
-    stem: Literal["imagenet", "small"] = recipe("torchvision's own first layers, or a 3x3 of stride 1 and no pooling")
+    stem: Literal["auto", "imagenet", "small"] = recipe(
+        "torchvision's own first layers, or a 3x3 of stride 1 and no pooling; auto: small for ResNets below 64 px"
+    )
 
 
 def build(options: Options, num_classes: int, image_size: int) -> nn.Module:
@@ -35,7 +39,8 @@ def build(options: Options, num_classes: int, image_size: int) -> nn.Module:
         hint = f"did you mean {suggestions[0]}?" if suggestions else f"as {', '.join(known[:4])}"
         raise UserError(f"model.arch={options.arch}: torchvision {_version()} has no such classifier", hint)
     network = _build(models, options, num_classes, image_size)
-    if options.stem == "small":
+    by_size = isinstance(network, models.ResNet) and image_size < SMALL_BELOW_PX
+    if options.stem == "small" or (options.stem == "auto" and by_size):
         if not isinstance(network, models.ResNet):
             raise UserError(
                 f"model.stem=small: defined for resnet, resnext and wide_resnet, not for model.arch={options.arch}",
@@ -44,6 +49,7 @@ def build(options: Options, num_classes: int, image_size: int) -> nn.Module:
         network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
         network.maxpool = nn.Identity()
+        network.description = f"{options.arch} with a small stem"  # type: ignore[assignment]
     try:
         with torch.no_grad():
             network.eval()(torch.zeros(1, 3, image_size, image_size))

@@ -22,7 +22,8 @@ def format_event(event: Event, epochs: int) -> str | None:
         case StartEvent():
             action = f"resuming at step {event.step}" if event.text("resumed_from") else "training"
             ranks = f"{event.world_size} rank{'s' * (event.world_size > 1)}"
-            network = f"{_formatted(event, 'parameters', ',')} parameters, {event.text('precision')}"
+            network = f"{name}, " if (name := event.text("network")) else ""  # until 0.1.0 it was not written
+            network += f"{_formatted(event, 'parameters', ',')} parameters, {event.text('precision')}"
             return f"{action}: {network}, {ranks} on {event.text('device_name')}"
         case EpochEvent():
             measured = {name: event.number(f"{name}_top1") for name in ("val", "test")}

@@ -26,7 +26,7 @@ RECORD_LOCK_WAIT_S = 60.0  # others hold it for moments
 RUN_HINT = "restore it, or start another run with `runyard submit`"
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")  # SLURM's, or a process id on this machine
 FAST_YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if libyaml is installed
-MAX_FAST_YAML_BYTES = 1 << 14  # deep nesting, which takes many bytes, crashes libyaml, and raises RecursionError in Python
+MAX_FAST_YAML_BYTES = 1 << 14  # deep nesting, which takes many bytes, crashes libyaml; Python raises RecursionError
 Kind = type | tuple[type, ...]
 JOB_KINDS: dict[str, Kind] = {"launcher": str, "logs": str, "submitted": (int, float), "nodes": int, "name": str,
                               "tasks_per_node": int, "tasks": int, "chain": int}  # fmt: skip

@@ -51,6 +51,18 @@ def test_it_says_size_and_cost_in_words(
     assert list(nowhere.iterdir()) == []
 
 
+def test_without_experiment_nothing_differs_from_the_defaults_but_what_was_given(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On a machine with a GPU, too: until 0.1.0 the same line meant another recipe there."""
+    differences = []
+    for experiment in ([], ["experiment=starter"]):
+        assert main(["submit", *experiment, "epochs=3", "--dry-run", "--json"]) == 0
+        differences.append(set(json.loads(capsys.readouterr().out)["differences"]))
+    assert differences[0] == {"epochs"}
+    assert {"epochs", "optim.lr", "model.name"} < differences[1]
+
+
 def test_a_python_that_this_machine_lacks_is_warned_of(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
     for python, lacking in (("/nowhere/python", True), ("pyth0n", True), (sys.executable, False)):
         assert main(["submit", "experiment=starter", "cluster=slurm", f"cluster.python={python}", "--dry-run"]) == 0

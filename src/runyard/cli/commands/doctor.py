@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from runyard.cli.parser import add_overrides, with_experiment
+from runyard.cli.parser import add_overrides
 from runyard.errors import ExitCode, UserError
 from runyard.training.stop_signals import sigterm_as_interrupt
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not 1 <= args.wait_s <= 86400:
         raise UserError(f"--wait-s={args.wait_s:g}: expected 1 to 86400 seconds")
-    composed = compose(with_experiment(args.overrides))
+    composed = compose(args.overrides)
     context = check_context([composed.config], manifest.prepare_command(composed.overrides))
     with sigterm_as_interrupt(), Console(stderr=True, quiet=args.json).status("") as spinner:
         checks = list(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from runyard.cli.commands.following import announce, follow_job, follow_to_end
-from runyard.cli.parser import add_following, add_overrides, with_experiment
+from runyard.cli.parser import add_following, add_overrides
 from runyard.errors import ExitCode, UserError
 from runyard.training.stop_signals import sigterm_as_interrupt
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from runyard.config.compose import compose
     from runyard.tracking.wandb.agent import sweep_assignment
 
-    overrides = with_experiment(args.overrides)
+    overrides = args.overrides
     if args.cfg:
         import yaml
 
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--attach follows a single run, and this submission has {len(plan.configs)}", "leave it out")
     with sigterm_as_interrupt():
         started = [resumed] if (resumed := resume_assignment(plan)) is not None else launcher.submit(plan, waiting)
-    print_choice(plan, args)
+    print_recipe(plan, args)
     if args.detach or not (local or args.attach or assignment):
         announce(started, as_json=args.json)
         if plan.expected_start is not None and not args.json:
@@ -107,10 +107,21 @@ def print_event(line: str) -> None:
     print(f"runyard: {line}", file=sys.stderr, flush=True)
 
 
-def print_choice(plan: SubmissionPlan, args: argparse.Namespace) -> None:
-    """Print which recipe ``experiment=auto`` took; a submission that is refused is one line without it."""
-    if plan.configs[0].choice and not args.json:
-        print(f"runyard: {plan.configs[0].choice}", file=sys.stderr, flush=True)
+def print_recipe(plan: SubmissionPlan, args: argparse.Namespace) -> None:
+    """Print what will be trained; a submission that is refused is one line without it."""
+    from runyard.config.compose import compose
+    from runyard.config.fields import format_literal
+    from runyard.runs.identity import changed_settings
+
+    if args.json:
+        return
+    point = plan.configs[0]
+    if point.choice:
+        print_event(point.choice)
+    differing = changed_settings(compose([]).values, point.values)
+    settings = ", ".join(f"{name}={format_literal(value)}" for name, (_, value) in differing.items())
+    first = "the first point " if len(plan.configs) > 1 else ""
+    print_event(f"{first}differs from the defaults (`runyard settings`): {settings or 'nothing'}")
 
 
 def print_options(plan: SubmissionPlan, *, as_json: bool) -> None:
@@ -162,7 +173,7 @@ def run_sequentially(plan: SubmissionPlan, args: argparse.Namespace) -> int:
         with sigterm_as_interrupt():
             started = launcher.start_local(point, sweep)
         if point is plan.configs[0]:
-            print_choice(plan, args)
+            print_recipe(plan, args)
         code, row = follow_to_end(*started, quiet=args.json)
         rows.append(row)
         exit_code = max(exit_code, code)

@@ -9,7 +9,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from runyard.cli.parser import add_overrides, add_runs_dir, with_experiment
+from runyard.cli.parser import add_overrides, add_runs_dir
 from runyard.errors import ExitCode, UserError
 from runyard.training.stop_signals import sigterm_as_interrupt
 
@@ -112,7 +112,7 @@ def _load_or_create(args: argparse.Namespace) -> tuple[Path, SearchSettings]:
         _require_unchanged(args, stored, provided)
         return folder, stored
     ranges = [o for o in args.overrides if read_range(o) is not None]
-    fixed = with_experiment([o for o in args.overrides if o not in ranges and not _is_runs_dir(o)])
+    fixed = [o for o in args.overrides if o not in ranges and not _is_runs_dir(o)]
     requested = SearchSettings(
         [*fixed, f"runs_dir={json.dumps(str(runs_dir))}"], ranges, **(SEARCH_DEFAULTS | provided)
     )

@@ -63,6 +63,7 @@ def run_metadata(run: Run, train_state: TrainState, resumed_from: str | None) ->
         "step": train_state.step,
         "epoch": train_state.epochs_done,
         "resumed_from": resumed_from,
+        "network": getattr(train_state.network, "description", run.config.model.name),
         "parameters": train_state.parameters,
         "precision": run.config.precision,
         "loader": run.config.loader,
