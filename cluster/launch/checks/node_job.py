@@ -90,8 +90,8 @@ class NodeJob:
             stdout=subprocess.PIPE, stderr=stderr_file, text=True, start_new_session=True,
         ) as job:  # fmt: skip
             deadline = threading.Timer(self._wait_s + TIMEOUT_MIN * 60 + SRUN_GRACE_S, _end, (job, name))
-            deadline.start()
             try:
+                deadline.start()  # an interrupt may come here, too, and this process would wait for the timer
                 report = _read_report(job)
                 job.wait()
             except BaseException:

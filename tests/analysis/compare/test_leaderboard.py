@@ -111,7 +111,7 @@ def test_it_fits_the_terminal(compare: Compare, width: int) -> None:
         (("--max-parameters", "1e3"), "all 3 finished are larger"),
         (("--max-parameters", "few"), "as 5e6"),
         (("--metric", "loss"), "invalid choice"),
-        (("--top", "0"), "from 1"),
+        (("--top", "0"), "at least 1"),
     ],
 )
 def test_where_there_is_no_answer_one_line_says_why(compare: Compare, argv: tuple[str, ...], said: str) -> None:

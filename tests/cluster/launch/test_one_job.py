@@ -107,7 +107,7 @@ def test_where_the_disk_has_no_locks_the_job_that_was_first_on_the_queue_stays(
     slurm.program("sbatch", SBATCH.replace("number=", f"{another}number="))
     ((code, said),) = at_once(tmp_path, ("resume", str(run.path)))
     assert (code, said) == (2, f"runyard: run {run.id} already has job 9, from another command; "
-                               f"see: runyard status {run.id}\n")  # fmt: skip
+                               f"see: runyard status {run.cli_reference}\n")  # fmt: skip
     assert slurm.queue == ["other"]
     assert Run.open(run.path).record["jobs"] == []
 
