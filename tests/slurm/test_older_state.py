@@ -11,7 +11,7 @@ import pytest
 
 from runyard.cluster.rehearsal.sandbox import CONTROLLER_SAVES_WITHIN_S
 from tests.support.lab import cluster_of
-from tests.support.slurm_runs import Runs, job, rows, said, until, until_finished
+from tests.support.slurm_runs import Runs, job, rows, said, until
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +37,10 @@ def test_a_job_whose_start_the_controller_has_forgotten_starts_anew_and_finishes
         gate.touch()
         sandbox.start_controller()
         assert "State=RUNNING" not in sandbox.run("scontrol", "show", "job", job(run)), "it was to forget the start"
-        sandbox.restore()  # the drain, which it remembers
-        until_finished(run)
+
+        def finished() -> bool:
+            sandbox.restore()  # the drain, which it remembers; and a node that registers late, on a busy machine
+            return run.is_finished
+
+        until(finished, run)
         assert (len(rows(run, "start")), rows(run, "requeue"), rows(run, "warning")) == (1, [], []), said(run)
