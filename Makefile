@@ -1,7 +1,7 @@
 # `make train` and `make test` start from a bare Debian or Ubuntu machine; `make help` lists the rest.
 RUNYARD := .venv/bin/runyard
-# Three processes on two cores: the tests on a real SLURM wait half of their time.
-PYTEST := .venv/bin/python -m pytest -q --durations=10 --numprocesses=3 --dist=loadgroup
+# Four processes on two cores: the tests on a real SLURM wait half of their time.
+PYTEST := .venv/bin/python -m pytest -q --durations=10 --numprocesses=4 --dist=loadgroup
 
 SEED ?= 1
 MINUTES ?= 60

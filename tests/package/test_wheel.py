@@ -207,7 +207,7 @@ def test_a_run_that_an_installed_package_rehearses_ends_with_the_undisturbed_one
         pytest.skip("no SLURM on this machine: make rehearsal-tools")
     installed.say("prepare", *SMALL_DATA)
     before, folder = installed.files(), tmp_path_factory.mktemp("r")  # sockets lie in it: its path is short
-    command = ("runyard", "rehearse", "--json", "experiment=null", *SMALL, "cluster.nodes=2")
+    command = ("runyard", "rehearse", "--json", "experiment=null", *SMALL, "cluster.nodes=3")
     done = installed.run(*command, TMPDIR=str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
     assert installed.files() == before
@@ -215,7 +215,7 @@ def test_a_run_that_an_installed_package_rehearses_ends_with_the_undisturbed_one
     assert told["equal"]
     limit, killed, power = told["interruptions"]
     assert (limit["what"], limit["requeued_by"], limit["lost_steps"]) == ("time limit", "its script", 0)
-    assert (killed["what"], killed["requeued_by"]) == ("rank 3 killed", "its script")
+    assert (killed["what"], killed["requeued_by"]) == ("rank 2 killed", "its script")
     assert (power["what"], power["requeued_by"]) == ("node without power", "SLURM")
     assert 0 < limit["resumed_at"] < killed["resumed_at"] < power["resumed_at"]
     assert list(folder.iterdir()) == []
