@@ -1,12 +1,12 @@
 #!/bin/bash
 # The last command of a batch script: requeues its job if its run can continue by itself. Use:
-#   exec slurm/requeue.sh PYTHON RUN CODE        CODE is srun's exit code
+#   exec slurm/requeue.sh PYTHON RUNS CODE       CODE is srun's exit code, and RUNS the run, or several with tabs between
 # runyard.cluster.job.requeue decides. SLURM's commands are called here, because PYTHON may run in a container without them.
 set -u
 # At the time limit SLURM sends TERM to what is left of the job, which then has KillWait to decide; some sites preempt with
 # another signal.
 trap '' TERM USR1 USR2
-python=$1 run=$2 ended=$3
+python=$1 runs=$2 run=${2%%$'\t'*} ended=$3
 . "${BASH_SOURCE[0]%/*}/ask.sh"
 # Whether a later job of the chain may go on (runyard.cluster.job.chain).
 job_follows() { [ "${RUNYARD_CHAIN:-}" = "${SLURM_ARRAY_JOB_ID:-none}" ] && [ "$SLURM_ARRAY_TASK_ID" -lt "$SLURM_ARRAY_TASK_MAX" ]; }
@@ -30,7 +30,7 @@ case $shown in
 # Ended by SLURM for neither reason: a person's scancel, unless a task calls this because the batch script's shell was killed.
 *JobState=COMPLETING*)
     if [ -z "${RUNYARD_BATCH_SHELL_KILLED:-}" ]; then
-        [ "${restarts:-0}" -gt "${SLURM_RESTART_COUNT:-0}" ] || "$python" -m runyard.cluster.job.requeue "$run" "$ended" cancelled
+        [ "${restarts:-0}" -gt "${SLURM_RESTART_COUNT:-0}" ] || "$python" -m runyard.cluster.job.requeue "$runs" "$ended" cancelled
         finish "$ended"
     fi
     ending=0 ;;
@@ -67,8 +67,10 @@ if [ "$ended" -ne 0 ] && ! "$python" -c 'import runyard.cluster.job.requeue'; th
         said="$said, and the job may not move to another node"
     elif [ "$up" -le "${SLURM_JOB_NUM_NODES:-1}" ]; then said="$said, and no other node is up"
     else
-        printf '\n{"event": "exclude", "t": %s, "node": "%s", "why": "Python itself failed there", "job": "%s"}\n' \
-            "$(date +%s)" "$node" "$SLURM_JOB_ID" >>"$run/metrics.jsonl"
+        while IFS= read -r each; do
+            printf '\n{"event": "exclude", "t": %s, "node": "%s", "why": "Python itself failed there", "job": "%s"}\n' \
+                "$(date +%s)" "$node" "$SLURM_JOB_ID" >>"$each/metrics.jsonl"
+        done <<<"${runs//$'\t'/$'\n'}"
         if job_follows; then echo "$said: the next job of the chain takes other nodes" >&2
         else echo "$said: back into the queue, for other nodes" >&2; fi
         requeue "${list:+$list,}$node"
@@ -80,8 +82,8 @@ fi
 
 exclude=$run/slurm/exclude-$job
 rm -f "$exclude"
-{ printf '%s\n' "$shown"; nodes; } | "$python" -m runyard.cluster.job.requeue "$run" "$ended" "$ending" "$exclude"
+{ printf '%s\n' "$shown"; nodes; } | "$python" -m runyard.cluster.job.requeue "$runs" "$ended" "$ending" "$exclude"
 verdict=$?
 [ "$verdict" -eq 75 ] || finish "$verdict"
 requeue "$(cat "$exclude" 2>/dev/null)"
-exec "$python" -m runyard.cluster.job.requeue "$run" "$ended" refused "${refusal:-no reason given}"
+exec "$python" -m runyard.cluster.job.requeue "$runs" "$ended" refused "${refusal:-no reason given}"

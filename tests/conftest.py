@@ -20,7 +20,7 @@ from tests.support.settings import ROOT, SMALL_DATA, compose
 TOGETHER = {
     "faults.py": "runs", "environments.py": "runs", "plain_scripts.py": "runs",
     "rehearsal.py": "cluster", "rehearse.py": "cluster", "doctor.py": "cluster", "wandb_agent.py": "cluster",
-    "submission.py": "queue", "chain.py": "queue", "sweep.py": "queue", "watching.py": "queue",
+    "submission.py": "queue", "chain.py": "queue", "pack.py": "queue", "sweep.py": "queue", "watching.py": "queue",
 }  # fmt: skip
 
 

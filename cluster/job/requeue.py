@@ -4,21 +4,26 @@ A job is requeued after every preemption. After a time limit or a crash it is re
 progress, without a node that is at fault. In a chain (``chain``) its next job goes on instead. All tasks have ended by
 then, so nothing that they write is lost. SLURM's commands are not called here, because a container may have none: what
 they print about the job comes on standard input, and the nodes that the job is to exclude are written to the file
-EXCLUDE.
+EXCLUDE. A job of several runs is requeued if one of them is to go on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from runyard import known_causes
 from runyard.cluster.job import chain, sick_nodes, task_ends
 from runyard.cluster.job.alert import tell_end
+from runyard.cluster.slurm import pack
+from runyard.cluster.slurm.queue import RUN_SEPARATOR
 from runyard.errors import ExitCode, UserError
 from runyard.files import read_regular
 from runyard.runs.events import (
@@ -32,8 +37,10 @@ from runyard.runs.events import (
     parse_failure,
 )
 from runyard.runs.journal import Journal, read_events
+from runyard.runs.lease_holder import LeaseHolder
 from runyard.runs.run import Run
 from runyard.runs.state import JournalState
+from runyard.runs.summary import RunSummary
 from runyard.tracking.notify import notify_end
 from runyard.training.stop_signals import HANG_EXIT_MARGIN_S, StopReason
 
@@ -183,12 +190,14 @@ def finish_job(
     time_limit_hit: bool = False,
     slurm_output: str = "",
     exclude: Path | None = None,
+    task: int | None = None,
 ) -> int:
     """Decide what becomes of a job, and record it. Returns ``ExitCode.REQUEUE``, or the batch script's exit code.
 
     Args:
         slurm_output: What SLURM prints about the job and its partition's nodes; "" if it was not asked.
         exclude: The file to write the nodes to that SLURM is to exclude.
+        task: The number of this run's task in a job of several runs, None in a job of its own.
 
     Raises:
         UserError: the run's record is damaged.
@@ -206,16 +215,18 @@ def finish_job(
     ]
     began, end, log_began = (os.environ.get(name, "") for name in ("RUNYARD_BEGAN", "SLURM_JOB_END_TIME", LOG_BEGAN))
     past_time_limit = end.isdigit() and time.time() >= int(end) - HANG_EXIT_MARGIN_S
-    first_end = (
-        parse_failure(task_ends.first_task_exit(Path(os.path.realpath("/proc/self/fd/2")), int(log_began)))
-        if log_began
-        else None
-    )
+    first_end = None
+    if log_began:
+        first_end = parse_failure(task_ends.first_task_exit(job_log(), int(log_began), task))
+        if task is not None:
+            exit_code = task_ends.exit_code_of(task, job_log(), int(log_began), exit_code)
     job = sick_nodes.JobNodes.read(slurm_output)
     verdict = decide_requeue(
         events, exit_code, step, preempted=preempted, time_limit_hit=time_limit_hit, past_time_limit=past_time_limit,
         began=float(began or 0), first_end=first_end, job=job,
     )  # fmt: skip
+    if task is not None and pack.has_left(RunSummary(run.path), job_id()):  # such as cancelled, and then preempted
+        verdict = replace(verdict, requeue_cause=None)
     run_journal = Journal(run.journal_path)
     if verdict.given_up:
         fields = replace(verdict.failure, message=verdict.given_up, before_first_step=False).fields()
@@ -273,6 +284,58 @@ def record_cancellation(run_dir: str, exit_code: int) -> int:
     return exit_code
 
 
+def end_of_run(run_dir: str, code: int, ending: str, rest: list[str], slurm_output: str, task: int | None) -> int:
+    """Do what ``ending`` says for one run. Returns the exit code, of a run that the job had left before 0."""
+    try:
+        if task is not None:
+            run = RunSummary(Path(run_dir))
+            began, end = float(os.environ.get("RUNYARD_BEGAN") or 0), run.recorded_end
+            if pack.has_left(run, job_id()) and not (end and end.t >= began):
+                return 0
+            if ending == "refused" and not isinstance(run.journal.last, RequeueEvent):
+                return 0  # this one has ended
+        if ending == "cancelled":
+            return record_cancellation(run_dir, code)
+        if ending == "refused":
+            return record_requeue_refusal(run_dir, code, *rest)
+        flags = {"preempted": ending == "1", "time_limit_hit": ending == "limit"}
+        exclude_file = Path(rest[0]) if rest else None
+        return finish_job(run_dir, code, **flags, slurm_output=slurm_output, exclude=exclude_file, task=task)
+    except UserError as error:  # another start would find the same damage
+        print(f"runyard: {error}", file=sys.stderr, flush=True)
+        return ExitCode.USER_ERROR
+    except Exception:
+        if task is None:
+            raise
+        traceback.print_exc()  # the other runs of this job have ends of their own
+        return ExitCode.FAILED
+
+
+def job_log() -> Path:
+    """Return the job's error log, which this process writes to."""
+    return Path(os.path.realpath("/proc/self/fd/2"))
+
+
+def job_id() -> str:
+    """Return the id of this job, as ``12`` or ``12_3``."""
+    return str(LeaseHolder.this_process(os.environ).job)
+
+
+@contextlib.contextmanager
+def printing_to_log_of(task: int | None) -> Iterator[None]:
+    """Print what is said within the block to the logs of one run's task, if this job has several runs."""
+    if task is None or (log := task_ends.log_of_task(job_log(), task)) == job_log():
+        yield
+        return
+    with (
+        open(log, "a") as err,
+        open(log.with_suffix(".out"), "a") as out,
+        contextlib.redirect_stderr(err),
+        contextlib.redirect_stdout(out),
+    ):
+        yield
+
+
 def newest_step(run: Run) -> int:
     """Return the step of the newest checkpoint that has a manifest, or 0. Its content is verified when it is read."""
     names = [p.parent.name.removeprefix("step_") for p in run.checkpoints.glob("step_*/manifest.json")]
@@ -289,16 +352,12 @@ def newest_evaluated(run: Run) -> int:
 
 
 if __name__ == "__main__":
-    run_dir, code, ending, *rest = sys.argv[1:]
-    try:
-        if ending == "cancelled":
-            sys.exit(record_cancellation(run_dir, int(code)))
-        if ending == "refused":
-            sys.exit(record_requeue_refusal(run_dir, int(code), *rest))
-        slurm_output = "" if sys.stdin.isatty() else sys.stdin.read()
-        exclude_file = Path(rest[0]) if rest else None
-        flags = {"preempted": ending == "1", "time_limit_hit": ending == "limit"}
-        sys.exit(finish_job(run_dir, int(code), **flags, slurm_output=slurm_output, exclude=exclude_file))
-    except UserError as error:  # another start would find the same damage
-        print(f"runyard: {error}", file=sys.stderr, flush=True)
-        sys.exit(ExitCode.USER_ERROR)
+    runs, code, ending, *rest = sys.argv[1:]
+    slurm_output = "" if ending in ("cancelled", "refused") or sys.stdin.isatty() else sys.stdin.read()
+    run_dirs, codes = runs.split(RUN_SEPARATOR), []
+    is_pack = len(run_dirs) > 1 or task_ends.log_of_task(job_log(), 0) != job_log()
+    for task, run_dir in enumerate(run_dirs):
+        its_task = task if is_pack else None
+        with printing_to_log_of(its_task):
+            codes.append(end_of_run(run_dir, int(code), ending, rest, slurm_output, its_task))
+    sys.exit(ExitCode.REQUEUE if ExitCode.REQUEUE in codes else max(codes))

@@ -35,5 +35,8 @@ class TrainJob:
 
 
 def tasks_per_node(cluster: ClusterConfig) -> int:
-    """Return the number of tasks on each node: as set, else one per GPU, else one."""
-    return cluster.tasks_per_node or cluster.gpus_per_node or 1
+    """Return the number of tasks on each node: as set, else one per GPU, else one.
+
+    A run that shares its job with others is one task (``cluster.runs_per_task``).
+    """
+    return cluster.tasks_per_node or (cluster.runs_per_task == 1 and cluster.gpus_per_node) or 1

@@ -72,12 +72,14 @@ def ask(plan: SubmissionPlan) -> list[Option]:
         raise UserError("--ask: cluster=local has no queue, its run starts at once", "add cluster=slurm")
     options = [Option("", plan.config), *_alternatives(plan.config)]
     with ThreadPoolExecutor(PARALLEL_QUERIES) as pool:
-        return list(pool.map(lambda option: _asked(option, plan.after), options))
+        return list(pool.map(lambda option: _asked(option, plan), options))
 
 
-def _asked(option: Option, after: str | None) -> Option:
+def _asked(option: Option, plan: SubmissionPlan) -> Option:
+    runs = min(len(plan.configs), option.config.cluster.runs_per_task)
     try:
-        return dataclasses.replace(option, estimate=estimate_start(planned_job([option.config], after).script()))
+        script = planned_job([option.config] * runs, plan.after).script()
+        return dataclasses.replace(option, estimate=estimate_start(script))
     except SlurmUnavailable:
         raise
     except SlurmRejected as error:

@@ -18,9 +18,11 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from runyard import slurm_client
 from runyard.cluster.job import chain
+from runyard.cluster.job.pack_job import PackJob
 from runyard.cluster.job.train_job import TrainJob, tasks_per_node
 from runyard.cluster.launch.job_environment import bind_line, checked_lines, container_options, journal_command
 from runyard.cluster.launch.refusals import LATER, SubmissionDelayed, refusal
+from runyard.cluster.slurm.queue import RUN_SEPARATOR
 from runyard.cluster.slurm.submission import script_name
 from runyard.config.sbatch_options import given_options
 from runyard.config.schema import ClusterConfig
@@ -53,6 +55,7 @@ SBATCH_VARIABLES = {
 }
 # Removed from sbatch's environment always: runyard submits nothing that they would ask for.
 FOREIGN_SBATCH_VARIABLES = ("WAIT", "ARRAY_INX", "TEST_ONLY")
+KILL_ON_BAD_EXIT = "--kill-on-bad-exit=1"  # of a rank, without which the others would hang
 SBATCH_SUBMIT_TIMEOUT_S = 60.0  # for sbatch, which a busy controller keeps waiting
 
 
@@ -63,18 +66,20 @@ class SubmissionUnknown(UserError):
 class SbatchJob:
     """One submission: a run, or the points of a sweep as one array, and the batch script that starts them.
 
-    The jobs of a run with ``cluster.chain`` are an array, too, of which one runs at a time.
+    The jobs of a run with ``cluster.chain`` are an array, too, of which one runs at a time. With
+    ``cluster.runs_per_task`` each job trains several of the runs, each in a task of its own.
 
     Args:
         name: The job's name in SLURM: the run's id, or the sweep's.
         folder: Where submitit puts its files, the script and the tasks' logs.
-        runs: The runs to train, in the order of the array's elements.
+        runs: The runs to train, in the order of the array's elements and of their tasks.
         after: Number of a job that must have succeeded before this one starts; or "afterany:" or "afternotok:" and a
             number, for one that must have ended, or failed.
         token: The unique name of this submission; random if None.
 
     Attributes:
         path: The batch script. It identifies the job, as SLURM says which script each job runs.
+        packs: The runs of each job.
     """
 
     def __init__(
@@ -84,6 +89,8 @@ class SbatchJob:
         self.token = secrets.token_hex(4) if token is None else token
         self.path = folder / script_name(self.token)
         self.cluster = runs[0].config.cluster
+        size = self.cluster.runs_per_task
+        self.packs = [runs[k : k + size] for k in range(0, len(runs), size)]
         # A run may have been moved, or be resumed in another working directory: what counts is where it lies.
         self._config = dataclasses.replace(runs[0].config, runs_dir=str(runs[0].path.parent))
         self.parameters = _parameters(self.cluster, after) | {
@@ -92,6 +99,8 @@ class SbatchJob:
             "teardown": self._teardown(),
         }
         self.parameters["srun_args"] += container_options(self._config)
+        if self._is_packed:
+            self._use_tasks_of_their_own()
 
     def script(self) -> str:
         """Return the exact text that sbatch will be given.
@@ -103,7 +112,7 @@ class SbatchJob:
             raise UserError(f"runs_dir: SLURM would expand the % in {self.folder}, where logs go", "set one without it")
         if character := next((c for c in str(self.folder) if c in "'\"\\" or not c.isprintable()), None):
             raise UserError(f"runs_dir: sbatch would misread the {character!r} in {self.folder}", "set one without it")
-        count = max(len(self.runs), self.cluster.chain)
+        count = max(len(self.packs), self.cluster.chain)
         command = (
             f"{self._python} -m runyard.cluster.job.task -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
         )
@@ -112,7 +121,7 @@ class SbatchJob:
         return text
 
     def submit(self, held_locks: Sequence[int] = ()) -> list[str]:
-        """Put the job on the queue. Returns one id per run: ``12``, or ``12_0``, ``12_1``, ... of a sweep's array.
+        """Put the job on the queue. Returns a job's id for each run: ``12``, or ``12_0``, ``12_1``, ... of an array.
 
         Args:
             held_locks: Descriptors of open lock files that sbatch holds as well, for it may outlive this command.
@@ -123,12 +132,14 @@ class SbatchJob:
             SubmissionUnknown: it may be on the queue, and SLURM does not say.
         """
         script = self.script()
-        for run, pickle in zip(self.runs, self._pickles, strict=True):
-            task = submitit.core.utils.DelayedSubmission(TrainJob(str(run.path)))
+        for runs, pickle in zip(self.packs, self._pickles, strict=True):
+            paths = [str(run.path) for run in runs]
+            task = submitit.core.utils.DelayedSubmission(PackJob(paths) if self._is_packed else TrainJob(*paths))
             task.set_timeout(self.cluster.timeout_min, max_num_timeout=0)
             task.dump(pickle)
         if self.folder != self.runs[0].path / "slurm":
-            (self.folder / "runs.txt").write_text("".join(f"{run.path}\n" for run in self.runs))
+            lines = [RUN_SEPARATOR.join(str(run.path) for run in runs) for runs in self.packs]
+            (self.folder / "runs.txt").write_text("".join(f"{line}\n" for line in lines))
         self.path.write_text(script)
         try:
             number = self._run_sbatch(held_locks)
@@ -138,7 +149,8 @@ class SbatchJob:
         except BaseException as error:  # such as Ctrl-C: the job may be on the queue all the same
             self.cancel_submission(error)
             raise
-        return [f"{number}_{k}" for k in range(len(self.runs))] if len(self.runs) > 1 else [number]
+        ids = [f"{number}_{k}" for k in range(len(self.packs))] if len(self.packs) > 1 else [number]
+        return [job_id for job_id, runs in zip(ids, self.packs, strict=True) for _ in runs]
 
     def cancel_submission(self, because: BaseException) -> None:
         """Cancel the jobs of this submission that are on the queue, and no others.
@@ -195,7 +207,7 @@ class SbatchJob:
 
     @property
     def _pickles(self) -> list[Path]:
-        elements = [f"_{k}" for k in range(len(self.runs))] if len(self.runs) > 1 else [""]
+        elements = [f"_{k}" for k in range(len(self.packs))] if len(self.packs) > 1 else [""]
         return [self.path.with_name(f"{self.path.stem}{element}.pkl") for element in elements]
 
     @property
@@ -230,6 +242,19 @@ class SbatchJob:
             *self._chain_lines(),
         ]  # fmt: skip
 
+    @property
+    def _is_packed(self) -> bool:
+        return len(self.packs[0]) > 1
+
+    def _use_tasks_of_their_own(self) -> None:
+        """Have the job start a task for each run, of which none ends with another; its own output is not in theirs."""
+        self.parameters["ntasks_per_node"] = len(self.packs[0])
+        srun_args = self.parameters["srun_args"]
+        srun_args[srun_args.index(KILL_ON_BAD_EXIT)] = "--kill-on-bad-exit=0"
+        srun_args.append("--wait=0")  # slurm.conf's WaitTime would end the others some time after the first
+        job = f"{self.folder}/%{'A_%a' if len(self.packs) > 1 else 'j'}_job"
+        self.parameters["additional_parameters"] |= {"output": f"{job}.out", "error": f"{job}.err"}
+
     def _chain_lines(self) -> list[str]:
         """Return the lines with which a later job of a chain ends at once if the run is over."""
         if self.cluster.chain == 1:
@@ -261,7 +286,7 @@ class SbatchJob:
 
     @property
     def _run(self) -> str:
-        """The run's directory, as a word of bash: an element of an array finds its own in a list."""
+        """The run's directory, or several with tabs between, as a word of bash: a job finds its own in a list."""
         if len(self.runs) == 1:
             return shlex.quote(str(self.runs[0].path))
         return f'"$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(self.folder / "runs.txt"))})"'
@@ -298,8 +323,8 @@ def _parameters(cluster: ClusterConfig, after: str | None) -> dict[str, Any]:
         "time": cluster.timeout_min,
         "dependency": ",".join(_dependencies(cluster, after)) or None,
     }
-    # Kill on a bad exit: a job would hang without its dead rank. CPUs again: since SLURM 22.05 srun inherits none.
-    srun_args = ["--kill-on-bad-exit=1", "--open-mode=append"]
+    # CPUs again: since SLURM 22.05 srun inherits none.
+    srun_args = [KILL_ON_BAD_EXIT, "--open-mode=append"]
     srun_args += [f"--cpus-per-task={cluster.cpus_per_task}"] if cluster.cpus_per_task else []
     return {name: value for name, value in options.items() if value is not None} | {
         "wckey": None,  # submitit would give its own

@@ -18,7 +18,7 @@ def print_plan(plan: SubmissionPlan, *, as_json: bool) -> None:
     on_slurm = plan.config.cluster.launcher == "slurm"
     script = planned_job([point.config for point in plan.configs], plan.after).script() if on_slurm else None
     tasks, gpus = tasks_and_gpus(plan.config.cluster)
-    jobs = len(plan.configs) * plan.config.cluster.chain
+    jobs = -(-len(plan.configs) // plan.config.cluster.runs_per_task) * plan.config.cluster.chain
     hours = plan.config.cluster.timeout_min / 60 * plan.config.cluster.nodes * jobs
     if as_json:
         facts = {"script": script, "config": config_to_dict(plan.config), "differences": differing}
@@ -38,11 +38,12 @@ def print_plan(plan: SubmissionPlan, *, as_json: bool) -> None:
 
 def _describe_size(plan: SubmissionPlan, tasks: int, gpus: int, hours: float) -> str:
     c = plan.config.cluster
-    points = (
-        f"{len(plan.configs)} runs, at most {c.array_parallelism} at once, each on " if len(plan.configs) > 1 else ""
-    )
+    images_per_task, runs = plan.config.batch_size // (tasks * c.nodes), len(plan.configs)
+    points = f"{runs} runs, at most {c.array_parallelism} at once, each on " if runs > 1 else ""
+    if c.runs_per_task > 1:
+        jobs, tasks = -(-runs // c.runs_per_task), min(runs, c.runs_per_task)
+        points = f"{runs} runs in {jobs} job{'s' * (jobs > 1)}, at most {c.array_parallelism} jobs at once, each on "
     nodes = f"{c.nodes} node{'s' * (c.nodes > 1)}" if c.launcher == "slurm" else "this machine"
-    images_per_task = plan.config.batch_size // (tasks * c.nodes)
     cost = f"{hours * gpus:g} GPU-hours" if gpus else f"{hours * tasks * (c.cpus_per_task or 1):g} core-hours"
     return (
         f"{points}{nodes}, {tasks} task{'s' * (tasks > 1)} and {gpus} GPU{'s' * (gpus != 1)} on each, "

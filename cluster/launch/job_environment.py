@@ -33,10 +33,15 @@ def checked_lines(lines: list[str], record: str = "") -> list[str]:
 
 
 def journal_command(run: str) -> str:
-    """Return the ``record`` that writes the message into the journal of ``run``, a word of bash."""
+    """Return the ``record`` that writes the message into the journals of ``run``, a word of bash with tabs between.
+
+    A run that has finished keeps its end: an earlier start of its job, or of its chain, finished it.
+    """
     row = '\\n{"event": "stop", "t": %s, "reason": "failed", "user_error": true, "retry": false, "message": "%s"}\\n'
     escape = 'setup_message=${setup_message//\\\\/\\\\\\\\}; setup_message=${setup_message//\\"/\\\\\\"}'
-    return f'{escape}; printf {shlex.quote(row)} $(date +%s.%N) "$setup_message" >>{run}/metrics.jsonl'
+    unfinished = """! grep -qs '^{"event": "stop".*"reason": "finished"' "$run/metrics.jsonl\""""
+    write = f'printf {shlex.quote(row)} $(date +%s.%N) "$setup_message" >>"$run/metrics.jsonl"'
+    return f"{escape}; tr '\\t' '\\n' <<<{run} | while IFS= read -r run; do if {unfinished}; then {write}; fi; done"
 
 
 def bound_folders(config: Config) -> list[str]:

@@ -29,7 +29,7 @@ from runyard.cluster.launch.checks.preflight import (
 from runyard.cluster.launch.local import LocalExecutor, job_environment
 from runyard.cluster.launch.waiting import Waiting, in_parts
 from runyard.cluster.monitor.attach import JobHandle, LocalJobHandle, SlurmJobHandle
-from runyard.cluster.slurm import queue
+from runyard.cluster.slurm import pack, queue
 from runyard.cluster.slurm.estimate import StartEstimate
 from runyard.cluster.slurm.submission import finish_submission, record_submission, submission_lock
 from runyard.config import schema
@@ -45,6 +45,7 @@ from runyard.runs.code import own_code
 from runyard.runs.identity import changeable_settings, changed_settings, is_changeable
 from runyard.runs.record import JobRecord
 from runyard.runs.run import Run, new_id, sweeps_dir
+from runyard.runs.summary import RunSummary
 from runyard.slurm_client import QueryError
 from runyard.tracking.wandb.agent import SweepAssignment
 
@@ -100,6 +101,8 @@ def plan_submission(
     if (warning := python_warning(first.config)) is not None:
         print(f"runyard: warning: {warning}", file=sys.stderr, flush=True)
     require_no_chain(first.config.cluster, several=len(points) > 1)
+    if len(points) == 1 and (size := first.config.cluster.runs_per_task) > 1:
+        raise UserError(f"cluster.runs_per_task={size}: is for a grid", "submit several runs with -m, or leave it out")
     if len({repr(point.config.cluster) for point in points}) > 1:
         raise UserError(
             "-m: the points of a sweep are one array of equal jobs, and their cluster.* settings differ",
@@ -342,8 +345,10 @@ def enqueue(
         private_folder(shared, group_reads=config.runs_group_readable)
     folder.mkdir(parents=True, exist_ok=True)
     batch = SbatchJob(name, folder, runs, after)
-    for run in runs:
+    for run, task in zip(runs, (k for packed in batch.packs for k in range(len(packed))), strict=True):
         job = job_record(run, folder)
+        if len(batch.packs[0]) > 1:
+            job["task"] = task
         if config.cluster.chain > 1:
             job["chain"] = config.cluster.chain
         record_submission(run, batch.token, job if name == run.id else {**job, "name": name})
@@ -373,7 +378,7 @@ def _require_first_job(run: Run, job_id: str) -> None:
     Raises:
         UserError: another job was first.
     """
-    jobs = queue.all_user_jobs([job_id], slurm_client.RETRY_TIMEOUT_S).jobs_of(run.path)
+    jobs = pack.jobs_of(RunSummary(run.path), queue.all_user_jobs([job_id], slurm_client.RETRY_TIMEOUT_S))
     first = next((job for job in reversed(jobs) if job.active), None)
     if first is not None and first.id.partition("_")[0] != job_id:  # no element: this is of one run
         raise UserError(

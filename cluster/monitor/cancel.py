@@ -14,7 +14,7 @@ from typing import Protocol
 from rich.console import Console
 
 from runyard.cluster.monitor.run_status import CLOCK_SKEW_S, run_status
-from runyard.cluster.slurm import queue
+from runyard.cluster.slurm import pack, queue
 from runyard.cluster.slurm.queue import JobInfo
 from runyard.cluster.slurm.submission import submission_lock
 from runyard.errors import UserError
@@ -69,7 +69,7 @@ def cancel(run: RunSummary, wait_s: float, console: Console) -> CancelResult:
     if not status.active:
         raise UserError(f"run {run.id} is neither pending nor running: there is nothing to cancel ({status.message})")
     if status.job is not None:
-        job: _Target = _SlurmJobs(run)
+        job: _Target = _SlurmJobs(run) if len(status.job.runs) == 1 else _PackedRun(run, status.job.id)
     elif (pid := run.local_pid()) is not None:
         job = _LocalProcess(pid, run)
     else:
@@ -147,10 +147,46 @@ class _SlurmJobs:
             answer = queue.all_user_jobs(self._run.slurm_jobs, RETRY_TIMEOUT_S)
             if answer.error:
                 raise UserError(f"run {self._run.id}: {answer.error}")
-            if active := [job for job in answer.jobs_of(self._run.path) if job.active]:
+            if active := [job for job in pack.jobs_of(self._run, answer) if job.active]:
                 return active
             time.sleep(CANCEL_POLL_S)
         return []
+
+
+class _PackedRun:
+    """One of several runs in a job on SLURM, which go on: a file asks its task to stop."""
+
+    def __init__(self, run: RunSummary, job_id: str) -> None:
+        self._run, self._job_id = run, job_id
+
+    def request_stop(self) -> bool:
+        pack.cancel_file(self._run.path, self._job_id).touch()
+        return self.over()
+
+    def kill(self) -> None:
+        raise UserError(
+            f"run {self._run.id} has not ended, and SLURM can end it only with the other runs of job {self._job_id}",
+            f"end them all with `scancel {self._job_id}`, or ask it again with `runyard cancel {self._run.reference}`",
+        )
+
+    def over(self) -> bool:
+        """Whether it has ended, or has not begun in a job that waits: there it will be left out.
+
+        A job that waits and has no other run left goes from the queue.
+        """
+        answer = queue.all_user_jobs([self._job_id], RETRY_TIMEOUT_S)
+        if answer.error:
+            raise UserError(f"run {self._run.id}: {answer.error}")
+        job = answer.jobs.get(self._job_id)
+        if job is not None and job.pending:
+            with contextlib.suppress(UserError, OSError):  # another run was deleted: the job sees to that
+                others = [path for path in job.runs if not os.path.samefile(path, self._run.path)]
+                if all(pack.has_left(RunSummary(path), job.id) for path in others):
+                    _scancel(job.id)
+            return True
+        run = RunSummary(self._run.path)
+        ended = run.recorded_end is not None and run.lease_holder_text() is None
+        return ended or job is None or not job.active
 
 
 class _LocalProcess:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from runyard import known_causes
-from runyard.cluster.slurm import job_states, queue
+from runyard.cluster.slurm import job_states, pack, queue
 from runyard.cluster.slurm.queue import JobAnswer, JobInfo
 from runyard.cluster.slurm.submission import resolve_pending
 from runyard.errors import UserError
@@ -152,7 +152,7 @@ def derive_status(run: RunSummary, squeue_answer: JobAnswer, sacct_answer: JobAn
     """Return the status of ``run`` from the answers of squeue and sacct at ``now``, unix seconds."""
     status = _derive(run, squeue_answer, sacct_answer, now)
     if status.job is not None and status.active:
-        status = replace(status, message=status.message + _chain_text(status.job, squeue_answer.jobs_of(run.path)))
+        status = replace(status, message=status.message + _chain_text(status.job, pack.jobs_of(run, squeue_answer)))
     if run.record.get("pruned") is True and status.state in (RunState.INTERRUPTED, RunState.KILLED):
         return replace(status, state=RunState.PRUNED, message=f"its search stopped it; {status.message}")
     return status
@@ -238,6 +238,8 @@ def _status_of_running_job(run: RunSummary, job: JobInfo, now: float) -> RunStat
         failed = run.journal.state is RunState.FAILED
         reason = known_causes.describe_failure(last.failure.fields()) if failed else last.message or last.reason
         state, message = RunState.STOPPING, f"stopping {location}: {reason}"
+        if len(job.runs) > 1 and failed:
+            message = f"{reason}; to go on once the other runs of job {job.id} have ended"
     elif job.state == "SUSPENDED":
         message = f"suspended {location} by SLURM: it continues by itself"
     end_time = None if job.left_s is None else start_time + job.left_s + (job.elapsed_s or 0)
@@ -319,7 +321,7 @@ def current_job(run: RunSummary, squeue_answer: JobAnswer) -> JobInfo | None:
 
     SLURM decides which jobs are the run's, and not the run's record: job ids are reused, and a record may be copied.
     """
-    jobs = squeue_answer.jobs_of(run.path)
+    jobs = pack.jobs_of(run, squeue_answer)
     next_job = next((job for job in reversed(jobs) if job.pending), None)  # a chain has several
     active = next((job for job in jobs if job.running), None) or next_job
     return active or next((job for job in jobs if not run.slurm_jobs or job.id == run.slurm_jobs[-1]), None)

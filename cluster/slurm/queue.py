@@ -15,6 +15,7 @@ from runyard import known_causes
 from runyard.slurm_client import JobEnded, QueryError, SlurmRejected, SlurmUnavailable, run_with_retry
 
 SEPARATOR = "\x1f"  # between names and paths, which may contain a |
+RUN_SEPARATOR = "\t"  # between the runs of one job, in a list with a line for each job
 SQUEUE_FIELDS = f"%i|%T|%r|%M|%L|%S|%N|%j{SEPARATOR}%Z{SEPARATOR}%o"
 SACCT_FIELDS = "JobID,State,ExitCode,ElapsedRaw,Start,NodeList,JobName"
 # What a job of runyard runs: its submission's own script, or one of slurm/ with the run or a list of runs.
@@ -55,25 +56,25 @@ class JobInfo:
     workdir: str = ""
     command: str = ""
 
-    @property
-    def run(self) -> Path | None:
-        """The directory of the run that it trains, by its command; None for a job that is not runyard's."""
+    @cached_property
+    def runs(self) -> list[Path]:
+        """The directories of the runs that it trains, by its command; none for a job that is not runyard's."""
         folder, name = os.path.split(self.command)
         if SUBMISSION_SCRIPT.fullmatch(name):
-            return Path(folder).parent if folder.endswith("/slurm") else self._listed(Path(folder, "runs.txt"))
+            return [Path(folder).parent] if folder.endswith("/slurm") else self._listed(Path(folder, "runs.txt"))
         if (match := SLURM_SCRIPT.fullmatch(self.command)) is not None:
             argument = Path(self.workdir, match[2])
-            return self._listed(argument) if match[1] == "sweep" else argument
-        return None
+            return self._listed(argument) if match[1] == "sweep" else [argument]
+        return []
 
-    def _listed(self, file: Path) -> Path | None:
-        """Return the run in the line of this job's array element in a list of runs."""
+    def _listed(self, file: Path) -> list[Path]:
+        """Return the runs in the line of this job's array element in a list of runs."""
         try:
             lines = file.read_text().splitlines()
         except (OSError, ValueError):
-            return None
+            return []
         index = int(self.id.partition("_")[2] or 0)
-        return Path(self.workdir, lines[index]) if index < len(lines) else None
+        return [Path(self.workdir, run) for run in lines[index].split(RUN_SEPARATOR)] if index < len(lines) else []
 
     @property
     def pending(self) -> bool:
@@ -111,8 +112,9 @@ class JobAnswer:
     def _by_directory(self) -> dict[tuple[int, int] | None, list[JobInfo]]:
         jobs_by_inode: dict[tuple[int, int] | None, list[JobInfo]] = {}
         for job in sorted(self.jobs.values(), key=lambda job: _sort_key(job.id), reverse=True):
-            if (run := job.run) is not None and (identity := _inode(run)) is not None:
-                jobs_by_inode.setdefault(identity, []).append(job)
+            for run in job.runs:
+                if (identity := _inode(run)) is not None:
+                    jobs_by_inode.setdefault(identity, []).append(job)
         return jobs_by_inode
 
 

@@ -199,6 +199,7 @@ LOCALLY_IGNORED: dict[str, Any] = {
     "requeue": True,
     "array_parallelism": 4,
     "chain": 5,
+    "runs_per_task": 4,
 }
 
 
@@ -221,6 +222,8 @@ def test_what_this_machine_would_ignore_is_refused(name: str) -> None:
             {"chain": 5, "requeue": True},
             "cluster.chain=5: takes the place of requeueing, and cluster.requeue=true; set",
         ),
+        ({"runs_per_task": 4, "nodes": 2}, "cluster.runs_per_task=4: is for runs of one process, and cluster.nodes=2"),
+        ({"runs_per_task": 4, "tasks_per_node": 2}, "and cluster.tasks_per_node=2; leave one of the two out"),
         ({"mail_user": "ada"}, "without cluster.mail_type no mail is sent"),
         ({"mail_type": "END,FALL"}, "SLURM knows no 'FALL'"),
         ({"mail_type": "FA\u0131L"}, "SLURM knows no 'FA"),  # whose capital letter is I

@@ -22,7 +22,7 @@ class CheckContext:
 
     Attributes:
         config: The configuration of the run, or of a sweep's first point.
-        tasks_per_node: Processes on each machine.
+        tasks_per_node: Processes of a run on each machine.
         prepare_command: The command that would prepare its data.
         needs_data: Whether the data must exist now.
         sweep_size: Runs in the sweep; 1 without one.
@@ -53,6 +53,11 @@ class CheckContext:
         if self.script is None:
             raise QueryError("there is no batch script")
         return estimate_start(self.script())
+
+    @property
+    def tasks_on_node(self) -> int:
+        """Processes of one job on each machine: of one run, or of several that share the job."""
+        return self.tasks_per_node * min(self.sweep_size, self.config.cluster.runs_per_task)
 
     @property
     def asked_partitions(self) -> list[str]:

@@ -38,11 +38,11 @@ def nodes_fit(context: CheckContext) -> str:
             "at once",
             "ask for fewer",
         )
-    _check_each_setting(c, context.tasks_per_node, kinds, context.place_text)
-    fitting = [group for group in kinds if _is_large_enough(group, c, context.tasks_per_node)]
+    _check_each_setting(c, context.tasks_on_node, kinds, context.place_text)
+    fitting = [group for group in kinds if _is_large_enough(group, c, context.tasks_on_node)]
     if not fitting:
         raise UserError(
-            f"no node of {context.place_text} has {_request_text(c, context.tasks_per_node)} at once",
+            f"no node of {context.place_text} has {_request_text(c, context.tasks_on_node)} at once",
             f"there are nodes of {'; of '.join(dict.fromkeys(group.description for group in kinds))}",
         )
     node_counts = {p.name: sum(group.count for group in p.nodes if group in fitting) for p in partitions}
@@ -50,10 +50,10 @@ def nodes_fit(context: CheckContext) -> str:
     if c.nodes > max(largest.values()):
         raise UserError(
             f"cluster.nodes={c.nodes}: {context.place_text} gives a job at most {max(largest.values())} with "
-            f"{_request_text(c, context.tasks_per_node)}",
+            f"{_request_text(c, context.tasks_on_node)}",
             f"set cluster.nodes={max(largest.values())}, or ask for less of each",
         )
-    return f"{c.nodes} of {max(largest.values())} with {_request_text(c, context.tasks_per_node)}"
+    return f"{c.nodes} of {max(largest.values())} with {_request_text(c, context.tasks_on_node)}"
 
 
 def _has_features(group: NodeGroup, constraint: str | None) -> bool:

@@ -113,16 +113,17 @@ def qos(context: CheckContext) -> str:
 
 
 def array_size(context: CheckContext) -> str:
-    """Check that SLURM's arrays can have as many elements as the sweep has points, or the chain jobs."""
+    """Check that SLURM's arrays can have as many elements as the sweep or the chain has jobs."""
     maximum = context.cluster_info.max_array_size
-    if context.sweep_size > maximum:
+    jobs = -(-context.sweep_size // context.config.cluster.runs_per_task)
+    if jobs > maximum:
         raise UserError(
             f"a sweep of {context.sweep_size} points: this SLURM's arrays hold at most {maximum}",
             "submit it in parts of that size",
         )
     if (chain := context.config.cluster.chain) > maximum:
         raise UserError(f"cluster.chain={chain}: this SLURM's arrays hold at most {maximum}", "set that at most")
-    return f"{max(context.sweep_size, chain)} of at most {maximum}"
+    return f"{max(jobs, chain)} of at most {maximum}"
 
 
 def dependency(context: CheckContext) -> str:

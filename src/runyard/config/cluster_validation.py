@@ -40,6 +40,7 @@ def check_cluster(cluster: ClusterConfig) -> None:
         _check_gpus(cluster)
         _check_time(cluster)
         _check_chain(cluster)
+        _check_pack(cluster)
 
 
 def gres_counts(gres: str) -> dict[str, tuple[str, int]]:
@@ -113,7 +114,7 @@ def _check_gpus(cluster: ClusterConfig) -> None:
                 f"cluster.gpus_per_node={format_literal(cluster.gpus_per_node)}",
                 "give both the same number",
             )
-    if gpus and tasks and tasks % gpus:
+    if gpus and tasks and tasks % gpus and cluster.runs_per_task == 1:
         raise UserError(
             f"cluster.tasks_per_node={tasks}: does not divide among cluster.gpus_per_node={gpus}",
             "leave it unset for one task per GPU",
@@ -135,4 +136,14 @@ def _check_chain(cluster: ClusterConfig) -> None:
         raise UserError(
             f"cluster.chain={cluster.chain}: takes the place of requeueing, and cluster.requeue=true",
             "set cluster.requeue=false, or leave cluster.chain out",
+        )
+
+
+def _check_pack(cluster: ClusterConfig) -> None:
+    if cluster.runs_per_task > 1 and cluster.nodes * (cluster.tasks_per_node or 1) > 1:
+        name = "nodes" if cluster.nodes > 1 else "tasks_per_node"
+        raise UserError(
+            f"cluster.runs_per_task={cluster.runs_per_task}: is for runs of one process, and "
+            f"cluster.{name}={format_literal(getattr(cluster, name))}",
+            f"leave one of the two out, or set cluster.{name}=1",
         )

@@ -253,6 +253,14 @@ class ClusterConfig:
         unset=1,
         legacy_default=1,
     )
+    runs_per_task: int = slurm(
+        "Runs of a grid that one job trains side by side, for small runs where SLURM gives whole GPUs or nodes; each "
+        "is a single process, and they share the job's GPUs and memory",
+        minimum=1,
+        maximum=128,
+        unset=1,
+        legacy_default=1,
+    )
     array_parallelism: int = slurm("Points of a sweep that run at the same time", minimum=1, unset=16)
     python: str | None = slurm(
         "Program that starts Python in a job; null: slurm/python.sh of this checkout", pattern=patterns.PROGRAM

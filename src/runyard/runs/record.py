@@ -29,7 +29,7 @@ FAST_YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten tim
 MAX_FAST_YAML_BYTES = 1 << 14  # deep nesting, which takes many bytes, crashes libyaml; Python raises RecursionError
 Kind = type | tuple[type, ...]
 JOB_KINDS: dict[str, Kind] = {"launcher": str, "logs": str, "submitted": (int, float), "nodes": int, "name": str,
-                              "tasks_per_node": int, "tasks": int, "chain": int}  # fmt: skip
+                              "tasks_per_node": int, "tasks": int, "task": int, "chain": int}  # fmt: skip
 RECORD_KINDS: dict[str, Kind] = {"name": str, "overrides": list, "wandb": dict, "trial": int,
                                  "from_scratch": (int, float), "sweep": (str, type(None))}  # fmt: skip
 
@@ -37,7 +37,8 @@ RECORD_KINDS: dict[str, Kind] = {"name": str, "overrides": list, "wandb": dict, 
 class JobRecord(TypedDict, total=False):
     """A job of a run; all of it but ``id`` may be missing. A ``submission`` is one that has no id yet.
 
-    That of a chain says of how many jobs, ``chain``; these then have one ``token``.
+    That of a chain says of how many jobs, ``chain``; these then have one ``token``. In a job of several runs this one
+    is ``task``.
     """
 
     id: str
@@ -47,6 +48,7 @@ class JobRecord(TypedDict, total=False):
     tasks_per_node: int
     gpus_per_node: int
     tasks: int
+    task: int
     submitted: float
     logs: str
     token: str

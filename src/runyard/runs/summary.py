@@ -178,8 +178,11 @@ class RunSummary:
         opened = {}
         for path in sorted(Path(inside, folder).glob(f"*_log.{stream}")):
             if match := name.fullmatch(path.name):
+                if "task" in job and int(match[1]) != job["task"]:
+                    continue  # another run's, in the same job
+                rank = int(match[1]) - job.get("task", 0)
                 with contextlib.suppress(OSError):  # deleted meanwhile; or a link that leads elsewhere
-                    opened[int(match[1])] = open_within(Path(inside), f"{folder}/{path.name}")
+                    opened[rank] = open_within(Path(inside), f"{folder}/{path.name}")
         return dict(sorted(opened.items()))
 
     def last_error_line(self) -> str | None:

@@ -16,7 +16,7 @@
 #SBATCH --time=600
 
 # setup
-setup_failed() { setup_message="cluster.env_setup ended the job with exit code $?: $setup_line"; echo "runyard: $setup_message" >&2; umask 077; setup_message=${setup_message//\\/\\\\}; setup_message=${setup_message//\"/\\\"}; printf '\n{"event": "stop", "t": %s, "reason": "failed", "user_error": true, "retry": false, "message": "%s"}\n' $(date +%s.%N) "$setup_message" >>/RUNS/RUN/metrics.jsonl; exit 2; }
+setup_failed() { setup_message="cluster.env_setup ended the job with exit code $?: $setup_line"; echo "runyard: $setup_message" >&2; umask 077; setup_message=${setup_message//\\/\\\\}; setup_message=${setup_message//\"/\\\"}; tr '\t' '\n' <<</RUNS/RUN | while IFS= read -r run; do if ! grep -qs '^{"event": "stop".*"reason": "finished"' "$run/metrics.jsonl"; then printf '\n{"event": "stop", "t": %s, "reason": "failed", "user_error": true, "retry": false, "message": "%s"}\n' $(date +%s.%N) "$setup_message" >>"$run/metrics.jsonl"; fi; done; exit 2; }
 setup_ended() { [ $1 -eq 0 ] || exit $1; }
 trap setup_failed EXIT
 trap 'trap - EXIT; exit 143' TERM  # cancelled

@@ -44,6 +44,8 @@ SCRIPTS = {
     "extra": ["cluster=slurm", "cluster.extra={reservation: course, exclusive: true, mem: 0, licenses: 'a:1,b:2'}",
               "cluster.extra.wckey=lab", "cluster.extra.hint=null"],
     "chain": ["cluster=slurm", "cluster.requeue=false", "cluster.chain=5"],
+    "pack": ["cluster=slurm", "seed=range(6)", "cluster.gpus_per_node=2", "cluster.runs_per_task=4",
+             "cluster.env_setup=[module load cuda]"],
     "spaces": ["cluster=slurm", "runs_dir='/tmp/my runs'"],
 }  # fmt: skip
 
@@ -57,7 +59,7 @@ def golden(said: str) -> str:
 def script(name: str, capsys: pytest.CaptureFixture[str]) -> str:
     plan = launcher.plan_submission(
         ["experiment=starter", "runs_dir=/RUNS", "data.root=/DATA", *SCRIPTS[name]],
-        sweep=name == "sweep", after="99" if name == "after" else None, dry_run=True,
+        sweep=name in ("sweep", "pack"), after="99" if name == "after" else None, dry_run=True,
     )  # fmt: skip
     dry_run.print_plan(plan, as_json=True)
     return str(json.loads(capsys.readouterr().out)["script"])

@@ -190,22 +190,22 @@ def job_that_runs(command: str, number: str = "7", workdir: str = "/") -> queue.
 def test_of_which_run_a_job_is_slurm_says_by_what_it_runs(tmp_path: Path) -> None:
     sweep = tmp_path / ".sweeps" / "s 1"
     sweep.mkdir(parents=True)
-    (sweep / "runs.txt").write_text("/runs/a\n/runs/b\n")
+    (sweep / "runs.txt").write_text("/runs/a\n/runs/b\n/runs/c\t/runs/d\n")
     (tmp_path / "points.txt").write_text("runs/c\nruns/d\n")
-    for command, number, run in (
+    for command, number, runs in (
         ("/my runs/|a/slurm/submission_0af1.sh", "7", "/my runs/|a"),
         ("/runs/a/slurm/.submission_file_0af1.sh", "7", "/runs/a"),  # of the version before
         (f"{sweep}/submission_0af1.sh", "7_1", "/runs/b"),
         (f"{sweep}/submission_0af1.sh", "7", "/runs/a"),
-        (f"{sweep}/submission_0af1.sh", "7_2", None),
+        (f"{sweep}/submission_0af1.sh", "7_2", "/runs/c /runs/d"),
+        (f"{sweep}/submission_0af1.sh", "7_3", ""),
         ("/checkout/slurm/train.sbatch runs/e f", "7", f"{tmp_path}/runs/e f"),
         ("/checkout/slurm/train_torchrun.sbatch /runs/a", "7", "/runs/a"),
         ("/checkout/slurm/sweep.sbatch points.txt", "7_1", f"{tmp_path}/runs/d"),
-        ("/runs/a/slurm/other.sh", "7", None),
-        ("(null)", "7", None),
+        ("/runs/a/slurm/other.sh", "7", ""),
+        ("(null)", "7", ""),
     ):
-        found = job_that_runs(command, number, str(tmp_path)).run
-        assert (None if found is None else str(found)) == run, command
+        assert " ".join(map(str, job_that_runs(command, number, str(tmp_path)).runs)) == runs, command
 
 
 def test_a_run_is_the_same_by_every_path_and_a_copy_of_it_is_another(tmp_path: Path) -> None:
