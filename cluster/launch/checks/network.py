@@ -11,7 +11,7 @@ from typing import Any
 from runyard import known_causes
 from runyard.cluster.launch.checks.check import CheckContext
 from runyard.config.schema import ModelConfig, config_to_dict, read_dataclass
-from runyard.errors import UserError
+from runyard.errors import ExitCode, UserError
 from runyard.slurm_client import QueryError
 
 TIMEOUT_S = 120.0
@@ -44,7 +44,11 @@ def network_trains(context: CheckContext) -> str:
 
 @functools.cache  # the points of a grid mostly have one network
 def _failure(request: str) -> str | None:
-    """Train the network of the request on one image in another process. Return its last line of error, if any."""
+    """Train the network of the request on one image in another process. Return its last line of error, if any.
+
+    Raises:
+        UserError: there is no such network, for images of that size.
+    """
     try:
         tried = subprocess.run(
             [sys.executable, "-m", "runyard.cluster.launch.checks.network"],
@@ -52,6 +56,8 @@ def _failure(request: str) -> str | None:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"no answer within {TIMEOUT_S:g} s"
+    if tried.returncode == ExitCode.USER_ERROR:
+        raise UserError(*json.loads(tried.stdout))
     return None if tried.returncode == 0 else (tried.stderr.strip().splitlines() or ["no message"])[-1]
 
 
@@ -66,4 +72,8 @@ def _train_on_one_image(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _train_on_one_image(json.load(sys.stdin))
+    try:
+        _train_on_one_image(json.load(sys.stdin))
+    except UserError as error:
+        print(json.dumps([error.problem, error.fix]))
+        sys.exit(error.exit_code)

@@ -68,6 +68,15 @@ def test_a_submission_prints_run_job_and_directory_and_what_comes_next(
     assert slurm.queue == [run.id]
 
 
+def test_a_command_that_srun_starts_several_times_says_that_each_submits(
+    small: list[str], slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for task, warned in (("0", False), ("1", True)):  # the first is the control
+        monkeypatch.setenv("SLURM_PROCID", task)
+        assert main(["submit", "--dry-run", *small, "experiment=null", "cluster=slurm"]) == 0
+        assert ("SLURM_PROCID=1: each task of this step submits" in capsys.readouterr().err) is warned
+
+
 def test_what_create_made_and_report_wrote_is_there_for_a_script(
     small: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

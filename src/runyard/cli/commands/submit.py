@@ -69,6 +69,9 @@ def run(args: argparse.Namespace) -> int:
         if args.multirun or args.detach:
             raise UserError("the W&B agent assigns one run and waits until it ends", "leave out -m and --detach")
         overrides = [*overrides, *assignment.overrides(overrides, compose(overrides).config)]
+    if assignment is None and (task := os.environ.get("SLURM_PROCID", "0")) != "0":
+        message = "each task of this step submits a run of its own; for one run, submit in `srun --pty` or with -n1"
+        print(f"runyard: warning: SLURM_PROCID={task}: {message}", file=sys.stderr)
     if args.ask and args.multirun:
         raise UserError("--ask: asks about one run", "leave out -m")
     waiting = Waiting(print_event) if args.wait and not (args.dry_run or args.ask) else None

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import runpy
+import subprocess
+import sys
+import typing
+
 import pytest
 
 from runyard.cluster.launch.checks import network
@@ -30,6 +36,21 @@ def test_one_image_a_rank_and_a_map_of_one_pixel_is_refused_in_one_line_with_wha
 
 def test_one_image_a_rank_is_fine_where_the_map_is_larger() -> None:
     assert network.network_trains(subject("batch_size=2")) == "one image at once"
+
+
+def test_a_network_that_is_none_for_these_images_is_refused_with_its_own_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def in_this_process(command: list[str], *, input: str, **_: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(input))
+        monkeypatch.delitem(sys.modules, command[2])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module(command[2], run_name="__main__")
+        return subprocess.CompletedProcess(command, typing.cast(int, end.value.code), capsys.readouterr().out, "")
+
+    monkeypatch.setattr(subprocess, "run", in_this_process)  # which costs no second import of torch
+    with pytest.raises(UserError, match=r"^data.image_size=16: .* 8 px, too few to be halved.*; shorten model.widths$"):
+        network.network_trains(subject("batch_size=2", "model.widths=[16,16,16,16]"))
 
 
 @pytest.mark.parametrize("overrides", [["batch_size=4"], ["batch_size=2", "sync_batch_norm=true"]])
