@@ -21,16 +21,7 @@ from runyard.cluster.job import chain, sick_nodes, task_ends
 from runyard.cluster.job.alert import tell_end
 from runyard.errors import ExitCode, UserError
 from runyard.files import read_regular
-from runyard.runs.events import (
-    Event,
-    ExcludeEvent,
-    Failure,
-    RequeueEvent,
-    Row,
-    StartEvent,
-    StopEvent,
-    parse_failure,
-)
+from runyard.runs.events import Event, ExcludeEvent, Failure, RequeueEvent, Row, StartEvent, StopEvent, parse_failure
 from runyard.runs.journal import Journal, read_events
 from runyard.runs.run import Run
 from runyard.runs.state import JournalState
