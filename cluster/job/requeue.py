@@ -26,16 +26,7 @@ from runyard.cluster.slurm import pack
 from runyard.cluster.slurm.queue import RUN_SEPARATOR
 from runyard.errors import ExitCode, UserError
 from runyard.files import read_regular
-from runyard.runs.events import (
-    Event,
-    ExcludeEvent,
-    Failure,
-    RequeueEvent,
-    Row,
-    StartEvent,
-    StopEvent,
-    parse_failure,
-)
+from runyard.runs.events import Event, ExcludeEvent, Failure, RequeueEvent, Row, StartEvent, StopEvent, parse_failure
 from runyard.runs.journal import Journal, read_events
 from runyard.runs.lease_holder import LeaseHolder
 from runyard.runs.run import Run

@@ -348,10 +348,7 @@ def unique_prefixes(ids: Iterable[str], among: Sequence[str]) -> dict[str, str]:
             short[name] = name
             continue
         neighbors = [ordered[j] for j in (k - 1, k + 1) if 0 <= j < len(ordered)]
-        length = max([15, *(_common_prefix_length(name, other) + 1 for other in neighbors)])
+        shared = [len(os.path.commonprefix((name, other))) for other in neighbors]  # noqa: RUF071  names, not paths
+        length = max([15, *(count + 1 for count in shared)])
         short[name] = name[:length]
     return short
-
-
-def _common_prefix_length(a: str, b: str) -> int:
-    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -24,12 +24,7 @@ from runyard.files import open_lock
 
 LOCK_POLL_S = 0.1
 WAIT_NOTICE_AFTER_S = 3.0
-NO_LOCK_ERRNOS = {
-    errno.ENOSYS,
-    errno.EOPNOTSUPP,
-    errno.ENOLCK,
-    errno.EINVAL,
-}  # errors of a file system without locks
+NO_LOCK_ERRNOS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}  # errors of a file system without locks
 _warned: set[int] = set()  # devices whose lack of locks was told
 
 

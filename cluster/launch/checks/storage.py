@@ -5,6 +5,9 @@ Quotas are read from NYU's ``myquota`` or Lustre's ``lfs quota``, if the machine
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import math
 import os
 import re
 import shutil
@@ -118,23 +121,14 @@ def is_scratch(path: Path) -> bool:
 
 def _longest_idle(root: Path) -> tuple[float, Path] | None:
     """Return the file that was longest neither read nor written, and for how many days; large trees are cut off."""
-    oldest, count = None, 0
-    for folder, _, files in os.walk(root):
-        for file in files:
-            path = Path(folder, file)
-            try:
-                file_stat = path.stat()
-            except OSError:  # deleted meanwhile, or a broken link
-                continue
-            last_use = max(file_stat.st_atime, file_stat.st_mtime)
-            if oldest is None or last_use < oldest[0]:
-                oldest = (last_use, path)
-            count += 1
-            if count == MAX_SCANNED_FILES:
-                break
-        if count == MAX_SCANNED_FILES:
-            break
-    return None if oldest is None else ((time.time() - oldest[0]) / DAY_S, oldest[1])
+    paths = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+    last_uses = []
+    for path in itertools.islice(paths, MAX_SCANNED_FILES):
+        with contextlib.suppress(OSError):  # deleted meanwhile, or a broken link
+            file_stat = path.stat()
+            last_uses.append((max(file_stat.st_atime, file_stat.st_mtime), path))
+    last_use, file = min(last_uses, default=(math.inf, root))
+    return ((time.time() - last_use) / DAY_S, file) if last_uses else None
 
 
 def _on_lustre(context: CheckContext) -> list[Path]:

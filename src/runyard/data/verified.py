@@ -74,8 +74,7 @@ def check_content(
         stamp, actual = _stamp_and_sha256(folder / name)
         if actual != digest:
             raise UserError(
-                f"{folder / name}: its sha256 is not that of the prepared file: it was changed",
-                manifest.DATASET_HINT,
+                f"{folder / name}: its sha256 is not that of the prepared file: it was changed", manifest.DATASET_HINT
             )
         if stamp is not None:
             known[name] = [*stamp, digest]

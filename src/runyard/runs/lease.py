@@ -104,8 +104,7 @@ class Lease:
                 return file, observed is not None and not observed.holder_died(self._self_holder)
             if observed is not None and (decision is LeaseDecision.REFUSE or time.monotonic() > deadline):
                 raise UserError(
-                    f"{self._what} is being written by {observed.last_seen_text(now)}",
-                    "wait for it, or stop it first",
+                    f"{self._what} is being written by {observed.last_seen_text(now)}", "wait for it, or stop it first"
                 )
             if observed is not None and decision is LeaseDecision.WAIT and not reported:
                 reported, writer = True, observed.last_seen_text(now)

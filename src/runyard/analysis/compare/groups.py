@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from string import ascii_lowercase
 
 import numpy as np
 
@@ -131,24 +133,14 @@ def format_setting(value: object) -> str:
 
 def _letters(names: list[str]) -> list[str]:
     """Append -a, -b, ... -z, -aa, ... to names that occur several times."""
-    taken, count, out = set(names), dict.fromkeys(names, 0), []
+    taken, out = set(names), []
+    suffixes = {name: map("".join, _letter_combinations()) for name in names}
     for name in names:
-        if names.count(name) == 1:
-            out.append(name)
-            continue
-        while True:
-            label = f"{name}-{_letter(count[name])}"
-            count[name] += 1
-            if label not in taken:
-                break
-        taken.add(label)
-        out.append(label)
+        labels = (f"{name}-{suffix}" for suffix in suffixes[name])
+        out.append(name if names.count(name) == 1 else next(label for label in labels if label not in taken))
+        taken.add(out[-1])
     return out
 
 
-def _letter(number: int) -> str:
-    letters = ""
-    while number >= 0:
-        number, remainder = divmod(number, 26)
-        letters, number = chr(ord("a") + remainder) + letters, number - 1
-    return letters
+def _letter_combinations() -> Iterator[tuple[str, ...]]:
+    return itertools.chain.from_iterable(itertools.product(ascii_lowercase, repeat=n) for n in itertools.count(1))

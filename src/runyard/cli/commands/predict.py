@@ -42,12 +42,4 @@ def run(args: argparse.Namespace) -> None:
     own_code.exec_run_code(run, args.argv, trusted=args.trust)
     from runyard.predict import predict_to_csv as label
 
-    label(
-        run,
-        args.images,
-        args.out,
-        which=args.which,
-        flip_tta=args.flip_tta,
-        columns=columns,
-        labels=args.labels,
-    )
+    label(run, args.images, args.out, which=args.which, flip_tta=args.flip_tta, columns=columns, labels=args.labels)

@@ -78,14 +78,7 @@ def plan_sync(run: Run) -> SyncPlan:
     server: ServerState = server_state(run)
     unreported = max(0, history.failures - server.failures)
     return SyncPlan(
-        run,
-        events,
-        len(history.points),
-        server.points,
-        history.status,
-        server.status,
-        damaged_lines,
-        unreported,
+        run, events, len(history.points), server.points, history.status, server.status, damaged_lines, unreported
     )
 
 

@@ -55,12 +55,7 @@ TORCHRUN = Launcher(
     ("MASTER_ADDR", "MASTER_PORT"),  # the address that its agent has chosen
 )
 SLURM = Launcher(
-    "SLURM",
-    ("SLURM_STEP_ID",),
-    "SLURM_PROCID",
-    "SLURM_NTASKS",
-    "SLURM_LOCALID",
-    "SLURM_STEP_TASKS_PER_NODE",
+    "SLURM", ("SLURM_STEP_ID",), "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"
 )
 
 
