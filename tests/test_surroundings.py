@@ -117,6 +117,9 @@ def test_another_environments_numpy_on_pythonpath_is_left_out_and_named(tmp_path
     assert done.returncode == 0, done.stderr
     assert done.stderr.decode() == f"runyard: warning: PYTHONPATH: {tmp_path} is left out: it holds another numpy\n"
     (tmp_path / "numpy").rename(tmp_path / "another_package")
+    (tmp_path / "numpy.py").write_text("")
+    assert b" is left out: it holds another numpy\n" in command("completion", "bash", PYTHONPATH=path).stderr
+    (tmp_path / "numpy.py").unlink()
     assert command("settings", "seed", PYTHONPATH=path).stderr == b"", "the control"
 
 

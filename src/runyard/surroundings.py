@@ -127,4 +127,4 @@ def _leave_out_foreign_packages() -> None:
 
 
 def _holds(folder: Path, package: str) -> bool:
-    return (folder / package).is_dir()
+    return (folder / package).is_dir() or (folder / f"{package}.py").is_file()

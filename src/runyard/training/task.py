@@ -30,6 +30,8 @@ def train_task(run: Run, expected_tasks: int | None = None) -> tuple[str, ExitCo
     stop, is_last = StopFlag(), False
     try:
         settle(needs_tmpdir=True)
+        # Compiled once for all starts of all runs, on whatever node; a home directory may be full.
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(run.path.parent / ".cache"))
         from runyard.training.distributed.launcher import from_environment
         from runyard.training.trainer import Outcome, train
 
