@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,9 +153,10 @@ def test_kernels_that_another_compiled_are_not_loaded(shared_place: Path, monkey
     compiled.cache_folder.cache_clear()
     ours = compiled.cache_folder()
     assert ours is not None
-    assert (ours.parent, mode(ours)) == (shared_place, 0o700)
+    assert (ours.parent.parent, mode(ours.parent)) == (shared_place, 0o700)
     ours.rmdir()
-    plant(ours, "kernels.draw_all-1.py311.1.nbc")
+    ours.parent.rmdir()
+    plant(ours.parent, "kernels.draw_all-1.py311.1.nbc")
     compiled.cache_folder.cache_clear()
     assert compiled.cache_folder() not in (ours, None)
     monkeypatch.undo()
@@ -162,15 +164,25 @@ def test_kernels_that_another_compiled_are_not_loaded(shared_place: Path, monkey
 
 
 @needs_root
-def test_a_compiler_cache_that_another_made_is_not_used(shared_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(shared_place))
-    ours = ownership.compiler_cache("inductor")
-    assert (ours, mode(ours)) == (shared_place / per_user_name("runyard-inductor"), 0o700)
+def test_a_compiler_cache_that_another_made_is_not_used(shared_place: Path) -> None:
+    ours = ownership.compiler_cache(shared_place, "inductor", "2")
+    assert (ours.parent, mode(ours.parent)) == (shared_place / per_user_name("runyard-inductor"), 0o700)
     ours.rmdir()
-    plant(ours, "graph.pkl")
-    other = ownership.compiler_cache("inductor")
-    assert other != ours
-    assert (other.stat().st_uid, mode(other), list(other.iterdir())) == (os.getuid(), 0o700, [])
+    ours.parent.rmdir()
+    plant(ours.parent, "graph.pkl")
+    with pytest.raises(OSError, match="belongs to nobody"):
+        ownership.compiler_cache(shared_place, "inductor", "2")
+
+
+def test_compiled_code_that_was_not_used_for_long_is_deleted(tmp_path: Path) -> None:
+    old, used, recent = (ownership.compiler_cache(tmp_path, "kernels", version) for version in ("old", "used", "new"))
+    for folder in (old, used):
+        (folder / "code").touch()
+        os.utime(folder, (0, time.time() - 31 * ownership.DAY_S))
+    assert ownership.compiler_cache(tmp_path, "kernels", "used") == used
+    assert {path.name for path in used.parent.iterdir()} == {"used", "new"}
+    assert (used / "code").exists()
+    assert recent.exists()
 
 
 @pytest.mark.parametrize(("umask", "group_writes"), [(0o000, True), (0o002, True), (0o022, False)])

@@ -117,6 +117,9 @@ def test_another_environments_numpy_on_pythonpath_is_left_out_and_named(tmp_path
     assert done.returncode == 0, done.stderr
     assert done.stderr.decode() == f"runyard: warning: PYTHONPATH: {tmp_path} is left out: it holds another numpy\n"
     (tmp_path / "numpy").rename(tmp_path / "another_package")
+    (tmp_path / "numpy.py").write_text("")
+    assert b" is left out: it holds another numpy\n" in command("completion", "bash", PYTHONPATH=path).stderr
+    (tmp_path / "numpy.py").unlink()
     assert command("settings", "seed", PYTHONPATH=path).stderr == b"", "the control"
 
 
@@ -129,20 +132,25 @@ def test_what_a_terminal_cannot_show_is_escaped(variables: dict[str, str]) -> No
     assert b"Traceback" not in done.stderr
 
 
-def with_streams(redirection: str, *arguments: str) -> tuple[int, str, str]:
+def with_streams(redirection: str, *arguments: str, **variables: str) -> tuple[int, str, str]:
     done = subprocess.run(["bash", "-c", f'exec "$@" {redirection}', "_", sys.executable, "-m", "runyard", *arguments],
-                          env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT / 'src'}"}, cwd=ROOT,
+                          env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT / 'src'}"} | variables, cwd=ROOT,
                           capture_output=True, text=True)  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
 
-FULL = "runyard: the standard output cannot be written (No space left on device): send it elsewhere\n"
+FULL = "runyard: the standard output cannot be written (No space left on device); send it elsewhere\n"
 
 
 @pytest.mark.parametrize("arguments", [("completion", "bash"), ("--help",)])
 def test_an_output_on_a_full_disk_costs_a_line(arguments: tuple[str, ...]) -> None:
     assert with_streams("> /dev/full", *arguments) == (2, "", FULL)
+    assert with_streams("2> /dev/full", *arguments)[::2] == (0, "")
     assert with_streams("", *arguments)[::2] == (0, ""), "the control"
+
+
+def test_so_does_one_of_a_python_that_does_not_buffer() -> None:
+    assert with_streams("> /dev/full", "completion", "bash", PYTHONUNBUFFERED="1") == (2, "", FULL)
 
 
 def test_closed_streams_are_as_good_as_dev_null() -> None:

@@ -11,13 +11,16 @@ import errno
 import os
 import pwd
 import shlex
+import shutil
 import stat
-import tempfile
+import time
 from pathlib import Path
 
 from runyard.errors import UserError
 
 UMASK, UMASK_WITH_GROUP = 0o077, 0o027
+DAY_S = 86_400
+UNUSED_DAYS = 30  # after which compiled code is deleted
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -97,12 +100,20 @@ def private_folder(folder: Path, *, group_reads: bool = False) -> Path:
     return folder
 
 
-def compiler_cache(name: str) -> Path:
-    """Return this user's own temporary directory for compiled code; a new one if its usual name cannot be used."""
-    try:
-        return private_folder(Path(tempfile.gettempdir()) / per_user_name(f"runyard-{name}"))
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix=f"runyard-{name}-"))
+def compiler_cache(parent: Path, kind: str, version: str) -> Path:
+    """Return this user's own folder in ``parent`` for compiled code of this version. Deletes old versions' folders.
+
+    Raises:
+        OSError: as ``private_folder``, or the disk is full.
+    """
+    folder, now = private_folder(parent / per_user_name(f"runyard-{kind}")) / version, time.time()
+    if not folder.exists() or now - folder.stat().st_mtime > DAY_S:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        os.utime(folder)
+        for other in folder.parent.iterdir():
+            if now - other.lstat().st_mtime > UNUSED_DAYS * DAY_S:
+                shutil.rmtree(other, ignore_errors=True)
+    return folder
 
 
 def writable_by_others(folder: Path) -> tuple[str, str] | None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 from typing import Any, TextIO
+
+from runyard.errors import UserError
 
 # Control characters except newline and tab; line separators; characters that change the text direction; surrogates.
 CONTROL_CHARACTERS = re.compile(
@@ -24,7 +28,8 @@ class PrintableStream:
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self.rich_proxied_file = stream
+        is_pythons = stream is sys.__stdout__ or stream is sys.__stderr__
+        self.rich_proxied_file = _reopened(stream) if is_pythons and isinstance(stream, io.TextIOWrapper) else stream
 
     def write(self, text: str) -> int:
         self.rich_proxied_file.write(printable(text))
@@ -32,3 +37,35 @@ class PrintableStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rich_proxied_file, name)
+
+
+class _Output(io.FileIO):
+    """Standard output or error. On a full disk the rest is lost, which is said once of the output."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, "w", closefd=False)
+        self._lost = False
+
+    def write(self, data: Any) -> int:
+        if not self._lost:
+            try:
+                return super().write(data)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                self._lost = True
+                if self.fileno() == 1:
+                    raise UserError(
+                        f"the standard output cannot be written ({error.strerror})", "send it elsewhere"
+                    ) from None
+        return len(data)
+
+
+def _reopened(stream: io.TextIOWrapper) -> TextIO:
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Output(stream.fileno())),
+        encoding=stream.encoding,
+        errors="backslashreplace",  # an ASCII terminal, or PYTHONIOENCODING
+        line_buffering=stream.line_buffering or stream.write_through,
+    )

@@ -55,10 +55,14 @@ def open_standard_streams() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_RDWR)
-            os.dup2(null, number)
-            if null != number:
+            if null == number:
+                os.set_inheritable(number, True)
+            else:
+                os.dup2(null, number)
                 os.close(null)
-            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
+            stream = os.fdopen(number, "r" if name == "stdin" else "w", closefd=False)
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
 
 
 def user_name() -> str | None:
@@ -127,4 +131,4 @@ def _leave_out_foreign_packages() -> None:
 
 
 def _holds(folder: Path, package: str) -> bool:
-    return (folder / package).is_dir()
+    return (folder / package).is_dir() or (folder / f"{package}.py").is_file()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import sys
 
 from runyard.cli.commands import SHARED_OUTPUT_COMMANDS
@@ -18,9 +16,6 @@ from runyard.surroundings import open_standard_streams, settle
 def main(argv: list[str] | None = None) -> int:
     """Run one command, and return its ``ExitCode``."""
     open_standard_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal, or PYTHONIOENCODING
     out, err = PrintableStream(sys.stdout), PrintableStream(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
         return _main(argv)
@@ -43,11 +38,6 @@ def _main(argv: list[str] | None) -> int:
             raise
         print(f"runyard: {error.strerror}: set TMPDIR to a folder with room", file=sys.stderr)
         return ExitCode.USER_ERROR
-    except OSError as error:
-        if not _lose_stdout():
-            raise
-        print(f"runyard: the standard output cannot be written ({error.strerror}): send it elsewhere", file=sys.stderr)
-        return ExitCode.USER_ERROR
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
 
@@ -67,18 +57,7 @@ def _run(argv: list[str]) -> int:
             set_umask(group_reads=False)  # until the run's own setting is known
         return int(args.run_command(args) or 0)
     finally:
-        sys.stdout.flush()  # else Python does when this program has ended, and prints a traceback where it cannot
-
-
-def _lose_stdout() -> bool:
-    """Return whether what was printed cannot be written. Then the rest is lost, too, without more errors."""
-    try:
         sys.stdout.flush()
-    except OSError:
-        with open(os.devnull, "w") as null:
-            os.dup2(null.fileno(), sys.stdout.fileno())
-        return True
-    return False
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ writes it atomically, so several ranks may compile at once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -20,10 +21,10 @@ from typing import Any
 from numba import njit
 from numba.core import caching
 
-from runyard.ownership import per_user_name, private_folder
-from runyard.surroundings import cache_home
+from runyard.ownership import compiler_cache
 
 DATA_DIR = Path(__file__).parent
+CACHE_BYTES = 4 * 2**20  # room for all kernels: numba's error on a full disk would end the training
 # All except reordering of sums, which would change pixels by one level.
 SAFE_MATH = {"nnan", "ninf", "nsz", "arcp", "contract"}
 
@@ -49,21 +50,17 @@ def sources_sha256() -> str:
 
 @cache
 def cache_folder() -> Path | None:
-    """Return the first usable of NUMBA_CACHE_DIR, the user's cache folder and a temporary one; None if there is none.
+    """Return the first usable of NUMBA_CACHE_DIR, which a task has set beside its runs, and TMPDIR; None without any.
 
     Code in a cache is executed, so the folder must be one that nobody else can write.
     """
-    home = cache_home()
-    bases = (lambda: os.environ.get("NUMBA_CACHE_DIR"), lambda: home and home / "runyard", tempfile.gettempdir)
-    for find_base in bases:
-        try:
-            if not (base := find_base()):
-                continue
+    for base in filter(None, (os.environ.get("NUMBA_CACHE_DIR"), tempfile.gettempdir())):
+        with contextlib.suppress(OSError):
             Path(base).mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder = private_folder(Path(base) / per_user_name(f"runyard-kernels-{sources_sha256()[:16]}"))
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK):
+            folder = compiler_cache(Path(base), "kernels", sources_sha256()[:16])
+            if not any(folder.iterdir()):
+                with tempfile.TemporaryFile(dir=folder) as file:
+                    os.posix_fallocate(file.fileno(), 0, CACHE_BYTES)
             return folder
     return None
 

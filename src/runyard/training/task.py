@@ -5,9 +5,11 @@ Imports no torch: the signal handlers must be set before its import, which takes
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from runyard.errors import ExitCode
+from runyard.ownership import per_user_name, private_folder
 from runyard.runs.run import Run
 from runyard.surroundings import settle
 from runyard.tracking.notify import notify_end
@@ -30,6 +32,9 @@ def train_task(run: Run, expected_tasks: int | None = None) -> tuple[str, ExitCo
     stop, is_last = StopFlag(), False
     try:
         settle(needs_tmpdir=True)
+        if "NUMBA_CACHE_DIR" not in os.environ:  # once for all starts on all nodes, and not in a home with a quota
+            with contextlib.suppress(OSError):
+                os.environ["NUMBA_CACHE_DIR"] = str(private_folder(run.path.parent / per_user_name(".cache")))
         from runyard.training.distributed.launcher import from_environment
         from runyard.training.trainer import Outcome, train
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -61,7 +63,11 @@ class TrainState:
         self.timer = StepTimer(self.device)
         compiled = config.compile != "none"
         if compiled and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # the default in /tmp may be another user's
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiler_cache("inductor"))
+            try:
+                folder = compiler_cache(Path(tempfile.gettempdir()), "inductor", torch.__version__)
+            except OSError:
+                folder = Path(tempfile.mkdtemp(prefix="runyard-inductor-"))
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
         self._compiled_network = torch.compile(self.network, mode=config.compile) if compiled else self.network
         self._ddp: DistributedDataParallel | None = None
         self._first_non_finite_step = torch.full((), NO_STEP, dtype=torch.int64, device=self.device)

@@ -33,17 +33,21 @@ def nobody_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
 
 
 @pytest.fixture
-def server(nobody_home: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    """The stand-in, and a key for it in the environment."""
+def server(nobody_home: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbServer]:
+    """The stand-in, and a key for it in the environment. What the client keeps lies in the run or in TMPDIR."""
     served = WandbServer()
     monkeypatch.setenv("WANDB_BASE_URL", served.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(live, "INTERRUPTED_TIMEOUT_S", 60.0)  # this machine may be busy with other tests
     yield served
     served.close()
+    kept = [path for folder in (".cache/wandb", ".local") for path in (tmp_path / "home" / folder).rglob("*")]
+    assert kept == [], "a home directory has a quota"
+    assert [*(tmp_path / "runs").glob("*/wandb/runyard-wandb")] == [], "what was sent is cleared"

@@ -164,7 +164,7 @@ def test_what_the_agents_node_could_not_send_sync_sends_to_the_same_run(server: 
 def remember_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: what another process left in the environment stays."""
     for module in (record, connection):
-        monkeypatch.setattr(module, "clear_agent_environment", lambda: None)
+        monkeypatch.setattr(module, "prepare_environment", lambda *_: None)
 
 
 @pytest.mark.slow

@@ -6,9 +6,13 @@ another machine, after a restart, or when `runyard sync` sends it.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +27,9 @@ from runyard.runs.store import run_dirs
 
 SWEEP_VARIABLE, RUN_VARIABLE, PARAMETERS_VARIABLE = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"
 SERVICE_VARIABLE = "WANDB_SERVICE"  # set by W&B's client in a process that has a helper, for that process's children
+# Variables of the folders that W&B's client fills, each with the one by which a user moves those of all programs.
+FOLDER_VARIABLES = {"WANDB_CACHE_DIR": "XDG_CACHE_HOME", "WANDB_DATA_DIR": "XDG_DATA_HOME"}
+CLIENT_FOLDER = "runyard-wandb"  # in the names of those given here
 
 
 @dataclass(frozen=True)
@@ -106,14 +113,29 @@ def sweep_assignment(env: Mapping[str, str]) -> SweepAssignment | None:
     )
 
 
-def clear_agent_environment() -> None:
-    """Remove an agent's and another process's variables. Call it before W&B's client first reads the environment.
+def prepare_environment(folder: Path | None = None) -> None:
+    """Prepare the environment for W&B's client. Call it before the client first reads it.
 
     By an agent's variables the client would take any run for the assigned one, also in other processes that the agent's
     command starts. By another process's SERVICE it would use that process's helper, which ends with that process.
+
+    Args:
+        folder: Where the client and its helper keep copies of what they send, and logs: by default in the home
+            directory, whose quota they would fill. None for a temporary one. What the user has set stays.
     """
     for name in (SWEEP_VARIABLE, RUN_VARIABLE, PARAMETERS_VARIABLE, SERVICE_VARIABLE):
         os.environ.pop(name, None)
+    for name, of_all in FOLDER_VARIABLES.items():
+        is_ours = CLIENT_FOLDER in os.environ.get(name, "")  # also one of the process that started this one
+        if is_ours or os.environ.keys().isdisjoint({name, of_all}):
+            os.environ[name] = str(folder or _temporary_folder())
+
+
+@functools.cache
+def _temporary_folder() -> str:
+    folder = tempfile.mkdtemp(prefix=f"{CLIENT_FOLDER}-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _sampled_parameters(path: str | None) -> dict[str, object]:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from runyard.errors import UserError
 from runyard.runs.run import Run
 from runyard.tracking.route import route_to
-from runyard.tracking.wandb.agent import clear_agent_environment
+from runyard.tracking.wandb.agent import prepare_environment
 
 ANSWER_TIMEOUT_S = 20.0
 DEFAULT_HOST = "api.wandb.ai"  # W&B's client reads this netrc entry for W&B's servers of other names, too
@@ -50,7 +50,7 @@ def base_url() -> str:
     Raises:
         ServerError: the client refuses one of its settings.
     """
-    clear_agent_environment()
+    prepare_environment()
     if url := os.environ.get("WANDB_BASE_URL"):
         return url.rstrip("/")
     import wandb

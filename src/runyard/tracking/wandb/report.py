@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runyard.errors import UserError
-from runyard.tracking.wandb.agent import clear_agent_environment
+from runyard.tracking.wandb.agent import prepare_environment
 from runyard.tracking.wandb.record import first_line
 
 MAX_RUNS = 100  # that one of W&B's charts draws
@@ -35,7 +35,7 @@ def publish(
     Raises:
         UserError: the library is missing, or W&B did not accept the report.
     """
-    clear_agent_environment()
+    prepare_environment()
     try:
         import wandb
         import wandb_workspaces.reports.v2 as wr
