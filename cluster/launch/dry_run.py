@@ -6,15 +6,15 @@ import json
 
 from runyard.cluster.launch.checks.preflight import planned_job
 from runyard.cluster.launch.submit import SubmissionPlan, tasks_and_gpus
-from runyard.config.compose import compose
+from runyard.config.compose import Composed, compose
 from runyard.config.fields import format_literal
 from runyard.config.schema import config_to_dict
-from runyard.runs.identity import changed_settings
+from runyard.runs.identity import Change, changed_settings
 
 
 def print_plan(plan: SubmissionPlan, *, as_json: bool) -> None:
     """Print the plan, and create nothing."""
-    differing = changed_settings(compose([]).values, plan.configs[0].values)
+    differing = differences(plan.configs[0])
     on_slurm = plan.config.cluster.launcher == "slurm"
     script = planned_job([point.config for point in plan.configs], plan.after).script() if on_slurm else None
     tasks, gpus = tasks_and_gpus(plan.config.cluster)
@@ -34,6 +34,16 @@ def print_plan(plan: SubmissionPlan, *, as_json: bool) -> None:
         varied = changed_settings(plan.configs[0].values, point.values)
         print("a further point:", ", ".join(f"{name}={format_literal(value)}" for name, (_, value) in varied.items()))
     print("nothing was submitted (--dry-run)")
+
+
+def differences(point: Composed) -> dict[str, Change]:
+    """Return the settings that differ from the defaults, with both values; without those of the default's network."""
+    changed = changed_settings(compose([]).values, point.values)
+    return {name: change for name, change in changed.items() if not name.startswith("model.") or _has(point, name)}
+
+
+def _has(point: Composed, setting: str) -> bool:
+    return setting.removeprefix("model.") in point.values["model"]
 
 
 def _describe_size(plan: SubmissionPlan, tasks: int, gpus: int, hours: float) -> str:

@@ -112,17 +112,15 @@ def print_event(line: str) -> None:
 
 def print_recipe(plan: SubmissionPlan, args: argparse.Namespace) -> None:
     """Print what will be trained; a submission that is refused is one line without it."""
-    from runyard.config.compose import compose
+    from runyard.cluster.launch.dry_run import differences
     from runyard.config.fields import format_literal
-    from runyard.runs.identity import changed_settings
 
     if args.json:
         return
     point = plan.configs[0]
     if point.choice:
         print_event(point.choice)
-    differing = changed_settings(compose([]).values, point.values)
-    settings = ", ".join(f"{name}={format_literal(value)}" for name, (_, value) in differing.items())
+    settings = ", ".join(f"{name}={format_literal(value)}" for name, (_, value) in differences(point).items())
     first = "the first point " if len(plan.configs) > 1 else ""
     print_event(f"{first}differs from the defaults (`runyard settings`): {settings or 'nothing'}")
 
