@@ -24,5 +24,5 @@ def test_the_page_on_exit_codes_has_those_of_the_code_and_no_others() -> None:
 
 def test_the_batch_script_requeues_on_the_code_that_python_means_by_it() -> None:
     script = (ROOT / "slurm" / "requeue.sh").read_text()
-    assert f'[ "$verdict" -eq {ExitCode.REQUEUE:d} ] || exit' in script
+    assert f'[ "$verdict" -eq {ExitCode.REQUEUE:d} ] || finish' in script
     assert f"exit {ExitCode.REQUEUE:d}\n" in script
