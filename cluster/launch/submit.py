@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runyard import slurm_client
 from runyard.cluster.job.train_job import TrainJob, tasks_per_node
 from runyard.cluster.launch.batch_script import SbatchJob, SubmissionUnknown, require_sbatch
 from runyard.cluster.launch.checks.check import CheckContext
@@ -29,9 +28,13 @@ from runyard.cluster.launch.checks.preflight import (
 from runyard.cluster.launch.local import LocalExecutor, job_environment
 from runyard.cluster.launch.waiting import Waiting, in_parts
 from runyard.cluster.monitor.attach import JobHandle, LocalJobHandle, SlurmJobHandle
-from runyard.cluster.slurm import pack, queue
 from runyard.cluster.slurm.estimate import StartEstimate
-from runyard.cluster.slurm.submission import finish_submission, record_submission, submission_lock
+from runyard.cluster.slurm.submission import (
+    finish_submission,
+    record_submission,
+    require_first_job,
+    submission_lock,
+)
 from runyard.config import schema
 from runyard.config.compose import Composed, compose, compose_grid, gpu_count, visible_gpus
 from runyard.config.fields import format_literal
@@ -45,7 +48,6 @@ from runyard.runs.code import own_code
 from runyard.runs.identity import changeable_settings, changed_settings, is_changeable
 from runyard.runs.record import JobRecord
 from runyard.runs.run import Run, new_id, sweeps_dir
-from runyard.runs.summary import RunSummary
 from runyard.slurm_client import QueryError
 from runyard.tracking.wandb.agent import SweepAssignment
 
@@ -356,7 +358,7 @@ def enqueue(
         ids = batch.submit([lock for lock in hold if lock is not None])
         try:
             if None in hold:
-                _require_first_job(runs[0], ids[0])
+                require_first_job(runs[0], ids[0])
             for run, job_id in zip(runs, ids, strict=True):
                 finish_submission(run, job_id)
         except BaseException as error:
@@ -370,20 +372,6 @@ def enqueue(
                 finish_submission(run, None)
         raise
     return [SlurmJobHandle(job_id, folder) for job_id in ids]
-
-
-def _require_first_job(run: Run, job_id: str) -> None:
-    """Without locks two commands may each have submitted a job of ``run``. Only the first on the queue may stay.
-
-    Raises:
-        UserError: another job was first.
-    """
-    jobs = pack.jobs_of(RunSummary(run.path), queue.all_user_jobs([job_id], slurm_client.RETRY_TIMEOUT_S))
-    first = next((job for job in reversed(jobs) if job.active), None)
-    if first is not None and first.id.partition("_")[0] != job_id:  # no element: this is of one run
-        raise UserError(
-            f"run {run.id} already has job {first.id}, from another command", f"see: runyard status {run.cli_reference}"
-        )
 
 
 def job_record(run: Run, logs: Path) -> JobRecord:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from runyard.cluster.slurm import pack, queue
 from runyard.cluster.slurm.queue import JobAnswer, JobInfo
 from runyard.errors import UserError
 from runyard.file_lock import exclusive_lock
@@ -20,6 +21,7 @@ from runyard.ownership import foreign_owner
 from runyard.runs.events import StartEvent
 from runyard.runs.record import JobRecord, RunRecord, editing_record
 from runyard.runs.run import Run
+from runyard.runs.summary import RunSummary
 from runyard.slurm_client import RETRY_TIMEOUT_S
 
 LOCK = ".submission-lock"
@@ -78,6 +80,20 @@ def _conclude(record: RunRecord, job_id: str | None) -> None:
         ids = [f"{job_id.partition('_')[0]}_{k}" for k in range(count)]
     known = [recorded["id"] for recorded in record["jobs"]]
     record["jobs"] += [{**job, "id": number} for number in ids if number not in known]
+
+
+def require_first_job(run: Run, job_id: str) -> None:
+    """Refuse a job that is not the first of ``run``: without locks two commands may each have submitted one.
+
+    Raises:
+        UserError: another job was first.
+    """
+    jobs = pack.jobs_of(RunSummary(run.path), queue.all_user_jobs([job_id], RETRY_TIMEOUT_S))
+    first = next((job for job in reversed(jobs) if job.active), None)
+    if first is not None and first.id.partition("_")[0] != job_id:  # no element: this is of one run
+        raise UserError(
+            f"run {run.id} already has job {first.id}, from another command", f"see: runyard status {run.cli_reference}"
+        )
 
 
 def resolve_pending(run: Path, squeue_answer: JobAnswer, starts: list[StartEvent], *, held: bool = False) -> None:

@@ -92,7 +92,7 @@ def test_without_the_lock_several_jobs_are_submitted(
 ) -> None:
     """The control. The first sbatch waits for another."""
     monkeypatch.setattr(launcher, "submission_lock", no_lock)
-    monkeypatch.setattr(launcher, "_require_first_job", lambda *_: None)
+    monkeypatch.setattr(launcher, "require_first_job", lambda *_: None)
     slurm.program("sbatch", SBATCH.replace("number=", MEETS + "number="))
     resumes(run, tmp_path)
     assert len(slurm.submissions) > 1
