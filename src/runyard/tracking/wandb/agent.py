@@ -149,7 +149,7 @@ def client_folder_name() -> str:
 
 @functools.cache
 def _temporary_folder() -> Path:
-    parent = Path(tempfile.mkdtemp(prefix="runyard-"))
+    parent = Path(tempfile.mkdtemp(prefix=f"{CLIENT_FOLDER}-"))
     atexit.register(shutil.rmtree, parent, ignore_errors=True)
     return parent / client_folder_name()
 
