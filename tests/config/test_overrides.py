@@ -80,9 +80,8 @@ def test_a_time_limit_in_sbatchs_way_is_the_same_fact(profile: Path) -> None:
         ("1-0:5", 1445),
     ):
         assert compose(["cluster=slurm", f"cluster.time={typed}"]).config.cluster.timeout_min == minutes
-        assert in_profile(profile, f"time: {typed}").timeout_min == minutes
-        given = compose(["cluster=mine", "cluster.timeout_min=7"]).config.cluster
-        assert given.timeout_min == 7, "the command line wins"
+    assert in_profile(profile, "time: 90:01").timeout_min == 91
+    assert in_profile(profile, "time: 90:01", "cluster.timeout_min=7").timeout_min == 7, "the command line wins"
     assert compose(["cluster=slurm", "cluster.time=90", "cluster.timeout_min=90"]).config.cluster.timeout_min == 90
     with pytest.raises(
         UserError, match=r"cluster\.time=2-0: 2880 min, and cluster\.timeout_min=5: two time limits; leave"

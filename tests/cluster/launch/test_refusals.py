@@ -46,7 +46,7 @@ SENTENCES = [
     ("Requested reservation is invalid", "cluster.extra.reservation=course:", None),
     ("Access denied to requested reservation", "cluster.extra.reservation=course:", None),
     ("Job can not start due to maintenance reservation.", "cluster.timeout_min=10:", None),
-    ("Invalid license specification", "cluster.extra.licenses='a:1':", None),
+    ("Invalid license specification", "cluster.extra.licenses=a:1:", None),
     ("Requested time limit is invalid (missing or exceeds some limit)", "cluster.timeout_min=10 ", None),
     ("Invalid account or account/partition combination specified", "cluster.account=lab ", None),
     ("No partition specified or system default partition", "cluster.partition=gpu:", None),
@@ -57,7 +57,7 @@ SENTENCES = [
     ("Job dependency problem", "sbatch refuses the job", None),
     ("Unable to create job record, try again", "sbatch refuses the job", SubmissionDelayed),
     ("System submissions disabled", "sbatch refuses the job", SubmissionDelayed),
-    ("unrecognized option '--licenses=a:1'", "cluster.extra.licenses='a:1':", None),
+    ("unrecognized option '--licenses=a:1'", "cluster.extra.licenses=a:1:", None),
 ]
 
 

@@ -114,7 +114,7 @@ UNSAFE = {
     "schedule=constant": "schedule.name=constant: run {id} was begun with one_cycle,",
     "augment.flip=none": "augment.flip=none: run {id} was begun with random,",
     "accumulate=2": "accumulate=2: run {id} was begun with 1,",
-    "runs_dir=/elsewhere": "runs_dir='/elsewhere': run {id} was begun with runs,",
+    "runs_dir=/elsewhere": "runs_dir=/elsewhere: run {id} was begun with runs,",
 }
 
 

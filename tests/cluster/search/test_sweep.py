@@ -149,7 +149,7 @@ def test_a_search_goes_on_with_nothing_else_than_it_was_begun_with(
     words: list[str], option: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tmp_path / "runs"
-    begun = SearchSettings(["experiment=auto", f'runs_dir="{runs}"'], WORDS, 0, "tpe", True, "auto")
+    begun = SearchSettings([f'runs_dir="{runs}"'], WORDS, 0, "tpe", True, "auto")
     begun.save(sweeps_dir(runs) / "q")
     assert main(["sweep", "--name", "q", "--runs-dir", str(runs), *option, *words]) == 2
     assert told in capsys.readouterr().err

@@ -50,4 +50,4 @@ def server(nobody_home: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     served.close()
     kept = [path for folder in (".cache/wandb", ".local") for path in (tmp_path / "home" / folder).rglob("*")]
     assert kept == [], "a home directory has a quota"
-    assert [*(tmp_path / "runs").glob("*/wandb/runyard-wandb")] == [], "what was sent is cleared"
+    assert [*(tmp_path / "runs").glob("*/wandb/runyard-wandb-*")] == [], "what was sent is cleared"

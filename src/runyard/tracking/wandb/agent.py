@@ -120,22 +120,38 @@ def prepare_environment(folder: Path | None = None) -> None:
     command starts. By another process's SERVICE it would use that process's helper, which ends with that process.
 
     Args:
-        folder: Where the client and its helper keep copies of what they send, and logs: by default in the home
-            directory, whose quota they would fill. None for a temporary one. What the user has set stays.
+        folder: Where the client and its helper keep copies of what they send, and logs, in a folder of their own: by
+            default in the home directory, whose quota they would fill. None for the last one, or a temporary one. What
+            the user has set stays.
     """
     for name in (SWEEP_VARIABLE, RUN_VARIABLE, PARAMETERS_VARIABLE, SERVICE_VARIABLE):
         os.environ.pop(name, None)
     for name, of_all in FOLDER_VARIABLES.items():
-        is_ours = CLIENT_FOLDER in os.environ.get(name, "")  # also one of the process that started this one
-        if is_ours or os.environ.keys().isdisjoint({name, of_all}):
-            os.environ[name] = str(folder or _temporary_folder())
+        given = os.environ.get(name, "")
+        is_inherited = CLIENT_FOLDER in given and client_folder_name() not in given
+        if is_inherited or os.environ.keys().isdisjoint({name, of_all}):
+            os.environ[name] = str(_temporary_folder())
+        if folder is not None and client_folder_name() in os.environ.get(name, ""):
+            os.environ[name] = str(folder / client_folder_name())
+
+
+def clear_client_folder(folder: Path) -> None:
+    """Delete what W&B's client kept in ``folder``, also in a process that was killed. It keeps the rest elsewhere."""
+    for kept in folder.glob(f"{CLIENT_FOLDER}-*"):
+        shutil.rmtree(kept, ignore_errors=True)
+    prepare_environment(_temporary_folder().parent)
+
+
+def client_folder_name() -> str:
+    """Return the name of the folders that this process gives W&B's client."""
+    return f"{CLIENT_FOLDER}-{os.getpid()}"
 
 
 @functools.cache
-def _temporary_folder() -> str:
-    folder = tempfile.mkdtemp(prefix=f"{CLIENT_FOLDER}-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+def _temporary_folder() -> Path:
+    parent = Path(tempfile.mkdtemp(prefix=f"{CLIENT_FOLDER}-"))
+    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    return parent / client_folder_name()
 
 
 def _sampled_parameters(path: str | None) -> dict[str, object]:

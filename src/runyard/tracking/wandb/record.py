@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -18,7 +17,7 @@ from runyard.runs.run import Run
 from runyard.runs.state import RunState
 from runyard.tracking.route import export_all_proxy
 from runyard.tracking.wandb import files
-from runyard.tracking.wandb.agent import CLIENT_FOLDER, prepare_environment
+from runyard.tracking.wandb.agent import clear_client_folder, prepare_environment
 from runyard.tracking.wandb.connection import naming_refused_settings, server_state
 from runyard.tracking.wandb.history import BEST_BY, STEP_METRICS, Point, WandbHistory
 
@@ -64,7 +63,7 @@ class WandbRecord:
         Raises:
             Exception: W&B's own, the network's or its helper's.
         """
-        self._client_folder = folder / "wandb" / CLIENT_FOLDER
+        self._client_folder = folder / "wandb"
         prepare_environment(self._client_folder)
         export_all_proxy()
         import wandb
@@ -198,7 +197,7 @@ class WandbRecord:
             self._record.mark_preempting()
         code = {"finished": 0, "running": 0, "interrupted": STOPPED_BY_HAND if stopped_by_user else 1}.get(reason, 1)
         self._record.finish(exit_code=code)
-        shutil.rmtree(self._client_folder, ignore_errors=True)  # copies of what was sent; `sync` reads none
+        clear_client_folder(self._client_folder)  # offline, too: `sync` does not read the copies
 
     def abandon(self) -> None:
         """Leave the record as it is; the next start continues it."""
@@ -208,7 +207,7 @@ class WandbRecord:
             with contextlib.suppress(Exception):
                 checker.stop()
         teardown(kill=True)
-        shutil.rmtree(self._client_folder, ignore_errors=True)
+        clear_client_folder(self._client_folder)
 
 
 def alert_title(run: Run, stop: StopEvent) -> str:
