@@ -7,6 +7,7 @@ from typing import Any
 
 from runyard.cluster.launch.checks import preflight, storage
 from runyard.cluster.launch.checks.check import Check, CheckContext, Question, run_check
+from runyard.cluster.launch.checks.network import network_is_there
 from runyard.cluster.launch.checks.node_job import NodeJob
 from runyard.cluster.monitor.run_status import CLOCK_SKEW_S
 from runyard.data import manifest
@@ -40,6 +41,7 @@ def slow_checks() -> list[tuple[str, Question]]:
     """Return the slow checks that run on this machine."""
     return [
         ("data hashes", data_is_unchanged),
+        ("network's step", network_is_there),
         ("W&B", wandb_reachable),
         ("files left", storage.free_inodes),
         ("quota", storage.quota),

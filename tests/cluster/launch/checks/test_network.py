@@ -51,6 +51,10 @@ def test_a_network_that_is_none_for_these_images_is_refused_with_its_own_words(
     monkeypatch.setattr(subprocess, "run", in_this_process)  # which costs no second import of torch
     with pytest.raises(UserError, match=r"^data.image_size=16: .* 8 px, too few to be halved.*; shorten model.widths$"):
         network.network_trains(subject("batch_size=2", "model.widths=[16,16,16,16]"))
+    ordinary = subject("model.widths=[16,16,16,16]")
+    assert network.network_trains(ordinary) == "16 images at once", "what submit has no time to try, doctor tries"
+    with pytest.raises(UserError, match="too few to be halved"):
+        network.network_is_there(ordinary)
 
 
 @pytest.mark.parametrize("overrides", [["batch_size=4"], ["batch_size=2", "sync_batch_norm=true"]])
