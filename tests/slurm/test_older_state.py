@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 
-from runyard.cluster.rehearsal.sandbox import CONTROLLER_SAVES_WITHIN_S
 from tests.support.lab import cluster_of
 from tests.support.slurm_runs import Runs, job, rows, said, until
 
@@ -26,8 +24,10 @@ def test_a_job_whose_start_the_controller_has_forgotten_starts_anew_and_finishes
         sandbox.run("scontrol", "update", "NodeName=node1", "State=DRAIN", "Reason=later")
         waits = json.dumps([f"until [ -e {gate} ]; do sleep 0.2; done"])
         run = runs.submit("epochs=1", "cluster.nodes=1", f"cluster.env_setup={waits}")
-        time.sleep(CONTROLLER_SAVES_WITHIN_S + 1)
         state, older = sandbox.folder / "state", sandbox.folder / "older"
+        saved = {"node_state": b"later", "job_state": run.id.encode()}  # within some seconds
+        for name, text in saved.items():
+            until(lambda: text in b"".join(path.read_bytes() for path in state.glob(name)), run)  # noqa: B023
         shutil.copytree(state, older)
         sandbox.run("scontrol", "update", "NodeName=node1", "State=RESUME")
         until(lambda: sandbox.run("squeue", "--noheader", "--states=R", f"--jobs={job(run)}"), run)

@@ -40,14 +40,20 @@ def nobody_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def server(nobody_home: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbServer]:
-    """The stand-in, and a key for it in the environment. What the client keeps lies in the run or in TMPDIR."""
+def server(nobody_home: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """The stand-in, and a key for it in the environment."""
     served = WandbServer()
     monkeypatch.setenv("WANDB_BASE_URL", served.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(live, "INTERRUPTED_TIMEOUT_S", 60.0)  # this machine may be busy with other tests
     yield served
     served.close()
+
+
+@pytest.fixture
+def nothing_is_kept(nobody_home: None, tmp_path: Path) -> Iterator[None]:
+    """At the end a home directory, which has a quota, and the runs hold nothing of what the client keeps."""
+    yield
     kept = [path for folder in (".cache/wandb", ".local") for path in (tmp_path / "home" / folder).rglob("*")]
-    assert kept == [], "a home directory has a quota"
-    assert [*(tmp_path / "runs").glob("*/wandb/runyard-wandb-*")] == [], "what was sent is cleared"
+    assert kept == []
+    assert [*(tmp_path / "runs").glob("*/wandb/runyard-wandb-*")] == []

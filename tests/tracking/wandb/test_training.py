@@ -20,7 +20,7 @@ from tests.support.waiting import until
 from tests.support.wandb_server import WandbServer, is_one_history
 
 MakeRun = Callable[..., Run]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_is_kept")]
 
 
 @pytest.fixture

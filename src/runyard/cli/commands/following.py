@@ -38,22 +38,28 @@ def announce(started: list[tuple[Run, JobHandle]], *, as_json: bool) -> None:
     )
 
 
-def follow_job(run: Run, job: JobHandle, *, as_json: bool) -> int:
+def follow_job(run: Run, job: JobHandle, *, as_json: bool, recipe: str = "") -> int:
     """Follow a started job until it ends and print what to do next, or print run, job and outcome as JSON."""
-    exit_code, row = follow_to_end(run, job, quiet=as_json)
+    exit_code, row = follow_to_end(run, job, quiet=as_json, recipe=recipe)
     if as_json:
         print(json.dumps(row))
     return exit_code
 
 
-def follow_to_end(run: Run, job: JobHandle, *, quiet: bool) -> tuple[int, dict[str, str]]:
-    """Follow a job until it ends. Returns the exit code and a JSON-ready dict of run, job and outcome."""
+def follow_to_end(run: Run, job: JobHandle, *, quiet: bool, recipe: str = "") -> tuple[int, dict[str, str]]:
+    """Follow a job until it ends. Returns the exit code and a JSON-ready dict of run, job and outcome.
+
+    Args:
+        recipe: A line about what is trained, printed below the run's name.
+    """
     from rich.console import Console
 
     from runyard.cluster.monitor.attach import JobFollower, TerminalClosed
 
     console = Console(quiet=quiet, soft_wrap=True)
     console.print(f"run {run.id}, job {job.id}, in {run.path}", highlight=False)
+    if recipe:
+        console.print(recipe, highlight=False, markup=False)
     end: JobEnd | None = None
     try:
         end = JobFollower(run, console).follow(job)

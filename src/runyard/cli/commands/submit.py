@@ -97,32 +97,34 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--attach follows a single run, and this submission has {len(plan.configs)}", "leave it out")
     with sigterm_as_interrupt():
         started = [resumed] if (resumed := resume_assignment(plan)) is not None else launcher.submit(plan, waiting)
-    print_recipe(plan, args)
+    recipe = describe_recipe(plan, args)
     if args.detach or not (local or args.attach or assignment):
         announce(started, as_json=args.json)
+        if recipe:
+            print(recipe)
         if plan.expected_start is not None and not args.json:
             print(f"expected start:   {plan.expected_start.text}, by SLURM's estimate")
         return 0
-    return follow_job(*started[0], as_json=args.json)
+    return follow_job(*started[0], as_json=args.json, recipe=recipe)
 
 
 def print_event(line: str) -> None:
     print(f"runyard: {line}", file=sys.stderr, flush=True)
 
 
-def print_recipe(plan: SubmissionPlan, args: argparse.Namespace) -> None:
-    """Print what will be trained; a submission that is refused is one line without it."""
+def describe_recipe(plan: SubmissionPlan, args: argparse.Namespace) -> str:
+    """Return a line about what is trained, "" with --json. Prints which recipe ``experiment=auto`` took."""
     from runyard.cluster.launch.dry_run import differences
     from runyard.config.fields import format_literal
 
     if args.json:
-        return
+        return ""
     point = plan.configs[0]
     if point.choice:
         print_event(point.choice)
     settings = ", ".join(f"{name}={format_literal(value)}" for name, (_, value) in differences(point).items())
     first = "the first point " if len(plan.configs) > 1 else ""
-    print_event(f"{first}differs from the defaults (`runyard settings`): {settings or 'nothing'}")
+    return f"{first}differs from the defaults (`runyard settings`): {settings or 'nothing'}"
 
 
 def print_options(plan: SubmissionPlan, *, as_json: bool) -> None:
@@ -173,9 +175,8 @@ def run_sequentially(plan: SubmissionPlan, args: argparse.Namespace) -> int:
     for point in plan.configs:
         with sigterm_as_interrupt():
             started = launcher.start_local(point, sweep)
-        if point is plan.configs[0]:
-            print_recipe(plan, args)
-        code, row = follow_to_end(*started, quiet=args.json)
+        recipe = describe_recipe(plan, args) if point is plan.configs[0] else ""
+        code, row = follow_to_end(*started, quiet=args.json, recipe=recipe)
         rows.append(row)
         exit_code = max(exit_code, code)
         if exit_code == ExitCode.INTERRUPTED:  # Ctrl-C stops the whole sweep

@@ -43,7 +43,7 @@ def test_a_network_that_is_none_for_these_images_is_refused_with_its_own_words(
 ) -> None:
     def in_this_process(command: list[str], *, input: str, **_: object) -> subprocess.CompletedProcess[str]:
         monkeypatch.setattr(sys, "stdin", io.StringIO(input))
-        monkeypatch.delitem(sys.modules, command[2])
+        monkeypatch.delitem(sys.modules, command[2], raising=False)
         with pytest.raises(SystemExit) as end:
             runpy.run_module(command[2], run_name="__main__")
         return subprocess.CompletedProcess(command, typing.cast(int, end.value.code), capsys.readouterr().out, "")
