@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from runyard.files import write_atomic
+
 CONTROLLER_HOST = "controller"
 CPUS, MEMORY_MB = 64, 256_000  # that each node claims to have
 PARTITIONS = ("main", "low", "high")  # the first is the default
@@ -80,5 +82,6 @@ def write_slurm_conf(
     text += "".join(
         NODE_TEMPLATE.format(name=name, port=port, cpus=CPUS, memory_mb=MEMORY_MB) for name, port in nodes.items()
     )
-    (folder / "slurm.conf").write_text(text + accounting + (PREEMPT_SIGNAL if preempt_signal else ""))
+    # A daemon that reads it at this moment would end if it were half written.
+    write_atomic(folder / "slurm.conf", text + accounting + (PREEMPT_SIGNAL if preempt_signal else ""))
     (folder / "gres.conf").write_text(GRES_CONF)

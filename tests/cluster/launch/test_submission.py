@@ -49,7 +49,8 @@ def test_a_submission_prints_run_job_and_directory_and_what_comes_next(
     small: list[str], slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", *small, "experiment=null", "cluster=slurm", "cluster.nodes=2"]) == 0
-    first, *rest = capsys.readouterr().out.splitlines()
+    first, *rest, differs = capsys.readouterr().out.splitlines()
+    assert differs.startswith("differs from the defaults (`runyard settings`): epochs=")
     found = re.fullmatch(rf"run (\S+), job {NUMBER}, in (\S+)", first)
     assert found, first
     run = Run.open(found[2])
@@ -303,7 +304,7 @@ class Here:
         self.sweeps.append(sweep)
         return point, None
 
-    def follow(self, run: Any, job: Any, *, quiet: bool) -> tuple[int, dict[str, Any]]:
+    def follow(self, run: Any, job: Any, *, quiet: bool, recipe: str) -> tuple[int, dict[str, Any]]:
         self.followed += 1
         return self.codes.pop(0), {"run": self.seeds[-1]}
 
