@@ -50,7 +50,8 @@ def test_a_submission_prints_run_job_and_directory_and_what_comes_next(
 ) -> None:
     assert main(["submit", *small, "experiment=null", "cluster=slurm", "cluster.nodes=2"]) == 0
     first, *rest, differs = capsys.readouterr().out.splitlines()
-    assert differs.startswith("differs from the defaults (`runyard settings`): epochs=")
+    assert differs.startswith("differs from the defaults (`runyard settings`): ")
+    assert "model.name=starter" in differs
     found = re.fullmatch(rf"run (\S+), job {NUMBER}, in (\S+)", first)
     assert found, first
     run = Run.open(found[2])
