@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,9 @@ def test_a_job_whose_start_the_controller_has_forgotten_starts_anew_and_finishes
         gate.touch()
         sandbox.start_controller()
         assert "State=RUNNING" not in sandbox.run("scontrol", "show", "job", job(run)), "it was to forget the start"
+        log = sandbox.folder / "log" / "slurmctld.log"
+        until(lambda: "Registered PENDING" in log.read_text(), run)
+        time.sleep(3)  # SLURM fails a job that it starts in the second in which it ended the forgotten start
 
         def finished() -> bool:
             sandbox.restore()  # the drain, which it remembers; and a node that registers late, on a busy machine
