@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from runyard.config.secrets import SECRET_NAME
 from runyard.errors import UserError
 from runyard.runs.run import Run
 from runyard.tracking.route import route_to
@@ -100,7 +101,8 @@ def naming_refused_settings() -> Iterator[None]:
         refused = error.errors()[0]
         name = "_".join(map(str, refused["loc"]))
         variable = f"WANDB_{name.upper()}"
-        given = f"{variable}={os.environ[variable]}" if variable in os.environ else f"W&B's setting {name}"
+        value = "..." if SECRET_NAME.search(variable) else os.environ.get(variable)
+        given = f"{variable}={value}" if variable in os.environ else f"W&B's setting {name}"
         fix = f"unset {variable}" if variable in os.environ else "see its settings file (`wandb status`)"
         raise ServerError(f"{given}: W&B's client refuses it ({refused['msg']})", fix) from None
 
